@@ -1,0 +1,1 @@
+"""Files in, batches out: readers per format, the store, the sampler, validation."""

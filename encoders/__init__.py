@@ -1,0 +1,1 @@
+"""Pixels (and, later, proprioception) in, features out."""

@@ -1,0 +1,31 @@
+"""The one exception that means: the user can mend this."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GtpVisionError(Exception):
+    """A mistake of input or machine, told in one sentence: the thing, the place and the mend.
+
+    The command line prints the message without a traceback and exits with `exit_status`.
+    Everything else that is raised is a defect of this package and keeps its traceback.
+    """
+
+    exit_status = 2
+
+
+def propose(word: str, known: Iterable[str], limit: int = 3) -> str:
+    """A clause that proposes the nearest of `known` to a mistyped `word`, or lists them when none is near.
+
+    Example: `propose("gpt", ["gtp", "gtp_bc"])` returns `did you mean 'gtp' or 'gtp_bc'?`.
+    """
+    names = sorted(set(known))
+    near = difflib.get_close_matches(word, names, n=limit, cutoff=0.55)
+    if near:
+        return "did you mean " + " or ".join(repr(name) for name in near) + "?"
+    if not names:
+        return "there are none."
+    shown = ", ".join(repr(name) for name in names[:12])
+    return f"known: {shown}" + (", ..." if len(names) > 12 else ".")
