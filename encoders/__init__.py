@@ -1,1 +1,94 @@
-"""Pixels (and, later, proprioception) in, features out."""
+"""Pixels (and states) in, features out: one interface over all encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gtp_vision.encoders.augmentation import RandomShift
+from gtp_vision.encoders.impala import SIZES, ImpalaTower
+from gtp_vision.errors import GtpVisionError, propose
+
+ENCODERS = [*SIZES, "state"]
+
+
+@dataclass
+class EncoderConfig:
+    """Settings of the encoder; the reasons stand in configs/encoder/.
+
+    Attributes:
+        name: impala_small, impala, impala_large, or state (no network: the states are the features).
+        features: width of the features of an image encoder.
+        share: one encoder for actor and critic, trained by both losses, instead of one each.
+        shift: largest random shift in pixels; 0 for none.
+        shift_probability: of shifting a sample.
+    """
+
+    name: str = "impala_small"
+    features: int = 512
+    share: bool = False
+    shift: int = 3
+    shift_probability: float = 0.5
+
+
+class Encoder(nn.Module):
+    """Named observations to one feature vector.
+
+    Every camera has a tower of its own; their outputs are joined and projected to `features` by a normalised
+    layer. States are appended as they are.
+
+    Args:
+        shapes: observation name to the shape of one stacked observation: (T, C, H, W) or (T, D).
+        config: see `EncoderConfig`.
+
+    Raises:
+        GtpVisionError: unknown encoder, or one that does not fit the observations.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], config: EncoderConfig) -> None:
+        super().__init__()
+        self.shapes = dict(shapes)
+        cameras = {name: shape for name, shape in shapes.items() if len(shape) == 4}
+        self.states = [name for name, shape in shapes.items() if len(shape) == 2]
+        if config.name not in ENCODERS:
+            raise GtpVisionError(f"unknown encoder '{config.name}': {propose(config.name, ENCODERS)}")
+        if config.name == "state" and cameras:
+            raise GtpVisionError(f"encoder=state cannot see the cameras {sorted(cameras)}; choose encoder=impala_small")
+        self.towers = nn.ModuleDict()
+        for name, (frames, channels, height, width) in cameras.items():
+            stacks, blocks = SIZES[config.name]
+            self.towers[name] = ImpalaTower(frames * channels, height, width, stacks, blocks)
+        self.width = sum(shapes[name][0] * shapes[name][1] for name in self.states)
+        if cameras:
+            joined = sum(int(tower.width) for tower in self.towers.values())
+            self.project = nn.Sequential(nn.Linear(joined, config.features), nn.LayerNorm(config.features), nn.ReLU())
+            self.width += config.features
+
+    def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Name to uint8 (B, T, C, H, W) or float (B, T, D), to float (B, width).
+
+        Raises:
+            GtpVisionError: an observation is missing or has another shape than the encoder was built for.
+        """
+        self._check(observation)
+        parts = [observation[name].flatten(1) for name in self.states]
+        if self.towers:
+            seen = [tower(observation[name]) for name, tower in self.towers.items()]
+            parts.append(self.project(torch.cat(seen, dim=1)))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+    def _check(self, observation: Mapping[str, torch.Tensor]) -> None:
+        for name, shape in self.shapes.items():
+            if name not in observation:
+                raise GtpVisionError(f"the observation '{name}' is missing; given: {sorted(observation)}")
+            if tuple(observation[name].shape[1:]) != shape:
+                raise GtpVisionError(
+                    f"the observation '{name}' has shape {tuple(observation[name].shape[1:])}, "
+                    f"the encoder was made for {shape}"
+                )
+
+
+__all__ = ["ENCODERS", "Encoder", "EncoderConfig", "RandomShift"]

@@ -1,1 +1,80 @@
-"""To be filled."""
+"""Simulators behind one factory."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, SupportsFloat
+
+import gymnasium
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+
+from gtp_vision.envs import ogbench
+from gtp_vision.envs.rendering import Rendering, choose_backend
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What it takes to make an environment, in this process or another.
+
+    Attributes:
+        name: environment name.
+        rendering: quality of the frames.
+        pixels: False makes the task with state observations (nothing is rendered).
+        max_episode_steps: time limit; None takes the environment's own.
+    """
+
+    name: str
+    rendering: Rendering = field(default_factory=Rendering)
+    pixels: bool = True
+    max_episode_steps: int | None = None
+
+    def make(self) -> gymnasium.Env:
+        """One environment in this process."""
+        return ogbench.make(
+            self.name, self.rendering, pixels=self.pixels, max_episode_steps=self.max_episode_steps
+        )
+
+
+def make_vector(spec: EnvSpec, count: int) -> AsyncVectorEnv:
+    """`count` environments, a process each, reset only when asked (with a seed for each episode)."""
+    if spec.pixels and spec.name.startswith("visual-"):
+        choose_backend()  # here, so that a missing library is one sentence and not a dead worker
+    return AsyncVectorEnv(
+        [lambda: _make_in_worker(spec)] * count,
+        context="spawn",  # a fork would inherit this process's threads and, on a GPU, its CUDA context
+        autoreset_mode=AutoresetMode.DISABLED,
+    )
+
+
+class _Worker(gymnasium.Wrapper):
+    """What crosses the process boundary: of the info only `success`; and the renderer is closed in order."""
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        observation, _ = self.env.reset(**arguments)
+        return observation, {}
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, {"success": bool(info.get("success", False))}
+
+    def close(self) -> None:
+        renderer = getattr(self.unwrapped, "_renderer", None)
+        if renderer is not None:
+            renderer.close()  # left to the interpreter's exit it would complain that EGL is gone
+        self.env.close()
+
+
+def quiet_worker() -> None:
+    """Settings of a process that runs one environment beside others."""
+    os.environ["LP_NUM_THREADS"] = "1"  # software OpenGL: one thread each, the processes use the cores
+    warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
+
+
+def _make_in_worker(spec: EnvSpec) -> gymnasium.Env:
+    quiet_worker()
+    return _Worker(spec.make())
+
+
+__all__ = ["EnvSpec", "Rendering", "choose_backend", "make_vector", "quiet_worker"]

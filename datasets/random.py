@@ -1,0 +1,77 @@
+"""Random numbers as a function of (seed, step): resuming, prefetching and process counts cannot change them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+
+def counter_rng(*key: int) -> np.random.Generator:
+    """A NumPy generator that is a pure function of `key` (non-negative integers), by the counter-based Philox."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+class NoiseSource(Protocol):
+    """What policies and augmentations draw from; the first axis is the local batch."""
+
+    def normal(self, rows: int, *shape: int) -> torch.Tensor:
+        """Standard normal (rows, *shape)."""
+
+    def uniform(self, rows: int, *shape: int) -> torch.Tensor:
+        """Uniform in [0, 1), (rows, *shape)."""
+
+    def integers(self, high: int, rows: int, *shape: int) -> torch.Tensor:
+        """Uniform integers in [0, high), (rows, *shape)."""
+
+
+class RandomStream:
+    """The random numbers of one training step, of which each process takes its rows.
+
+    Every draw is made for the global batch and cut to this process's rows, so `world_size` processes together
+    use exactly the numbers that one process would use. The first axis of every draw is the local batch.
+
+    Args:
+        seed: seed of the run.
+        step: training step; two steps share no numbers.
+        rank: index of this process.
+        world_size: number of processes.
+        device: where the numbers are made. CPU and GPU streams differ from each other.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} is outside [0, {world_size})")
+        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        key = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]
+        self._generator = torch.Generator(self.device)
+        self._generator.manual_seed(int(key) & (2**63 - 1))
+
+    def normal(self, rows: int, *shape: int) -> torch.Tensor:
+        """Standard normal float32 of shape (rows, *shape)."""
+        return self._own(torch.randn(self._global(rows, shape), generator=self._generator, device=self.device))
+
+    def uniform(self, rows: int, *shape: int) -> torch.Tensor:
+        """Uniform float32 in [0, 1) of shape (rows, *shape)."""
+        return self._own(torch.rand(self._global(rows, shape), generator=self._generator, device=self.device))
+
+    def integers(self, high: int, rows: int, *shape: int) -> torch.Tensor:
+        """Uniform int64 in [0, high) of shape (rows, *shape)."""
+        draw = torch.randint(high, self._global(rows, shape), generator=self._generator, device=self.device)
+        return self._own(draw)
+
+    def _global(self, rows: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (rows * self.world_size, *shape)
+
+    def _own(self, draw: torch.Tensor) -> torch.Tensor:
+        rows = draw.shape[0] // self.world_size
+        return draw[self.rank * rows : (self.rank + 1) * rows]

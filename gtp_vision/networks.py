@@ -1,0 +1,132 @@
+"""Networks without pixels: MLPs, ensembles of them, time embeddings.
+
+Axes in names: B batch, E ensemble member, F features, A action dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from gtp_vision.errors import propose
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+def activation(name: str) -> nn.Module:
+    """A new activation module by its name.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation '{name}': {propose(name, _ACTIVATIONS)}")
+    return _ACTIVATIONS[name]()
+
+
+class MLP(nn.Sequential):
+    """Linear layers with an activation between them, and optionally a LayerNorm before each activation.
+
+    Args:
+        inputs: width of the input.
+        hidden: widths of the hidden layers.
+        outputs: width of the output, which is linear.
+        act: name of the activation.
+        layer_norm: normalise every hidden layer.
+    """
+
+    def __init__(
+        self, inputs: int, hidden: Sequence[int], outputs: int, act: str = "mish", layer_norm: bool = False
+    ) -> None:
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [nn.Linear(inputs, width), *([nn.LayerNorm(width)] if layer_norm else []), activation(act)]
+            inputs = width
+        super().__init__(*layers, nn.Linear(inputs, outputs))
+
+
+class EnsembleLinear(nn.Module):
+    """E linear layers as one batched product: (E, B, in) to (E, B, out), initialised like `nn.Linear`."""
+
+    def __init__(self, members: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(E, B, in) to (E, B, out)."""
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class EnsembleLayerNorm(nn.Module):
+    """A LayerNorm whose scale and shift are each member's own: (E, B, width) to the same."""
+
+    def __init__(self, members: int, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(members, 1, width))
+        self.shift = nn.Parameter(torch.zeros(members, 1, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(E, B, width) to (E, B, width)."""
+        return torch.addcmul(self.shift, nn.functional.layer_norm(x, x.shape[-1:]), self.scale)
+
+
+class EnsembleMLP(nn.Module):
+    """E independent MLPs over the same input: (B, in) to (E, B, out)."""
+
+    def __init__(
+        self, members: int, inputs: int, hidden: Sequence[int], outputs: int, act: str, layer_norm: bool
+    ) -> None:
+        super().__init__()
+        self.members = members
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers.append(EnsembleLinear(members, inputs, width))
+            if layer_norm:
+                layers.append(EnsembleLayerNorm(members, width))
+            layers.append(activation(act))
+            inputs = width
+        self.layers = nn.Sequential(*layers, EnsembleLinear(members, inputs, outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in) to (E, B, out)."""
+        return self.layers(x.expand(self.members, *x.shape))
+
+
+class LogTimeEmbedding(nn.Module):
+    """Noise levels to smooth features, evenly spaced in log time and defined at 0.
+
+    c(t) = log(1 + t / sigma_min) / log(1 + sigma_max / sigma_min) lies in [0, 1]; the features are c and its
+    sines and cosines of a few low frequencies. High frequencies hurt the map along t.
+    """
+
+    def __init__(self, sigma_min: float, sigma_max: float, frequencies: int = 4) -> None:
+        super().__init__()
+        self.sigma_min = sigma_min
+        self.scale = 1 / math.log1p(sigma_max / sigma_min)
+        self.register_buffer("omega", math.pi * torch.arange(1, frequencies + 1), persistent=False)
+        self.width = 1 + 2 * frequencies
+
+    def forward(self, t_b: torch.Tensor) -> torch.Tensor:
+        """(B,) to (B, width)."""
+        c = torch.log1p(t_b / self.sigma_min)[:, None] * self.scale
+        phase = c * self.omega
+        return torch.cat([c, phase.sin(), phase.cos()], dim=1)
+
+
+def frozen_copy(module: nn.Module) -> nn.Module:
+    """A copy for targets and teachers: same parameters, no gradients."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def polyak_(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """Move the parameters of `target` towards those of `source`: p' = p' + rate (p - p'), in place."""
+    pairs = list(target.parameters()), list(source.parameters())
+    if pairs[0]:  # a state encoder has none
+        torch._foreach_lerp_(*pairs, rate)

@@ -1,0 +1,198 @@
+"""Generative trajectory policy: the flow map of the ODE that carries noise to an action.
+
+Forward process a_t = a + t z with z ~ N(0, I). The network phi(o, a_t, t, s) gives the flow map
+
+    Phi(o, a_t, t, s) = (s/t) a_t + (1 - s/t) phi(o, a_t, t, s),        sigma_max >= t >= s >= 0,
+
+so Phi(., t, t) is the identity and phi(., t, t) the denoiser E[a | a_t].
+Axes in names: B batch, F features, A action dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from gtp_vision.datasets.random import NoiseSource
+from gtp_vision.networks import MLP, LogTimeEmbedding
+
+
+@dataclass
+class GTPPolicyConfig:
+    """Settings of the policy; the reasons stand in configs/agent/."""
+
+    sigma_min: float = 0.002
+    sigma_max: float = 10.0
+    rho: float = 7.0
+    sigma_data: float = 0.5
+    grid: int = 40
+    lambda_flow: float = 1.0
+    residual: str = "phi"
+    hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
+    activation: str = "mish"
+
+
+class GTPPolicy(nn.Module):
+    """Acts by K jumps of the flow map, and learns it from data alone.
+
+    Args:
+        features: width F of the observation's features.
+        actions: number A of action dimensions.
+        config: see `GTPPolicyConfig`.
+
+    Raises:
+        ValueError: an action dimension below 1, sigma_max not above sigma_min, an unknown residual.
+    """
+
+    def __init__(self, features: int, actions: int, config: GTPPolicyConfig) -> None:
+        super().__init__()
+        if actions < 1:
+            raise ValueError(f"the action has {actions} dimensions; it needs at least 1")
+        if not 0 < config.sigma_min < config.sigma_max:
+            raise ValueError(f"wanted 0 < sigma_min < sigma_max, got {config.sigma_min} and {config.sigma_max}")
+        if config.residual not in ("plain", "phi"):
+            raise ValueError(f"residual is '{config.residual}'; it must be 'plain' or 'phi'")
+        self.config, self.actions = config, actions
+        self.embed = LogTimeEmbedding(config.sigma_min, config.sigma_max)
+        inputs = features + actions + 2 * self.embed.width
+        self.network = MLP(inputs, config.hidden, actions, config.activation)
+
+    # The map -------------------------------------------------------------------------------------------------
+
+    def phi(self, features: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """phi(o, a_t, t, s).
+
+        Args:
+            features: (B, F).
+            a_t: (B, A), the noised action.
+            t: (B,), the noise level of `a_t`.
+            s: (B,), the level to jump to, s <= t.
+
+        Returns:
+            (B, A).
+        """
+        c_in = (t.square() + self.config.sigma_data**2).rsqrt()[:, None]  # the input keeps unit scale at every t
+        return self.network(torch.cat([features, c_in * a_t, self.embed(t), self.embed(s)], dim=1))
+
+    def flow_map(
+        self, features: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor
+    ) -> torch.Tensor:
+        """Phi(o, a_t, t, s): the solution at level s of the ODE that stands at a_t at level t. Shapes as `phi`."""
+        ratio = (s / t)[:, None]
+        return ratio * a_t + (1 - ratio) * self.phi(features, a_t, t, s)
+
+    def levels(self, count: int) -> list[float]:
+        """`count` + 1 noise levels from sigma_max down to 0, spaced as Karras et al. (2022), eq. 5, with rho."""
+        c = self.config
+        low, high = c.sigma_min ** (1 / c.rho), c.sigma_max ** (1 / c.rho)
+        return [(high + k / count * (low - high)) ** c.rho for k in range(count)] + [0.0]
+
+    # The loss ------------------------------------------------------------------------------------------------
+
+    def loss(
+        self,
+        features: torch.Tensor,
+        action: torch.Tensor,
+        weight: torch.Tensor,
+        generator: NoiseSource,
+        teacher: GTPPolicy,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """L_actor = L_cons + lambda_flow L_flow for each sample.
+
+        The teacher's intermediate point a_u = a + u z shares its noise with a_t (the paper's score
+        approximation: a closed form of the data instead of an ODE solve). The noise then cancels in
+        Phi(a_t, t, s) - Phi'(a_u, u, s), and with c = (1 - s/u) / (1 - s/t) the residual is
+
+            (1 - s/t) (phi - [c phi' + (1 - c) a]),
+
+        in which no number is larger than an action; the other way loses all precision at sigma_max = 80.
+
+        Args:
+            features: (B, F).
+            action: (B, A) in [-1, 1].
+            weight: (B,), the weights w of eq. 13, 1 for behaviour cloning.
+            generator: of z and of (t, u, s).
+            teacher: the slow copy of this policy; reads the student's features.
+
+        Returns:
+            (B,) losses and metrics on the device.
+        """
+        rows = len(action)
+        t, u, s = self._ordered_triple(rows, generator)
+        a_t, a_u, c = self.noised_pair(action, generator.normal(rows, self.actions), t, u, s)
+        t_flow = self._grid(action)[generator.integers(self.config.grid, rows)]
+        a_flow = action + t_flow[:, None] * generator.normal(rows, self.actions)
+
+        both = torch.cat([features, features])
+        student = self.phi(both, torch.cat([a_t, a_flow]), torch.cat([t, t_flow]), torch.cat([s, t_flow]))
+        phi_cons, phi_flow = student.float().split(rows)
+        with torch.no_grad():
+            target = torch.lerp(action, teacher.phi(features, a_u, u, s).float(), c[:, None])
+        l_cons = (phi_cons - target).square().sum(1)
+        if self.config.residual == "plain":
+            l_cons = (1 - s / t).square() * l_cons
+        l_flow = (phi_flow - action).square().sum(1)
+        metrics = {"consistency_loss": l_cons.mean(), "flow_loss": l_flow.mean()}
+        return weight * (l_cons + self.config.lambda_flow * l_flow), metrics
+
+    @staticmethod
+    def noised_pair(
+        action: torch.Tensor, z: torch.Tensor, t: torch.Tensor, u: torch.Tensor, s: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """a + t z, a + u z, and c = (1 - s/u) / (1 - s/t), how much of the target is the teacher's."""
+        return action + t[:, None] * z, action + u[:, None] * z, (1 - s / u) / (1 - s / t)
+
+    def _grid(self, like: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(self.levels(self.config.grid), dtype=like.dtype, device=like.device)
+
+    def _ordered_triple(
+        self, rows: int, generator: NoiseSource
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """t > u > s, uniform over the triples of levels, s possibly 0: three (B,) tensors."""
+        points = self.config.grid + 1
+        first = generator.integers(points, rows)
+        second = generator.integers(points - 1, rows)
+        second = second + (second >= first)
+        third = generator.integers(points - 2, rows)
+        low, high = torch.minimum(first, second), torch.maximum(first, second)
+        third = third + (third >= low)
+        third = third + (third >= high)
+        order = torch.stack([first, second, third]).sort(0).values  # indices grow as levels fall
+        grid = torch.tensor(self.levels(self.config.grid), device=order.device)
+        t, u, s = grid[order]
+        return t, u, s
+
+    # Acting --------------------------------------------------------------------------------------------------
+
+    def sample(self, features: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
+        """Actions by K jumps of Phi from N(0, sigma_max^2 I) to level 0.
+
+        Args:
+            features: (B, F).
+            steps: K, chosen when acting, not when training.
+            generator: of the initial noise.
+
+        Returns:
+            (B, A) in [-1, 1].
+
+        Raises:
+            ValueError: K below 1.
+        """
+        if steps < 1:
+            raise ValueError(f"steps={steps}: a policy acts in at least 1 jump")
+        levels = self.levels(steps)
+        rows = len(features)
+        a_t = self.config.sigma_max * generator.normal(rows, self.actions).to(features.dtype)
+        for t, s in zip(levels[:-1], levels[1:], strict=True):
+            a_t = self.flow_map(features, a_t, features.new_full((rows,), t), features.new_full((rows,), s))
+        return a_t.clamp(-1, 1)
+
+
+def effective_sample_size(weight: torch.Tensor) -> torch.Tensor:
+    """(sum w)^2 / (B sum w^2): 1 for equal weights, 1/B when one sample has them all."""
+    return weight.sum().square() / (len(weight) * weight.square().sum())
+
+

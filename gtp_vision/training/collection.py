@@ -1,0 +1,123 @@
+"""Collecting demonstrations into a native file: seeded, in parallel processes, the recipe recorded in the file."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import gtp_vision
+from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.validation import validate
+from gtp_vision.envs import EnvSpec, choose_backend, oracles, quiet_worker
+from gtp_vision.errors import GtpVisionError
+
+_env = None  # one environment a worker process
+
+
+def collect(
+    spec: EnvSpec,
+    out: Path,
+    *,
+    episodes: int,
+    seed: int,
+    expert_share: float,
+    noise: float,
+    limit: int,
+    processes: int,
+    command: Sequence[str],
+    compression: str | None = None,
+    progress: bool = True,
+) -> Store:
+    """Record oracle episodes of a single-task OGBench puzzle.
+
+    Episode k is a function of (seed, k) alone, whatever the number of processes.
+
+    Args:
+        spec: the environment and its rendering.
+        out: the file to be; an existing one is replaced when the new one is whole.
+        episodes: how many.
+        seed: of the whole set.
+        expert_share: share of episodes that press the right buttons.
+        noise: largest deviation of an episode's action noise.
+        limit: most frames of an episode.
+        processes: worker processes.
+        command: the command line, recorded in the file.
+        compression: "gzip" for a small file to be carried in a repository.
+        progress: show a bar.
+
+    Raises:
+        GtpVisionError: the environment is no single-task puzzle; no OpenGL library.
+    """
+    if "puzzle" not in spec.name or "singletask" not in spec.name:
+        raise GtpVisionError(
+            f"'{spec.name}' cannot be collected: the demonstrator presses buttons; "
+            f"choose an environment like visual-puzzle-3x3-play-singletask-task1"
+        )
+    if episodes < 1 or not 0 <= expert_share <= 1:
+        raise GtpVisionError(f"episodes={episodes} must be at least 1 and expert={expert_share} within [0, 1]")
+    if spec.pixels:
+        choose_backend()
+    seeds = [int(np.random.SeedSequence((seed, k)).generate_state(1)[0]) for k in range(episodes)]
+    jobs = [(spec, episode_seed, expert_share, noise, limit) for episode_seed in seeds]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(processes, episodes), initializer=quiet_worker) as pool:
+        recorded = list(
+            tqdm(pool.imap(_record, jobs), total=episodes, desc="collecting", unit="episode", disable=not progress)
+        )
+        pool.close()
+        pool.join()
+    store = _join(recorded)
+    store.attributes = {
+        "source": "OGBench's Markov oracle for buttons",
+        "suite": "ogbench",
+        "env": spec.name,
+        "rendering": spec.rendering.record(),
+        "seed": seed,
+        "episodes": episodes,
+        "expert_episodes": sum(episode.expert for episode in recorded),
+        "solved_episodes": sum(episode.success for episode in recorded),
+        "command": " ".join(command),
+        "versions": _versions(),
+    }
+    validate(store)
+    native.write(out, store, compression=compression)
+    return store
+
+
+def _record(job: tuple[EnvSpec, int, float, float, int]) -> oracles.Recording:
+    global _env
+    spec, seed, expert_share, noise, limit = job
+    if _env is None:
+        _env = spec.make()
+    return oracles.puzzle_episode(_env, seed, expert_share, noise, limit)
+
+
+def _join(recorded: Sequence[oracles.Recording]) -> Store:
+    lengths = np.array([len(episode.actions) for episode in recorded])
+    ends = np.cumsum(lengths)
+    terminals, timeouts = np.zeros(ends[-1], bool), np.zeros(ends[-1], bool)
+    terminals[ends - 1] = [episode.terminal for episode in recorded]
+    timeouts[ends - 1] = ~terminals[ends - 1]
+    observations = np.concatenate([episode.observations for episode in recorded])
+    name = "camera" if observations.dtype == np.uint8 else "state"
+    return Store(
+        observations={name: observations if name == "camera" else observations.astype(np.float32)},
+        actions=np.concatenate([episode.actions for episode in recorded]),
+        rewards=np.concatenate([episode.rewards for episode in recorded]),
+        terminals=terminals,
+        timeouts=timeouts,
+        episode_ends=ends,
+    )
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    found = {name: version(name) for name in ("ogbench", "mujoco", "numpy")}
+    return found | {"gtp-vision": gtp_vision.__version__, "MUJOCO_GL": os.environ.get("MUJOCO_GL", "")}

@@ -1,0 +1,149 @@
+"""What pip installs, what constraints.txt pins, and the words with which scripts/setup refuses."""
+
+import importlib
+import os
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from importlib import metadata, resources
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, SETUPTOOLS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
+MAPPED = {folder: package for package, folder in SETUPTOOLS["package-dir"].items()}
+ROOMS = ["gtp_vision", *MAPPED]
+
+
+def package_name(folder: Path) -> str:
+    """The package that the folder is installed as."""
+    room, *inner = folder.relative_to(ROOT).parts
+    return ".".join([MAPPED.get(room, room), *inner])
+
+
+def files_in_rooms() -> list[Path]:
+    """Every file of the package, in the repository."""
+    found = (path for room in ROOMS for path in (ROOT / room).rglob("*"))
+    return [path for path in found if path.is_file() and "__pycache__" not in path.parts]
+
+
+def package_folders() -> dict[str, Path]:
+    """Package name to folder, of the real tree."""
+    return {package_name(path.parent): path.parent for path in files_in_rooms() if path.name == "__init__.py"}
+
+
+def installed() -> metadata.Distribution:
+    """gtp-vision as pip installed it, not the egg-info that a build leaves in the repository."""
+    found = list(metadata.distributions(name="gtp-vision", path=[sysconfig.get_path("purelib")]))
+    assert len(found) == 1, f"found {len(found)} gtp-vision beside {sys.executable}: run scripts/setup"
+    return found[0]
+
+
+def pins() -> dict[str, Requirement]:
+    """Normalised name to requirement, of constraints.txt."""
+    lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
+    return {canonicalize_name(pin.name): pin for pin in map(Requirement, filter(None, lines))}
+
+
+def test_pyproject_lists_the_packages_that_exist() -> None:
+    assert sorted(SETUPTOOLS["packages"]) == sorted(package_folders())
+
+
+def test_every_module_lies_in_a_package() -> None:
+    folders = set(package_folders().values())
+    assert [path for path in files_in_rooms() if path.suffix == ".py" and path.parent not in folders] == []
+
+
+def test_package_data_covers_every_other_file() -> None:
+    covered = {
+        path
+        for package, patterns in SETUPTOOLS["package-data"].items()
+        for pattern in patterns
+        for path in package_folders()[package].glob(pattern)
+    }
+    data = {path for path in files_in_rooms() if path.suffix not in {".py", ".md"}}
+    assert data - covered == set()
+
+
+@pytest.mark.parametrize("room", sorted(MAPPED))
+def test_a_room_of_the_root_imports_as_part_of_the_package(room: str) -> None:
+    module = importlib.import_module(f"gtp_vision.{room}")
+    assert module.__file__ is not None
+    assert Path(module.__file__).resolve() == ROOT / room / "__init__.py"
+
+
+def test_nothing_but_the_package_is_installed_at_the_top_level() -> None:
+    top_level = installed().read_text("top_level.txt")
+    assert top_level is not None
+    assert top_level.split() == ["gtp_vision"]
+    importable = {path.parts[0] for path in installed().files or [] if path.suffix == ".py"}
+    assert not importable & set(MAPPED)
+
+
+@pytest.mark.parametrize("room", sorted(MAPPED))
+def test_a_room_of_the_root_shadows_nobody(room: str, tmp_path: Path) -> None:
+    """Seen from a fresh interpreter elsewhere: `import datasets` never finds this repository's folder."""
+    code = f"import importlib.util as u; s = u.find_spec({room!r}); print(s.origin if s else None)"
+    command = [sys.executable, "-I", "-c", code]
+    origin = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+    assert not Path(origin).is_relative_to(ROOT / room)
+
+
+def test_every_configuration_is_a_resource_of_the_package() -> None:
+    wanted = [path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")]
+    assert wanted, "configs/ holds no configuration"
+    found = resources.files("gtp_vision.configs")
+    assert [path for path in wanted if not found.joinpath(*path.parts).is_file()] == []
+
+
+def test_constraints_name_one_exact_version_each() -> None:
+    inexact = [str(pin) for pin in pins().values() if [s.operator for s in pin.specifier] != ["=="]]
+    assert inexact == []
+
+
+@pytest.mark.parametrize(
+    "line", sorted({*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())})
+)
+def test_constraints_pin_every_direct_dependency_inside_its_range(line: str) -> None:
+    wanted = Requirement(line)
+    pin = pins().get(canonicalize_name(wanted.name))
+    assert pin is not None, f"constraints.txt does not pin {wanted.name}"
+    (version,) = (s.version for s in pin.specifier)
+    assert wanted.specifier.contains(version, prereleases=True)
+
+
+def run_setup(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """scripts/setup for an environment that is not there yet."""
+    environment = {**os.environ, "GTP_VISION_VENV": str(tmp_path / "venv"), **environment}
+    command = ["bash", str(ROOT / "scripts" / "setup")]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+
+
+def fake_python(tmp_path: Path, script: str) -> str:
+    """A command that stands in for a Python that this machine does not have."""
+    path = tmp_path / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_setup_refuses_an_old_python(tmp_path: Path) -> None:
+    old = fake_python(tmp_path, "exit 1")
+    refusal = run_setup(tmp_path, PYTHON=old)
+    assert refusal.returncode == 1
+    assert refusal.stderr.count("\n") == 1
+    assert f"PYTHON={old} is no Python 3.11 or newer: name another one" in refusal.stderr
+
+
+def test_setup_names_the_debian_package_that_makes_environments(tmp_path: Path) -> None:
+    stripped = fake_python(tmp_path, f'case $2 in *ensurepip*) exit 1;; esac; exec {sys.executable} "$@"')
+    refusal = run_setup(tmp_path, PYTHON=stripped)
+    assert refusal.returncode == 1
+    assert refusal.stderr.count("\n") == 1
+    assert "apt-get install python3-venv" in refusal.stderr

@@ -1,0 +1,583 @@
+import base64
+import html
+import json
+import math
+import os
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from gtp_vision.errors import GtpVisionError
+from gtp_vision.training import report
+from gtp_vision.training.report import build_report
+
+CHROMIUM = Path("/usr/bin/chromium")
+HOSTILE = '<script>alert("x")</script><img src="http://example.org/x.png" onerror="y">'
+VOID = {"meta", "img", "br", "path", "circle", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """A report as a reader meets it: its elements, its text, and its summary table by row and column."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.parts: list[str] = []
+        self.styles: list[str] = []
+        self.rows: list[dict[str, str]] = []
+        self.panels: dict[str, str] = {}
+        self.open: list[str] = []
+        self.column: str | None = None
+        source = path.read_text(encoding="utf-8")
+        self.feed(source)
+        self.close()
+        self.text = " ".join(" ".join(self.parts).split())
+        for figure in source.split("<figure>")[1:]:
+            if "<svg" in figure.split("</figure>")[0]:
+                caption = figure.split("<figcaption>")[1].split("</figcaption>")[0].split(" <")[0]
+                self.panels[html.unescape(caption)] = figure.split("</figcaption>")[1].split("</figure>")[0]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {key: value or "" for key, value in attrs}
+        self.elements.append((tag, given))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append({})
+        if tag == "td":
+            self.column = given.get("data-label", "Agent")
+            self.rows[-1][self.column] = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+        if tag == "td":
+            self.rows[-1][self.column or ""] = self.rows[-1][self.column or ""].strip()
+            self.column = None
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            self.styles.append(data)
+            return
+        self.parts.append(data)
+        if self.column:
+            self.rows[-1][self.column] += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [given for name, given in self.elements if name == tag]
+
+    def row(self, number: int) -> dict[str, str]:
+        return [row for row in self.rows if "Success, last" in row][number]
+
+
+@pytest.fixture(scope="module")
+def mp4(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("video") / "video.mp4"
+    frames = np.zeros((8, 64, 64, 3), np.uint8)
+    frames[:, :, :32] = np.arange(0, 256, 32, dtype=np.uint8)[:, None, None, None]
+    iio.imwrite(path, frames, fps=10)
+    return path.read_bytes()
+
+
+def make_run(
+    folder: Path,
+    mp4: bytes,
+    *,
+    agent: str = "gtp",
+    seed: int = 0,
+    shade: int = 0,
+    outcomes: str = "sfsfff",
+    finished: bool = True,
+) -> Path:
+    """A run folder as `gtp-vision train` leaves it; unfinished, it stops after the second evaluation."""
+    (folder / "images").mkdir(parents=True)
+    config = {
+        "name": "demo",
+        "seed": seed,
+        "task": {"name": "reach-pixels", "env": "Reach-v0", "dataset": "demo/reach-v1", "frame_stack": 3},
+        "agent": {"name": agent},
+        "encoder": {"name": "impala"},
+        "training": {"steps": 1500, "batch_size": 32},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    lines: list[dict[str, Any]] = []
+    for step in range(100, 1600 if finished else 1100, 100):
+        times = {"seconds": step / 10, "time/data_ms": 1.25, "time/update_ms": 90.0 + step % 200}
+        lines.append({"step": step, "train/actor_loss": 1 / step, "train/q_mean": -step / 10, **times})
+        if step % 500 == 0:
+            measured = {"eval/success": step / 2000, "eval/return": -20.5, "eval/length": 50.25}
+            lines.append({"step": step, **measured, "eval/seconds": 31.0})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Image.fromarray(np.full((8, 16, 3), shade, np.uint8)).save(folder / "images" / "first_batch.png")
+    for step, letters in ((500, "f"), (1500, outcomes if finished else "")):
+        for number, letter in enumerate(letters):
+            outcome = {"s": "success", "f": "failure"}[letter]
+            video = folder / "videos" / f"step_{step}" / f"episode_{number:03d}_{outcome}.mp4"
+            video.parent.mkdir(parents=True, exist_ok=True)
+            video.write_bytes(mp4)
+    if finished:
+        last = {"step": 1500, "episodes": 20, "success": 0.85, "success_interval": [0.64, 0.95]}
+        last |= {"return": -1030.04, "length": 48.0, "seconds": 60.1}
+        results = {
+            "task": "reach-pixels",
+            "agent": agent,
+            "encoder": "impala",
+            "seed": seed,
+            "steps": 1500,
+            "train_seconds": 140.2,
+            "eval_seconds": 180.3,
+            "parameters": 1234567,
+            "versions": {"torch": "2.13.0"},
+            "device": "cpu",
+            "evaluations": [last],
+            "last": last,
+            "mean_last_3": {"success": 0.7333, "return": -40.0},
+            "best": last | {"step": 1000, "success": 0.9},
+        }
+        (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def build(tmp_path: Path, *runs: Path, **options: Any) -> Page:
+    return Page(build_report(list(runs), tmp_path / "out" / "report.html", title="A report", **options))
+
+
+def edit_results(run: Path, **changes: Any) -> None:
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | changes))
+
+
+def add_metrics(run: Path, *lines: str) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(line + "\n" for line in lines)
+
+
+# What the page says
+
+
+def test_nothing_is_outside_the_file(tmp_path: Path, mp4: bytes) -> None:
+    page = build(tmp_path, make_run(tmp_path / "a", mp4))
+    references = [
+        (tag, value)
+        for tag, given in page.elements
+        for key, value in given.items()
+        if key in {"src", "srcset", "href", "xlink:href", "poster", "data", "action", "background"}
+    ]
+    assert {tag for tag, _ in references} >= {"img", "video"}
+    assert [value[:60] for _, value in references if not value.startswith(("data:", "#"))] == []
+    assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "embed", "base"}
+    css = " ".join(page.styles) + " ".join(given.get("style", "") for _, given in page.elements)
+    assert "@import" not in css
+    assert css.count("url(") == css.count("url(#")
+    (policy,) = [given["content"] for given in page.all("meta") if "http-equiv" in given]
+    assert policy.startswith("default-src 'none'")
+    assert "script-src" not in policy
+    assert page.open == []
+
+
+def test_the_table_holds_the_runs_and_the_baselines(tmp_path: Path, mp4: bytes) -> None:
+    last = {"episodes": 20, "success": 0.0, "success_interval": [0.0, 0.16], "return": -700.0}
+    random = {"agent": "random", "last": last | {"length": 150.0, "seconds": 9.0}}
+    run = make_run(tmp_path / "a", mp4, seed=3)
+    page = build(tmp_path, run, baselines=[random], notes=["Only a demonstration."])
+    assert page.row(0) == {
+        "Agent": "gtp",
+        "Encoder": "impala",
+        "Seed": "3",
+        "Steps": "1,500",
+        "Success, last": "85\u202f%",
+        "95 % interval": "64–95\u202f%",
+        "Episodes": "20",
+        "Mean of last 3": "73\u202f%",
+        "Best": "90\u202f%",
+        "Return": "−1,030",
+        "Length": "48.0",
+        "Train, s": "140.2",
+        "Evaluate, s": "180.3",
+    }
+    assert page.row(1) | {"Return": ""} == {
+        **dict.fromkeys(("Encoder", "Seed", "Steps", "Mean of last 3", "Best", "Train, s"), "–"),
+        **{"Agent": "random", "Success, last": "0\u202f%", "95 % interval": "0–16\u202f%", "Episodes": "20"},
+        **{"Return": "", "Length": "150.0", "Evaluate, s": "9.0"},
+    }
+    assert page.row(1)["Return"] == "−700"
+    assert "Only a demonstration." in page.text
+
+
+def test_the_head_says_task_environment_data_and_day(tmp_path: Path, mp4: bytes) -> None:
+    run, dated = make_run(tmp_path / "a", mp4), make_run(tmp_path / "b", mp4, seed=1)
+    for name in ("config.yaml", "metrics.jsonl", "results.json"):
+        os.utime(run / name, (86400 * 365, 86400 * 365))
+    (run / "report.html").write_text("written today, and no part of the run")
+    edit_results(dated, date="1972-02-03T04:05:06")
+    about = "reach-pixels · environment Reach-v0 · data set demo/reach-v1 · 1971-01-01"
+    assert about in build(tmp_path, run).text
+    assert about + " to 1972-02-03" in build(tmp_path, run, dated).text
+
+
+def test_settings_versions_and_missing_pieces_are_told(tmp_path: Path, mp4: bytes) -> None:
+    run = make_run(tmp_path / "a", mp4)
+    page = build(tmp_path, run)
+    assert len(page.all("details")) == 1
+    assert "dataset: demo/reach-v1 frame_stack: 3" in page.text
+    assert "1,234,567 parameters" in page.text
+    assert "torch 2.13.0" in page.text
+    assert "device cpu" in page.text
+    assert "no final results" not in page.text
+    (run / "images" / "first_batch.png").unlink()
+    assert "gtp, seed 0: no picture of the first batch." in build(tmp_path, run).text
+
+
+# Videos and pictures
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "shown"),
+    [("sssss", "ssss"), ("ssssf", "sssf"), ("ffffffs", "sfff"), ("sfsfsf", "ssff"), ("f", "f")],
+)
+def test_videos_are_few_and_show_both_outcomes(tmp_path: Path, mp4: bytes, outcomes: str, shown: str) -> None:
+    page = build(tmp_path, make_run(tmp_path / "a", mp4, outcomes=outcomes))
+    videos = page.all("video")
+    assert "".join(video["aria-label"].split(", ")[-1][0] for video in videos) == shown
+    assert (page.text.count("✓ success"), page.text.count("✗ failure")) == (
+        shown.count("s"),
+        shown.count("f"),
+    )
+    assert "step 1,500" in page.text  # not the videos of step 500
+    for video in videos:
+        assert {"muted", "loop", "controls"} <= video.keys()
+        assert base64.b64decode(video["src"].removeprefix("data:video/mp4;base64,")) == mp4
+
+
+def test_a_large_or_damaged_video_is_left_out_and_told(tmp_path: Path, mp4: bytes) -> None:
+    run = make_run(tmp_path / "a", mp4, outcomes="sss")
+    folder = run / "videos" / "step_1500"
+    (folder / "episode_000_success.mp4").write_bytes(mp4 + bytes(9 * 2**20))
+    (folder / "episode_001_success.mp4").write_bytes(mp4[: mp4.index(b"moov")])
+    page = build(tmp_path, run)
+    assert [video["aria-label"] for video in page.all("video")] == ["gtp, seed 0, episode 2, success"]
+    assert "episode_000_success.mp4 left out: 9.0 MB, the limit is 8 MB" in page.text
+    assert "episode_001_success.mp4 left out: the file is damaged" in page.text
+
+
+def test_a_picture_is_shown_once_for_all_runs_that_share_it(tmp_path: Path, mp4: bytes) -> None:
+    runs = [
+        make_run(tmp_path / name, mp4, agent=name, shade=shade)
+        for name, shade in (("a", 9), ("b", 9), ("c", 70))
+    ]
+    page = build(tmp_path, *runs)
+    shown = [
+        base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in page.all("img")
+    ]
+    assert shown == [
+        (runs[0] / "images/first_batch.png").read_bytes(),
+        (runs[2] / "images/first_batch.png").read_bytes(),
+    ]
+    assert "a, seed 0; b, seed 0" in page.text
+
+
+def test_a_link_out_of_the_run_is_not_published(tmp_path: Path, mp4: bytes) -> None:
+    run, other = make_run(tmp_path / "a", mp4, outcomes="s"), make_run(tmp_path / "b", mp4, shade=70)
+    for name, target in (
+        ("images/first_batch.png", other / "images/first_batch.png"),
+        ("videos/step_1500/episode_000_success.mp4", other / "videos/step_1500/episode_000_success.mp4"),
+        ("metrics.jsonl", other / "metrics.jsonl"),
+    ):
+        (run / name).unlink()
+        (run / name).symlink_to(target)
+    page = build(tmp_path, run)
+    assert page.all("img") == []
+    assert page.panels == {}
+    assert "no metrics.jsonl" in page.text
+    assert "step 1,500" not in page.text
+
+
+# Curves
+
+
+def test_every_metric_with_two_points_has_a_panel_with_every_run(tmp_path: Path, mp4: bytes) -> None:
+    runs = [make_run(tmp_path / name, mp4, agent=name) for name in ("a", "b")]
+    add_metrics(
+        runs[0], '{"step": 5, "new/once": 1}', '{"step": 5, "new/twice": 1}', '{"step": 6, "new/twice": 2}'
+    )
+    add_metrics(
+        runs[0],
+        '{"step": 5, "new/text": "1", "new/flag": true}',
+        '{"step": 6, "new/text": "2", "new/flag": false}',
+    )
+    page = build(tmp_path, *runs)
+    learned = ["success", "return", "length", "actor_loss", "q_mean", "twice"]
+    assert list(page.panels) == [*learned, "seconds", "data_ms", "update_ms", "eval_seconds"]
+    for name, panel in page.panels.items():
+        drawn = [colour for colour in report.COLOURS if f"stroke: {colour}" in panel]
+        assert drawn == list(report.COLOURS[: 1 if name == "twice" else 2]), name
+        assert "currentColor" in panel
+        assert report.INK not in panel
+    meters = [row for row in page.rows if "update_ms" in row]
+    assert [row["update_ms"] for row in meters] == ["190.0", "190.0"]
+    assert [row["data_ms"] for row in meters] == ["1.2", "1.2"]
+
+
+def test_seeds_of_one_agent_share_the_colour_and_differ_in_dashes(tmp_path: Path, mp4: bytes) -> None:
+    page = build(tmp_path, *(make_run(tmp_path / str(seed), mp4, seed=seed) for seed in (0, 1)))
+    panel = page.panels["actor_loss"]
+    assert [colour for colour in report.COLOURS if colour in panel] == [report.COLOURS[0]]
+    assert panel.count("stroke-dasharray") == 1
+    assert "gtp, seed 1" in page.text
+
+
+def test_runs_of_one_agent_and_seed_are_told_apart_by_their_folder(tmp_path: Path, mp4: bytes) -> None:
+    page = build(tmp_path, make_run(tmp_path / "first", mp4), make_run(tmp_path / "second", mp4))
+    assert "gtp, seed 0 (first)" in page.text
+    assert "gtp, seed 0 (second)" in page.text
+
+
+def curve(page: Page, name: str) -> list[str]:
+    """The drawn pieces of the only run's curve: a piece ends where a value is not finite."""
+    (path,) = [
+        part
+        for part in page.panels[name].split("<path ")
+        if report.COLOURS[0] in part and 'd="M' in part and "L" in part
+    ]
+    return path.split('d="M')[1].split('"')[0].split("M")
+
+
+def test_values_that_are_not_finite_break_the_curve_and_nothing_else(tmp_path: Path, mp4: bytes) -> None:
+    run = make_run(tmp_path / "a", mp4)
+    values = [
+        "1",
+        "2",
+        "NaN",
+        "3",
+        "4",
+        "-Infinity",
+        "1e999",
+        "null",
+        "1" + "0" * 400 + ".0",
+        "5",
+        "6",
+        "1e99",
+    ]
+    add_metrics(run, *(f'{{"step": {step}, "odd/some": {value}}}' for step, value in enumerate(values)))
+    add_metrics(run, *(f'{{"step": {step}, "odd/all": NaN, "time/odd": NaN}}' for step in range(3)))
+    page = build(tmp_path, run)
+    assert len(curve(page, "some")) == 3
+    assert "some 5 not finite" in page.text
+    assert "all 3 not finite" in page.text
+    assert [row["odd"] for row in page.rows if "odd" in row] == ["–"]
+    assert "nan" not in page.panels["some"] + page.panels["all"]
+
+
+def test_a_long_curve_is_drawn_as_means(tmp_path: Path, mp4: bytes) -> None:
+    run = make_run(tmp_path / "a", mp4)
+    steps = range(8 * report.MAX_POINTS)  # every eight steps hold four zeros and four ones, in changing order
+    add_metrics(run, *(f'{{"step": {step}, "long/zigzag": {(step + step // 8) % 2}}}' for step in steps))
+    (line,) = curve(build(tmp_path, run), "zigzag")
+    heights = {point.split()[1] for point in line.replace("L", "").strip().splitlines()}
+    assert len(heights) == 1
+
+
+# Unfinished, damaged, hostile, missing
+
+
+def test_an_unfinished_run_shows_what_it_has(tmp_path: Path, mp4: bytes) -> None:
+    page = build(tmp_path, make_run(tmp_path / "a", mp4, finished=False))
+    row = page.row(0)
+    assert row["Agent"].split() == ["gtp", "no", "final", "results"]
+    assert (row["Steps"], row["Success, last"], row["95 % interval"]) == ("1,000", "50\u202f%", "–")
+    assert (row["Return"], row["Evaluate, s"]) == ("−20.5", "62.0")
+    assert "gtp, seed 0: not finished (no results.json)." in page.text
+    assert len(page.all("video")) == 1
+
+
+def test_a_run_of_nothing_but_a_configuration_is_a_page(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.yaml").write_text("seed: 4\n")
+    page = build(tmp_path, tmp_path / "a")
+    missing = "no metrics.jsonl; not finished (no results.json); no videos; no picture of the first batch."
+    assert "a, seed 4: " + missing in page.text
+    assert page.row(0)["Success, last"] == "–"
+
+
+def test_damaged_lines_are_skipped_and_counted(tmp_path: Path, mp4: bytes) -> None:
+    run = make_run(tmp_path / "a", mp4)
+    whole = build(tmp_path, run)
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 1600, "train/actor_loss": 0.00')
+    cut = build(tmp_path, run)
+    assert cut.panels == whole.panels
+    assert "damaged" not in whole.text
+    assert "1 damaged line(s) of metrics.jsonl skipped" in cut.text
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(b'\n\xff\xfe\n[1]\n{"step": "x"}\n' + b"[" * 100_000)
+    assert "5 damaged line(s)" in build(tmp_path, run).text
+
+
+def test_of_a_step_logged_twice_the_later_line_counts(tmp_path: Path, mp4: bytes) -> None:
+    run = make_run(tmp_path / "a", mp4, finished=False)
+    add_metrics(run, '{"step": 900, "train/actor_loss": 7.0}', '{"step": 950, "train/actor_loss": 7.0}')
+    add_metrics(run, '{"step": 1000, "eval/success": 0.25}')
+    page = build(tmp_path, run)
+    assert page.row(0)["Success, last"] == "25\u202f%"
+    (line,) = curve(page, "actor_loss")
+    places = [float(point.split()[0]) for point in line.replace("L", "").strip().splitlines()]
+    assert places == sorted(places)
+    assert len(places) == 11
+
+
+def test_damaged_results_are_told(tmp_path: Path, mp4: bytes) -> None:
+    run = make_run(tmp_path / "a", mp4)
+    (run / "results.json").write_text((run / "results.json").read_text()[:100])
+    assert "results.json is damaged" in build(tmp_path, run).text
+
+
+def test_results_of_the_wrong_shape_do_not_break_the_page(tmp_path: Path, mp4: bytes) -> None:
+    run = make_run(tmp_path / "a", mp4)
+    odd = {
+        "success": math.nan,
+        "success_interval": ["0", {}],
+        "return": [1],
+        "length": "long",
+        "episodes": None,
+    }
+    edit_results(run, last=odd, best=[1], mean_last_3=5, versions=["torch"], steps={}, train_seconds=math.inf)
+    row = build(tmp_path, run).row(0)
+    assert row["Length"] == "long"
+    names = (
+        "Success, last",
+        "95 % interval",
+        "Return",
+        "Episodes",
+        "Best",
+        "Mean of last 3",
+        "Steps",
+        "Train, s",
+    )
+    assert [row[name] for name in names] == ["–"] * 8
+
+
+def test_hostile_text_is_shown_as_text(tmp_path: Path, mp4: bytes) -> None:
+    run = make_run(tmp_path / "a", mp4)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["task"] |= dict.fromkeys(("name", "env", "dataset"), HOSTILE)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    odd = {"step": HOSTILE, "success": HOSTILE, "return": HOSTILE, "length": HOSTILE, "episodes": HOSTILE}
+    edit_results(run, agent=HOSTILE, encoder=HOSTILE, seed=HOSTILE, last=odd, date=HOSTILE, device=HOSTILE)
+    edit_results(
+        run, parameters=HOSTILE, versions={HOSTILE: HOSTILE, "half a pair": "\ud800"}, train_seconds=HOSTILE
+    )
+    key = json.dumps(HOSTILE + "$\\frac{" + "/" + HOSTILE.replace("/", "|") + "$\\frac{")
+    add_metrics(run, f'{{"step": 1, {key}: 1}}', f'{{"step": 2, {key}: 2}}')
+    (run / "videos/step_1500/<script>alert(2)<|script>.mp4").write_bytes(mp4)
+    page = Page(
+        build_report(
+            [run], tmp_path / "report.html", title=HOSTILE, notes=[HOSTILE], baselines=[{"agent": HOSTILE}]
+        )
+    )
+    tags = {tag for tag, _ in page.elements}
+    assert "script" not in tags
+    assert not [given for _, given in page.elements if any(name.startswith("on") for name in given)]
+    assert all(image["src"].startswith("data:") for image in page.all("img"))
+    assert page.text.count(HOSTILE) > 15
+    assert {page.row(0)[name] for name in ("Agent", "Encoder", "Success, last", "Return")} == {HOSTILE}
+
+
+def test_what_is_no_run_is_refused_in_one_sentence(tmp_path: Path, mp4: bytes) -> None:
+    run = make_run(tmp_path / "good", mp4)
+    out = build_report([run], tmp_path / "report.html", title="t")
+    before = out.read_bytes()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "config.yaml").write_text("a: [1, 2")
+    for name, message in (
+        ("nowhere", "no run folder"),
+        ("empty", "no config.yaml"),
+        ("torn", "damaged YAML"),
+    ):
+        with pytest.raises(GtpVisionError, match=message) as caught:
+            build_report([run, tmp_path / name], out, title="t")
+        assert str(tmp_path / name) in str(caught.value)
+    with pytest.raises(GtpVisionError, match="at least one"):
+        build_report([], out, title="t")
+    with pytest.raises(GtpVisionError, match="give a file name"):
+        build_report([run], tmp_path, title="t")
+    assert out.read_bytes() == before
+
+
+def test_the_page_is_replaced_whole_and_is_the_same_for_the_same_runs(tmp_path: Path, mp4: bytes) -> None:
+    run = make_run(tmp_path / "a", mp4)
+    out = tmp_path / "new" / "folder" / "report.html"
+    assert build_report([run], out, title="t") == out
+    first = out.read_bytes()
+    build_report([run], out, title="t")
+    assert out.read_bytes() == first
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]
+
+
+# In a browser
+
+
+def browse(folder: Path, page: Path, *flags: str) -> str:
+    quiet = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    )
+    quiet += " --disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=8000"
+    command = [str(CHROMIUM), *quiet.split(), f"--user-data-dir={folder / 'profile'}", *flags, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.fixture
+def seen(tmp_path: Path, mp4: bytes) -> Path:
+    if not CHROMIUM.is_file():
+        pytest.skip(f"there is no browser at {CHROMIUM}")
+    runs = [make_run(tmp_path / name, mp4, agent=name, shade=40) for name in ("gtp", "fql", "gtp_bc")]
+    return build_report(runs, tmp_path / "report.html", title="Reach from pixels")
+
+
+def test_a_browser_follows_the_readers_colour_scheme(tmp_path: Path, seen: Path) -> None:
+    for number, low, high in ((1, 240, 255), (0, 0, 40)):  # Chromium's numbers for light and dark
+        shot = tmp_path / f"{number}.png"
+        flags = ("--window-size=1280,1600", f"--blink-settings=preferredColorScheme={number}")
+        browse(tmp_path, seen, *flags, f"--screenshot={shot}")
+        pixels = np.asarray(Image.open(shot).convert("L"))
+        assert pixels.shape == (1600, 1280)
+        assert low <= pixels[2, 2] <= high
+        assert np.abs(pixels.astype(int) - int(pixels[2, 2])).max() > 150  # there is text, and it stands out
+
+
+def test_a_browser_plays_everything_and_scrolls_nothing_sideways(tmp_path: Path, seen: Path) -> None:
+    page = html.escape(seen.read_text(encoding="utf-8"))
+    frames = "".join(
+        f'<iframe style="width:{width}px; height:900px; border:0" srcdoc="{page}"></iframe>'
+        for width in (360, 800, 1280)
+    )
+    probe = """<pre id=found></pre><script>
+    const look = (frame) => {
+      const page = frame.contentDocument, root = page.documentElement;
+      return {
+        spill: root.scrollWidth - root.clientWidth,
+        videos: [...page.querySelectorAll("video")].map((video) => video.videoWidth),
+        images: [...page.querySelectorAll("img")].map((image) => image.naturalWidth),
+        font: getComputedStyle(page.querySelector(".panels svg text")).fontFamily,
+      };
+    };
+    addEventListener("load", () => setTimeout(() => {
+      found.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(look));
+    }, 3000));
+    </script>"""
+    wrapper = tmp_path / "wrapper.html"
+    wrapper.write_text(f"<!doctype html><body>{frames}{probe}</body>", encoding="utf-8")
+    printed = browse(tmp_path, wrapper, "--window-size=1300,2800", "--dump-dom")
+    found = json.loads(html.unescape(printed.split('<pre id="found">')[1].split("</pre>")[0]))
+    assert [frame["spill"] for frame in found] == [0, 0, 0]
+    for frame in found:
+        assert frame["videos"] == [64] * 12
+        assert frame["images"] == [16]
+        assert "system-ui" in frame["font"]
