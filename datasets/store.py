@@ -59,7 +59,7 @@ class Store:
 
     @cached_property
     def has_outcome(self) -> np.ndarray:
-        """bool (N,): the row has a next observation, or the MDP ends at it. The others are never sampled."""
+        """Bool (N,): the row has a next observation, or the MDP ends at it. The others are never sampled."""
         known = np.ones(len(self), dtype=bool)
         last = self.episode_ends - 1
         known[last] = np.asarray(self.terminals[last], bool) & ~np.asarray(self.timeouts[last], bool)

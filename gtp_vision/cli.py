@@ -1,7 +1,289 @@
-"""`gtp-vision VERB`."""
+"""`gtp-vision VERB`: what a person types."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gtp_vision import __version__
+from gtp_vision.errors import GtpVisionError, propose
+
+_ABOUT = """\
+Offline reinforcement learning and imitation from cameras with generative trajectory policies.
+
+  gtp-vision demo                                     see it work: about eight minutes on two cores
+  gtp-vision train task=ogbench/visual-cube-single-play-singletask-task1 agent=gtp encoder=impala
+  gtp-vision train --resume runs/...                  go on with an interrupted run
+  gtp-vision eval runs/... --episodes 50 --steps 2    evaluate a trained policy, acting in 2 jumps
+  gtp-vision report runs/a runs/b --out page.html     one page from one or more runs
+  gtp-vision data inspect FILE                        what a data set holds and what is wrong with it
+  gtp-vision data collect ENV --out FILE              record demonstrations in the simulator
+  gtp-vision bench step                               where a training step's time goes
+"""
 
 
-def main() -> int:
-    """Entry point."""
-    print("gtp-vision")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit status: 0, or what the error says (2 for mistakes, 130 if interrupted)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return 0
+    try:
+        chosen, rest = parser.parse_known_args(arguments)
+        if rest and not getattr(chosen, "takes_overrides", False):
+            raise GtpVisionError(f"'{rest[0]}' is not an option here; see gtp-vision {arguments[0]} --help")
+        chosen.words = arguments
+        return int(chosen.run(chosen, rest) or 0)
+    except GtpVisionError as error:
+        print(f"gtp-vision: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("gtp-vision: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes are one sentence, with the nearest right word."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise GtpVisionError(f"{message}; see {self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise GtpVisionError(f"there is no '{value}' here: {propose(str(value), map(str, action.choices))}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="gtp-vision",
+        description=_ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"gtp-vision {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    train = verbs.add_parser("train", help="train one run", description=_TRAIN_HELP, **_RAW)
+    train.add_argument("--resume", nargs="?", const="", metavar="RUN", help="go on with a run (of this configuration)")
+    train.add_argument("--overwrite", action="store_true", help="replace what stands in the run folder")
+    train.add_argument("-m", "--multirun", action="store_true", help="Hydra's sweep: a run for each value in a list")
+    train.set_defaults(run=_train, takes_overrides=True)
+
+    demo = verbs.add_parser("demo", help="the whole pipeline on the data set that this package carries")
+    demo.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default runs/demo), replaced")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(run=_demo, takes_overrides=True)
+
+    evaluate = verbs.add_parser("eval", help="evaluate a trained run")
+    evaluate.add_argument("run_dir", type=Path, metavar="RUN")
+    evaluate.add_argument("--checkpoint", default="last", help="last (default), best, or step_N")
+    evaluate.add_argument("--episodes", type=int, default=50)
+    evaluate.add_argument("--steps", type=int, help="K, jumps an action; default: the agent's")
+    evaluate.add_argument("--seed", type=int, default=50_000, help="of the first episode")
+    evaluate.add_argument("--videos", type=Path, help="folder for videos")
+    evaluate.add_argument("--json", action="store_true")
+    evaluate.set_defaults(run=_eval)
+
+    report = verbs.add_parser("report", help="one HTML page from one or more runs")
+    report.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    report.add_argument("--out", type=Path, help="default: report.html in the first run's folder")
+    report.set_defaults(run=_report)
+
+    data = verbs.add_parser("data", help="inspect or collect data sets").add_subparsers(
+        dest="what", metavar="WHAT", required=True
+    )
+    inspect = data.add_parser("inspect", help="what a data set holds and what is wrong with it")
+    inspect.add_argument("path", type=Path)
+    inspect.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    inspect.add_argument("--sheet", type=Path, help="write a PNG with first, middle and last frames")
+    inspect.add_argument("--json", action="store_true")
+    inspect.set_defaults(run=_inspect)
+    collect = data.add_parser("collect", help="record demonstrations of OGBench's oracles")
+    collect.add_argument("env", help="e.g. ogbench/visual-puzzle-3x3-play-singletask-task1")
+    collect.add_argument("--out", type=Path, required=True)
+    collect.add_argument("--episodes", type=int, default=100)
+    collect.add_argument("--seed", type=int, default=0)
+    collect.add_argument("--expert", type=float, default=0.5, help="share of episodes that press the right buttons")
+    collect.add_argument("--noise", type=float, default=0.3, help="largest deviation of an episode's action noise")
+    collect.add_argument("--limit", type=int, default=80, help="most frames of an episode")
+    collect.add_argument("--shadow-size", type=int, help="texels of the shadow map (default: the simulator's)")
+    collect.add_argument("--multisamples", type=int, help="samples a pixel (default: the simulator's)")
+    collect.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    collect.add_argument("--compress", action="store_true", help="gzip: small, but not mappable in place")
+    collect.set_defaults(run=_collect)
+
+    bench = verbs.add_parser("bench", help="measure").add_subparsers(dest="what", metavar="WHAT", required=True)
+    step = bench.add_parser("step", help="milliseconds of data, critic, actor and target updates, and memory")
+    step.add_argument("--rounds", type=int, default=5, help="interleaved rounds; medians are printed")
+    step.add_argument("--json", action="store_true")
+    step.set_defaults(run=_bench_step)
+    return parser
+
+
+_RAW = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+_TRAIN_HELP = """\
+Train one run. Settings are Hydra overrides, key=value; groups are task, agent, encoder, training.
+
+  gtp-vision train task=demo training=demo agent=gtp
+  gtp-vision train task=ogbench/visual-cube-single-play-singletask-task1 training.steps=1000 seed=3
+  gtp-vision train -m task=demo training=demo seed=0,1,2
+  accelerate launch --multi_gpu --num_processes 8 -m gtp_vision train task=...
+"""
+
+
+def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gtp_vision.config import from_command_line, from_run
+    from gtp_vision.training.trainer import train
+
+    if arguments.multirun:
+        if arguments.resume:
+            raise GtpVisionError("--resume RUN goes on with one run; give --resume alone to go on with a sweep")
+        return _sweep(overrides, resume=arguments.resume is not None, overwrite=arguments.overwrite)
+    if arguments.resume:
+        if overrides:
+            raise GtpVisionError(f"--resume RUN takes its settings from the run; leave out '{overrides[0]}'")
+        config = from_run(Path(arguments.resume))
+        config.run_dir = arguments.resume
+    else:
+        config = from_command_line(overrides)
+    results = train(config, resume=arguments.resume is not None, overwrite=arguments.overwrite)
+    _tell(config.run_dir, results)
     return 0
+
+
+def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
+    """Hydra's multirun over the same configuration, so that its launchers (SLURM, Ray, joblib) work unchanged."""
+    import hydra
+    from omegaconf import DictConfig, OmegaConf
+
+    from gtp_vision.config import check_overrides, checked
+    from gtp_vision.training.trainer import train
+
+    check_overrides(overrides)
+
+    @hydra.main(config_path="pkg://gtp_vision.configs", config_name="config", version_base="1.3")
+    def one(composed: DictConfig) -> None:
+        config = checked(OmegaConf.to_object(composed))
+        _tell(config.run_dir, train(config, resume=resume, overwrite=overwrite))
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main(), which tells them in a sentence
+    before, sys.argv = sys.argv, ["gtp-vision train", "-m", *overrides]
+    try:
+        one()
+    finally:
+        sys.argv = before
+    return 0
+
+
+def _tell(run_dir: str, results: dict) -> None:
+    if "last" in results:
+        last = results["last"]
+        low, high = last["success_interval"]
+        print(
+            f"success {last['success']:.0%} of {last['episodes']} episodes (95 % interval {low:.0%} to {high:.0%}), "
+            f"return {last['return']:.1f}"
+        )
+    print(f"report: {Path(run_dir) / 'report.html'}")
+
+
+def _demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gtp_vision.training.demo import demo, table
+
+    results = demo(arguments.out, seed=arguments.seed, overrides=overrides, progress=not arguments.json)
+    print(json.dumps(results) if arguments.json else table(results))
+    return 0
+
+
+def _eval(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.training.trainer import evaluate_run
+
+    found = evaluate_run(
+        arguments.run_dir,
+        which=arguments.checkpoint,
+        episodes=arguments.episodes,
+        steps=arguments.steps,
+        seed=arguments.seed,
+        videos=arguments.videos,
+        progress=not arguments.json,
+    )
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        low, high = found["success_interval"]
+        print(
+            f"success {found['success']:.0%} of {found['episodes']} episodes (95 % interval {low:.0%} to {high:.0%}), "
+            f"return {found['return']:.1f}, length {found['length']:.1f}, {found['seconds']:.0f} s"
+        )
+    return 0
+
+
+def _report(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.training.report import build_report
+
+    out = arguments.out or arguments.runs[0] / "report.html"
+    title = " and ".join(run.name for run in arguments.runs)
+    print(build_report(arguments.runs, out, title=title))
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.datasets.inspection import inspect, told
+    from gtp_vision.training.pictures import write_sheet
+
+    found, frames = inspect(arguments.path, arguments.env)
+    print(json.dumps(found) if arguments.json else told(found))
+    if arguments.sheet:
+        if frames is None:
+            raise GtpVisionError(f"{arguments.path} holds no camera: there is nothing to draw")
+        write_sheet(arguments.sheet, frames)
+    return 2 if found["problems"] else 0
+
+
+def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.envs import EnvSpec, Rendering
+    from gtp_vision.training.collection import collect
+
+    name = arguments.env.removeprefix("ogbench/")
+    store = collect(
+        EnvSpec(
+            name,
+            Rendering(arguments.shadow_size, arguments.multisamples),
+            pixels=name.startswith("visual-"),
+            max_episode_steps=arguments.limit + 1,
+        ),
+        arguments.out,
+        episodes=arguments.episodes,
+        seed=arguments.seed,
+        expert_share=arguments.expert,
+        noise=arguments.noise,
+        limit=arguments.limit,
+        processes=arguments.processes,
+        command=["gtp-vision", *arguments.words],
+        compression="gzip" if arguments.compress else None,
+    )
+    print(
+        f"{arguments.out}: {store.episodes} episodes, {len(store)} frames, "
+        f"{store.attributes['solved_episodes']} solved, {arguments.out.stat().st_size / 1e6:.1f} MB"
+    )
+    return 0
+
+
+def _bench_step(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.training.bench import bench_step, table
+
+    results = bench_step(rounds=arguments.rounds, progress=not arguments.json)
+    print(json.dumps(results) if arguments.json else table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

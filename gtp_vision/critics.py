@@ -44,5 +44,5 @@ class Critic(nn.Module):
 
 
 def td_target(reward: torch.Tensor, discount: torch.Tensor, next_value: torch.Tensor) -> torch.Tensor:
-    """r + gamma mask Q', all (B,); `discount` already holds gamma^n mask."""
+    """R + gamma mask Q', all (B,); `discount` already holds gamma^n mask."""
     return reward + discount * next_value

@@ -14,7 +14,12 @@ from torch import nn
 
 from gtp_vision.errors import propose
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"mish": nn.Mish, "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "mish": nn.Mish,
+    "gelu": nn.GELU,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+}
 
 
 def activation(name: str) -> nn.Module:
@@ -44,7 +49,11 @@ class MLP(nn.Sequential):
     ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [nn.Linear(inputs, width), *([nn.LayerNorm(width)] if layer_norm else []), activation(act)]
+            layers += [
+                nn.Linear(inputs, width),
+                *([nn.LayerNorm(width)] if layer_norm else []),
+                activation(act),
+            ]
             inputs = width
         super().__init__(*layers, nn.Linear(inputs, outputs))
 

@@ -107,9 +107,7 @@ def test_constraints_name_one_exact_version_each() -> None:
     assert inexact == []
 
 
-@pytest.mark.parametrize(
-    "line", sorted({*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())})
-)
+@pytest.mark.parametrize("line", sorted({*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())}))
 def test_constraints_pin_every_direct_dependency_inside_its_range(line: str) -> None:
     wanted = Requirement(line)
     pin = pins().get(canonicalize_name(wanted.name))

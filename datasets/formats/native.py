@@ -54,17 +54,16 @@ def create(
     Yields:
         Name to h5py data set, to be filled by slices.
     """
-    with written_aside(path) as aside:
-        with h5py.File(aside, "w") as file:
-            file.attrs.update(format=FORMAT, version=VERSION, metadata=json.dumps(metadata))
-            made = {}
-            for name, (shape, dtype) in shapes.items():
-                options: dict[str, Any] = {}
-                if compression and len(shape) > 1 and shape[0]:
-                    options = {"compression": compression, "compression_opts": 9, "shuffle": False}
-                    options["chunks"] = (min(shape[0], 64), *shape[1:])
-                made[name] = file.create_dataset(name, shape, dtype, **options)
-            yield made
+    with written_aside(path) as aside, h5py.File(aside, "w") as file:
+        file.attrs.update(format=FORMAT, version=VERSION, metadata=json.dumps(metadata))
+        made = {}
+        for name, (shape, dtype) in shapes.items():
+            options: dict[str, Any] = {}
+            if compression and len(shape) > 1 and shape[0]:
+                options = {"compression": compression, "compression_opts": 9, "shuffle": False}
+                options["chunks"] = (min(shape[0], 64), *shape[1:])
+            made[name] = file.create_dataset(name, shape, dtype, **options)
+        yield made
 
 
 def write(path: Path, store: Store, *, compression: str | None = None) -> Path:

@@ -23,7 +23,7 @@ _INFO = ("qpos", "button_states")
 
 
 def dataset_name(env: str) -> str:
-    """The data set of an environment name: `visual-cube-single-play-singletask-task1-v0` is `visual-cube-single-play-v0`."""
+    """The data set of an environment name: `cube-single-play-singletask-task1-v0` is `cube-single-play-v0`."""
     parts = env.split("-")
     if "singletask" in parts:
         return "-".join(parts[: parts.index("singletask")] + parts[-1:])

@@ -11,9 +11,7 @@ from gtp_vision.errors import GtpVisionError, propose
 AGENTS: dict[str, type[GTPBC]] = {"gtp": GTP, "gtp_bc": GTPBC}
 
 
-def create(
-    shapes: Mapping[str, tuple[int, ...]], actions: int, config: AgentConfig, encoder: EncoderConfig
-) -> GTPBC:
+def create(shapes: Mapping[str, tuple[int, ...]], actions: int, config: AgentConfig, encoder: EncoderConfig) -> GTPBC:
     """The agent that `config.name` asks for.
 
     Raises:

@@ -50,7 +50,7 @@ class AgentConfig:
 
 
 def advantage_weights(advantage: torch.Tensor, eta: float, clip: float) -> torch.Tensor:
-    """w = exp(eta max(0, A) / (std(A) + eps)), at most `clip`: (B,) to (B,).
+    """W = exp(eta max(0, A) / (std(A) + eps)), at most `clip`: (B,) to (B,).
 
     The deviation is taken over the global batch.
     """
@@ -81,7 +81,9 @@ class GTPBC(nn.Module):
     def forward(self, batch: Batch, generator: NoiseSource) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of a batch, and metrics on the device."""
         observation = self.augmented(batch.observation(), self.shift.draw(len(batch), generator))
-        return self.actor_loss(self.actor_encoder(observation), batch.action, torch.ones_like(batch.reward), generator)
+        features = self.actor_encoder(observation)
+        loss, metrics = self.actor_loss(features, batch.action, torch.ones_like(batch.reward), generator)
+        return loss, {"loss": loss.detach()} | metrics
 
     def actor_loss(
         self, features: torch.Tensor, action: torch.Tensor, weight: torch.Tensor, generator: NoiseSource
@@ -89,7 +91,8 @@ class GTPBC(nn.Module):
         """E[w (l_cons + lambda l_flow)]."""
         each, metrics = self.policy.loss(features, action, weight, generator, self.policy_target)
         loss = each.mean()
-        return loss, {"actor/loss": loss.detach()} | {f"actor/{k}": v.detach() for k, v in metrics.items()}
+        told = {"actor/loss": loss.detach()} | {f"actor/{k}": v.detach() for k, v in metrics.items()}
+        return loss, told
 
     def augmented(self, observation: Mapping[str, torch.Tensor], offsets: torch.Tensor) -> dict[str, torch.Tensor]:
         """Cameras shifted, states as they are."""
@@ -135,18 +138,12 @@ class GTP(GTPBC):
         critic_loss, metrics = self.critic_loss(critic_features, batch, next_observation, generator)
 
         # Weights: w = exp(eta max(0, A) / std(A)), A = min_j Q_j(o, a) - V(o).
-        advantage = self.advantage(critic_features, actor_features, batch.action, generator)
-        weight = advantage_weights(advantage, self.config.eta, self.config.weight_clip)
-        metrics |= {
-            "weight/mean": weight.mean(),
-            "weight/effective_share": effective_sample_size(weight),
-            "weight/advantage": advantage.mean(),
-            "weight/advantage_std": advantage.std(),
-        }
+        weight, weight_metrics = self.weights(critic_features, actor_features, batch.action, generator)
 
         # Actor: E[w (l_cons + lambda l_flow)].
         actor_loss, actor_metrics = self.actor_loss(actor_features, batch.action, weight, generator)
-        return critic_loss + actor_loss, metrics | actor_metrics
+        loss = critic_loss + actor_loss
+        return loss, {"loss": loss.detach()} | metrics | weight_metrics | actor_metrics
 
     def critic_loss(
         self,
@@ -158,16 +155,36 @@ class GTP(GTPBC):
         """Squared TD error, the mean over members and batch."""
         with torch.no_grad():
             next_actor_features = self.actor_encoder_target(next_observation)
-            next_critic_features = (
-                next_actor_features if self.shared else self.critic_encoder_target(next_observation)
-            )
+            next_critic_features = next_actor_features if self.shared else self.critic_encoder_target(next_observation)
             next_action = self.policy_target.sample(next_actor_features, self.config.target_steps, generator)
             next_value = self.critic_target.pessimistic(next_critic_features, next_action)
             target = td_target(batch.reward, batch.discount, next_value.float())
         q = self.critic(features, batch.action).float()
         loss = (q - target).square().mean()
-        metrics = {"critic/loss": loss.detach(), "critic/q": q.detach().mean(), "critic/q_min": q.detach().amin()}
+        metrics = {
+            "critic/loss": loss.detach(),
+            "critic/q": q.detach().mean(),
+            "critic/q_min": q.detach().amin(),
+        }
         return loss, metrics | {"critic/q_max": q.detach().amax(), "critic/target": target.mean()}
+
+    @torch.no_grad()
+    def weights(
+        self,
+        critic_features: torch.Tensor,
+        actor_features: torch.Tensor,
+        action: torch.Tensor,
+        generator: NoiseSource,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The weight w of each action, (B,), and metrics."""
+        advantage = self.advantage(critic_features, actor_features, action, generator)
+        weight = advantage_weights(advantage, self.config.eta, self.config.weight_clip)
+        return weight, {
+            "weight/mean": weight.mean(),
+            "weight/effective_share": effective_sample_size(weight),
+            "weight/advantage": advantage.mean(),
+            "weight/advantage_std": advantage.std(),
+        }
 
     @torch.no_grad()
     def advantage(
@@ -179,9 +196,7 @@ class GTP(GTPBC):
     ) -> torch.Tensor:
         """A = min_j Q_j(o, a) - mean_k min_j Q_j(o, a_k), a_k ~ pi'(o): (B,)."""
         k = self.config.value_samples
-        samples = self.policy_target.sample(
-            actor_features.repeat_interleave(k, 0), self.config.target_steps, generator
-        )
+        samples = self.policy_target.sample(actor_features.repeat_interleave(k, 0), self.config.target_steps, generator)
         value = self.critic.pessimistic(critic_features.repeat_interleave(k, 0), samples)
         return (self.critic.pessimistic(critic_features, action) - value.view(-1, k).mean(1)).float()
 

@@ -32,9 +32,7 @@ class EnvSpec:
 
     def make(self) -> gymnasium.Env:
         """One environment in this process."""
-        return ogbench.make(
-            self.name, self.rendering, pixels=self.pixels, max_episode_steps=self.max_episode_steps
-        )
+        return ogbench.make(self.name, self.rendering, pixels=self.pixels, max_episode_steps=self.max_episode_steps)
 
 
 def make_vector(spec: EnvSpec, count: int) -> AsyncVectorEnv:

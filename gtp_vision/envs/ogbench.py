@@ -21,7 +21,9 @@ def env_id(name: str) -> str:
     return "-".join([*parts, "v0"])
 
 
-def make(name: str, rendering: Rendering, *, pixels: bool = True, max_episode_steps: int | None = None) -> gymnasium.Env:
+def make(
+    name: str, rendering: Rendering, *, pixels: bool = True, max_episode_steps: int | None = None
+) -> gymnasium.Env:
     """One environment.
 
     Args:

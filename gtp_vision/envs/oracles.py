@@ -31,6 +31,8 @@ def solution(init: np.ndarray, goal: np.ndarray, rows: int, columns: int) -> lis
     Args:
         init: {0, 1} of shape (rows * columns,).
         goal: the same.
+        rows: of the board.
+        columns: of the board.
 
     Raises:
         GtpVisionError: the goal cannot be reached.
@@ -96,7 +98,9 @@ def puzzle_episode(env: gymnasium.Env, seed: int, expert_share: float, noise: fl
             target = {
                 "privileged/target_button": button,
                 "privileged/target_button_state": wanted,
-                "privileged/target_button_top_pos": simulator._data.site_xpos[simulator._button_site_ids[button]].copy(),
+                "privileged/target_button_top_pos": simulator._data.site_xpos[
+                    simulator._button_site_ids[button]
+                ].copy(),
             }
             action = oracle.select_action(observation, info | target)
             action = np.clip(action + deviation * rng.normal(size=len(action)), -1, 1).astype(np.float32)

@@ -10,7 +10,7 @@ Axes in names: B batch, F features, A action dimensions.
 
 from __future__ import annotations
 
-import math
+import itertools
 from dataclasses import dataclass, field
 
 import torch
@@ -63,7 +63,7 @@ class GTPPolicy(nn.Module):
     # The map -------------------------------------------------------------------------------------------------
 
     def phi(self, features: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """phi(o, a_t, t, s).
+        """The network phi(o, a_t, t, s) of the flow map.
 
         Args:
             features: (B, F).
@@ -77,9 +77,7 @@ class GTPPolicy(nn.Module):
         c_in = (t.square() + self.config.sigma_data**2).rsqrt()[:, None]  # the input keeps unit scale at every t
         return self.network(torch.cat([features, c_in * a_t, self.embed(t), self.embed(s)], dim=1))
 
-    def flow_map(
-        self, features: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor
-    ) -> torch.Tensor:
+    def flow_map(self, features: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """Phi(o, a_t, t, s): the solution at level s of the ODE that stands at a_t at level t. Shapes as `phi`."""
         ratio = (s / t)[:, None]
         return ratio * a_t + (1 - ratio) * self.phi(features, a_t, t, s)
@@ -142,16 +140,14 @@ class GTPPolicy(nn.Module):
     def noised_pair(
         action: torch.Tensor, z: torch.Tensor, t: torch.Tensor, u: torch.Tensor, s: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """a + t z, a + u z, and c = (1 - s/u) / (1 - s/t), how much of the target is the teacher's."""
+        """A + t z, a + u z, and c = (1 - s/u) / (1 - s/t), how much of the target is the teacher's."""
         return action + t[:, None] * z, action + u[:, None] * z, (1 - s / u) / (1 - s / t)
 
     def _grid(self, like: torch.Tensor) -> torch.Tensor:
         return torch.tensor(self.levels(self.config.grid), dtype=like.dtype, device=like.device)
 
-    def _ordered_triple(
-        self, rows: int, generator: NoiseSource
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """t > u > s, uniform over the triples of levels, s possibly 0: three (B,) tensors."""
+    def _ordered_triple(self, rows: int, generator: NoiseSource) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """T > u > s, uniform over the triples of levels, s possibly 0: three (B,) tensors."""
         points = self.config.grid + 1
         first = generator.integers(points, rows)
         second = generator.integers(points - 1, rows)
@@ -186,7 +182,7 @@ class GTPPolicy(nn.Module):
         levels = self.levels(steps)
         rows = len(features)
         a_t = self.config.sigma_max * generator.normal(rows, self.actions).to(features.dtype)
-        for t, s in zip(levels[:-1], levels[1:], strict=True):
+        for t, s in itertools.pairwise(levels):
             a_t = self.flow_map(features, a_t, features.new_full((rows,), t), features.new_full((rows,), s))
         return a_t.clamp(-1, 1)
 
@@ -194,5 +190,3 @@ class GTPPolicy(nn.Module):
 def effective_sample_size(weight: torch.Tensor) -> torch.Tensor:
     """(sum w)^2 / (B sum w^2): 1 for equal weights, 1/B when one sample has them all."""
     return weight.sum().square() / (len(weight) * weight.square().sum())
-
-

@@ -68,7 +68,13 @@ def collect(
     context = multiprocessing.get_context("spawn")
     with context.Pool(min(processes, episodes), initializer=quiet_worker) as pool:
         recorded = list(
-            tqdm(pool.imap(_record, jobs), total=episodes, desc="collecting", unit="episode", disable=not progress)
+            tqdm(
+                pool.imap(_record, jobs),
+                total=episodes,
+                desc="collecting",
+                unit="episode",
+                disable=not progress,
+            )
         )
         pool.close()
         pool.join()

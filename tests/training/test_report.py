@@ -268,14 +268,9 @@ def test_a_large_or_damaged_video_is_left_out_and_told(tmp_path: Path, mp4: byte
 
 
 def test_a_picture_is_shown_once_for_all_runs_that_share_it(tmp_path: Path, mp4: bytes) -> None:
-    runs = [
-        make_run(tmp_path / name, mp4, agent=name, shade=shade)
-        for name, shade in (("a", 9), ("b", 9), ("c", 70))
-    ]
+    runs = [make_run(tmp_path / name, mp4, agent=name, shade=shade) for name, shade in (("a", 9), ("b", 9), ("c", 70))]
     page = build(tmp_path, *runs)
-    shown = [
-        base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in page.all("img")
-    ]
+    shown = [base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) for image in page.all("img")]
     assert shown == [
         (runs[0] / "images/first_batch.png").read_bytes(),
         (runs[2] / "images/first_batch.png").read_bytes(),
@@ -304,9 +299,7 @@ def test_a_link_out_of_the_run_is_not_published(tmp_path: Path, mp4: bytes) -> N
 
 def test_every_metric_with_two_points_has_a_panel_with_every_run(tmp_path: Path, mp4: bytes) -> None:
     runs = [make_run(tmp_path / name, mp4, agent=name) for name in ("a", "b")]
-    add_metrics(
-        runs[0], '{"step": 5, "new/once": 1}', '{"step": 5, "new/twice": 1}', '{"step": 6, "new/twice": 2}'
-    )
+    add_metrics(runs[0], '{"step": 5, "new/once": 1}', '{"step": 5, "new/twice": 1}', '{"step": 6, "new/twice": 2}')
     add_metrics(
         runs[0],
         '{"step": 5, "new/text": "1", "new/flag": true}',
@@ -470,16 +463,12 @@ def test_hostile_text_is_shown_as_text(tmp_path: Path, mp4: bytes) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     odd = {"step": HOSTILE, "success": HOSTILE, "return": HOSTILE, "length": HOSTILE, "episodes": HOSTILE}
     edit_results(run, agent=HOSTILE, encoder=HOSTILE, seed=HOSTILE, last=odd, date=HOSTILE, device=HOSTILE)
-    edit_results(
-        run, parameters=HOSTILE, versions={HOSTILE: HOSTILE, "half a pair": "\ud800"}, train_seconds=HOSTILE
-    )
+    edit_results(run, parameters=HOSTILE, versions={HOSTILE: HOSTILE, "half a pair": "\ud800"}, train_seconds=HOSTILE)
     key = json.dumps(HOSTILE + "$\\frac{" + "/" + HOSTILE.replace("/", "|") + "$\\frac{")
     add_metrics(run, f'{{"step": 1, {key}: 1}}', f'{{"step": 2, {key}: 2}}')
     (run / "videos/step_1500/<script>alert(2)<|script>.mp4").write_bytes(mp4)
     page = Page(
-        build_report(
-            [run], tmp_path / "report.html", title=HOSTILE, notes=[HOSTILE], baselines=[{"agent": HOSTILE}]
-        )
+        build_report([run], tmp_path / "report.html", title=HOSTILE, notes=[HOSTILE], baselines=[{"agent": HOSTILE}])
     )
     tags = {tag for tag, _ in page.elements}
     assert "script" not in tags
@@ -525,9 +514,7 @@ def test_the_page_is_replaced_whole_and_is_the_same_for_the_same_runs(tmp_path: 
 
 
 def browse(folder: Path, page: Path, *flags: str) -> str:
-    quiet = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    )
+    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     quiet += " --disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=8000"
     command = [str(CHROMIUM), *quiet.split(), f"--user-data-dir={folder / 'profile'}", *flags, page.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

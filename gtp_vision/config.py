@@ -1,0 +1,247 @@
+"""The typed schema of everything under configs/, and how a command line becomes a Config."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from gtp_vision.agents import AGENTS, AgentConfig
+from gtp_vision.encoders import ENCODERS, EncoderConfig
+from gtp_vision.errors import GtpVisionError, propose
+
+GROUPS = ("task", "agent", "encoder", "training")
+
+
+@dataclass
+class TaskConfig:
+    """What is learned and where it is tried.
+
+    Attributes:
+        name: short name, used in the run folder's path.
+        env: environment name; also names the official data set.
+        dataset: a data set file; `demo` is the one this package carries; null is the official one in `data_dir`.
+        frame_stack: frames an observation.
+        n_step: steps of the return before it bootstraps.
+        discount: gamma a step.
+        reward_scale: factor on rewards.
+        reward_shift: added to rewards before scaling.
+        max_episode_steps: time limit in evaluation; null is the environment's own.
+    """
+
+    name: str = MISSING
+    env: str = MISSING
+    dataset: str | None = None
+    frame_stack: int = 3
+    n_step: int = 1
+    discount: float = 0.99
+    reward_scale: float = 1.0
+    reward_shift: float = 0.0
+    max_episode_steps: int | None = None
+
+
+@dataclass
+class TrainingConfig:
+    """How it is trained, evaluated and written down.
+
+    Attributes:
+        steps: gradient steps.
+        batch_size: of the global batch, over all processes.
+        learning_rate: of Adam, after warm-up.
+        warmup_steps: steps of linear growth of the learning rate.
+        schedule: constant or cosine (to 0 at the last step).
+        clip_gradient: largest gradient norm; null for none.
+        log_every: steps between two lines of metrics.
+        checkpoint_every: steps between two checkpoints.
+        keep_checkpoints: newest checkpoints that are kept.
+        eval_every: steps between two evaluations; 0 evaluates at the end only; the end is always evaluated.
+        eval_episodes: episodes an evaluation; 0 never evaluates.
+        eval_envs: environments side by side; null is one a core, 8 at most.
+        eval_steps: K when acting in evaluations; null is the agent's.
+        videos: episodes an evaluation that are filmed.
+        device: auto, cpu or cuda.
+        precision: no, bf16 or fp16 (Accelerate's mixed precision).
+    """
+
+    steps: int = 500_000
+    batch_size: int = 256
+    learning_rate: float = 3e-4
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    clip_gradient: float | None = None
+    log_every: int = 1000
+    checkpoint_every: int = 10_000
+    keep_checkpoints: int = 2
+    eval_every: int = 100_000
+    eval_episodes: int = 50
+    eval_envs: int | None = None
+    eval_steps: int | None = None
+    videos: int = 4
+    device: str = "auto"
+    precision: str = "no"
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    seed: int = 0
+    run_dir: str = MISSING
+    data_dir: str = "~/.ogbench/data"
+    task: TaskConfig = field(default_factory=TaskConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+def from_command_line(overrides: Sequence[str]) -> Config:
+    """Compose configs/config.yaml with Hydra's `key=value` overrides.
+
+    Raises:
+        GtpVisionError: a mistyped key or value (with the nearest right one), a missing task, a value out of range.
+    """
+    check_overrides(overrides)
+    try:
+        with initialize_config_module("gtp_vision.configs", version_base="1.3"):
+            composed = compose("config", list(overrides))
+        return checked(OmegaConf.to_object(composed))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise GtpVisionError(_told(error)) from error
+
+
+def from_run(folder: Path) -> Config:
+    """The configuration that a run folder was made with.
+
+    Raises:
+        GtpVisionError: no run there, or a configuration of another version.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise GtpVisionError(f"{folder} is no run folder (no config.yaml in it); check the path")
+    try:
+        stored = OmegaConf.create(yaml.safe_load(path.read_text()))
+        return checked(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored)))
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
+        raise GtpVisionError(f"{path} does not fit this version's configuration: {_told(error)}") from error
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML, to be read back by `from_run`."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def options(group: str) -> list[str]:
+    """The choices of a config group, e.g. `gtp` and `gtp_bc` of `agent`."""
+    root = importlib.resources.files("gtp_vision.configs") / group
+    folder = Path(str(root))
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def checked(config: Any) -> Config:
+    """The configuration itself, if every value is in its range.
+
+    Raises:
+        GtpVisionError: the first value that is not, with the range.
+    """
+    task, agent, training = config.task, config.agent, config.training
+    at_least_one = {
+        "task.frame_stack": task.frame_stack,
+        "task.n_step": task.n_step,
+        "training.steps": training.steps,
+        "training.batch_size": training.batch_size,
+        "training.log_every": training.log_every,
+        "training.checkpoint_every": training.checkpoint_every,
+        "training.keep_checkpoints": training.keep_checkpoints,
+        "agent.value_samples": agent.value_samples,
+        "agent.target_steps": agent.target_steps,
+        "agent.act_steps": agent.act_steps,
+        "training.eval_envs": training.eval_envs,
+        "training.eval_steps": training.eval_steps,
+        "task.max_episode_steps": task.max_episode_steps,
+    }
+    for key, value in at_least_one.items():
+        if value is not None and value < 1:
+            raise GtpVisionError(f"{key}={value} must be at least 1")
+    for key, value in {
+        "training.eval_every": training.eval_every,
+        "training.eval_episodes": training.eval_episodes,
+        "training.videos": training.videos,
+        "training.warmup_steps": training.warmup_steps,
+        "agent.eta": agent.eta,
+        "seed": config.seed,
+    }.items():
+        if value < 0:
+            raise GtpVisionError(f"{key}={value} must be at least 0")
+    for key, value, known in (
+        ("agent.name", agent.name, AGENTS),
+        ("encoder.name", config.encoder.name, ENCODERS),
+        ("training.schedule", training.schedule, ("constant", "cosine")),
+        ("training.device", training.device, ("auto", "cpu", "cuda")),
+        ("training.precision", training.precision, ("no", "bf16", "fp16")),
+        ("agent.policy.residual", agent.policy.residual, ("plain", "phi")),
+    ):
+        if value not in known:
+            raise GtpVisionError(f"{key}={value} is unknown: {propose(value, known)}")
+    if not 0 <= task.discount <= 1:
+        raise GtpVisionError(f"task.discount={task.discount} must lie within [0, 1]")
+    return config
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse a mistyped key or choice with the nearest right one, before Hydra sees it.
+
+    Raises:
+        GtpVisionError: the first mistake.
+    """
+    for override in overrides:
+        _check_override(override)
+    if not any(override.partition("=")[0].lstrip("+") == "task" for override in overrides):
+        raise GtpVisionError(f"no task is given; add task=..., {propose('', options('task'))}")
+
+
+def _check_override(override: str) -> None:
+    key, equals, value = override.partition("=")
+    key = key.lstrip("+~")
+    if not equals:
+        raise GtpVisionError(f"'{override}' is no setting; write key=value, e.g. training.steps=1000")
+    if key in GROUPS:
+        choice = value.strip("'\"")
+        for one in choice.split(","):  # several in a sweep
+            if one not in options(key):
+                raise GtpVisionError(f"there is no {key} '{one}': {propose(one, options(key))}")
+    elif key not in _keys() and not key.startswith("hydra."):
+        raise GtpVisionError(f"there is no setting '{key}': {propose(key, _keys() | set(GROUPS))}")
+
+
+def _keys() -> set[str]:
+    def walk(node: Any, prefix: str) -> set[str]:
+        found = set()
+        for name in node:
+            here = f"{prefix}{name}"
+            child = None if OmegaConf.is_missing(node, name) else node._get_node(name)
+            found |= walk(child, f"{here}.") if OmegaConf.is_dict(child) else {here}
+        return found
+
+    return walk(OmegaConf.structured(Config), "")
+
+
+def _told(error: BaseException) -> str:
+    """The first cause of a configuration error as one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key:")), "")
+    return f"{key}: {text}" if key and key not in text else text

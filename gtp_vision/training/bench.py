@@ -1,0 +1,147 @@
+"""`gtp-vision bench step`: where a training step's time goes, and what memory it takes."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from tqdm import tqdm
+
+from gtp_vision.agents import GTP
+from gtp_vision.config import Config, from_command_line
+from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.store import Store
+from gtp_vision.training.trainer import Parts, build
+
+_CASES = {
+    "demo": ["task=demo", "training=demo", "agent=gtp_demo", "encoder=demo"],
+    "batch 256, 3x64x64x3": ["task=demo", "agent=gtp", "encoder=impala_small", "task.frame_stack=3"],
+}
+_FRAMES, _EPISODE = 4000, 200
+
+
+def bench_step(*, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
+    """Time the parts of a step for each case, interleaved, on the device that Accelerate chooses.
+
+    The parts are measured alone: `data` draws and gathers a batch; `critic` and `actor` are the forward and
+    backward passes of their losses (the actor's includes the advantage weights); `optimizer` is Adam's step;
+    `targets` the Polyak update; `step` is the whole as training runs it, without the loader's thread.
+
+    Args:
+        rounds: how often each case is timed; the medians are returned.
+        progress: show a bar.
+
+    Returns:
+        Case to milliseconds of each part, and resident memory in MB.
+    """
+    spent: dict[str, dict[str, list[float]]] = {case: {} for case in _CASES}
+    with tempfile.TemporaryDirectory() as folder:
+        synthetic = _synthetic(Path(folder) / "frames.h5")
+        built = {}
+        for case, overrides in _CASES.items():
+            extra = [f"task.dataset={synthetic}"] if case != "demo" else []
+            config = from_command_line([*overrides, *extra, f"run_dir={folder}/{len(built)}"])
+            built[case] = (config, build(config))
+        for turn in tqdm(range(rounds + 1), desc="timing", unit="round", disable=not progress):
+            for case, (config, parts) in built.items():
+                for part, seconds in _time(config, parts, turn).items():
+                    if turn:  # the first round warms up
+                        spent[case].setdefault(part, []).append(1e3 * seconds)
+        device = str(parts.accelerator.device)
+    return {
+        "unit": "ms",
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+        "cases": {
+            case: {part: round(statistics.median(values), 2) for part, values in times.items()}
+            for case, times in spent.items()
+        },
+        "resident_mb": round(psutil.Process().memory_info().rss / 1e6),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as lines of text."""
+    cases = results["cases"]
+    names = list(next(iter(cases.values())))
+    lines = [f"{'ms, median of ' + str(results['rounds']):<22}" + "".join(f"{name:>11}" for name in names)]
+    lines += [f"{case:<22}" + "".join(f"{times[name]:>11.1f}" for name in names) for case, times in cases.items()]
+    lines.append(f"{results['device']}, {results['threads']} threads, {results['resident_mb']} MB resident")
+    return "\n".join(lines)
+
+
+def _time(config: Config, parts: Parts, step: int) -> dict[str, float]:
+    device, agent = parts.accelerator.device, parts.agent
+    assert isinstance(agent, GTP)
+    told: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        _settle(device)
+        started = time.perf_counter()
+        made = work()
+        _settle(device)
+        told[name] = time.perf_counter() - started
+        return made
+
+    batch = timed("data", lambda: parts.sampler.batch(step).to(device))
+    stream = parts.stream(step)
+
+    def critic() -> None:
+        offsets = agent.shift.draw(len(batch), stream)
+        seen, after = (agent.augmented(o, offsets) for o in (batch.observation(), batch.next_observation()))
+        encoder = agent.actor_encoder if agent.shared else agent.critic_encoder
+        parts.accelerator.backward(agent.critic_loss(encoder(seen), batch, after, stream)[0])
+
+    def actor() -> None:
+        seen = agent.augmented(batch.observation(), agent.shift.draw(len(batch), stream))
+        features = agent.actor_encoder(seen)
+        with torch.no_grad():
+            judged = features if agent.shared else agent.critic_encoder(seen)
+        weight = agent.weights(judged.detach(), features.detach(), batch.action, stream)[0]
+        parts.accelerator.backward(agent.actor_loss(features, batch.action, weight, stream)[0])
+
+    def whole() -> None:
+        loss, _ = parts.module(parts.sampler.batch(step).to(device), parts.stream(step))
+        parts.optimizer.zero_grad(set_to_none=True)
+        parts.accelerator.backward(loss)
+        parts.optimizer.step()
+        agent.update_targets()
+
+    timed("critic", critic)
+    timed("actor", actor)
+    timed("optimizer", parts.optimizer.step)
+    timed("targets", agent.update_targets)
+    timed("step", whole)
+    return told
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _synthetic(path: Path) -> Path:
+    """Frames of noise: the time of a step does not depend on what they show."""
+    rng = np.random.default_rng(0)
+    ends = np.arange(_EPISODE, _FRAMES + 1, _EPISODE)
+    timeouts = np.zeros(_FRAMES, bool)
+    timeouts[ends - 1] = True
+    return native.write(
+        path,
+        Store(
+            observations={"camera": rng.integers(0, 256, (_FRAMES, 64, 64, 3), np.uint8)},
+            actions=rng.uniform(-1, 1, (_FRAMES, 5)).astype(np.float32),
+            rewards=np.zeros(_FRAMES, np.float32),
+            terminals=np.zeros(_FRAMES, bool),
+            timeouts=timeouts,
+            episode_ends=ends,
+        ),
+    )

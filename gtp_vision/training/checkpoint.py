@@ -1,0 +1,173 @@
+"""Checkpoints: safetensors and JSON, written aside, manifest last, renamed; nothing is ever pickled.
+
+checkpoints/step_1000/agent.safetensors      parameters and targets
+                      optimizer.safetensors  Adam's moments, one name a tensor
+                      state.json             step and whatever else the trainer needs
+                      manifest.json          sizes and hashes of the above, written last
+checkpoints/last, checkpoints/best           links, replaced atomically
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from gtp_vision.errors import GtpVisionError
+
+_PREFIX = "step_"
+
+
+def save(
+    folder: Path,
+    step: int,
+    agent: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    *,
+    keep: int = 2,
+) -> Path:
+    """Write checkpoint `step_N` into `folder`, point `last` to it, and then prune all but the newest `keep`.
+
+    Raises:
+        GtpVisionError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
+    """
+    target = folder / f"{_PREFIX}{step}"
+    aside = folder / f".{target.name}.{os.getpid()}.part"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in agent.state_dict().items()}, aside / "agent.safetensors")
+        save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
+        (aside / "state.json").write_text(json.dumps({"step": step, **state}))
+        manifest = {path.name: _seal(path) for path in sorted(aside.iterdir())}
+        (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        _sync(aside / "manifest.json")
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(aside, target)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        kept = newest(folder)
+        raise GtpVisionError(
+            f"checkpoint {step} could not be written to {folder} ({error}); make room and go on with --resume"
+            + (f" from {kept.name}" if kept else "")
+        ) from error
+    link(folder, "last", target)
+    prune(folder, keep)
+    return target
+
+
+def link(folder: Path, name: str, target: Path) -> None:
+    """Point `folder/name` to a checkpoint beside it, atomically."""
+    aside = folder / f".{name}.{os.getpid()}.link"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(target.name)
+    os.replace(aside, folder / name)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints and the one that `best` points to."""
+    best = (folder / "best").resolve()
+    for old in _all(folder)[:-keep]:
+        if old.resolve() != best:
+            shutil.rmtree(old)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None. Damaged ones are passed over."""
+    for path in reversed(_all(folder)):
+        if not problem(path):
+            return path
+    return None
+
+
+def problem(path: Path) -> str:
+    """What is wrong with a checkpoint, or "" if its files are those that its manifest describes."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, sealed in manifest.items():
+            if _digest(path / name) != sealed:
+                return f"{path / name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{error.filename} is missing"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{path / 'manifest.json'} cannot be read ({error})"
+    return ""
+
+
+def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
+    """Fill agent and optimiser from a checkpoint, and return its state.
+
+    Raises:
+        GtpVisionError: damaged, or of another architecture (how many tensors differ, and one by name).
+    """
+    fault = problem(path)
+    if fault:
+        raise GtpVisionError(f"the checkpoint {path} is damaged: {fault}; use an earlier one")
+    stored, present = load_file(path / "agent.safetensors"), agent.state_dict()
+    differing = sorted(
+        name
+        for name in stored.keys() | present.keys()
+        if name not in stored or name not in present or stored[name].shape != present[name].shape
+    )
+    if differing:
+        name = differing[0]
+        shapes = [tuple(where[name].shape) if name in where else "absent" for where in (stored, present)]
+        raise GtpVisionError(
+            f"the checkpoint {path} is of another architecture: {len(differing)} tensors differ, first '{name}' "
+            f"({shapes[0]} in the file, {shapes[1]} here); use the configuration it was trained with"
+        )
+    agent.load_state_dict(stored)
+    if optimizer is not None:
+        _fill_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
+    return json.loads((path / "state.json").read_text())
+
+
+def _all(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{index}.{name}": value.contiguous()
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    described = optimizer.state_dict()
+    optimizer.load_state_dict({"state": state, "param_groups": described["param_groups"]})
+
+
+def _seal(path: Path) -> dict[str, Any]:
+    _sync(path)
+    return _digest(path)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,226 @@
+"""Evaluation: vectorised, and yet every episode is a function of its own seed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from tqdm import tqdm
+
+from gtp_vision.datasets.random import counter_rng
+from gtp_vision.datasets.sampler import channels_first
+from gtp_vision.envs import EnvSpec, make_vector
+
+_FRAMES_A_SECOND = 20  # OGBench's control rate: videos play in real time
+_VIDEO_SCALE = 4
+
+Actor = Callable[[Mapping[str, torch.Tensor], "EpisodeNoise"], torch.Tensor]
+"""Stacked observations and noise to actions (B, A) in [-1, 1]."""
+
+
+@dataclass
+class Episode:
+    """How one episode went; `frames` holds uint8 (H, W, 3) pictures if it was filmed."""
+
+    number: int
+    success: bool
+    total_reward: float
+    length: int
+    frames: list[np.ndarray]
+
+
+class EpisodeNoise:
+    """Random numbers that depend on (seed, episode, step of the episode) alone, not on who runs beside it.
+
+    A `NoiseSource` whose rows are the episodes in progress.
+    """
+
+    def __init__(self, seed: int, episodes: Sequence[int], steps: Sequence[int], device: torch.device) -> None:
+        self._generators = [counter_rng(seed, *key) for key in zip(episodes, steps, strict=True)]
+        self._device = device
+
+    def normal(self, rows: int, *shape: int) -> torch.Tensor:
+        """Standard normal (rows, *shape)."""
+        return self._stack([g.standard_normal(shape, np.float32) for g in self._generators])
+
+    def uniform(self, rows: int, *shape: int) -> torch.Tensor:
+        """Uniform in [0, 1), (rows, *shape)."""
+        return self._stack([g.random(shape, np.float32) for g in self._generators])
+
+    def integers(self, high: int, rows: int, *shape: int) -> torch.Tensor:
+        """Uniform integers in [0, high), (rows, *shape)."""
+        return self._stack([g.integers(0, high, shape) for g in self._generators])
+
+    def _stack(self, draws: list[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(draws)).to(self._device)
+
+
+class Evaluator:
+    """Runs episodes in environments that live as long as the evaluator; use it as a context manager.
+
+    Args:
+        spec: the environment.
+        frame_stack: frames an observation.
+        envs: environments side by side; None is one a core, 8 at most.
+        seed: episode e is reset with seed + e.
+        device: where observations go.
+        progress: show a bar.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        *,
+        frame_stack: int,
+        envs: int | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        progress: bool = True,
+    ) -> None:
+        self.spec, self.frame_stack, self.seed = spec, frame_stack, seed
+        self.device, self.progress = torch.device(device), progress
+        self.envs = envs or min(os.cpu_count() or 1, 8)
+        self._vector: Any = None
+
+    def __enter__(self) -> Evaluator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the environments' processes."""
+        if self._vector is not None:
+            self._vector.close()
+            self._vector = None
+
+    def run(
+        self, actor: Actor, episodes: int, *, film: int = 0, label: str = "evaluating"
+    ) -> tuple[dict[str, Any], list[Episode]]:
+        """Evaluate an actor.
+
+        Args:
+            actor: see `Actor`; called with the observations of the episodes in progress.
+            episodes: how many.
+            film: how many of them keep their frames.
+            label: of the progress bar.
+
+        Returns:
+            A summary (success, its 95 % Wilson interval, return, length, episodes, seconds) and the episodes.
+        """
+        started = time.perf_counter()
+        if self._vector is None:
+            self._vector = make_vector(self.spec, min(self.envs, episodes))
+        vector = self._vector
+        count = vector.num_envs
+        running: list[Episode | None] = [None] * count
+        history = np.zeros((count, self.frame_stack, *vector.single_observation_space.shape), self._dtype())
+        waiting, done = list(range(episodes)), []
+        with tqdm(total=episodes, desc=label, unit="episode", disable=not self.progress) as bar:
+            while waiting or any(running):
+                self._start(running, history, waiting, film)
+                active = [slot for slot, episode in enumerate(running) if episode is not None]
+                noise = EpisodeNoise(
+                    self.seed,
+                    [running[slot].number for slot in active],  # type: ignore[union-attr]
+                    [running[slot].length for slot in active],  # type: ignore[union-attr]
+                    self.device,
+                )
+                actions = np.zeros(vector.action_space.shape, np.float32)
+                actions[active] = actor(self._observation(history[active]), noise).cpu().numpy()
+                for slot in self._step(actions, running, history):
+                    episode = running[slot]
+                    assert episode is not None
+                    done.append(episode)
+                    running[slot] = None
+                    bar.update()
+        done.sort(key=lambda episode: episode.number)
+        return summary(done, time.perf_counter() - started), done
+
+    def _dtype(self) -> type:
+        return np.uint8 if self._vector.single_observation_space.dtype == np.uint8 else np.float32
+
+    def _start(self, running: list[Episode | None], history: np.ndarray, waiting: list[int], film: int) -> None:
+        mask = np.zeros(len(running), bool)
+        seeds: list[int | None] = [None] * len(running)
+        for slot, episode in enumerate(running):
+            if episode is None and waiting:
+                number = waiting.pop(0)
+                running[slot] = Episode(number, False, 0.0, 0, [])
+                mask[slot], seeds[slot] = True, self.seed + number
+        if mask.any():
+            observations, _ = self._vector.reset(seed=seeds, options={"reset_mask": mask})
+            history[mask] = observations[mask][:, None]
+            for slot in np.flatnonzero(mask):
+                self._film(running[slot], observations[slot], film)
+
+    def _step(self, actions: np.ndarray, running: list[Episode | None], history: np.ndarray) -> list[int]:
+        # An environment without an episode goes on from where its last one ended; nobody watches it.
+        observations, rewards, terminated, truncated, info = self._vector.step(actions)
+        history[:, :-1], history[:, -1] = history[:, 1:].copy(), observations
+        ended = []
+        for slot, episode in enumerate(running):
+            if episode is None:
+                continue
+            episode.length += 1
+            episode.total_reward += float(rewards[slot])
+            episode.success |= bool(info["success"][slot])
+            self._film(episode, observations[slot], len(episode.frames))
+            if terminated[slot] or truncated[slot]:
+                ended.append(slot)
+        return ended
+
+    @staticmethod
+    def _film(episode: Episode | None, frame: np.ndarray, film: int) -> None:
+        if episode is not None and frame.ndim == 3 and (episode.number < film or episode.frames):
+            episode.frames.append(frame.copy())
+
+    def _observation(self, stacked: np.ndarray) -> dict[str, torch.Tensor]:
+        x = torch.from_numpy(stacked).to(self.device)
+        return {"camera": channels_first(x)} if x.ndim == 5 else {"state": x}
+
+
+def summary(episodes: Sequence[Episode], seconds: float) -> dict[str, Any]:
+    """Success share with its 95 % Wilson interval, mean return and length."""
+    successes = sum(episode.success for episode in episodes)
+    interval = binomtest(successes, len(episodes)).proportion_ci(method="wilson")
+    return {
+        "episodes": len(episodes),
+        "success": successes / len(episodes),
+        "success_interval": [float(interval.low), float(interval.high)],
+        "return": float(np.mean([episode.total_reward for episode in episodes])),
+        "length": float(np.mean([episode.length for episode in episodes])),
+        "seconds": seconds,
+    }
+
+
+def random_actor(actions: int) -> Actor:
+    """Uniform actions in [-1, 1]: what a policy must beat."""
+
+    def act(observation: Mapping[str, torch.Tensor], noise: EpisodeNoise) -> torch.Tensor:
+        rows = len(next(iter(observation.values())))
+        return 2 * noise.uniform(rows, actions) - 1
+
+    return act
+
+
+def write_videos(folder: Path, episodes: Sequence[Episode]) -> list[Path]:
+    """Filmed episodes as mp4 files named by number and outcome, scaled up without smoothing."""
+    written = []
+    for episode in episodes:
+        if episode.frames:
+            folder.mkdir(parents=True, exist_ok=True)
+            outcome = "success" if episode.success else "failure"
+            path = folder / f"episode_{episode.number:03d}_{outcome}.mp4"
+            frames = np.stack(episode.frames).repeat(_VIDEO_SCALE, 1).repeat(_VIDEO_SCALE, 2)
+            iio.imwrite(path, frames, fps=_FRAMES_A_SECOND, codec="libx264", macro_block_size=None)
+            written.append(path)
+    return written

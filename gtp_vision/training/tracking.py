@@ -1,0 +1,84 @@
+"""Metrics to JSON lines and TensorBoard, and the meters that say where the time goes."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class Tracker:
+    """Appends metrics to `metrics.jsonl` and to TensorBoard files in `tensorboard/`.
+
+    Args:
+        folder: the run folder.
+        resume_step: lines after this step are dropped first: the run goes on from here.
+        seconds: training time already spent, which the `seconds` column continues.
+    """
+
+    def __init__(self, folder: Path, *, resume_step: int = 0, seconds: float = 0.0) -> None:
+        self._path = folder / "metrics.jsonl"
+        self._started = time.perf_counter() - seconds
+        _keep_until(self._path, resume_step)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began, without the time it lay interrupted."""
+        return time.perf_counter() - self._started
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line. Values that are not finite are written as null: NaN is not JSON."""
+        finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, "seconds": round(self.seconds, 3), **finite}) + "\n")
+        self._file.flush()
+        for key, value in metrics.items():
+            self._board.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        self._board.close()
+
+
+class Meters:
+    """Seconds spent in named phases since the last reading."""
+
+    def __init__(self) -> None:
+        self._spent: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Add the time of the block to `phase`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[phase] = self._spent.get(phase, 0.0) + time.perf_counter() - started
+
+    def read(self, steps: int) -> dict[str, float]:
+        """`time/<phase>_ms` a step for each phase, and start again."""
+        told = {f"time/{phase}_ms": 1e3 * spent / max(1, steps) for phase, spent in self._spent.items()}
+        self._spent = {}
+        return told
+
+
+def _keep_until(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off by a kill
+    aside = path.with_suffix(".part")
+    aside.write_text("".join(kept))
+    aside.replace(path)

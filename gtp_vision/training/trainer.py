@@ -1,0 +1,483 @@
+"""The trainer: from a configuration to a run folder, on one or many processes by Accelerate.
+
+    config.yaml  metrics.jsonl  checkpoints/  images/  videos/  results.json  report.html
+
+The update is one function of (parameters, batch, noise), and batch and noise are functions of (seed, step), so a
+resumed run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from tqdm import tqdm
+
+from gtp_vision import agents
+from gtp_vision.agents import GTPBC
+from gtp_vision.config import Config, from_run, to_yaml
+from gtp_vision.datasets import demo_path
+from gtp_vision.datasets.formats import ogbench, open_store
+from gtp_vision.datasets.loader import Loader
+from gtp_vision.datasets.random import RandomStream
+from gtp_vision.datasets.sampler import Sampler
+from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.validation import validate
+from gtp_vision.envs import EnvSpec, Rendering
+from gtp_vision.errors import GtpVisionError, propose
+from gtp_vision.training import checkpoint, pictures
+from gtp_vision.training.evaluation import Actor, Episode, Evaluator, write_videos
+from gtp_vision.training.report import build_report
+from gtp_vision.training.tracking import Meters, Tracker
+
+_EVAL_SEED = 100_000  # episodes of evaluations are reset with seeds from here on
+
+
+class InterruptedRunError(GtpVisionError):
+    """The user or the scheduler asked the run to stop; it did, after a checkpoint."""
+
+    exit_status = 130
+
+
+@dataclass
+class Parts:
+    """What a run consists of, built once from its configuration."""
+
+    accelerator: Accelerator
+    store: Store
+    sampler: Sampler
+    agent: GTPBC
+    module: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    noise_seed: int
+
+    def stream(self, step: int) -> RandomStream:
+        """The noise of a training step."""
+        a = self.accelerator
+        return RandomStream(self.noise_seed, step, rank=a.process_index, world_size=a.num_processes, device=a.device)
+
+
+def open_data(config: Config) -> Store:
+    """The validated data set of a task."""
+    task = config.task
+    if task.dataset == "demo":
+        path = demo_path()
+    elif task.dataset:
+        path = Path(task.dataset).expanduser()
+    else:
+        path = ogbench.locate(task.env, Path(config.data_dir).expanduser())
+    return validate(open_store(path, task.env))
+
+
+def build(config: Config) -> Parts:
+    """Data, networks, optimiser, placed where Accelerate says."""
+    accelerator = Accelerator(
+        cpu=config.training.device == "cpu",
+        mixed_precision=config.training.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    if config.training.device == "cuda" and accelerator.device.type != "cuda":
+        raise GtpVisionError("training.device=cuda, but torch finds no CUDA device here; set training.device=auto")
+    if config.training.batch_size % accelerator.num_processes:
+        raise GtpVisionError(
+            f"training.batch_size={config.training.batch_size} cannot be divided over "
+            f"{accelerator.num_processes} processes; make it a multiple"
+        )
+    with accelerator.main_process_first():  # one process fills the cache, the others map it
+        store = open_data(config)
+    task = config.task
+    sampler = Sampler(
+        store,
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+        frame_stack=task.frame_stack,
+        n_step=task.n_step,
+        discount=task.discount,
+        reward_scale=task.reward_scale,
+        reward_shift=task.reward_shift,
+    )
+    torch.manual_seed(config.seed)
+    agent = agents.create(shapes(store, task.frame_stack), store.action_dim, config.agent, config.encoder)
+    trained = [p for p in agent.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=config.training.learning_rate)
+    module, optimizer = accelerator.prepare(agent, optimizer)
+    return Parts(accelerator, store, sampler, accelerator.unwrap_model(module), module, optimizer, config.seed)
+
+
+def shapes(store: Store, frame_stack: int) -> dict[str, tuple[int, ...]]:
+    """Observation name to the shape of one stacked observation: (T, C, H, W) or (T, D)."""
+    return {
+        name: (frame_stack, array.shape[3], *array.shape[1:3]) if array.ndim == 4 else (frame_stack, array.shape[1])
+        for name, array in store.observations.items()
+    }
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Of step `step` (from 0): linear warm-up, then constant or a half cosine to 0."""
+    training = config.training
+    rate = training.learning_rate * min(1.0, (step + 1) / max(1, training.warmup_steps))
+    if training.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * step / training.steps))
+    return rate
+
+
+def update(parts: Parts, config: Config, step: int, batch: Any) -> dict[str, torch.Tensor]:
+    """One gradient step and the targets' Polyak step; metrics stay on the device."""
+    for group in parts.optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    with parts.accelerator.autocast():
+        loss, metrics = parts.module(batch, parts.stream(step))
+    parts.optimizer.zero_grad(set_to_none=True)
+    parts.accelerator.backward(loss)
+    if config.training.clip_gradient is not None:
+        trained = parts.optimizer.param_groups[0]["params"]
+        metrics["gradient_norm"] = parts.accelerator.clip_grad_norm_(trained, config.training.clip_gradient)
+    parts.optimizer.step()
+    parts.agent.update_targets()
+    return metrics
+
+
+def train(config: Config, *, resume: bool = False, overwrite: bool = False, progress: bool = True) -> dict[str, Any]:
+    """Train, evaluate and report one run.
+
+    Args:
+        config: everything about it; `config.run_dir` is where it goes.
+        resume: go on from the newest whole checkpoint in the run folder.
+        overwrite: throw away what stands in the run folder.
+        progress: show bars.
+
+    Returns:
+        The contents of results.json.
+
+    Raises:
+        GtpVisionError: any mistake of input or machine; `InterruptedRunError` after SIGINT or SIGTERM.
+    """
+    folder = Path(config.run_dir)
+    parts = build(config)
+    main = parts.accelerator.is_main_process
+    if main:
+        prepare_folder(folder, config, resume=resume, overwrite=overwrite)
+    parts.accelerator.wait_for_everyone()
+    start, spent = 0, {"train": 0.0, "eval": 0.0}
+    evaluations: list[dict[str, Any]] = []
+    if resume:
+        found = checkpoint.newest(folder / "checkpoints")
+        if found is not None:
+            state = checkpoint.load(found, parts.agent, parts.optimizer)
+            start, spent, evaluations = state["step"], state["spent"], state["evaluations"]
+            parts.accelerator.print(f"going on from step {start} ({found})")
+        else:
+            parts.accelerator.print(f"no whole checkpoint in {folder}: starting from step 0")
+    tracker = Tracker(folder, resume_step=start, seconds=sum(spent.values())) if main else None
+    run = _Run(config, folder, parts, tracker, spent, evaluations, progress and main)
+    try:
+        with _stop_requested() as stop, _evaluator(config, parts, run.progress) as evaluator:
+            if main and start == 0:
+                pictures.first_batch(folder / "images" / "first_batch.png", parts.sampler.batch(0), parts)
+            run.loop(start, stop, evaluator)
+        return run.finish()
+    finally:
+        if tracker:
+            tracker.close()
+
+
+class _Run:
+    """The loop of one run and what it has measured so far."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        parts: Parts,
+        tracker: Tracker | None,
+        spent: dict[str, float],
+        evaluations: list[dict[str, Any]],
+        progress: bool,
+    ) -> None:
+        self.config, self.folder, self.parts, self.tracker = config, folder, parts, tracker
+        self.spent, self.evaluations, self.progress = spent, evaluations, progress
+        self.saved = -1
+
+    def loop(self, start: int, stop: Callable[[], bool], evaluator: Evaluator) -> None:
+        """Steps `start` to the last, with logging, checkpoints and evaluations in between."""
+        training, parts = self.config.training, self.parts
+        accelerator = parts.accelerator
+        if start == training.steps and not self._evaluated(start):
+            self.evaluate(start, evaluator)
+        loader = Loader(
+            parts.sampler,
+            start=start,
+            stop=training.steps,
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        pending: list[dict[str, torch.Tensor]] = []
+        meters, began = Meters(), time.perf_counter()
+        label = f"{self.config.agent.name} on {self.config.task.name}"
+        with (
+            loader,
+            tqdm(
+                total=training.steps,
+                initial=start,
+                desc=label,
+                unit="step",
+                disable=not self.progress,
+                mininterval=1,
+            ) as bar,
+        ):
+            batches = iter(loader)
+            for step in range(start, training.steps):
+                with meters.measure("data"):
+                    _, batch = next(batches)
+                with meters.measure("update"):
+                    pending.append(update(parts, self.config, step, batch))
+                done = step + 1
+                last = done == training.steps
+                stopping = stop()
+                if last or stopping or done % training.log_every == 0:
+                    with meters.measure("update"):  # reading waits for the device
+                        metrics = self._read(pending, done)
+                    metrics |= meters.read(len(pending))
+                    pending.clear()
+                    if self.tracker:
+                        self.tracker.write(done, metrics)
+                    bar.set_postfix_str(f"loss {metrics['loss']:.3f}")
+                bar.update()
+                evaluating = last or (training.eval_every and done % training.eval_every == 0)
+                if last or stopping or evaluating or done % training.checkpoint_every == 0:
+                    self.spent["train"] += time.perf_counter() - began
+                    self.save(done)
+                    if stopping and not last:
+                        raise InterruptedRunError(
+                            f"stopped at step {done} of {training.steps}; "
+                            f"go on with: gtp-vision train --resume {self.folder}"
+                        )
+                    if evaluating:
+                        self.evaluate(done, evaluator)
+                    began = time.perf_counter()
+
+    def save(self, step: int) -> None:
+        """A checkpoint with all that resuming needs."""
+        if self.parts.accelerator.is_main_process:
+            checkpoint.save(
+                self.folder / "checkpoints",
+                step,
+                self.parts.agent,
+                self.parts.optimizer,
+                {"spent": self.spent, "evaluations": self.evaluations},
+                keep=self.config.training.keep_checkpoints,
+            )
+        self.saved = step
+        self.parts.accelerator.wait_for_everyone()
+
+    def evaluate(self, step: int, evaluator: Evaluator) -> None:
+        """Evaluate on the main process, keep `best`, write videos, and save what was found."""
+        training = self.config.training
+        if training.eval_episodes and self.parts.accelerator.is_main_process:
+            found, episodes = evaluator.run(
+                actor_of(self.parts.agent, training.eval_steps),
+                training.eval_episodes,
+                film=2 * training.videos,
+            )
+            self.spent["eval"] += found["seconds"]
+            best = max((e["success"] for e in self.evaluations), default=-1.0)
+            self.evaluations.append({"step": step, **found})
+            write_videos(self.folder / "videos" / f"step_{step}", chosen(episodes, training.videos))
+            if self.tracker:
+                told = {f"eval/{key}": value for key, value in found.items() if isinstance(value, float)}
+                self.tracker.write(step, told)
+            folder = self.folder / "checkpoints"
+            if found["success"] > best:
+                checkpoint.link(folder, "best", folder / f"step_{step}")
+        self.save(step)
+
+    def finish(self) -> dict[str, Any]:
+        """results.json and report.html, on the main process."""
+        agent, config = self.parts.agent, self.config
+        results: dict[str, Any] = {
+            "task": config.task.name,
+            "env": config.task.env,
+            "dataset": str(self.parts.store.path),
+            "agent": config.agent.name,
+            "encoder": config.encoder.name,
+            "seed": config.seed,
+            "steps": config.training.steps,
+            "train_seconds": self.spent["train"],
+            "eval_seconds": self.spent["eval"],
+            "parameters": sum(p.numel() for p in agent.parameters() if p.requires_grad),
+            "device": str(self.parts.accelerator.device),
+            "processes": self.parts.accelerator.num_processes,
+            "versions": {name: version(name) for name in ("gtp-vision", "torch", "accelerate", "ogbench", "mujoco")},
+            "evaluations": self.evaluations,
+        }
+        if self.evaluations:
+            recent = self.evaluations[-3:]
+            results["last"] = self.evaluations[-1]
+            results["mean_last_3"] = {
+                key: sum(e[key] for e in recent) / len(recent) for key in ("success", "return", "length")
+            }
+            results["best"] = max(self.evaluations, key=lambda e: e["success"])
+        if self.parts.accelerator.is_main_process:
+            (self.folder / "results.json").write_text(json.dumps(results, indent=1))
+            build_report([self.folder], self.folder / "report.html", title=f"{config.agent.name} on {config.task.name}")
+        return results
+
+    def _evaluated(self, step: int) -> bool:
+        return any(e["step"] == step for e in self.evaluations) or not self.config.training.eval_episodes
+
+    def _read(self, pending: list[dict[str, torch.Tensor]], done: int) -> dict[str, float]:
+        """Means over the steps since the last reading; the only place where the host waits for the device."""
+        names = list(pending[0])
+        table = torch.stack([torch.stack([m[name].float() for name in names]) for m in pending])
+        table = self.parts.accelerator.reduce(table, "mean")
+        finite = table.isfinite()
+        if not bool(finite.all()):
+            row, column = (int(i) for i in (~finite).nonzero()[0])
+            kept = checkpoint.newest(self.folder / "checkpoints")
+            raise GtpVisionError(
+                f"step {done - len(pending) + row + 1}: {names[column]} is not finite; the last good checkpoint is "
+                f"{kept or 'none'}; lower training.learning_rate or set training.clip_gradient"
+            )
+        return dict(zip(names, table.mean(0).tolist(), strict=True))
+
+
+def evaluate_run(
+    folder: Path,
+    *,
+    which: str = "last",
+    episodes: int = 50,
+    steps: int | None = None,
+    seed: int = 50_000,
+    videos: Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint of a run in its task's environment.
+
+    Args:
+        folder: the run folder.
+        which: `last`, `best` or `step_N`.
+        episodes: how many.
+        steps: K; None is the agent's.
+        seed: of the first episode.
+        videos: folder for the videos of all episodes; None films none.
+        progress: show a bar.
+
+    Raises:
+        GtpVisionError: no run, no such checkpoint, or a damaged one.
+    """
+    if episodes < 1 or (steps is not None and steps < 1):
+        raise GtpVisionError(f"episodes={episodes} and steps={steps} must be at least 1")
+    config = from_run(folder)
+    path = folder / "checkpoints" / which
+    if not path.exists():
+        known = [other.name for other in (folder / "checkpoints").glob("[!.]*")]
+        raise GtpVisionError(f"{folder} has no checkpoint '{which}': {propose(which, known)}")
+    parts = build(config)
+    checkpoint.load(path.resolve(), parts.agent)
+    with Evaluator(
+        env_spec(config, parts.store),
+        frame_stack=config.task.frame_stack,
+        envs=config.training.eval_envs,
+        seed=seed,
+        device=parts.accelerator.device,
+        progress=progress,
+    ) as evaluator:
+        found, done = evaluator.run(actor_of(parts.agent, steps), episodes, film=episodes if videos else 0)
+    if videos:
+        write_videos(videos, done)
+    return found
+
+
+def actor_of(agent: GTPBC, steps: int | None = None) -> Actor:
+    """The agent as an evaluation's actor."""
+    return lambda observation, noise: agent.act(observation, noise, steps)
+
+
+def chosen(episodes: list[Episode], count: int) -> list[Episode]:
+    """At most `count` filmed episodes, the first of successes and of failures alike."""
+    filmed = [episode for episode in episodes if episode.frames]
+    failures = [episode for episode in filmed if not episode.success][: count // 2]
+    successes = [episode for episode in filmed if episode.success][: count - len(failures)]
+    return successes + failures
+
+
+def prepare_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
+    """Make the run folder and write its configuration; refuse to mix two runs.
+
+    Raises:
+        GtpVisionError: the folder holds a run and neither resume nor overwrite was asked for; or it cannot be made.
+    """
+    occupied = (folder / "config.yaml").exists()
+    if occupied and not (resume or overwrite):
+        raise GtpVisionError(
+            f"{folder} holds a run already; give --resume to go on with it, --overwrite to replace it, "
+            f"or another run_dir=..."
+        )
+    try:
+        if occupied and overwrite:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(config))
+    except OSError as error:
+        raise GtpVisionError(
+            f"the run folder {folder} cannot be written ({error}); choose another run_dir=..."
+        ) from error
+
+
+def eval_seed(config: Config) -> int:
+    """The seed of an evaluation's first episode, far from the seeds of training and of collection."""
+    return _EVAL_SEED * (1 + config.seed)
+
+
+def env_spec(config: Config, store: Store) -> EnvSpec:
+    """The environment in which the task is evaluated, rendered as its data were."""
+    return EnvSpec(
+        name=config.task.env,
+        rendering=Rendering.of(store.attributes),
+        pixels="camera" in store.observations,
+        max_episode_steps=config.task.max_episode_steps,
+    )
+
+
+def _evaluator(config: Config, parts: Parts, progress: bool) -> Evaluator:
+    return Evaluator(
+        env_spec(config, parts.store),
+        frame_stack=config.task.frame_stack,
+        envs=config.training.eval_envs,
+        seed=eval_seed(config),
+        device=parts.accelerator.device,
+        progress=progress,
+    )
+
+
+@contextmanager
+def _stop_requested() -> Iterator[Callable[[], bool]]:
+    """Turns SIGINT and SIGTERM into a question that the loop asks after every step; a second SIGINT kills."""
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
