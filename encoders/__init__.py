@@ -58,12 +58,13 @@ class Encoder(nn.Module):
         if config.name == "state" and cameras:
             raise GtpVisionError(f"encoder=state cannot see the cameras {sorted(cameras)}; choose encoder=impala_small")
         self.towers = nn.ModuleDict()
+        joined = 0
         for name, (frames, channels, height, width) in cameras.items():
-            stacks, blocks = SIZES[config.name]
-            self.towers[name] = ImpalaTower(frames * channels, height, width, stacks, blocks)
+            stacks, blocks, patch = SIZES[config.name]
+            tower = ImpalaTower(frames * channels, height, width, stacks, blocks, patch)
+            self.towers[name], joined = tower, joined + tower.width
         self.width = sum(shapes[name][0] * shapes[name][1] for name in self.states)
         if cameras:
-            joined = sum(int(tower.width) for tower in self.towers.values())
             self.project = nn.Sequential(nn.Linear(joined, config.features), nn.LayerNorm(config.features), nn.ReLU())
             self.width += config.features
 

@@ -8,10 +8,12 @@ import torch
 from einops import rearrange
 from torch import nn
 
-SIZES: dict[str, tuple[tuple[int, ...], int]] = {
-    "impala_small": ((16, 32, 32), 1),  # FQL's choice on OGBench
-    "impala": ((16, 32, 32), 2),
-    "impala_large": ((64, 128, 128), 2),
+# Channels of the stacks, residual blocks a stack, side of the patches that the first layer reads.
+SIZES: dict[str, tuple[tuple[int, ...], int, int]] = {
+    "impala_tiny": ((16, 32), 1, 2),  # ours, for CPUs: a third of impala_small's time
+    "impala_small": ((16, 32, 32), 1, 1),  # FQL's choice on OGBench
+    "impala": ((16, 32, 32), 2, 1),
+    "impala_large": ((64, 128, 128), 2, 1),
 }
 
 
@@ -37,20 +39,25 @@ class ImpalaTower(nn.Module):
         width: of the frames, in pixels.
         stacks: channels of each stack; each halves the resolution.
         blocks: residual blocks a stack.
+        patch: pixels of a patch x patch square become channels first, which loses nothing and saves the layers
+            at full resolution.
     """
 
-    def __init__(self, channels: int, height: int, width: int, stacks: Sequence[int], blocks: int) -> None:
+    def __init__(self, channels: int, height: int, width: int, stacks: Sequence[int], blocks: int, patch: int) -> None:
         super().__init__()
+        self.patch = patch
+        channels, height, width = channels * patch**2, height // patch, width // patch
         layers: list[nn.Module] = []
         for depth in stacks:
             layers += [nn.Conv2d(channels, depth, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
             layers += [Residual(depth) for _ in range(blocks)]
             channels, height, width = depth, (height + 1) // 2, (width + 1) // 2
-        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        self.layers = nn.Sequential(*layers)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         self.width = channels * height * width
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, T, C, H, W) to float (B, width)."""
-        x = rearrange(images, "b t c h w -> b (t c) h w").contiguous(memory_format=torch.channels_last)
-        x = x.to(self.layers[0].weight.dtype) / 255
+        x = rearrange(images, "b t c (h p) (w q) -> b (t c p q) h w", p=self.patch, q=self.patch)
+        x = x.contiguous(memory_format=torch.channels_last).float() / 255
         return self.layers(x).relu().flatten(1)

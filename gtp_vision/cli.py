@@ -28,6 +28,9 @@ Offline reinforcement learning and imitation from cameras with generative trajec
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 0, or what the error says (2 for mistakes, 130 if interrupted)."""
+    # Threads that spin while they wait make a step ten times slower as soon as another process wants a core.
+    # Read once, when torch is imported, which is why verbs import it themselves.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     if not arguments:
@@ -50,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+_Raw = argparse.RawDescriptionHelpFormatter
+
+
 class _Parser(argparse.ArgumentParser):
     """Mistakes are one sentence, with the nearest right word."""
 
@@ -65,13 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="gtp-vision",
         description=_ABOUT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Raw,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"gtp-vision {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    train = verbs.add_parser("train", help="train one run", description=_TRAIN_HELP, **_RAW)
+    train = verbs.add_parser("train", help="train one run", description=_TRAIN_HELP, formatter_class=_Raw)
     train.add_argument("--resume", nargs="?", const="", metavar="RUN", help="go on with a run (of this configuration)")
     train.add_argument("--overwrite", action="store_true", help="replace what stands in the run folder")
     train.add_argument("-m", "--multirun", action="store_true", help="Hydra's sweep: a run for each value in a list")
@@ -129,7 +135,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_RAW = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 _TRAIN_HELP = """\
 Train one run. Settings are Hydra overrides, key=value; groups are task, agent, encoder, training.
 

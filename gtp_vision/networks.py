@@ -8,11 +8,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from gtp_vision.errors import propose
+
+M = TypeVar("M", bound=nn.Module)
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "mish": nn.Mish,
@@ -118,6 +121,7 @@ class LogTimeEmbedding(nn.Module):
         super().__init__()
         self.sigma_min = sigma_min
         self.scale = 1 / math.log1p(sigma_max / sigma_min)
+        self.omega: torch.Tensor
         self.register_buffer("omega", math.pi * torch.arange(1, frequencies + 1), persistent=False)
         self.width = 1 + 2 * frequencies
 
@@ -128,7 +132,7 @@ class LogTimeEmbedding(nn.Module):
         return torch.cat([c, phase.sin(), phase.cos()], dim=1)
 
 
-def frozen_copy(module: nn.Module) -> nn.Module:
+def frozen_copy(module: M) -> M:
     """A copy for targets and teachers: same parameters, no gradients."""
     return copy.deepcopy(module).requires_grad_(False)
 
@@ -136,6 +140,6 @@ def frozen_copy(module: nn.Module) -> nn.Module:
 @torch.no_grad()
 def polyak_(target: nn.Module, source: nn.Module, rate: float) -> None:
     """Move the parameters of `target` towards those of `source`: p' = p' + rate (p - p'), in place."""
-    pairs = list(target.parameters()), list(source.parameters())
-    if pairs[0]:  # a state encoder has none
-        torch._foreach_lerp_(*pairs, rate)
+    slow, fast = list(target.parameters()), list(source.parameters())
+    if slow:  # a state encoder has none
+        torch._foreach_lerp_(slow, fast, rate)  # type: ignore[arg-type]  # wants a list of just Tensor

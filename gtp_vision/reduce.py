@@ -6,10 +6,20 @@ import torch
 import torch.distributed as dist
 
 
+def global_mean(x: torch.Tensor) -> torch.Tensor:
+    """The mean of all processes' `x` (any shape, equal on all), without gradient: ()."""
+    return _moments(x)[0].to(x.dtype)
+
+
 def global_std(x: torch.Tensor) -> torch.Tensor:
     """The population standard deviation of all processes' `x` (any shape, equal on all), without gradient: ()."""
-    moments = torch.stack([x.new_tensor(float(x.numel())), x.sum(), x.square().sum()]).double()
+    return _moments(x)[1].to(x.dtype)
+
+
+@torch.no_grad()
+def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    sums = torch.stack([x.new_tensor(float(x.numel())), x.sum(), x.square().sum()]).double()
     if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(moments)
-    count, total, squares = moments
-    return (squares / count - (total / count).square()).clamp_min(0).sqrt().to(x.dtype)
+        dist.all_reduce(sums)
+    mean = sums[1] / sums[0]
+    return mean, (sums[2] / sums[0] - mean.square()).clamp_min(0).sqrt()

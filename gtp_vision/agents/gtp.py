@@ -19,7 +19,7 @@ from gtp_vision.datasets.sampler import Batch
 from gtp_vision.encoders import Encoder, EncoderConfig, RandomShift
 from gtp_vision.networks import frozen_copy, polyak_
 from gtp_vision.policies.gtp import GTPPolicy, GTPPolicyConfig, effective_sample_size
-from gtp_vision.reduce import global_std
+from gtp_vision.reduce import global_mean, global_std
 
 
 @dataclass
@@ -140,7 +140,9 @@ class GTP(GTPBC):
         # Weights: w = exp(eta max(0, A) / std(A)), A = min_j Q_j(o, a) - V(o).
         weight, weight_metrics = self.weights(critic_features, actor_features, batch.action, generator)
 
-        # Actor: E[w (l_cons + lambda l_flow)].
+        # Actor: E[w (l_cons + lambda l_flow)] / E[w]: the scale of the weights drifts with the critic, and an
+        # encoder that is shared would follow the actor alone where it is large.
+        weight = weight / global_mean(weight)
         actor_loss, actor_metrics = self.actor_loss(actor_features, batch.action, weight, generator)
         loss = critic_loss + actor_loss
         return loss, {"loss": loss.detach()} | metrics | weight_metrics | actor_metrics

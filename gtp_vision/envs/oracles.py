@@ -86,7 +86,9 @@ def puzzle_episode(env: gymnasium.Env, seed: int, expert_share: float, noise: fl
     deviation = rng.uniform(0, noise)
     oracle = ButtonMarkovOracle(env=env, gripper_always_closed=True, max_step=limit)
 
-    observations, actions, rewards = [], [], []
+    observations: list[np.ndarray] = []
+    actions: list[np.ndarray] = []
+    rewards: list[float] = []
     terminated = success = False
     for button in map(int, plan):
         oracle.reset(observation, info)

@@ -63,7 +63,7 @@ class GTPPolicy(nn.Module):
     # The map -------------------------------------------------------------------------------------------------
 
     def phi(self, features: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """The network phi(o, a_t, t, s) of the flow map.
+        """What the network says: phi(o, a_t, t, s).
 
         Args:
             features: (B, F).

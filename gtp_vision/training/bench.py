@@ -44,7 +44,7 @@ def bench_step(*, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
     spent: dict[str, dict[str, list[float]]] = {case: {} for case in _CASES}
     with tempfile.TemporaryDirectory() as folder:
         synthetic = _synthetic(Path(folder) / "frames.h5")
-        built = {}
+        built: dict[str, tuple[Config, Parts]] = {}
         for case, overrides in _CASES.items():
             extra = [f"task.dataset={synthetic}"] if case != "demo" else []
             config = from_command_line([*overrides, *extra, f"run_dir={folder}/{len(built)}"])

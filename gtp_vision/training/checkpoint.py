@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from gtp_vision.errors import GtpVisionError
 
 _PREFIX = "step_"
+_FILES = {"agent.safetensors", "optimizer.safetensors", "state.json"}
 
 
 def save(
@@ -95,12 +96,14 @@ def problem(path: Path) -> str:
     """What is wrong with a checkpoint, or "" if its files are those that its manifest describes."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
+        if set(manifest) != _FILES:
+            return f"{path / 'manifest.json'} names other files than {sorted(_FILES)}"
         for name, sealed in manifest.items():
             if _digest(path / name) != sealed:
                 return f"{path / name} is not what was written"
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         return f"{path / 'manifest.json'} cannot be read ({error})"
     return ""
 

@@ -159,7 +159,7 @@ class Evaluator:
         if mask.any():
             observations, _ = self._vector.reset(seed=seeds, options={"reset_mask": mask})
             history[mask] = observations[mask][:, None]
-            for slot in np.flatnonzero(mask):
+            for slot in np.flatnonzero(mask).tolist():
                 self._film(running[slot], observations[slot], film)
 
     def _step(self, actions: np.ndarray, running: list[Episode | None], history: np.ndarray) -> list[int]:

@@ -1,0 +1,150 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from gtp_vision.config import Config, from_command_line
+from gtp_vision.errors import GtpVisionError
+from gtp_vision.training import trainer
+from safetensors.torch import load_file
+
+TINY = [
+    "task=demo",
+    "training=demo",
+    "agent=gtp_demo",
+    "encoder=demo",
+    "training.batch_size=8",
+    "training.eval_episodes=0",
+    "training.log_every=2",
+    "training.checkpoint_every=3",
+    "agent.policy.hidden=[16]",
+    "agent.critic.hidden=[16]",
+    "encoder.features=16",
+]
+
+
+def _config(folder: Path, *more: str) -> Config:
+    return from_command_line([*TINY, f"run_dir={folder}", *more])
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / "checkpoints" / "last"
+    return load_file(path / "agent.safetensors") | load_file(path / "optimizer.safetensors")
+
+
+def _assert_equal_runs(one: Path, other: Path) -> None:
+    first, second = _weights(one), _weights(other)
+    assert first.keys() == second.keys()
+    differing = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not differing
+
+
+def test_two_steps_then_resumed_to_four_equal_four(tmp_path: Path) -> None:
+    trainer.train(_config(tmp_path / "whole", "training.steps=4", "training.schedule=constant"), progress=False)
+    halves = tmp_path / "halves"
+    trainer.train(_config(halves, "training.steps=2", "training.schedule=constant"), progress=False)
+    resumed = trainer.train(
+        _config(halves, "training.steps=4", "training.schedule=constant"), resume=True, progress=False
+    )
+    assert resumed["steps"] == 4
+    _assert_equal_runs(tmp_path / "whole", halves)
+
+
+def test_ctrl_c_then_resume_equals_the_uninterrupted_run(tmp_path: Path) -> None:
+    steps = "training.steps=40"
+    trainer.train(_config(tmp_path / "whole", steps), progress=False)
+    broken = tmp_path / "broken"
+    command = [sys.executable, "-m", "gtp_vision", "train"]
+    overrides = [*TINY, f"run_dir={broken}", steps]
+    running = subprocess.Popen(
+        [*command, *overrides], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": _threads()}
+    )
+    deadline = time.monotonic() + 120
+    while not (broken / "checkpoints" / "step_3").exists():
+        assert running.poll() is None, running.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    told = running.communicate(timeout=120)[1]
+    assert running.returncode == 130, told
+    assert f"--resume {broken}" in told
+    stopped = json.loads((broken / "checkpoints" / "last" / "state.json").read_text())["step"]
+    assert 3 <= stopped < 40
+    resumed = subprocess.run(
+        [*command, "--resume", str(broken)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": _threads()}
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"from step {stopped}" in resumed.stdout
+    _assert_equal_runs(tmp_path / "whole", broken)
+    lines = [json.loads(line)["step"] for line in (broken / "metrics.jsonl").read_text().splitlines()]
+    assert lines == sorted(set(lines))
+    assert lines[-1] == 40
+
+
+def _threads() -> str:
+    return str(torch.get_num_threads())  # sums of convolutions depend on it
+
+
+def test_an_occupied_run_folder_is_refused_and_overwrite_replaces_it(tmp_path: Path) -> None:
+    config = _config(tmp_path, "training.steps=1")
+    trainer.train(config, progress=False)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(GtpVisionError, match=r"holds a run already; give --resume .* --overwrite"):
+        trainer.train(config, progress=False)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    trainer.train(config, overwrite=True, progress=False)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_value_that_is_not_finite_stops_the_run_with_step_and_metric(tmp_path: Path) -> None:
+    with pytest.raises(GtpVisionError, match=r"step [1-6]: .*loss.* is not finite; the last good checkpoint is"):
+        trainer.train(_config(tmp_path, "training.steps=6", "training.learning_rate=1e38"), progress=False)
+
+
+def test_resuming_with_another_architecture_is_refused(tmp_path: Path) -> None:
+    trainer.train(_config(tmp_path, "training.steps=1"), progress=False)
+    other = _config(tmp_path, "training.steps=2", "agent.policy.hidden=[32]")
+    with pytest.raises(GtpVisionError, match="another architecture"):
+        trainer.train(other, resume=True, progress=False)
+
+
+def test_cuda_is_refused_where_there_is_none(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(GtpVisionError, match=r"training\.device=cuda.*training\.device=auto"):
+        trainer.train(_config(tmp_path, "training.device=cuda"), progress=False)
+
+
+def test_a_missing_official_data_set_says_where_it_belongs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    config = from_command_line(
+        ["task=ogbench/visual-cube-single-play-singletask-task1", f"data_dir={tmp_path}", f"run_dir={tmp_path / 'run'}"]
+    )
+    with pytest.raises(GtpVisionError, match=r"put visual-cube-single-play-v0\.npz and .* into"):
+        trainer.train(config, progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_schedules() -> None:
+    config = from_command_line(["task=demo", "training.steps=100", "training.warmup_steps=10"])
+    assert trainer.learning_rate(config, 0) == pytest.approx(3e-5)
+    assert trainer.learning_rate(config, 50) == pytest.approx(3e-4)
+    config.training.schedule = "cosine"
+    assert trainer.learning_rate(config, 50) == pytest.approx(1.5e-4)
+    assert trainer.learning_rate(config, 99) < 1e-6
+
+
+def test_gtp_bc_trains_from_pixels(tmp_path: Path) -> None:
+    results = trainer.train(_config(tmp_path, "agent=gtp_bc_demo", "training.steps=2"), progress=False)
+    assert results["agent"] == "gtp_bc"
+    assert "critic" not in (tmp_path / "metrics.jsonl").read_text()
+    assert (tmp_path / "images" / "first_batch.png").stat().st_size > 1000
+    assert (tmp_path / "report.html").exists()
