@@ -120,7 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     collect.add_argument("--seed", type=int, default=0)
     collect.add_argument("--expert", type=float, default=0.5, help="share of episodes that press the right buttons")
     collect.add_argument("--noise", type=float, default=0.3, help="largest deviation of an episode's action noise")
-    collect.add_argument("--limit", type=int, default=80, help="most frames of an episode")
+    collect.add_argument("--wander", type=float, default=0.5, help="probability of wandering off before a button")
+    collect.add_argument("--limit", type=int, default=80, help="most steps of an episode")
     collect.add_argument("--shadow-size", type=int, help="texels of the shadow map (default: the simulator's)")
     collect.add_argument("--multisamples", type=int, help="samples a pixel (default: the simulator's)")
     collect.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -270,6 +271,7 @@ def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
         seed=arguments.seed,
         expert_share=arguments.expert,
         noise=arguments.noise,
+        wander=arguments.wander,
         limit=arguments.limit,
         processes=arguments.processes,
         command=["gtp-vision", *arguments.words],
@@ -277,7 +279,7 @@ def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
     )
     print(
         f"{arguments.out}: {store.episodes} episodes, {len(store)} frames, "
-        f"{store.attributes['solved_episodes']} solved, {arguments.out.stat().st_size / 1e6:.1f} MB"
+        f"{store.attributes['solved_visits']} of {store.attributes['visits']} visits solved, {arguments.out.stat().st_size / 1e6:.1f} MB"
     )
     return 0
 

@@ -165,6 +165,7 @@ def checked(config: Any) -> Config:
         "training.checkpoint_every": training.checkpoint_every,
         "training.keep_checkpoints": training.keep_checkpoints,
         "agent.value_samples": agent.value_samples,
+        "agent.policy.noise_draws": agent.policy.noise_draws,
         "agent.target_steps": agent.target_steps,
         "agent.act_steps": agent.act_steps,
         "training.eval_envs": training.eval_envs,

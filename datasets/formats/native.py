@@ -61,7 +61,9 @@ def create(
             options: dict[str, Any] = {}
             if compression and len(shape) > 1 and shape[0]:
                 options = {"compression": compression, "compression_opts": 9, "shuffle": False}
-                options["chunks"] = (min(shape[0], 64), *shape[1:])
+                # One row of the picture over many frames: gzip then sees a background that stands still.
+                strip = (1, *shape[2:]) if len(shape) == 4 else shape[1:]
+                options["chunks"] = (min(shape[0], 256), *strip)
             made[name] = file.create_dataset(name, shape, dtype, **options)
         yield made
 

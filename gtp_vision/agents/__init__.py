@@ -15,11 +15,14 @@ def create(shapes: Mapping[str, tuple[int, ...]], actions: int, config: AgentCon
     """The agent that `config.name` asks for.
 
     Raises:
-        GtpVisionError: unknown agent.
+        GtpVisionError: unknown agent, or settings that fit no network.
     """
     if config.name not in AGENTS:
         raise GtpVisionError(f"unknown agent '{config.name}': {propose(config.name, AGENTS)}")
-    return AGENTS[config.name](shapes, actions, config, encoder)
+    try:
+        return AGENTS[config.name](shapes, actions, config, encoder)
+    except ValueError as error:
+        raise GtpVisionError(f"agent={config.name} cannot be built: {error}") from error
 
 
 __all__ = ["AGENTS", "GTP", "GTPBC", "AgentConfig", "create"]

@@ -198,7 +198,7 @@ class GTP(GTPBC):
     ) -> torch.Tensor:
         """A = min_j Q_j(o, a) - mean_k min_j Q_j(o, a_k), a_k ~ pi'(o): (B,)."""
         k = self.config.value_samples
-        samples = self.policy_target.sample(actor_features.repeat_interleave(k, 0), self.config.target_steps, generator)
+        samples = self.policy_target.sample(actor_features, self.config.target_steps, generator, draws=k)
         value = self.critic.pessimistic(critic_features.repeat_interleave(k, 0), samples)
         return (self.critic.pessimistic(critic_features, action) - value.view(-1, k).mean(1)).float()
 

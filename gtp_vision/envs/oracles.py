@@ -10,12 +10,17 @@ import numpy as np
 
 from gtp_vision.errors import GtpVisionError
 
+_WANDER_STEPS = 12
+_WANDER_BOUNDS = np.array([[0.25, -0.2, 0.03], [0.6, 0.2, 0.25]])  # metres: over, beside and below the buttons
 _CLEAR = 0.16  # height in metres above which the hand may move on to the next button
 
 
 @dataclass
 class Recording:
-    """One recorded episode of T frames: frame t, the action taken in it, its reward, and whether the MDP ended."""
+    """One recorded episode of T frames: frame t, the action taken in it, its reward, and whether the MDP ended.
+
+    A last row that is not terminal only shows where the last action led; its own action has no outcome.
+    """
 
     observations: np.ndarray
     actions: np.ndarray
@@ -54,22 +59,26 @@ def solution(init: np.ndarray, goal: np.ndarray, rows: int, columns: int) -> lis
     return [int(button) for button in np.flatnonzero(best)]
 
 
-def puzzle_episode(env: gymnasium.Env, seed: int, expert_share: float, noise: float, limit: int) -> Recording:
-    """One episode of a single-task puzzle by OGBench's closed-loop (Markov) oracle for buttons.
+def puzzle_episodes(
+    env: gymnasium.Env, seed: int, expert_share: float, noise: float, wander: float, limit: int
+) -> list[Recording]:
+    """What one visit to a single-task puzzle records, pressing buttons by OGBench's closed-loop (Markov) oracle.
 
-    An expert episode presses the buttons of the task's solution, in random order. Any other presses one or two
-    wrong buttons and then stops: the mixture is what a critic must tell apart. Closed loop, because an oracle
-    that follows a timed plan shows no recovery, and its clones get stuck between the buttons.
+    An expert visit presses the buttons of the task's solution, in random order. Any other presses one or two
+    wrong buttons and then stops: the mixture is what a critic must tell apart. Before a button the hand may
+    wander off, unrecorded, to a random place; what it does from there teaches recovery, without which clones
+    get stuck beside a button that they missed.
 
     Args:
         env: a single-task puzzle environment, pixels or states.
-        seed: of the reset, the choice of buttons and the noise.
-        expert_share: probability of an expert episode.
-        noise: each episode adds Gaussian noise to its actions, of a deviation uniform in [0, noise].
-        limit: most frames of an episode.
+        seed: of the reset, the choice of buttons, the wandering and the noise.
+        expert_share: probability of an expert visit.
+        noise: each visit adds Gaussian noise to its actions, of a deviation uniform in [0, noise].
+        wander: probability of wandering off before a button.
+        limit: most steps of the visit, wandering included.
 
     Returns:
-        The episode; its last row is the goal (terminal) or the frame in which the recording stopped.
+        One recording, and one more for each time the hand wandered off in between.
     """
     from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
 
@@ -86,40 +95,51 @@ def puzzle_episode(env: gymnasium.Env, seed: int, expert_share: float, noise: fl
     deviation = rng.uniform(0, noise)
     oracle = ButtonMarkovOracle(env=env, gripper_always_closed=True, max_step=limit)
 
+    recordings: list[Recording] = []
     observations: list[np.ndarray] = []
     actions: list[np.ndarray] = []
     rewards: list[float] = []
-    terminated = success = False
+
+    def cut(terminal: bool, success: bool) -> None:
+        """End the recording in progress; one without any outcome is dropped."""
+        if not terminal and actions:
+            observations.append(observation)
+            actions.append(np.zeros_like(actions[-1]))
+            rewards.append(0.0)
+        if actions:
+            stacked = np.stack(observations), np.stack(actions), np.asarray(rewards, np.float32)
+            recordings.append(Recording(*stacked, terminal=terminal, success=success, expert=expert))
+        for column in (observations, actions, rewards):
+            column.clear()
+
+    steps, ended, success = 0, False, False
     for button in map(int, plan):
+        if rng.random() < wander and not ended:
+            cut(terminal=False, success=False)
+            goal_position = rng.uniform(*_WANDER_BOUNDS)
+            for _ in range(rng.integers(2, _WANDER_STEPS)):
+                toward = 20 * (goal_position - info["proprio/effector_pos"])  # an action of 1 is 5 cm
+                action = np.clip(np.array([*toward, 0.0, 1.0]), -1, 1).astype(np.float32)
+                observation, _, terminated, truncated, info = env.step(action)
+                steps, ended = steps + 1, ended or terminated or truncated
         oracle.reset(observation, info)
         wanted = 1 - simulator._cur_button_states[button]
-        while len(actions) < limit and not terminated:
+        while steps < limit and not ended:
             pressed = simulator._cur_button_states[button] == wanted
-            if pressed and not success and info["proprio/effector_pos"][2] > _CLEAR:
+            if pressed and not simulator._success and info["proprio/effector_pos"][2] > _CLEAR:
                 break
+            top = simulator._data.site_xpos[simulator._button_site_ids[button]].copy()
             target = {
                 "privileged/target_button": button,
                 "privileged/target_button_state": wanted,
-                "privileged/target_button_top_pos": simulator._data.site_xpos[
-                    simulator._button_site_ids[button]
-                ].copy(),
+                "privileged/target_button_top_pos": top,
             }
             action = oracle.select_action(observation, info | target)
             action = np.clip(action + deviation * rng.normal(size=len(action)), -1, 1).astype(np.float32)
             observations.append(observation)
             actions.append(action)
-            observation, reward, terminated, _, info = env.step(action)
+            observation, reward, ended, _, info = env.step(action)
             rewards.append(float(reward))
-            success = success or bool(info["success"])
-    if not terminated:  # the frame that shows where the last action led; it has no outcome of its own
-        observations.append(observation)
-        actions.append(np.zeros_like(actions[-1]))
-        rewards.append(0.0)
-    return Recording(
-        observations=np.stack(observations),
-        actions=np.stack(actions),
-        rewards=np.asarray(rewards, np.float32),
-        terminal=terminated,
-        success=success,
-        expert=expert,
-    )
+            steps, success = steps + 1, bool(info["success"])
+    cut(terminal=ended and success, success=success)
+    return recordings

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from gtp_vision.datasets.random import NoiseSource
-from gtp_vision.networks import MLP, LogTimeEmbedding
+from gtp_vision.networks import MLP, LogTimeEmbedding, activation
 
 
 @dataclass
@@ -31,6 +31,7 @@ class GTPPolicyConfig:
     grid: int = 40
     lambda_flow: float = 1.0
     residual: str = "phi"
+    noise_draws: int = 1
     hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
     activation: str = "mish"
 
@@ -53,12 +54,17 @@ class GTPPolicy(nn.Module):
             raise ValueError(f"the action has {actions} dimensions; it needs at least 1")
         if not 0 < config.sigma_min < config.sigma_max:
             raise ValueError(f"wanted 0 < sigma_min < sigma_max, got {config.sigma_min} and {config.sigma_max}")
+        if config.grid < 2 or config.noise_draws < 1 or not config.hidden:
+            raise ValueError("wanted grid >= 2 (three levels make a triple), noise_draws >= 1 and a hidden layer")
         if config.residual not in ("plain", "phi"):
             raise ValueError(f"residual is '{config.residual}'; it must be 'plain' or 'phi'")
         self.config, self.actions = config, actions
         self.embed = LogTimeEmbedding(config.sigma_min, config.sigma_max)
-        inputs = features + actions + 2 * self.embed.width
-        self.network = MLP(inputs, config.hidden, actions, config.activation)
+        # The first layer in two parts: the observation's is computed once for all jumps and noise draws.
+        width, *deeper = config.hidden
+        self.observe = nn.Linear(features, width)
+        self.locate = nn.Linear(actions + 2 * self.embed.width, width, bias=False)
+        self.network = nn.Sequential(activation(config.activation), MLP(width, deeper, actions, config.activation))
 
     # The map -------------------------------------------------------------------------------------------------
 
@@ -74,13 +80,20 @@ class GTPPolicy(nn.Module):
         Returns:
             (B, A).
         """
-        c_in = (t.square() + self.config.sigma_data**2).rsqrt()[:, None]  # the input keeps unit scale at every t
-        return self.network(torch.cat([features, c_in * a_t, self.embed(t), self.embed(s)], dim=1))
+        return self._phi(self.observe(features), a_t, t, s)
 
     def flow_map(self, features: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         """Phi(o, a_t, t, s): the solution at level s of the ODE that stands at a_t at level t. Shapes as `phi`."""
+        return self._flow_map(self.observe(features), a_t, t, s)
+
+    def _phi(self, observed: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        c_in = (t.square() + self.config.sigma_data**2).rsqrt()[:, None]  # the input keeps unit scale at every t
+        place = torch.cat([c_in * a_t, self.embed(t), self.embed(s)], dim=1).to(observed.dtype)
+        return self.network(observed + self.locate(place))
+
+    def _flow_map(self, observed: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
         ratio = (s / t)[:, None]
-        return ratio * a_t + (1 - ratio) * self.phi(features, a_t, t, s)
+        return ratio * a_t + (1 - ratio) * self._phi(observed, a_t, t, s)
 
     def levels(self, count: int) -> list[float]:
         """`count` + 1 noise levels from sigma_max down to 0, spaced as Karras et al. (2022), eq. 5, with rho."""
@@ -118,23 +131,26 @@ class GTPPolicy(nn.Module):
         Returns:
             (B,) losses and metrics on the device.
         """
+        draws = self.config.noise_draws
+        action = action.repeat_interleave(draws, 0)
         rows = len(action)
         t, u, s = self._ordered_triple(rows, generator)
         a_t, a_u, c = self.noised_pair(action, generator.normal(rows, self.actions), t, u, s)
         t_flow = self._grid(action)[generator.integers(self.config.grid, rows)]
         a_flow = action + t_flow[:, None] * generator.normal(rows, self.actions)
 
-        both = torch.cat([features, features])
-        student = self.phi(both, torch.cat([a_t, a_flow]), torch.cat([t, t_flow]), torch.cat([s, t_flow]))
+        observed = self.observe(features).repeat_interleave(draws, 0).repeat(2, 1)
+        student = self._phi(observed, torch.cat([a_t, a_flow]), torch.cat([t, t_flow]), torch.cat([s, t_flow]))
         phi_cons, phi_flow = student.float().split(rows)
         with torch.no_grad():
-            target = torch.lerp(action, teacher.phi(features, a_u, u, s).float(), c[:, None])
+            observed = teacher.observe(features).repeat_interleave(draws, 0)
+            target = torch.lerp(action, teacher._phi(observed, a_u, u, s).float(), c[:, None])
         l_cons = (phi_cons - target).square().sum(1)
         if self.config.residual == "plain":
             l_cons = (1 - s / t).square() * l_cons
         l_flow = (phi_flow - action).square().sum(1)
         metrics = {"consistency_loss": l_cons.mean(), "flow_loss": l_flow.mean()}
-        return weight * (l_cons + self.config.lambda_flow * l_flow), metrics
+        return weight * (l_cons + self.config.lambda_flow * l_flow).view(-1, draws).mean(1), metrics
 
     @staticmethod
     def noised_pair(
@@ -163,27 +179,28 @@ class GTPPolicy(nn.Module):
 
     # Acting --------------------------------------------------------------------------------------------------
 
-    def sample(self, features: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
+    def sample(self, features: torch.Tensor, steps: int, generator: NoiseSource, draws: int = 1) -> torch.Tensor:
         """Actions by K jumps of Phi from N(0, sigma_max^2 I) to level 0.
 
         Args:
             features: (B, F).
             steps: K, chosen when acting, not when training.
             generator: of the initial noise.
+            draws: actions an observation.
 
         Returns:
-            (B, A) in [-1, 1].
+            (B * draws, A) in [-1, 1], the draws of one observation side by side.
 
         Raises:
             ValueError: K below 1.
         """
         if steps < 1:
             raise ValueError(f"steps={steps}: a policy acts in at least 1 jump")
-        levels = self.levels(steps)
-        rows = len(features)
-        a_t = self.config.sigma_max * generator.normal(rows, self.actions).to(features.dtype)
-        for t, s in itertools.pairwise(levels):
-            a_t = self.flow_map(features, a_t, features.new_full((rows,), t), features.new_full((rows,), s))
+        observed = self.observe(features).repeat_interleave(draws, 0)
+        rows = len(observed)
+        a_t = self.config.sigma_max * generator.normal(rows, self.actions)
+        for t, s in itertools.pairwise(self.levels(steps)):
+            a_t = self._flow_map(observed, a_t, a_t.new_full((rows,), t), a_t.new_full((rows,), s)).float()
         return a_t.clamp(-1, 1)
 
 

@@ -28,24 +28,26 @@ def collect(
     seed: int,
     expert_share: float,
     noise: float,
+    wander: float,
     limit: int,
     processes: int,
     command: Sequence[str],
     compression: str | None = None,
     progress: bool = True,
 ) -> Store:
-    """Record oracle episodes of a single-task OGBench puzzle.
+    """Record an oracle at a single-task OGBench puzzle.
 
-    Episode k is a function of (seed, k) alone, whatever the number of processes.
+    Visit k is a function of (seed, k) alone, whatever the number of processes.
 
     Args:
         spec: the environment and its rendering.
         out: the file to be; an existing one is replaced when the new one is whole.
-        episodes: how many.
+        episodes: how many visits; one gives a recording, and one more for each wandering in between.
         seed: of the whole set.
-        expert_share: share of episodes that press the right buttons.
-        noise: largest deviation of an episode's action noise.
-        limit: most frames of an episode.
+        expert_share: share of visits that press the right buttons.
+        noise: largest deviation of a visit's action noise.
+        wander: probability that the hand wanders off before a button (see `oracles.puzzle_episodes`).
+        limit: most steps of a visit.
         processes: worker processes.
         command: the command line, recorded in the file.
         compression: "gzip" for a small file to be carried in a repository.
@@ -64,20 +66,15 @@ def collect(
     if spec.pixels:
         choose_backend()
     seeds = [int(np.random.SeedSequence((seed, k)).generate_state(1)[0]) for k in range(episodes)]
-    jobs = [(spec, episode_seed, expert_share, noise, limit) for episode_seed in seeds]
+    jobs = [(spec, episode_seed, expert_share, noise, wander, limit) for episode_seed in seeds]
     context = multiprocessing.get_context("spawn")
     with context.Pool(min(processes, episodes), initializer=quiet_worker) as pool:
-        recorded = list(
-            tqdm(
-                pool.imap(_record, jobs),
-                total=episodes,
-                desc="collecting",
-                unit="episode",
-                disable=not progress,
-            )
+        visits = list(
+            tqdm(pool.imap(_record, jobs), total=episodes, desc="collecting", unit="visit", disable=not progress)
         )
         pool.close()
         pool.join()
+    recorded = [recording for visit in visits for recording in visit]
     store = _join(recorded)
     store.attributes = {
         "source": "OGBench's Markov oracle for buttons",
@@ -85,9 +82,9 @@ def collect(
         "env": spec.name,
         "rendering": spec.rendering.record(),
         "seed": seed,
-        "episodes": episodes,
-        "expert_episodes": sum(episode.expert for episode in recorded),
-        "solved_episodes": sum(episode.success for episode in recorded),
+        "visits": episodes,
+        "expert_visits": sum(visit[0].expert for visit in visits if visit),
+        "solved_visits": sum(any(recording.success for recording in visit) for visit in visits),
         "command": " ".join(command),
         "versions": _versions(),
     }
@@ -96,12 +93,12 @@ def collect(
     return store
 
 
-def _record(job: tuple[EnvSpec, int, float, float, int]) -> oracles.Recording:
+def _record(job: tuple[EnvSpec, int, float, float, float, int]) -> list[oracles.Recording]:
     global _env
-    spec, seed, expert_share, noise, limit = job
+    spec, seed, expert_share, noise, wander, limit = job
     if _env is None:
         _env = spec.make()
-    return oracles.puzzle_episode(_env, seed, expert_share, noise, limit)
+    return oracles.puzzle_episodes(_env, seed, expert_share, noise, wander, limit)
 
 
 def _join(recorded: Sequence[oracles.Recording]) -> Store:

@@ -76,7 +76,10 @@ def test_ctrl_c_then_resume_equals_the_uninterrupted_run(tmp_path: Path) -> None
     stopped = json.loads((broken / "checkpoints" / "last" / "state.json").read_text())["step"]
     assert 3 <= stopped < 40
     resumed = subprocess.run(
-        [*command, "--resume", str(broken)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": _threads()}
+        [*command, "--resume", str(broken)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": _threads()},
     )
     assert resumed.returncode == 0, resumed.stderr
     assert f"from step {stopped}" in resumed.stdout

@@ -1,0 +1,64 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from gtp_vision.datasets.files import cache_dir, fingerprint, require_space, written_aside
+from gtp_vision.errors import GtpVisionError
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "deeper" / "data.bin"
+    with written_aside(path) as aside:
+        aside.write_bytes(b"first")
+        assert not path.exists()
+        assert aside.parent == path.parent, "a rename is only atomic within one folder"
+    assert path.read_bytes() == b"first"
+    assert os.listdir(path.parent) == ["data.bin"]
+
+
+def test_a_failure_leaves_what_stood_there(tmp_path: Path) -> None:
+    path = tmp_path / "data.bin"
+    path.write_bytes(b"old")
+
+    def interrupted() -> None:
+        with written_aside(path) as aside:
+            aside.write_bytes(b"half of the ne")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        interrupted()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["data.bin"]
+
+
+def test_a_fingerprint_changes_with_content_time_and_purpose(tmp_path: Path) -> None:
+    path = tmp_path / "data.bin"
+
+    def made(content: bytes, time: int = 1, *extra: str) -> str:
+        path.write_bytes(content)
+        os.utime(path, (time, time))
+        return fingerprint(path, *extra)
+
+    seen = [made(b"aaaa"), made(b"aaab"), made(b"baaa"), made(b"aaaaa"), made(b"aaaa", 2), made(b"aaaa", 1, "cube")]
+    assert len(set(seen)) == len(seen)
+    assert made(b"aaaa") == seen[0]
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("GTP_VISION_CACHE", raising=False)
+    assert cache_dir() == tmp_path / "xdg" / "gtp-vision"
+    monkeypatch.setenv("GTP_VISION_CACHE", str(tmp_path / "mine"))
+    assert cache_dir() == tmp_path / "mine"
+    monkeypatch.delenv("GTP_VISION_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_dir() == Path.home() / ".cache" / "gtp-vision"
+
+
+def test_too_little_room_is_told_with_the_folder_and_the_mend(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "made" / "yet"
+    require_space(folder, 1, "a byte")
+    with pytest.raises(GtpVisionError, match=r"unpacking x.*GTP_VISION_CACHE") as told:
+        require_space(folder, 1 << 60, "unpacking x")
+    assert str(folder) in str(told.value)

@@ -1,0 +1,294 @@
+import io
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gtp_vision.datasets.formats import ogbench as reader
+from gtp_vision.datasets.sampler import Sampler
+from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.validation import problems
+from gtp_vision.envs import choose_backend
+from gtp_vision.errors import GtpVisionError
+
+LENGTHS = (9, 6)  # recorded states of each trajectory
+FRAMES = sum(LENGTHS)
+LAST = np.isin(np.arange(FRAMES), np.cumsum(LENGTHS) - 1)
+GOAL_CONDITIONED = "cube-single-play-v0"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _backend() -> None:
+    """OpenGL as the program chooses it, before OGBench is imported; nothing here renders."""
+    choose_backend(required=False)
+
+
+@pytest.fixture
+def contents() -> dict[str, np.ndarray]:
+    """Arrays such as OGBench's files hold them."""
+    random = np.random.default_rng(0)
+    return {
+        "observations": random.normal(size=(FRAMES, 28)),
+        "actions": random.uniform(-1, 1, (FRAMES, 5)).astype(np.float32),
+        "terminals": LAST.copy(),
+        "qpos": random.normal(size=(FRAMES, 21)),
+        "qvel": random.normal(size=(FRAMES, 20)),
+    }
+
+
+def saved(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def simulated(env: str) -> tuple[Any, dict[str, np.ndarray]]:
+    """Trajectories of random actions in OGBench's simulator, some of whose states are the task's goal."""
+    import ogbench
+
+    simulator = ogbench.make_env_and_datasets(env, env_only=True)
+    random = np.random.default_rng(0)
+    rows: dict[str, list[np.ndarray]] = {"observations": [], "actions": [], "qpos": [], "qvel": []}
+    if "puzzle" in env:
+        rows["button_states"] = []
+    for seed, length in enumerate(LENGTHS):
+        observation, info = simulator.reset(seed=seed)
+        for frame in range(length):
+            rows["observations"].append(observation)
+            rows["actions"].append(random.uniform(-1, 1, simulator.action_space.shape).astype(np.float32))
+            for name in rows.keys() - {"observations", "actions"}:
+                rows[name].append(np.array(info[name]))
+            if "puzzle" in env:  # random actions press no button: goal, half of it, or nothing
+                goal = simulator.unwrapped._target_button_states
+                rows["button_states"][-1] = [goal, np.where(np.arange(len(goal)) < 4, goal, 1 - goal), 1 - goal][
+                    frame % 3
+                ]
+            elif frame % 4 == 2:
+                rows["qpos"][-1][14:17] = simulator.unwrapped._data.mocap_pos[0] + [0.01, -0.02, 0]
+            observation, _, _, _, info = simulator.step(rows["actions"][-1])
+    return simulator, {name: np.array(values) for name, values in rows.items()} | {"terminals": LAST}
+
+
+@pytest.mark.parametrize("env", ["puzzle-3x3-play-singletask-task1-v0", "cube-single-play-singletask-task2-v0"])
+def test_single_tasks_are_read_as_ogbench_reads_them(env: str, tmp_path: Path, cache: Path) -> None:
+    import ogbench
+
+    simulator, arrays = simulated(env)
+    simulator.close()
+    path = saved(tmp_path / "data.npz", arrays)
+    shutil.copy(path, tmp_path / "data-val.npz")
+    theirs_env, theirs, _ = ogbench.make_env_and_datasets(env, dataset_path=str(path))
+    theirs_env.close()
+    store = reader.read(path, env)
+    assert problems(store) == []
+    assert store.path == path
+    assert store.episode_ends.tolist() == np.cumsum(LENGTHS).tolist()
+
+    rows = store.transitions
+    assert 0 < theirs["masks"].sum() < len(rows), "the test needs states at the goal and others"
+    assert len(np.unique(theirs["rewards"])) > 1
+    np.testing.assert_array_equal(store.observations["state"][rows], theirs["observations"])
+    np.testing.assert_array_equal(store.actions[rows], theirs["actions"])
+    np.testing.assert_array_equal(store.rewards[rows], theirs["rewards"])
+    np.testing.assert_array_equal(1 - store.terminals[rows].astype(np.float32), theirs["masks"])
+    np.testing.assert_array_equal(store.timeouts[rows + 1], theirs["terminals"])
+
+    batch = Sampler(store, 1, 0, discount=0.9).gather(rows)
+    np.testing.assert_allclose(batch.discount, 0.9 * theirs["masks"])
+    alive = theirs["masks"] == 1  # after a terminal the next observation counts for nothing
+    np.testing.assert_array_equal(
+        batch.next_observation()["state"][:, 0][alive], theirs["next_observations"][alive].astype(np.float32)
+    )
+
+
+def test_a_goal_conditioned_file_has_no_rewards_of_its_own(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path
+) -> None:
+    store = reader.read(saved(tmp_path / "cube-single-play-v0.npz", contents), GOAL_CONDITIONED)
+    assert not store.rewards.any()
+    assert not store.terminals.any()
+    assert store.timeouts.tolist() == LAST.tolist()
+    assert store.observations["state"].dtype == np.float32
+    np.testing.assert_allclose(store.observations["state"], contents["observations"], rtol=1e-6)
+
+
+def test_cameras_stay_bytes(contents: dict[str, np.ndarray], tmp_path: Path, cache: Path) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (FRAMES, 16, 16, 3), np.uint8)
+    store = reader.read(saved(tmp_path / "v.npz", contents | {"observations": images}), f"visual-{GOAL_CONDITIONED}")
+    assert list(store.observations) == ["camera"]
+    np.testing.assert_array_equal(store.observations["camera"], images)
+
+
+def test_large_observations_are_unpacked_in_pieces(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_PIECE", 4 * 28 * 8)  # four rows, which do not divide the 15
+    store = reader.read(saved(tmp_path / "a.npz", contents), GOAL_CONDITIONED)
+    np.testing.assert_allclose(store.observations["state"], contents["observations"], rtol=1e-6)
+
+
+def test_a_file_is_unpacked_once_for_each_environment(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path
+) -> None:
+    path = saved(tmp_path / "a.npz", contents)
+    for env, files in ((GOAL_CONDITIONED, 1), (GOAL_CONDITIONED, 1), ("cube-double-play-v0", 2)):
+        reader.read(path, env)
+        assert len(list(cache.iterdir())) == files
+    times = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
+    assert isinstance(reader.read(path, GOAL_CONDITIONED).observations["state"], np.memmap)
+    assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == times
+
+
+# What is refused ------------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, env: str, *words: str) -> None:
+    with pytest.raises(GtpVisionError) as told:
+        reader.read(path, env)
+    assert all(word in str(told.value) for word in (path.name, *words)), str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.99])
+def test_a_truncated_file_is_refused(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path, share: float
+) -> None:
+    path = saved(tmp_path / "cut.npz", contents)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    refused(path, GOAL_CONDITIONED, "truncated", "again")
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("member", ["observations", "actions", "terminals"])
+def test_damaged_compressed_bytes_are_refused(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path, member: str
+) -> None:
+    path = saved(tmp_path / "damaged.npz", contents)
+    with zipfile.ZipFile(path) as archive:
+        at = archive.getinfo(f"{member}.npy").header_offset
+    content = bytearray(path.read_bytes())
+    at += (
+        30 + int.from_bytes(content[at + 26 : at + 28], "little") + int.from_bytes(content[at + 28 : at + 30], "little")
+    )
+    content[at] = 0x07  # a deflate block of a type that does not exist
+    path.write_bytes(content)
+    refused(path, GOAL_CONDITIONED)
+    assert not cache.exists() or not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("member", ["observations", "actions", "terminals"])
+def test_a_missing_member_is_named(contents: dict[str, np.ndarray], tmp_path: Path, cache: Path, member: str) -> None:
+    del contents[member]
+    refused(saved(tmp_path / "a.npz", contents), GOAL_CONDITIONED, member)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"terminals": np.zeros(FRAMES, bool)},
+        {"terminals": np.roll(LAST, 1)},
+        {"terminals": LAST[:-1]},
+        {"actions": np.zeros((FRAMES - 1, 5), np.float32)},
+        {"observations": np.zeros((FRAMES + 1, 28))},
+    ],
+    ids=["no end", "no last end", "short terminals", "short actions", "long observations"],
+)
+def test_lengths_that_disagree_are_refused(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path, changed: dict[str, np.ndarray]
+) -> None:
+    refused(saved(tmp_path / "a.npz", contents | changed), GOAL_CONDITIONED, "trajectories")
+
+
+@pytest.mark.parametrize("member", ["observations", "actions"])
+def test_pickled_objects_are_never_loaded(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path, member: str
+) -> None:
+    contents[member] = np.array([{"a": 1}] * FRAMES, dtype=object)
+    refused(saved(tmp_path / "a.npz", contents), GOAL_CONDITIONED)
+
+
+@pytest.mark.parametrize("member", ["observations", "actions"])
+def test_an_array_that_boasts_of_its_size_is_refused_before_it_is_allocated(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path, member: str
+) -> None:
+    path = tmp_path / "boast.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in contents.items():
+            content = io.BytesIO()
+            if name == member:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (1 << 45, 5)}
+                np.lib.format.write_array_header_1_0(content, header)
+            else:
+                np.lib.format.write_array(content, array)
+            archive.writestr(f"{name}.npy", content.getvalue())
+    refused(path, GOAL_CONDITIONED)
+
+
+def test_a_single_task_without_states_to_reward_is_refused(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path
+) -> None:
+    env = "cube-single-play-singletask-task2-v0"
+    without = {name: array for name, array in contents.items() if name != "qpos"}
+    refused(saved(tmp_path / "a.npz", without), env, "qpos")
+
+
+@pytest.mark.parametrize("rows", [1, FRAMES - 2])
+def test_states_of_another_length_are_refused(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path, rows: int
+) -> None:
+    contents["qpos"] = contents["qpos"][:rows]
+    refused(saved(tmp_path / "a.npz", contents), "cube-single-play-singletask-task2-v0", "qpos")
+
+
+def test_an_unknown_environment_is_refused_by_name(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path
+) -> None:
+    env = "cube-singel-play-singletask-task2-v0"
+    with pytest.raises(GtpVisionError, match="cube-singel"):
+        reader.read(saved(tmp_path / "a.npz", contents), env)
+
+
+# Where the files are --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env", "name"),
+    [
+        ("visual-cube-single-play-singletask-task1-v0", "visual-cube-single-play-v0"),
+        ("puzzle-4x4-noisy-singletask-v0", "puzzle-4x4-noisy-v0"),
+        ("antmaze-large-navigate-v0", "antmaze-large-navigate-v0"),
+    ],
+)
+def test_single_tasks_share_their_environments_file(env: str, name: str) -> None:
+    assert reader.dataset_name(env) == name
+
+
+def test_a_file_that_is_there_is_not_downloaded(tmp_path: Path, contents: dict[str, np.ndarray]) -> None:
+    path = saved(tmp_path / "cube-single-play-v0.npz", contents)
+    assert reader.locate("cube-single-play-singletask-task2-v0", tmp_path, download=False) == path
+
+
+def test_a_file_that_is_not_there_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GtpVisionError, match=r"cube-single-play-v0\.npz") as told:
+        reader.locate("cube-single-play-singletask-task2-v0", tmp_path, download=False)
+    assert str(tmp_path) in str(told.value)
+
+    import ogbench
+
+    def offline(*_: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(ogbench, "download_datasets", offline)
+    with pytest.raises(GtpVisionError, match=r"no route to host.*cube-single-play-v0\.npz") as told:
+        reader.locate("cube-single-play-singletask-task2-v0", tmp_path)
+    assert str(tmp_path) in str(told.value)
+
+
+def test_a_read_store_is_a_store(contents: dict[str, np.ndarray], tmp_path: Path, cache: Path) -> None:
+    store = reader.read(saved(tmp_path / "a.npz", contents), GOAL_CONDITIONED)
+    assert isinstance(store, Store)
+    assert store.attributes["env"] == GOAL_CONDITIONED
+    assert store.attributes["source"] == "a.npz"

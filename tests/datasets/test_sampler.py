@@ -1,0 +1,233 @@
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from gtp_vision.datasets.sampler import Sampler
+from gtp_vision.datasets.store import Store
+
+MakeStore = Callable[..., Store]
+MANY = settings(max_examples=120, deadline=None, derandomize=True)
+
+
+@st.composite
+def recordings(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of `make_store`: episodes of 1 to 7 frames, terminals and timeouts anywhere they may stand."""
+    lengths = draw(st.lists(st.integers(1, 7), min_size=1, max_size=4).filter(lambda all_: max(all_) > 1))
+    frames = sum(lengths)
+    last = [int(end) - 1 for end in np.cumsum(lengths)]
+    return {
+        "lengths": lengths,
+        "terminals": draw(st.sets(st.integers(0, frames - 1), max_size=4)),
+        "timeouts": draw(st.sets(st.sampled_from(last))),
+        "seed": draw(st.integers(0, 9)),
+    }
+
+
+def episode(store: Store, row: int) -> tuple[int, int]:
+    """First row and exclusive end of the row's episode, by looking at every episode."""
+    start = 0
+    for end in store.episode_ends.tolist():
+        if row < end:
+            return start, end
+        start = end
+    raise AssertionError(row)
+
+
+def has_outcome(store: Store, row: int) -> bool:
+    """Whether it is known what the row's action led to."""
+    if row + 1 < episode(store, row)[1]:
+        return True
+    return bool(store.terminals[row]) and not store.timeouts[row]
+
+
+def slow_return(store: Store, row: int, n_step: int, gamma: float, scale: float, shift: float) -> tuple[float, float]:
+    """The n-step return and the factor of the value after it, one frame after the other."""
+    total, factor = 0.0, 1.0
+    for _ in range(n_step):
+        total += factor * (float(store.rewards[row]) + shift) * scale
+        if store.terminals[row]:
+            return total, 0.0
+        factor *= gamma
+        row += 1
+        if not has_outcome(store, row):
+            break
+    return total, factor
+
+
+def slow_next(store: Store, row: int, n_step: int) -> int:
+    """The row whose value follows an n-step return that meets no terminal."""
+    for _ in range(n_step):
+        row += 1
+        if not has_outcome(store, row):
+            break
+    return row
+
+
+def sampled_rows(stack: torch.Tensor) -> np.ndarray:
+    """The rows of a stacked `state`, whose first number is the row."""
+    return stack[..., 0].numpy().astype(int)
+
+
+@MANY
+@given(recordings())
+def test_every_row_with_an_outcome_can_be_drawn_and_no_other(make_store: MakeStore, recording: dict[str, Any]) -> None:
+    store = make_store(**recording)
+    assert store.transitions.tolist() == [row for row in range(len(store)) if has_outcome(store, row)]
+
+
+@MANY
+@given(recordings(), st.integers(1, 5))
+def test_an_observation_repeats_its_episodes_first_frame_instead_of_crossing_the_start(
+    make_store: MakeStore, recording: dict[str, Any], frame_stack: int
+) -> None:
+    store = make_store(**recording)
+    batch = Sampler(store, 4, 0, frame_stack=frame_stack).gather(store.transitions)
+    expected = [
+        [max(episode(store, row)[0], row - back) for back in reversed(range(frame_stack))]
+        for row in store.transitions.tolist()
+    ]
+    assert sampled_rows(batch.observation()["state"]).tolist() == expected
+
+
+@MANY
+@given(
+    recordings(),
+    st.integers(1, 6),
+    st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]),
+    st.sampled_from([(1.0, 0.0), (4.0, -0.5)]),
+)
+def test_n_step_returns_equal_a_walk_along_the_episode(
+    make_store: MakeStore, recording: dict[str, Any], n_step: int, gamma: float, scale_shift: tuple[float, float]
+) -> None:
+    store = make_store(**recording)
+    scale, shift = scale_shift
+    sampler = Sampler(store, 4, 0, n_step=n_step, discount=gamma, reward_scale=scale, reward_shift=shift)
+    batch = sampler.gather(store.transitions)
+    expected = [slow_return(store, row, n_step, gamma, scale, shift) for row in store.transitions.tolist()]
+    np.testing.assert_allclose(batch.reward, [total for total, _ in expected], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(batch.discount, [factor for _, factor in expected], rtol=1e-5, atol=1e-7)
+    assert torch.equal(batch.discount == 0, torch.tensor([factor == 0 for _, factor in expected]))
+
+
+@MANY
+@given(recordings(), st.integers(1, 6), st.integers(1, 3))
+def test_the_next_observation_is_n_frames_on_and_never_beyond_the_episodes_end(
+    make_store: MakeStore, recording: dict[str, Any], n_step: int, frame_stack: int
+) -> None:
+    store = make_store(**recording)
+    batch = Sampler(store, 4, 0, frame_stack=frame_stack, n_step=n_step).gather(store.transitions)
+    given_rows = sampled_rows(batch.next_observation()["state"])
+    for row, stack, discount in zip(store.transitions.tolist(), given_rows, batch.discount.tolist(), strict=True):
+        start, end = episode(store, row)
+        assert start <= stack.min()
+        assert stack.max() < end
+        if discount:  # after a terminal the next observation counts for nothing
+            last = slow_next(store, row, n_step)
+            assert stack.tolist() == [max(start, last - back) for back in reversed(range(frame_stack))]
+
+
+@MANY
+@given(recordings(), st.integers(1, 4), st.integers(1, 4))
+def test_a_batch_gathers_each_distinct_frame_once(
+    make_store: MakeStore, recording: dict[str, Any], frame_stack: int, n_step: int
+) -> None:
+    store = make_store(**recording)
+    sampler = Sampler(store, 4, 0, frame_stack=frame_stack, n_step=n_step)
+    batch = sampler.gather(np.repeat(store.transitions, 2))
+    used = np.concatenate(
+        [sampled_rows(batch.observation()["state"]).ravel(), sampled_rows(batch.next_observation()["state"]).ravel()]
+    )
+    gathered = batch.frames["state"][:, 0].numpy().astype(int)
+    assert sorted(gathered.tolist()) == sorted(set(used.tolist()))
+
+
+def test_all_observations_of_a_batch_come_from_its_rows(make_store: MakeStore) -> None:
+    store = make_store((4, 5), cameras={"front": (6, 5, 3), "wrist": (4, 4, 1)})
+    batch = Sampler(store, 8, 3, frame_stack=2).batch(0)
+    rows = batch.rows.numpy()
+    before = np.where(np.isin(rows, store.episode_starts), rows, rows - 1)
+    for name in ("front", "wrist"):
+        expected = store.observations[name][np.stack([before, rows], 1)].transpose(0, 1, 4, 2, 3)
+        assert batch.observation()[name].dtype == torch.uint8
+        np.testing.assert_array_equal(batch.observation()[name], expected)
+    np.testing.assert_array_equal(batch.action, store.actions[rows])
+    assert len(batch) == 8
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, ">f4"])
+def test_states_reach_the_network_as_float32_whatever_float_the_file_holds(make_store: MakeStore, dtype: Any) -> None:
+    states = make_store().observations["state"]
+    batch = Sampler(make_store(observations={"state": states.astype(dtype)}), 4, 0).batch(0)
+    assert batch.observation()["state"].dtype == torch.float32
+    np.testing.assert_allclose(batch.observation()["state"][:, 0], states[batch.rows.numpy()], rtol=1e-3)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**40),
+    step=st.integers(0, 10**9),
+    world_size=st.sampled_from([1, 2, 3, 4, 6, 12, 24]),
+)
+def test_processes_together_draw_the_batch_of_one_in_its_order(
+    make_store: MakeStore, seed: int, step: int, world_size: int
+) -> None:
+    sampler = Sampler(make_store((40, 60)), 24, seed)
+    parts = [sampler.rows(step, rank, world_size) for rank in range(world_size)]
+    assert [len(part) for part in parts] == [24 // world_size] * world_size
+    np.testing.assert_array_equal(np.concatenate(parts), sampler.rows(step))
+
+
+def test_processes_together_gather_the_batch_of_one(make_store: MakeStore) -> None:
+    sampler = Sampler(make_store((40, 60), terminals={20, 99}), 12, 5, frame_stack=3, n_step=4)
+    whole, parts = sampler.batch(7), [sampler.batch(7, rank, 3) for rank in range(3)]
+    for name in ("action", "reward", "discount", "rows"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
+    for name in ("observation", "next_observation"):
+        together = torch.cat([getattr(part, name)()["state"] for part in parts])
+        assert torch.equal(together, getattr(whole, name)()["state"])
+
+
+def test_rows_are_a_function_of_seed_and_step_alone(make_store: MakeStore) -> None:
+    store = make_store((200, 200))
+    one, another = Sampler(store, 16, 3, frame_stack=4, n_step=5), Sampler(store, 16, 3)
+    forwards = [one.rows(step) for step in range(6)]
+    backwards = [another.rows(step) for step in reversed(range(6))][::-1]
+    np.testing.assert_array_equal(forwards, backwards)
+    assert len({rows.tobytes() for rows in forwards}) == 6, "two steps drew the same rows"
+    assert not np.array_equal(Sampler(store, 16, 4).rows(0), forwards[0]), "two seeds drew the same rows"
+
+
+def test_transitions_are_drawn_uniformly(make_store: MakeStore) -> None:
+    store = make_store((6, 9), terminals={14})
+    sampler = Sampler(store, 500, 0)
+    drawn = np.concatenate([sampler.rows(step) for step in range(20)])
+    counts = np.bincount(drawn, minlength=len(store))
+    assert counts[5] == 0, "the first episode's last frame has no outcome"
+    assert chisquare(counts[store.transitions]).pvalue > 1e-3
+
+
+def test_rewards_are_shifted_before_they_are_scaled(make_store: MakeStore) -> None:
+    store = make_store((3,), rewards=np.array([0.0, 1.0, 0.0], np.float32))
+    batch = Sampler(store, 2, 0, reward_scale=4.0, reward_shift=-0.5).gather(np.array([0, 1]))
+    assert batch.reward.tolist() == [-2.0, 2.0]
+
+
+def test_a_batch_that_cannot_be_divided_is_refused_with_the_mend(make_store: MakeStore) -> None:
+    with pytest.raises(ValueError, match=r"batch of 10 .* 4 processes.*multiple of 4"):
+        Sampler(make_store(), 10, 0).rows(0, 1, 4)
+
+
+def test_a_moved_batch_holds_the_same_numbers(make_store: MakeStore) -> None:
+    batch = Sampler(make_store(cameras={"front": (4, 4, 3)}), 4, 0, frame_stack=2).batch(1)
+    moved = batch.to("meta")
+    assert {str(x.device) for x in [*moved.frames.values(), moved.window, moved.action, moved.rows]} == {"meta"}
+    same = batch.to("cpu")
+    for name in ("window", "next_window", "action", "reward", "discount", "rows"):
+        assert torch.equal(getattr(same, name), getattr(batch, name))
+    assert all(torch.equal(same.frames[name], frames) for name, frames in batch.frames.items())

@@ -1,0 +1,137 @@
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from gtp_vision.encoders import ENCODERS, Encoder, EncoderConfig
+from gtp_vision.errors import GtpVisionError
+
+IMAGES = [name for name in ENCODERS if name != "state"]
+
+
+def observation(shapes: Mapping[str, tuple[int, ...]], batch: int = 2) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {
+        name: torch.randint(256, (batch, *shape), dtype=torch.uint8) if len(shape) == 4 else torch.randn(batch, *shape)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("size", [(16, 16), (20, 12)])
+def test_images_become_features_of_the_asked_width(name: str, size: tuple[int, int]) -> None:
+    shapes = {"front": (2, 3, *size)}
+    encoder = Encoder(shapes, EncoderConfig(name=name, features=24))
+    features = encoder(observation(shapes, batch=3))
+    assert encoder.width == 24
+    assert features.shape == (3, 24)
+    assert features.dtype == torch.float32
+    assert bool(features.isfinite().all())
+    assert float(features.detach().std()) > 0
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_of_an_odd_size_are_seen_or_refused_when_the_encoder_is_made(name: str) -> None:
+    shapes = {"front": (1, 3, 15, 9)}
+    try:
+        encoder = Encoder(shapes, EncoderConfig(name=name, features=8))
+    except GtpVisionError as error:
+        told = str(error)
+        assert all(word in told for word in (name, "front", "15", "9"))
+        return
+    assert encoder(observation(shapes)).shape == (2, 8)
+
+
+def test_the_sizes_differ_as_their_names_say() -> None:
+    shapes, names = {"front": (3, 3, 64, 64)}, ["impala_small", "impala", "impala_large"]
+    weights = [sum(p.numel() for p in Encoder(shapes, EncoderConfig(name=name)).parameters()) for name in names]
+    assert weights == sorted(weights)
+    assert len(set(weights)) == 3
+
+
+def test_states_alone_pass_as_they_are() -> None:
+    shapes = {"state": (2, 3), "goal": (1, 4)}
+    encoder = Encoder(shapes, EncoderConfig(name="state"))
+    given = observation(shapes)
+    assert encoder.width == 10
+    assert list(encoder.parameters()) == []
+    expected = torch.cat([given["state"].flatten(1), given["goal"].flatten(1)], dim=1)
+    assert torch.equal(encoder(given), expected)
+
+
+def test_states_are_appended_to_what_the_cameras_see() -> None:
+    shapes = {"front": (1, 3, 16, 16), "state": (2, 3)}
+    encoder = Encoder(shapes, EncoderConfig(features=8))
+    given = observation(shapes)
+    features = encoder(given)
+    assert encoder.width == 8 + 6
+    moved = encoder(given | {"state": given["state"] + 1})
+    changed = (moved != features).any(0)
+    assert int(changed.sum()) == 6, "six features are the states, and no other depends on them"
+    kept = features[:, changed]
+    assert torch.equal(kept.sort(1).values, given["state"].flatten(1).sort(1).values)
+
+
+def test_every_camera_and_every_frame_is_seen() -> None:
+    shapes = {"front": (2, 3, 16, 16), "wrist": (2, 1, 12, 12)}
+    encoder = Encoder(shapes, EncoderConfig(features=16))
+    given = observation(shapes)
+    features = encoder(given)
+    for name in shapes:
+        for frame in range(2):
+            for channel in range(shapes[name][1]):
+                other = {key: value.clone() for key, value in given.items()}
+                other[name][:, frame, channel] = 255 - other[name][:, frame, channel]
+                assert not torch.allclose(encoder(other), features), (name, frame, channel)
+
+
+def test_each_camera_has_a_tower_of_its_own() -> None:
+    shapes = {"left": (1, 3, 16, 16), "right": (1, 3, 16, 16)}
+    encoder = Encoder(shapes, EncoderConfig())
+    left, right = (dict(tower.named_parameters()) for tower in encoder.towers.values())
+    assert all(left[name] is not right[name] for name in left)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_bytes_are_scaled_to_one_by_255(name: str) -> None:
+    encoder = Encoder({"front": (1, 3, 16, 16)}, EncoderConfig(name=name))
+    seen: list[torch.Tensor] = []
+    first = next(module for module in encoder.modules() if isinstance(module, torch.nn.Conv2d))
+    first.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    image = observation({"front": (1, 3, 16, 16)})["front"]
+    encoder({"front": image})
+    scaled = (image.float() / 255).flatten(1)
+    assert torch.equal(seen[0].flatten(1).sort(1).values, scaled.sort(1).values), "pixels may change places only"
+    encoder({"front": torch.full_like(image, 255)})
+    assert torch.equal(seen[1], torch.ones_like(seen[1]))
+
+
+@pytest.mark.parametrize("camera", ["observation.images.top", "camera left", "keys"])
+def test_a_camera_may_have_any_name(camera: str) -> None:
+    shapes = {camera: (1, 3, 16, 16)}
+    assert Encoder(shapes, EncoderConfig(features=8))(observation(shapes)).shape == (2, 8)
+
+
+def test_a_missing_observation_is_named_with_those_given() -> None:
+    encoder = Encoder({"front": (1, 3, 16, 16), "wrist": (1, 3, 16, 16)}, EncoderConfig())
+    given = observation({"front": (1, 3, 16, 16), "state": (1, 3)})
+    with pytest.raises(GtpVisionError, match=r"'wrist' is missing.*'front', 'state'"):
+        encoder(given)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (1, 1, 16, 16), (1, 3, 8, 16), (1, 16, 16, 3), (16, 16)])
+def test_another_shape_is_named_with_the_right_one(shape: tuple[int, ...]) -> None:
+    encoder = Encoder({"front": (1, 3, 16, 16)}, EncoderConfig())
+    with pytest.raises(GtpVisionError) as told:
+        encoder(observation({"front": shape}))
+    assert all(word in str(told.value) for word in ("'front'", str(shape), "(1, 3, 16, 16)"))
+
+
+def test_an_unknown_encoder_is_refused_with_the_nearest() -> None:
+    with pytest.raises(GtpVisionError, match=r"'impla_small'.*did you mean 'impala_small'"):
+        Encoder({"front": (1, 3, 16, 16)}, EncoderConfig(name="impla_small"))
+
+
+def test_the_state_encoder_refuses_cameras_and_proposes_one_that_sees() -> None:
+    with pytest.raises(GtpVisionError, match=r"cannot see.*'front'.*encoder=impala_small"):
+        Encoder({"front": (1, 3, 16, 16), "state": (1, 3)}, EncoderConfig(name="state"))
