@@ -22,6 +22,21 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gtp-vision"
 
 
+def cached(name: str) -> Path:
+    """The place of a file in the cache, whose folder is made if it can be.
+
+    Raises:
+        GtpVisionError: the cache cannot be written.
+    """
+    folder = cache_dir()
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise GtpVisionError(f"the cache {folder} cannot be written; set GTP_VISION_CACHE to a folder that can")
+    return folder / name
+
+
 def fingerprint(path: Path, *extra: str) -> str:
     """A short name for the content of a file: its size, time, both ends, and `extra` (what is made from it)."""
     stat = path.stat()

@@ -151,7 +151,7 @@ class Sampler:
         window = torch.from_numpy(position.reshape(both.shape))
         return Batch(
             frames={
-                name: torch.from_numpy(np.ascontiguousarray(array[distinct]))
+                name: torch.from_numpy(_as_tensor_type(array[distinct]))
                 for name, array in self.store.observations.items()
             },
             window=window[: len(rows)],
@@ -161,3 +161,8 @@ class Sampler:
             discount=torch.from_numpy(discount),
             rows=torch.from_numpy(rows),
         )
+
+
+def _as_tensor_type(frames: np.ndarray) -> np.ndarray:
+    """Images as they are, states as float32, whatever float the file holds."""
+    return np.ascontiguousarray(frames, frames.dtype if frames.dtype == np.uint8 else np.float32)

@@ -24,7 +24,7 @@ def problems(store: Store) -> list[str]:
     for name, array in store.observations.items():
         if array.dtype == np.uint8 and array.ndim == 4:
             continue
-        if array.dtype.kind == "f" and array.ndim == 2:
+        if array.dtype.kind == "f" and array.ndim == 2 and array.shape[1]:
             found += _flat(f"observations/{name}", array, store)
         else:
             found.append(
@@ -49,18 +49,33 @@ def validate(store: Store) -> Store:
 
 
 def _lengths(store: Store) -> list[str]:
+    """Faults of shapes and lengths, on which all row arithmetic relies."""
+    flat = {name: getattr(store, name) for name in ("rewards", "terminals", "timeouts", "episode_ends")}
+    found = [
+        f"{name} has shape {array.shape}; wanted one number a row" for name, array in flat.items() if array.ndim != 1
+    ]
+    if store.actions.ndim != 2 or not store.actions.shape[1]:
+        found.append(f"actions have shape {store.actions.shape}; wanted (frames, dimensions)")
+    if found:
+        return found
     ends, frames = store.episode_ends, len(store)
     if not frames or not len(ends):
         return ["no episodes: the file is empty; record some"]
     if ends[-1] != frames or np.any(np.diff(np.concatenate([[0], ends])) <= 0):
         return [f"episode_ends must increase up to the {frames} frames; they end at {ends[-1]}"]
-    counts = {"rewards": store.rewards, "terminals": store.terminals, "timeouts": store.timeouts}
-    counts |= {f"observations/{name}": array for name, array in store.observations.items()}
-    return [
-        f"{name} has {len(array)} rows and actions {frames}; every array needs one row a frame"
-        for name, array in counts.items()
-        if len(array) != frames
+    counts = {name: len(array) for name, array in flat.items() if name != "episode_ends"}
+    counts |= {f"observations/{name}": len(array) for name, array in store.observations.items()}
+    found = [
+        f"{name} has {rows} rows and actions {frames}; every array needs one row a frame"
+        for name, rows in counts.items()
+        if rows != frames
     ]
+    inside = np.setdiff1d(np.flatnonzero(store.timeouts), ends - 1)
+    if not found and len(inside):
+        found.append(
+            f"timeouts stand inside an episode, first at {place(store, int(inside[0]))}; end the episode there"
+        )
+    return found
 
 
 def _flat(name: str, array: np.ndarray, store: Store) -> list[str]:

@@ -57,12 +57,19 @@ class Encoder(nn.Module):
             raise GtpVisionError(f"unknown encoder '{config.name}': {propose(config.name, ENCODERS)}")
         if config.name == "state" and cameras:
             raise GtpVisionError(f"encoder=state cannot see the cameras {sorted(cameras)}; choose encoder=impala_small")
-        self.towers = nn.ModuleDict()
+        self.cameras = list(cameras)
+        self.towers = nn.ModuleList()  # by position: a camera may have a name that a module may not
         joined = 0
         for name, (frames, channels, height, width) in cameras.items():
             stacks, blocks, patch = SIZES[config.name]
+            if height % patch or width % patch:
+                raise GtpVisionError(
+                    f"encoder={config.name} reads patches of {patch}x{patch} pixels, which do not divide the camera "
+                    f"'{name}' of {height}x{width}; choose encoder=impala_small"
+                )
             tower = ImpalaTower(frames * channels, height, width, stacks, blocks, patch)
-            self.towers[name], joined = tower, joined + tower.width
+            self.towers.append(tower)
+            joined += tower.width
         self.width = sum(shapes[name][0] * shapes[name][1] for name in self.states)
         if cameras:
             self.project = nn.Sequential(nn.Linear(joined, config.features), nn.LayerNorm(config.features), nn.ReLU())
@@ -76,8 +83,8 @@ class Encoder(nn.Module):
         """
         self._check(observation)
         parts = [observation[name].flatten(1) for name in self.states]
-        if self.towers:
-            seen = [tower(observation[name]) for name, tower in self.towers.items()]
+        if self.cameras:
+            seen = [tower(observation[name]) for name, tower in zip(self.cameras, self.towers, strict=True)]
             parts.append(self.project(torch.cat(seen, dim=1)))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 

@@ -255,17 +255,10 @@ def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
-    from gtp_vision.envs import EnvSpec, Rendering
     from gtp_vision.training.collection import collect
 
-    name = arguments.env.removeprefix("ogbench/")
     store = collect(
-        EnvSpec(
-            name,
-            Rendering(arguments.shadow_size, arguments.multisamples),
-            pixels=name.startswith("visual-"),
-            max_episode_steps=arguments.limit + 1,
-        ),
+        arguments.env.removeprefix("ogbench/"),
         arguments.out,
         episodes=arguments.episodes,
         seed=arguments.seed,
@@ -273,13 +266,16 @@ def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
         noise=arguments.noise,
         wander=arguments.wander,
         limit=arguments.limit,
+        shadow_size=arguments.shadow_size,
+        multisamples=arguments.multisamples,
         processes=arguments.processes,
         command=["gtp-vision", *arguments.words],
         compression="gzip" if arguments.compress else None,
     )
     print(
         f"{arguments.out}: {store.episodes} episodes, {len(store)} frames, "
-        f"{store.attributes['solved_visits']} of {store.attributes['visits']} visits solved, {arguments.out.stat().st_size / 1e6:.1f} MB"
+        f"{store.attributes['solved_visits']} of {store.attributes['visits']} visits solved, "
+        f"{arguments.out.stat().st_size / 1e6:.1f} MB"
     )
     return 0
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gtp_vision.agents import AGENTS, AgentConfig
 from gtp_vision.encoders import ENCODERS, EncoderConfig
 from gtp_vision.errors import GtpVisionError, propose
+from gtp_vision.networks import ACTIVATIONS
 
 GROUPS = ("task", "agent", "encoder", "training")
 
@@ -103,6 +106,54 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
+_TINY = 1e-12  # stands for "above 0"
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, math.inf),
+    "task.frame_stack": (1, math.inf),
+    "task.n_step": (1, math.inf),
+    "task.discount": (0, 1),
+    "task.max_episode_steps": (1, math.inf),
+    "agent.eta": (0, math.inf),
+    "agent.weight_clip": (1, math.inf),
+    "agent.value_samples": (1, math.inf),
+    "agent.target_steps": (1, math.inf),
+    "agent.act_steps": (1, math.inf),
+    "agent.tau": (0, 1),
+    "agent.policy.sigma_min": (_TINY, math.inf),
+    "agent.policy.rho": (_TINY, math.inf),
+    "agent.policy.sigma_data": (_TINY, math.inf),
+    "agent.policy.grid": (2, math.inf),
+    "agent.policy.lambda_flow": (0, math.inf),
+    "agent.policy.noise_draws": (1, math.inf),
+    "agent.critic.members": (1, math.inf),
+    "encoder.features": (1, math.inf),
+    "encoder.shift": (0, math.inf),
+    "encoder.shift_probability": (0, 1),
+    "training.steps": (1, math.inf),
+    "training.batch_size": (1, math.inf),
+    "training.learning_rate": (_TINY, math.inf),
+    "training.warmup_steps": (0, math.inf),
+    "training.clip_gradient": (_TINY, math.inf),
+    "training.log_every": (1, math.inf),
+    "training.checkpoint_every": (1, math.inf),
+    "training.keep_checkpoints": (1, math.inf),
+    "training.eval_every": (0, math.inf),
+    "training.eval_episodes": (0, math.inf),
+    "training.eval_envs": (1, math.inf),
+    "training.eval_steps": (1, math.inf),
+    "training.videos": (0, math.inf),
+}
+_CHOICES: dict[str, Collection[str]] = {
+    "agent.name": AGENTS,
+    "agent.policy.residual": ("plain", "phi"),
+    "agent.policy.activation": ACTIVATIONS,
+    "agent.critic.activation": ACTIVATIONS,
+    "encoder.name": ENCODERS,
+    "training.schedule": ("constant", "cosine"),
+    "training.device": ("auto", "cpu", "cuda"),
+    "training.precision": ("no", "bf16", "fp16"),
+}
+
 ConfigStore.instance().store(name="schema", node=Config)
 
 
@@ -155,48 +206,24 @@ def checked(config: Any) -> Config:
     Raises:
         GtpVisionError: the first value that is not, with the range.
     """
-    task, agent, training = config.task, config.agent, config.training
-    at_least_one = {
-        "task.frame_stack": task.frame_stack,
-        "task.n_step": task.n_step,
-        "training.steps": training.steps,
-        "training.batch_size": training.batch_size,
-        "training.log_every": training.log_every,
-        "training.checkpoint_every": training.checkpoint_every,
-        "training.keep_checkpoints": training.keep_checkpoints,
-        "agent.value_samples": agent.value_samples,
-        "agent.policy.noise_draws": agent.policy.noise_draws,
-        "agent.target_steps": agent.target_steps,
-        "agent.act_steps": agent.act_steps,
-        "training.eval_envs": training.eval_envs,
-        "training.eval_steps": training.eval_steps,
-        "task.max_episode_steps": task.max_episode_steps,
-    }
-    for key, value in at_least_one.items():
-        if value is not None and value < 1:
-            raise GtpVisionError(f"{key}={value} must be at least 1")
-    for key, value in {
-        "training.eval_every": training.eval_every,
-        "training.eval_episodes": training.eval_episodes,
-        "training.videos": training.videos,
-        "training.warmup_steps": training.warmup_steps,
-        "agent.eta": agent.eta,
-        "seed": config.seed,
-    }.items():
-        if value < 0:
-            raise GtpVisionError(f"{key}={value} must be at least 0")
-    for key, value, known in (
-        ("agent.name", agent.name, AGENTS),
-        ("encoder.name", config.encoder.name, ENCODERS),
-        ("training.schedule", training.schedule, ("constant", "cosine")),
-        ("training.device", training.device, ("auto", "cpu", "cuda")),
-        ("training.precision", training.precision, ("no", "bf16", "fp16")),
-        ("agent.policy.residual", agent.policy.residual, ("plain", "phi")),
-    ):
+    if not isinstance(config, Config):
+        raise GtpVisionError("the configuration is empty")
+    for key, (low, high) in _RANGES.items():
+        value = attrgetter(key)(config)
+        if value is not None and not low <= value <= high:
+            within = f"at least {low:g}" if high == math.inf else f"within [{low:g}, {high:g}]"
+            raise GtpVisionError(f"{key}={value} must be {within}")
+    for key, known in _CHOICES.items():
+        value = attrgetter(key)(config)
         if value not in known:
             raise GtpVisionError(f"{key}={value} is unknown: {propose(value, known)}")
-    if not 0 <= task.discount <= 1:
-        raise GtpVisionError(f"task.discount={task.discount} must lie within [0, 1]")
+    policy = config.agent.policy
+    if policy.sigma_max <= policy.sigma_min:
+        raise GtpVisionError(f"agent.policy.sigma_max={policy.sigma_max} must lie above sigma_min={policy.sigma_min}")
+    for key in ("agent.policy.hidden", "agent.critic.hidden"):
+        widths = attrgetter(key)(config)
+        if not widths or min(widths) < 1:
+            raise GtpVisionError(f"{key}={widths} must be one width of at least 1 or more")
     return config
 
 

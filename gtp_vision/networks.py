@@ -17,7 +17,7 @@ from gtp_vision.errors import propose
 
 M = TypeVar("M", bound=nn.Module)
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, type[nn.Module]] = {
     "mish": nn.Mish,
     "gelu": nn.GELU,
     "relu": nn.ReLU,
@@ -31,9 +31,9 @@ def activation(name: str) -> nn.Module:
     Raises:
         ValueError: unknown name.
     """
-    if name not in _ACTIVATIONS:
-        raise ValueError(f"unknown activation '{name}': {propose(name, _ACTIVATIONS)}")
-    return _ACTIVATIONS[name]()
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation '{name}': {propose(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name]()
 
 
 class MLP(nn.Sequential):

@@ -18,7 +18,8 @@ def global_std(x: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    sums = torch.stack([x.new_tensor(float(x.numel())), x.sum(), x.square().sum()]).double()
+    x = x.double()  # float32 would lose a small deviation beside a large mean
+    sums = torch.stack([x.new_tensor(x.numel()), x.sum(), x.square().sum()])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(sums)
     mean = sums[1] / sums[0]

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from gtp_vision.cli import main
 from gtp_vision.datasets import demo_path
 

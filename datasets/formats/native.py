@@ -26,12 +26,19 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from gtp_vision.datasets.files import cache_dir, fingerprint, require_space, written_aside
+from gtp_vision.datasets.files import cached, fingerprint, require_space, written_aside
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
 FORMAT, VERSION = "gtp-vision", 1
-_FLAT = {"actions": "f", "rewards": "f", "terminals": "ui", "timeouts": "ui", "episode_ends": "i"}
+# Kinds of dtype and number of dimensions.
+_FLAT = {
+    "actions": ("f", 2),
+    "rewards": ("f", 1),
+    "terminals": ("ui", 1),
+    "timeouts": ("ui", 1),
+    "episode_ends": ("i", 1),
+}
 _COPY_BYTES = 1 << 25  # frames are copied in pieces of about 32 MB, so that memory stays bounded
 
 
@@ -106,20 +113,18 @@ def read(path: Path) -> Store:
     """
     try:
         with h5py.File(path, "r") as file:
-            names = _check(file, path)
-            metadata = json.loads(str(file.attrs.get("metadata", "{}")))
-            offsets = {name: file[name].id.get_offset() for name in names}
-            if all(offset is not None or file[name].size == 0 for name, offset in offsets.items()):
-                arrays = {name: _map(path, file[name], offsets[name]) for name in names}
-                return _store(path, arrays, metadata)
-            unpacked = _unpack(path, file, names, metadata)
-    except OSError as error:
+            metadata = _check_attributes(file, path)
+            arrays = _check_arrays(file, path)
+            offsets = {name: data.id.get_offset() for name, data in arrays.items()}
+            if all(offset is not None or arrays[name].size == 0 for name, offset in offsets.items()):
+                mapped = {name: _map(path, data, offsets[name]) for name, data in arrays.items()}
+                return _store(path, mapped, metadata)
+            unpacked = _unpack(path, arrays, metadata)
+    except (OSError, RuntimeError) as error:
         raise GtpVisionError(
             f"{path} cannot be read as HDF5 ({_first_line(error)}); it is missing, truncated or of another format: "
             f"copy it again"
         ) from error
-    except json.JSONDecodeError as error:
-        raise GtpVisionError(f"{path}: the attribute 'metadata' is not JSON; write the file again") from error
     store = read(unpacked)
     store.path = path
     return store
@@ -134,42 +139,63 @@ def is_native(path: Path) -> bool:
         return False
 
 
-def _check(file: h5py.File, path: Path) -> list[str]:
-    if file.attrs.get("format") != FORMAT:
+def _check_attributes(file: h5py.File, path: Path) -> dict[str, Any]:
+    """The metadata, if the file is of this format and version."""
+    if str(file.attrs.get("format")) != FORMAT:
         raise GtpVisionError(
             f"{path} is HDF5 but not a gtp-vision file (no attribute format='{FORMAT}'); "
             f"write it with gtp_vision.datasets.formats.native.write"
         )
-    if int(file.attrs.get("version", 0)) != VERSION:
+    version = str(file.attrs.get("version"))
+    if version != str(VERSION):
         raise GtpVisionError(
-            f"{path} is version {file.attrs.get('version')} of the format, this program reads {VERSION}; "
+            f"{path} is version {version} of the format, this program reads {VERSION}; "
             f"update gtp-vision or write the file again"
         )
-    group = file.get("observations")
+    try:
+        metadata = json.loads(str(file.attrs.get("metadata", "{}")))
+        if not isinstance(metadata, dict):
+            raise ValueError("no object")
+    except ValueError as error:
+        raise GtpVisionError(f"{path}: the attribute 'metadata' is not a JSON object; write the file again") from error
+    return metadata
+
+
+def _check_arrays(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
+    """Name to array, if all are there, inside the file, of the right type and shape, and of one length."""
+    _check_link(file, "observations", path)
+    group = file["observations"]
     if not isinstance(group, h5py.Group) or not len(group):
         raise GtpVisionError(f"{path} has no group 'observations' with at least one array; write the file again")
-    names = [f"observations/{name}" for name in group] + list(_FLAT)
-    length: int | None = None
-    for name in names:
-        parent, _, key = name.rpartition("/")
-        link = (file[parent] if parent else file).get(key, getlink=True)
-        if link is None:
-            raise GtpVisionError(f"{path} has no array '{name}'; write the file again")
-        if not isinstance(link, h5py.HardLink):
-            raise GtpVisionError(f"{path}: '{name}' is a link out of its place, which is not followed; copy the array")
-        data = file[name]
-        if not isinstance(data, h5py.Dataset) or data.external:
+    arrays: dict[str, h5py.Dataset] = {}
+    for name in [*(f"observations/{key}" for key in group), *_FLAT]:
+        _check_link(file, name, path)
+        try:
+            data = file[name]
+        except (KeyError, RuntimeError, OSError) as error:
+            raise GtpVisionError(f"{path}: '{name}' is damaged ({_first_line(error)}); copy the file again") from error
+        if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
             raise GtpVisionError(f"{path}: '{name}' is not an array inside the file; write the file again")
-        wanted = _FLAT.get(name, "uf")
-        if data.dtype.kind not in wanted:
-            raise GtpVisionError(f"{path}: '{name}' has dtype {data.dtype}, wanted one of kind '{wanted}'")
-        if name == "episode_ends":
-            continue
-        if length is None:
-            length = data.shape[0] if data.shape else 0
-        if not data.shape or data.shape[0] != length:
-            raise GtpVisionError(f"{path}: '{name}' has shape {data.shape}, the arrays before it {length} frames")
-    return names
+        kinds, dimensions = _FLAT.get(name, ("uf", None))
+        if data.dtype.kind not in kinds:
+            raise GtpVisionError(f"{path}: '{name}' has dtype {data.dtype}, wanted one of kind '{kinds}'")
+        if not data.shape or (dimensions and data.ndim != dimensions):
+            raise GtpVisionError(f"{path}: '{name}' has shape {data.shape}, wanted {dimensions or 2} dimensions")
+        arrays[name] = data
+    frames = arrays["actions"].shape[0]
+    for name, data in arrays.items():
+        if name != "episode_ends" and data.shape[0] != frames:
+            raise GtpVisionError(f"{path}: '{name}' has shape {data.shape}, but 'actions' has {frames} rows")
+    return arrays
+
+
+def _check_link(file: h5py.File, name: str, path: Path) -> None:
+    parent, _, key = name.rpartition("/")
+    link = (file[parent] if parent else file).get(key, getlink=True)
+    if link is None:
+        raise GtpVisionError(f"{path} has no '{name}'; write the file again")
+    if not isinstance(link, h5py.HardLink):
+        raise GtpVisionError(f"{path}: '{name}' is a link out of its place, which is not followed; copy the array")
 
 
 def _map(path: Path, data: h5py.Dataset, offset: int | None) -> np.ndarray:
@@ -178,16 +204,16 @@ def _map(path: Path, data: h5py.Dataset, offset: int | None) -> np.ndarray:
     return np.memmap(path, mode="r", dtype=data.dtype, shape=data.shape, offset=offset)
 
 
-def _unpack(path: Path, file: h5py.File, names: list[str], metadata: Mapping[str, Any]) -> Path:
-    target = cache_dir() / f"{path.stem}-{fingerprint(path, str(VERSION))}.h5"
+def _unpack(path: Path, arrays: Mapping[str, h5py.Dataset], metadata: Mapping[str, Any]) -> Path:
+    target = cached(f"{path.stem}-{fingerprint(path, str(VERSION))}.h5")
     if target.exists():
         return target
-    shapes = {name: (file[name].shape, file[name].dtype) for name in names}
+    shapes = {name: (data.shape, data.dtype) for name, data in arrays.items()}
     size = sum(int(np.prod(shape, dtype=np.float64)) * dtype.itemsize for shape, dtype in shapes.values())
     require_space(target.parent, size, f"unpacking {path.name}")
     with create(target, shapes, metadata) as made:
-        for name in names:
-            _copy(file[name], made[name], f"unpacking {path.name}" if size > 1 << 30 else None)
+        for name, data in arrays.items():
+            _copy(data, made[name], f"unpacking {path.name}" if size > 1 << 30 else None)
     return target
 
 

@@ -8,12 +8,13 @@ from version 1.2 on).
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from gtp_vision.datasets.files import cache_dir, fingerprint, require_space
+from gtp_vision.datasets.files import cached, fingerprint, require_space
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
@@ -65,10 +66,10 @@ def read(path: Path, env: str) -> Store:
         GtpVisionError: truncated or missing members, lengths that disagree.
     """
     try:
-        target = cache_dir() / f"{path.stem}-{fingerprint(path, env)}.h5"
+        target = cached(f"{path.stem}-{fingerprint(path, env)}.h5")
         if not target.exists():
             _convert(path, env, target)
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
         raise GtpVisionError(
             f"{path} cannot be read as an OGBench file ({type(error).__name__}: {error}); "
             f"it is missing, truncated or of another format: copy or download it again"
@@ -123,11 +124,18 @@ def _relabel(env: str, info: dict[str, np.ndarray], frames: int) -> tuple[np.nda
         return np.zeros(frames, np.float32), np.zeros(frames, np.uint8)
     if "qpos" not in info:
         raise KeyError("qpos, which single-task rewards are computed from")
+    for name, array in info.items():
+        if len(array) != frames:
+            raise ValueError(f"{name} has {len(array)} rows for {frames} frames")
+    import gymnasium
     import ogbench
     from ogbench.relabel_utils import relabel_dataset
 
     name = env.removeprefix("visual-")  # states are enough: nothing is rendered here
-    simulator = ogbench.make_env_and_datasets(name, env_only=True)
+    try:
+        simulator = ogbench.make_env_and_datasets(name, env_only=True)
+    except gymnasium.error.Error as error:
+        raise GtpVisionError(f"'{env}' is no OGBench environment ({error}); check the name") from error
     try:
         labels = dict(info)
         relabel_dataset(name, simulator, labels)
@@ -147,7 +155,11 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
 
 def _load(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(f"{name}.npy") as stream:
-        return np.lib.format.read_array(stream, allow_pickle=False)
+        shape, dtype = _header(stream)
+        size = int(np.prod(shape, dtype=np.float64)) * dtype.itemsize
+        if size > archive.getinfo(f"{name}.npy").file_size:
+            raise ValueError(f"{name} claims {size} bytes, which are not there")
+        return np.frombuffer(_exactly(stream, size), dtype).reshape(shape)
 
 
 def _exactly(stream: IO[bytes], size: int) -> bytes:

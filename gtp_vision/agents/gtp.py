@@ -108,7 +108,8 @@ class GTPBC(nn.Module):
         self, observation: Mapping[str, torch.Tensor], generator: NoiseSource, steps: int | None = None
     ) -> torch.Tensor:
         """Actions (B, A) in [-1, 1] for stacked observations, by K = `steps` jumps of the online policy."""
-        return self.policy.sample(self.actor_encoder(observation), steps or self.config.act_steps, generator)
+        steps = self.config.act_steps if steps is None else steps
+        return self.policy.sample(self.actor_encoder(observation), steps, generator)
 
 
 class GTP(GTPBC):
@@ -185,7 +186,7 @@ class GTP(GTPBC):
             "weight/mean": weight.mean(),
             "weight/effective_share": effective_sample_size(weight),
             "weight/advantage": advantage.mean(),
-            "weight/advantage_std": advantage.std(),
+            "weight/advantage_std": advantage.std(correction=0),
         }
 
     @torch.no_grad()

@@ -69,7 +69,7 @@ class GTPPolicy(nn.Module):
     # The map -------------------------------------------------------------------------------------------------
 
     def phi(self, features: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """What the network says: phi(o, a_t, t, s).
+        """The output of the network, phi of (o, a_t, t, s).
 
         Args:
             features: (B, F).
@@ -157,25 +157,27 @@ class GTPPolicy(nn.Module):
         action: torch.Tensor, z: torch.Tensor, t: torch.Tensor, u: torch.Tensor, s: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A + t z, a + u z, and c = (1 - s/u) / (1 - s/t), how much of the target is the teacher's."""
-        return action + t[:, None] * z, action + u[:, None] * z, (1 - s / u) / (1 - s / t)
+        s_over_u = torch.where(u > s, s / u, 1.0)  # u = s = 0 is the identity too
+        return action + t[:, None] * z, action + u[:, None] * z, (1 - s_over_u) / (1 - s / t)
 
     def _grid(self, like: torch.Tensor) -> torch.Tensor:
         return torch.tensor(self.levels(self.config.grid), dtype=like.dtype, device=like.device)
 
     def _ordered_triple(self, rows: int, generator: NoiseSource) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """T > u > s, uniform over the triples of levels, s possibly 0: three (B,) tensors."""
+        """Levels t > u > s: the pair (t, s) uniform, s possibly 0, then u uniform between; three (B,) tensors.
+
+        Where no level lies between, u = s: there the teacher's map is the identity and the target the data. The
+        jumps to 0 have no other anchor (c = 1 for all u > 0): without it any shift of them costs nothing.
+        """
         points = self.config.grid + 1
         first = generator.integers(points, rows)
         second = generator.integers(points - 1, rows)
         second = second + (second >= first)
-        third = generator.integers(points - 2, rows)
-        low, high = torch.minimum(first, second), torch.maximum(first, second)
-        third = third + (third >= low)
-        third = third + (third >= high)
-        order = torch.stack([first, second, third]).sort(0).values  # indices grow as levels fall
-        grid = torch.tensor(self.levels(self.config.grid), device=order.device)
-        t, u, s = grid[order]
-        return t, u, s
+        i_t, i_s = torch.minimum(first, second), torch.maximum(first, second)  # indices grow as levels fall
+        between = (i_s - i_t - 1).clamp_min(1)
+        i_u = i_t + 1 + (generator.uniform(rows) * between).long().clamp_max(between - 1)
+        grid = torch.tensor(self.levels(self.config.grid), device=i_t.device)
+        return grid[i_t], grid[i_u], grid[i_s]
 
     # Acting --------------------------------------------------------------------------------------------------
 

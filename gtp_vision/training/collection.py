@@ -14,14 +14,14 @@ import gtp_vision
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import validate
-from gtp_vision.envs import EnvSpec, choose_backend, oracles, quiet_worker
+from gtp_vision.envs import EnvSpec, Rendering, choose_backend, oracles, quiet_worker
 from gtp_vision.errors import GtpVisionError
 
 _env = None  # one environment a worker process
 
 
 def collect(
-    spec: EnvSpec,
+    env: str,
     out: Path,
     *,
     episodes: int,
@@ -30,6 +30,8 @@ def collect(
     noise: float,
     wander: float,
     limit: int,
+    shadow_size: int | None = None,
+    multisamples: int | None = None,
     processes: int,
     command: Sequence[str],
     compression: str | None = None,
@@ -40,7 +42,7 @@ def collect(
     Visit k is a function of (seed, k) alone, whatever the number of processes.
 
     Args:
-        spec: the environment and its rendering.
+        env: OGBench's environment name; frames are recorded where it is a visual one, else states.
         out: the file to be; an existing one is replaced when the new one is whole.
         episodes: how many visits; one gives a recording, and one more for each wandering in between.
         seed: of the whole set.
@@ -48,6 +50,8 @@ def collect(
         noise: largest deviation of a visit's action noise.
         wander: probability that the hand wanders off before a button (see `oracles.puzzle_episodes`).
         limit: most steps of a visit.
+        shadow_size: see `Rendering`.
+        multisamples: see `Rendering`.
         processes: worker processes.
         command: the command line, recorded in the file.
         compression: "gzip" for a small file to be carried in a repository.
@@ -56,14 +60,16 @@ def collect(
     Raises:
         GtpVisionError: the environment is no single-task puzzle; no OpenGL library.
     """
-    if "puzzle" not in spec.name or "singletask" not in spec.name:
+    if "puzzle" not in env or "singletask" not in env:
         raise GtpVisionError(
-            f"'{spec.name}' cannot be collected: the demonstrator presses buttons; "
+            f"'{env}' cannot be collected: the demonstrator presses buttons; "
             f"choose an environment like visual-puzzle-3x3-play-singletask-task1"
         )
     if episodes < 1 or not 0 <= expert_share <= 1:
         raise GtpVisionError(f"episodes={episodes} must be at least 1 and expert={expert_share} within [0, 1]")
-    if spec.pixels:
+    rendering, pixels = Rendering(shadow_size, multisamples), env.startswith("visual-")
+    spec = EnvSpec(env, rendering, pixels=pixels, max_episode_steps=limit + 1)
+    if pixels:
         choose_backend()
     seeds = [int(np.random.SeedSequence((seed, k)).generate_state(1)[0]) for k in range(episodes)]
     jobs = [(spec, episode_seed, expert_share, noise, wander, limit) for episode_seed in seeds]

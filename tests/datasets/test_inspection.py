@@ -91,13 +91,6 @@ def test_faults_inside_a_readable_file_are_listed_not_raised(store: Store, tmp_p
     assert "nothing wrong" not in text
 
 
-def test_actions_without_a_second_axis_are_listed_not_raised(make_store: MakeStore, tmp_path: Path) -> None:
-    store = make_store(actions=2)
-    store.actions = store.actions[:, 0]
-    found, _ = inspect(native.write(tmp_path / "data.h5", store))
-    assert "actions" in found["problems"][0]
-
-
 def test_a_file_that_cannot_be_read_is_raised(tmp_path: Path) -> None:
     with pytest.raises(GtpVisionError, match="no data set file"):
         inspect(tmp_path / "gone.h5")

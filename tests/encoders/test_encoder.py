@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gtp_vision.encoders import ENCODERS, Encoder, EncoderConfig
+from gtp_vision.encoders.impala import ImpalaTower
 from gtp_vision.errors import GtpVisionError
 
 IMAGES = [name for name in ENCODERS if name != "state"]
@@ -88,7 +89,7 @@ def test_every_camera_and_every_frame_is_seen() -> None:
 def test_each_camera_has_a_tower_of_its_own() -> None:
     shapes = {"left": (1, 3, 16, 16), "right": (1, 3, 16, 16)}
     encoder = Encoder(shapes, EncoderConfig())
-    left, right = (dict(tower.named_parameters()) for tower in encoder.towers.values())
+    left, right = (dict(part.named_parameters()) for part in encoder.modules() if isinstance(part, ImpalaTower))
     assert all(left[name] is not right[name] for name in left)
 
 

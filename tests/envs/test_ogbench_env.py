@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from gtp_vision.envs import EnvSpec
 from gtp_vision.envs.ogbench import env_id
 from gtp_vision.envs.oracles import puzzle_episodes, solution

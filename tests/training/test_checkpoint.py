@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import checkpoint
-from torch import nn
 
 
 def _trained(width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer]:

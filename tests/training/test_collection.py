@@ -4,6 +4,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+
 from gtp_vision.cli import main
 from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.formats import open_store

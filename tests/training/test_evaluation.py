@@ -5,6 +5,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+
 from gtp_vision.envs import EnvSpec, Rendering
 from gtp_vision.training.evaluation import Episode, EpisodeNoise, Evaluator, random_actor, summary, write_videos
 

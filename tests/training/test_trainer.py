@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from gtp_vision.config import Config, from_command_line
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import trainer
-from safetensors.torch import load_file
 
 TINY = [
     "task=demo",
