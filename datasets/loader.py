@@ -47,10 +47,18 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[int, Batch]]:
         for step in range(self._start, self._stop):
-            item = self._queue.get()
+            item = self._next()
             if isinstance(item, BaseException):
                 raise item
             yield step, item.to(self._device)
+
+    def _next(self) -> Batch | BaseException:
+        while True:
+            try:
+                return self._queue.get(timeout=1.0)
+            except queue.Empty:
+                if not self._thread.is_alive() and self._queue.empty():
+                    raise RuntimeError("the loader has ended: it can be iterated over once, inside its block") from None
 
     def _work(self) -> None:
         try:

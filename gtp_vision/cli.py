@@ -28,9 +28,6 @@ Offline reinforcement learning and imitation from cameras with generative trajec
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 0, or what the error says (2 for mistakes, 130 if interrupted)."""
-    # Threads that spin while they wait make a step ten times slower as soon as another process wants a core.
-    # Read once, when torch is imported, which is why verbs import it themselves.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
     if not arguments:

@@ -130,3 +130,28 @@ def test_demo_replaces_only_a_demo(capsys: pytest.CaptureFixture[str], tmp_path:
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, gtp_vision.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_demo_whose_run_fails_says_which(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "gtp_vision", "demo", "--json", "--out", str(tmp_path / "demo"), *TINY]
+        + ["training.learning_rate=1e38", "training.steps=6", "training.log_every=6"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert "is not finite" in ran.stderr
+    assert ran.stderr.splitlines()[-1].startswith("gtp-vision: the run of gtp")
+    assert "Traceback" not in ran.stderr
+
+
+def test_bench_step_prints_the_parts_of_both_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "step", "--rounds", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["cases"]) == 2
+    for times in found["cases"].values():
+        assert set(times) == {"data", "critic", "actor", "optimizer", "targets", "step"}
+        assert times["step"] > times["targets"] > 0
+    assert found["resident_mb"] > 100

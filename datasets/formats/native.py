@@ -164,16 +164,13 @@ def _check_attributes(file: h5py.File, path: Path) -> dict[str, Any]:
 def _check_arrays(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
     """Name to array, if all are there, inside the file, of the right type and shape, and of one length."""
     _check_link(file, "observations", path)
-    group = file["observations"]
+    group = _opened(file, "observations", path)
     if not isinstance(group, h5py.Group) or not len(group):
         raise GtpVisionError(f"{path} has no group 'observations' with at least one array; write the file again")
     arrays: dict[str, h5py.Dataset] = {}
     for name in [*(f"observations/{key}" for key in group), *_FLAT]:
         _check_link(file, name, path)
-        try:
-            data = file[name]
-        except (KeyError, RuntimeError, OSError) as error:
-            raise GtpVisionError(f"{path}: '{name}' is damaged ({_first_line(error)}); copy the file again") from error
+        data = _opened(file, name, path)
         if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
             raise GtpVisionError(f"{path}: '{name}' is not an array inside the file; write the file again")
         kinds, dimensions = _FLAT.get(name, ("uf", None))
@@ -189,9 +186,20 @@ def _check_arrays(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
     return arrays
 
 
+def _opened(file: h5py.File, name: str, path: Path) -> h5py.Dataset | h5py.Group:
+    """The array or group, once its header has been read."""
+    try:
+        found = file[name]
+        if isinstance(found, h5py.Dataset):
+            _ = found.dtype, found.shape  # read from the header only now
+        return found
+    except (KeyError, RuntimeError, OSError, ValueError, TypeError) as error:
+        raise GtpVisionError(f"{path}: '{name}' is damaged ({_first_line(error)}); copy the file again") from error
+
+
 def _check_link(file: h5py.File, name: str, path: Path) -> None:
     parent, _, key = name.rpartition("/")
-    link = (file[parent] if parent else file).get(key, getlink=True)
+    link = (_opened(file, parent, path) if parent else file).get(key, getlink=True)
     if link is None:
         raise GtpVisionError(f"{path} has no '{name}'; write the file again")
     if not isinstance(link, h5py.HardLink):

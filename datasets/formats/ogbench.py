@@ -69,7 +69,7 @@ def read(path: Path, env: str) -> Store:
         target = cached(f"{path.stem}-{fingerprint(path, env)}.h5")
         if not target.exists():
             _convert(path, env, target)
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError) as error:
         raise GtpVisionError(
             f"{path} cannot be read as an OGBench file ({type(error).__name__}: {error}); "
             f"it is missing, truncated or of another format: copy or download it again"

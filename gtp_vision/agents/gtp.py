@@ -186,7 +186,7 @@ class GTP(GTPBC):
             "weight/mean": weight.mean(),
             "weight/effective_share": effective_sample_size(weight),
             "weight/advantage": advantage.mean(),
-            "weight/advantage_std": advantage.std(correction=0),
+            "weight/advantage_std": global_std(advantage),
         }
 
     @torch.no_grad()

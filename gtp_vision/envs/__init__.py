@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
@@ -66,6 +67,7 @@ class _Worker(gymnasium.Wrapper):
 
 def quiet_worker() -> None:
     """Settings of a process that runs one environment beside others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
     os.environ["LP_NUM_THREADS"] = "1"  # software OpenGL: one thread each, the processes use the cores
     warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
 

@@ -83,7 +83,7 @@ class GTPPolicy(nn.Module):
         return self._phi(self.observe(features), a_t, t, s)
 
     def flow_map(self, features: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """Phi(o, a_t, t, s): the solution at level s of the ODE that stands at a_t at level t. Shapes as `phi`."""
+        """Phi(o, a_t, t, s): the solution at level s of the ODE that stands at a_t at level t > 0. Shapes as `phi`."""
         return self._flow_map(self.observe(features), a_t, t, s)
 
     def _phi(self, observed: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:

@@ -52,9 +52,10 @@ def save(
         manifest = {path.name: _seal(path) for path in sorted(aside.iterdir())}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
         _sync(aside / "manifest.json")
-        if target.exists():
-            shutil.rmtree(target)
+        if target.exists():  # the same step again: a directory cannot be replaced in one move
+            os.replace(target, aside.with_suffix(".old"))
         os.replace(aside, target)
+        shutil.rmtree(aside.with_suffix(".old"), ignore_errors=True)
         _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gtp_vision.config import from_command_line
+from gtp_vision.config import Config, from_command_line
 from gtp_vision.envs import EnvSpec
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import trainer
@@ -42,9 +46,11 @@ def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = (), progress: b
 
     started = time.perf_counter()
     common = ["task=demo", "training=demo", "encoder=demo", f"seed={seed}", *overrides]
-    configs = {agent: from_command_line([f"agent={agent}_demo", f"run_dir={out / agent}", *common]) for agent in AGENTS}
-    runs = {agent: trainer.train(config, progress=progress) for agent, config in configs.items()}
-    chance = _random(configs["gtp"], progress)
+    settings = {agent: [f"agent={agent}_demo", f"run_dir={out / agent}", *common] for agent in AGENTS}
+    config = from_command_line(settings["gtp"])
+    with _side_by_side(settings, progress):
+        chance = _random(config)
+    runs = {agent: json.loads((out / agent / "results.json").read_text()) for agent in AGENTS}
     build_report(
         [out / agent for agent in AGENTS],
         out / "report.html",
@@ -93,12 +99,42 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _random(config: Any, progress: bool) -> dict[str, Any]:
+@contextmanager
+def _side_by_side(settings: Mapping[str, Sequence[str]], progress: bool) -> Iterator[None]:
+    """Run `gtp-vision train` for every agent at once while the block runs, and wait for all.
+
+    Each process has its share of the cores: many small operations gain less from a second thread than from
+    not having to wait for it.
+
+    Raises:
+        GtpVisionError: a run failed; its own sentence stands on stderr.
+    """
+    threads = max(1, (os.cpu_count() or 1) // len(settings))
+    running = {}
+    try:
+        for position, (agent, overrides) in enumerate(settings.items()):
+            shown = {"TQDM_POSITION": str(2 * position)} if progress else {"TQDM_DISABLE": "1"}
+            running[agent] = subprocess.Popen(
+                [sys.executable, "-m", "gtp_vision", "train", *overrides],
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)} | shown,
+                stdout=subprocess.DEVNULL,
+            )
+        yield
+        for agent, process in running.items():
+            if process.wait():
+                raise GtpVisionError(f"the run of {agent} ended with status {process.returncode}; it says why above")
+    except BaseException:
+        for process in running.values():
+            process.terminate()  # a run ends after a checkpoint
+        raise
+    finally:
+        for process in running.values():
+            process.wait()
+
+
+def _random(config: Config) -> dict[str, Any]:
     """Random actions on the same episodes; they look at nothing, so nothing is rendered."""
     spec = EnvSpec(config.task.env, pixels=False, max_episode_steps=config.task.max_episode_steps)
-    with Evaluator(
-        spec, frame_stack=1, envs=config.training.eval_envs, seed=trainer.eval_seed(config), progress=progress
-    ) as evaluator:
-        return evaluator.run(
-            random_actor(trainer.open_data(config).action_dim), config.training.eval_episodes, label="random"
-        )[0]
+    actor = random_actor(trainer.open_data(config).action_dim)
+    with Evaluator(spec, frame_stack=1, envs=1, seed=trainer.eval_seed(config), progress=False) as evaluator:
+        return evaluator.run(actor, config.training.eval_episodes)[0]

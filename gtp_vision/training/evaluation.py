@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,11 +120,17 @@ class Evaluator:
         started = time.perf_counter()
         if self._vector is None:
             self._vector = make_vector(self.spec, min(self.envs, episodes))
+        with _one_thread():
+            done = self._episodes(actor, episodes, film, label)
+        return summary(done, time.perf_counter() - started), done
+
+    def _episodes(self, actor: Actor, episodes: int, film: int, label: str) -> list[Episode]:
         vector = self._vector
         count = vector.num_envs
         running: list[Episode | None] = [None] * count
         history = np.zeros((count, self.frame_stack, *vector.single_observation_space.shape), self._dtype())
-        waiting, done = list(range(episodes)), []
+        waiting = list(range(episodes))
+        done: list[Episode] = []
         with tqdm(total=episodes, desc=label, unit="episode", disable=not self.progress) as bar:
             while waiting or any(running):
                 self._start(running, history, waiting, film)
@@ -142,8 +149,7 @@ class Evaluator:
                     done.append(episode)
                     running[slot] = None
                     bar.update()
-        done.sort(key=lambda episode: episode.number)
-        return summary(done, time.perf_counter() - started), done
+        return sorted(done, key=lambda episode: episode.number)
 
     def _dtype(self) -> type:
         return np.uint8 if self._vector.single_observation_space.dtype == np.uint8 else np.float32
@@ -186,6 +192,17 @@ class Evaluator:
     def _observation(self, stacked: np.ndarray) -> dict[str, torch.Tensor]:
         x = torch.from_numpy(stacked).to(self.device)
         return {"camera": channels_first(x)} if x.ndim == 5 else {"state": x}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Acting on a few observations needs one thread; more would spin while the simulators want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def summary(episodes: Sequence[Episode], seconds: float) -> dict[str, Any]:

@@ -13,9 +13,10 @@ import math
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -23,13 +24,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from tqdm import tqdm
 
 from gtp_vision import agents
 from gtp_vision.agents import GTPBC
 from gtp_vision.config import Config, from_run, to_yaml
 from gtp_vision.datasets import demo_path
+from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.random import RandomStream
@@ -39,10 +41,11 @@ from gtp_vision.datasets.validation import validate
 from gtp_vision.envs import EnvSpec, Rendering
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.training import checkpoint, pictures
-from gtp_vision.training.evaluation import Actor, Episode, Evaluator, write_videos
+from gtp_vision.training.evaluation import Actor, Episode, EpisodeNoise, Evaluator, write_videos
 from gtp_vision.training.report import build_report
 from gtp_vision.training.tracking import Meters, Tracker
 
+_EVALUATIONS = "evaluations.json"
 _EVAL_SEED = 100_000  # episodes of evaluations are reset with seeds from here on
 
 
@@ -87,7 +90,10 @@ def build(config: Config) -> Parts:
     accelerator = Accelerator(
         cpu=config.training.device == "cpu",
         mixed_precision=config.training.precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while the main one evaluates
+        ],
     )
     if config.training.device == "cuda" and accelerator.device.type != "cuda":
         raise GtpVisionError("training.device=cuda, but torch finds no CUDA device here; set training.device=auto")
@@ -171,18 +177,19 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
     if main:
         prepare_folder(folder, config, resume=resume, overwrite=overwrite)
     parts.accelerator.wait_for_everyone()
-    start, spent = 0, {"train": 0.0, "eval": 0.0}
-    evaluations: list[dict[str, Any]] = []
+    start, train_seconds = 0, 0.0
     if resume:
         found = checkpoint.newest(folder / "checkpoints")
         if found is not None:
             state = checkpoint.load(found, parts.agent, parts.optimizer)
-            start, spent, evaluations = state["step"], state["spent"], state["evaluations"]
+            start, train_seconds = state["step"], state["train_seconds"]
             parts.accelerator.print(f"going on from step {start} ({found})")
         else:
             parts.accelerator.print(f"no whole checkpoint in {folder}: starting from step 0")
-    tracker = Tracker(folder, resume_step=start, seconds=sum(spent.values())) if main else None
-    run = _Run(config, folder, parts, tracker, spent, evaluations, progress and main)
+    evaluations = _read_evaluations(folder, start)
+    spent = train_seconds + sum(found["seconds"] for found in evaluations)
+    tracker = Tracker(folder, resume_step=start, seconds=spent) if main else None
+    run = _Run(config, folder, parts, tracker, train_seconds, evaluations, progress and main)
     try:
         with _stop_requested() as stop, _evaluator(config, parts, run.progress) as evaluator:
             if main and start == 0:
@@ -203,20 +210,19 @@ class _Run:
         folder: Path,
         parts: Parts,
         tracker: Tracker | None,
-        spent: dict[str, float],
+        train_seconds: float,
         evaluations: list[dict[str, Any]],
         progress: bool,
     ) -> None:
         self.config, self.folder, self.parts, self.tracker = config, folder, parts, tracker
-        self.spent, self.evaluations, self.progress = spent, evaluations, progress
-        self.saved = -1
+        self.train_seconds, self.evaluations, self.progress = train_seconds, evaluations, progress
 
     def loop(self, start: int, stop: Callable[[], bool], evaluator: Evaluator) -> None:
         """Steps `start` to the last, with logging, checkpoints and evaluations in between."""
         training, parts = self.config.training, self.parts
         accelerator = parts.accelerator
-        if start == training.steps and not self._evaluated(start):
-            self.evaluate(start, evaluator)
+        if start and self._due(start) and all(found["step"] != start for found in self.evaluations):
+            self.evaluate(start, evaluator, stop)  # the run ended between its checkpoint and its evaluation
         loader = Loader(
             parts.sampler,
             start=start,
@@ -247,7 +253,7 @@ class _Run:
                     pending.append(update(parts, self.config, step, batch))
                 done = step + 1
                 last = done == training.steps
-                stopping = stop()
+                stopping = self._agreed(stop, done)
                 if last or stopping or done % training.log_every == 0:
                     with meters.measure("update"):  # reading waits for the device
                         metrics = self._read(pending, done)
@@ -257,17 +263,13 @@ class _Run:
                         self.tracker.write(done, metrics)
                     bar.set_postfix_str(f"loss {metrics['loss']:.3f}")
                 bar.update()
-                evaluating = last or (training.eval_every and done % training.eval_every == 0)
-                if last or stopping or evaluating or done % training.checkpoint_every == 0:
-                    self.spent["train"] += time.perf_counter() - began
+                if last or stopping or self._due(done) or done % training.checkpoint_every == 0:
+                    self.train_seconds += time.perf_counter() - began
                     self.save(done)
                     if stopping and not last:
-                        raise InterruptedRunError(
-                            f"stopped at step {done} of {training.steps}; "
-                            f"go on with: gtp-vision train --resume {self.folder}"
-                        )
-                    if evaluating:
-                        self.evaluate(done, evaluator)
+                        raise self._interrupted(done)
+                    if self._due(done):
+                        self.evaluate(done, evaluator, stop)
                     began = time.perf_counter()
 
     def save(self, step: int) -> None:
@@ -278,24 +280,27 @@ class _Run:
                 step,
                 self.parts.agent,
                 self.parts.optimizer,
-                {"spent": self.spent, "evaluations": self.evaluations},
+                {"train_seconds": self.train_seconds},
                 keep=self.config.training.keep_checkpoints,
             )
-        self.saved = step
         self.parts.accelerator.wait_for_everyone()
 
-    def evaluate(self, step: int, evaluator: Evaluator) -> None:
-        """Evaluate on the main process, keep `best`, write videos, and save what was found."""
+    def evaluate(self, step: int, evaluator: Evaluator, stop: Callable[[], bool]) -> None:
+        """Evaluate on the main process, keep `best`, write videos and what was found."""
         training = self.config.training
-        if training.eval_episodes and self.parts.accelerator.is_main_process:
-            found, episodes = evaluator.run(
-                actor_of(self.parts.agent, training.eval_steps),
-                training.eval_episodes,
-                film=2 * training.videos,
-            )
-            self.spent["eval"] += found["seconds"]
+        if self.parts.accelerator.is_main_process:
+            actor = actor_of(self.parts.agent, training.eval_steps)
+
+            def act(observation: Mapping[str, torch.Tensor], noise: EpisodeNoise) -> torch.Tensor:
+                if stop():
+                    raise self._interrupted(step)
+                return actor(observation, noise)
+
+            found, episodes = evaluator.run(act, training.eval_episodes, film=2 * training.videos)
             best = max((e["success"] for e in self.evaluations), default=-1.0)
             self.evaluations.append({"step": step, **found})
+            with written_aside(self.folder / _EVALUATIONS) as aside:
+                aside.write_text(json.dumps(self.evaluations, indent=1))
             write_videos(self.folder / "videos" / f"step_{step}", chosen(episodes, training.videos))
             if self.tracker:
                 told = {f"eval/{key}": value for key, value in found.items() if isinstance(value, float)}
@@ -303,7 +308,29 @@ class _Run:
             folder = self.folder / "checkpoints"
             if found["success"] > best:
                 checkpoint.link(folder, "best", folder / f"step_{step}")
-        self.save(step)
+        self.parts.accelerator.wait_for_everyone()
+
+    def _agreed(self, stop: Callable[[], bool], step: int) -> bool:
+        """Whether to stop here; several processes ask each other when they log, so that all stop at one step."""
+        accelerator = self.parts.accelerator
+        if accelerator.num_processes == 1:
+            return stop()
+        if step % self.config.training.log_every:
+            return False
+        asked = torch.tensor(float(stop()), device=accelerator.device)
+        return float(accelerator.reduce(asked, "sum")) > 0
+
+    def _due(self, step: int) -> bool:
+        """Whether an evaluation belongs to this step."""
+        training = self.config.training
+        regular = training.eval_every > 0 and step % training.eval_every == 0
+        return training.eval_episodes > 0 and (regular or step == training.steps)
+
+    def _interrupted(self, step: int) -> InterruptedRunError:
+        return InterruptedRunError(
+            f"stopped at step {step} of {self.config.training.steps}; "
+            f"go on with: gtp-vision train --resume {self.folder}"
+        )
 
     def finish(self) -> dict[str, Any]:
         """results.json and report.html, on the main process."""
@@ -316,8 +343,8 @@ class _Run:
             "encoder": config.encoder.name,
             "seed": config.seed,
             "steps": config.training.steps,
-            "train_seconds": self.spent["train"],
-            "eval_seconds": self.spent["eval"],
+            "train_seconds": self.train_seconds,
+            "eval_seconds": sum(found["seconds"] for found in self.evaluations),
             "parameters": sum(p.numel() for p in agent.parameters() if p.requires_grad),
             "device": str(self.parts.accelerator.device),
             "processes": self.parts.accelerator.num_processes,
@@ -336,9 +363,6 @@ class _Run:
             build_report([self.folder], self.folder / "report.html", title=f"{config.agent.name} on {config.task.name}")
         return results
 
-    def _evaluated(self, step: int) -> bool:
-        return any(e["step"] == step for e in self.evaluations) or not self.config.training.eval_episodes
-
     def _read(self, pending: list[dict[str, torch.Tensor]], done: int) -> dict[str, float]:
         """Means over the steps since the last reading; the only place where the host waits for the device."""
         names = list(pending[0])
@@ -353,6 +377,17 @@ class _Run:
                 f"{kept or 'none'}; lower training.learning_rate or set training.clip_gradient"
             )
         return dict(zip(names, table.mean(0).tolist(), strict=True))
+
+
+def _read_evaluations(folder: Path, until: int) -> list[dict[str, Any]]:
+    """What a run that goes on from step `until` had evaluated by then."""
+    try:
+        stored = json.loads((folder / _EVALUATIONS).read_text())
+        return [found for found in stored if found["step"] <= until]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError) as error:
+        raise GtpVisionError(f"{folder / _EVALUATIONS} is damaged ({error}); remove it to go on without it") from error
 
 
 def evaluate_run(

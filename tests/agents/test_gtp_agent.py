@@ -129,7 +129,7 @@ def test_the_advantage_is_the_value_above_the_mean_over_policy_samples(monkeypat
         one = critic_features[row : row + 1]
 
         def value(a: torch.Tensor, one: torch.Tensor = one) -> float:
-            return min(float(q) for q in learner.critic(one, a[None])[:, 0])
+            return min(learner.critic(one, a[None])[:, 0].tolist())
 
         expected = value(action[row]) - np.mean([value(samples[3 * row + k]) for k in range(3)])
         assert float(advantage[row]) == pytest.approx(expected, abs=1e-5)
@@ -154,7 +154,7 @@ def test_the_critics_loss_is_the_squared_td_error_over_members_and_batch(
     loss, _ = learner.critic_loss(features, few, few.next_observation(), RandomStream(0, 0))
     target = few.reward + few.discount * learner.critic_target(following, next_action).min(0).values
     expected = torch.stack([(q - target) ** 2 for q in learner.critic(features, few.action)]).mean()
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_what_follows_a_terminal_does_not_reach_the_critic(batch: Batch) -> None:
@@ -165,7 +165,7 @@ def test_what_follows_a_terminal_does_not_reach_the_critic(batch: Batch) -> None
 
     def critic_loss(rows: torch.Tensor) -> float:
         changed = {"state": few.next_observation()["state"] + 5 * rows[:, None, None]}
-        return float(learner.critic_loss(few.observation()["state"].flatten(1), few, changed, RandomStream(0, 0))[0])
+        return learner.critic_loss(few.observation()["state"].flatten(1), few, changed, RandomStream(0, 0))[0].item()
 
     untouched = critic_loss(torch.zeros(12))
     assert critic_loss(ended.float()) == pytest.approx(untouched, rel=1e-6)
@@ -236,7 +236,7 @@ def test_each_loss_trains_its_own_network_and_encoder(
 
         monkeypatch.setattr(learner, name, noted)
     loss, metrics = learner(batch, RandomStream(0, 0))
-    assert float(loss) == pytest.approx(float(losses["critic_loss"]) + float(losses["actor_loss"]), rel=1e-6)
+    assert loss.item() == pytest.approx(losses["critic_loss"].item() + losses["actor_loss"].item(), rel=1e-6)
     assert reached(learner, losses["critic_loss"]) == critics
     assert reached(learner, losses["actor_loss"]) == actors
     assert all(not metric.requires_grad for metric in metrics.values())
@@ -306,7 +306,7 @@ def test_behaviour_cloning_weighs_every_action_1(batch: Batch) -> None:
     learner.shift.draw(12, noise)  # comes first in the stream
     features = few.observation()["state"].flatten(1)
     each, _ = learner.policy.loss(features, few.action, torch.ones(12), noise, learner.policy_target)
-    assert float(loss) == pytest.approx(float(each.mean()), rel=1e-6)
+    assert loss.item() == pytest.approx(each.mean().item(), rel=1e-6)
     assert not any(name.startswith(("critic/", "weight/")) for name in metrics)
 
 
@@ -343,7 +343,7 @@ def test_the_actors_loss_is_the_weighted_mean_whatever_the_scale_of_the_weights(
 @pytest.mark.parametrize("name", ["gtp", "gtp_bc"])
 def test_a_loss_is_a_function_of_the_batch_and_the_noise(batch: Batch, name: str) -> None:
     learner = agent(name, shapes=PIXELS)
-    first, again, other = (float(learner(batch, RandomStream(0, step))[0]) for step in (0, 0, 1))
+    first, again, other = (learner(batch, RandomStream(0, step))[0].item() for step in (0, 0, 1))
     assert first == again
     assert first != other
 
@@ -367,7 +367,7 @@ def test_a_step_of_the_optimiser_lowers_the_loss_of_its_batch(batch: Batch) -> N
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
 
 

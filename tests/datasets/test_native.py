@@ -216,7 +216,7 @@ def test_a_damaged_directory_is_refused(written: Path, signature: bytes) -> None
         refused(written)
 
 
-@pytest.mark.parametrize("name", ["observations/front", "actions", "rewards", "episode_ends"])
+@pytest.mark.parametrize("name", ["observations", "observations/front", "actions", "rewards", "episode_ends"])
 def test_a_damaged_array_header_is_refused_by_name(written: Path, name: str) -> None:
     with h5py.File(written, "r") as file:
         at = h5py.h5o.get_info(file[name].id).addr
@@ -224,6 +224,14 @@ def test_a_damaged_array_header_is_refused_by_name(written: Path, name: str) -> 
     content[at] = 0xEE  # the header's version
     written.write_bytes(content)
     refused(written, name)
+
+
+def test_a_damaged_type_is_refused(written: Path) -> None:
+    content = written.read_bytes()
+    float32 = b"\x00\x00\x20\x00\x17\x08\x00\x17\x7f\x00\x00\x00"  # places and sizes of its parts, and its bias
+    assert float32 in content
+    written.write_bytes(content.replace(float32, float32[:-1] + b"\x7f"))
+    refused(written)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"plain text\n" * 100, b"\x89HDF\r\n\x1a\n"])

@@ -76,11 +76,10 @@ def test_single_tasks_are_read_as_ogbench_reads_them(env: str, tmp_path: Path, c
     import ogbench
 
     simulator, arrays = simulated(env)
-    simulator.close()
     path = saved(tmp_path / "data.npz", arrays)
     shutil.copy(path, tmp_path / "data-val.npz")
-    theirs_env, theirs, _ = ogbench.make_env_and_datasets(env, dataset_path=str(path))
-    theirs_env.close()
+    theirs, _ = ogbench.make_env_and_datasets(env, dataset_path=str(path), dataset_only=True, cur_env=simulator)
+    simulator.close()
     store = reader.read(path, env)
     assert problems(store) == []
     assert store.path == path
@@ -177,6 +176,25 @@ def test_damaged_compressed_bytes_are_refused(
     path.write_bytes(content)
     refused(path, GOAL_CONDITIONED)
     assert not cache.exists() or not list(cache.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("local", "central", "value"),
+    [(8, 10, 99), (6, 8, 1), (4, 6, 0xFF)],
+    ids=["unknown compression", "encrypted", "of a later version of zip"],
+)
+def test_an_archive_that_cannot_be_unpacked_is_refused(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path, local: int, central: int, value: int
+) -> None:
+    path = saved(tmp_path / "odd.npz", contents)
+    content = bytearray(path.read_bytes())
+    for signature, field in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        at = content.find(signature)
+        while at >= 0:
+            content[at + field] = value
+            at = content.find(signature, at + 4)
+    path.write_bytes(content)
+    refused(path, GOAL_CONDITIONED)
 
 
 @pytest.mark.parametrize("member", ["observations", "actions", "terminals"])

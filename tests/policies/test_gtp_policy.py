@@ -311,7 +311,7 @@ def test_several_noise_draws_are_averaged_for_each_sample(batch: tuple[torch.Ten
 @pytest.fixture(scope="module")
 def trained() -> GTPPolicy:
     """A policy trained for about two seconds on actions from N(0.3, 0.25^2)."""
-    mean, deviation, batch_size, steps = 0.3, 0.25, 256, 1000
+    mean, deviation, batch_size, steps = 0.3, 0.25, 256, 700
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several threads only slow networks as small as this
     student = policy(1, 1, 1, sigma_max=5.0, grid=20, hidden=[64, 64])

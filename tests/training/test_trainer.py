@@ -90,6 +90,34 @@ def test_ctrl_c_then_resume_equals_the_uninterrupted_run(tmp_path: Path) -> None
     assert lines[-1] == 40
 
 
+def test_a_run_that_ended_before_its_evaluation_evaluates_when_resumed(tmp_path: Path) -> None:
+    trainer.train(_config(tmp_path, "training.steps=2"), progress=False)
+    more = ["training.eval_episodes=1", "task.max_episode_steps=2", "training.videos=0"]
+    results = trainer.train(_config(tmp_path, "training.steps=2", *more), resume=True, progress=False)
+    assert [found["step"] for found in results["evaluations"]] == [2]
+    again = trainer.train(_config(tmp_path, "training.steps=2", *more), resume=True, progress=False)
+    assert again["evaluations"] == results["evaluations"]
+
+
+def test_sigterm_during_an_evaluation_ends_the_run_with_its_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    overrides = [*TINY, f"run_dir={run}", "training.steps=2", "training.eval_episodes=40", "training.videos=0"]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "gtp_vision", "train", *overrides], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "checkpoints" / "step_2").exists():
+        assert running.poll() is None, running.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    told = running.communicate(timeout=120)[1]
+    assert running.returncode == 130, told
+    assert "stopped at step 2 of 2" in told
+    assert "Traceback" not in told
+    assert (run / "checkpoints" / "last").resolve().name == "step_2"
+
+
 def _threads() -> str:
     return str(torch.get_num_threads())  # sums of convolutions depend on it
 
