@@ -1,1 +1,1 @@
-"""To be filled."""
+"""Everything that runs an algorithm: trainer, checkpoints, evaluation, collection, report, bench, demo."""

@@ -58,7 +58,8 @@ def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = (), progress: b
         baselines=[{"agent": "random", "last": chance}],
         notes=[
             "Two of the nine buttons must be pressed, in either order. Half of the demonstrations press wrong "
-            "buttons: cloning them all (gtp_bc) repeats their mistakes, weighing them by a critic (gtp) does not."
+            "buttons: cloning them all (gtp_bc) repeats their mistakes; weighing them by a critic (gtp) avoids most "
+            "of them."
         ],
     )
     seconds = {f"train_{agent}": run["train_seconds"] for agent, run in runs.items()}

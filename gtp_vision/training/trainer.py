@@ -144,8 +144,7 @@ def update(parts: Parts, config: Config, step: int, batch: Any) -> dict[str, tor
     """One gradient step and the targets' Polyak step; metrics stay on the device."""
     for group in parts.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
-    with parts.accelerator.autocast():
-        loss, metrics = parts.module(batch, parts.stream(step))
+    loss, metrics = parts.module(batch, parts.stream(step))
     parts.optimizer.zero_grad(set_to_none=True)
     parts.accelerator.backward(loss)
     if config.training.clip_gradient is not None:
@@ -172,11 +171,9 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
         GtpVisionError: any mistake of input or machine; `InterruptedRunError` after SIGINT or SIGTERM.
     """
     folder = Path(config.run_dir)
+    refuse_occupied(folder, resume=resume, overwrite=overwrite)
     parts = build(config)
     main = parts.accelerator.is_main_process
-    if main:
-        prepare_folder(folder, config, resume=resume, overwrite=overwrite)
-    parts.accelerator.wait_for_everyone()
     start, train_seconds = 0, 0.0
     if resume:
         found = checkpoint.newest(folder / "checkpoints")
@@ -186,6 +183,9 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
             parts.accelerator.print(f"going on from step {start} ({found})")
         else:
             parts.accelerator.print(f"no whole checkpoint in {folder}: starting from step 0")
+    if main:
+        prepare_folder(folder, config, empty=not resume)
+    parts.accelerator.wait_for_everyone()
     evaluations = _read_evaluations(folder, start)
     spent = train_seconds + sum(found["seconds"] for found in evaluations)
     tracker = Tracker(folder, resume_step=start, seconds=spent) if main else None
@@ -450,23 +450,30 @@ def chosen(episodes: list[Episode], count: int) -> list[Episode]:
     return successes + failures
 
 
-def prepare_folder(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> None:
-    """Make the run folder and write its configuration; refuse to mix two runs.
+def refuse_occupied(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to mix two runs.
 
     Raises:
-        GtpVisionError: the folder holds a run and neither resume nor overwrite was asked for; or it cannot be made.
+        GtpVisionError: the folder holds a run and neither resume nor overwrite was asked for.
     """
-    occupied = (folder / "config.yaml").exists()
-    if occupied and not (resume or overwrite):
+    if (folder / "config.yaml").exists() and not (resume or overwrite):
         raise GtpVisionError(
             f"{folder} holds a run already; give --resume to go on with it, --overwrite to replace it, "
             f"or another run_dir=..."
         )
+
+
+def prepare_folder(folder: Path, config: Config, *, empty: bool) -> None:
+    """Make the run folder, emptied of an earlier run if asked, and write its configuration.
+
+    Raises:
+        GtpVisionError: it cannot be written.
+    """
     try:
-        if occupied and overwrite:
+        if empty and (folder / "config.yaml").exists():
             shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(to_yaml(config))
+        with written_aside(folder / "config.yaml") as aside:
+            aside.write_text(to_yaml(config))
     except OSError as error:
         raise GtpVisionError(
             f"the run folder {folder} cannot be written ({error}); choose another run_dir=..."

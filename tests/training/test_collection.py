@@ -9,6 +9,7 @@ from gtp_vision.cli import main
 from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.formats import open_store
 from gtp_vision.envs import EnvSpec, Rendering
+from gtp_vision.envs.oracles import puzzle_episodes
 
 COLLECT = ["data", "collect", "ogbench/puzzle-3x3-play-singletask-task1", "--episodes", "3", "--seed", "4"]
 
@@ -19,7 +20,7 @@ def test_collected_episodes_do_not_depend_on_the_number_of_processes(
     for processes in (1, 2):
         status = main([*COLLECT, "--out", str(tmp_path / f"{processes}.h5"), "--processes", str(processes)])
         assert status == 0
-    assert "3 episodes" in capsys.readouterr().out
+    assert "of 3 visits solved" in capsys.readouterr().out
     one, two = (open_store(tmp_path / f"{n}.h5") for n in (1, 2))
     np.testing.assert_array_equal(one.actions, two.actions)
     np.testing.assert_array_equal(one.observations["state"], two.observations["state"])
@@ -34,19 +35,27 @@ def test_only_puzzles_can_be_collected(tmp_path: Path, capsys: pytest.CaptureFix
     assert not list(tmp_path.iterdir())
 
 
-def test_the_carried_data_set_records_its_making_and_renders_again_the_same() -> None:
+def test_the_carried_data_set_can_be_made_again_from_its_record() -> None:
     path = demo_path()
     assert path.stat().st_size <= 8_000_000
     with h5py.File(path) as file:
         made = json.loads(file.attrs["metadata"])
-    assert made["command"].startswith("gtp-vision data collect ")
-    assert f"--seed {made['seed']}" in made["command"]
-    store = open_store(path)
-    assert store.observations["camera"].shape[1:] == (64, 64, 3)
-    # The first frame of the first episode, rendered now with the recorded settings.
-    env = EnvSpec(made["env"], Rendering.of(made)).make()
-    seed = int(np.random.SeedSequence((made["seed"], 0)).generate_state(1)[0])
-    frame, _ = env.reset(seed=seed)
+    words = made["command"].split()
+    assert words[:3] == ["gtp-vision", "data", "collect"]
+    option = {word: words[k + 1] for k, word in enumerate(words[:-1]) if word.startswith("--")}
+    assert option["--seed"] == str(made["seed"])
+    env = EnvSpec(made["env"], Rendering.of(made), max_episode_steps=int(option["--limit"]) + 1).make()
+    first, *_ = puzzle_episodes(
+        env,
+        int(np.random.SeedSequence((made["seed"], 0)).generate_state(1)[0]),
+        float(option["--expert"]),
+        float(option["--noise"]),
+        float(option["--wander"]),
+        int(option["--limit"]),
+    )
     env.unwrapped._renderer.close()
-    difference = np.abs(frame.astype(int) - store.observations["camera"][0])
-    assert difference.mean() < 0.5, "another OpenGL may round differently, but not more"
+    store = open_store(path)
+    few = slice(0, 8)  # another machine's rounding may grow over an episode
+    np.testing.assert_allclose(store.actions[few], first.actions[few], atol=0.02)
+    difference = np.abs(first.observations[few].astype(int) - store.observations["camera"][few])
+    assert difference.mean() < 1, "another OpenGL may round differently, but not more"

@@ -141,8 +141,10 @@ def test_a_value_that_is_not_finite_stops_the_run_with_step_and_metric(tmp_path:
 def test_resuming_with_another_architecture_is_refused(tmp_path: Path) -> None:
     trainer.train(_config(tmp_path, "training.steps=1"), progress=False)
     other = _config(tmp_path, "training.steps=2", "agent.policy.hidden=[32]")
+    before = (tmp_path / "config.yaml").read_bytes()
     with pytest.raises(GtpVisionError, match="another architecture"):
         trainer.train(other, resume=True, progress=False)
+    assert (tmp_path / "config.yaml").read_bytes() == before
 
 
 def test_cuda_is_refused_where_there_is_none(tmp_path: Path) -> None:
