@@ -195,6 +195,8 @@ def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
 
 
 def _tell(run_dir: str, results: dict) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes the first one speaks
     if "last" in results:
         last = results["last"]
         low, high = last["success_interval"]

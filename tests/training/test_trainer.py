@@ -122,6 +122,25 @@ def _threads() -> str:
     return str(torch.get_num_threads())  # sums of convolutions depend on it
 
 
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    overrides = [*TINY, "training.steps=4", "training.batch_size=16"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    trainer.train(_config(tmp_path / "one", *overrides[len(TINY) :]), progress=False)
+    ran = subprocess.run(
+        [*launcher, "-m", "gtp_vision", "train", *overrides, f"run_dir={tmp_path / 'two'}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("report: ") == 1
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["processes"] == 2
+    one, two = (load_file(tmp_path / n / "checkpoints" / "last" / "agent.safetensors") for n in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_an_occupied_run_folder_is_refused_and_overwrite_replaces_it(tmp_path: Path) -> None:
     config = _config(tmp_path, "training.steps=1")
     trainer.train(config, progress=False)
