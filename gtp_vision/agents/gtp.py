@@ -73,7 +73,7 @@ class GTPBC(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.actions = config, actions
-        self.shift = RandomShift(encoder.shift if len(shapes) else 0, encoder.shift_probability)
+        self.shift = RandomShift(encoder.shift, encoder.shift_probability)
         self.actor_encoder = Encoder(shapes, encoder)
         self.policy = GTPPolicy(self.actor_encoder.width, actions, config.policy)
         self.policy_target = frozen_copy(self.policy)

@@ -174,6 +174,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
     refuse_occupied(folder, resume=resume, overwrite=overwrite)
     parts = build(config)
     main = parts.accelerator.is_main_process
+    if main and config.training.eval_episodes:
+        env_spec(config, parts.store).make().close()  # a wrong name or no OpenGL should not show after days
     start, train_seconds = 0, 0.0
     if resume:
         found = checkpoint.newest(folder / "checkpoints")

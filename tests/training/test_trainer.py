@@ -186,6 +186,18 @@ def test_a_missing_official_data_set_says_where_it_belongs(tmp_path: Path, monke
     assert not (tmp_path / "run").exists()
 
 
+def test_what_evaluation_will_need_is_checked_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GtpVisionError, match="no OGBench environment 'visual-puzle-3x3"):
+        trainer.train(
+            _config(tmp_path, "training.eval_episodes=1", "task.env=visual-puzle-3x3-singletask-task1"), progress=False
+        )
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    with pytest.raises(GtpVisionError, match="no OpenGL library"):
+        trainer.train(_config(tmp_path, "training.eval_episodes=1"), progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_schedules() -> None:
     config = from_command_line(["task=demo", "training.steps=100", "training.warmup_steps=10"])
     assert trainer.learning_rate(config, 0) == pytest.approx(3e-5)
