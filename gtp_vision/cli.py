@@ -165,7 +165,8 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
         config.run_dir = arguments.resume
     else:
         config = from_command_line(overrides)
-    results = train(config, resume=arguments.resume is not None, overwrite=arguments.overwrite)
+    quiet = os.environ.get("TQDM_DISABLE") == "1"  # tqdm's own switch, which an explicit argument would override
+    results = train(config, resume=arguments.resume is not None, overwrite=arguments.overwrite, progress=not quiet)
     _tell(config.run_dir, results)
     return 0
 
