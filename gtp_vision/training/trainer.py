@@ -38,7 +38,7 @@ from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import validate
-from gtp_vision.envs import EnvSpec, Rendering
+from gtp_vision.envs import EnvSpec, Rendering, choose_backend
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.training import checkpoint, pictures
 from gtp_vision.training.evaluation import Actor, Episode, EpisodeNoise, Evaluator, write_videos
@@ -87,6 +87,7 @@ def open_data(config: Config) -> Store:
 
 def build(config: Config) -> Parts:
     """Data, networks, optimiser, placed where Accelerate says."""
+    choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which looks only once
     accelerator = Accelerator(
         cpu=config.training.device == "cpu",
         mixed_precision=config.training.precision,
