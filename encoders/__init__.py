@@ -23,7 +23,6 @@ class EncoderConfig:
         name: impala_small, impala, impala_large, or state (no network: the states are the features).
         features: width of the features of an image encoder.
         share: one encoder for actor and critic, trained by both losses, instead of one each.
-        critic_gradient: whether the critic's loss trains a shared encoder too; without it the actor's alone does.
         shift: largest random shift in pixels; 0 for none.
         shift_probability: of shifting a sample.
     """
@@ -31,7 +30,6 @@ class EncoderConfig:
     name: str = "impala_small"
     features: int = 512
     share: bool = False
-    critic_gradient: bool = True
     shift: int = 3
     shift_probability: float = 0.5
 

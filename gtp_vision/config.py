@@ -217,10 +217,6 @@ def checked(config: Any) -> Config:
         value = attrgetter(key)(config)
         if value not in known:
             raise GtpVisionError(f"{key}={value} is unknown: {propose(value, known)}")
-    if not (config.encoder.share or config.encoder.critic_gradient):
-        raise GtpVisionError(
-            "encoder.critic_gradient=False leaves the critic's own encoder untrained; set encoder.share=True"
-        )
     policy = config.agent.policy
     if policy.sigma_max <= policy.sigma_min:
         raise GtpVisionError(f"agent.policy.sigma_max={policy.sigma_max} must lie above sigma_min={policy.sigma_min}")

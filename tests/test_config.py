@@ -291,8 +291,3 @@ def test_proposals_are_the_nearest_or_all_that_is_known() -> None:
     assert propose("zzz", ["b", "a"]) == "known: 'a', 'b'."
     assert propose("x", []) == "there are none."
     assert len(propose("", [f"name{i:02}" for i in range(50)]).split(",")) < 20
-
-
-def test_a_critic_with_an_encoder_of_its_own_must_train_it() -> None:
-    assert "encoder.share=True" in refusal("task=demo", "encoder.critic_gradient=false")
-    assert not composed("encoder.share=true", "encoder.critic_gradient=false").encoder.critic_gradient

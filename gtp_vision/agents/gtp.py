@@ -119,7 +119,7 @@ class GTP(GTPBC):
         self, shapes: Mapping[str, tuple[int, ...]], actions: int, config: AgentConfig, encoder: EncoderConfig
     ) -> None:
         super().__init__(shapes, actions, config, encoder)
-        self.shared, self.critic_gradient = encoder.share, encoder.critic_gradient
+        self.shared = encoder.share
         self.actor_encoder_target = frozen_copy(self.actor_encoder)
         if not self.shared:
             self.critic_encoder = Encoder(shapes, encoder)
@@ -136,8 +136,6 @@ class GTP(GTPBC):
         # Critic: E[(Q_j(o, a) - r - gamma mask min_j Q'_j(o', pi'(o')))^2].
         actor_features = self.actor_encoder(observation)
         critic_features = actor_features if self.shared else self.critic_encoder(observation)
-        if not self.critic_gradient:
-            critic_features = critic_features.detach()
         critic_loss, metrics = self.critic_loss(critic_features, batch, next_observation, generator)
 
         # Weights: w = exp(eta max(0, A) / std(A)), A = min_j Q_j(o, a) - V(o).

@@ -31,7 +31,6 @@ def agent(name: str = "gtp", shapes: dict[str, tuple[int, ...]] = STATE, seed: i
         name="impala_small" if pixels else "state",
         features=8,
         share=chosen.pop("share", False),
-        critic_gradient=chosen.pop("critic_gradient", True),
         shift=chosen.pop("shift", 2),
         shift_probability=chosen.pop("shift_probability", 0.5),
     )
@@ -422,23 +421,3 @@ def test_a_shared_encoder_is_one() -> None:
         return sum(isinstance(part, Encoder) for part in learner.children())
 
     assert (encoders(separate), encoders(shared)) == (4, 2)
-
-
-@pytest.mark.parametrize("trains_it", [True, False])
-def test_the_critic_trains_a_shared_encoder_only_if_asked(
-    batch: Batch, trains_it: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gradients = []
-    for factor in (1.0, 100.0):
-        learner = agent(shapes=PIXELS, share=True, critic_gradient=trains_it)
-        plain = learner.critic_loss
-
-        def scaled(*given: Any, plain: Any = plain, factor: float = factor) -> Any:
-            loss, metrics = plain(*given)
-            return factor * loss, metrics
-
-        monkeypatch.setattr(learner, "critic_loss", scaled)
-        learner(batch, RandomStream(0, 0))[0].backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in learner.actor_encoder.parameters()]))
-        assert all(p.grad is not None for p in learner.critic.parameters())
-    assert torch.allclose(*gradients) == (not trains_it)
