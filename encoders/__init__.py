@@ -67,13 +67,27 @@ class Encoder(nn.Module):
                     f"encoder={config.name} reads patches of {patch}x{patch} pixels, which do not divide the camera "
                     f"'{name}' of {height}x{width}; choose encoder=impala_small"
                 )
-            tower = ImpalaTower(frames * channels, height, width, stacks, blocks, patch)
+            tower = ImpalaTower(frames, channels, height, width, stacks, blocks, patch)
             self.towers.append(tower)
             joined += tower.width
         self.width = sum(shapes[name][0] * shapes[name][1] for name in self.states)
         if cameras:
             self.project = nn.Sequential(nn.Linear(joined, config.features), nn.LayerNorm(config.features), nn.ReLU())
             self.width += config.features
+        self.apply(_initialise)
+
+    @torch.no_grad()
+    def centre(self, means: Mapping[str, torch.Tensor]) -> None:
+        """Subtract each camera's mean frame from what it sees, from now on; saved with the parameters.
+
+        Most of a frame is the same in all of them. Without its mean, untrained features differ by half a percent of
+        their variance between observations, and whatever learns first pushes them all one way.
+
+        Args:
+            means: camera name to float32 (C, H, W) in [0, 255].
+        """
+        for name, tower in zip(self.cameras, self.towers, strict=True):
+            tower.get_buffer("mean").copy_(means[name])
 
     def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Name to uint8 (B, T, C, H, W) or float (B, T, D), to float (B, width).
@@ -97,6 +111,14 @@ class Encoder(nn.Module):
                     f"the observation '{name}' has shape {tuple(observation[name].shape[1:])}, "
                     f"the encoder was made for {shape}"
                 )
+
+
+def _initialise(module: nn.Module) -> None:
+    """Xavier's uniform weights and no biases, as FQL's encoders: signals keep their scale on the way up."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 __all__ = ["ENCODERS", "Encoder", "EncoderConfig", "RandomShift"]

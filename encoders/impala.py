@@ -34,19 +34,28 @@ class ImpalaTower(nn.Module):
     """One camera's stacked frames to a vector.
 
     Args:
-        channels: C times the frames of a stack.
+        frames: T of a stack.
+        channels: C of a frame.
         height: of the frames, in pixels.
         width: of the frames, in pixels.
         stacks: channels of each stack; each halves the resolution.
         blocks: residual blocks a stack.
         patch: pixels of a patch x patch square become channels first, which loses nothing and saves the layers
             at full resolution.
+
+    Attributes:
+        mean: float32 (C, H, W) in [0, 255], subtracted from every frame: 0 until it is set to the data set's.
     """
 
-    def __init__(self, channels: int, height: int, width: int, stacks: Sequence[int], blocks: int, patch: int) -> None:
+    mean: torch.Tensor
+
+    def __init__(
+        self, frames: int, channels: int, height: int, width: int, stacks: Sequence[int], blocks: int, patch: int
+    ) -> None:
         super().__init__()
         self.patch = patch
-        channels, height, width = channels * patch**2, height // patch, width // patch
+        self.register_buffer("mean", torch.zeros(channels, height, width))
+        channels, height, width = frames * channels * patch**2, height // patch, width // patch
         layers: list[nn.Module] = []
         for depth in stacks:
             layers += [nn.Conv2d(channels, depth, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
@@ -58,6 +67,7 @@ class ImpalaTower(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, T, C, H, W) to float (B, width)."""
-        x = rearrange(images, "b t c (h p) (w q) -> b (t c p q) h w", p=self.patch, q=self.patch)
-        x = x.contiguous(memory_format=torch.channels_last).float() / 255
+        x = (images - self.mean) / 255
+        x = rearrange(x, "b t c (h p) (w q) -> b (t c p q) h w", p=self.patch, q=self.patch)
+        x = x.contiguous(memory_format=torch.channels_last)
         return self.layers(x).relu().flatten(1)

@@ -36,8 +36,10 @@ from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Sampler
+from gtp_vision.datasets.statistics import mean_images
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import validate
+from gtp_vision.encoders import Encoder
 from gtp_vision.envs import EnvSpec, Rendering, choose_backend
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.training import checkpoint, pictures
@@ -118,6 +120,7 @@ def build(config: Config) -> Parts:
     )
     torch.manual_seed(config.seed)
     agent = agents.create(shapes(store, task.frame_stack), store.action_dim, config.agent, config.encoder)
+    centre(agent, store)
     trained = [p for p in agent.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=config.training.learning_rate)
     module, optimizer = accelerator.prepare(agent, optimizer)
@@ -130,6 +133,14 @@ def shapes(store: Store, frame_stack: int) -> dict[str, tuple[int, ...]]:
         name: (frame_stack, array.shape[3], *array.shape[1:3]) if array.ndim == 4 else (frame_stack, array.shape[1])
         for name, array in store.observations.items()
     }
+
+
+def centre(agent: GTPBC, store: Store) -> None:
+    """Tell every encoder of the agent, targets too, the mean frames of the data set."""
+    means = {name: torch.from_numpy(mean).permute(2, 0, 1) for name, mean in mean_images(store).items()}
+    for module in agent.modules():
+        if isinstance(module, Encoder):
+            module.centre(means)
 
 
 def learning_rate(config: Config, step: int) -> float:

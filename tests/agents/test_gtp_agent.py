@@ -278,7 +278,7 @@ def test_updating_the_targets_is_exactly_polyaks_step(name: str, share: bool) ->
     before = {key: value.clone() for key, value in learner.state_dict().items()}
     learner.update_targets()
     moved = 0
-    for key, value in learner.state_dict().items():
+    for key, value in learner.named_parameters():
         part, _, rest = key.partition(".")
         if part.endswith("_target"):
             online = before[f"{part.removesuffix('_target')}.{rest}"]

@@ -107,6 +107,44 @@ def test_bytes_are_scaled_to_one_by_255(name: str) -> None:
     assert torch.equal(seen[1], torch.ones_like(seen[1]))
 
 
+def test_the_mean_frame_is_subtracted_from_every_frame_of_its_camera_and_saved() -> None:
+    shapes = {"left": (2, 3, 16, 16), "right": (2, 3, 16, 16)}
+    encoder = Encoder(shapes, EncoderConfig(features=8))
+    given = observation(shapes)
+    raw = encoder(given)
+    means = {name: torch.rand(3, 16, 16) * 255 for name in shapes}
+    encoder.centre(means)
+    seen: list[torch.Tensor] = []
+    for tower in encoder.towers:
+        tower.layers[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    centred = encoder(given)
+    for name, x in zip(shapes, seen, strict=True):
+        assert torch.allclose(x, ((given[name] - means[name]) / 255).flatten(1, 2))
+    assert not torch.allclose(centred, raw)
+    other = Encoder(shapes, EncoderConfig(features=8))
+    other.load_state_dict(encoder.state_dict())
+    assert torch.equal(other(given), centred)
+
+
+def test_with_the_mean_frame_gone_untrained_features_tell_observations_apart() -> None:
+    """A scene that hardly changes: without its mean nearly all of a feature is the same for all observations."""
+    torch.manual_seed(0)
+    scene = torch.randint(60, 200, (1, 1, 3, 32, 32)).expand(64, 1, 3, 32, 32).clone()
+    for row in range(64):
+        y, x = divmod(row, 8)
+        scene[row, :, :, 3 * y : 3 * y + 3, 3 * x : 3 * x + 3] = 255
+    given = {"front": scene.to(torch.uint8)}
+    encoder = Encoder({"front": (1, 3, 32, 32)}, EncoderConfig())
+
+    def varying() -> float:
+        features = encoder(given).detach()
+        return float(features.var(0).mean() / features.square().mean())
+
+    before = varying()
+    encoder.centre({"front": given["front"].float().mean((0, 1))})
+    assert before < 0.1 < 0.2 < varying()
+
+
 @pytest.mark.parametrize("camera", ["observation.images.top", "camera left", "keys"])
 def test_a_camera_may_have_any_name(camera: str) -> None:
     shapes = {camera: (1, 3, 16, 16)}
