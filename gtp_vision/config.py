@@ -21,6 +21,7 @@ from gtp_vision.agents import AGENTS, AgentConfig
 from gtp_vision.encoders import ENCODERS, EncoderConfig
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.networks import ACTIVATIONS
+from gtp_vision.policies import FAMILIES
 
 GROUPS = ("task", "agent", "encoder", "training")
 
@@ -124,6 +125,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "agent.policy.sigma_data": (_TINY, math.inf),
     "agent.policy.grid": (2, math.inf),
     "agent.policy.lambda_flow": (0, math.inf),
+    "agent.policy.zero_share": (0, 1),
+    "agent.policy.input_gain": (_TINY, math.inf),
     "agent.policy.noise_draws": (1, math.inf),
     "agent.critic.members": (1, math.inf),
     "encoder.features": (1, math.inf),
@@ -145,7 +148,9 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _CHOICES: dict[str, Collection[str]] = {
     "agent.name": AGENTS,
+    "agent.policy.family": FAMILIES,
     "agent.policy.residual": ("plain", "phi"),
+    "agent.policy.teacher": ("data", "model"),
     "agent.policy.activation": ACTIVATIONS,
     "agent.critic.activation": ACTIVATIONS,
     "encoder.name": ENCODERS,
@@ -218,8 +223,11 @@ def checked(config: Any) -> Config:
         if value not in known:
             raise GtpVisionError(f"{key}={value} is unknown: {propose(value, known)}")
     policy = config.agent.policy
-    if policy.sigma_max <= policy.sigma_min:
-        raise GtpVisionError(f"agent.policy.sigma_max={policy.sigma_max} must lie above sigma_min={policy.sigma_min}")
+    if not policy.sigma_min < policy.sigma_last < policy.sigma_max:
+        raise GtpVisionError(
+            f"agent.policy: sigma_min={policy.sigma_min}, sigma_last={policy.sigma_last} and "
+            f"sigma_max={policy.sigma_max} must grow in this order"
+        )
     for key in ("agent.policy.hidden", "agent.critic.hidden"):
         widths = attrgetter(key)(config)
         if not widths or min(widths) < 1:

@@ -132,6 +132,21 @@ class LogTimeEmbedding(nn.Module):
         return torch.cat([c, phase.sin(), phase.cos()], dim=1)
 
 
+class UnitTimeEmbedding(nn.Module):
+    """Times in [0, 1] to smooth features: the time, and its sines and cosines of a few low frequencies."""
+
+    def __init__(self, frequencies: int = 4) -> None:
+        super().__init__()
+        self.omega: torch.Tensor
+        self.register_buffer("omega", math.pi * torch.arange(1, frequencies + 1), persistent=False)
+        self.width = 1 + 2 * frequencies
+
+    def forward(self, t_b: torch.Tensor) -> torch.Tensor:
+        """(B,) to (B, width)."""
+        phase = t_b[:, None] * self.omega
+        return torch.cat([t_b[:, None], phase.sin(), phase.cos()], dim=1)
+
+
 def frozen_copy(module: M) -> M:
     """A copy for targets and teachers: same parameters, no gradients."""
     return copy.deepcopy(module).requires_grad_(False)

@@ -174,7 +174,6 @@ def test_a_missing_task_is_refused_with_the_known_ones() -> None:
         "agent.weight_clip=0",
         "agent.policy.grid=1",
         "agent.policy.sigma_min=0",
-        "agent.policy.sigma_max=0.001",
         "agent.policy.rho=0",
         "agent.policy.lambda_flow=-1",
         "agent.policy.hidden=[0]",
@@ -291,3 +290,8 @@ def test_proposals_are_the_nearest_or_all_that_is_known() -> None:
     assert propose("zzz", ["b", "a"]) == "known: 'a', 'b'."
     assert propose("x", []) == "there are none."
     assert len(propose("", [f"name{i:02}" for i in range(50)]).split(",")) < 20
+
+
+def test_noise_levels_that_do_not_grow_are_refused() -> None:
+    for override in ("agent.policy.sigma_max=0.01", "agent.policy.sigma_min=1", "agent.policy.sigma_last=0.001"):
+        assert "sigma_min=" in refusal("task=demo", override)

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from gtp_vision import policies
 from gtp_vision.critics import Critic, CriticConfig, td_target
 from gtp_vision.datasets.random import NoiseSource
 from gtp_vision.datasets.sampler import Batch
 from gtp_vision.encoders import Encoder, EncoderConfig, RandomShift
 from gtp_vision.networks import frozen_copy, polyak_
-from gtp_vision.policies.gtp import GTPPolicy, GTPPolicyConfig, effective_sample_size
+from gtp_vision.policies import PolicyConfig, effective_sample_size
 from gtp_vision.reduce import global_mean, global_std
 
 
@@ -39,7 +40,7 @@ class AgentConfig:
     """
 
     name: str = "gtp"
-    policy: GTPPolicyConfig = field(default_factory=GTPPolicyConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     eta: float = 3.0
     weight_clip: float = 100.0
@@ -75,7 +76,7 @@ class GTPBC(nn.Module):
         self.config, self.actions = config, actions
         self.shift = RandomShift(encoder.shift, encoder.shift_probability)
         self.actor_encoder = Encoder(shapes, encoder)
-        self.policy = GTPPolicy(self.actor_encoder.width, actions, config.policy)
+        self.policy = policies.create(self.actor_encoder.width, actions, config.policy)
         self.policy_target = frozen_copy(self.policy)
 
     def forward(self, batch: Batch, generator: NoiseSource) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -11,60 +11,24 @@ Axes in names: B batch, F features, A action dimensions.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 from gtp_vision.datasets.random import NoiseSource
-from gtp_vision.networks import MLP, LogTimeEmbedding, activation
+from gtp_vision.policies.base import Policy, PolicyConfig
+
+_CLOSEST = 1e-3  # nearer levels than this share of the way to 0 would be the same in float32
 
 
-@dataclass
-class GTPPolicyConfig:
-    """Settings of the policy; the reasons stand in configs/agent/."""
+class GTPPolicy(Policy):
+    """Acts by K jumps of the flow map. Arguments as `Policy`."""
 
-    sigma_min: float = 0.002
-    sigma_max: float = 10.0
-    rho: float = 7.0
-    sigma_data: float = 0.5
-    grid: int = 40
-    lambda_flow: float = 1.0
-    residual: str = "phi"
-    noise_draws: int = 1
-    hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
-    activation: str = "mish"
-
-
-class GTPPolicy(nn.Module):
-    """Acts by K jumps of the flow map, and learns it from data alone.
-
-    Args:
-        features: width F of the observation's features.
-        actions: number A of action dimensions.
-        config: see `GTPPolicyConfig`.
-
-    Raises:
-        ValueError: an action dimension below 1, sigma_max not above sigma_min, an unknown residual.
-    """
-
-    def __init__(self, features: int, actions: int, config: GTPPolicyConfig) -> None:
-        super().__init__()
-        if actions < 1:
-            raise ValueError(f"the action has {actions} dimensions; it needs at least 1")
-        if not 0 < config.sigma_min < config.sigma_max:
-            raise ValueError(f"wanted 0 < sigma_min < sigma_max, got {config.sigma_min} and {config.sigma_max}")
-        if config.grid < 2 or config.noise_draws < 1 or not config.hidden:
-            raise ValueError("wanted grid >= 2 (three levels make a triple), noise_draws >= 1 and a hidden layer")
+    def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
+        super().__init__(features, actions, config, times=2, noise_levels=True)
         if config.residual not in ("plain", "phi"):
             raise ValueError(f"residual is '{config.residual}'; it must be 'plain' or 'phi'")
-        self.config, self.actions = config, actions
-        self.embed = LogTimeEmbedding(config.sigma_min, config.sigma_max)
-        # The first layer in two parts: the observation's is computed once for all jumps and noise draws.
-        width, *deeper = config.hidden
-        self.observe = nn.Linear(features, width)
-        self.locate = nn.Linear(actions + 2 * self.embed.width, width, bias=False)
-        self.network = nn.Sequential(activation(config.activation), MLP(width, deeper, actions, config.activation))
+        if config.teacher not in ("data", "model"):
+            raise ValueError(f"teacher is '{config.teacher}'; it must be 'data' or 'model'")
 
     # The map -------------------------------------------------------------------------------------------------
 
@@ -79,133 +43,141 @@ class GTPPolicy(nn.Module):
 
         Returns:
             (B, A).
+
+        Raises:
+            ValueError: times that do not fall from t <= sigma_max to s >= 0.
         """
+        self._check(t, s)
         return self._phi(self.observe(features), a_t, t, s)
 
     def flow_map(self, features: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """Phi(o, a_t, t, s): the solution at level s of the ODE that stands at a_t at level t > 0. Shapes as `phi`."""
+        """Phi(o, a_t, t, s): the solution at level s of the ODE that stands at a_t at level t. As `phi`."""
+        self._check(t, s)
         return self._flow_map(self.observe(features), a_t, t, s)
 
+    def _check(self, t: torch.Tensor, s: torch.Tensor) -> None:
+        high = self.config.sigma_max * (1 + 1e-6)  # float32 levels may round up
+        if not bool(((s >= 0) & (s <= t) & (t <= high)).all()):
+            raise ValueError(
+                f"noise levels must fall from t <= sigma_max = {self.config.sigma_max:g} to s >= 0; got t up to "
+                f"{float(t.max()):g} and s in [{float(s.min()):g}, {float(s.max()):g}]"
+            )
+
     def _phi(self, observed: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        c_in = (t.square() + self.config.sigma_data**2).rsqrt()[:, None]  # the input keeps unit scale at every t
-        place = torch.cat([c_in * a_t, self.embed(t), self.embed(s)], dim=1).to(observed.dtype)
-        return self.network(observed + self.locate(place))
+        return self.evaluate(observed, self.scaled(a_t, t), t, s)
 
     def _flow_map(self, observed: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        ratio = (s / t)[:, None]
+        ratio = _ratio(s, t)[:, None]
         return ratio * a_t + (1 - ratio) * self._phi(observed, a_t, t, s)
-
-    def levels(self, count: int) -> list[float]:
-        """`count` + 1 noise levels from sigma_max down to 0, spaced as Karras et al. (2022), eq. 5, with rho."""
-        c = self.config
-        low, high = c.sigma_min ** (1 / c.rho), c.sigma_max ** (1 / c.rho)
-        return [(high + k / count * (low - high)) ** c.rho for k in range(count)] + [0.0]
 
     # The loss ------------------------------------------------------------------------------------------------
 
-    def loss(
+    def errors(
         self,
-        features: torch.Tensor,
+        observed: torch.Tensor,
         action: torch.Tensor,
-        weight: torch.Tensor,
         generator: NoiseSource,
-        teacher: GTPPolicy,
+        teacher: Policy,
+        told: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """L_actor = L_cons + lambda_flow L_flow for each sample.
+        """L_cons + lambda_flow L_flow.
 
-        The teacher's intermediate point a_u = a + u z shares its noise with a_t (the paper's score
-        approximation: a closed form of the data instead of an ODE solve). The noise then cancels in
-        Phi(a_t, t, s) - Phi'(a_u, u, s), and with c = (1 - s/u) / (1 - s/t) the residual is
+        The trajectory through a_t meets level u in a_u = (u/t) a_t + (1 - u/t) d, and there the teacher knows how
+        it goes on: Phi(a_t, t, s) should equal Phi'(a_u, u, s). In this difference all noise cancels; with
+        c = (1 - s/u) / (1 - s/t) it is
 
-            (1 - s/t) (phi - [c phi' + (1 - c) a]),
+            (1 - s/t) (phi - [c phi' + (1 - c) d]),
 
         in which no number is larger than an action; the other way loses all precision at sigma_max = 80.
-
-        Args:
-            features: (B, F).
-            action: (B, A) in [-1, 1].
-            weight: (B,), the weights w of eq. 13, 1 for behaviour cloning.
-            generator: of z and of (t, u, s).
-            teacher: the slow copy of this policy; reads the student's features.
-
-        Returns:
-            (B,) losses and metrics on the device.
+        For the paper's score approximation d is the data action, so that a_u = a + u z shares its noise with a_t:
+        a closed form. For an ODE solver d is its mean denoised action from t to u.
         """
-        draws = self.config.noise_draws
-        action = action.repeat_interleave(draws, 0)
+        assert isinstance(teacher, GTPPolicy)
         rows = len(action)
-        t, u, s = self._ordered_triple(rows, generator)
-        a_t, a_u, c = self.noised_pair(action, generator.normal(rows, self.actions), t, u, s)
-        t_flow = self._grid(action)[generator.integers(self.config.grid, rows)]
+        t, u, s = self.triple(rows, generator)
+        a_t = action + t[:, None] * generator.normal(rows, self.actions)
+        t_flow = self.level(self.config.grid * generator.uniform(rows))
         a_flow = action + t_flow[:, None] * generator.normal(rows, self.actions)
 
-        observed = self.observe(features).repeat_interleave(draws, 0).repeat(2, 1)
-        student = self._phi(observed, torch.cat([a_t, a_flow]), torch.cat([t, t_flow]), torch.cat([s, t_flow]))
-        phi_cons, phi_flow = student.float().split(rows)
         with torch.no_grad():
-            observed = teacher.observe(features).repeat_interleave(draws, 0)
-            target = torch.lerp(action, teacher._phi(observed, a_u, u, s).float(), c[:, None])
+            d = action if self.config.teacher == "data" else teacher.denoised_between(told, a_t, t, u)
+            target = teacher.target(told, a_t, d, t, u, s)
+        student = self._phi(
+            observed.repeat(2, 1), torch.cat([a_t, a_flow]), torch.cat([t, t_flow]), torch.cat([s, t_flow])
+        )
+        phi_cons, phi_flow = student.float().split(rows)
         l_cons = (phi_cons - target).square().sum(1)
         if self.config.residual == "plain":
             l_cons = (1 - s / t).square() * l_cons
         l_flow = (phi_flow - action).square().sum(1)
         metrics = {"consistency_loss": l_cons.mean(), "flow_loss": l_flow.mean()}
-        return weight * (l_cons + self.config.lambda_flow * l_flow).view(-1, draws).mean(1), metrics
+        return l_cons + self.config.lambda_flow * l_flow, metrics
 
-    @staticmethod
-    def noised_pair(
-        action: torch.Tensor, z: torch.Tensor, t: torch.Tensor, u: torch.Tensor, s: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A + t z, a + u z, and c = (1 - s/u) / (1 - s/t), how much of the target is the teacher's."""
-        s_over_u = torch.where(u > s, s / u, 1.0)  # u = s = 0 is the identity too
-        return action + t[:, None] * z, action + u[:, None] * z, (1 - s_over_u) / (1 - s / t)
+    def target(
+        self,
+        observed: torch.Tensor,
+        a_t: torch.Tensor,
+        d: torch.Tensor,
+        t: torch.Tensor,
+        u: torch.Tensor,
+        s: torch.Tensor,
+    ) -> torch.Tensor:
+        """What phi(a_t, t, s) should be, c phi'(a_u, u, s) + (1 - c) d: (B, A).
 
-    def _grid(self, like: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(self.levels(self.config.grid), dtype=like.dtype, device=like.device)
-
-    def _ordered_triple(self, rows: int, generator: NoiseSource) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Levels t > u > s: the pair (t, s) uniform, s possibly 0, then u uniform between; three (B,) tensors.
-
-        Where no level lies between, u = s: there the teacher's map is the identity and the target the data. The
-        jumps to 0 have no other anchor (c = 1 for all u > 0): without it any shift of them costs nothing.
+        a_u = (u/t) a_t + (1 - u/t) d and c = (1 - s/u) / (1 - s/t). As actions lie in [-1, 1], so does their mean
+        along any trajectory; holding phi' to it keeps a teacher that learns from itself from running away.
         """
-        points = self.config.grid + 1
-        first = generator.integers(points, rows)
-        second = generator.integers(points - 1, rows)
-        second = second + (second >= first)
-        i_t, i_s = torch.minimum(first, second), torch.maximum(first, second)  # indices grow as levels fall
-        between = (i_s - i_t - 1).clamp_min(1)
-        i_u = i_t + 1 + (generator.uniform(rows) * between).long().clamp_max(between - 1)
-        grid = torch.tensor(self.levels(self.config.grid), device=i_t.device)
-        return grid[i_t], grid[i_u], grid[i_s]
+        a_u = torch.lerp(d, a_t, (u / t)[:, None])
+        c = (1 - _ratio(s, u)) / (1 - s / t)
+        return torch.lerp(d, self._phi(observed, a_u, u, s).to(a_t.dtype).clamp(-1, 1), c[:, None])
+
+    def denoised_between(
+        self, observed: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, u: torch.Tensor
+    ) -> torch.Tensor:
+        """The mean denoised action d on the way from t to u: (B, A) in [-1, 1].
+
+        The midpoint method in log t, in which the linear part of da/dt = (a - D(a, t)) / t is solved exactly
+        (DPM-Solver++(2S) of Lu et al., 2022): D at the level sqrt(t u), reached by a step with D at t. The way to
+        u = 0 ends in effect at sigma_min, below which D hardly moves.
+        """
+        half = (t * u.clamp_min(self.config.sigma_min)).sqrt().minimum(t)
+        d_t = self._phi(observed, a_t, t, t).to(a_t.dtype).clamp(-1, 1)
+        a_half = torch.lerp(d_t, a_t, (half / t)[:, None])
+        return self._phi(observed, a_half, half, half).to(a_t.dtype).clamp(-1, 1)
+
+    def triple(self, rows: int, generator: NoiseSource) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Levels t > u >= s, three (B,) tensors.
+
+        By their places on the grid (see `level`): t is uniform; s is 0 with probability `zero_share`, because every
+        action ends with such a jump, else uniform below t; u is one step of the grid below t for teacher=model, and
+        uniform between t and s for teacher=data.
+        Where t and s are within a step of each other, u = s: there the teacher's map is the identity, and the target
+        is d. With the data's, the jumps to 0 have no other anchor (c = 1 for all u > 0): without it any shift of
+        them would cost nothing.
+        """
+        n = self.config.grid
+        at = n * generator.uniform(rows)
+        to = at + (n + 1 - at) * generator.uniform(rows).clamp_min(_CLOSEST)
+        to = torch.where(generator.uniform(rows) < self.config.zero_share, n + 1.0, to)
+        if self.config.teacher == "model":
+            over = at + 1
+        else:
+            over = at + (to.clamp_max(n) - at) * generator.uniform(rows)
+            over = torch.where(to.clamp_max(n) - at < 1, to, over)
+        t, u, s = (self.level(place) for place in (at, torch.minimum(over, to), to))
+        return t, u, s
 
     # Acting --------------------------------------------------------------------------------------------------
 
-    def sample(self, features: torch.Tensor, steps: int, generator: NoiseSource, draws: int = 1) -> torch.Tensor:
-        """Actions by K jumps of Phi from N(0, sigma_max^2 I) to level 0.
-
-        Args:
-            features: (B, F).
-            steps: K, chosen when acting, not when training.
-            generator: of the initial noise.
-            draws: actions an observation.
-
-        Returns:
-            (B * draws, A) in [-1, 1], the draws of one observation side by side.
-
-        Raises:
-            ValueError: K below 1.
-        """
-        if steps < 1:
-            raise ValueError(f"steps={steps}: a policy acts in at least 1 jump")
-        observed = self.observe(features).repeat_interleave(draws, 0)
+    def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
+        """K jumps of Phi from N(0, sigma_max^2 I) to level 0."""
         rows = len(observed)
         a_t = self.config.sigma_max * generator.normal(rows, self.actions)
         for t, s in itertools.pairwise(self.levels(steps)):
             a_t = self._flow_map(observed, a_t, a_t.new_full((rows,), t), a_t.new_full((rows,), s)).float()
-        return a_t.clamp(-1, 1)
+        return a_t
 
 
-def effective_sample_size(weight: torch.Tensor) -> torch.Tensor:
-    """(sum w)^2 / (B sum w^2): 1 for equal weights, 1/B when one sample has them all."""
-    return weight.sum().square() / (len(weight) * weight.square().sum())
+def _ratio(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """S / t, and 1 for s = t = 0, where the map is the identity too."""
+    return torch.where(t > s, s / t, 1.0)

@@ -16,7 +16,7 @@ from gtp_vision.datasets.sampler import Batch, Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder, EncoderConfig
 from gtp_vision.errors import GtpVisionError
-from gtp_vision.policies.gtp import GTPPolicyConfig
+from gtp_vision.policies import PolicyConfig
 
 MakeStore = Callable[..., Store]
 STATE = {"state": (2, 3)}
@@ -36,7 +36,7 @@ def agent(name: str = "gtp", shapes: dict[str, tuple[int, ...]] = STATE, seed: i
     )
     config = AgentConfig(
         name=name,
-        policy=GTPPolicyConfig(hidden=[16], grid=5),
+        policy=PolicyConfig(hidden=[16], grid=5),
         critic=CriticConfig(hidden=[16]),
         **{"target_steps": 2, "act_steps": 3, "value_samples": 3} | chosen,
     )

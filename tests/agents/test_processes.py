@@ -18,7 +18,7 @@ from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import EncoderConfig
-from gtp_vision.policies.gtp import GTPPolicyConfig
+from gtp_vision.policies import PolicyConfig
 from gtp_vision.reduce import global_mean, global_std
 
 BATCH, STEP, PROCESSES = 16, 3, 2
@@ -27,7 +27,7 @@ BATCH, STEP, PROCESSES = 16, 3, 2
 def learner() -> agents.GTP:
     torch.manual_seed(0)
     config = AgentConfig(
-        policy=GTPPolicyConfig(hidden=[16], grid=5, noise_draws=2),
+        policy=PolicyConfig(hidden=[16], grid=5, noise_draws=2),
         critic=CriticConfig(hidden=[16]),
         target_steps=2,
         value_samples=2,

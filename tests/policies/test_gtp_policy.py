@@ -1,4 +1,3 @@
-import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -13,14 +12,14 @@ from scipy.stats import chisquare
 
 from gtp_vision.datasets.random import RandomStream
 from gtp_vision.networks import frozen_copy, polyak_
-from gtp_vision.policies.gtp import GTPPolicy, GTPPolicyConfig, effective_sample_size
+from gtp_vision.policies import GTPPolicy, PolicyConfig, effective_sample_size
 
 F, A = 3, 2
 
 
 def policy(seed: int = 0, features: int = F, actions: int = A, **settings_: Any) -> GTPPolicy:
     torch.manual_seed(seed)
-    return GTPPolicy(features, actions, GTPPolicyConfig(**{"hidden": [16, 16], "grid": 6} | settings_))
+    return GTPPolicy(features, actions, PolicyConfig(**{"hidden": [16, 16], "grid": 6} | settings_))
 
 
 class Calls:
@@ -113,7 +112,7 @@ class GaussianFlow(GTPPolicy):
 
 
 def test_jumps_of_the_exact_map_compose_to_one_jump() -> None:
-    exact = GaussianFlow(1, 1, GTPPolicyConfig(hidden=[4], sigma_max=3.0))
+    exact = GaussianFlow(1, 1, PolicyConfig(hidden=[4], sigma_max=3.0))
     noise = RandomStream(0, 0).normal(64, 1)
     scale = exact.deviation / math.hypot(exact.deviation, 3.0)
     expected = (exact.mean + scale * (3 * noise - exact.mean)).clamp(-1, 1)
@@ -125,65 +124,71 @@ def test_jumps_of_the_exact_map_compose_to_one_jump() -> None:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     count=st.integers(1, 200),
-    sigma_min=st.floats(1e-4, 0.1),
+    sigma_last=st.floats(1e-4, 0.1),
     sigma_max=st.floats(0.2, 100),
     rho=st.floats(1, 12),
 )
-def test_levels_fall_from_sigma_max_to_0_in_count_steps(
-    count: int, sigma_min: float, sigma_max: float, rho: float
+def test_levels_fall_from_sigma_max_over_sigma_last_to_0_in_count_steps(
+    count: int, sigma_last: float, sigma_max: float, rho: float
 ) -> None:
-    levels = policy(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho).levels(count)
+    levels = policy(sigma_min=5e-5, sigma_last=sigma_last, sigma_max=sigma_max, rho=rho).levels(count)
     assert len(levels) == count + 1
     assert levels[0] == pytest.approx(sigma_max, rel=1e-9)
     assert levels[-1] == 0
     assert all(high > low for high, low in itertools.pairwise(levels))
-    assert levels[-2] >= sigma_min * (1 - 1e-9)
+    assert count == 1 or levels[-2] == pytest.approx(sigma_last, rel=1e-6)
+
+
+def test_places_on_the_grid_are_karras_levels() -> None:
+    actor = policy(sigma_min=0.01, sigma_max=4.0, grid=5)
+    place = torch.tensor([0.0, 1.5, 4.999999, 5.0, 6.0])
+    low, high = 0.01 ** (1 / 7), 4.0 ** (1 / 7)
+    expected = [4.0, (high + 0.3 * (low - high)) ** 7, 0.01, 0.0, 0.0]
+    assert actor.level(place).tolist() == pytest.approx(expected, rel=1e-3)
 
 
 # The loss -------------------------------------------------------------------------------------------------------
 
 
+def falling(rows: int, sigma_max: float) -> tuple[torch.Tensor, ...]:
+    """Levels t > u > s, the last of them 0 in some rows."""
+    places = RandomStream(3, 0).uniform(rows, 3).sort(1, descending=True).values
+    places[:5, 2] = 0
+    return tuple((sigma_max * places.pow(3)).unbind(1))
+
+
 @pytest.mark.parametrize("sigma_max", [10.0, 80.0])
 @pytest.mark.parametrize("residual", ["plain", "phi"])
+@pytest.mark.parametrize("teaches", ["data", "model"])
 def test_the_cancelled_noise_residual_equals_the_plain_form_in_double_precision(
-    batch: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch, residual: str, sigma_max: float
+    batch: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch, teaches: str, residual: str, sigma_max: float
 ) -> None:
     features, action, _ = batch
-    settings_ = {"residual": residual, "sigma_max": sigma_max, "lambda_flow": 0.0}
+    settings_ = {
+        "residual": residual,
+        "sigma_max": sigma_max,
+        "lambda_flow": 0.0,
+        "teacher": teaches,
+        "input_gain": 1.0,
+    }
     student, teacher = policy(0, **settings_), policy(1, **settings_)
-    exact_student, exact_teacher = copy.deepcopy(student).double(), copy.deepcopy(teacher).double()
-    jumps, teachers = Calls(student, monkeypatch), Calls(teacher, monkeypatch)
+    t, u, s = falling(32, sigma_max)
+    monkeypatch.setattr(student, "triple", lambda rows, generator: (t, u, s))
     each, _ = student.loss(features, action, torch.ones(32), RandomStream(0, 0), teacher)
 
-    o, a = features.double(), action.double()
-    a_t, t, s = (part.double() for part in jumps.jumps())
-    _, u, _ = (part.double() for part in teachers.joined())
-    z = (a_t - a) / t[:, None]
-    phi_t = exact_student.flow_map(o, a + t[:, None] * z, t, s)
-    phi_u = exact_teacher.flow_map(o, a + u[:, None] * z, u, s)
-    plain = phi_t - phi_u
+    student, teacher = student.double(), teacher.double()
+    o, a, t, u, s = (part.double() for part in (features, action, t, u, s))
+    z = RandomStream(0, 0).normal(32, A).double()
+    a_t = a + t[:, None] * z
+    if teaches == "data":
+        a_u = a + u[:, None] * z  # the paper's score approximation: the noise is shared
+    else:
+        d = teacher.denoised_between(teacher.observe(o), a_t.float(), t.float(), u.float()).double()
+        a_u = d + (u / t)[:, None] * (a_t - d)
+    plain = student.flow_map(o, a_t, t, s) - teacher.flow_map(o, a_u, u, s)
     if residual == "phi":
         plain = plain / (1 - s / t)[:, None]
-    # The last jump of all, from the lowest level to 0, may be held to the data instead of to the teacher.
-    kept = (s > 0) | (u > student.levels(6)[-2] * 1.001)
-    assert int(kept.sum()) > 20
-    torch.testing.assert_close(each.double()[kept], plain.square().sum(1)[kept], rtol=2e-4, atol=1e-7)
-
-
-def test_teacher_and_student_share_their_noise_and_the_level_they_jump_to(
-    batch: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    features, action, weight = batch
-    student, teacher = policy(0), policy(1)
-    students, teachers = Calls(student, monkeypatch), Calls(teacher, monkeypatch)
-    student.loss(features, action, weight, RandomStream(0, 0), teacher)
-    a_t, t, s = students.jumps()
-    a_u, u, s_u = teachers.joined()
-    assert torch.equal(s, s_u)
-    assert bool((t > u).all())
-    z = (a_t - action) / t[:, None]
-    torch.testing.assert_close(a_u - action, u[:, None] * z, rtol=1e-3, atol=1e-3)
-    assert float(z.std()) == pytest.approx(1, abs=0.3)
+    torch.testing.assert_close(each.double(), plain.square().sum(1), rtol=1e-3, atol=1e-6)
 
 
 def test_the_flow_loss_is_the_squared_error_of_the_denoiser(
@@ -228,50 +233,93 @@ def test_only_the_student_learns(batch: tuple[torch.Tensor, ...]) -> None:
     assert features.grad is not None
 
 
-def drawn_levels(monkeypatch: pytest.MonkeyPatch, grid: int, rows: int) -> dict[str, np.ndarray]:
-    """The indices on the grid of levels that a loss of `rows` samples draws, as t, u, s and of the flow loss."""
-    student, teacher = policy(0, grid=grid, hidden=[1]), policy(1, grid=grid, hidden=[1])
-    students, teachers = Calls(student, monkeypatch), Calls(teacher, monkeypatch)
-    student.loss(torch.zeros(rows, F), torch.zeros(rows, A), torch.ones(rows), RandomStream(5, 0), teacher)
-    levels = torch.tensor(student.levels(grid))
+def drawn_places(teaches: str, grid: int = 4, rows: int = 20_000) -> dict[str, np.ndarray]:
+    """Where the levels t, u and s lie on the grid: 0 is sigma_max, `grid` is level 0."""
+    student = policy(0, grid=grid, teacher=teaches, zero_share=0.25)
+    high, low = student.config.sigma_max ** (1 / 7), student.config.sigma_min ** (1 / 7)
 
-    def index(values: torch.Tensor) -> np.ndarray:
-        distance = (values[:, None] - levels).abs()
-        assert float(distance.amin(1).max()) < 1e-6, "a noise level is not on the grid"
-        return distance.argmin(1).numpy()
+    def place(level: torch.Tensor) -> np.ndarray:
+        return torch.where(level > 0, grid * (high - level.pow(1 / 7)) / (high - low), grid).numpy()
 
-    _, t, s = students.jumps()
-    _, u, _ = teachers.joined()
-    return {"t": index(t), "u": index(u), "s": index(s), "flow": index(students.denoisings()[1])}
+    return {name: place(level) for name, level in zip("tus", student.triple(rows, RandomStream(5, 0)), strict=True)}
 
 
-def test_pairs_of_levels_are_uniform_and_so_is_the_one_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid, rows = 4, 20_000
-    drawn = drawn_levels(monkeypatch, grid, rows)
-    triples = list(zip(drawn["t"].tolist(), drawn["u"].tolist(), drawn["s"].tolist(), strict=True))
-    pairs = list(itertools.combinations(range(grid + 1), 2))  # indices grow as levels fall: t > s >= 0
-    expected = {}
-    for t, s in pairs:
-        between = list(range(t + 1, s)) or [s]  # next to each other, the data itself is the target
-        expected |= {(t, u, s): rows / len(pairs) / len(between) for u in between}
-    assert set(triples) == set(expected)
-    assert chisquare([triples.count(triple) for triple in expected], list(expected.values())).pvalue > 1e-3
+@pytest.mark.parametrize("teaches", ["data", "model"])
+def test_levels_fall_from_t_over_u_to_s_and_t_is_uniform_on_the_grid(teaches: str) -> None:
+    at = drawn_places(teaches)
+    assert bool((at["t"] < at["s"]).all() and (at["t"] < at["u"]).all() and (at["u"] <= at["s"]).all())
+    assert chisquare(np.histogram(at["t"], 8, (0, 4))[0]).pvalue > 1e-3
 
 
-def test_next_to_each_other_the_target_is_the_data() -> None:
-    action, z = torch.randn(3, 2), torch.randn(3, 2)
+@pytest.mark.parametrize("teaches", ["data", "model"])
+def test_many_jumps_end_at_level_0_and_the_others_anywhere_below(teaches: str) -> None:
+    at = drawn_places(teaches)
+    beyond = 1 / (5 - at["t"])  # of the rest of the grid that counts as level 0
+    expected = 0.25 + 0.75 * beyond.mean()
+    assert float((at["s"] == 4).mean()) == pytest.approx(expected, abs=0.015)
+    share = ((at["s"] - at["t"]) / (5 - at["t"]))[at["s"] < 4]
+    assert float(share.min()) < 0.01
+
+
+def test_the_models_trajectory_is_followed_for_one_step_of_the_grid() -> None:
+    at = drawn_places("model")
+    assert np.allclose(at["u"], np.minimum(at["t"] + 1, at["s"]).clip(max=4), atol=1e-3)
+
+
+def test_on_the_datas_trajectory_u_lies_anywhere_unless_s_is_within_a_step() -> None:
+    at = drawn_places("data")
+    gap = at["s"] - at["t"]
+    assert bool((at["u"] == at["s"])[gap < 0.999].all())
+    share = ((at["u"] - at["t"]) / gap)[gap > 1.001]
+    assert chisquare(np.histogram(share, 8, (0, 1))[0]).pvalue > 1e-3
+
+
+def test_where_u_is_s_the_target_is_where_the_trajectory_goes() -> None:
+    teacher, d, a_t = policy(1), torch.rand(3, A), torch.randn(3, A)
     t, s = torch.tensor([2.0, 0.5, 0.1]), torch.tensor([1.0, 0.0, 0.0])
-    a_t, a_u, c = GTPPolicy.noised_pair(action, z, t, s, s)
-    assert c.tolist() == [0, 0, 0]
-    torch.testing.assert_close(a_t, action + t[:, None] * z)
-    torch.testing.assert_close(a_u, action + s[:, None] * z)
+    assert torch.equal(teacher.target(teacher.observe(torch.zeros(3, F)), a_t, d, t, s, s), d)
 
 
-def test_the_flow_loss_draws_the_positive_levels_uniformly(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = drawn_levels(monkeypatch, 5, 10_000)["flow"]
-    counts = np.bincount(drawn, minlength=6)
-    assert counts[5] == 0, "at level 0 there is nothing to denoise"
-    assert chisquare(counts[:5]).pvalue > 1e-3
+def test_a_teacher_that_runs_away_is_held_to_the_range_of_actions() -> None:
+    teacher = policy(1)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.mul_(100)
+    o, a_t = teacher.observe(torch.randn(64, F)), 5 * torch.randn(64, A)
+    t, u, s = falling(64, 10.0)
+    d = teacher.denoised_between(o, a_t, t, u)
+    assert float(teacher._phi(o, a_t, t, t).detach().abs().max()) > 1
+    assert float(d.abs().max()) <= 1
+    assert float(teacher.target(o, a_t, d, t, u, s).abs().max()) <= 1
+
+
+def test_the_solvers_step_is_of_second_order() -> None:
+    """Halving the step quarters its share of the error, on a Gaussian whose solution is known."""
+    exact = GaussianFlow(1, 1, PolicyConfig(hidden=[4], sigma_max=3.0)).double()
+    a_t, start, end = torch.linspace(-1, 1, 11).double()[:, None], 1.0, 0.25
+    a_t = exact.mean + math.hypot(exact.deviation, start) * a_t
+    errors = []
+    for steps in (4, 8, 16):
+        x, levels = a_t, torch.logspace(0, math.log10(end), steps + 1).double()
+        for t, u in itertools.pairwise(levels):
+            t, u = t.expand(11), u.expand(11)
+            x = torch.lerp(exact.denoised_between(exact.observe(x), x, t, u).double(), x, (u / t)[:, None])
+        solution = exact.mean + math.hypot(exact.deviation, end) / math.hypot(exact.deviation, start) * (
+            a_t - exact.mean
+        )
+        errors.append(float((x - solution).abs().max()))
+    assert errors[0] < 0.01
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.3)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.3)
+
+
+def test_the_flow_loss_meets_every_positive_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = policy(0, hidden=[1]), policy(1, hidden=[1])
+    calls = Calls(student, monkeypatch)
+    student.loss(torch.zeros(10_000, F), torch.zeros(10_000, A), torch.ones(10_000), RandomStream(5, 0), teacher)
+    t = calls.denoisings()[1]
+    high, low = 10.0 ** (1 / 7), 0.002 ** (1 / 7)
+    assert chisquare(np.histogram((high - t.pow(1 / 7)) / (high - low), 10, (0, 1))[0]).pvalue > 1e-3
 
 
 def test_the_loss_is_a_function_of_the_noise(batch: tuple[torch.Tensor, ...]) -> None:
@@ -291,7 +339,7 @@ def test_a_shift_of_the_jumps_to_level_0_costs_something(residual: str) -> None:
     features, action = torch.zeros(4096, 1), 0.1 + 0.2 * RandomStream(1, 0).normal(4096, 1)
     losses = []
     for shift in (0.0, 0.5):
-        flow = GaussianFlow(1, 1, GTPPolicyConfig(hidden=[4], grid=6, sigma_max=3.0, residual=residual))
+        flow = GaussianFlow(1, 1, PolicyConfig(hidden=[4], grid=6, sigma_max=3.0, residual=residual))
         flow.shift = shift
         each, _ = flow.loss(features, action, torch.ones(4096), RandomStream(0, 0), flow)
         losses.append(float(each.mean()))
@@ -310,11 +358,11 @@ def test_several_noise_draws_are_averaged_for_each_sample(batch: tuple[torch.Ten
 
 @pytest.fixture(scope="module")
 def trained() -> GTPPolicy:
-    """A policy trained for about two seconds on actions from N(0.3, 0.25^2)."""
-    mean, deviation, batch_size, steps = 0.3, 0.25, 256, 700
+    """A policy trained for a few seconds on actions from N(0.3, 0.25^2)."""
+    mean, deviation, batch_size, steps = 0.3, 0.25, 256, 1500
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several threads only slow networks as small as this
-    student = policy(1, 1, 1, sigma_max=5.0, grid=20, hidden=[64, 64])
+    student = policy(1, 1, 1, sigma_max=5.0, hidden=[64, 64])
     teacher = frozen_copy(student)
     optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -327,7 +375,7 @@ def trained() -> GTPPolicy:
         loss.backward()
         optimizer.step()
         schedule.step()
-        polyak_(teacher, student, 0.02)
+        polyak_(teacher, student, 0.05)
     torch.set_num_threads(threads)
     return student.eval()
 
@@ -412,8 +460,8 @@ def test_fewer_than_one_jump_is_refused(steps: int) -> None:
     ("make", "words"),
     [
         (lambda: policy(actions=0), "0 dimensions"),
-        (lambda: policy(sigma_min=1.0, sigma_max=0.5), "sigma_min < sigma_max"),
-        (lambda: policy(sigma_min=1.0, sigma_max=1.0), "sigma_min < sigma_max"),
+        (lambda: policy(sigma_min=1.0, sigma_max=0.5), "sigma_min < sigma_last < sigma_max"),
+        (lambda: policy(sigma_min=1.0, sigma_max=1.0), "sigma_min < sigma_last < sigma_max"),
         (lambda: policy(sigma_min=0.0), "0 < sigma_min"),
         (lambda: policy(residual="ph"), "residual is 'ph'"),
         (lambda: policy(activation="gelo"), "'gelo'"),

@@ -1,0 +1,139 @@
+"""Flow matching on straight paths x_r = (1 - r) a + r z, r in [0, 1], and its two few-step relatives.
+
+Axes in names: B batch, A action dimensions.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from gtp_vision.datasets.random import NoiseSource
+from gtp_vision.policies.base import Policy, PolicyConfig
+
+
+class FlowMatchingPolicy(Policy):
+    """Learns the velocity v(x_r, r) = E[z - a | x_r] (Lipman et al., 2023), and follows it. Arguments as `Policy`."""
+
+    def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
+        super().__init__(features, actions, config, times=1, noise_levels=False)
+
+    def errors(
+        self,
+        observed: torch.Tensor,
+        action: torch.Tensor,
+        generator: NoiseSource,
+        teacher: Policy,
+        told: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """||v(x_r, r) - (z - a)||^2, r uniform."""
+        rows = len(action)
+        r, z = generator.uniform(rows), generator.normal(rows, self.actions)
+        x = torch.lerp(action, z, r[:, None])
+        each = (self.evaluate(observed, x, r).float() - (z - action)).square().sum(1)
+        return each, {"flow_loss": each.mean()}
+
+    def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
+        """K equal Euler steps from r = 1 to 0."""
+        rows = len(observed)
+        x = generator.normal(rows, self.actions)
+        for k in range(steps, 0, -1):
+            x = x - self.evaluate(observed, x, x.new_full((rows,), k / steps)).float() / steps
+        return x
+
+
+class ShortcutPolicy(Policy):
+    """Learns steps of any size h = 1, 1/2, 1/4, ...: one step is as two of half the size (Frans et al., 2025).
+
+    Arguments as `Policy`; the smallest step is the largest power of 1/2 that is not below 1 / `grid`.
+    """
+
+    flow_share = 0.75  # of the rows learn the velocity (h = 0), the others to compose; the paper's share
+
+    def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
+        super().__init__(features, actions, config, times=2, noise_levels=False)
+        self.halvings = config.grid.bit_length() - 1
+
+    def velocity(self, observed: torch.Tensor, x: torch.Tensor, r: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        """The mean velocity of the step from r to r - h: (B, A)."""
+        return self.evaluate(observed, x, r, h).float()
+
+    def errors(
+        self,
+        observed: torch.Tensor,
+        action: torch.Tensor,
+        generator: NoiseSource,
+        teacher: Policy,
+        told: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """||v(x_r, r, h) - target||^2: z - a for h = 0, the teacher's two half steps for the others."""
+        assert isinstance(teacher, ShortcutPolicy)
+        rows = len(action)
+        z, r = generator.normal(rows, self.actions), generator.uniform(rows)
+        h = 0.5 ** generator.integers(self.halvings, rows).float()  # 1, 1/2, ...; two halves make it
+        composes = generator.uniform(rows) >= self.flow_share
+        r = torch.where(composes, (r / h).floor() * h + h, r)  # such steps start at multiples of their size
+        x = torch.lerp(action, z, r[:, None])
+        with torch.no_grad():
+            half = torch.where(h / 2 > 1.5 * 0.5**self.halvings, h / 2, 0.0)  # the smallest is the velocity itself
+            first = teacher.velocity(told, x, r, half)
+            second = teacher.velocity(told, x - h[:, None] / 2 * first, r - h / 2, half)
+            target = torch.where(composes[:, None], (first + second) / 2, z - action)
+        each = (self.velocity(observed, x, r, torch.where(composes, h, 0.0)) - target).square().sum(1)
+        return each, {"flow_loss": each[~composes].mean(), "consistency_loss": each[composes].mean()}
+
+    def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
+        """K equal steps of size 1 / K; other sizes than powers of 1/2 are interpolated by the network."""
+        rows = len(observed)
+        x = generator.normal(rows, self.actions)
+        h = x.new_full((rows,), 1 / steps)
+        for k in range(steps, 0, -1):
+            x = x - self.velocity(observed, x, x.new_full((rows,), k / steps), h) / steps
+        return x
+
+
+class MeanFlowPolicy(Policy):
+    """Learns the mean velocity m(x_r, r, q) between two times from an identity (Geng et al., 2025).
+
+    m = v - (r - q) dm/dr, with the total derivative along the path by forward-mode differentiation, and the data's
+    velocity z - a for v. Arguments as `Policy`.
+    """
+
+    flow_share = 0.5  # of the rows have q = r, where m is the velocity
+    damping = 1e-2  # of the adaptive weight 1 / (error + damping)
+
+    def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
+        super().__init__(features, actions, config, times=2, noise_levels=False)
+
+    def errors(
+        self,
+        observed: torch.Tensor,
+        action: torch.Tensor,
+        generator: NoiseSource,
+        teacher: Policy,
+        told: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """||m - sg(v - (r - q) dm/dr)||^2, weighted by 1 / (its own value + damping)."""
+        rows = len(action)
+        z, pair = generator.normal(rows, self.actions), generator.uniform(rows, 2)
+        flows = generator.uniform(rows) < self.flow_share
+        r = pair.amax(1)
+        q = torch.where(flows, r, pair.amin(1))
+        x, v = torch.lerp(action, z, r[:, None]), z - action
+
+        def mean_velocity(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+            return self.evaluate(observed, x, r, q).float()
+
+        m, slope = torch.func.jvp(mean_velocity, (x, r), (v, torch.ones_like(r)))[:2]
+        target = (v - (r - q)[:, None] * slope).detach()
+        error = (m - target).square().sum(1)
+        metrics = {"flow_loss": error[flows].mean(), "consistency_loss": error[~flows].mean()}
+        return error / (error.detach() + self.damping), metrics
+
+    def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
+        """K equal jumps x_q = x_r - (r - q) m(x_r, r, q)."""
+        rows = len(observed)
+        x = generator.normal(rows, self.actions)
+        for k in range(steps, 0, -1):
+            r, q = x.new_full((rows,), k / steps), x.new_full((rows,), (k - 1) / steps)
+            x = x - self.evaluate(observed, x, r, q).float() / steps
+        return x

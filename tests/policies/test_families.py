@@ -1,0 +1,289 @@
+"""What all families promise, and what each of them is."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from gtp_vision import policies
+from gtp_vision.datasets.random import RandomStream
+from gtp_vision.networks import frozen_copy, polyak_
+from gtp_vision.policies import FAMILIES, Policy, PolicyConfig
+from gtp_vision.policies.consistency import ConsistencyPolicy
+from gtp_vision.policies.diffusion import DiffusionPolicy, VPDiffusionPolicy
+from gtp_vision.policies.flow_matching import FlowMatchingPolicy, MeanFlowPolicy, ShortcutPolicy
+
+F, A = 3, 2
+EVERY = pytest.mark.parametrize("family", sorted(FAMILIES))
+
+
+def policy(family: str, seed: int = 0, features: int = F, actions: int = A, **settings: Any) -> Any:
+    torch.manual_seed(seed)
+    return policies.create(features, actions, PolicyConfig(family, **{"hidden": [16, 16], "grid": 5} | settings))
+
+
+def steps_of(family: str) -> int:
+    return 5 if family == "vp_diffusion" else 3
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features (32, F), actions (32, A) and weights (32,)."""
+    noise = RandomStream(7, 0)
+    return noise.normal(32, F), 2 * noise.uniform(32, A) - 1, 0.5 + noise.uniform(32)
+
+
+# What all promise -----------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_a_loss_for_each_sample_scales_with_its_weight(family: str, batch: tuple[torch.Tensor, ...]) -> None:
+    features, action, weight = batch
+    student, teacher = policy(family), policy(family, seed=1)
+    each, metrics = student.loss(features, action, weight, RandomStream(0, 0), teacher)
+    plain, _ = student.loss(features, action, torch.ones(32), RandomStream(0, 0), teacher)
+    assert each.shape == (32,)
+    torch.testing.assert_close(each, weight * plain)
+    assert metrics
+    assert all(value.ndim == 0 and bool(value.isfinite()) for value in metrics.values())
+
+
+@EVERY
+def test_the_student_learns_and_the_teacher_does_not(family: str, batch: tuple[torch.Tensor, ...]) -> None:
+    features, action, weight = batch
+    student, teacher = policy(family), policy(family, seed=1)
+    student.loss(features.requires_grad_(), action, weight, RandomStream(0, 0), teacher)[0].mean().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in student.parameters())
+    assert all(p.grad is None for p in teacher.parameters())
+    assert features.grad is not None
+
+
+@EVERY
+def test_actions_are_a_function_of_noise_and_features_within_the_box(family: str) -> None:
+    actor, features, k = policy(family), torch.randn(16, F), steps_of(family)
+    first, again, other = (actor.sample(features, k, RandomStream(0, step)) for step in (0, 0, 1))
+    assert first.shape == (16, A)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert float(first.detach().abs().max()) <= 1
+    assert not torch.equal(first, actor.sample(features + 1, k, RandomStream(0, 0)))
+    draws = actor.sample(features, k, RandomStream(0, 0), draws=2)
+    assert torch.equal(draws, actor.sample(features.repeat_interleave(2, 0), k, RandomStream(0, 0)))
+
+
+@EVERY
+def test_noise_draws_are_averaged(family: str, batch: tuple[torch.Tensor, ...]) -> None:
+    features, action, weight = batch
+    several, once, teacher = policy(family, noise_draws=4), policy(family), policy(family, seed=1)
+    each, _ = several.loss(features, action, weight, RandomStream(0, 0), teacher)
+    repeated = (part.repeat_interleave(4, 0) for part in (features, action))
+    apart, _ = once.loss(*repeated, torch.ones(128), RandomStream(0, 0), teacher)
+    torch.testing.assert_close(each, weight * apart.view(32, 4).mean(1))
+
+
+@EVERY
+def test_a_short_training_finds_actions_that_depend_on_the_observation(family: str) -> None:
+    """One feature x in {-1, 1}; the action is 0.5 x with a little noise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    grid = {"consistency": 20, "shortcut": 16}.get(family, 5)
+    student = policy(family, features=1, actions=1, hidden=[64, 64], grid=grid, sigma_max=5.0)
+    teacher = frozen_copy(student)
+    optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)
+    weight = torch.ones(128)
+    for step in range(1000):
+        noise = RandomStream(0, step)
+        x = 2.0 * noise.integers(2, 128, 1) - 1
+        loss, _ = student.loss(x, 0.5 * x + 0.05 * noise.normal(128, 1), weight, noise, teacher)
+        optimizer.zero_grad()
+        loss.mean().backward()
+        optimizer.step()
+        polyak_(teacher, student, 0.05)
+    torch.set_num_threads(threads)
+    x = torch.tensor([[-1.0], [1.0]]).repeat(500, 1)
+    with torch.no_grad():
+        actions = student.sample(x, 5, RandomStream(1, 0))
+    assert float((actions - 0.5 * x).abs().mean()) < 0.15
+
+
+@EVERY
+@pytest.mark.parametrize("steps", [0, -1])
+def test_fewer_than_one_step_is_refused(family: str, steps: int) -> None:
+    with pytest.raises(ValueError, match=f"steps={steps}"):
+        policy(family).sample(torch.zeros(2, F), steps, RandomStream(0, 0))
+
+
+@EVERY
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf"), -1.0])
+def test_weights_that_teach_nothing_are_refused(family: str, bad: float, batch: tuple[torch.Tensor, ...]) -> None:
+    features, action, _ = batch
+    student, teacher = policy(family), policy(family, seed=1)
+    with pytest.raises(ValueError, match="weights lie in"):
+        student.loss(features, action, torch.full((32,), bad), RandomStream(0, 0), teacher)
+
+
+@EVERY
+def test_no_action_dimension_is_refused(family: str) -> None:
+    with pytest.raises(ValueError, match="0 dimensions"):
+        policy(family, actions=0)
+
+
+def test_an_unknown_family_is_refused_with_those_known() -> None:
+    with pytest.raises(ValueError, match=r"'gpt'.*gtp"):
+        policy("gpt")
+
+
+# What each is ---------------------------------------------------------------------------------------------------
+
+
+class PointDenoiser(DiffusionPolicy):
+    """All actions are 0.3."""
+
+    def denoise(self, observed: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(a_t, 0.3)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_diffusion_with_the_exact_denoiser_of_a_point_ends_there(steps: int) -> None:
+    actions = PointDenoiser(F, A, PolicyConfig(hidden=[4])).sample(torch.zeros(8, F), steps, RandomStream(0, 0))
+    torch.testing.assert_close(actions, torch.full((8, A), 0.3))
+
+
+class PointNoise(VPDiffusionPolicy):
+    """All actions are 0.3."""
+
+    def evaluate(self, observed: torch.Tensor, x: torch.Tensor, *times: torch.Tensor) -> torch.Tensor:
+        abar = self.abar[(times[0] * self.config.grid).round().long()][:, None]
+        return (x - abar.sqrt() * 0.3) / (1 - abar).sqrt()
+
+
+def test_variance_preserving_diffusion_with_the_exact_noise_of_a_point_ends_there() -> None:
+    actions = PointNoise(F, A, PolicyConfig(hidden=[4], grid=5)).sample(torch.zeros(8, F), 5, RandomStream(0, 0))
+    torch.testing.assert_close(actions, torch.full((8, A), 0.3), rtol=1e-4, atol=1e-4)
+
+
+def test_variance_preserving_diffusion_keeps_unit_variance_and_ends_in_noise() -> None:
+    """Diffusion-QL's schedule for 5 steps: beta_i = 1 - exp(-0.1/5 - 0.5 * 9.9 * (2i - 1) / 25)."""
+    abar = policy("vp_diffusion").abar
+    expected = [1.0]
+    for i in range(1, 6):
+        expected.append(expected[-1] * 2.718281828 ** -(0.1 / 5 + 0.5 * 9.9 * (2 * i - 1) / 25))
+    assert abar.tolist() == pytest.approx(expected, rel=1e-5)
+    assert abar[-1] < 0.01
+
+
+def test_variance_preserving_diffusion_acts_in_the_steps_that_it_was_trained_for() -> None:
+    with pytest.raises(ValueError, match=r"steps=2.*trained for 5"):
+        policy("vp_diffusion").sample(torch.zeros(2, F), 2, RandomStream(0, 0))
+
+
+def test_at_the_lowest_level_a_consistency_model_is_the_identity() -> None:
+    model: ConsistencyPolicy = policy("consistency")
+    a_t = torch.randn(8, A)
+    observed = model.observe(torch.randn(8, F))
+    torch.testing.assert_close(model.jump(observed, a_t, torch.full((8,), model.config.sigma_min)), a_t)
+
+
+def test_a_consistency_models_neighbours_share_their_noise(
+    batch: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, action, weight = batch
+    student, teacher = policy("consistency"), policy("consistency", seed=1)
+    seen = []
+    for model in (teacher, student):
+        plain = model.jump
+
+        def noted(observed: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, plain: Any = plain) -> torch.Tensor:
+            seen.append(((a_t - action) / t[:, None], t))
+            return plain(observed, a_t, t)
+
+        monkeypatch.setattr(model, "jump", noted)
+    student.loss(features, action, weight, RandomStream(0, 0), teacher)
+    (z_u, u), (z_t, t) = seen
+    torch.testing.assert_close(z_u, z_t, rtol=1e-3, atol=1e-3)
+    assert bool((t > u).all())
+
+
+class PointVelocity:
+    """Every path leads straight to 0.3: velocity and mean velocity are (x - 0.3) / r."""
+
+    def evaluate(self, observed: torch.Tensor, x: torch.Tensor, *times: torch.Tensor) -> torch.Tensor:
+        return (x - 0.3) / times[0][:, None].clamp_min(1e-6) + 0 * self.observe.weight.sum()  # type: ignore[attr-defined]
+
+
+class PointFlow(PointVelocity, FlowMatchingPolicy):
+    pass
+
+
+class PointShortcut(PointVelocity, ShortcutPolicy):
+    pass
+
+
+class PointMeanFlow(PointVelocity, MeanFlowPolicy):
+    pass
+
+
+@pytest.mark.parametrize("kind", [PointFlow, PointShortcut, PointMeanFlow])
+def test_the_exact_velocity_of_a_point_costs_nothing_and_ends_there(kind: type[Policy]) -> None:
+    exact = kind(F, A, PolicyConfig(hidden=[4], grid=16))  # type: ignore[call-arg, arg-type]
+    action = torch.full((64, A), 0.3)
+    each, _ = exact.loss(torch.zeros(64, F), action, torch.ones(64), RandomStream(0, 0), exact)
+    assert float(each.detach().max()) < 1e-4
+    for steps in (1, 2, 5):
+        actions = exact.sample(torch.zeros(8, F), steps, RandomStream(0, 0))
+        torch.testing.assert_close(actions, torch.full((8, A), 0.3), rtol=1e-4, atol=1e-4)
+
+
+def test_a_shortcut_starts_at_multiples_of_its_size(
+    batch: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features, action, weight = batch
+    student, teacher = policy("shortcut", grid=16), policy("shortcut", seed=1, grid=16)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    plain = student.velocity
+
+    def noted(observed: torch.Tensor, x: torch.Tensor, r: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+        seen.append((r, h))
+        return plain(observed, x, r, h)
+
+    monkeypatch.setattr(student, "velocity", noted)
+    for step in range(20):
+        student.loss(features, action, weight, RandomStream(0, step), teacher)
+    r, h = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    jumps = h > 0
+    assert set(h[jumps].tolist()) == {1.0, 0.5, 0.25, 0.125}
+    assert torch.equal((r / h)[jumps], (r / h)[jumps].round())
+    assert bool((r >= h).all() and (r <= 1).all())
+    assert float(jumps.float().mean()) == pytest.approx(0.25, abs=0.06)
+
+
+def test_meanflows_target_is_its_identity(batch: tuple[torch.Tensor, ...]) -> None:
+    """Against finite differences along the path: m = v - (r - q) (m(r + e) - m(r - e)) / 2e."""
+    features, action, _ = batch
+    model: MeanFlowPolicy = policy("meanflow", activation="mish").double()
+    features, action = features.double(), action.double()
+    noise = RandomStream(0, 0)
+    z, pair = noise.normal(32, A), noise.uniform(32, 2)
+    flows = noise.uniform(32) < model.flow_share
+    r = pair.amax(1)
+    q = torch.where(flows, r, pair.amin(1))
+    observed, v = model.observe(features), z.double() - action
+
+    def along(e: float) -> torch.Tensor:
+        at = (r + e).double()
+        return model.evaluate(observed, torch.lerp(action, z.double(), at[:, None]), at, q.double())
+
+    slope = (along(1e-5) - along(-1e-5)) / 2e-5
+    error = (along(0) - (v - (r - q)[:, None] * slope)).square().sum(1)
+    expected = error / (error + model.damping)
+    each, _ = model.float().errors(observed.float(), action.float(), RandomStream(0, 0), model, observed.float())
+    torch.testing.assert_close(each.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gtp", "diffusion", "consistency"])
+def test_acting_walks_down_the_levels(family: str) -> None:
+    levels = policy(family).levels(4)
+    assert levels[0] == pytest.approx(10)
+    assert levels[-1] == 0
+    assert all(high > low for high, low in itertools.pairwise(levels))
