@@ -1,4 +1,4 @@
-"""Scripted demonstrators: OGBench's own oracles, pressing chosen buttons of its puzzle."""
+"""Scripted demonstrators: OGBench's own oracles, pressing buttons of its puzzle and carrying its cube."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gtp_vision.errors import GtpVisionError
 
 _WANDER_STEPS = 12
 _WANDER_BOUNDS = np.array([[0.25, -0.2, 0.03], [0.6, 0.2, 0.25]])  # metres: over, beside and below the buttons
+_CUBE_BOUNDS = np.array([[0.3, -0.2, 0.02], [0.55, 0.2, 0.02]])  # metres: where a cube may lie on the table
 _CLEAR = 0.16  # height in metres above which the hand may move on to the next button
 
 
@@ -28,6 +29,36 @@ class Recording:
     terminal: bool
     success: bool
     expert: bool
+
+
+class _Tape:
+    """The recordings of a visit, the last of them in progress."""
+
+    def __init__(self, expert: bool) -> None:
+        self.expert = expert
+        self.recordings: list[Recording] = []
+        self._rows: list[tuple[np.ndarray, np.ndarray, float]] = []
+
+    def add(self, observation: np.ndarray, action: np.ndarray, reward: float) -> None:
+        self._rows.append((observation, action, reward))
+
+    def cut(self, observation: np.ndarray, terminal: bool, success: bool) -> None:
+        """End the recording in progress; one without any outcome is dropped."""
+        if self._rows and not terminal:
+            self.add(observation, np.zeros_like(self._rows[-1][1]), 0.0)
+        if self._rows:
+            observations, actions, rewards = (np.stack(column) for column in zip(*self._rows, strict=True))
+            self.recordings.append(
+                Recording(
+                    observations,
+                    actions,
+                    rewards.astype(np.float32),
+                    terminal=terminal,
+                    success=success,
+                    expert=self.expert,
+                )
+            )
+        self._rows.clear()
 
 
 def solution(init: np.ndarray, goal: np.ndarray, rows: int, columns: int) -> list[int]:
@@ -95,33 +126,13 @@ def puzzle_episodes(
     deviation = rng.uniform(0, noise)
     oracle = ButtonMarkovOracle(env=env, gripper_always_closed=True, max_step=limit)
 
-    recordings: list[Recording] = []
-    observations: list[np.ndarray] = []
-    actions: list[np.ndarray] = []
-    rewards: list[float] = []
-
-    def cut(terminal: bool, success: bool) -> None:
-        """End the recording in progress; one without any outcome is dropped."""
-        if not terminal and actions:
-            observations.append(observation)
-            actions.append(np.zeros_like(actions[-1]))
-            rewards.append(0.0)
-        if actions:
-            stacked = np.stack(observations), np.stack(actions), np.asarray(rewards, np.float32)
-            recordings.append(Recording(*stacked, terminal=terminal, success=success, expert=expert))
-        for column in (observations, actions, rewards):
-            column.clear()
-
+    tape = _Tape(expert)
     steps, ended, success = 0, False, False
     for button in map(int, plan):
         if rng.random() < wander and not ended:
-            cut(terminal=False, success=False)
-            goal_position = rng.uniform(*_WANDER_BOUNDS)
-            for _ in range(rng.integers(2, _WANDER_STEPS)):
-                toward = 20 * (goal_position - info["proprio/effector_pos"])  # an action of 1 is 5 cm
-                action = np.clip(np.array([*toward, 0.0, 1.0]), -1, 1).astype(np.float32)
-                observation, _, terminated, truncated, info = env.step(action)
-                steps, ended = steps + 1, ended or terminated or truncated
+            tape.cut(observation, terminal=False, success=False)
+            observation, info, walked, ended = _wander(env, info, rng, gripper=1.0)
+            steps += walked
         oracle.reset(observation, info)
         wanted = 1 - simulator._cur_button_states[button]
         while steps < limit and not ended:
@@ -136,10 +147,73 @@ def puzzle_episodes(
             }
             action = oracle.select_action(observation, info | target)
             action = np.clip(action + deviation * rng.normal(size=len(action)), -1, 1).astype(np.float32)
-            observations.append(observation)
-            actions.append(action)
+            before = observation
             observation, reward, ended, _, info = env.step(action)
-            rewards.append(float(reward))
+            tape.add(before, action, float(reward))
             steps, success = steps + 1, bool(info["success"])
-    cut(terminal=ended and success, success=success)
-    return recordings
+    tape.cut(observation, terminal=ended and success, success=success)
+    return tape.recordings
+
+
+def cube_episodes(
+    env: gymnasium.Env, seed: int, expert_share: float, noise: float, wander: float, limit: int
+) -> list[Recording]:
+    """What one visit to the single-task cube records: OGBench's closed-loop (Markov) oracle carries it.
+
+    An expert visit brings the cube to the task's goal, any other to a random place on the table. Before it begins,
+    and with the cube in the air, the hand may wander off, unrecorded (see `puzzle_episodes`, whose arguments these
+    are).
+    """
+    from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
+
+    rng = np.random.default_rng(seed)
+    np.random.seed(seed)  # the oracle draws from NumPy's global generator
+    simulator: Any = env.unwrapped
+    observation, info = env.reset(seed=seed)
+    expert = bool(rng.random() < expert_share)
+    goal = simulator._data.mocap_pos[simulator._cube_target_mocap_ids[0]].copy()
+    target = goal if expert else rng.uniform(*_CUBE_BOUNDS)
+    deviation = rng.uniform(0, noise)
+    oracle = CubeMarkovOracle(env=env, max_step=limit)
+    tape = _Tape(expert)
+    steps, ended, success = 0, False, False
+    wanderings = [rng.random() < wander, rng.random() < wander]  # at the start, and on the way with the cube
+    oracle.reset(observation, info)
+    while steps < limit and not (ended or oracle.done):
+        carrying = bool(info["proprio/gripper_contact"][0] > 0.5 and info["proprio/effector_pos"][2] > _CLEAR)
+        if wanderings[carrying] and (carrying or steps == 0):
+            wanderings[carrying] = False
+            tape.cut(observation, terminal=False, success=False)
+            observation, info, walked, ended = _wander(env, info, rng, gripper=1.0 if carrying else -1.0)
+            steps += walked
+            continue
+        aim = {
+            "privileged/target_block": 0,
+            "privileged/target_block_pos": target,
+            "privileged/target_block_yaw": np.zeros(1),
+        }
+        action = oracle.select_action(observation, info | aim)
+        action = np.clip(action + deviation * rng.normal(size=len(action)), -1, 1).astype(np.float32)
+        before = observation
+        observation, reward, ended, _, info = env.step(action)
+        tape.add(before, action, float(reward))
+        steps, success = steps + 1, bool(info["success"])
+    tape.cut(observation, terminal=ended and success, success=success)
+    return tape.recordings
+
+
+def _wander(
+    env: gymnasium.Env, info: dict[str, Any], rng: np.random.Generator, gripper: float
+) -> tuple[np.ndarray, dict[str, Any], int, bool]:
+    """Move the hand towards a random place for some steps: the observation, info, steps, and whether all ended."""
+    goal, ended, steps = rng.uniform(*_WANDER_BOUNDS), False, 0
+    for steps in range(1, 1 + int(rng.integers(2, _WANDER_STEPS))):  # noqa: B007
+        toward = 20 * (goal - info["proprio/effector_pos"])  # an action of 1 is 5 cm
+        action = np.clip(np.array([*toward, 0.0, gripper]), -1, 1).astype(np.float32)
+        observation, _, terminated, truncated, info = env.step(action)
+        ended = ended or terminated or truncated
+    return observation, info, steps, ended
+
+
+DEMONSTRATORS = {"puzzle": puzzle_episodes, "cube-single": cube_episodes}
+"""What demonstrates an environment, by a part of its name."""

@@ -37,7 +37,7 @@ def collect(
     compression: str | None = None,
     progress: bool = True,
 ) -> Store:
-    """Record an oracle at a single-task OGBench puzzle.
+    """Record an oracle at a single-task OGBench puzzle or cube.
 
     Visit k is a function of (seed, k) alone, whatever the number of processes.
 
@@ -58,11 +58,12 @@ def collect(
         progress: show a bar.
 
     Raises:
-        GtpVisionError: the environment is no single-task puzzle; no OpenGL library.
+        GtpVisionError: nobody demonstrates this environment; no OpenGL library.
     """
-    if "puzzle" not in env or "singletask" not in env:
+    kind = next((kind for kind in oracles.DEMONSTRATORS if kind in env), "")
+    if not kind or "singletask" not in env:
         raise GtpVisionError(
-            f"'{env}' cannot be collected: the demonstrator presses buttons; "
+            f"'{env}' cannot be collected: demonstrators know {', '.join(oracles.DEMONSTRATORS)} with a single task; "
             f"choose an environment like visual-puzzle-3x3-play-singletask-task1"
         )
     if episodes < 1 or not 0 <= expert_share <= 1:
@@ -72,7 +73,7 @@ def collect(
     if pixels:
         choose_backend()
     seeds = [int(np.random.SeedSequence((seed, k)).generate_state(1)[0]) for k in range(episodes)]
-    jobs = [(spec, episode_seed, expert_share, noise, wander, limit) for episode_seed in seeds]
+    jobs = [(kind, spec, episode_seed, expert_share, noise, wander, limit) for episode_seed in seeds]
     context = multiprocessing.get_context("spawn")
     with context.Pool(min(processes, episodes), initializer=quiet_worker) as pool:
         visits = list(
@@ -83,7 +84,7 @@ def collect(
     recorded = [recording for visit in visits for recording in visit]
     store = _join(recorded)
     store.attributes = {
-        "source": "OGBench's Markov oracle for buttons",
+        "source": "OGBench's Markov oracle",
         "suite": "ogbench",
         "env": spec.name,
         "rendering": spec.rendering.record(),
@@ -99,12 +100,12 @@ def collect(
     return store
 
 
-def _record(job: tuple[EnvSpec, int, float, float, float, int]) -> list[oracles.Recording]:
+def _record(job: tuple[str, EnvSpec, int, float, float, float, int]) -> list[oracles.Recording]:
     global _env
-    spec, seed, expert_share, noise, wander, limit = job
+    kind, spec, seed, expert_share, noise, wander, limit = job
     if _env is None:
         _env = spec.make()
-    return oracles.puzzle_episodes(_env, seed, expert_share, noise, wander, limit)
+    return oracles.DEMONSTRATORS[kind](_env, seed, expert_share, noise, wander, limit)
 
 
 def _join(recorded: Sequence[oracles.Recording]) -> Store:
