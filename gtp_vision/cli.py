@@ -24,6 +24,7 @@ Offline reinforcement learning and imitation from cameras with generative trajec
   gtp-vision data inspect FILE                        what a data set holds and what is wrong with it
   gtp-vision data collect ENV --out FILE              record demonstrations in the simulator
   gtp-vision bench step                               where a training step's time goes
+  gtp-vision experiment multigoal                     the paper's picture: four goals, three ways to reach them
 """
 
 
@@ -137,6 +138,30 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--rounds", type=int, default=5, help="interleaved rounds; medians are printed")
     step.add_argument("--json", action="store_true")
     step.set_defaults(run=_bench_step)
+
+    experiment = verbs.add_parser("experiment", help="what few-step policies learn, where the answer is known")
+    what = experiment.add_subparsers(dest="what", metavar="WHAT", required=True)
+    maps = what.add_parser("maps", help="the learned flow map against known answers; about ten minutes")
+    maps.set_defaults(run=_experiment_maps)
+    goals = what.add_parser("multigoal", help="four goals: data, diffusion, consistency and GTP side by side")
+    goals.add_argument("--out", type=Path, default=Path("runs/multigoal"), help="folder (default runs/multigoal)")
+    goals.set_defaults(run=_experiment_multigoal)
+    for each in (maps, goals):
+        each.add_argument("--train-steps", type=int, default=24_000, help="gradient steps of each GTP")
+        each.add_argument("--seed", type=int, default=0)
+        each.add_argument("--json", action="store_true")
+    ablation = what.add_parser("ablation", help="the four modes with one setting changed at a time; half an hour")
+    ablation.add_argument("--train-steps", type=int, default=12_000, help="gradient steps of each training")
+    ablation.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ...")
+    ablation.add_argument("--json", action="store_true")
+    ablation.set_defaults(run=_experiment_ablation)
+    sweep = what.add_parser("steps", help="quality and milliseconds of a trained run for K = 1, 2, 3, 5, 10")
+    sweep.add_argument("run_dir", type=Path, metavar="RUN")
+    sweep.add_argument("--data", type=Path, help="recordings that the run was not trained on (default: its own)")
+    sweep.add_argument("--episodes", type=int, default=0, help="evaluation episodes for each K (default: none)")
+    sweep.add_argument("--checkpoint", default="last", help="last (default), best, or step_N")
+    sweep.add_argument("--json", action="store_true")
+    sweep.set_defaults(run=_experiment_steps)
     return parser
 
 
@@ -292,6 +317,61 @@ def _bench_step(arguments: argparse.Namespace, _: list[str]) -> int:
 
     results = bench_step(rounds=arguments.rounds, progress=not arguments.json)
     print(json.dumps(results) if arguments.json else table(results))
+    return 0
+
+
+def _experiment_maps(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.experiments.maps import maps, table
+
+    results = maps(
+        seed=arguments.seed, steps=_positive("--train-steps", arguments.train_steps), progress=not arguments.json
+    )
+    print(json.dumps(results) if arguments.json else table(results))
+    return 0
+
+
+def _experiment_multigoal(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.experiments.multigoal import multigoal, told
+
+    results = multigoal(
+        arguments.out,
+        seed=arguments.seed,
+        steps=_positive("--train-steps", arguments.train_steps),
+        progress=not arguments.json,
+    )
+    print(json.dumps(results) if arguments.json else "\n".join([*told(results), f"figure: {results['figure']}"]))
+    return 0
+
+
+def _experiment_ablation(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.experiments.ablation import ablation, table
+
+    results = ablation(
+        seeds=_positive("--seeds", arguments.seeds),
+        steps=_positive("--train-steps", arguments.train_steps),
+        progress=not arguments.json,
+    )
+    print(json.dumps(results) if arguments.json else table(results))
+    return 0
+
+
+def _positive(option: str, value: int) -> int:
+    if value < 1:
+        raise GtpVisionError(f"{option} {value} must be at least 1")
+    return value
+
+
+def _experiment_steps(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.experiments.steps import sweep, table
+
+    told = sweep(
+        arguments.run_dir,
+        data=arguments.data,
+        episodes=arguments.episodes,
+        which=arguments.checkpoint,
+        progress=not arguments.json,
+    )
+    print(json.dumps(told) if arguments.json else table(told))
     return 0
 
 

@@ -228,6 +228,13 @@ def checked(config: Any) -> Config:
             f"agent.policy: sigma_min={policy.sigma_min}, sigma_last={policy.sigma_last} and "
             f"sigma_max={policy.sigma_max} must grow in this order"
         )
+    if policy.family == "vp_diffusion":
+        for key in ("agent.act_steps", "agent.target_steps", "training.eval_steps"):
+            if attrgetter(key)(config) not in (None, policy.grid):
+                raise GtpVisionError(
+                    f"{key}={attrgetter(key)(config)}: vp_diffusion acts in as many steps as it is trained for; "
+                    f"set it to agent.policy.grid={policy.grid}"
+                )
     for key in ("agent.policy.hidden", "agent.critic.hidden"):
         widths = attrgetter(key)(config)
         if not widths or min(widths) < 1:

@@ -17,7 +17,8 @@ FLOORS = [
     {"gtp_vision.policies", "gtp_vision.critics"},
     {"gtp_vision.agents"},
     {"gtp_vision.config"},
-    {"gtp_vision.training", "gtp_vision.serving", "gtp_vision.experiments"},
+    {"gtp_vision.training", "gtp_vision.serving"},
+    {"gtp_vision.experiments"},
     {"gtp_vision.cli"},
     {"gtp_vision.__main__"},
 ]

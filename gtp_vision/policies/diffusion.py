@@ -13,6 +13,7 @@ import math
 import torch
 
 from gtp_vision.datasets.random import NoiseSource
+from gtp_vision.errors import GtpVisionError
 from gtp_vision.policies.base import Policy, PolicyConfig
 
 
@@ -90,11 +91,11 @@ class VPDiffusionPolicy(Policy):
         """The mean of q(x_{i-1} | x_i, a) with the predicted action, clipped to [-1, 1], plus its noise.
 
         Raises:
-            ValueError: K is not the number of steps that was trained.
+            GtpVisionError: K is not the number of steps that was trained.
         """
         n, rows = self.config.grid, len(observed)
         if steps != n:
-            raise ValueError(f"steps={steps}: this diffusion was trained for {n} steps and acts in {n}")
+            raise GtpVisionError(f"steps={steps}: this vp_diffusion was trained for {n} steps and acts in {n}")
         x = generator.normal(rows, self.actions)
         for i in range(n, 0, -1):
             abar, before = self.abar[i], self.abar[i - 1]

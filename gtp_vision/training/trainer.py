@@ -404,6 +404,22 @@ def _read_evaluations(folder: Path, until: int) -> list[dict[str, Any]]:
         raise GtpVisionError(f"{folder / _EVALUATIONS} is damaged ({error}); remove it to go on without it") from error
 
 
+def restore(folder: Path, which: str = "last") -> tuple[Config, Parts]:
+    """A run's configuration and parts, the agent as the checkpoint `which` holds it: `last`, `best` or `step_N`.
+
+    Raises:
+        GtpVisionError: no run, no such checkpoint, or a damaged one.
+    """
+    config = from_run(folder)
+    path = folder / "checkpoints" / which
+    if not path.exists():
+        known = [other.name for other in (folder / "checkpoints").glob("[!.]*")]
+        raise GtpVisionError(f"{folder} has no checkpoint '{which}': {propose(which, known)}")
+    parts = build(config)
+    checkpoint.load(path.resolve(), parts.agent)
+    return config, parts
+
+
 def evaluate_run(
     folder: Path,
     *,
@@ -430,13 +446,7 @@ def evaluate_run(
     """
     if episodes < 1 or (steps is not None and steps < 1):
         raise GtpVisionError(f"episodes={episodes} and steps={steps} must be at least 1")
-    config = from_run(folder)
-    path = folder / "checkpoints" / which
-    if not path.exists():
-        known = [other.name for other in (folder / "checkpoints").glob("[!.]*")]
-        raise GtpVisionError(f"{folder} has no checkpoint '{which}': {propose(which, known)}")
-    parts = build(config)
-    checkpoint.load(path.resolve(), parts.agent)
+    config, parts = restore(folder, which)
     with Evaluator(
         env_spec(config, parts.store),
         frame_stack=config.task.frame_stack,

@@ -8,6 +8,7 @@ import torch
 
 from gtp_vision import policies
 from gtp_vision.datasets.random import RandomStream
+from gtp_vision.errors import GtpVisionError
 from gtp_vision.networks import frozen_copy, polyak_
 from gtp_vision.policies import FAMILIES, Policy, PolicyConfig
 from gtp_vision.policies.consistency import ConsistencyPolicy
@@ -174,7 +175,7 @@ def test_variance_preserving_diffusion_keeps_unit_variance_and_ends_in_noise() -
 
 
 def test_variance_preserving_diffusion_acts_in_the_steps_that_it_was_trained_for() -> None:
-    with pytest.raises(ValueError, match=r"steps=2.*trained for 5"):
+    with pytest.raises(GtpVisionError, match=r"steps=2.*trained for 5"):
         policy("vp_diffusion").sample(torch.zeros(2, F), 2, RandomStream(0, 0))
 
 

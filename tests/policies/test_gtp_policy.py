@@ -95,6 +95,19 @@ def test_the_network_sees_the_features_the_action_and_both_levels() -> None:
         assert not torch.allclose(actor.phi(*changed), before), index
 
 
+@pytest.mark.parametrize(("t", "s"), [(10.1, 1.0), (5.0, -0.1), (1.0, 2.0), (float("nan"), 0.0)])
+def test_times_outside_the_trajectory_are_refused_with_the_range(t: float, s: float) -> None:
+    actor = policy()
+    for asked in (actor.phi, actor.flow_map):
+        with pytest.raises(ValueError, match=r"t <= sigma_max = 10 to s >= 0; got"):
+            asked(torch.zeros(2, F), torch.zeros(2, A), torch.full((2,), t), torch.full((2,), s))
+
+
+def test_at_level_0_the_flow_map_is_the_identity() -> None:
+    a_0, zero = torch.randn(4, A), torch.zeros(4)
+    assert torch.equal(policy().flow_map(torch.zeros(4, F), a_0, zero, zero), a_0)
+
+
 class GaussianFlow(GTPPolicy):
     """A policy whose network is the exact solution for actions from N(mean, deviation^2).
 

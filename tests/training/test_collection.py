@@ -28,11 +28,29 @@ def test_collected_episodes_do_not_depend_on_the_number_of_processes(
     assert one.attributes["command"].startswith("gtp-vision data collect ogbench/puzzle-3x3")
 
 
-def test_only_puzzles_can_be_collected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = main(["data", "collect", "cube-single-play-singletask-task1", "--out", str(tmp_path / "x.h5")])
-    assert status == 2
-    assert "visual-puzzle-3x3-play-singletask-task1" in capsys.readouterr().err
+@pytest.mark.parametrize("env", ["scene-play-singletask-task1", "puzzle-3x3-play", "cube-double-play-singletask-task1"])
+def test_what_nobody_demonstrates_cannot_be_collected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], env: str
+) -> None:
+    assert main(["data", "collect", env, "--out", str(tmp_path / "x.h5")]) == 2
+    told = capsys.readouterr().err
+    assert "visual-puzzle-3x3-play-singletask-task1" in told
+    assert "cube-single" in told
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("expert", [0, 1])
+def test_experts_bring_the_cube_to_the_goal_and_others_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], expert: int
+) -> None:
+    out = tmp_path / "cube.h5"
+    words = ["data", "collect", "cube-single-play-singletask-task1", "--out", str(out), "--episodes", "3"]
+    assert main([*words, "--expert", str(expert), "--limit", "150", "--processes", "1"]) == 0
+    assert f"{3 * expert} of 3 visits solved" in capsys.readouterr().out
+    store = open_store(out)
+    assert int(np.sum(store.terminals)) == 3 * expert
+    assert np.asarray(store.rewards)[np.flatnonzero(store.terminals)] == pytest.approx(0)
+    assert np.abs(store.actions).max() <= 1
 
 
 def test_the_carried_data_set_can_be_made_again_from_its_record() -> None:

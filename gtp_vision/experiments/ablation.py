@@ -1,0 +1,80 @@
+"""`gtp-vision experiment ablation`: the four modes with one setting changed at a time, for docs/few-step.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from gtp_vision.experiments.jobs import Job, side_by_side
+from gtp_vision.experiments.maps import SETTINGS, known_answer
+from gtp_vision.experiments.measures import STEPS
+
+# Question to the changed settings; `tau` and `learning_rate` are of the training, the others of the policy.
+QUESTIONS: dict[str, list[dict[str, Any]]] = {
+    "the default": [{}],
+    "where the trajectory goes": [
+        {"teacher": "data"},
+        {"teacher": "data", "residual": "plain"},
+        {"teacher": "data", "tau": 0.005},
+        {"teacher": "data", "sigma_max": 80.0},
+    ],
+    "steps from sigma_max to 0": [{"grid": 4}, {"grid": 16}, {"grid": 32}],
+    "how sharp the network can be": [
+        {"activation": "mish"},
+        {"activation": "gelu"},
+        {"input_gain": 1.0},
+        {"activation": "mish", "input_gain": 1.0},
+        {"input_gain": 6.0},
+        {"hidden": [256, 256, 256]},
+    ],
+    "how slow the teacher is": [{"tau": 0.005}, {"tau": 0.2}],
+    "how many jumps end at 0": [{"zero_share": 0.0}, {"zero_share": 0.6}],
+    "where the last jump starts": [{"sigma_last": 0.05}, {"sigma_last": 0.5}],
+    "where acting starts": [{"sigma_max": 80.0}],
+    "the residual's units": [{"residual": "plain"}],
+}
+_TRAINING = ("tau", "learning_rate")
+
+
+def ablation(*, seeds: int = 1, steps: int = 12_000, progress: bool = True) -> dict[str, Any]:
+    """Train every variant with seeds 0, 1, ...
+
+    Returns:
+        Question to variant to what `known_answer` measured with each seed.
+    """
+    jobs: dict[str, Job] = {}
+    for question, variants in QUESTIONS.items():
+        for changed in variants:
+            training = {key: value for key, value in changed.items() if key in _TRAINING}
+            policy = {key: value for key, value in changed.items() if key not in _TRAINING}
+            for seed in range(seeds):
+                arguments = {"problem": "modes", "config": replace(SETTINGS, **policy), "steps": steps, "seed": seed}
+                jobs[f"{question}|{label(changed)}|{seed}"] = (known_answer, arguments | training)
+    results: dict[str, Any] = {}
+    for name, found in side_by_side(jobs, progress=progress).items():
+        question, variant, _ = name.split("|")
+        results.setdefault(question, {}).setdefault(variant, []).append(found)
+    return results
+
+
+def label(changed: Mapping[str, Any]) -> str:
+    """The changed settings as text."""
+    return " ".join(f"{key}={value}" for key, value in changed.items()) or "as it is"
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown: the percentage on a mode by K, and the relative error of Phi, a seed each."""
+    lines = ["| | " + " | ".join(f"K={k}" for k in STEPS) + " | error of Φ |", "|---" * (len(STEPS) + 2) + "|"]
+    for question, variants in results.items():
+        lines.append(f"| **{question}** |" + " |" * (len(STEPS) + 1))
+        for variant, runs in variants.items():
+            cells = [", ".join(f"{_at(run, k):.1f}" for run in runs) for k in STEPS]
+            errors = ", ".join(f"{100 * run['rel_error']:.1f} %" for run in runs)
+            lines.append(f"| {variant} | " + " | ".join(cells) + f" | {errors} |")
+    return "\n".join(lines)
+
+
+def _at(run: Mapping[str, Any], k: int) -> float:
+    found = run["on_mode"]
+    return float(found[k] if k in found else found[str(k)])  # JSON turns K into text

@@ -1,0 +1,78 @@
+"""Training a policy on arrays, without encoders, critics or simulators."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gtp_vision import policies
+from gtp_vision.datasets.random import RandomStream, counter_rng
+from gtp_vision.networks import frozen_copy, polyak_
+from gtp_vision.policies import Policy, PolicyConfig
+
+Draw = Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained policy and what it took.
+
+    Attributes:
+        policy: the slow copy, whose parameters are averaged over the last steps.
+        seconds: of training.
+        steps: gradient steps.
+    """
+
+    policy: Policy
+    seconds: float
+    steps: int
+
+
+def fit(
+    config: PolicyConfig,
+    draw: Draw,
+    *,
+    steps: int,
+    batch_size: int = 256,
+    learning_rate: float = 1e-3,
+    tau: float = 0.05,
+    seed: int = 0,
+) -> Fitted:
+    """Train a policy: Adam, 100 steps of warm-up, then half a cosine to 0.
+
+    Args:
+        config: of the policy.
+        draw: (batch size, generator) to features (B, F) and actions (B, A).
+        steps: gradient steps.
+        batch_size: B.
+        learning_rate: the highest.
+        tau: Polyak rate of the teacher.
+        seed: of parameters, batches and noise.
+    """
+    features, actions = draw(2, counter_rng(seed, 0))
+    torch.manual_seed(seed)
+    student = policies.create(features.shape[1], actions.shape[1], config)
+    teacher = frozen_copy(student)
+    optimizer = torch.optim.Adam(student.parameters(), learning_rate)
+    weight = torch.ones(batch_size)
+    began = time.perf_counter()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        observed, action = (torch.from_numpy(x).float() for x in draw(batch_size, counter_rng(seed, 1 + step)))
+        loss = student.loss(observed, action, weight, RandomStream(seed, step), teacher)[0].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        polyak_(teacher, student, tau)
+    return Fitted(teacher.eval(), time.perf_counter() - began, steps)
+
+
+def unconditional(draw: Callable[[int, np.random.Generator], np.ndarray]) -> Draw:
+    """A `Draw` of actions without an observation: one feature that is always 0."""
+    return lambda count, generator: (np.zeros((count, 1)), draw(count, generator))
