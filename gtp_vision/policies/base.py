@@ -64,7 +64,7 @@ class Policy(nn.Module, ABC):
         features: width F of the observation's features.
         actions: number A of action dimensions.
         config: see `PolicyConfig`.
-        times: how many times the network is told.
+        times: how many times, levels of noise or other, the network is told.
         noise_levels: whether these are noise levels in [0, sigma_max] or lie in [0, 1].
 
     Raises:
@@ -126,8 +126,8 @@ class Policy(nn.Module, ABC):
         action = action.repeat_interleave(draws, 0)
         observed = self.observe(features).repeat_interleave(draws, 0)
         with torch.no_grad():
-            told = teacher.observe(features).repeat_interleave(draws, 0)
-        each, metrics = self.errors(observed, action, generator, teacher, told)
+            teacher_observed = teacher.observe(features).repeat_interleave(draws, 0)
+        each, metrics = self.errors(observed, action, generator, teacher, teacher_observed)
         return weight * each.view(-1, draws).mean(1), metrics
 
     @abstractmethod
@@ -137,9 +137,12 @@ class Policy(nn.Module, ABC):
         action: torch.Tensor,
         generator: NoiseSource,
         teacher: Policy,
-        told: torch.Tensor,
+        teacher_observed: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The family's unweighted loss of each row, (B,), and metrics; `told` is what the teacher observes."""
+        """The family's unweighted loss of each row, (B,), and metrics.
+
+        `observed` and `teacher_observed` are what student and teacher make of the features by `observe`.
+        """
 
     def sample(self, features: torch.Tensor, steps: int, generator: NoiseSource, draws: int = 1) -> torch.Tensor:
         """Actions in K steps.

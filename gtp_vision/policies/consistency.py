@@ -31,7 +31,7 @@ class ConsistencyPolicy(Policy):
         action: torch.Tensor,
         generator: NoiseSource,
         teacher: Policy,
-        told: torch.Tensor,
+        teacher_observed: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """||f(a + t z, t) - f'(a + u z, u)||^2, t by a uniform place on the grid and u a step below."""
         assert isinstance(teacher, ConsistencyPolicy)
@@ -39,7 +39,7 @@ class ConsistencyPolicy(Policy):
         place = (self.config.grid - 1) * generator.uniform(rows)
         t, u, z = self.level(place), self.level(place + 1), generator.normal(rows, self.actions)
         with torch.no_grad():
-            target = teacher.jump(told, action + u[:, None] * z, u)
+            target = teacher.jump(teacher_observed, action + u[:, None] * z, u)
         each = (self.jump(observed, action + t[:, None] * z, t) - target).square().sum(1)
         return each, {"consistency_loss": each.mean()}
 

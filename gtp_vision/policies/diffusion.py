@@ -33,7 +33,7 @@ class DiffusionPolicy(Policy):
         action: torch.Tensor,
         generator: NoiseSource,
         teacher: Policy,
-        told: torch.Tensor,
+        teacher_observed: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """||D(a + t z, t) - a||^2, t by a uniform place on the grid: GTP's flow loss."""
         rows = len(action)
@@ -76,7 +76,7 @@ class VPDiffusionPolicy(Policy):
         action: torch.Tensor,
         generator: NoiseSource,
         teacher: Policy,
-        told: torch.Tensor,
+        teacher_observed: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """||eps(x_i, i) - z||^2, i uniform in 1..N."""
         rows = len(action)

@@ -23,7 +23,7 @@ class FlowMatchingPolicy(Policy):
         action: torch.Tensor,
         generator: NoiseSource,
         teacher: Policy,
-        told: torch.Tensor,
+        teacher_observed: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """||v(x_r, r) - (z - a)||^2, r uniform."""
         rows = len(action)
@@ -63,7 +63,7 @@ class ShortcutPolicy(Policy):
         action: torch.Tensor,
         generator: NoiseSource,
         teacher: Policy,
-        told: torch.Tensor,
+        teacher_observed: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """||v(x_r, r, h) - target||^2: z - a for h = 0, the teacher's two half steps for the others."""
         assert isinstance(teacher, ShortcutPolicy)
@@ -75,8 +75,8 @@ class ShortcutPolicy(Policy):
         x = torch.lerp(action, z, r[:, None])
         with torch.no_grad():
             half = torch.where(h / 2 > 1.5 * 0.5**self.halvings, h / 2, 0.0)  # the smallest is the velocity itself
-            first = teacher.velocity(told, x, r, half)
-            second = teacher.velocity(told, x - h[:, None] / 2 * first, r - h / 2, half)
+            first = teacher.velocity(teacher_observed, x, r, half)
+            second = teacher.velocity(teacher_observed, x - h[:, None] / 2 * first, r - h / 2, half)
             target = torch.where(composes[:, None], (first + second) / 2, z - action)
         each = (self.velocity(observed, x, r, torch.where(composes, h, 0.0)) - target).square().sum(1)
         return each, {"flow_loss": each[~composes].mean(), "consistency_loss": each[composes].mean()}
@@ -110,7 +110,7 @@ class MeanFlowPolicy(Policy):
         action: torch.Tensor,
         generator: NoiseSource,
         teacher: Policy,
-        told: torch.Tensor,
+        teacher_observed: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """||m - sg(v - (r - q) dm/dr)||^2, weighted by 1 / (its own value + damping)."""
         rows = len(action)

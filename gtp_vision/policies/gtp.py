@@ -78,7 +78,7 @@ class GTPPolicy(Policy):
         action: torch.Tensor,
         generator: NoiseSource,
         teacher: Policy,
-        told: torch.Tensor,
+        teacher_observed: torch.Tensor,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """L_cons + lambda_flow L_flow.
 
@@ -100,8 +100,8 @@ class GTPPolicy(Policy):
         a_flow = action + t_flow[:, None] * generator.normal(rows, self.actions)
 
         with torch.no_grad():
-            d = action if self.config.teacher == "data" else teacher.denoised_between(told, a_t, t, u)
-            target = teacher.target(told, a_t, d, t, u, s)
+            d = action if self.config.teacher == "data" else teacher.denoised_between(teacher_observed, a_t, t, u)
+            target = teacher.target(teacher_observed, a_t, d, t, u, s)
         student = self._phi(
             observed.repeat(2, 1), torch.cat([a_t, a_flow]), torch.cat([t, t_flow]), torch.cat([s, t_flow])
         )
