@@ -57,6 +57,29 @@ class PolicyConfig:
     activation: str = "relu"
 
 
+Errors = tuple[torch.Tensor, dict[str, torch.Tensor]]
+"""The loss of each row, (B,), and metrics."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a family's loss sees: a row for each noise draw of each sample.
+
+    Attributes:
+        observed: (B, width), what the student's `observe` makes of the features.
+        action: (B, A).
+        generator: of noise and times.
+        teacher: the slow copy of the policy.
+        teacher_observed: (B, width), what the teacher's `observe` makes of the same features.
+    """
+
+    observed: torch.Tensor
+    action: torch.Tensor
+    generator: NoiseSource
+    teacher: Policy
+    teacher_observed: torch.Tensor
+
+
 class Policy(nn.Module, ABC):
     """A generative policy.
 
@@ -127,22 +150,12 @@ class Policy(nn.Module, ABC):
         observed = self.observe(features).repeat_interleave(draws, 0)
         with torch.no_grad():
             teacher_observed = teacher.observe(features).repeat_interleave(draws, 0)
-        each, metrics = self.errors(observed, action, generator, teacher, teacher_observed)
+        each, metrics = self.errors(Rows(observed, action, generator, teacher, teacher_observed))
         return weight * each.view(-1, draws).mean(1), metrics
 
     @abstractmethod
-    def errors(
-        self,
-        observed: torch.Tensor,
-        action: torch.Tensor,
-        generator: NoiseSource,
-        teacher: Policy,
-        teacher_observed: torch.Tensor,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The family's unweighted loss of each row, (B,), and metrics.
-
-        `observed` and `teacher_observed` are what student and teacher make of the features by `observe`.
-        """
+    def errors(self, batch: Rows) -> Errors:
+        """The family's unweighted loss of each row, (B,), and metrics."""
 
     def sample(self, features: torch.Tensor, steps: int, generator: NoiseSource, draws: int = 1) -> torch.Tensor:
         """Actions in K steps.

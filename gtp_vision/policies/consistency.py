@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from gtp_vision.datasets.random import NoiseSource
-from gtp_vision.policies.base import Policy, PolicyConfig
+from gtp_vision.policies.base import Errors, Policy, PolicyConfig, Rows
 
 
 class ConsistencyPolicy(Policy):
@@ -25,22 +25,16 @@ class ConsistencyPolicy(Policy):
         c_out = data * above * (t.square() + data**2).rsqrt()[:, None]
         return c_skip * a_t + c_out * self.evaluate(observed, self.scaled(a_t, t), t).float()
 
-    def errors(
-        self,
-        observed: torch.Tensor,
-        action: torch.Tensor,
-        generator: NoiseSource,
-        teacher: Policy,
-        teacher_observed: torch.Tensor,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def errors(self, batch: Rows) -> Errors:
         """||f(a + t z, t) - f'(a + u z, u)||^2, t by a uniform place on the grid and u a step below."""
+        teacher = batch.teacher
         assert isinstance(teacher, ConsistencyPolicy)
-        rows = len(action)
+        action, rows, generator = batch.action, len(batch.action), batch.generator
         place = (self.config.grid - 1) * generator.uniform(rows)
         t, u, z = self.level(place), self.level(place + 1), generator.normal(rows, self.actions)
         with torch.no_grad():
-            target = teacher.jump(teacher_observed, action + u[:, None] * z, u)
-        each = (self.jump(observed, action + t[:, None] * z, t) - target).square().sum(1)
+            target = teacher.jump(batch.teacher_observed, action + u[:, None] * z, u)
+        each = (self.jump(batch.observed, action + t[:, None] * z, t) - target).square().sum(1)
         return each, {"consistency_loss": each.mean()}
 
     def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:

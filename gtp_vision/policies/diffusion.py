@@ -14,7 +14,7 @@ import torch
 
 from gtp_vision.datasets.random import NoiseSource
 from gtp_vision.errors import GtpVisionError
-from gtp_vision.policies.base import Policy, PolicyConfig
+from gtp_vision.policies.base import Errors, Policy, PolicyConfig, Rows
 
 
 class DiffusionPolicy(Policy):
@@ -27,19 +27,12 @@ class DiffusionPolicy(Policy):
         """D(a_t, t): (B, A)."""
         return self.evaluate(observed, self.scaled(a_t, t), t)
 
-    def errors(
-        self,
-        observed: torch.Tensor,
-        action: torch.Tensor,
-        generator: NoiseSource,
-        teacher: Policy,
-        teacher_observed: torch.Tensor,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def errors(self, batch: Rows) -> Errors:
         """||D(a + t z, t) - a||^2, t by a uniform place on the grid: GTP's flow loss."""
-        rows = len(action)
+        action, rows, generator = batch.action, len(batch.action), batch.generator
         t = self.level(self.config.grid * generator.uniform(rows))
         a_t = action + t[:, None] * generator.normal(rows, self.actions)
-        each = (self.denoise(observed, a_t, t).float() - action).square().sum(1)
+        each = (self.denoise(batch.observed, a_t, t).float() - action).square().sum(1)
         return each, {"flow_loss": each.mean()}
 
     def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
@@ -70,21 +63,14 @@ class VPDiffusionPolicy(Policy):
         abar = torch.tensor([1.0, *(math.exp(-rate) for rate in rates)], dtype=torch.float64).cumprod(0)
         self.register_buffer("abar", abar.float(), persistent=False)  # (N + 1,), falling from 1
 
-    def errors(
-        self,
-        observed: torch.Tensor,
-        action: torch.Tensor,
-        generator: NoiseSource,
-        teacher: Policy,
-        teacher_observed: torch.Tensor,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def errors(self, batch: Rows) -> Errors:
         """||eps(x_i, i) - z||^2, i uniform in 1..N."""
-        rows = len(action)
+        action, rows, generator = batch.action, len(batch.action), batch.generator
         i = 1 + generator.integers(self.config.grid, rows)
         z = generator.normal(rows, self.actions)
         abar = self.abar[i][:, None]
         x = abar.sqrt() * action + (1 - abar).sqrt() * z
-        each = (self.evaluate(observed, x, i / self.config.grid).float() - z).square().sum(1)
+        each = (self.evaluate(batch.observed, x, i / self.config.grid).float() - z).square().sum(1)
         return each, {"flow_loss": each.mean()}
 
     def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from gtp_vision.datasets.random import NoiseSource
-from gtp_vision.policies.base import Policy, PolicyConfig
+from gtp_vision.policies.base import Errors, Policy, PolicyConfig, Rows
 
 
 class FlowMatchingPolicy(Policy):
@@ -17,19 +17,12 @@ class FlowMatchingPolicy(Policy):
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__(features, actions, config, times=1, noise_levels=False)
 
-    def errors(
-        self,
-        observed: torch.Tensor,
-        action: torch.Tensor,
-        generator: NoiseSource,
-        teacher: Policy,
-        teacher_observed: torch.Tensor,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def errors(self, batch: Rows) -> Errors:
         """||v(x_r, r) - (z - a)||^2, r uniform."""
-        rows = len(action)
+        action, rows, generator = batch.action, len(batch.action), batch.generator
         r, z = generator.uniform(rows), generator.normal(rows, self.actions)
         x = torch.lerp(action, z, r[:, None])
-        each = (self.evaluate(observed, x, r).float() - (z - action)).square().sum(1)
+        each = (self.evaluate(batch.observed, x, r).float() - (z - action)).square().sum(1)
         return each, {"flow_loss": each.mean()}
 
     def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
@@ -57,17 +50,11 @@ class ShortcutPolicy(Policy):
         """The mean velocity of the step from r to r - h: (B, A)."""
         return self.evaluate(observed, x, r, h).float()
 
-    def errors(
-        self,
-        observed: torch.Tensor,
-        action: torch.Tensor,
-        generator: NoiseSource,
-        teacher: Policy,
-        teacher_observed: torch.Tensor,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def errors(self, batch: Rows) -> Errors:
         """||v(x_r, r, h) - target||^2: z - a for h = 0, the teacher's two half steps for the others."""
+        teacher = batch.teacher
         assert isinstance(teacher, ShortcutPolicy)
-        rows = len(action)
+        action, rows, generator = batch.action, len(batch.action), batch.generator
         z, r = generator.normal(rows, self.actions), generator.uniform(rows)
         h = 0.5 ** generator.integers(self.halvings, rows).float()  # 1, 1/2, ...; two halves make it
         composes = generator.uniform(rows) >= self.flow_share
@@ -75,11 +62,11 @@ class ShortcutPolicy(Policy):
         x = torch.lerp(action, z, r[:, None])
         with torch.no_grad():
             half = torch.where(h / 2 > 1.5 * 0.5**self.halvings, h / 2, 0.0)  # the smallest is the velocity itself
-            first = teacher.velocity(teacher_observed, x, r, half)
-            second = teacher.velocity(teacher_observed, x - h[:, None] / 2 * first, r - h / 2, half)
+            first = teacher.velocity(batch.teacher_observed, x, r, half)
+            second = teacher.velocity(batch.teacher_observed, x - h[:, None] / 2 * first, r - h / 2, half)
             target = torch.where(composes[:, None], (first + second) / 2, z - action)
-        each = (self.velocity(observed, x, r, torch.where(composes, h, 0.0)) - target).square().sum(1)
-        return each, {"flow_loss": each[~composes].mean(), "consistency_loss": each[composes].mean()}
+        each = (self.velocity(batch.observed, x, r, torch.where(composes, h, 0.0)) - target).square().sum(1)
+        return each, {"flow_loss": _mean(each, ~composes), "consistency_loss": _mean(each, composes)}
 
     def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
         """K equal steps of size 1 / K; other sizes than powers of 1/2 are interpolated by the network."""
@@ -104,16 +91,9 @@ class MeanFlowPolicy(Policy):
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__(features, actions, config, times=2, noise_levels=False)
 
-    def errors(
-        self,
-        observed: torch.Tensor,
-        action: torch.Tensor,
-        generator: NoiseSource,
-        teacher: Policy,
-        teacher_observed: torch.Tensor,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def errors(self, batch: Rows) -> Errors:
         """||m - sg(v - (r - q) dm/dr)||^2, weighted by 1 / (its own value + damping)."""
-        rows = len(action)
+        action, rows, generator = batch.action, len(batch.action), batch.generator
         z, pair = generator.normal(rows, self.actions), generator.uniform(rows, 2)
         flows = generator.uniform(rows) < self.flow_share
         r = pair.amax(1)
@@ -121,12 +101,12 @@ class MeanFlowPolicy(Policy):
         x, v = torch.lerp(action, z, r[:, None]), z - action
 
         def mean_velocity(x: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
-            return self.evaluate(observed, x, r, q).float()
+            return self.evaluate(batch.observed, x, r, q).float()
 
         m, slope = torch.func.jvp(mean_velocity, (x, r), (v, torch.ones_like(r)))[:2]
         target = (v - (r - q)[:, None] * slope).detach()
         error = (m - target).square().sum(1)
-        metrics = {"flow_loss": error[flows].mean(), "consistency_loss": error[~flows].mean()}
+        metrics = {"flow_loss": _mean(error, flows), "consistency_loss": _mean(error, ~flows)}
         return error / (error.detach() + self.damping), metrics
 
     def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
@@ -137,3 +117,8 @@ class MeanFlowPolicy(Policy):
             r, q = x.new_full((rows,), k / steps), x.new_full((rows,), (k - 1) / steps)
             x = x - self.evaluate(observed, x, r, q).float() / steps
         return x
+
+
+def _mean(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """The mean of the chosen values, 0 if there are none, without asking the device how many there are."""
+    return (values * chosen).sum() / chosen.sum().clamp_min(1)

@@ -15,7 +15,7 @@ import itertools
 import torch
 
 from gtp_vision.datasets.random import NoiseSource
-from gtp_vision.policies.base import Policy, PolicyConfig
+from gtp_vision.policies.base import Errors, Policy, PolicyConfig, Rows
 
 _CLOSEST = 1e-3  # nearer levels than this share of the way to 0 would be the same in float32
 
@@ -72,14 +72,7 @@ class GTPPolicy(Policy):
 
     # The loss ------------------------------------------------------------------------------------------------
 
-    def errors(
-        self,
-        observed: torch.Tensor,
-        action: torch.Tensor,
-        generator: NoiseSource,
-        teacher: Policy,
-        teacher_observed: torch.Tensor,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def errors(self, batch: Rows) -> Errors:
         """L_cons + lambda_flow L_flow.
 
         The trajectory through a_t meets level u in a_u = (u/t) a_t + (1 - u/t) d, and there the teacher knows how
@@ -92,18 +85,19 @@ class GTPPolicy(Policy):
         For the paper's score approximation d is the data action, so that a_u = a + u z shares its noise with a_t:
         a closed form. For an ODE solver d is its mean denoised action from t to u.
         """
+        teacher = batch.teacher
         assert isinstance(teacher, GTPPolicy)
-        rows = len(action)
+        action, rows, generator = batch.action, len(batch.action), batch.generator
         t, u, s = self.triple(rows, generator)
         a_t = action + t[:, None] * generator.normal(rows, self.actions)
         t_flow = self.level(self.config.grid * generator.uniform(rows))
         a_flow = action + t_flow[:, None] * generator.normal(rows, self.actions)
 
         with torch.no_grad():
-            d = action if self.config.teacher == "data" else teacher.denoised_between(teacher_observed, a_t, t, u)
-            target = teacher.target(teacher_observed, a_t, d, t, u, s)
+            d = action if self.config.teacher == "data" else teacher.denoised_between(batch.teacher_observed, a_t, t, u)
+            target = teacher.target(batch.teacher_observed, a_t, d, t, u, s)
         student = self._phi(
-            observed.repeat(2, 1), torch.cat([a_t, a_flow]), torch.cat([t, t_flow]), torch.cat([s, t_flow])
+            batch.observed.repeat(2, 1), torch.cat([a_t, a_flow]), torch.cat([t, t_flow]), torch.cat([s, t_flow])
         )
         phi_cons, phi_flow = student.float().split(rows)
         l_cons = (phi_cons - target).square().sum(1)

@@ -11,6 +11,7 @@ from gtp_vision.datasets.random import RandomStream
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.networks import frozen_copy, polyak_
 from gtp_vision.policies import FAMILIES, Policy, PolicyConfig
+from gtp_vision.policies.base import Rows
 from gtp_vision.policies.consistency import ConsistencyPolicy
 from gtp_vision.policies.diffusion import DiffusionPolicy, VPDiffusionPolicy
 from gtp_vision.policies.flow_matching import FlowMatchingPolicy, MeanFlowPolicy, ShortcutPolicy
@@ -48,6 +49,14 @@ def test_a_loss_for_each_sample_scales_with_its_weight(family: str, batch: tuple
     torch.testing.assert_close(each, weight * plain)
     assert metrics
     assert all(value.ndim == 0 and bool(value.isfinite()) for value in metrics.values())
+
+
+@EVERY
+def test_a_batch_of_one_has_finite_metrics(family: str) -> None:
+    student, teacher = policy(family), policy(family, seed=1)
+    for step in range(8):
+        _, metrics = student.loss(torch.zeros(1, F), torch.zeros(1, A), torch.ones(1), RandomStream(0, step), teacher)
+        assert all(bool(value.isfinite()) for value in metrics.values())
 
 
 @EVERY
@@ -278,7 +287,8 @@ def test_meanflows_target_is_its_identity(batch: tuple[torch.Tensor, ...]) -> No
     slope = (along(1e-5) - along(-1e-5)) / 2e-5
     error = (along(0) - (v - (r - q)[:, None] * slope)).square().sum(1)
     expected = error / (error + model.damping)
-    each, _ = model.float().errors(observed.float(), action.float(), RandomStream(0, 0), model, observed.float())
+    given = Rows(observed.float(), action.float(), RandomStream(0, 0), model, observed.float())
+    each, _ = model.float().errors(given)
     torch.testing.assert_close(each.double(), expected, rtol=1e-3, atol=1e-4)
 
 
