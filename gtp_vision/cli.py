@@ -16,7 +16,7 @@ from gtp_vision.errors import GtpVisionError, propose
 _ABOUT = """\
 Offline reinforcement learning and imitation from cameras with generative trajectory policies.
 
-  gtp-vision demo                                     see it work: about eight minutes on two cores
+  gtp-vision demo                                     see it work: about six minutes on two cores
   gtp-vision train task=ogbench/visual-cube-single-play-singletask-task1 agent=gtp encoder=impala
   gtp-vision train --resume runs/...                  go on with an interrupted run
   gtp-vision eval runs/... --episodes 50 --steps 2    evaluate a trained policy, acting in 2 jumps
@@ -123,9 +123,9 @@ def _parser() -> argparse.ArgumentParser:
     collect.add_argument("--out", type=Path, required=True)
     collect.add_argument("--episodes", type=int, default=100)
     collect.add_argument("--seed", type=int, default=0)
-    collect.add_argument("--expert", type=float, default=0.5, help="share of episodes that press the right buttons")
+    collect.add_argument("--expert", type=float, default=0.5, help="share of episodes that solve the task")
     collect.add_argument("--noise", type=float, default=0.3, help="largest deviation of an episode's action noise")
-    collect.add_argument("--wander", type=float, default=0.5, help="probability of wandering off before a button")
+    collect.add_argument("--wander", type=float, default=0.5, help="probability of wandering off, unrecorded")
     collect.add_argument("--limit", type=int, default=80, help="most steps of an episode")
     collect.add_argument("--shadow-size", type=int, help="texels of the shadow map (default: the simulator's)")
     collect.add_argument("--multisamples", type=int, help="samples a pixel (default: the simulator's)")
@@ -324,7 +324,9 @@ def _experiment_maps(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.experiments.maps import maps, table
 
     results = maps(
-        seed=arguments.seed, steps=_positive("--train-steps", arguments.train_steps), progress=not arguments.json
+        seed=_at_least(0, "--seed", arguments.seed),
+        steps=_at_least(1, "--train-steps", arguments.train_steps),
+        progress=not arguments.json,
     )
     print(json.dumps(results) if arguments.json else table(results))
     return 0
@@ -335,8 +337,8 @@ def _experiment_multigoal(arguments: argparse.Namespace, _: list[str]) -> int:
 
     results = multigoal(
         arguments.out,
-        seed=arguments.seed,
-        steps=_positive("--train-steps", arguments.train_steps),
+        seed=_at_least(0, "--seed", arguments.seed),
+        steps=_at_least(1, "--train-steps", arguments.train_steps),
         progress=not arguments.json,
     )
     print(json.dumps(results) if arguments.json else "\n".join([*told(results), f"figure: {results['figure']}"]))
@@ -347,17 +349,17 @@ def _experiment_ablation(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.experiments.ablation import ablation, table
 
     results = ablation(
-        seeds=_positive("--seeds", arguments.seeds),
-        steps=_positive("--train-steps", arguments.train_steps),
+        seeds=_at_least(1, "--seeds", arguments.seeds),
+        steps=_at_least(1, "--train-steps", arguments.train_steps),
         progress=not arguments.json,
     )
     print(json.dumps(results) if arguments.json else table(results))
     return 0
 
 
-def _positive(option: str, value: int) -> int:
-    if value < 1:
-        raise GtpVisionError(f"{option} {value} must be at least 1")
+def _at_least(low: int, option: str, value: int) -> int:
+    if value < low:
+        raise GtpVisionError(f"{option} {value} must be at least {low}")
     return value
 
 

@@ -223,17 +223,18 @@ def checked(config: Any) -> Config:
         if value not in known:
             raise GtpVisionError(f"{key}={value} is unknown: {propose(value, known)}")
     policy = config.agent.policy
-    if not policy.sigma_min < policy.sigma_last < policy.sigma_max:
+    if not policy.sigma_min < policy.sigma_last < policy.sigma_max < math.inf:
         raise GtpVisionError(
             f"agent.policy: sigma_min={policy.sigma_min}, sigma_last={policy.sigma_last} and "
-            f"sigma_max={policy.sigma_max} must grow in this order"
+            f"sigma_max={policy.sigma_max} must be finite and grow in this order"
         )
     if policy.family == "vp_diffusion":
-        for key in ("agent.act_steps", "agent.target_steps", "training.eval_steps"):
+        unused = {"agent.target_steps"} if config.agent.name == "gtp_bc" else set()
+        for key in sorted({"agent.act_steps", "agent.target_steps", "training.eval_steps"} - unused):
             if attrgetter(key)(config) not in (None, policy.grid):
                 raise GtpVisionError(
                     f"{key}={attrgetter(key)(config)}: vp_diffusion acts in as many steps as it is trained for; "
-                    f"set it to agent.policy.grid={policy.grid}"
+                    f"set it to {policy.grid}, which is agent.policy.grid"
                 )
     for key in ("agent.policy.hidden", "agent.critic.hidden"):
         widths = attrgetter(key)(config)

@@ -293,12 +293,18 @@ def test_proposals_are_the_nearest_or_all_that_is_known() -> None:
 
 
 def test_noise_levels_that_do_not_grow_are_refused() -> None:
-    for override in ("agent.policy.sigma_max=0.01", "agent.policy.sigma_min=1", "agent.policy.sigma_last=0.001"):
+    for override in (
+        "agent.policy.sigma_max=0.01",
+        "agent.policy.sigma_max=inf",
+        "agent.policy.sigma_min=1",
+        "agent.policy.sigma_last=0.001",
+    ):
         assert "sigma_min=" in refusal("task=demo", override)
 
 
 def test_variance_preserving_diffusion_acts_in_its_own_number_of_steps() -> None:
     told = refusal("task=demo", "agent.policy.family=vp_diffusion", "agent.policy.grid=4", "agent.act_steps=3")
     assert "agent.act_steps=3" in told
-    assert "agent.policy.grid=4" in told
+    assert "set it to 4" in told
+    assert composed("agent=gtp_bc", "agent.policy.family=vp_diffusion", "agent.policy.grid=4", "agent.act_steps=4")
     assert composed("agent.policy.family=vp_diffusion", "agent.policy.grid=5").agent.act_steps == 5

@@ -174,11 +174,12 @@ def cube_episodes(
     goal = simulator._data.mocap_pos[simulator._cube_target_mocap_ids[0]].copy()
     target = goal if expert else rng.uniform(*_CUBE_BOUNDS)
     deviation = rng.uniform(0, noise)
-    oracle = CubeMarkovOracle(env=env, max_step=limit)
+    oracle = CubeMarkovOracle(env=env)
     tape = _Tape(expert)
     steps, ended, success = 0, False, False
     wanderings = [rng.random() < wander, rng.random() < wander]  # at the start, and on the way with the cube
     oracle.reset(observation, info)
+    oracle._max_step = limit  # its reset knows no other than 200
     while steps < limit and not (ended or oracle.done):
         carrying = bool(info["proprio/gripper_contact"][0] > 0.5 and info["proprio/effector_pos"][2] > _CLEAR)
         if wanderings[carrying] and (carrying or steps == 0):
@@ -211,7 +212,9 @@ def _wander(
         toward = 20 * (goal - info["proprio/effector_pos"])  # an action of 1 is 5 cm
         action = np.clip(np.array([*toward, 0.0, gripper]), -1, 1).astype(np.float32)
         observation, _, terminated, truncated, info = env.step(action)
-        ended = ended or terminated or truncated
+        ended = bool(terminated or truncated)
+        if ended:
+            break
     return observation, info, steps, ended
 
 

@@ -25,12 +25,10 @@ class Fitted:
     Attributes:
         policy: the slow copy, whose parameters are averaged over the last steps.
         seconds: of training.
-        steps: gradient steps.
     """
 
     policy: Policy
     seconds: float
-    steps: int
 
 
 def fit(
@@ -70,7 +68,7 @@ def fit(
         loss.backward()
         optimizer.step()
         polyak_(teacher, student, tau)
-    return Fitted(teacher.eval(), time.perf_counter() - began, steps)
+    return Fitted(teacher.eval(), time.perf_counter() - began)
 
 
 def unconditional(draw: Callable[[int, np.random.Generator], np.ndarray]) -> Draw:

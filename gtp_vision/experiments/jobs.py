@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
 import torch
@@ -20,12 +20,19 @@ def side_by_side(jobs: Mapping[str, Job], *, progress: bool = True) -> dict[str,
     context = multiprocessing.get_context("spawn")
     workers = min(len(jobs), os.cpu_count() or 1)
     results: dict[str, Any] = {}
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        running = {pool.submit(function, **arguments): name for name, (function, arguments) in jobs.items()}
-        try:
-            for job in tqdm(as_completed(running), "training", len(running), unit="job", disable=not progress):
-                results[running[job]] = job.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with context.Pool(workers, initializer=_quiet) as pool:  # leaving it ends all that still runs
+        work = pool.imap_unordered(_run, [(name, *job) for name, job in jobs.items()])
+        for name, result in tqdm(work, "training", len(jobs), unit="job", disable=not progress):
+            results[name] = result
     return {name: results[name] for name in jobs}
+
+
+def _quiet() -> None:
+    """One thread, and Ctrl-C is the main process's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _run(job: tuple[str, Callable[..., Any], Mapping[str, Any]]) -> tuple[str, Any]:
+    name, function, arguments = job
+    return name, function(**arguments)

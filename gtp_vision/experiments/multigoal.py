@@ -16,6 +16,7 @@ import torch
 
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.random import RandomStream, counter_rng
+from gtp_vision.errors import GtpVisionError
 from gtp_vision.experiments.fitting import fit
 from gtp_vision.experiments.jobs import side_by_side
 from gtp_vision.experiments.measures import act_milliseconds
@@ -29,6 +30,7 @@ _HORIZON = 40
 _SPEED, _NOISE = 0.8, 0.03  # of the behaviour's actions
 
 _DEMONSTRATIONS, _ROLLOUTS, _DRAWN = 2000, 1000, 60
+_SALT = 0x60A1500  # keeps these draws apart from those of training steps
 _WIDTHS = [128, 128, 128]
 
 
@@ -133,7 +135,7 @@ def one_method(method: str, steps: int, seed: int) -> dict[str, Any]:
         `measured` (see `measure`, with `act_ms`, `train_seconds`, `train_steps`, K as `steps`), `paths` to be drawn.
     """
     chosen = METHODS[method]
-    positions, actions = demonstrate(_DEMONSTRATIONS, counter_rng(seed, 0))
+    positions, actions = demonstrate(_DEMONSTRATIONS, counter_rng(seed, _SALT, 1))
     observed, done = np.concatenate([path[:-1] for path in positions]), np.concatenate(actions)
 
     def draw(count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -148,10 +150,10 @@ def one_method(method: str, steps: int, seed: int) -> dict[str, Any]:
     def act(position: np.ndarray) -> np.ndarray:
         nonlocal asked
         asked += 1
-        noise = RandomStream(seed, asked)
+        noise = RandomStream(seed, _SALT + asked)
         return fitted.policy.sample(torch.from_numpy(position).float(), chosen.steps, noise).double().numpy()
 
-    paths, _ = rollout(act, _ROLLOUTS, counter_rng(seed, 1))
+    paths, _ = rollout(act, _ROLLOUTS, counter_rng(seed, _SALT, 2))
     measured = measure(paths) | {
         "act_ms": act_milliseconds(fitted.policy, 2, chosen.steps),
         "steps": chosen.steps,
@@ -172,12 +174,20 @@ def multigoal(out: Path, *, seed: int = 0, steps: int = 24_000, progress: bool =
 
     Returns:
         What was measured, by method and of the `data`; `figure` and `json`, their paths.
+
+    Raises:
+        GtpVisionError: the folder cannot be made.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GtpVisionError(
+            f"the folder {out} cannot be made ({error.strerror}); choose another with --out"
+        ) from error
     jobs = {name: (one_method, {"method": name, "steps": steps, "seed": seed}) for name in METHODS}
     done = side_by_side(jobs, progress=progress)
-    shown, _ = demonstrate(_ROLLOUTS, counter_rng(seed, 2))
+    shown, _ = demonstrate(_ROLLOUTS, counter_rng(seed, _SALT, 3))
     results: dict[str, Any] = {"data": measure(shown)} | {name: found["measured"] for name, found in done.items()}
-    out.mkdir(parents=True, exist_ok=True)
     panels = {"data": shown[:_DRAWN]} | {name: [np.array(path) for path in f["paths"]] for name, f in done.items()}
     _figure(out / "multigoal.png", panels)
     with written_aside(out / "multigoal.json") as aside:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from gtp_vision.agents import GTPBC
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.formats import open_store
 from gtp_vision.datasets.random import RandomStream
-from gtp_vision.datasets.sampler import Sampler
+from gtp_vision.datasets.sampler import Batch, Sampler
 from gtp_vision.datasets.validation import validate
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.experiments.measures import STEPS
-from gtp_vision.training.trainer import evaluate_run, restore
+from gtp_vision.training.evaluation import one_thread
+from gtp_vision.training.trainer import actor_of, evaluator_of, restore
 
 _BATCHES, _BATCH, _TIMED = 16, 256, 30
+_SEED = 0x57E95  # of acting's noise and of the observations' choice
 
 
 @torch.no_grad()
@@ -30,7 +33,7 @@ def sweep(
     *,
     data: Path | None = None,
     episodes: int = 0,
-    steps: tuple[int, ...] = STEPS,
+    steps: Sequence[int] | None = None,
     which: str = "last",
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def sweep(
         folder: of the run; `steps.json` and `steps.png` are written into it.
         data: a file with recordings that the run was not trained on; None uses the run's own.
         episodes: evaluation episodes for each K; 0 for none.
-        steps: the K.
+        steps: the K; None is 1, 2, 3, 5 and 10, or all that a vp_diffusion can.
         which: checkpoint.
         progress: show a bar.
 
@@ -52,37 +55,58 @@ def sweep(
     Raises:
         GtpVisionError: no run or checkpoint, or data of another shape.
     """
+    if episodes < 0:
+        raise GtpVisionError(f"episodes={episodes} must be at least 0")
     config, parts = restore(folder, which)
+    policy = config.agent.policy
+    steps = steps or ((policy.grid,) if policy.family == "vp_diffusion" else STEPS)
     store = parts.store if data is None else validate(open_store(data, config.task.env))
     if store.action_dim != parts.store.action_dim:
         raise GtpVisionError(
             f"{data}: actions have {store.action_dim} dimensions, the run's have {parts.store.action_dim}"
         )
-    sampler = Sampler(store, _BATCH, seed=1, frame_stack=config.task.frame_stack)
+    sampler = Sampler(store, _BATCH, seed=_SEED, frame_stack=config.task.frame_stack)
     agent, device = parts.agent, parts.accelerator.device
     batches = [sampler.batch(i).to(device) for i in range(_BATCHES)]
-    one = {name: x[:1] for name, x in batches[0].observation().items()}
-    results: dict[int, dict[str, Any]] = {}
-    for k in tqdm(steps, "acting", disable=not progress):
-        squares = [
-            (agent.act(batch.observation(), RandomStream(k, i, device=device), k) - batch.action).square().sum(1)
-            for i, batch in enumerate(batches)
-        ]
-        error = float(torch.cat(squares).mean().sqrt())
-        spent = []
-        for i in range(_TIMED + 3):
-            began = time.perf_counter()
-            agent.act(one, RandomStream(0, i, device=device), k).cpu()
-            spent.append(1e3 * (time.perf_counter() - began))
-        results[k] = {"action_error": error, "act_ms": float(np.median(spent[3:]))}
-        if episodes:
-            found = evaluate_run(folder, which=which, episodes=episodes, steps=k, progress=progress)
-            results[k] |= {key: found[key] for key in ("success", "success_interval")}
+    with one_thread():  # as in evaluation
+        results = {k: {"action_error": _error(agent, batches, k)} for k in tqdm(steps, "acting", disable=not progress)}
+        for k, milliseconds in _act_ms(agent, batches[0], steps).items():
+            results[k]["act_ms"] = milliseconds
+    if episodes:
+        with evaluator_of(config, parts, progress) as evaluator:
+            for k in steps:
+                found, _ = evaluator.run(actor_of(agent, k), episodes, label=f"evaluating K={k}")
+                results[k] |= {key: found[key] for key in ("success", "success_interval")}
     _figure(folder / "steps.png", results)
     told = {"run": str(folder), "data": str(store.path), "steps": results, "figure": str(folder / "steps.png")}
     with written_aside(folder / "steps.json") as aside:
         aside.write_text(json.dumps(told, indent=1))
     return told
+
+
+def _error(agent: GTPBC, batches: Sequence[Batch], k: int) -> float:
+    squares = [
+        (agent.act(batch.observation(), _noise(batch, i), k) - batch.action).square().sum(1)
+        for i, batch in enumerate(batches)
+    ]
+    return float(torch.cat(squares).mean().sqrt())
+
+
+def _noise(batch: Batch, step: int) -> RandomStream:
+    return RandomStream(_SEED, step, device=batch.action.device)
+
+
+def _act_ms(agent: GTPBC, batch: Batch, steps: Sequence[int]) -> dict[int, float]:
+    """The median milliseconds of an action for the first observation, K by K in turn."""
+    observation = {name: x[:1] for name, x in batch.observation().items()}
+    spent: dict[int, list[float]] = {k: [] for k in steps}
+    for turn in range(_TIMED + 3):
+        for k in steps:
+            began = time.perf_counter()
+            agent.act(observation, _noise(batch, turn), k).cpu()
+            if turn >= 3:
+                spent[k].append(1e3 * (time.perf_counter() - began))
+    return {k: float(np.median(times)) for k, times in spent.items()}
 
 
 def table(told: Mapping[str, Any]) -> str:

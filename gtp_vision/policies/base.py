@@ -25,14 +25,16 @@ class PolicyConfig:
         family: which generative family, see `gtp_vision.policies.FAMILIES`.
         sigma_min: lowest noise level above 0 that training knows (gtp, diffusion, consistency).
         sigma_max: highest noise level, from which acting starts (the same).
-        sigma_last: noise level from which the last of several jumps starts (gtp, consistency).
+        sigma_last: noise level from which the last of several steps starts (the same).
         rho: how the levels crowd at the low end, as Karras et al. (2022).
         sigma_data: scale of the actions, for the scaling of inputs.
-        grid: steps from sigma_max to 0 that training takes apart (gtp, consistency); of vp_diffusion, all of them.
+        grid: steps from sigma_max to 0 that training takes apart (gtp, consistency); of vp_diffusion, all of them; of
+            shortcut, 1 over its smallest.
         lambda_flow: weight of the flow loss beside the consistency loss (gtp).
         teacher: where a trajectory goes (gtp): `data`, the paper's score approximation, or `model`, a second-order
             solver step of the model's own denoiser.
-        zero_share: of the jumps that training takes, how many end at level 0 at least (gtp).
+        zero_share: of the jumps that training takes, how many end at level 0, besides those that fall there anyway
+            (gtp).
         residual: of the consistency loss (gtp): `plain` as the paper, or `phi`, divided by 1 - s/t.
         noise_draws: how many times the loss uses an observation's features, each with noise of its own.
         input_gain: factor on the noised action, once it has unit scale.
@@ -57,7 +59,7 @@ class PolicyConfig:
     activation: str = "relu"
 
 
-Errors = tuple[torch.Tensor, dict[str, torch.Tensor]]
+Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 """The loss of each row, (B,), and metrics."""
 
 
@@ -78,6 +80,10 @@ class Rows:
     generator: NoiseSource
     teacher: Policy
     teacher_observed: torch.Tensor
+
+
+class WeightsError(ValueError):
+    """Weights from which nothing can be learnt."""
 
 
 class Policy(nn.Module, ABC):
@@ -140,7 +146,7 @@ class Policy(nn.Module, ABC):
             (B,) losses, and metrics on the device.
 
         Raises:
-            ValueError: weights that are not finite, negative, or all zero; looked at on the CPU only, because
+            WeightsError: weights that are not finite, negative, or all zero; looked at on the CPU only, because
                 on a GPU looking waits for the device (there, the trainer finds the loss that is not finite).
         """
         if weight.device.type == "cpu":
@@ -150,11 +156,11 @@ class Policy(nn.Module, ABC):
         observed = self.observe(features).repeat_interleave(draws, 0)
         with torch.no_grad():
             teacher_observed = teacher.observe(features).repeat_interleave(draws, 0)
-        each, metrics = self.errors(Rows(observed, action, generator, teacher, teacher_observed))
+        each, metrics = self.row_losses(Rows(observed, action, generator, teacher, teacher_observed))
         return weight * each.view(-1, draws).mean(1), metrics
 
     @abstractmethod
-    def errors(self, batch: Rows) -> Errors:
+    def row_losses(self, batch: Rows) -> Losses:
         """The family's unweighted loss of each row, (B,), and metrics."""
 
     def sample(self, features: torch.Tensor, steps: int, generator: NoiseSource, draws: int = 1) -> torch.Tensor:
@@ -213,11 +219,11 @@ def check_weights(weight: torch.Tensor) -> None:
     """Refuse weights from which nothing can be learnt.
 
     Raises:
-        ValueError: not finite, negative, or all zero.
+        WeightsError: not finite, negative, or all zero.
     """
     low, high = (float(x) for x in torch.aminmax(weight.detach()))
     if not (low >= 0 and 0 < high < float("inf")):
-        raise ValueError(f"weights lie in [{low:g}, {high:g}]; wanted finite ones of at least 0, and one above 0")
+        raise WeightsError(f"weights lie in [{low:g}, {high:g}]; wanted finite ones of at least 0, and one above 0")
 
 
 def effective_sample_size(weight: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from gtp_vision.datasets.random import NoiseSource
-from gtp_vision.policies.base import Errors, Policy, PolicyConfig, Rows
+from gtp_vision.policies.base import Losses, Policy, PolicyConfig, Rows
 
 
 class ConsistencyPolicy(Policy):
@@ -25,7 +25,7 @@ class ConsistencyPolicy(Policy):
         c_out = data * above * (t.square() + data**2).rsqrt()[:, None]
         return c_skip * a_t + c_out * self.evaluate(observed, self.scaled(a_t, t), t).float()
 
-    def errors(self, batch: Rows) -> Errors:
+    def row_losses(self, batch: Rows) -> Losses:
         """||f(a + t z, t) - f'(a + u z, u)||^2, t by a uniform place on the grid and u a step below."""
         teacher = batch.teacher
         assert isinstance(teacher, ConsistencyPolicy)

@@ -14,7 +14,7 @@ import torch
 
 from gtp_vision.datasets.random import NoiseSource
 from gtp_vision.errors import GtpVisionError
-from gtp_vision.policies.base import Errors, Policy, PolicyConfig, Rows
+from gtp_vision.policies.base import Losses, Policy, PolicyConfig, Rows
 
 
 class DiffusionPolicy(Policy):
@@ -27,7 +27,7 @@ class DiffusionPolicy(Policy):
         """D(a_t, t): (B, A)."""
         return self.evaluate(observed, self.scaled(a_t, t), t)
 
-    def errors(self, batch: Rows) -> Errors:
+    def row_losses(self, batch: Rows) -> Losses:
         """||D(a + t z, t) - a||^2, t by a uniform place on the grid: GTP's flow loss."""
         action, rows, generator = batch.action, len(batch.action), batch.generator
         t = self.level(self.config.grid * generator.uniform(rows))
@@ -63,7 +63,7 @@ class VPDiffusionPolicy(Policy):
         abar = torch.tensor([1.0, *(math.exp(-rate) for rate in rates)], dtype=torch.float64).cumprod(0)
         self.register_buffer("abar", abar.float(), persistent=False)  # (N + 1,), falling from 1
 
-    def errors(self, batch: Rows) -> Errors:
+    def row_losses(self, batch: Rows) -> Losses:
         """||eps(x_i, i) - z||^2, i uniform in 1..N."""
         action, rows, generator = batch.action, len(batch.action), batch.generator
         i = 1 + generator.integers(self.config.grid, rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from gtp_vision.datasets.random import NoiseSource
-from gtp_vision.policies.base import Errors, Policy, PolicyConfig, Rows
+from gtp_vision.policies.base import Losses, Policy, PolicyConfig, Rows
 
 
 class FlowMatchingPolicy(Policy):
@@ -17,7 +17,7 @@ class FlowMatchingPolicy(Policy):
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__(features, actions, config, times=1, noise_levels=False)
 
-    def errors(self, batch: Rows) -> Errors:
+    def row_losses(self, batch: Rows) -> Losses:
         """||v(x_r, r) - (z - a)||^2, r uniform."""
         action, rows, generator = batch.action, len(batch.action), batch.generator
         r, z = generator.uniform(rows), generator.normal(rows, self.actions)
@@ -37,7 +37,7 @@ class FlowMatchingPolicy(Policy):
 class ShortcutPolicy(Policy):
     """Learns steps of any size h = 1, 1/2, 1/4, ...: one step is as two of half the size (Frans et al., 2025).
 
-    Arguments as `Policy`; the smallest step is the largest power of 1/2 that is not below 1 / `grid`.
+    Arguments as `Policy`; the smallest step is the smallest power of 1/2 that is not below 1 / `grid`, told as 0.
     """
 
     flow_share = 0.75  # of the rows learn the velocity (h = 0), the others to compose; the paper's share
@@ -50,7 +50,7 @@ class ShortcutPolicy(Policy):
         """The mean velocity of the step from r to r - h: (B, A)."""
         return self.evaluate(observed, x, r, h).float()
 
-    def errors(self, batch: Rows) -> Errors:
+    def row_losses(self, batch: Rows) -> Losses:
         """||v(x_r, r, h) - target||^2: z - a for h = 0, the teacher's two half steps for the others."""
         teacher = batch.teacher
         assert isinstance(teacher, ShortcutPolicy)
@@ -61,7 +61,7 @@ class ShortcutPolicy(Policy):
         r = torch.where(composes, (r / h).floor() * h + h, r)  # such steps start at multiples of their size
         x = torch.lerp(action, z, r[:, None])
         with torch.no_grad():
-            half = torch.where(h / 2 > 1.5 * 0.5**self.halvings, h / 2, 0.0)  # the smallest is the velocity itself
+            half = self._told(h / 2)
             first = teacher.velocity(batch.teacher_observed, x, r, half)
             second = teacher.velocity(batch.teacher_observed, x - h[:, None] / 2 * first, r - h / 2, half)
             target = torch.where(composes[:, None], (first + second) / 2, z - action)
@@ -72,10 +72,14 @@ class ShortcutPolicy(Policy):
         """K equal steps of size 1 / K; other sizes than powers of 1/2 are interpolated by the network."""
         rows = len(observed)
         x = generator.normal(rows, self.actions)
-        h = x.new_full((rows,), 1 / steps)
+        h = self._told(x.new_full((rows,), 1 / steps))
         for k in range(steps, 0, -1):
             x = x - self.velocity(observed, x, x.new_full((rows,), k / steps), h) / steps
         return x
+
+    def _told(self, h: torch.Tensor) -> torch.Tensor:
+        """How the network is told a step: the smallest, and any below, is the velocity itself."""
+        return torch.where(h > 1.5 * 0.5**self.halvings, h, 0.0)
 
 
 class MeanFlowPolicy(Policy):
@@ -91,7 +95,7 @@ class MeanFlowPolicy(Policy):
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__(features, actions, config, times=2, noise_levels=False)
 
-    def errors(self, batch: Rows) -> Errors:
+    def row_losses(self, batch: Rows) -> Losses:
         """||m - sg(v - (r - q) dm/dr)||^2, weighted by 1 / (its own value + damping)."""
         action, rows, generator = batch.action, len(batch.action), batch.generator
         z, pair = generator.normal(rows, self.actions), generator.uniform(rows, 2)

@@ -15,7 +15,7 @@ import itertools
 import torch
 
 from gtp_vision.datasets.random import NoiseSource
-from gtp_vision.policies.base import Errors, Policy, PolicyConfig, Rows
+from gtp_vision.policies.base import Losses, Policy, PolicyConfig, Rows
 
 _CLOSEST = 1e-3  # nearer levels than this share of the way to 0 would be the same in float32
 
@@ -72,7 +72,7 @@ class GTPPolicy(Policy):
 
     # The loss ------------------------------------------------------------------------------------------------
 
-    def errors(self, batch: Rows) -> Errors:
+    def row_losses(self, batch: Rows) -> Losses:
         """L_cons + lambda_flow L_flow.
 
         The trajectory through a_t meets level u in a_u = (u/t) a_t + (1 - u/t) d, and there the teacher knows how
@@ -142,9 +142,9 @@ class GTPPolicy(Policy):
     def triple(self, rows: int, generator: NoiseSource) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Levels t > u >= s, three (B,) tensors.
 
-        By their places on the grid (see `level`): t is uniform; s is 0 with probability `zero_share`, because every
-        action ends with such a jump, else uniform below t; u is one step of the grid below t for teacher=model, and
-        uniform between t and s for teacher=data.
+        By their places on the grid (see `level`): t is uniform. s is 0 with probability `zero_share`, because every
+        action ends with such a jump, else uniform from t to one step beyond the grid, which is 0 too. u is one step
+        of the grid below t for teacher=model, and uniform between t and s for teacher=data.
         Where t and s are within a step of each other, u = s: there the teacher's map is the identity, and the target
         is d. With the data's, the jumps to 0 have no other anchor (c = 1 for all u > 0): without it any shift of
         them would cost nothing.

@@ -58,7 +58,7 @@ def collect(
         progress: show a bar.
 
     Raises:
-        GtpVisionError: nobody demonstrates this environment; no OpenGL library.
+        GtpVisionError: nobody demonstrates this environment; a setting out of range; no OpenGL library.
     """
     kind = next((kind for kind in oracles.DEMONSTRATORS if kind in env), "")
     if not kind or "singletask" not in env:
@@ -66,8 +66,13 @@ def collect(
             f"'{env}' cannot be collected: demonstrators know {', '.join(oracles.DEMONSTRATORS)} with a single task; "
             f"choose an environment like visual-puzzle-3x3-play-singletask-task1"
         )
-    if episodes < 1 or not 0 <= expert_share <= 1:
-        raise GtpVisionError(f"episodes={episodes} must be at least 1 and expert={expert_share} within [0, 1]")
+    lowest = {"episodes": (episodes, 1), "limit": (limit, 1), "processes": (processes, 1), "seed": (seed, 0)}
+    for name, (value, low) in ({**lowest, "noise": (noise, 0)}).items():
+        if not value >= low:
+            raise GtpVisionError(f"--{name} {value} must be at least {low}")
+    for name, share in (("expert", expert_share), ("wander", wander)):
+        if not 0 <= share <= 1:
+            raise GtpVisionError(f"--{name} {share} must lie within [0, 1]")
     rendering, pixels = Rendering(shadow_size, multisamples), env.startswith("visual-")
     spec = EnvSpec(env, rendering, pixels=pixels, max_episode_steps=limit + 1)
     if pixels:

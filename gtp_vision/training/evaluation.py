@@ -120,7 +120,7 @@ class Evaluator:
         started = time.perf_counter()
         if self._vector is None:
             self._vector = make_vector(self.spec, min(self.envs, episodes))
-        with _one_thread():
+        with one_thread():
             done = self._episodes(actor, episodes, film, label)
         return summary(done, time.perf_counter() - started), done
 
@@ -195,7 +195,7 @@ class Evaluator:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Acting on a few observations needs one thread; more would spin while the simulators want the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

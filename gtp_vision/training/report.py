@@ -236,7 +236,7 @@ def _pictures(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def _row(run: Run) -> dict[str, Any]:
     """The run's row of the table; of an unfinished run, what it has logged so far."""
-    return {
+    row = {
         "agent": _scalar(run.config, "agent", "name") or run.folder.name,
         "encoder": _scalar(run.config, "encoder", "name"),
         "seed": _scalar(run.config, "seed"),
@@ -246,6 +246,10 @@ def _row(run: Run) -> dict[str, Any]:
         **run.results,
         "run": run,
     }
+    family = _scalar(run.config, "agent", "policy", "family")
+    if family not in (None, "gtp"):  # else an agent with two policies would be two rows of one name
+        row["agent"] = f"{row['agent']} ({family})"
+    return row
 
 
 def _date(run: Run) -> str:

@@ -42,6 +42,7 @@ from gtp_vision.datasets.validation import validate
 from gtp_vision.encoders import Encoder
 from gtp_vision.envs import EnvSpec, Rendering, choose_backend
 from gtp_vision.errors import GtpVisionError, propose
+from gtp_vision.policies import WeightsError
 from gtp_vision.training import checkpoint, pictures
 from gtp_vision.training.evaluation import Actor, Episode, EpisodeNoise, Evaluator, write_videos
 from gtp_vision.training.report import build_report
@@ -205,7 +206,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
     tracker = Tracker(folder, resume_step=start, seconds=spent) if main else None
     run = _Run(config, folder, parts, tracker, train_seconds, evaluations, progress and main)
     try:
-        with _stop_requested() as stop, _evaluator(config, parts, run.progress) as evaluator:
+        with _stop_requested() as stop, evaluator_of(config, parts, run.progress) as evaluator:
             if main and start == 0:
                 pictures.first_batch(folder / "images" / "first_batch.png", parts.sampler.batch(0), parts)
             run.loop(start, stop, evaluator)
@@ -264,7 +265,7 @@ class _Run:
                 with meters.measure("data"):
                     _, batch = next(batches)
                 with meters.measure("update"):
-                    pending.append(update(parts, self.config, step, batch))
+                    pending.append(self._update(step, batch, pending))
                 done = step + 1
                 last = done == training.steps
                 stopping = self._agreed(stop, done)
@@ -285,6 +286,14 @@ class _Run:
                     if self._due(done):
                         self.evaluate(done, evaluator, stop)
                     began = time.perf_counter()
+
+    def _update(self, step: int, batch: Any, pending: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        try:
+            return update(self.parts, self.config, step, batch)
+        except WeightsError as error:
+            if pending:
+                self._read(pending, step)  # what was not finite first
+            raise self._diverged(step + 1, f"the actor's {error}") from error
 
     def save(self, step: int) -> None:
         """A checkpoint with all that resuming needs."""
@@ -354,6 +363,7 @@ class _Run:
             "env": config.task.env,
             "dataset": str(self.parts.store.path),
             "agent": config.agent.name,
+            "family": config.agent.policy.family,
             "encoder": config.encoder.name,
             "seed": config.seed,
             "steps": config.training.steps,
@@ -385,12 +395,15 @@ class _Run:
         finite = table.isfinite()
         if not bool(finite.all()):
             row, column = (int(i) for i in (~finite).nonzero()[0])
-            kept = checkpoint.newest(self.folder / "checkpoints")
-            raise GtpVisionError(
-                f"step {done - len(pending) + row + 1}: {names[column]} is not finite; the last good checkpoint is "
-                f"{kept or 'none'}; lower training.learning_rate or set training.clip_gradient"
-            )
+            raise self._diverged(done - len(pending) + row + 1, f"{names[column]} is not finite")
         return dict(zip(names, table.mean(0).tolist(), strict=True))
+
+    def _diverged(self, step: int, what: str) -> GtpVisionError:
+        kept = checkpoint.newest(self.folder / "checkpoints")
+        return GtpVisionError(
+            f"step {step}: {what}; the last good checkpoint is {kept or 'none'}; "
+            f"lower training.learning_rate or set training.clip_gradient"
+        )
 
 
 def _read_evaluations(folder: Path, until: int) -> list[dict[str, Any]]:
@@ -519,7 +532,8 @@ def env_spec(config: Config, store: Store) -> EnvSpec:
     )
 
 
-def _evaluator(config: Config, parts: Parts, progress: bool) -> Evaluator:
+def evaluator_of(config: Config, parts: Parts, progress: bool) -> Evaluator:
+    """What evaluates the run's task, as it was evaluated in training."""
     return Evaluator(
         env_spec(config, parts.store),
         frame_stack=config.task.frame_stack,
