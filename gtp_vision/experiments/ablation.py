@@ -30,7 +30,7 @@ QUESTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "how slow the teacher is": [{"tau": 0.005}, {"tau": 0.2}],
     "how many jumps end at 0": [{"zero_share": 0.0}, {"zero_share": 0.6}],
-    "where the last jump starts": [{"sigma_last": 0.05}, {"sigma_last": 0.5}],
+    "where the last jump starts": [{"sigma_last": 0.05}, {"sigma_last": 0.15}, {"sigma_last": 0.5}],
     "where acting starts": [{"sigma_max": 80.0}],
     "the residual's units": [{"residual": "plain"}],
 }

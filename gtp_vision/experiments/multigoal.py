@@ -29,7 +29,7 @@ _STRIDE = 0.1  # how far an action of norm 1 moves
 _HORIZON = 40
 _SPEED, _NOISE = 0.8, 0.03  # of the behaviour's actions
 
-_DEMONSTRATIONS, _ROLLOUTS, _DRAWN = 2000, 1000, 60
+_DEMONSTRATIONS, _ROLLOUTS, _DRAWN = 2000, 4000, 60
 _SALT = 0x60A1500  # keeps these draws apart from those of training steps
 _WIDTHS = [128, 128, 128]
 

@@ -45,7 +45,7 @@ class PolicyConfig:
     family: str = "gtp"
     sigma_min: float = 0.002
     sigma_max: float = 10.0
-    sigma_last: float = 0.15
+    sigma_last: float = 0.25
     rho: float = 7.0
     sigma_data: float = 0.5
     grid: int = 8
