@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -154,7 +155,29 @@ def test_an_occupied_run_folder_is_refused_and_overwrite_replaces_it(tmp_path: P
 
 def test_a_value_that_is_not_finite_stops_the_run_with_step_and_metric(tmp_path: Path) -> None:
     with pytest.raises(GtpVisionError, match=r"step [1-6]: .*loss.* is not finite; the last good checkpoint is"):
-        trainer.train(_config(tmp_path, "training.steps=6", "training.learning_rate=1e38"), progress=False)
+        settings = ["agent=gtp_bc_demo", "training.steps=6", "training.learning_rate=1e38"]
+        trainer.train(_config(tmp_path, *settings), progress=False)
+
+
+def test_weights_of_a_critic_that_ran_away_stop_the_run_with_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(tmp_path, "training.steps=6", "training.log_every=3")
+    plain, asked = trainer.update, 0
+
+    def runs_away(parts: trainer.Parts, *rest: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        if asked == 5:
+            with torch.no_grad():
+                next(parts.agent.critic.parameters()).fill_(float("nan"))
+        return plain(parts, *rest)
+
+    monkeypatch.setattr(trainer, "update", runs_away)
+    with pytest.raises(
+        GtpVisionError, match=r"step 5: the actor's weights lie in \[nan, nan\].*last good checkpoint is"
+    ):
+        trainer.train(config, progress=False)
 
 
 def test_resuming_with_another_architecture_is_refused(tmp_path: Path) -> None:
