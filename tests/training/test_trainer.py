@@ -154,9 +154,9 @@ def test_an_occupied_run_folder_is_refused_and_overwrite_replaces_it(tmp_path: P
 
 
 def test_a_value_that_is_not_finite_stops_the_run_with_step_and_metric(tmp_path: Path) -> None:
+    config = _config(tmp_path, "agent=gtp_bc_demo", "training.steps=6", "training.learning_rate=1e38")
     with pytest.raises(GtpVisionError, match=r"step [1-6]: .*loss.* is not finite; the last good checkpoint is"):
-        settings = ["agent=gtp_bc_demo", "training.steps=6", "training.learning_rate=1e38"]
-        trainer.train(_config(tmp_path, *settings), progress=False)
+        trainer.train(config, progress=False)
 
 
 def test_weights_of_a_critic_that_ran_away_stop_the_run_with_the_step(
