@@ -20,7 +20,7 @@ _ON_MODE = 0.2  # a sample this near to a narrow mode is on it: four deviations
 
 
 def map_error(policy: GTPPolicy, problem: Mixture, generator: np.random.Generator) -> dict[str, float]:
-    """How far the learned Phi(x, t, s) is from the exact one, over all pairs of `LEVELS`.
+    """How far the learned Phi(x, t, s) is from the exact one, over all pairs of `LEVELS` up to its sigma_max.
 
     Returns:
         `rel_error`, the mean over pairs t > s of rms(Phi - exact) / rms(exact - mean of the data); `composition`, the
@@ -28,16 +28,17 @@ def map_error(policy: GTPPolicy, problem: Mixture, generator: np.random.Generato
     """
     errors, compositions = [], []
     centre = problem.means.mean(0)
-    for i, t in enumerate(LEVELS[:-1]):
+    levels = [level for level in LEVELS if level <= policy.config.sigma_max]
+    for i, t in enumerate(levels[:-1]):
         x = problem.draw(500, generator) + t * generator.standard_normal((500, problem.dimensions))
-        for j in range(i + 1, len(LEVELS)):
-            s = LEVELS[j]
+        for j in range(i + 1, len(levels)):
+            s = levels[j]
             exact = problem.flow_map(x, t, s)
             scale = np.sqrt(np.square(exact - centre).mean())
             direct = jump(policy, x, t, s)
             errors.append(np.sqrt(np.square(direct - exact).mean()) / scale)
             if j > i + 1:
-                u = LEVELS[(i + j) // 2]
+                u = levels[(i + j) // 2]
                 twice = jump(policy, jump(policy, x, t, u), u, s)
                 compositions.append(np.sqrt(np.square(twice - direct).mean()) / scale)
     return {"rel_error": float(np.mean(errors)), "composition": float(np.mean(compositions))}
