@@ -52,7 +52,7 @@ class Method:
 METHODS = {
     # Diffusion-QL's policy: 5 steps, predicts noise.
     "diffusion": Method(PolicyConfig(family="vp_diffusion", grid=5, hidden=_WIDTHS), 5, 3),
-    # Consistency-AC's: 2 steps; a teacher's pass beside the student's. From sigma_last = 0.5 it mixes modes least.
+    # Consistency-AC's: 2 steps; a teacher's pass beside the student's. 0.5 is the middle of Karras' levels.
     "consistency": Method(PolicyConfig(family="consistency", grid=40, sigma_last=0.5, hidden=_WIDTHS), 2, 4),
     # Two student's and three teacher's passes.
     "gtp": Method(PolicyConfig(hidden=_WIDTHS), 2, 9),

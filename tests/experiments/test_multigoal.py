@@ -68,3 +68,19 @@ def test_the_command_writes_figure_and_numbers(tmp_path: Path, capsys: pytest.Ca
 def test_training_for_no_step_is_refused(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["experiment", what, "--train-steps", "0"]) == 2
     assert "--train-steps 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("what", ["maps", "multigoal"])
+def test_a_negative_seed_is_refused(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiment", what, "--seed", "-1"]) == 2
+    assert "--seed -1 must be at least 0" in capsys.readouterr().err
+
+
+def test_a_file_in_the_folders_place_is_told_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["experiment", "multigoal", "--out", str(tmp_path / "file")]) == 2
+    told = capsys.readouterr().err
+    assert str(tmp_path / "file") in told
+    assert "--out" in told

@@ -39,6 +39,25 @@ def test_what_nobody_demonstrates_cannot_be_collected(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("episodes", "0"),
+        ("limit", "0"),
+        ("processes", "0"),
+        ("seed", "-1"),
+        ("noise", "-1"),
+        ("expert", "2"),
+        ("wander", "-1"),
+    ],
+)
+def test_settings_out_of_range_are_told_by_their_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    assert main([*COLLECT, "--out", str(tmp_path / "x.h5"), f"--{option}", value]) == 2
+    assert f"--{option} {value}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("expert", [0, 1])
 def test_experts_bring_the_cube_to_the_goal_and_others_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], expert: int
