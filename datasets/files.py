@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gtp_vision.errors import GtpVisionError
 
+_CACHE_GB = 200.0
 _SAMPLE = 1 << 20  # a fingerprint reads this much at both ends of a file
 
 
@@ -37,14 +38,55 @@ def cached(name: str) -> Path:
     return folder / name
 
 
+def touch(path: Path) -> None:
+    """Note that an entry of the cache was used, so that others are evicted first."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+def evict(folder: Path, wanted: int) -> None:
+    """Remove the entries of a cache that were not used for longest, until `wanted` bytes more fit its limit.
+
+    An entry that somebody has mapped stays readable for them until they close it.
+
+    Raises:
+        GtpVisionError: GTP_VISION_CACHE_SIZE is no number.
+    """
+    limit = _cache_limit()
+    entries = sorted(folder.glob("*.h5"), key=lambda entry: entry.stat().st_mtime)
+    held = sum(entry.stat().st_size for entry in entries)
+    for entry in entries:
+        if held + wanted <= limit:
+            return
+        held -= entry.stat().st_size
+        entry.unlink(missing_ok=True)
+        entry.with_suffix(".json").unlink(missing_ok=True)
+
+
+def _cache_limit() -> float:
+    """Bytes that the cache may hold: $GTP_VISION_CACHE_SIZE in GB, else 200 GB."""
+    try:
+        return 1e9 * float(os.environ.get("GTP_VISION_CACHE_SIZE", _CACHE_GB))
+    except ValueError as error:
+        raise GtpVisionError(
+            f"GTP_VISION_CACHE_SIZE={os.environ['GTP_VISION_CACHE_SIZE']} is no number of GB; set it to one"
+        ) from error
+
+
 def fingerprint(path: Path, *extra: str) -> str:
-    """A short name for the content of a file: its size, time, both ends, and `extra` (what is made from it)."""
-    stat = path.stat()
-    digest = hashlib.blake2b(f"{stat.st_size}:{stat.st_mtime_ns}:{':'.join(extra)}".encode(), digest_size=16)
-    with path.open("rb") as file:
-        digest.update(file.read(_SAMPLE))
-        file.seek(max(0, stat.st_size - _SAMPLE))
-        digest.update(file.read(_SAMPLE))
+    """A short name for the content of a file or folder, and `extra` (what is made from it).
+
+    Of each file: its size, its time and both ends.
+    """
+    digest = hashlib.blake2b(":".join(extra).encode(), digest_size=16)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.relative_to(path)}:{stat.st_size}:{stat.st_mtime_ns}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(_SAMPLE))
+            stream.seek(max(0, stat.st_size - _SAMPLE))
+            digest.update(stream.read(_SAMPLE))
     return digest.hexdigest()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import detect, open_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
@@ -31,7 +32,7 @@ def inspect(path: Path, env: str | None = None) -> tuple[dict[str, Any], torch.T
     """
     store = open_store(path, env)
     found: dict[str, Any] = {"path": str(path), "format": detect(path), "problems": problems(store)}
-    cameras = {name: array for name, array in store.observations.items() if array.ndim == 4}
+    cameras: dict[str, Array] = {name: array for name, array in store.observations.items() if array.ndim == 4}
     found |= {
         "episodes": store.episodes,
         "frames": len(store),
@@ -93,7 +94,7 @@ def _episodes_with(store: Store) -> int:
     return len(np.unique(store.episode_of(np.flatnonzero(store.terminals))))
 
 
-def _frames(store: Store, camera: np.ndarray) -> torch.Tensor:
+def _frames(store: Store, camera: Array) -> torch.Tensor:
     picked = np.linspace(0, store.episodes - 1, min(_SHOWN_EPISODES, store.episodes)).astype(int)
     first, last = store.episode_starts[picked], store.episode_ends[picked] - 1
     rows = np.stack([first, (first + last) // 2, last], axis=1)

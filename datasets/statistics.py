@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.store import Store
 
 _PIECE = 64
@@ -20,7 +21,7 @@ def mean_images(store: Store) -> dict[str, np.ndarray]:
     return {name: _mean(array, rows) for name, array in store.observations.items() if array.ndim == 4}
 
 
-def _mean(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _mean(images: Array, rows: np.ndarray) -> np.ndarray:
     total = np.zeros(images.shape[1:], np.float64)
     for start in range(0, len(rows), _PIECE):  # in pieces, so that memory does not grow with the camera
         total += images[rows[start : start + _PIECE]].sum(0, dtype=np.float64)

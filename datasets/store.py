@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from gtp_vision.datasets.arrays import Array
+
 
 @dataclass
 class Store:
@@ -19,7 +21,7 @@ class Store:
     The next observation of row i is row i + 1 of the same episode; the last row of an episode has none.
 
     Attributes:
-        observations: name to array (N, ...). Images are uint8 (N, H, W, C), states float32 (N, D).
+        observations: name to array (N, ...), mapped or in pieces. Images are uint8 (N, H, W, C), states float32 (N, D).
         actions: float32 (N, A) in [-1, 1].
         rewards: float32 (N,).
         terminals: bool (N,). The MDP ends at this row: do not bootstrap from what follows. May stand inside an
@@ -30,7 +32,7 @@ class Store:
         path: file that the arrays come from, for messages.
     """
 
-    observations: dict[str, np.ndarray]
+    observations: dict[str, Array]
     actions: np.ndarray
     rewards: np.ndarray
     terminals: np.ndarray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
@@ -78,7 +79,7 @@ def _lengths(store: Store) -> list[str]:
     return found
 
 
-def _flat(name: str, array: np.ndarray, store: Store) -> list[str]:
+def _flat(name: str, array: Array, store: Store) -> list[str]:
     for start in range(0, len(array), _PIECE):
         bad = ~np.isfinite(np.asarray(array[start : start + _PIECE]))
         if bad.any():

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gtp_vision import __version__
+from gtp_vision import __version__, cli_data
 from gtp_vision.errors import GtpVisionError, propose
 
 _ABOUT = """\
@@ -109,29 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="default: report.html in the first run's folder")
     report.set_defaults(run=_report)
 
-    data = verbs.add_parser("data", help="inspect or collect data sets").add_subparsers(
-        dest="what", metavar="WHAT", required=True
-    )
-    inspect = data.add_parser("inspect", help="what a data set holds and what is wrong with it")
-    inspect.add_argument("path", type=Path)
-    inspect.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
-    inspect.add_argument("--sheet", type=Path, help="write a PNG with first, middle and last frames")
-    inspect.add_argument("--json", action="store_true")
-    inspect.set_defaults(run=_inspect)
-    collect = data.add_parser("collect", help="record demonstrations of OGBench's oracles")
-    collect.add_argument("env", help="e.g. ogbench/visual-puzzle-3x3-play-singletask-task1")
-    collect.add_argument("--out", type=Path, required=True)
-    collect.add_argument("--episodes", type=int, default=100)
-    collect.add_argument("--seed", type=int, default=0)
-    collect.add_argument("--expert", type=float, default=0.5, help="share of episodes that solve the task")
-    collect.add_argument("--noise", type=float, default=0.3, help="largest deviation of an episode's action noise")
-    collect.add_argument("--wander", type=float, default=0.5, help="probability of wandering off, unrecorded")
-    collect.add_argument("--limit", type=int, default=80, help="most steps of an episode")
-    collect.add_argument("--shadow-size", type=int, help="texels of the shadow map (default: the simulator's)")
-    collect.add_argument("--multisamples", type=int, help="samples a pixel (default: the simulator's)")
-    collect.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    collect.add_argument("--compress", action="store_true", help="gzip: small, but not mappable in place")
-    collect.set_defaults(run=_collect)
+    cli_data.add(verbs)
 
     bench = verbs.add_parser("bench", help="measure").add_subparsers(dest="what", metavar="WHAT", required=True)
     step = bench.add_parser("step", help="milliseconds of data, critic, actor and target updates, and memory")
@@ -270,45 +248,6 @@ def _report(arguments: argparse.Namespace, _: list[str]) -> int:
     out = arguments.out or arguments.runs[0] / "report.html"
     title = " and ".join(run.name for run in arguments.runs)
     print(build_report(arguments.runs, out, title=title))
-    return 0
-
-
-def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
-    from gtp_vision.datasets.inspection import inspect, told
-    from gtp_vision.training.pictures import write_sheet
-
-    found, frames = inspect(arguments.path, arguments.env)
-    print(json.dumps(found) if arguments.json else told(found))
-    if arguments.sheet:
-        if frames is None:
-            raise GtpVisionError(f"{arguments.path} holds no camera: there is nothing to draw")
-        write_sheet(arguments.sheet, frames)
-    return 2 if found["problems"] else 0
-
-
-def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
-    from gtp_vision.training.collection import collect
-
-    store = collect(
-        arguments.env.removeprefix("ogbench/"),
-        arguments.out,
-        episodes=arguments.episodes,
-        seed=arguments.seed,
-        expert_share=arguments.expert,
-        noise=arguments.noise,
-        wander=arguments.wander,
-        limit=arguments.limit,
-        shadow_size=arguments.shadow_size,
-        multisamples=arguments.multisamples,
-        processes=arguments.processes,
-        command=["gtp-vision", *arguments.words],
-        compression="gzip" if arguments.compress else None,
-    )
-    print(
-        f"{arguments.out}: {store.episodes} episodes, {len(store)} frames, "
-        f"{store.attributes['solved_visits']} of {store.attributes['visits']} visits solved, "
-        f"{arguments.out.stat().st_size / 1e6:.1f} MB"
-    )
     return 0
 
 

@@ -19,6 +19,7 @@ FLOORS = [
     {"gtp_vision.config"},
     {"gtp_vision.training", "gtp_vision.serving"},
     {"gtp_vision.experiments"},
+    {"gtp_vision.cli_data"},
     {"gtp_vision.cli"},
     {"gtp_vision.__main__"},
 ]

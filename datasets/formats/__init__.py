@@ -1,44 +1,120 @@
-"""Readers: one on-disk format a file, each turning files into a Store. `open_store` finds the right one."""
+"""Readers and writers: one on-disk format a file. `open_store` finds the right one by what a file holds."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import h5py
+
+from gtp_vision.datasets import hdf5, quarantine
 from gtp_vision.datasets.formats import native, ogbench
+from gtp_vision.datasets.layout import Layout, to_store
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.errors import GtpVisionError, propose
+
+
+@dataclass(frozen=True)
+class Format:
+    """One on-disk format.
+
+    Attributes:
+        title: what people call it.
+        layout: (path, environment name or None) to the layout; runs in the process apart.
+        hdf5: whether an open HDF5 file is of this format; None if the format is not one HDF5 file.
+        other: whether a path that is no HDF5 file is of this format; None if the format is one HDF5 file.
+        write: (path, store) writes the store in this format; None if nothing writes it.
+    """
+
+    title: str
+    layout: Callable[[Path, str | None], Layout]
+    hdf5: Callable[[h5py.File, Path], bool] | None = None
+    other: Callable[[Path], bool] | None = None
+    write: Callable[[Path, Store], Any] | None = None
+
+
+FORMATS: dict[str, Format] = {
+    "native": Format("gtp-vision HDF5", lambda path, _: native.layout(path), hdf5=native.is_native, write=native.write),
+    "ogbench": Format("OGBench npz", ogbench.layout, other=ogbench.recognises),
+}
+"""The registry. A new format is a file beside these and a line here."""
 
 
 def detect(path: Path) -> str:
-    """The format of a file by its content: `native` or `ogbench`.
+    """The name of a data set's format, by its content.
 
     Raises:
-        GtpVisionError: no such file, or none of the known formats.
+        GtpVisionError: nothing there, or none of the known formats.
     """
-    if not path.is_file():
-        raise GtpVisionError(f"there is no data set file at {path}; check the path")
-    with path.open("rb") as file:
-        magic = file.read(8)
-    if magic[:4] == b"PK\x03\x04":
-        return "ogbench"
-    if magic == b"\x89HDF\r\n\x1a\n":
-        return "native"
-    raise GtpVisionError(
-        f"{path} is of no known format (it begins with {magic[:4]!r}); known: gtp-vision HDF5 and OGBench npz"
-    )
+    return str(quarantine.call(f"{__name__}:_detect", path))
 
 
 def open_store(path: Path, env: str | None = None) -> Store:
     """Open a data set of any known format.
 
+    The file is opened in a process apart (see `quarantine`); what this process does is to map the arrays found.
+
     Args:
-        path: the file.
+        path: file or folder.
         env: environment name, for formats whose rewards depend on the task (OGBench).
+
+    Raises:
+        GtpVisionError: it cannot be read, with the reason and the mend.
     """
-    kind = detect(path)
-    if kind == "native":
-        return native.read(path)
-    return ogbench.read(path, env or path.stem)
+    return to_store(quarantine.call(f"{__name__}:_layout", path, env), path)
 
 
-__all__ = ["detect", "native", "ogbench", "open_store"]
+def convert(source: Path, target: Path, to: str, env: str | None = None) -> Store:
+    """Write a data set in another format.
+
+    Args:
+        source: file or folder of any known format.
+        target: the file or folder to be; an existing one is replaced when the new one is whole.
+        to: name of a format that can be written.
+        env: see `open_store`.
+
+    Returns:
+        The new data set, read back.
+
+    Raises:
+        GtpVisionError: the source cannot be read, or the format cannot hold it.
+    """
+    write = FORMATS[to].write if to in FORMATS else None
+    if write is None:
+        raise GtpVisionError(
+            f"'{to}' is no format that can be written: "
+            f"{propose(to, [name for name, known in FORMATS.items() if known.write])}"
+        )
+    write(target, open_store(source, env))
+    return open_store(target, env)
+
+
+def _detect(path: Path) -> str:
+    if not path.exists():
+        raise GtpVisionError(f"there is no data set at {path}; check the path")
+    if path.is_file() and _magic(path) == hdf5.MAGIC:
+        with hdf5.opened(path) as file:
+            found = [name for name, known in FORMATS.items() if known.hdf5 and known.hdf5(file, path)]
+            held = f"HDF5 with {', '.join(sorted(hdf5.children(file, path))[:6]) or 'nothing'} in it"
+    else:
+        found = [name for name, known in FORMATS.items() if known.other and known.other(path)]
+        held = f"it begins with {_magic(path)[:4]!r}" if path.is_file() else "a folder"
+    if not found:
+        raise GtpVisionError(
+            f"{path} is of no known format ({held}); known: {', '.join(known.title for known in FORMATS.values())}"
+        )
+    return found[0]
+
+
+def _layout(path: Path, env: str | None) -> Layout:
+    return FORMATS[_detect(path)].layout(path, env)
+
+
+def _magic(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(8)
+
+
+__all__ = ["FORMATS", "Format", "convert", "detect", "native", "ogbench", "open_store"]

@@ -26,7 +26,10 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from gtp_vision.datasets import hdf5, quarantine
+from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.files import cached, fingerprint, require_space, written_aside
+from gtp_vision.datasets.layout import COPY_BYTES, Layout, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
@@ -39,7 +42,6 @@ _FLAT = {
     "timeouts": ("ui", 1),
     "episode_ends": ("i", 1),
 }
-_COPY_BYTES = 1 << 25  # frames are copied in pieces of about 32 MB, so that memory stays bounded
 
 
 @contextmanager
@@ -86,7 +88,7 @@ def write(path: Path, store: Store, *, compression: str | None = None) -> Path:
     Returns:
         `path`.
     """
-    arrays = {f"observations/{name}": array for name, array in store.observations.items()}
+    arrays: dict[str, Array] = {f"observations/{name}": array for name, array in store.observations.items()}
     arrays |= {
         "actions": np.asarray(store.actions, np.float32),
         "rewards": np.asarray(store.rewards, np.float32),
@@ -101,84 +103,72 @@ def write(path: Path, store: Store, *, compression: str | None = None) -> Path:
     return path
 
 
-def read(path: Path) -> Store:
-    """Open a native file as a store of memory-mapped arrays; a compressed one goes through the cache once.
+def layout(path: Path, *, elsewhere: bool = False) -> Layout:
+    """Where the arrays of a native file lie; a compressed one goes through the cache once.
 
     Args:
         path: a file of this format.
+        elsewhere: whether it may lack observations, which then lie in other files (only the cache has such files).
 
     Raises:
         GtpVisionError: not HDF5, truncated, another format or version, a missing or mistyped array, a link that
             leads out of the file, lengths that disagree.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            metadata = _check_attributes(file, path)
-            arrays = _check_arrays(file, path)
-            offsets = {name: data.id.get_offset() for name, data in arrays.items()}
-            if all(offset is not None or arrays[name].size == 0 for name, offset in offsets.items()):
-                mapped = {name: _map(path, data, offsets[name]) for name, data in arrays.items()}
-                return _store(path, mapped, metadata)
-            unpacked = _unpack(path, arrays, metadata)
-    except (OSError, RuntimeError) as error:
-        raise GtpVisionError(
-            f"{path} cannot be read as HDF5 ({_first_line(error)}); it is missing, truncated or of another format: "
-            f"copy it again"
-        ) from error
-    store = read(unpacked)
-    store.path = path
-    return store
+    with hdf5.opened(path) as file:
+        metadata = _check_attributes(file, path)
+        arrays = _check_arrays(file, path, elsewhere)
+        offsets = {name: data.id.get_offset() for name, data in arrays.items()}
+        if all(offsets[name] is not None or not data.size for name, data in arrays.items()):
+            found = {
+                name: {
+                    "dtype": data.dtype.str,
+                    "shape": list(data.shape),
+                    "pieces": [[str(path), offsets[name], data.shape[0]]],
+                }
+                for name, data in arrays.items()
+            }
+            return {"arrays": found, "attributes": metadata}
+        unpacked = _unpack(path, arrays, metadata)
+    return layout(unpacked)
 
 
-def is_native(path: Path) -> bool:
-    """Whether the file says that it is of this format."""
-    try:
-        with h5py.File(path, "r") as file:
-            return file.attrs.get("format") == FORMAT
-    except OSError:
-        return False
+def read(path: Path) -> Store:
+    """A native file as a store of memory-mapped arrays; see `layout`, and `open_store` for files of strangers."""
+    return to_store(layout(path), path)
+
+
+def is_native(file: h5py.File, path: Path) -> bool:
+    """Whether an HDF5 file says that it is of this format."""
+    return hdf5.text(file, "format", path) == FORMAT
 
 
 def _check_attributes(file: h5py.File, path: Path) -> dict[str, Any]:
     """The metadata, if the file is of this format and version."""
-    if str(file.attrs.get("format")) != FORMAT:
+    if not is_native(file, path):
         raise GtpVisionError(
             f"{path} is HDF5 but not a gtp-vision file (no attribute format='{FORMAT}'); "
             f"write it with gtp_vision.datasets.formats.native.write"
         )
-    version = str(file.attrs.get("version"))
+    version = hdf5.text(file, "version", path)
     if version != str(VERSION):
         raise GtpVisionError(
             f"{path} is version {version} of the format, this program reads {VERSION}; "
             f"update gtp-vision or write the file again"
         )
-    try:
-        metadata = json.loads(str(file.attrs.get("metadata", "{}")))
-        if not isinstance(metadata, dict):
-            raise ValueError("no object")
-    except ValueError as error:
-        raise GtpVisionError(f"{path}: the attribute 'metadata' is not a JSON object; write the file again") from error
-    return metadata
+    return hdf5.json_object(file, "metadata", path)
 
 
-def _check_arrays(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
+def _check_arrays(file: h5py.File, path: Path, elsewhere: bool) -> dict[str, h5py.Dataset]:
     """Name to array, if all are there, inside the file, of the right type and shape, and of one length."""
-    _check_link(file, "observations", path)
-    group = _opened(file, "observations", path)
-    if not isinstance(group, h5py.Group) or not len(group):
-        raise GtpVisionError(f"{path} has no group 'observations' with at least one array; write the file again")
+    names = []
+    if not elsewhere or "observations" in file:
+        names = hdf5.children(hdf5.group(file, "observations", path), path)
+        if not names:
+            raise GtpVisionError(f"{path} has no array in its group 'observations'; write the file again")
     arrays: dict[str, h5py.Dataset] = {}
-    for name in [*(f"observations/{key}" for key in group), *_FLAT]:
-        _check_link(file, name, path)
-        data = _opened(file, name, path)
-        if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
-            raise GtpVisionError(f"{path}: '{name}' is not an array inside the file; write the file again")
+    for name in [*(f"observations/{key}" for key in names), *_FLAT]:
         kinds, dimensions = _FLAT.get(name, ("uf", None))
-        if data.dtype.kind not in kinds:
-            raise GtpVisionError(f"{path}: '{name}' has dtype {data.dtype}, wanted one of kind '{kinds}'")
-        if not data.shape or (dimensions and data.ndim != dimensions):
-            raise GtpVisionError(f"{path}: '{name}' has shape {data.shape}, wanted {dimensions or 2} dimensions")
-        arrays[name] = data
+        arrays[name] = hdf5.array(file, name, path, kinds=kinds, ndim=dimensions)
     frames = arrays["actions"].shape[0]
     for name, data in arrays.items():
         if name != "episode_ends" and data.shape[0] != frames:
@@ -186,38 +176,12 @@ def _check_arrays(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
     return arrays
 
 
-def _opened(file: h5py.File, name: str, path: Path) -> h5py.Dataset | h5py.Group:
-    """The array or group, once its header has been read."""
-    try:
-        found = file[name]
-        if isinstance(found, h5py.Dataset):
-            _ = found.dtype, found.shape  # read from the header only now
-        return found
-    except (KeyError, RuntimeError, OSError, ValueError, TypeError) as error:
-        raise GtpVisionError(f"{path}: '{name}' is damaged ({_first_line(error)}); copy the file again") from error
-
-
-def _check_link(file: h5py.File, name: str, path: Path) -> None:
-    parent, _, key = name.rpartition("/")
-    link = (_opened(file, parent, path) if parent else file).get(key, getlink=True)
-    if link is None:
-        raise GtpVisionError(f"{path} has no '{name}'; write the file again")
-    if not isinstance(link, h5py.HardLink):
-        raise GtpVisionError(f"{path}: '{name}' is a link out of its place, which is not followed; copy the array")
-
-
-def _map(path: Path, data: h5py.Dataset, offset: int | None) -> np.ndarray:
-    if offset is None:
-        return np.empty(data.shape, data.dtype)
-    return np.memmap(path, mode="r", dtype=data.dtype, shape=data.shape, offset=offset)
-
-
 def _unpack(path: Path, arrays: Mapping[str, h5py.Dataset], metadata: Mapping[str, Any]) -> Path:
     target = cached(f"{path.stem}-{fingerprint(path, str(VERSION))}.h5")
     if target.exists():
         return target
     shapes = {name: (data.shape, data.dtype) for name, data in arrays.items()}
-    size = sum(int(np.prod(shape, dtype=np.float64)) * dtype.itemsize for shape, dtype in shapes.values())
+    size = sum(hdf5.nbytes(*described) for described in shapes.values())
     require_space(target.parent, size, f"unpacking {path.name}")
     with create(target, shapes, metadata) as made:
         for name, data in arrays.items():
@@ -227,25 +191,7 @@ def _unpack(path: Path, arrays: Mapping[str, h5py.Dataset], metadata: Mapping[st
 
 def _copy(source: Any, target: h5py.Dataset, label: str | None = None) -> None:
     rows = source.shape[0]
-    piece = max(1, _COPY_BYTES // max(1, int(np.prod(source.shape[1:])) * source.dtype.itemsize))
+    piece = max(1, COPY_BYTES // max(1, int(np.prod(source.shape[1:])) * source.dtype.itemsize))
     for start in tqdm(range(0, rows, piece), desc=label, disable=label is None):
         target[start : start + piece] = source[start : start + piece]
-
-
-def _store(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> Store:
-    prefix = "observations/"
-    ends = np.asarray(arrays["episode_ends"], np.int64)
-    return Store(
-        observations={name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)},
-        actions=arrays["actions"],
-        rewards=arrays["rewards"],
-        terminals=arrays["terminals"],
-        timeouts=arrays["timeouts"],
-        episode_ends=ends,
-        attributes=metadata,
-        path=path,
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        quarantine.alive()

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
-from gtp_vision.datasets.files import cached, fingerprint, require_space
-from gtp_vision.datasets.formats import native
+from gtp_vision.datasets import quarantine
+from gtp_vision.datasets.layout import Layout, Piece, Source, through_cache, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
-_PIECE = 1 << 25  # bytes decompressed at a time
 _INFO = ("qpos", "button_states")
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError)
 
 
 def dataset_name(env: str) -> str:
@@ -55,68 +57,73 @@ def locate(env: str, folder: Path, *, download: bool = True) -> Path:
     return path
 
 
-def read(path: Path, env: str) -> Store:
-    """An OGBench file as a store, through the cache: decompressed once, then mapped.
+def recognises(path: Path) -> bool:
+    """Whether the file is an archive with OGBench's arrays."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {"observations.npy", "actions.npy"} <= set(archive.namelist())
+    except (OSError, *_DAMAGE):
+        return False
+
+
+def layout(path: Path, env: str | None = None) -> Layout:
+    """An OGBench file, decompressed once into the cache.
 
     Args:
         path: the .npz file.
-        env: environment name; a `singletask` one has its rewards and terminals relabelled.
+        env: environment name; a `singletask` one has its rewards and terminals relabelled. None is the file's name.
 
     Raises:
         GtpVisionError: truncated or missing members, lengths that disagree.
     """
+    env = env or path.stem
+    return through_cache(path, lambda: _opened(path, env), "ogbench", env)
+
+
+def read(path: Path, env: str) -> Store:
+    """An OGBench file as a store; see `layout`, and `open_store` for files of strangers."""
+    return to_store(layout(path, env), path)
+
+
+@contextmanager
+def _opened(path: Path, env: str) -> Iterator[Source]:
     try:
-        target = cached(f"{path.stem}-{fingerprint(path, env)}.h5")
-        if not target.exists():
-            _convert(path, env, target)
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError) as error:
+        with zipfile.ZipFile(path) as archive:
+            small = {name: _load(archive, name) for name in ("actions", "terminals")}
+            info = {name: _load(archive, name) for name in _INFO if f"{name}.npy" in archive.namelist()}
+            with archive.open("observations.npy") as stream:
+                shape, dtype = _header(stream)
+                frames = len(small["actions"])
+                ends = np.flatnonzero(small["terminals"]) + 1
+                if shape[0] != frames or len(small["terminals"]) != frames or not len(ends) or ends[-1] != frames:
+                    raise ValueError(
+                        f"observations {shape}, actions {small['actions'].shape} and terminals "
+                        f"{small['terminals'].shape} do not describe whole trajectories"
+                    )
+                rewards, terminals = _relabel(env, info, frames)
+                yield Source(
+                    observations={"camera" if dtype == np.uint8 else "state": [_streamed(stream, shape, dtype)]},
+                    actions=small["actions"],
+                    rewards=rewards,
+                    terminals=terminals,
+                    timeouts=small["terminals"],
+                    episode_ends=ends,
+                    attributes={"source": path.name, "suite": "ogbench", "env": env, "rendering": {}},
+                )
+    except (OSError, *_DAMAGE) as error:
         raise GtpVisionError(
             f"{path} cannot be read as an OGBench file ({type(error).__name__}: {error}); "
             f"it is missing, truncated or of another format: copy or download it again"
         ) from error
-    store = native.read(target)
-    store.path = path
-    return store
 
 
-def _convert(path: Path, env: str, target: Path) -> None:
-    with zipfile.ZipFile(path) as archive:
-        small = {name: _load(archive, name) for name in ("actions", "terminals")}
-        info = {name: _load(archive, name) for name in _INFO if f"{name}.npy" in archive.namelist()}
-        with archive.open("observations.npy") as stream:
-            shape, dtype = _header(stream)
-            frames = len(small["actions"])
-            ends = np.flatnonzero(small["terminals"]) + 1
-            if shape[0] != frames or len(small["terminals"]) != frames or not len(ends) or ends[-1] != frames:
-                raise ValueError(
-                    f"observations {shape}, actions {small['actions'].shape} and terminals "
-                    f"{small['terminals'].shape} do not describe whole trajectories"
-                )
-            image = dtype == np.uint8
-            name = "observations/" + ("camera" if image else "state")
-            size = frames * int(np.prod(shape[1:])) * (1 if image else 4)
-            require_space(target.parent, size, f"unpacking {path.name}")
-            rewards, terminals = _relabel(env, info, frames)
-            timeouts = small["terminals"].astype(np.uint8)
-            shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-                name: (shape, np.uint8 if image else np.float32),
-                "actions": (small["actions"].shape, np.float32),
-                "rewards": ((frames,), np.float32),
-                "terminals": ((frames,), np.uint8),
-                "timeouts": ((frames,), np.uint8),
-                "episode_ends": ((len(ends),), np.int64),
-            }
-            metadata = {"source": path.name, "suite": "ogbench", "env": env, "rendering": {}}
-            with native.create(target, shapes, metadata) as made:
-                made["actions"][:] = small["actions"]
-                made["rewards"][:], made["terminals"][:] = rewards, terminals
-                made["timeouts"][:], made["episode_ends"][:] = timeouts, ends
-                row_bytes = int(np.prod(shape[1:])) * dtype.itemsize
-                piece = max(1, _PIECE // row_bytes)
-                for start in range(0, frames, piece):
-                    rows = min(piece, frames - start)
-                    raw = _exactly(stream, rows * row_bytes)
-                    made[name][start : start + rows] = np.frombuffer(raw, dtype).reshape(rows, *shape[1:])
+def _streamed(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> Piece:
+    row = int(np.prod(shape[1:])) * dtype.itemsize
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return np.frombuffer(_exactly(stream, (stop - start) * row), dtype).reshape(stop - start, *shape[1:])
+
+    return Piece(shape[0], shape[1:], dtype, read)
 
 
 def _relabel(env: str, info: dict[str, np.ndarray], frames: int) -> tuple[np.ndarray, np.ndarray]:
@@ -127,20 +134,21 @@ def _relabel(env: str, info: dict[str, np.ndarray], frames: int) -> tuple[np.nda
     for name, array in info.items():
         if len(array) != frames:
             raise ValueError(f"{name} has {len(array)} rows for {frames} frames")
-    import gymnasium
-    import ogbench
-    from ogbench.relabel_utils import relabel_dataset
-
     name = env.removeprefix("visual-")  # states are enough: nothing is rendered here
-    try:
-        simulator = ogbench.make_env_and_datasets(name, env_only=True)
-    except gymnasium.error.Error as error:
-        raise GtpVisionError(f"'{env}' is no OGBench environment ({error}); check the name") from error
-    try:
-        labels = dict(info)
-        relabel_dataset(name, simulator, labels)
-    finally:
-        simulator.close()
+    with quarantine.unlimited():
+        import gymnasium
+        import ogbench
+        from ogbench.relabel_utils import relabel_dataset
+
+        try:
+            simulator = ogbench.make_env_and_datasets(name, env_only=True)
+        except gymnasium.error.Error as error:
+            raise GtpVisionError(f"'{env}' is no OGBench environment ({error}); check the name") from error
+        try:
+            labels = dict(info)
+            relabel_dataset(name, simulator, labels)
+        finally:
+            simulator.close()
     return labels["rewards"], (1 - labels["masks"]).astype(np.uint8)
 
 

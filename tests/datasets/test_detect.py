@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -37,13 +38,21 @@ def test_any_known_format_opens_as_a_store(files: dict[str, Path], cache: Path) 
 def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "what.bin"
     path.write_bytes(content)
-    with pytest.raises(GtpVisionError, match="HDF5 and OGBench npz") as told:
+    with pytest.raises(GtpVisionError, match="gtp-vision HDF5, OGBench npz") as told:
         open_store(path)
     assert str(path) in str(told.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    for path in (tmp_path / "gone.h5", tmp_path):
-        with pytest.raises(GtpVisionError, match="no data set file") as told:
+def test_what_holds_nothing_known_is_named(tmp_path: Path) -> None:
+    for path, words in ((tmp_path / "gone.h5", "no data set at"), (tmp_path, "a folder")):
+        with pytest.raises(GtpVisionError, match=words) as told:
             open_store(path)
         assert str(path) in str(told.value)
+
+
+def test_hdf5_of_others_is_refused_with_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.h5"
+    with h5py.File(path, "w") as file:
+        file["pictures"] = np.zeros((3, 2))
+    with pytest.raises(GtpVisionError, match="HDF5 with pictures in it"):
+        open_store(path)

@@ -92,5 +92,5 @@ def test_faults_inside_a_readable_file_are_listed_not_raised(store: Store, tmp_p
 
 
 def test_a_file_that_cannot_be_read_is_raised(tmp_path: Path) -> None:
-    with pytest.raises(GtpVisionError, match="no data set file"):
+    with pytest.raises(GtpVisionError, match="no data set at"):
         inspect(tmp_path / "gone.h5")

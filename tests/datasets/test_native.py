@@ -1,6 +1,8 @@
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -390,13 +392,16 @@ def test_hdf5_of_others_is_refused_with_the_writer_to_use(tmp_path: Path) -> Non
     with h5py.File(path, "w") as file:
         file["data/demo_0/actions"] = np.zeros((3, 2))
     refused(path, "format", "gtp_vision.datasets.formats.native.write")
-    assert not native.is_native(path)
+    assert detect_native(path) is False
 
 
-def test_the_format_of_a_file_can_be_asked(written: Path, tmp_path: Path) -> None:
-    assert native.is_native(written)
-    (tmp_path / "text").write_text("no")
-    assert not native.is_native(tmp_path / "text")
+def test_the_format_of_a_file_can_be_asked(written: Path) -> None:
+    assert detect_native(written) is True
+
+
+def detect_native(path: Path) -> bool:
+    with h5py.File(path, "r") as file:
+        return native.is_native(file, path)
 
 
 def test_sizes_are_checked_before_anything_is_unpacked(tmp_path: Path, cache: Path) -> None:
@@ -412,8 +417,17 @@ def test_sizes_are_checked_before_anything_is_unpacked(tmp_path: Path, cache: Pa
             ("episode_ends", (1,), np.int64),
         ):
             file.create_dataset(name, shape, dtype)  # never written, so it takes no room in the file
-    refused(path, "GB", str(cache))
+    refused(path, "'observations/front' declares 6755399.4 GB", "holds 0 bytes")
     assert not cache.exists()
+
+
+def test_what_does_not_fit_the_disk_is_not_unpacked(
+    make_store: MakeStore, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = native.write(tmp_path / "data.h5", make_store(), compression="gzip")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    refused(path, "GB", str(cache))
+    assert not list(cache.glob("*"))
 
 
 def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_file(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gtp_vision.datasets import layout
 from gtp_vision.datasets.formats import ogbench as reader
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
@@ -123,7 +124,7 @@ def test_cameras_stay_bytes(contents: dict[str, np.ndarray], tmp_path: Path, cac
 def test_large_observations_are_unpacked_in_pieces(
     contents: dict[str, np.ndarray], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "_PIECE", 4 * 28 * 8)  # four rows, which do not divide the 15
+    monkeypatch.setattr(layout, "COPY_BYTES", 4 * 28 * 4)  # four rows, which do not divide the 15
     store = reader.read(saved(tmp_path / "a.npz", contents), GOAL_CONDITIONED)
     np.testing.assert_allclose(store.observations["state"], contents["observations"], rtol=1e-6)
 
@@ -135,9 +136,9 @@ def test_a_file_is_unpacked_once_for_each_environment(
     for env, files in ((GOAL_CONDITIONED, 1), (GOAL_CONDITIONED, 1), ("cube-double-play-v0", 2)):
         reader.read(path, env)
         assert len(list(cache.iterdir())) == files
-    times = {file: file.stat().st_mtime_ns for file in cache.iterdir()}
+    made = {file: file.stat().st_ino for file in cache.iterdir()}
     assert isinstance(reader.read(path, GOAL_CONDITIONED).observations["state"], np.memmap)
-    assert {file: file.stat().st_mtime_ns for file in cache.iterdir()} == times
+    assert {file: file.stat().st_ino for file in cache.iterdir()} == made
 
 
 # What is refused ------------------------------------------------------------------------------------------------
