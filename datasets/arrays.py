@@ -2,10 +2,56 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+
+_THREADS = min(4, os.cpu_count() or 1)
+_WORTH_THREADS = 1 << 20  # bytes below which handing out the work costs more than it saves
+_pool: ThreadPoolExecutor | None = None
+
+
+def gather(array: np.ndarray, rows: np.ndarray, capacity: int | None = None) -> np.ndarray:
+    """`array[rows]` along the first axis, copied by a few threads of our own.
+
+    NumPy uses one thread. torch's OpenMP threads are as fast alone, but wait for each other at a barrier: beside a busy
+    process they took four times as long as one thread.
+
+    Args:
+        array: (N, ...).
+        rows: integers in [0, N), one axis.
+        capacity: ask for memory of this many rows, so that calls with about as many rows fit each other's leavings
+            (with sizes that vary by a percent a process grew by 80 MB).
+    """
+    out = np.empty((max(len(rows), capacity or 0), *array.shape[1:]), array.dtype)[: len(rows)]
+    if out.nbytes < _WORTH_THREADS or _THREADS == 1:
+        return np.take(array, rows, axis=0, out=out, mode="clip")  # clip: any other mode copies through a buffer
+    cuts = np.linspace(0, len(rows), _THREADS + 1).astype(int)
+    spans = [slice(start, stop) for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+    waiting = [_workers().submit(np.take, array, rows[span], 0, out[span], "clip") for span in spans[1:]]
+    np.take(array, rows[spans[0]], axis=0, out=out[spans[0]], mode="clip")
+    for each in waiting:
+        each.result()
+    return out
+
+
+def _workers() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(_THREADS - 1, thread_name_prefix="gtp-vision-gather")
+    return _pool
+
+
+def _forget() -> None:
+    """Threads do not survive a fork."""
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 class Segmented:
@@ -67,6 +113,15 @@ class Segmented:
                 out[here] = self.parts[part][flat[here] - self.starts[part]]
         return out.reshape(*rows.shape, *self.shape[1:])
 
+    def view(self, start: int, stop: int) -> Segmented:
+        """Rows `start` to `stop - 1`, not copied."""
+        cuts = [
+            part[max(0, start - int(begin)) : stop - int(begin)]
+            for part, begin in zip(self.parts, self.starts[:-1], strict=True)
+            if start < begin + len(part) and stop > begin
+        ]
+        return Segmented(cuts or [self.parts[0][:0]])
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("an array in pieces cannot be seen as one without copying it")
@@ -84,3 +139,8 @@ class Segmented:
 
 Array = np.ndarray | Segmented
 """What a store's fields are: mapped, in memory or in pieces."""
+
+
+def view(array: Array, start: int, stop: int) -> Array:
+    """Rows `start` to `stop - 1`, not copied."""
+    return array.view(start, stop) if isinstance(array, Segmented) else array[start:stop]

@@ -107,14 +107,13 @@ def written_aside(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def require_space(folder: Path, wanted: int, what: str) -> None:
-    """Raise unless the disk below `folder` has room for `wanted` bytes of `what`."""
+def require_space(folder: Path, wanted: int, what: str, mend: str = "set GTP_VISION_CACHE to another disk") -> None:
+    """Raise unless the disk below `folder` has room for `wanted` bytes of `what`; `mend` is what else to do."""
     existing = folder
     while not existing.exists():
         existing = existing.parent
     free = shutil.disk_usage(existing).free
     if wanted > free:
         raise GtpVisionError(
-            f"{what} needs {wanted / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; "
-            f"make room or set GTP_VISION_CACHE to another disk"
+            f"{what} needs {wanted / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free; make room or {mend}"
         )

@@ -65,7 +65,7 @@ class Loader:
             for step in range(self._start, self._stop):
                 batch = self._sampler.batch(step, self._rank, self._world_size)
                 if self._device.type == "cuda":
-                    batch.frames = {name: frames.pin_memory() for name, frames in batch.frames.items()}
+                    batch = batch.pinned()
                 if not self._put(batch):
                     return
         except BaseException as error:  # raised again in the reader's thread

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from gtp_vision.datasets.arrays import gather
+from gtp_vision.datasets.goals import HindsightGoals
+from gtp_vision.datasets.placement import taken
 from gtp_vision.datasets.random import counter_rng
 from gtp_vision.datasets.store import Store
 
 _SAMPLER_SALT = 0x5A  # keeps the row draws apart from the noise draws of the same (seed, step)
+_GOAL_SALT = 0x60
 
 
 @dataclass
@@ -21,22 +26,33 @@ class Batch:
         frames: observation name to (U, ...): the distinct frames; images uint8 (U, H, W, C), states (U, D).
         window: int64 (B, T), which frames make each observation, oldest first.
         next_window: int64 (B, T), the same for the observation n steps later.
-        action: float32 (B, A).
+        actions: float32 (B, H, A), the action of each row and of the H - 1 rows that follow it.
+        action_mask: bool (B, H), False where the episode had no further action and the last one is repeated.
         reward: float32 (B,), the n-step return sum_k gamma^k r_k up to the terminal or the episode's end.
         discount: float32 (B,), gamma^n times mask: what the next value counts; 0 after a terminal.
         rows: int64 (B,), the store's rows, for messages and tests.
+        goal_windows: goal name to int64 (B, T), which frames make each goal, as `window`.
+        reached: goal name to bool (B,), whether the row itself is its goal.
     """
 
     frames: dict[str, torch.Tensor]
     window: torch.Tensor
     next_window: torch.Tensor
-    action: torch.Tensor
+    actions: torch.Tensor
+    action_mask: torch.Tensor
     reward: torch.Tensor
     discount: torch.Tensor
     rows: torch.Tensor
+    goal_windows: dict[str, torch.Tensor] = field(default_factory=dict)
+    reached: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return int(self.action.shape[0])
+        return int(self.actions.shape[0])
+
+    @property
+    def action(self) -> torch.Tensor:
+        """float32 (B, A), the action of each row."""
+        return self.actions[:, 0]
 
     def observation(self) -> dict[str, torch.Tensor]:
         """Name to (B, T, ...): images uint8 (B, T, C, H, W), states float32 (B, T, D)."""
@@ -46,24 +62,46 @@ class Batch:
         """The observation n steps later, shaped like `observation`."""
         return self._stack(self.next_window)
 
+    def goal(self, name: str) -> dict[str, torch.Tensor]:
+        """The frames of the goals of that name, shaped like `observation`."""
+        return self._stack(self.goal_windows[name])
+
     def _stack(self, window: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {
-            name: channels_first(frames[window]) if frames.ndim == 4 else frames[window]
-            for name, frames in self.frames.items()
-        }
+        index = window.flatten()
+        stacked = {name: _rows(frames, index).unflatten(0, window.shape) for name, frames in self.frames.items()}
+        return {name: channels_first(x) if x.ndim == 5 else x for name, x in stacked.items()}
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device; pinned memory is copied without blocking."""
-        move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The batch in page-locked memory, from which a GPU copies while it computes."""
+        return self._each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        def changed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: change(tensor) for name, tensor in tensors.items()}
+
         return Batch(
-            frames={name: move(frames) for name, frames in self.frames.items()},
-            window=move(self.window),
-            next_window=move(self.next_window),
-            action=move(self.action),
-            reward=move(self.reward),
-            discount=move(self.discount),
-            rows=move(self.rows),
+            frames=changed(self.frames),
+            window=change(self.window),
+            next_window=change(self.next_window),
+            actions=change(self.actions),
+            action_mask=change(self.action_mask),
+            reward=change(self.reward),
+            discount=change(self.discount),
+            rows=change(self.rows),
+            goal_windows=changed(self.goal_windows),
+            reached=changed(self.reached),
         )
+
+
+def _rows(frames: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """`frames[index]`, which on a CPU copies an element at a time; this copies whole rows."""
+    if frames.is_cuda:
+        return frames.index_select(0, index)
+    return torch.from_numpy(gather(frames.numpy(), index.numpy()))
 
 
 def channels_first(images: torch.Tensor) -> torch.Tensor:
@@ -73,10 +111,10 @@ def channels_first(images: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws batches of transitions uniformly, with frame stacks and n-step returns.
+    """Draws batches of transitions, uniformly or by the store's weights.
 
     A window repeats its episode's first frame instead of reaching into the episode before; an n-step return is
-    cut at a terminal and at the episode's end.
+    cut at a terminal and at the episode's end; an action chunk repeats the last action that had an outcome.
 
     Args:
         store: where the rows are.
@@ -84,6 +122,8 @@ class Sampler:
         seed: seed of the run.
         frame_stack: T, frames per observation.
         n_step: steps of the return before it bootstraps.
+        action_chunk: H, actions per row.
+        goals: name to law of the goals that each row is given; none by default.
         discount: gamma per step.
         reward_scale: factor on rewards (critics of sparse tasks learn faster with values of order 1).
         reward_shift: added to rewards before scaling, e.g. -0.5 with scale 4 for AntMaze's (r - 0.5) * 4.
@@ -94,21 +134,40 @@ class Sampler:
     seed: int
     frame_stack: int = 1
     n_step: int = 1
+    action_chunk: int = 1
+    goals: Mapping[str, HindsightGoals] = field(default_factory=dict)
     discount: float = 0.99
     reward_scale: float = 1.0
     reward_shift: float = 0.0
 
     def rows(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
         """int64 (B / world_size,), this process's rows of batch `step`: a function of (seed, step) alone."""
+        return self._own(self._global_rows(step), rank, world_size)
+
+    def goal_rows(self, step: int, rank: int = 0, world_size: int = 1) -> dict[str, np.ndarray]:
+        """Goal name to int64 (B / world_size,), the rows that `rows` are told to reach."""
+        rows = self._global_rows(step) if self.goals else np.empty(0)
+        return {
+            name: self._own(law.draw(self.store, rows, counter_rng(self.seed, step, _GOAL_SALT, k)), rank, world_size)
+            for k, (name, law) in enumerate(self.goals.items())
+        }
+
+    def _global_rows(self, step: int) -> np.ndarray:
+        transitions, cumulative = self.store.transitions, self.store.cumulative_weights
+        rng = counter_rng(self.seed, step, _SAMPLER_SALT)
+        if cumulative is None:
+            return transitions[rng.integers(0, len(transitions), self.batch_size)]
+        draw = np.searchsorted(cumulative, rng.random(self.batch_size) * cumulative[-1], side="right")
+        return transitions[np.minimum(draw, len(transitions) - 1)]
+
+    def _own(self, of_all: np.ndarray, rank: int, world_size: int) -> np.ndarray:
         if self.batch_size % world_size:
             raise ValueError(
                 f"a batch of {self.batch_size} cannot be divided over {world_size} processes; "
                 f"set training.batch_size to a multiple of {world_size}"
             )
-        transitions = self.store.transitions
-        draw = counter_rng(self.seed, step, _SAMPLER_SALT).integers(0, len(transitions), self.batch_size)
         local = self.batch_size // world_size
-        return transitions[draw[rank * local : (rank + 1) * local]]
+        return of_all[rank * local : (rank + 1) * local]
 
     def windows(self, rows: np.ndarray) -> np.ndarray:
         """int64 (B, T), the frames that make the observation of each row, never before the episode's start."""
@@ -139,30 +198,38 @@ class Sampler:
             alive &= store.has_outcome[here]
         return total.astype(np.float32), count.astype(np.float32), here
 
-    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """Batch number `step`, this process's part, on the CPU."""
-        return self.gather(self.rows(step, rank, world_size))
+    def chunks(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of each action chunk and which of them are real.
 
-    def gather(self, rows: np.ndarray) -> Batch:
-        """The batch that consists of the given rows."""
+        Returns:
+            int64 (B, H), bool (B, H).
+        """
+        last = self.store.episode_ends[self.store.episode_of(rows)] - 1
+        last = np.where(self.store.has_outcome[last], last, last - 1)  # an action without an outcome may be a filler
+        wanted = rows[:, None] + np.arange(self.action_chunk)
+        return np.minimum(wanted, last[:, None]), wanted <= last[:, None]
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """Batch number `step`, this process's part; its frames are where the store keeps them, the rest on the CPU."""
+        return self.gather(self.rows(step, rank, world_size), self.goal_rows(step, rank, world_size))
+
+    def gather(self, rows: np.ndarray, goal_rows: Mapping[str, np.ndarray] | None = None) -> Batch:
+        """The batch that consists of the given rows, and goals if given."""
         reward, discount, next_rows = self.returns(rows)
-        both = np.concatenate([self.windows(rows), self.windows(next_rows)])
-        distinct, position = np.unique(both, return_inverse=True)
-        window = torch.from_numpy(position.reshape(both.shape))
+        goals = dict(goal_rows or {})
+        every = np.concatenate([self.windows(some) for some in (rows, next_rows, *goals.values())])
+        distinct, position = np.unique(every, return_inverse=True)
+        window, next_window, *goal_windows = torch.from_numpy(position.reshape(every.shape)).split(len(rows))
+        chunk, real = self.chunks(rows)
         return Batch(
-            frames={
-                name: torch.from_numpy(_as_tensor_type(array[distinct]))
-                for name, array in self.store.observations.items()
-            },
-            window=window[: len(rows)],
-            next_window=window[len(rows) :],
-            action=torch.from_numpy(np.asarray(self.store.actions[rows], dtype=np.float32)),
+            frames={name: taken(array, distinct, every.size) for name, array in self.store.observations.items()},
+            window=window,
+            next_window=next_window,
+            actions=torch.from_numpy(np.asarray(self.store.actions[chunk], dtype=np.float32)),
+            action_mask=torch.from_numpy(real),
             reward=torch.from_numpy(reward),
             discount=torch.from_numpy(discount),
             rows=torch.from_numpy(rows),
+            goal_windows=dict(zip(goals, goal_windows, strict=True)),
+            reached={name: torch.from_numpy(goal == rows) for name, goal in goals.items()},
         )
-
-
-def _as_tensor_type(frames: np.ndarray) -> np.ndarray:
-    """Images as they are, states as float32, whatever float the file holds."""
-    return np.ascontiguousarray(frames, frames.dtype if frames.dtype == np.uint8 else np.float32)

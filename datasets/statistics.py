@@ -1,6 +1,9 @@
-"""Statistics of a data set that networks are scaled by."""
+"""Statistics of a data set that networks are scaled by, streamed over mapped arrays."""
 
 from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +12,79 @@ from gtp_vision.datasets.store import Store
 
 _PIECE = 64
 _FRAMES = 2048  # enough for a mean to a level or two, and 25 MB of 64x64 frames
+_ROWS = 1 << 15  # rows looked at together: a few MB, which stay in the processor's cache
+_SAMPLE = 1 << 17  # rows that quantiles are taken from; a quantile of so many is off by at most 0.003 in rank
+_QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+_FLOOR = 1e-4  # of the spread relative to the magnitude: less is rounding or a sensor that stands still
+
+
+@dataclass(frozen=True)
+class ArrayStatistics:
+    """Of each dimension of an array (N, D), over all rows; quantiles over at most 131072 rows, spread evenly.
+
+    Attributes:
+        mean: (D,).
+        std: (D,), the population's deviation.
+        min: (D,).
+        max: (D,).
+        quantiles: "0.01", "0.1", "0.5", "0.9" and "0.99" to (D,).
+        constant: dimensions that hardly ever change: their deviation is below 1e-4 of their magnitude, or 98 % of their
+            values are the same. Whoever divided by their spread would blow up the rare exception.
+    """
+
+    mean: list[float]
+    std: list[float]
+    min: list[float]
+    max: list[float]
+    quantiles: dict[str, list[float]]
+    constant: list[int]
+
+    def scale(self) -> np.ndarray:
+        """float32 (D,) to divide by: the deviation, and 1 in near-constant dimensions."""
+        scale = np.asarray(self.std, np.float32)
+        scale[self.constant] = 1.0
+        return scale
+
+    def record(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def array_statistics(array: Array) -> ArrayStatistics:
+    """The statistics of an array (N, D) of numbers, in two passes over pieces; N and D at least 1."""
+    count, width = array.shape[0], array.shape[1]
+    origin = np.asarray(array[0:1], np.float64)[0]  # sums of differences from it lose no digits
+    total, squares = np.zeros(width), np.zeros(width)
+    low, high = np.full(width, np.inf), np.full(width, -np.inf)
+    for start in range(0, count, _ROWS):
+        piece = np.asarray(array[start : start + _ROWS])
+        low, high = np.minimum(low, piece.min(0)), np.maximum(high, piece.max(0))
+        centred = piece - origin
+        total += centred.sum(0)
+        squares += np.einsum("nd,nd->d", centred, centred)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    mean += origin
+    rows = np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64)
+    levels = np.quantile(np.asarray(array[rows]), _QUANTILES, axis=0)
+    magnitude = np.maximum(np.abs(mean), 1e-2)  # so that noise of a millionth about 0 stands still too
+    still = (levels[-1] - levels[0]) <= 1e-6 * magnitude
+    return ArrayStatistics(
+        mean=mean.tolist(),
+        std=std.tolist(),
+        min=low.astype(np.float64).tolist(),
+        max=high.astype(np.float64).tolist(),
+        quantiles={str(q): level.tolist() for q, level in zip(_QUANTILES, levels.astype(np.float64), strict=True)},
+        constant=np.flatnonzero((std <= _FLOOR * magnitude) | still).tolist(),
+    )
+
+
+def store_statistics(store: Store) -> dict[str, ArrayStatistics]:
+    """Of `actions` and of every observation that is a state; images are not looked at."""
+    states = {name: array for name, array in store.observations.items() if array.ndim == 2}
+    return {"actions": array_statistics(store.actions)} | {
+        f"observations/{name}": array_statistics(array) for name, array in states.items()
+    }
 
 
 def mean_images(store: Store) -> dict[str, np.ndarray]:

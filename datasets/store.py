@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gtp_vision.datasets.arrays import Array
+from gtp_vision.datasets.arrays import Array, Segmented, view
+from gtp_vision.errors import GtpVisionError, propose
 
 
 @dataclass
@@ -28,7 +29,8 @@ class Store:
             episode (OGBench goes on recording after success).
         timeouts: bool (N,). The recording ends here without the MDP ending: this row's action has no outcome.
         episode_ends: int64 (E,), exclusive row number of each episode's end, increasing, the last one N.
-        attributes: provenance and rendering settings as JSON-able values.
+        attributes: provenance and rendering settings as JSON-able values; `filters` names groups of episodes.
+        weights: float64 (N,) or None; how much more often a row is drawn than another (None: all alike).
         path: file that the arrays come from, for messages.
     """
 
@@ -40,6 +42,7 @@ class Store:
     episode_ends: np.ndarray
     attributes: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -72,6 +75,60 @@ class Store:
         """int64 (M,), the rows with an outcome."""
         return np.flatnonzero(self.has_outcome)
 
+    @cached_property
+    def cumulative_weights(self) -> np.ndarray | None:
+        """float64 (M,), running sum of the weights of `transitions`; None if all rows are alike."""
+        return None if self.weights is None else np.cumsum(self.weights[self.transitions])
+
+    def select(self, names: Sequence[str]) -> Store:
+        """The same episodes with the named observations only, in this order.
+
+        Raises:
+            GtpVisionError: a name that is no observation.
+        """
+        for name in names:
+            if name not in self.observations:
+                raise GtpVisionError(
+                    f"{self.path or 'the data set'} has no observation '{name}': {propose(name, self.observations)}"
+                )
+        return replace(self, observations={name: self.observations[name] for name in names})
+
+    def subset(self, episodes: Sequence[int] | np.ndarray) -> Store:
+        """Some episodes, in the order given; what is mapped stays mapped, and `filters` are left out."""
+        chosen = np.asarray(episodes, np.int64)
+        runs = _runs(chosen)
+        spans = [(int(self.episode_starts[first]), int(self.episode_ends[last])) for first, last in runs]
+        rows = np.concatenate([np.arange(start, stop) for start, stop in spans]) if spans else np.empty(0, np.int64)
+        lengths = self.episode_ends[chosen] - self.episode_starts[chosen]
+        return Store(
+            observations={
+                name: Segmented([view(array, start, stop) for start, stop in spans] or [view(array, 0, 0)])
+                for name, array in self.observations.items()
+            },
+            actions=self.actions[rows],
+            rewards=self.rewards[rows],
+            terminals=self.terminals[rows],
+            timeouts=self.timeouts[rows],
+            episode_ends=np.cumsum(lengths, dtype=np.int64),
+            attributes={key: value for key, value in self.attributes.items() if key != "filters"},
+            path=self.path,
+            weights=None if self.weights is None else self.weights[rows],
+        )
+
+    def filtered(self, name: str) -> Store:
+        """The episodes of one of the file's own groups, e.g. robomimic's `train`.
+
+        Raises:
+            GtpVisionError: there is no such group, or it is empty.
+        """
+        groups = {key: episodes for key, episodes in (self.attributes.get("filters") or {}).items() if episodes}
+        if name not in groups:
+            raise GtpVisionError(
+                f"{self.path or 'the data set'} has no group of episodes '{name}' with episodes in it: "
+                f"{propose(name, groups)}"
+            )
+        return self.subset(sorted(groups[name]))
+
     def episode_of(self, rows: np.ndarray) -> np.ndarray:
         """The episode number of each row."""
         return np.searchsorted(self.episode_ends, rows, side="right")
@@ -79,3 +136,58 @@ class Store:
     def nbytes(self) -> int:
         """Bytes of all observation arrays, mapped or not."""
         return sum(int(array.nbytes) for array in self.observations.values())
+
+
+def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
+    """Several data sets as one, of which a batch holds the given shares.
+
+    Args:
+        stores: with the same observations and actions.
+        shares: of a batch, each above 0; only their ratios count.
+
+    Raises:
+        GtpVisionError: data sets that do not fit each other, or a share that is not above 0.
+    """
+    first = stores[0]
+    for store, share in zip(stores, shares, strict=True):
+        if not 0 < share < np.inf:
+            raise GtpVisionError(f"{store.path or 'a data set'} has the share {share}; shares must be above 0")
+        if _description(store) != _description(first):
+            raise GtpVisionError(
+                f"{store.path or 'a data set'} holds {_told(store)}, but {first.path or 'the first'} holds "
+                f"{_told(first)}; mix data sets of the same kind, or name what they share in task.observations"
+            )
+    starts = np.cumsum([0, *(len(store) for store in stores)])
+    return Store(
+        observations={name: Segmented([store.observations[name] for store in stores]) for name in first.observations},
+        actions=np.concatenate([store.actions for store in stores]),
+        rewards=np.concatenate([store.rewards for store in stores]),
+        terminals=np.concatenate([store.terminals for store in stores]),
+        timeouts=np.concatenate([store.timeouts for store in stores]),
+        episode_ends=np.concatenate([store.episode_ends + s for store, s in zip(stores, starts, strict=False)]),
+        attributes={key: value for key, value in first.attributes.items() if key != "filters"}
+        | {"mixed": [{"path": str(s.path), "share": float(share)} for s, share in zip(stores, shares, strict=True)]},
+        path=first.path,
+        weights=np.concatenate([_weighted(s, share) for s, share in zip(stores, shares, strict=True)]),
+    )
+
+
+def _weighted(store: Store, share: float) -> np.ndarray:
+    """float64 (N,), weights whose sum over the rows that can be drawn is `share`."""
+    weights = np.ones(len(store)) if store.weights is None else np.asarray(store.weights, np.float64)
+    return weights * (share / max(weights[store.transitions].sum(), np.finfo(np.float64).tiny))
+
+
+def _description(store: Store) -> Any:
+    return {name: (array.shape[1:], array.dtype) for name, array in store.observations.items()}, store.action_dim
+
+
+def _told(store: Store) -> str:
+    shapes = [f"{name} {'x'.join(map(str, array.shape[1:]))}" for name, array in sorted(store.observations.items())]
+    return f"{', '.join(shapes)} and actions of {store.action_dim}"
+
+
+def _runs(numbers: np.ndarray) -> list[tuple[int, int]]:
+    """First and last of each run of consecutive numbers."""
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    return [(int(run[0]), int(run[-1])) for run in np.split(numbers, breaks) if len(run)]

@@ -15,7 +15,7 @@ _TOLERANCE = 1e-5  # actions that left [-1, 1] by float rounding are not an erro
 def problems(store: Store) -> list[str]:
     """Every kind of fault of the store, a sentence each: the array, the episode, the frame and the mend."""
     found: list[str] = []
-    found += _lengths(store)
+    found += misfits(store)
     if found:  # row arithmetic below relies on the lengths
         return found
     found += _flat("rewards", store.rewards, store)
@@ -23,7 +23,7 @@ def problems(store: Store) -> list[str]:
     if not found:
         found += _range(store)
     for name, array in store.observations.items():
-        if array.dtype == np.uint8 and array.ndim == 4:
+        if array.dtype == np.uint8 and array.ndim == 4 and all(array.shape):
             continue
         if array.dtype.kind == "f" and array.ndim == 2 and array.shape[1]:
             found += _flat(f"observations/{name}", array, store)
@@ -49,8 +49,8 @@ def validate(store: Store) -> Store:
     return store
 
 
-def _lengths(store: Store) -> list[str]:
-    """Faults of shapes and lengths, on which all row arithmetic relies."""
+def misfits(store: Store) -> list[str]:
+    """The faults of shapes and lengths among `problems`: all row arithmetic relies on there being none."""
     flat = {name: getattr(store, name) for name in ("rewards", "terminals", "timeouts", "episode_ends")}
     found = [
         f"{name} has shape {array.shape}; wanted one number a row" for name, array in flat.items() if array.ndim != 1

@@ -25,6 +25,7 @@ class EncoderConfig:
         share: one encoder for actor and critic, trained by both losses, instead of one each.
         shift: largest random shift in pixels; 0 for none.
         shift_probability: of shifting a sample.
+        standardize: bring states to mean 0 and deviation 1 of the data set; near-constant dimensions are only centred.
     """
 
     name: str = "impala_small"
@@ -32,13 +33,14 @@ class EncoderConfig:
     share: bool = False
     shift: int = 3
     shift_probability: float = 0.5
+    standardize: bool = True
 
 
 class Encoder(nn.Module):
     """Named observations to one feature vector.
 
     Every camera has a tower of its own; their outputs are joined and projected to `features` by a normalised
-    layer. States are appended as they are.
+    layer. States are appended, scaled as `standardize` says.
 
     Args:
         shapes: observation name to the shape of one stacked observation: (T, C, H, W) or (T, D).
@@ -70,6 +72,9 @@ class Encoder(nn.Module):
             tower = ImpalaTower(frames, channels, height, width, stacks, blocks, patch)
             self.towers.append(tower)
             joined += tower.width
+        for index, name in enumerate(self.states):
+            self.register_buffer(f"state_mean_{index}", torch.zeros(shapes[name][1]))
+            self.register_buffer(f"state_scale_{index}", torch.ones(shapes[name][1]))
         self.width = sum(shapes[name][0] * shapes[name][1] for name in self.states)
         if cameras:
             self.project = nn.Sequential(nn.Linear(joined, config.features), nn.LayerNorm(config.features), nn.ReLU())
@@ -89,6 +94,22 @@ class Encoder(nn.Module):
         for name, tower in zip(self.cameras, self.towers, strict=True):
             tower.get_buffer("mean").copy_(means[name])
 
+    @torch.no_grad()
+    def standardize(self, scales: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Subtract each state's mean and divide by its scale, from now on; saved with the parameters.
+
+        Args:
+            scales: state name to float32 (D,) mean and (D,) scale.
+        """
+        for index, name in enumerate(self.states):
+            mean, scale = scales[name]
+            self.get_buffer(f"state_mean_{index}").copy_(mean)
+            self.get_buffer(f"state_scale_{index}").copy_(scale)
+
+    def _scaled(self, index: int, state: torch.Tensor) -> torch.Tensor:
+        mean, scale = (self.get_buffer(f"state_{what}_{index}") for what in ("mean", "scale"))
+        return ((state - mean) / scale).flatten(1)
+
     def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Name to uint8 (B, T, C, H, W) or float (B, T, D), to float (B, width).
 
@@ -96,7 +117,7 @@ class Encoder(nn.Module):
             GtpVisionError: an observation is missing or has another shape than the encoder was built for.
         """
         self._check(observation)
-        parts = [observation[name].flatten(1) for name in self.states]
+        parts = [self._scaled(index, observation[name]) for index, name in enumerate(self.states)]
         if self.cameras:
             seen = [tower(observation[name]) for name, tower in zip(self.cameras, self.towers, strict=True)]
             parts.append(self.project(torch.cat(seen, dim=1)))

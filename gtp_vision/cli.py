@@ -24,6 +24,7 @@ Offline reinforcement learning and imitation from cameras with generative trajec
   gtp-vision data inspect FILE                        what a data set holds and what is wrong with it
   gtp-vision data collect ENV --out FILE              record demonstrations in the simulator
   gtp-vision bench step                               where a training step's time goes
+  gtp-vision bench loader                             how fast batches come, and what memory they take
   gtp-vision experiment multigoal                     the paper's picture: four goals, three ways to reach them
 """
 
@@ -116,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--rounds", type=int, default=5, help="interleaved rounds; medians are printed")
     step.add_argument("--json", action="store_true")
     step.set_defaults(run=_bench_step)
+    loader = bench.add_parser("loader", help="batches against a bare gather, robomimic and h5py; memory; statistics")
+    loader.add_argument("--rounds", type=int, default=5, help="interleaved rounds; medians are printed")
+    loader.add_argument("--json", action="store_true")
+    loader.set_defaults(run=_bench_loader)
 
     experiment = verbs.add_parser("experiment", help="what few-step policies learn, where the answer is known")
     what = experiment.add_subparsers(dest="what", metavar="WHAT", required=True)
@@ -255,6 +260,14 @@ def _bench_step(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.training.bench import bench_step, table
 
     results = bench_step(rounds=arguments.rounds, progress=not arguments.json)
+    print(json.dumps(results) if arguments.json else table(results))
+    return 0
+
+
+def _bench_loader(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.training.bench_loader import bench_loader, table
+
+    results = bench_loader(rounds=_at_least(1, "--rounds", arguments.rounds), progress=not arguments.json)
     print(json.dumps(results) if arguments.json else table(results))
     return 0
 

@@ -18,6 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gtp_vision.agents import AGENTS, AgentConfig
+from gtp_vision.datasets.placement import PLACEMENTS
 from gtp_vision.encoders import ENCODERS, EncoderConfig
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.networks import ACTIVATIONS
@@ -33,7 +34,11 @@ class TaskConfig:
     Attributes:
         name: short name, used in the run folder's path.
         env: environment name; also names the official data set.
-        dataset: a data set file; `demo` is the one this package carries; null is the official one in `data_dir`.
+        dataset: a data set; `demo` is the one this package carries; null is the official one in `data_dir`.
+        datasets: instead of `dataset`, several data sets to be mixed.
+        shares: of a batch, one for each of `datasets`; only their ratios count; null for equal ones.
+        filter: only the episodes of this group of the file's own, e.g. robomimic's train; null for all.
+        observations: only these observations, in this order; null for all.
         frame_stack: frames an observation.
         n_step: steps of the return before it bootstraps.
         discount: gamma a step.
@@ -45,6 +50,10 @@ class TaskConfig:
     name: str = MISSING
     env: str = MISSING
     dataset: str | None = None
+    datasets: list[str] | None = None
+    shares: list[float] | None = None
+    filter: str | None = None
+    observations: list[str] | None = None
     frame_stack: int = 3
     n_step: int = 1
     discount: float = 0.99
@@ -73,6 +82,7 @@ class TrainingConfig:
         eval_steps: K when acting in evaluations; null is the agent's.
         videos: episodes an evaluation that are filmed.
         device: auto, cpu or cuda.
+        placement: where the frames live: auto, device (all on the GPU) or mapped (shipped batch by batch).
         precision: no, bf16 or fp16 (Accelerate's mixed precision).
     """
 
@@ -91,6 +101,7 @@ class TrainingConfig:
     eval_steps: int | None = None
     videos: int = 4
     device: str = "auto"
+    placement: str = "auto"
     precision: str = "no"
 
 
@@ -156,6 +167,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "encoder.name": ENCODERS,
     "training.schedule": ("constant", "cosine"),
     "training.device": ("auto", "cpu", "cuda"),
+    "training.placement": PLACEMENTS,
     "training.precision": ("no", "bf16", "fp16"),
 }
 
@@ -222,6 +234,20 @@ def checked(config: Any) -> Config:
         value = attrgetter(key)(config)
         if value not in known:
             raise GtpVisionError(f"{key}={value} is unknown: {propose(value, known)}")
+    task = config.task
+    if task.dataset and task.datasets:
+        raise GtpVisionError("task.dataset and task.datasets are both given; set task.dataset=null to mix the latter")
+    if task.datasets is not None and not task.datasets:
+        raise GtpVisionError("task.datasets=[] names no data set; name some, or set it to null")
+    if task.shares is not None and (
+        len(task.shares) != len(task.datasets or ()) or not all(0 < share < math.inf for share in task.shares)
+    ):
+        raise GtpVisionError(
+            f"task.shares={task.shares} must hold a number above 0 for each of the {len(task.datasets or ())} data sets "
+            f"in task.datasets"
+        )
+    if task.observations is not None and not task.observations:
+        raise GtpVisionError("task.observations=[] leaves nothing to see; name observations, or set it to null")
     policy = config.agent.policy
     if not policy.sigma_min < policy.sigma_last < policy.sigma_max < math.inf:
         raise GtpVisionError(

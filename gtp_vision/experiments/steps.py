@@ -14,12 +14,11 @@ from tqdm import tqdm
 
 from gtp_vision.agents import GTPBC
 from gtp_vision.datasets.files import written_aside
-from gtp_vision.datasets.formats import open_store
 from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Batch, Sampler
-from gtp_vision.datasets.validation import validate
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.experiments.measures import STEPS
+from gtp_vision.training.data import open_for
 from gtp_vision.training.evaluation import one_thread
 from gtp_vision.training.trainer import actor_of, evaluator_of, restore
 
@@ -60,7 +59,7 @@ def sweep(
     config, parts = restore(folder, which)
     policy = config.agent.policy
     steps = steps or ((policy.grid,) if policy.family == "vp_diffusion" else STEPS)
-    store = parts.store if data is None else validate(open_store(data, config.task.env))
+    store = parts.store if data is None else open_for(config.task, data)
     if store.action_dim != parts.store.action_dim:
         raise GtpVisionError(
             f"{data}: actions have {store.action_dim} dimensions, the run's have {parts.store.action_dim}"

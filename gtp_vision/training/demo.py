@@ -17,6 +17,7 @@ from gtp_vision.config import Config, from_command_line
 from gtp_vision.envs import EnvSpec
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import trainer
+from gtp_vision.training.data import open_data
 from gtp_vision.training.evaluation import Evaluator, random_actor
 from gtp_vision.training.report import build_report
 
@@ -136,6 +137,6 @@ def _side_by_side(settings: Mapping[str, Sequence[str]], progress: bool) -> Iter
 def _random(config: Config) -> dict[str, Any]:
     """Random actions on the same episodes; they look at nothing, so nothing is rendered."""
     spec = EnvSpec(config.task.env, pixels=False, max_episode_steps=config.task.max_episode_steps)
-    actor = random_actor(trainer.open_data(config).action_dim)
+    actor = random_actor(open_data(config).action_dim)
     with Evaluator(spec, frame_stack=1, envs=1, seed=trainer.eval_seed(config), progress=False) as evaluator:
         return evaluator.run(actor, config.training.eval_episodes)[0]

@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,20 +31,18 @@ from tqdm import tqdm
 from gtp_vision import agents
 from gtp_vision.agents import GTPBC
 from gtp_vision.config import Config, from_run, to_yaml
-from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.files import written_aside
-from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.loader import Loader
+from gtp_vision.datasets.placement import place
 from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.datasets.statistics import mean_images
+from gtp_vision.datasets.statistics import ArrayStatistics
 from gtp_vision.datasets.store import Store
-from gtp_vision.datasets.validation import validate
-from gtp_vision.encoders import Encoder
 from gtp_vision.envs import EnvSpec, Rendering, choose_backend
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.policies import WeightsError
 from gtp_vision.training import checkpoint, pictures
+from gtp_vision.training.data import constant_dimensions, fit, open_data, save_statistics
 from gtp_vision.training.evaluation import Actor, Episode, EpisodeNoise, Evaluator, write_videos
 from gtp_vision.training.report import build_report
 from gtp_vision.training.tracking import Meters, Tracker
@@ -69,6 +68,8 @@ class Parts:
     module: torch.nn.Module
     optimizer: torch.optim.Optimizer
     noise_seed: int
+    statistics: dict[str, ArrayStatistics]
+    where: str
 
     def stream(self, step: int) -> RandomStream:
         """The noise of a training step."""
@@ -76,20 +77,13 @@ class Parts:
         return RandomStream(self.noise_seed, step, rank=a.process_index, world_size=a.num_processes, device=a.device)
 
 
-def open_data(config: Config) -> Store:
-    """The validated data set of a task."""
-    task = config.task
-    if task.dataset == "demo":
-        path = demo_path()
-    elif task.dataset:
-        path = Path(task.dataset).expanduser()
-    else:
-        path = ogbench.locate(task.env, Path(config.data_dir).expanduser())
-    return validate(open_store(path, task.env))
+def build(config: Config, *, fresh: bool = True) -> Parts:
+    """Data, networks, optimiser, placed where Accelerate says.
 
-
-def build(config: Config) -> Parts:
-    """Data, networks, optimiser, placed where Accelerate says."""
+    Args:
+        config: of the run.
+        fresh: False leaves the encoders' statistics to the checkpoint that will be loaded.
+    """
     choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which looks only once
     accelerator = Accelerator(
         cpu=config.training.device == "cpu",
@@ -108,9 +102,10 @@ def build(config: Config) -> Parts:
         )
     with accelerator.main_process_first():  # one process fills the cache, the others map it
         store = open_data(config)
+    placed, where = place(store, accelerator.device, config.training.placement)
     task = config.task
     sampler = Sampler(
-        store,
+        placed,
         batch_size=config.training.batch_size,
         seed=config.seed,
         frame_stack=task.frame_stack,
@@ -121,11 +116,12 @@ def build(config: Config) -> Parts:
     )
     torch.manual_seed(config.seed)
     agent = agents.create(shapes(store, task.frame_stack), store.action_dim, config.agent, config.encoder)
-    centre(agent, store)
+    statistics = fit(agent, store, standardize=config.encoder.standardize) if fresh else {}
     trained = [p for p in agent.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=config.training.learning_rate)
     module, optimizer = accelerator.prepare(agent, optimizer)
-    return Parts(accelerator, store, sampler, accelerator.unwrap_model(module), module, optimizer, config.seed)
+    agent = accelerator.unwrap_model(module)
+    return Parts(accelerator, store, sampler, agent, module, optimizer, config.seed, statistics, where)
 
 
 def shapes(store: Store, frame_stack: int) -> dict[str, tuple[int, ...]]:
@@ -134,14 +130,6 @@ def shapes(store: Store, frame_stack: int) -> dict[str, tuple[int, ...]]:
         name: (frame_stack, array.shape[3], *array.shape[1:3]) if array.ndim == 4 else (frame_stack, array.shape[1])
         for name, array in store.observations.items()
     }
-
-
-def centre(agent: GTPBC, store: Store) -> None:
-    """Tell every encoder of the agent, targets too, the mean frames of the data set."""
-    means = {name: torch.from_numpy(mean).permute(2, 0, 1) for name, mean in mean_images(store).items()}
-    for module in agent.modules():
-        if isinstance(module, Encoder):
-            module.centre(means)
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -200,6 +188,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
             parts.accelerator.print(f"no whole checkpoint in {folder}: starting from step 0")
     if main:
         prepare_folder(folder, config, empty=not resume)
+        save_statistics(folder, parts.statistics)
+        if progress:
+            for line in filter(None, (parts.where, constant_dimensions(parts.statistics))):
+                tqdm.write(line, file=sys.stderr)
     parts.accelerator.wait_for_everyone()
     evaluations = _read_evaluations(folder, start)
     spent = train_seconds + sum(found["seconds"] for found in evaluations)
@@ -428,7 +420,7 @@ def restore(folder: Path, which: str = "last") -> tuple[Config, Parts]:
     if not path.exists():
         known = [other.name for other in (folder / "checkpoints").glob("[!.]*")]
         raise GtpVisionError(f"{folder} has no checkpoint '{which}': {propose(which, known)}")
-    parts = build(config)
+    parts = build(config, fresh=False)
     checkpoint.load(path.resolve(), parts.agent)
     return config, parts
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from gtp_vision.datasets.files import cache_dir, fingerprint, require_space, written_aside
+from gtp_vision.datasets.files import cache_dir, evict, fingerprint, require_space, touch, written_aside
 from gtp_vision.errors import GtpVisionError
 
 
@@ -62,3 +62,38 @@ def test_too_little_room_is_told_with_the_folder_and_the_mend(tmp_path: Path) ->
     with pytest.raises(GtpVisionError, match=r"unpacking x.*GTP_VISION_CACHE") as told:
         require_space(folder, 1 << 60, "unpacking x")
     assert str(folder) in str(told.value)
+
+
+def test_a_folders_fingerprint_is_that_of_its_files(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    (folder / "deep").mkdir(parents=True)
+    seen = [fingerprint(folder)]
+    for name, content in (("deep/a", b"1"), ("b", b""), ("deep/a", b"2")):
+        (folder / name).write_bytes(content)
+        os.utime(folder / name, (1, 1))
+        seen.append(fingerprint(folder))
+    (folder / "b").rename(folder / "c")
+    seen.append(fingerprint(folder))
+    assert len(set(seen)) == len(seen)
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GTP_VISION_CACHE_SIZE", "1e-6")  # 1000 bytes
+    for age, name in enumerate(("new", "middle", "old")):
+        (tmp_path / f"{name}.h5").write_bytes(b"x" * 300)
+        (tmp_path / f"{name}.json").write_text("{}")
+        os.utime(tmp_path / f"{name}.h5", (1000 - age, 1000 - age))
+    evict(tmp_path, 100)
+    assert len(list(tmp_path.iterdir())) == 6, "all of it fits"
+    touch(tmp_path / "old.h5")
+    evict(tmp_path, 400)
+    assert {path.name for path in tmp_path.iterdir()} == {"new.h5", "new.json", "old.h5", "old.json"}
+    evict(tmp_path, 10_000)
+    assert not list(tmp_path.iterdir())
+    evict(tmp_path / "nothing there", 1)
+
+
+def test_a_cache_size_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GTP_VISION_CACHE_SIZE", "much")
+    with pytest.raises(GtpVisionError, match="GTP_VISION_CACHE_SIZE=much"):
+        evict(tmp_path, 1)

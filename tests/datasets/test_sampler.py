@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 
@@ -231,3 +232,67 @@ def test_a_moved_batch_holds_the_same_numbers(make_store: MakeStore) -> None:
     for name in ("window", "next_window", "action", "reward", "discount", "rows"):
         assert torch.equal(getattr(same, name), getattr(batch, name))
     assert all(torch.equal(same.frames[name], frames) for name, frames in batch.frames.items())
+
+
+# Chunks, goals, weights ------------------------------------------------------------------------------------------
+
+
+def test_a_chunk_is_the_actions_that_follow_and_is_padded_at_the_episodes_end(make_store: MakeStore) -> None:
+    store = make_store((5, 4), terminals={8})  # the first episode's last row has no outcome, the second ends in one
+    batch = Sampler(store, 1, 0, action_chunk=3).gather(np.array([0, 2, 3, 5, 7, 8]))
+    rows = [[0, 1, 2], [2, 3, 3], [3, 3, 3], [5, 6, 7], [7, 8, 8], [8, 8, 8]]
+    real = [[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 0], [1, 0, 0]]
+    np.testing.assert_array_equal(batch.actions, store.actions[rows])
+    np.testing.assert_array_equal(batch.action_mask, np.array(real, bool))
+    np.testing.assert_array_equal(batch.action, store.actions[[0, 2, 3, 5, 7, 8]])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_goals_are_drawn_for_the_whole_batch_and_stacked_like_observations(
+    make_store: MakeStore, world_size: int
+) -> None:
+    store = make_store((9, 11), cameras={"front": (4, 4, 3)})
+    laws = {"value": HindsightGoals(), "actor": ACTOR_GOALS}
+    sampler = Sampler(store, 16, 0, frame_stack=2, goals=laws)
+    wanted = sampler.goal_rows(3)
+    parts = [sampler.batch(3, rank, world_size) for rank in range(world_size)]
+    rows = np.concatenate([batch.rows for batch in parts])
+    for name in laws:
+        seen = np.concatenate([batch.goal(name)["state"][:, -1, 0] for batch in parts])
+        np.testing.assert_array_equal(seen, wanted[name])
+        before = np.concatenate([batch.goal(name)["state"][:, 0, 0] for batch in parts])
+        starts = store.episode_starts[store.episode_of(wanted[name])]
+        np.testing.assert_array_equal(before, np.maximum(wanted[name] - 1, starts))
+        reached = np.concatenate([batch.reached[name] for batch in parts])
+        np.testing.assert_array_equal(reached, wanted[name] == rows)
+    assert parts[0].goal("value")["front"].shape == (16 // world_size, 2, 3, 4, 4)
+    assert (wanted["value"] != wanted["actor"]).any()
+
+
+def test_goals_do_not_change_which_rows_are_drawn(make_store: MakeStore) -> None:
+    store = make_store((9, 11))
+    plain, told = Sampler(store, 16, 0), Sampler(store, 16, 0, goals={"actor": ACTOR_GOALS})
+    np.testing.assert_array_equal(plain.rows(5), told.rows(5))
+    assert plain.batch(5).goal_windows == {}
+
+
+def test_a_goals_frames_are_gathered_once_with_the_others(make_store: MakeStore) -> None:
+    store = make_store((4,))
+    sampler = Sampler(store, 64, 0, frame_stack=2, goals={"any": HindsightGoals(current=0, trajectory=0, random=1)})
+    assert len(sampler.batch(0).frames["state"]) == 4
+
+
+def test_rows_are_drawn_by_their_weights(make_store: MakeStore) -> None:
+    store = make_store((4, 4))
+    store.weights = np.array([1.0, 0, 2, 50, 0, 0, 5, 50])  # the last rows have no outcome, whatever they weigh
+    drawn = np.bincount(np.concatenate([Sampler(store, 1000, 0).rows(step) for step in range(8)]), minlength=8)
+    assert drawn / 8000 == pytest.approx(np.array([1, 0, 2, 0, 0, 0, 5, 0]) / 8, abs=0.02)
+
+
+def test_weighted_rows_too_are_a_function_of_seed_and_step(make_store: MakeStore) -> None:
+    store = make_store((20, 20))
+    store.weights = np.linspace(0, 1, 40)
+    whole = Sampler(store, 12, 5).rows(7)
+    parts = [Sampler(store, 12, 5).rows(7, rank, 3) for rank in range(3)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert (Sampler(store, 12, 5).rows(8) != whole).any()

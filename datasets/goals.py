@@ -1,0 +1,56 @@
+"""Hindsight goals: which later (or other) frame a row is told to reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gtp_vision.datasets.store import Store
+from gtp_vision.errors import GtpVisionError
+
+
+@dataclass(frozen=True)
+class HindsightGoals:
+    """A mixture of goals in OGBench's ratios (the defaults are those of its value functions).
+
+    Attributes:
+        current: share of goals that are the row itself.
+        trajectory: share that lie later in the same episode.
+        random: share that are any row of the data set.
+        geometric: draw the distance along the episode geometrically, P(k) ~ discount^(k - 1) from k = 1, cut at the
+            episode's end; else uniformly from 1 to the episode's end.
+        discount: of the geometric law.
+
+    Raises:
+        GtpVisionError: shares that do not add up to 1, or a discount outside [0, 1).
+    """
+
+    current: float = 0.2
+    trajectory: float = 0.5
+    random: float = 0.3
+    geometric: bool = True
+    discount: float = 0.99
+
+    def __post_init__(self) -> None:
+        shares = (self.current, self.trajectory, self.random)
+        if min(shares) < 0 or not np.isclose(sum(shares), 1):
+            raise GtpVisionError(f"the shares of goals current, trajectory and random are {shares}; they must add to 1")
+        if not 0 <= self.discount < 1:
+            raise GtpVisionError(f"goals have the discount {self.discount}; it must lie within [0, 1)")
+
+    def draw(self, store: Store, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """int64 (B,), the row that each of `rows` is to reach."""
+        last = store.episode_ends[store.episode_of(rows)] - 1
+        if self.geometric:
+            distance = rng.geometric(1 - self.discount, len(rows))
+        else:
+            distance = 1 + np.floor(rng.random(len(rows)) * np.maximum(1, last - rows)).astype(np.int64)
+        later = np.minimum(rows + distance, last)
+        anywhere = rng.integers(0, len(store), len(rows))
+        kind = rng.random(len(rows))
+        return np.where(kind < self.current, rows, np.where(kind < self.current + self.trajectory, later, anywhere))
+
+
+ACTOR_GOALS = HindsightGoals(current=0.0, trajectory=1.0, random=0.0, geometric=False)
+"""OGBench's ratios for policies."""

@@ -1,0 +1,97 @@
+"""Where the frames live: mapped from the file, or on the device that trains."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from gtp_vision.datasets.arrays import Array, gather
+from gtp_vision.datasets.layout import COPY_BYTES
+from gtp_vision.datasets.store import Store
+from gtp_vision.errors import GtpVisionError
+
+PLACEMENTS = ("auto", "mapped", "device")
+_SHARE = 0.6  # of a GPU's free memory that frames may take; networks and activations need the rest
+
+
+class Resident:
+    """An array whose rows live on a device; looks like an `Array` to who asks for shapes.
+
+    Args:
+        array: (N, ...), copied in pieces.
+        device: where to.
+    """
+
+    def __init__(self, array: Array, device: torch.device) -> None:
+        kind = torch.uint8 if array.dtype == np.uint8 else torch.float32
+        self.tensor = torch.empty(array.shape, dtype=kind, device=device)
+        step = max(1, COPY_BYTES // max(1, array.nbytes // max(1, len(array))))
+        for start in range(0, len(array), step):
+            piece = np.ascontiguousarray(array[start : start + step], np.uint8 if kind == torch.uint8 else np.float32)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a mapped file cannot be written, and is only read
+                self.tensor[start : start + len(piece)] = torch.from_numpy(piece).to(device)
+        self.shape, self.ndim, self.dtype, self.nbytes = array.shape, array.ndim, array.dtype, array.nbytes
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return (
+            self.tensor[torch.as_tensor(rows, device=self.tensor.device) if not isinstance(rows, slice) else rows]
+            .cpu()
+            .numpy()
+        )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.tensor.cpu().numpy().astype(dtype or self.dtype, copy=False)
+
+
+def place(store: Store, device: torch.device, how: str = "auto") -> tuple[Store, str]:
+    """The store with its frames where they are to be, and a sentence about it.
+
+    Args:
+        store: mapped.
+        device: that trains.
+        how: `device` copies all frames there; `mapped` leaves them in the file, gathered and shipped by the loader;
+            `auto` copies them to a GPU when they fill at most 60 % of its free memory. On a CPU mapped is as near as
+            it gets: the operating system keeps the pages in memory, shared by all processes.
+
+    Raises:
+        GtpVisionError: `device` is demanded and they do not fit.
+    """
+    size = store.nbytes()
+    free = _free(device)
+    fits = size <= _SHARE * free
+    if how == "device" and not fits:
+        raise GtpVisionError(
+            f"training.placement=device: the frames of {store.path or 'the data set'} take {size / 1e9:.1f} GB and "
+            f"{device} has {free / 1e9:.1f} GB free, of which they may take {_SHARE:.0%}; set training.placement=mapped"
+        )
+    if how == "device" or (how == "auto" and device.type == "cuda" and fits):
+        moved: dict[str, Any] = {name: Resident(array, device) for name, array in store.observations.items()}
+        return replace(store, observations=moved), f"data: {size / 1e9:.2f} GB of frames on {device}"
+    return store, f"data: {size / 1e9:.2f} GB of frames mapped from {store.path or 'memory'}"
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def taken(array: Array | Resident, rows: np.ndarray, capacity: int) -> torch.Tensor:
+    """The rows as a tensor where the array lives: images uint8, states float32, whatever float the file holds.
+
+    `capacity` is the most rows that will ever be asked for; see `gather`.
+    """
+    if isinstance(array, Resident):
+        return array.tensor.index_select(0, torch.from_numpy(rows).to(array.tensor.device))
+    frames = gather(array, rows, capacity) if isinstance(array, np.ndarray) else array[rows]
+    return torch.from_numpy(np.ascontiguousarray(frames, np.uint8 if frames.dtype == np.uint8 else np.float32))

@@ -1,0 +1,85 @@
+"""The data of a task: which files, which episodes, which observations, and the statistics networks are scaled by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gtp_vision.config import Config, TaskConfig
+from gtp_vision.datasets import demo_path
+from gtp_vision.datasets.files import written_aside
+from gtp_vision.datasets.formats import ogbench, open_store
+from gtp_vision.datasets.statistics import ArrayStatistics, mean_images, store_statistics
+from gtp_vision.datasets.store import Store, mix
+from gtp_vision.datasets.validation import validate
+from gtp_vision.encoders import Encoder
+
+STATISTICS = "statistics.json"
+
+
+def open_data(config: Config) -> Store:
+    """The validated data set of a task; several ones mixed by their shares."""
+    task = config.task
+    if task.datasets:
+        stores = [open_for(task, _path(name)) for name in task.datasets]
+        return mix(stores, task.shares or [1.0] * len(stores)) if len(stores) > 1 else stores[0]
+    if task.dataset:
+        return open_for(task, _path(task.dataset))
+    return open_for(task, ogbench.locate(task.env, Path(config.data_dir).expanduser()))
+
+
+def open_for(task: TaskConfig, path: Path) -> Store:
+    """One data set as the task sees it: the episodes of its filter, the observations it names, validated."""
+    store = open_store(path, task.env)
+    if task.filter is not None:
+        store = store.filtered(task.filter)
+    if task.observations is not None:
+        store = store.select(task.observations)
+    return validate(store)
+
+
+def _path(name: str) -> Path:
+    return demo_path() if name == "demo" else Path(name).expanduser()
+
+
+def fit(module: nn.Module, store: Store, *, standardize: bool) -> dict[str, ArrayStatistics]:
+    """Tell every encoder in `module`, targets too, what it subtracts and divides by; it is saved with its weights.
+
+    Args:
+        module: an agent.
+        store: the data set.
+        standardize: whether states are brought to mean 0 and deviation 1 (near-constant dimensions only centred).
+
+    Returns:
+        The statistics of actions and states.
+    """
+    found = store_statistics(store)
+    means = {name: torch.from_numpy(mean).permute(2, 0, 1) for name, mean in mean_images(store).items()}
+    prefix = "observations/"
+    scales = {
+        name.removeprefix(prefix): (torch.tensor(s.mean, dtype=torch.float32), torch.from_numpy(s.scale()))
+        for name, s in found.items()
+        if name.startswith(prefix)
+    }
+    for encoder in module.modules():
+        if isinstance(encoder, Encoder):
+            encoder.centre(means)
+            if standardize:
+                encoder.standardize(scales)
+    return found
+
+
+def constant_dimensions(statistics: Mapping[str, ArrayStatistics]) -> str:
+    """A sentence that names the near-constant dimensions, centred but not divided; empty if there are none."""
+    named = [f"{name} {found.constant}" for name, found in statistics.items() if found.constant]
+    return f"near-constant dimensions, not scaled: {', '.join(named)}" if named else ""
+
+
+def save_statistics(folder: Path, statistics: Mapping[str, ArrayStatistics]) -> None:
+    """Write statistics.json into a run folder."""
+    with written_aside(folder / STATISTICS) as aside:
+        aside.write_text(json.dumps({name: found.record() for name, found in statistics.items()}, indent=1))
