@@ -11,6 +11,7 @@ cross a process boundary:
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -109,18 +110,21 @@ def through_cache(path: Path, opened: Callable[[], AbstractContextManager[Source
         touch(target)
     else:
         with opened() as source:
-            unpack(source, target, f"unpacking {path.name}")
-    return of_unpacked(target)
+            unpack(source, target, path)
+    return of_unpacked(target, path)
 
 
-def unpack(source: Source, target: Path, label: str) -> None:
-    """Write what is not mapped in place into the native file `target`, and where the rest lies beside it.
+def unpack(source: Source, target: Path, path: Path) -> None:
+    """Write what is not mapped in place into the native file `target`, and beside it where the rest lies.
+
+    Places are written relative to `path`, the source's file or folder, so that it may be moved.
 
     Raises:
         GtpVisionError: pieces of one array that do not fit each other; no room on the disk.
     """
     from gtp_vision.datasets.formats import native
 
+    label = f"unpacking {path.name}"
     in_place: dict[str, dict[str, Any]] = {}
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
     for name, pieces in source.observations.items():
@@ -135,7 +139,7 @@ def unpack(source: Source, target: Path, label: str) -> None:
             in_place[f"observations/{name}"] = {
                 "dtype": dtype.str,
                 "shape": [rows, *shape],
-                "pieces": [[str(p.place[0]), p.place[1], p.rows] for p in pieces if p.place],
+                "pieces": [[os.path.relpath(p.place[0], path), p.place[1], p.rows] for p in pieces if p.place],
             }
         else:
             shapes[f"observations/{name}"] = ((rows, *shape), dtype)
@@ -166,12 +170,14 @@ def unpack(source: Source, target: Path, label: str) -> None:
                 _fill(made[f"observations/{name}"], pieces, bar)
 
 
-def of_unpacked(target: Path) -> Layout:
-    """The layout of a file that `unpack` made, with the arrays that lie elsewhere."""
+def of_unpacked(target: Path, path: Path) -> Layout:
+    """The layout of a file that `unpack` made, with the arrays that lie in the source at `path`."""
     from gtp_vision.datasets.formats import native
 
     sidecar = target.with_suffix(".json")
     elsewhere = json.loads(sidecar.read_text()) if sidecar.exists() else {}
+    for entry in elsewhere.values():
+        entry["pieces"] = [[os.path.normpath(path.absolute() / file), *where] for file, *where in entry["pieces"]]
     found = native.layout(target, elsewhere=bool(elsewhere))
     found["arrays"] |= elsewhere
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 
 from gtp_vision.datasets import hdf5, quarantine
-from gtp_vision.datasets.formats import native, ogbench
+from gtp_vision.datasets.formats import d4rl, lerobot, lerobot_writer, minari, native, ogbench, robomimic
 from gtp_vision.datasets.layout import Layout, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError, propose
@@ -37,7 +37,17 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "native": Format("gtp-vision HDF5", lambda path, _: native.layout(path), hdf5=native.is_native, write=native.write),
+    "d4rl": Format("D4RL HDF5", d4rl.layout, hdf5=d4rl.is_d4rl, write=d4rl.write),
     "ogbench": Format("OGBench npz", ogbench.layout, other=ogbench.recognises),
+    "robomimic": Format(
+        "robomimic HDF5", lambda path, _: robomimic.layout(path), hdf5=robomimic.recognises, write=robomimic.write
+    ),
+    "minari": Format(
+        "Minari", lambda path, _: minari.layout(path), hdf5=minari.holds_episodes, other=minari.recognises
+    ),
+    "lerobot": Format(
+        "LeRobot v3", lambda path, _: lerobot.layout(path), other=lerobot.recognises, write=lerobot_writer.write
+    ),
 }
 """The registry. A new format is a file beside these and a line here."""
 
@@ -117,4 +127,16 @@ def _magic(path: Path) -> bytes:
         return file.read(8)
 
 
-__all__ = ["FORMATS", "Format", "convert", "detect", "native", "ogbench", "open_store"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "convert",
+    "d4rl",
+    "detect",
+    "lerobot",
+    "minari",
+    "native",
+    "ogbench",
+    "open_store",
+    "robomimic",
+]

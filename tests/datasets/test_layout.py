@@ -83,6 +83,15 @@ def test_large_contiguous_arrays_are_mapped_in_place_and_others_unpacked(
     assert sorted(entry.suffix for entry in cache.iterdir()) == [".h5", ".json"]
 
 
+def test_a_file_that_was_moved_is_found_again(path: Path, frames: list[np.ndarray], cache: Path) -> None:
+    read(path)
+    moved = path.with_name("moved") / path.name
+    moved.parent.mkdir()
+    path.rename(moved)
+    np.testing.assert_array_equal(np.asarray(read(moved).observations["plain"]), np.concatenate(frames))
+    assert len(list(cache.glob("*.h5"))) == 1
+
+
 def test_a_source_is_opened_once(path: Path, cache: Path) -> None:
     count = 0
 

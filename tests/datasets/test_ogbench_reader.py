@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loopback import Server, file, running
 
 from gtp_vision.datasets import layout
+from gtp_vision.datasets.download import sources
 from gtp_vision.datasets.formats import ogbench as reader
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
@@ -295,15 +297,30 @@ def test_a_file_that_is_not_there_is_told_with_its_place(tmp_path: Path, monkeyp
         reader.locate("cube-single-play-singletask-task2-v0", tmp_path, download=False)
     assert str(tmp_path) in str(told.value)
 
-    import ogbench
-
-    def offline(*_: Any) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(ogbench, "download_datasets", offline)
-    with pytest.raises(GtpVisionError, match=r"no route to host.*cube-single-play-v0\.npz") as told:
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setitem(sources.BASES, "ogbench", ("http://127.0.0.1:1",))  # nothing listens there
+    both = r"put cube-single-play-v0\.npz and cube-single-play-v0-val\.npz into .* or set task\.dataset"
+    with pytest.raises(GtpVisionError, match=both) as told:
         reader.locate("cube-single-play-singletask-task2-v0", tmp_path)
     assert str(tmp_path) in str(told.value)
+    assert "refused" in str(told.value)
+
+
+def test_a_file_that_is_not_there_is_downloaded(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = saved(tmp_path / "published.npz", contents).read_bytes()
+    monkeypatch.setenv("NO_PROXY", "*")
+    with running(Server()) as server:
+        monkeypatch.setitem(sources.BASES, "ogbench", (server.url,))
+        names = ["cube-single-play-v0.npz", "cube-single-play-v0-val.npz"]
+        server.answers = {f"/{name}": [file(published)] for name in names}
+        path = reader.locate("cube-single-play-singletask-task2-v0", tmp_path / "data")
+        assert reader.locate("cube-single-play-v0", tmp_path / "data") == path
+        assert len(server.requests) == 2
+    assert path == tmp_path / "data" / names[0]
+    assert path.with_name(names[1]).read_bytes() == published
+    assert len(reader.read(path, GOAL_CONDITIONED)) == FRAMES
 
 
 def test_a_read_store_is_a_store(contents: dict[str, np.ndarray], tmp_path: Path, cache: Path) -> None:

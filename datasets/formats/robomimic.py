@@ -1,0 +1,302 @@
+"""robomimic's HDF5: a group a demonstration, with the observations before and after every action.
+
+    /data                      attributes env_args (JSON), total
+    /data/demo_<i>             attribute num_samples = N
+        actions                (N, A)
+        rewards dones          (N,)
+        obs/<key>              (N, ...) before each action; pictures are uint8 (N, H, W, C)
+        next_obs/<key>         (N, ...) after each action; may be missing
+        states                 (N, D) of the simulator; no observation, not read
+    /mask/<filter>             names of demonstrations
+
+`dones` are terminals, as robomimic's own algorithms read them: no value is taken from beyond such a row. The store
+takes every frame once: `next_obs` but its last row is the following row of `obs`. That last row, the observation that
+the last action led to, becomes a row of its own, a timeout. A demonstration without `next_obs` (of all its keys), or
+whose attribute `final_observation_recorded` is 0, has no such row: there the last action has no outcome unless it is
+done. Missing `rewards` are 0, missing `dones` are 0.
+
+Our own attributes of a store are kept as JSON in the attribute `gtp_vision` of /data. Those of a file of others are
+`suite`, `source`, `env`, `env_args`, `rendering`, and in both cases `filters`: name to numbers of episodes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from gtp_vision.datasets import hdf5, quarantine
+from gtp_vision.datasets.arrays import Array, Segmented, view
+from gtp_vision.datasets.files import written_aside
+from gtp_vision.datasets.formats import episodes
+from gtp_vision.datasets.layout import COPY_BYTES, Layout, Piece, Source, through_cache, to_store
+from gtp_vision.datasets.store import Store
+from gtp_vision.errors import GtpVisionError
+
+_PREFIX = "demo_"
+_GYM = 2  # robomimic's number of the environment type, where a store says nothing of it
+_PROGRESS_BYTES = 1 << 28  # a bar is shown for more
+_FINAL = "final_observation_recorded"
+
+
+def recognises(file: h5py.File, path: Path) -> bool:
+    """Whether an open HDF5 file holds demonstrations."""
+    if "data" not in hdf5.children(file, path):
+        return False
+    data = hdf5.child(file, "data", path)
+    return isinstance(data, h5py.Group) and any(name.startswith(_PREFIX) for name in hdf5.children(data, path))
+
+
+def layout(path: Path) -> Layout:
+    """A robomimic file: large contiguous cameras in place, all else copied once into the cache.
+
+    Raises:
+        GtpVisionError: damage, missing or mistyped arrays, lengths that disagree, two demonstrations of one number, a
+            filter that names no demonstration.
+    """
+    return through_cache(path, lambda: _opened(path), "robomimic")
+
+
+def read(path: Path) -> Store:
+    """A robomimic file as a store; see `layout`, and `open_store` for files of strangers."""
+    return to_store(layout(path), path)
+
+
+def write(path: Path, store: Store) -> Path:
+    """Write a store as a file that robomimic's own `SequenceDataset` reads, with `next_obs` and the filters.
+
+    An episode whose last row has no outcome gives its last observation as the last `next_obs`; the action and the
+    reward of that row, which nobody can use, are not kept. An episode that ends in a terminal row has no later
+    observation: its last frame is repeated, and `final_observation_recorded` is 0.
+
+    Args:
+        path: the file to be; an existing one is replaced when the new one is whole.
+        store: what to write; its frames are read piece by piece.
+
+    Returns:
+        `path`.
+
+    Raises:
+        GtpVisionError: an episode without an outcome, or filters that name no episode.
+    """
+    outcome = store.has_outcome
+    filters = _checked_filters(store)
+    for episode, (start, stop) in enumerate(zip(store.episode_starts, store.episode_ends, strict=True)):
+        if stop - start == 1 and not outcome[start]:
+            raise GtpVisionError(
+                f"{store.path or 'data set'}: episode {episode} has one frame and no outcome, which robomimic's format "
+                f"cannot hold; remove the episode"
+            )
+    attributes = {name: value for name, value in store.attributes.items() if name != "filters"}
+    with written_aside(path) as aside, h5py.File(aside, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps(_env_args(store.attributes), indent=4)
+        data.attrs["gtp_vision"] = json.dumps(attributes)
+        data.attrs["total"] = len(store.transitions)
+        for number in tqdm(
+            range(store.episodes), desc=f"writing {path.name}", disable=store.nbytes() < _PROGRESS_BYTES
+        ):
+            start, stop = int(store.episode_starts[number]), int(store.episode_ends[number])
+            steps = stop - start - (not outcome[stop - 1])
+            kept = slice(start, start + steps)
+            write_demo(
+                data,
+                number,
+                obs={name: view(array, start, start + steps) for name, array in store.observations.items()},
+                next_obs={name: _later(array, start, stop, steps) for name, array in store.observations.items()},
+                actions=np.asarray(store.actions[kept]),
+                rewards=np.asarray(store.rewards[kept]),
+                dones=np.asarray(store.terminals[kept]),
+                attributes={_FINAL: 0} if outcome[stop - 1] else None,
+            )
+        for name, numbers in filters.items():
+            file[f"mask/{name}"] = np.array([f"{_PREFIX}{number}" for number in numbers], dtype="S")
+    return path
+
+
+def write_demo(
+    data: h5py.Group,
+    number: int,
+    *,
+    obs: Mapping[str, Array],
+    next_obs: Mapping[str, Array],
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    dones: np.ndarray,
+    states: np.ndarray | None = None,
+    model_file: str | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> h5py.Group:
+    """Write one demonstration of N steps as robomimic's own scripts do, contiguous and uncompressed.
+
+    Args:
+        data: the group `data` of the file.
+        number: of the demonstration.
+        obs: key to the N observations before each action.
+        next_obs: key to the N observations after each action.
+        actions: (N, A), stored as float32.
+        rewards: (N,), stored as float32.
+        dones: (N,), not 0 where the MDP ended, stored as int64.
+        states: (N, D), the simulator's, as they are.
+        model_file: the simulator's XML.
+        attributes: of the demonstration's group, beside `num_samples`.
+
+    Returns:
+        The demonstration's group.
+    """
+    demo = data.create_group(f"{_PREFIX}{number}")
+    demo["actions"] = np.asarray(actions, np.float32)
+    demo["rewards"] = np.asarray(rewards, np.float32)
+    demo["dones"] = (np.asarray(dones) != 0).astype(np.int64)
+    if states is not None:
+        demo["states"] = np.asarray(states)
+    for group, found in (("obs", obs), ("next_obs", next_obs)):
+        for name, frames in found.items():
+            made = demo.create_dataset(f"{group}/{name}", frames.shape, frames.dtype)
+            row = int(np.prod(frames.shape[1:])) * frames.dtype.itemsize
+            step = max(1, COPY_BYTES // max(1, row))
+            for start in range(0, frames.shape[0], step):
+                made[start : start + step] = frames[start : start + step]
+    demo.attrs["num_samples"] = len(actions)
+    if model_file is not None:
+        demo.attrs["model_file"] = model_file
+    demo.attrs.update(attributes or {})
+    return demo
+
+
+def _later(array: Array, start: int, stop: int, steps: int) -> Array:
+    """The frames after each of an episode's first `steps` rows; the last frame again where none is recorded."""
+    later = view(array, start + 1, stop)
+    return later if len(later) == steps else Segmented([later, view(array, stop - 1, stop)])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Source]:
+    with hdf5.opened(path) as file:
+        data = hdf5.group(file, "data", path)
+        demos = episodes.numbered(data, _PREFIX, path)
+        if not demos:
+            raise GtpVisionError(f"{path} has no demonstration ('data/{_PREFIX}0' and so on); write the file again")
+        recording = episodes.Recording(path)
+        omitted: dict[str, list[str]] = {}
+        for name in demos:
+            omitted = _add(recording, hdf5.group(data, name, path), path)
+            quarantine.alive()
+        yield recording.source(_attributes(file, data, demos, path) | omitted)
+
+
+def _add(recording: episodes.Recording, demo: h5py.Group, path: Path) -> dict[str, list[str]]:
+    """Add a demonstration; returns the attribute `left_out`."""
+    whole = demo.name.lstrip("/")
+    members = episodes.names(demo, path)
+    actions = episodes.matrix(demo, "actions", path, kinds="fiu")
+    count = len(actions)
+    _check_samples(demo, count, path)
+    if "obs" not in members:
+        raise GtpVisionError(
+            f"{path}: '{whole}' has no 'obs', only what the simulator needs to make them; "
+            f"run robomimic's dataset_states_to_obs.py on the file"
+        )
+    found = _observations(hdf5.group(demo, "obs", path), path, count)
+    pieces = {name: [piece] for name, piece in episodes.usable(found, whole, path).items()} if count else {}
+    if "next_obs" in members and count and hdf5.text(demo, _FINAL, path, "1") != "0":
+        later = hdf5.group(demo, "next_obs", path)
+        if pieces.keys() <= set(episodes.names(later, path)):
+            for name, last in _observations(later, path, count, list(pieces)).items():
+                if last is not None:
+                    pieces[name].append(episodes.last_row(last))
+    zeros = np.zeros(count, np.float32)
+    recording.add(
+        whole,
+        pieces,
+        actions,
+        episodes.column(demo, "rewards", path, count) if "rewards" in members else zeros,
+        episodes.flags(demo, "dones", path, count) if "dones" in members else zeros != 0,
+    )
+    return episodes.left_out(found)
+
+
+def _observations(
+    group: h5py.Group, path: Path, count: int, keys: Sequence[str] | None = None
+) -> dict[str, Piece | None]:
+    found = episodes.names(group, path) if keys is None else keys
+    return {name: episodes.observation(group, name, path, count) for name in found} if count else {}
+
+
+def _check_samples(demo: h5py.Group, count: int, path: Path) -> None:
+    declared = hdf5.text(demo, "num_samples", path)
+    if declared is not None and declared != str(count):
+        raise GtpVisionError(
+            f"{path}: '{demo.name.lstrip('/')}' has {count} actions, but num_samples says {declared[:20]!r}; "
+            f"write the file again"
+        )
+
+
+def _attributes(file: h5py.File, data: h5py.Group, demos: Sequence[str], path: Path) -> dict[str, Any]:
+    env_args = hdf5.json_object(data, "env_args", path)
+    ours = hdf5.json_object(data, "gtp_vision", path)
+    ours.pop("filters", None)  # the masks say it
+    theirs = {
+        "suite": "robomimic",
+        "source": path.name,
+        "env": str(env_args.get("env_name", "")),
+        "env_args": env_args,
+        "rendering": {},
+    }
+    filters = _filters(file, demos, path)
+    return theirs | ours | ({"filters": filters} if filters else {})
+
+
+def _filters(file: h5py.File, demos: Sequence[str], path: Path) -> dict[str, list[int]]:
+    """Filter to numbers of episodes."""
+    if "mask" not in hdf5.children(file, path):
+        return {}
+    masks = hdf5.group(file, "mask", path)
+    numbers = {name: number for number, name in enumerate(demos)}
+    found: dict[str, list[int]] = {}
+    for key in episodes.names(masks, path):
+        data = hdf5.array(masks, key, path, kinds="SO", ndim=1)
+        if data.dtype.kind == "O" and h5py.check_string_dtype(data.dtype) is None:
+            raise GtpVisionError(f"{path}: 'mask/{key}' does not hold names of demonstrations; write it again")
+        named = [_text(name) for name in episodes.rows(data, 0, data.shape[0], path)]
+        for name in named:
+            if name not in numbers:
+                raise GtpVisionError(f"{path}: 'mask/{key}' names {name[:40]!a}, which is no demonstration; correct it")
+        found[key] = [numbers[name] for name in named]
+    return found
+
+
+def _text(name: Any) -> str:
+    return bytes(name).decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+
+
+def _env_args(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """What robomimic wants to know of the environment."""
+    known = attributes.get("env_args")
+    if isinstance(known, Mapping) and known:
+        return dict(known)
+    return {"env_name": str(attributes.get("env", "")), "type": _GYM, "env_kwargs": {}}
+
+
+def _checked_filters(store: Store) -> dict[str, list[int]]:
+    filters = store.attributes.get("filters") or {}
+    place = store.path or "data set"
+    if not isinstance(filters, Mapping):
+        raise GtpVisionError(f"{place}: the attribute 'filters' is no object of lists of episodes; correct it")
+    for name, numbers in filters.items():
+        episodes.checked(name, place)
+        if "/" in name or not isinstance(numbers, list):
+            raise GtpVisionError(f"{place}: the filter '{name}' cannot be written; give it a plain name and a list")
+        for number in numbers:
+            if not isinstance(number, int) or not 0 <= number < store.episodes:
+                raise GtpVisionError(
+                    f"{place}: the filter '{name}' names episode {number!a} of {store.episodes}; "
+                    f"correct the attribute 'filters'"
+                )
+    return dict(filters)

@@ -1,0 +1,123 @@
+"""A web server on the loopback address that serves well, or as badly as a test asks."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: "Server"
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        with self.server.lock:
+            self.server.requests.append((self.command, self.path, dict(self.headers)))
+            answers = self.server.answers.get(path, [status(404)])
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        with suppress(ConnectionError):  # who asked went away
+            answer(self)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def end_headers(self) -> None:
+        self.send_header("Connection", "close")  # this also makes the base class close it
+        super().end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    """Answers by path; of several answers each is given once, in order, and the last one ever after."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.answers: dict[str, list[Answer]] = {}
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.lock = threading.Lock()
+        self.scheme = "http"
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.server_port}"
+
+    def ranges(self, path: str) -> list[str | None]:
+        """The Range of each request for a path."""
+        return [headers.get("Range") for method, asked, headers in self.requests if (method, asked) == ("GET", path)]
+
+
+@contextmanager
+def running(server: Server) -> Iterator[Server]:
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def status(code: int, content: bytes = b"", **headers: str) -> Answer:
+    """An answer with a status and headers, whose underscores are hyphens."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(code)
+        for name, value in ({"Content-Length": str(len(content))} | headers).items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(content)
+
+    return answer
+
+
+def file(
+    content: bytes,
+    *,
+    etag: str | None = '"1"',
+    modified: str | None = None,
+    stop: int | None = None,
+    claim: int | None = None,
+    ranges: bool = True,
+    obeys_if_range: bool = True,
+    extra: dict[str, str] | None = None,
+) -> Answer:
+    """A file.
+
+    Args:
+        content: its bytes.
+        etag: its ETag.
+        modified: its date.
+        stop: the connection breaks off after this many bytes of the body.
+        claim: the Content-Length that is told instead of the true one.
+        ranges: False sends the whole file to everybody.
+        obeys_if_range: False sends the part that was asked for, though of another file.
+        extra: more headers.
+    """
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        start, asked, known = 0, handler.headers.get("Range"), handler.headers.get("If-Range")
+        if asked and ranges and (known in (None, etag, modified) or not obeys_if_range):
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if start and start >= len(content):
+            return status(416, Content_Range=f"bytes */{len(content)}")(handler)
+        body = content[start:]
+        handler.send_response(206 if start else 200)
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        headers = {"ETag": etag, "Last-Modified": modified, "Content-Length": str(claim or len(body))} | (extra or {})
+        for name, value in headers.items():
+            if value is not None:
+                handler.send_header(name, value)
+        handler.end_headers()
+        if handler.command != "HEAD":
+            handler.wfile.write(body[:stop])
+
+    return answer

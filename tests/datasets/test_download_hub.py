@@ -1,0 +1,247 @@
+"""Sets of the Hugging Face hub, from a server that speaks as much of its API as huggingface_hub asks for."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+from loopback import Server, file, running, status
+
+from gtp_vision.datasets.download import Downloaded, download
+from gtp_vision.errors import GtpVisionError
+
+NAME = "lerobot/pusht"
+OLD, NEW = "1" * 40, "2" * 40  # commits
+FILES = {
+    "README.md": b"about it",
+    "meta/info.json": b'{"codebase_version": "v3.0"}',
+    "data/chunk-000/file-000.parquet": os.urandom(300_000),
+    "videos/observation.image/chunk-000/file-000.mp4": os.urandom(2_000),
+}
+PARQUET = "data/chunk-000/file-000.parquet"
+
+
+@pytest.fixture(autouse=True)
+def _online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    endpoint(monkeypatch, "http://127.0.0.1:1")  # nothing listens there
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+def endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """As HF_ENDPOINT, which huggingface_hub reads when it is imported."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with running(Server()) as server:
+        endpoint(monkeypatch, server.url)
+        publish(server)
+        yield server
+
+
+def publish(
+    server: Server, files: Mapping[str, bytes] = FILES, commit: str = OLD, name: str = NAME, **changed: Any
+) -> None:
+    """Put a data set on the hub as the newest commit; `changed` sends other bytes than the hub says it has."""
+    tree = []
+    for path, content in files.items():
+        oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        told: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": oid}
+        sha256 = hashlib.sha256(content).hexdigest()
+        if len(content) >= 1000:
+            told["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
+        tree.append(told)
+        sent = changed.get("sent", {}).get(path, content)
+        headers = {"X-Repo-Commit": commit}
+        server.answers[f"/datasets/{name}/resolve/{commit}/{path}"] = [
+            file(sent, etag=f'"{sha256 if "lfs" in told else oid}"', extra=headers)
+        ]
+    folders = [{"type": "directory", "path": "data", "oid": "0" * 40}]
+    info = status(200, json.dumps({"id": name, "sha": commit, "siblings": [], "tags": []}).encode())
+    for place in (f"/api/datasets/{name}", f"/api/datasets/{name}/revision/{commit}"):
+        server.answers[place] = [info]
+    server.answers[f"/api/datasets/{name}/revision/main"] = [info]
+    server.answers[f"/api/datasets/{name}/tree/{commit}"] = [status(200, json.dumps(folders + tree).encode())]
+
+
+def have(folder: Path, files: Mapping[str, bytes] = FILES) -> bool:
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    there = {path for path in there if not path.startswith((".cache/", ".download", "checksums"))}
+    return there == set(files) and all((folder / path).read_bytes() == content for path, content in files.items())
+
+
+def refused(folder: Path, *words: str, name: str = NAME, **options: Any) -> str:
+    with pytest.raises(GtpVisionError) as told:
+        download(name, folder, **options)
+    text = str(told.value)
+    assert all(word in text for word in words), text
+    assert "\n" not in text
+    return text
+
+
+def test_a_data_set_is_downloaded_once(hub: Server, tmp_path: Path) -> None:
+    to = tmp_path / "to"
+    told = download(NAME, to)
+    assert have(to)
+    assert set(told.files) == told.new == set(FILES)
+    assert told.files[PARQUET].sha256 == hashlib.sha256(FILES[PARQUET]).hexdigest()
+    assert told.files[PARQUET].url == f"hf://datasets/{NAME}@{OLD}/{PARQUET}"
+    hub.requests.clear()
+    again = download(NAME, to)
+    assert again == Downloaded(to, told.files, frozenset())
+    assert hub.requests == [], "what was downloaded needs no network"
+    assert "there already" in again.told()
+
+
+def test_a_set_stays_what_it_was_until_another_revision_is_asked_for(hub: Server, tmp_path: Path) -> None:
+    download(NAME, tmp_path / "to")
+    newer = FILES | {"README.md": b"more about it"}
+    publish(hub, newer, NEW)
+    (tmp_path / "to" / PARQUET).unlink()
+    assert PARQUET in download(NAME, tmp_path / "to").new
+    assert have(tmp_path / "to"), "what was missing came from the commit of the first download"
+    download(NAME, tmp_path / "to", revision=NEW)
+    assert have(tmp_path / "to", newer)
+
+
+def test_robomimics_sets_are_single_files_of_a_repository(hub: Server, tmp_path: Path) -> None:
+    path = "v1.5/lift/ph/low_dim_v15.hdf5"
+    publish(hub, {path: os.urandom(5_000), "v1.5/lift/ph/demo_v15.hdf5": b"x"}, name="amandlek/robomimic")
+    told = download("robomimic/lift/ph/low_dim", tmp_path / "to")
+    assert list(told.files) == [path]
+    assert f"{tmp_path / 'to' / path}: 0.0 MB, downloaded" in told.told()
+
+
+def test_a_repository_that_was_renamed_is_found(hub: Server, tmp_path: Path) -> None:
+    other = "robomimic/robomimic_datasets"
+    path = "v1.5/lift/ph/low_dim_v15.hdf5"
+    publish(hub, {path: b"content"}, name=other)
+    for place in list(hub.answers):
+        if other in place:
+            hub.answers[place.replace(other, "amandlek/robomimic")] = [status(307, Location=place)]
+    assert list(download("robomimic/lift/ph/low_dim", tmp_path / "to").files) == [path]
+
+
+def test_a_pattern_chooses_files(hub: Server, tmp_path: Path) -> None:
+    download(f"hf://{NAME}", tmp_path / "to", pattern="meta/*")
+    assert have(tmp_path / "to", {"meta/info.json": FILES["meta/info.json"]})
+    refused(tmp_path / "to", "has no file *.hdf5", pattern="*.hdf5")
+    told = download(NAME, tmp_path / "to")
+    assert set(told.files) == set(FILES), "a part that is there is not taken for the whole"
+    assert have(tmp_path / "to")
+
+
+def test_a_transfer_that_breaks_off_goes_on(hub: Server, tmp_path: Path) -> None:
+    place = f"/datasets/{NAME}/resolve/{OLD}/{PARQUET}"
+    etag = f'"{hashlib.sha256(FILES[PARQUET]).hexdigest()}"'
+    whole = hub.answers[place][0]
+    breaking = file(FILES[PARQUET], etag=etag, stop=150_000, extra={"X-Repo-Commit": OLD})
+    hub.answers[place] = [whole, breaking, whole]  # HEAD, GET, GET
+    download(NAME, tmp_path / "to", pattern="data/*")
+    assert have(tmp_path / "to", {PARQUET: FILES[PARQUET]})
+    assert len(hub.ranges(place)) == 2
+
+
+@pytest.mark.parametrize("path", [PARQUET, "meta/info.json"], ids=["large", "small"])
+def test_wrong_bytes_of_the_right_length_are_noticed(hub: Server, tmp_path: Path, path: str) -> None:
+    publish(hub, sent={path: bytes(len(FILES[path]))})
+    refused(tmp_path / "to", path, "publishes", "remove it", "download it again")
+    assert not (tmp_path / "to" / "checksums.json").exists()
+
+
+def test_a_file_that_changed_on_the_disk_is_noticed(hub: Server, tmp_path: Path) -> None:
+    download(NAME, tmp_path / "to")
+    (tmp_path / "to" / PARQUET).write_bytes(b"short")
+    refused(tmp_path / "to", PARQUET, "5 bytes", "300000", "download it again")
+
+
+def test_a_file_that_somebody_put_there_is_not_replaced(hub: Server, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("my own")
+    refused(tmp_path, str(tmp_path / "README.md"), "another file", "--to")
+    assert (tmp_path / "README.md").read_text() == "my own"
+    (tmp_path / "README.md").write_bytes(FILES["README.md"])  # the very file is welcome
+    assert set(download(NAME, tmp_path).files) == set(FILES)
+
+
+@pytest.mark.parametrize("path", ["../out.txt", "/tmp/gtp-out.txt", "a/../../out.txt", ".cache/x", "checksums.json"])
+def test_names_that_leave_the_folder_are_refused(hub: Server, tmp_path: Path, path: str) -> None:
+    publish(hub, {path: b"evil"})
+    refused(tmp_path / "to", "would leave its folder")
+    assert not (tmp_path / "out.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "words"),
+    [
+        (404, "RepoNotFound", "there is no data set lerobot/pusht"),
+        (401, "RepoNotFound", "HF_TOKEN"),
+        (404, "RevisionNotFound", "has no revision"),
+        (403, "GatedRepo", "accept the terms"),
+        (500, "", "500"),
+    ],
+)
+def test_an_answer_of_the_hub_is_told_in_words(hub: Server, tmp_path: Path, code: int, name: str, words: str) -> None:
+    for place in list(hub.answers):
+        hub.answers[place] = [status(code, X_Error_Code=name)]
+    refused(tmp_path / "to", words, hub.url, str(tmp_path / "to"))
+
+
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b"[" * 100_000])
+def test_a_server_that_is_no_hub_is_told(hub: Server, tmp_path: Path, content: bytes) -> None:
+    for place in list(hub.answers):
+        hub.answers[place] = [status(200, content)]
+    refused(tmp_path / "to", hub.url, "by hand")
+
+
+def test_more_than_the_disk_holds_is_refused(hub: Server, tmp_path: Path) -> None:
+    tree = [{"type": "file", "path": "big.bin", "size": 10**16, "oid": "0" * 40}]
+    hub.answers[f"/api/datasets/{NAME}/tree/{OLD}"] = [status(200, json.dumps(tree).encode())]
+    refused(tmp_path / "to", "needs 10000000.0 GB", "--to")
+
+
+def test_a_mirror_comes_first_and_gets_no_token(hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    with running(Server()) as mirror:
+        publish(mirror)
+        download(NAME, tmp_path / "a", mirrors=[mirror.url])
+        assert hub.requests == []
+        assert all("hf_secret" not in str(headers) for _, _, headers in mirror.requests)
+    download(NAME, tmp_path / "b", mirrors=["http://127.0.0.1:1"])
+    assert have(tmp_path / "b")
+    assert "Bearer hf_secret" in str(hub.requests[0][2])
+
+
+def test_without_a_network_the_place_by_hand_is_told(tmp_path: Path) -> None:
+    refused(tmp_path / "to", f"into {tmp_path / 'to'} by hand", "http://127.0.0.1:1")
+    assert not (tmp_path / "to" / "checksums.json").exists()
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_the_hubs_own_variables_are_respected(hub: Server, tmp_path: Path, offline: bool) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "TQDM_DISABLE": "1"}
+    environment |= {"HF_HUB_OFFLINE": "1"} if offline else {}
+    words = [sys.executable, "-P", "-m", "gtp_vision", "data", "download", NAME]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    place = tmp_path / "home" / "lerobot" / NAME
+    if offline:
+        assert done.returncode == 2
+        assert "HF_HUB_OFFLINE" in done.stderr
+        assert str(place) in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert hub.requests == []
+    else:
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        assert have(place)
