@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import native, open_store, robomimic
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.statistics import array_statistics
@@ -69,8 +70,8 @@ def bench_loader(*, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
             files = _files(folder, case, frames, cameras)
             cases[case] = _case(files, cameras, rounds, f"timing {case.replace('_', ' ')}", progress)
         (folder / "one_camera.h5").unlink()
-        memory = _in_child(_memory, folder / "large.h5")
-        cold = _in_child(_beyond_cache, folder / "cold.h5")
+        memory = _in_child(_memory, folder / "large.h5", _MEMORY_FRAMES, _MEMORY_BATCHES)
+        cold = _in_child(_beyond_cache, folder / "cold.h5", _CACHE_BYTES)
     rng = np.random.default_rng(0)
     numbers = rng.standard_normal((1_000_000, 30), np.float32)
     spent = [_seconds(lambda: array_statistics(numbers)) for _ in range(3)]
@@ -144,8 +145,8 @@ def _case(files: tuple[Path, Path], cameras: dict[str, Any], rounds: int, label:
         for way in ways:
             spent[way] = []
         for turn in tqdm(range(rounds + 1), desc=label, unit="round", disable=not progress):
-            for way in ways.values():
-                way()
+            for time_it in ways.values():
+                time_it()
             if not turn:  # the first round warms up
                 for times in spent.values():
                     times.clear()
@@ -219,26 +220,28 @@ def _files(folder: Path, case: str, frames: int, cameras: dict[str, tuple[int, i
     ends = np.arange(_EPISODE, frames + 1, _EPISODE)
     last = np.zeros(frames, bool)
     last[ends - 1] = True
+    observations: dict[str, Array] = {
+        name: rng.integers(0, 256, (frames, *shape), np.uint8) for name, shape in cameras.items()
+    }
     store = Store(
-        observations={name: rng.integers(0, 256, (frames, *shape), np.uint8) for name, shape in cameras.items()}
-        | {"state": rng.standard_normal((frames, 9), np.float32)},
+        observations=observations | {"state": rng.standard_normal((frames, 9), np.float32)},
         actions=rng.uniform(-1, 1, (frames, 7)).astype(np.float32),
         rewards=np.zeros(frames, np.float32),
         terminals=last,
-        timeouts=~np.ones(frames, bool),
+        timeouts=np.zeros(frames, bool),
         episode_ends=ends,
     )
     robomimic.write(folder / f"{case}.hdf5", store)
     return native.write(folder / f"{case}.h5", store), folder / f"{case}.hdf5"
 
 
-def _memory(path: Path) -> dict[str, float]:
+def _memory(path: Path, frames: int, batches: int) -> dict[str, float]:
     """What a process that samples a large file keeps for itself."""
-    _large(path, _MEMORY_FRAMES)
+    _large(path, frames)
     store = open_store(path)
     before = _anonymous_mb()
     sampler = Sampler(store, _BATCH, seed=0, frame_stack=_STACK)
-    for step in range(_MEMORY_BATCHES):
+    for step in range(batches):
         sampler.batch(step)
     after = _anonymous_mb()
     return {
@@ -248,11 +251,11 @@ def _memory(path: Path) -> dict[str, float]:
     }
 
 
-def _beyond_cache(path: Path) -> dict[str, float] | None:
+def _beyond_cache(path: Path, limit: int) -> dict[str, float] | None:
     """Batches from a file twice as large as the memory of this process's control group."""
     row = 64 * 64 * 3
-    frames = 2 * _CACHE_BYTES // row // _EPISODE * _EPISODE
-    with _limited(_CACHE_BYTES) as limited:
+    frames = 2 * limit // row // _EPISODE * _EPISODE
+    with _limited(limit) as limited:
         if not limited:
             return None
         _large(path, frames, holes=False)
@@ -271,7 +274,7 @@ def _beyond_cache(path: Path) -> dict[str, float] | None:
     return {
         "ms": round(ms["native"], 1),
         "vs_gather": round(ms["native"] / ms["gather"], 3),
-        "limit_gb": round(_CACHE_BYTES / 1e9, 2),
+        "limit_gb": round(limit / 1e9, 2),
         "file_gb": round(path.stat().st_size / 1e9, 2),
     }
 
@@ -340,9 +343,9 @@ def _large(path: Path, frames: int, *, holes: bool = True) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # what was written is not read from memory
 
 
-def _in_child(work: Callable[[Path], Any], path: Path) -> Any:
+def _in_child(work: Callable[..., Any], *arguments: Any) -> Any:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, (path,))
+        return pool.apply(work, arguments)
 
 
 def _anonymous_mb() -> float:
