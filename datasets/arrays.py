@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def gather(array: np.ndarray, rows: np.ndarray, capacity: int | None = None) -> 
     if out.nbytes < _WORTH_THREADS or _THREADS == 1:
         return np.take(array, rows, axis=0, out=out, mode="clip")  # clip: any other mode copies through a buffer
     cuts = np.linspace(0, len(rows), _THREADS + 1).astype(int)
-    spans = [slice(start, stop) for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+    spans = [slice(start, stop) for start, stop in pairwise(cuts)]
     waiting = [_workers().submit(np.take, array, rows[span], 0, out[span], "clip") for span in spans[1:]]
     np.take(array, rows[spans[0]], axis=0, out=out[spans[0]], mode="clip")
     for each in waiting:

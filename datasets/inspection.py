@@ -2,84 +2,230 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from gtp_vision.datasets.arrays import Array
-from gtp_vision.datasets.formats import detect, open_store
+from gtp_vision.datasets.formats import FORMATS, detect, open_store
+from gtp_vision.datasets.pitfalls import last_outcomes, pitfalls
+from gtp_vision.datasets.statistics import ArrayStatistics, array_statistics
 from gtp_vision.datasets.store import Store
-from gtp_vision.datasets.validation import problems
+from gtp_vision.datasets.validation import misfits, problems
 
-_SHOWN_EPISODES = 6
+_WIDEST = 512  # a wider state has no statistics of its dimensions: it is a picture, or nobody reads them
+_WIDTH = 120  # of a line of text
+_INDENT = 17
+_DEEPEST = 100  # levels of an attribute
+_SHOWN = 100  # characters of an attribute
+_GLUE = "\N{NO-BREAK SPACE}"  # where a line must not be broken
 
 
-def inspect(path: Path, env: str | None = None) -> tuple[dict[str, Any], torch.Tensor | None]:
-    """Describe a file of any known format.
+def inspect(path: Path, env: str | None = None) -> tuple[dict[str, Any], Store]:
+    """Describe a data set of any known format.
 
     Args:
-        path: the file.
+        path: the file or folder.
         env: environment name, for formats whose rewards depend on the task.
 
     Returns:
-        JSON-able facts, and uint8 (episodes, 3, C, H, W): first, middle and last frames of some episodes of the
-        first camera, or None without cameras.
+        JSON-able facts, and the data set itself, from which pictures can be drawn. `problems` are faults, with which
+        nothing should be trained; `warnings` are what a person should look at, told where there are no faults. Where
+        lengths disagree, nothing beyond shapes is told. A number that is not finite is None.
 
     Raises:
-        GtpVisionError: the file cannot be read at all; faults inside are listed under `problems`.
+        GtpVisionError: it cannot be read at all.
     """
+    name = detect(path)
     store = open_store(path, env)
-    found: dict[str, Any] = {"path": str(path), "format": detect(path), "problems": problems(store)}
-    cameras: dict[str, Array] = {name: array for name, array in store.observations.items() if array.ndim == 4}
-    found |= {
+    with np.errstate(all="ignore"):  # numbers beyond reason are told as faults, not as warnings of arithmetic
+        return {"path": str(path), "format": name, "title": FORMATS[name].title} | facts(store), store
+
+
+def facts(store: Store) -> dict[str, Any]:
+    """What a store holds; see `inspect`.
+
+    Actions and rewards are those of the rows that can be sampled: the others hold padding in most formats.
+    """
+    faults = problems(store)
+    shapes = {name: list(array.shape[1:]) for name, array in store.observations.items()}
+    found: dict[str, Any] = {
+        "problems": faults,
+        "warnings": [],
         "episodes": store.episodes,
         "frames": len(store),
-        "cameras": {name: list(array.shape[1:]) for name, array in cameras.items()},
-        "states": {name: list(array.shape[1:]) for name, array in store.observations.items() if array.ndim != 4},
+        "cameras": {name: shape for name, shape in shapes.items() if len(shape) == 3},
+        "states": {name: shape for name, shape in shapes.items() if len(shape) != 3},
         "attributes": dict(store.attributes),
     }
-    if found["problems"]:
-        return found, None
-    lengths = np.diff(np.concatenate([[0], store.episode_ends]))
-    last = store.episode_ends - 1
+    if misfits(store) or not len(store.transitions):
+        return dict(_strict(found))
+    numbers = statistics(store)
+    actions = numbers["actions"]
+    rewards, terminals = np.asarray(store.rewards[store.transitions]), np.asarray(store.terminals, bool)
+    lengths = np.diff(store.episode_ends, prepend=0)
     found |= {
-        "episode_length": _spread(lengths),
+        "warnings": [] if faults else pitfalls(store, numbers),
+        "episode_length": _spread(lengths) | {"median": float(np.median(lengths))},
         "transitions": len(store.transitions),
-        "action_min": np.asarray(store.actions).min(0).round(4).tolist(),
-        "action_max": np.asarray(store.actions).max(0).round(4).tolist(),
-        "reward": _spread(np.asarray(store.rewards)),
-        "terminals": int(np.sum(store.terminals)),
-        "timeouts": int(np.sum(store.timeouts)),
-        "episodes_with_terminal": _episodes_with(store),
-        "episodes_that_end_in_terminal": int(np.sum(np.asarray(store.terminals)[last])),
+        "actions": {name: getattr(actions, name) for name in ("min", "max", "mean", "std", "constant")},
+        "reward": _spread(rewards) | {"nonzero": float(np.count_nonzero(rewards) / len(rewards))},
+        "terminals": int(terminals.sum()),
+        "timeouts": int(np.count_nonzero(store.timeouts)),
+        "episodes_with_terminal": _episodes_with(store, terminals),
+        "episodes_that_end_in_terminal": int(terminals[last_outcomes(store)].sum()),
+        "success": success(store),
+        "filters": _filters(store),
+        "tasks": _tasks(store),
     }
-    return found, _frames(store, next(iter(cameras.values()))) if cameras else None
+    return dict(_strict(found))
+
+
+def statistics(store: Store) -> dict[str, ArrayStatistics]:
+    """Of `actions` that can be sampled, and of each state that is not too wide to be one (`observations/<name>`)."""
+    states = {name: array for name, array in store.observations.items() if array.ndim == 2}
+    return {"actions": array_statistics(store.actions[store.transitions])} | {
+        f"observations/{name}": array_statistics(array)
+        for name, array in states.items()
+        if 0 < array.shape[1] <= _WIDEST
+    }
+
+
+def success(store: Store) -> dict[str, Any]:
+    """How many of the recordings succeeded, where the data's suite says what success is.
+
+    Returns:
+        `rate`, `solved`, `of` and `because` (which mark was counted); where it is not known, `rate` None and
+        `because` says why not.
+    """
+    suite, env = str(store.attributes.get("suite", "")), str(store.attributes.get("env", ""))
+    visits, solved = store.attributes.get("visits"), store.attributes.get("solved_visits")
+    if isinstance(visits, int) and isinstance(solved, int) and 0 <= solved <= visits > 0:
+        return _rate(solved, visits, "visits that its collector counted as solved")
+    terminals, rewards = np.asarray(store.terminals, bool), np.asarray(store.rewards)
+    if suite == "ogbench":
+        if "singletask" in env.split("-"):
+            return _rate(_episodes_with(store, terminals), store.episodes, "episodes with a terminal, the task's goal")
+        return _unknown("these recordings have no task; name one with --env NAME-singletask-task1-v0")
+    if suite == "robomimic":
+        if rewards.any() and np.isin(rewards, (0, 1)).all():
+            return _rate(_episodes_with(store, rewards == 1), store.episodes, "episodes with a reward of 1")
+        return _unknown("robomimic marks success with a reward of 1, and these rewards are not 0 and 1")
+    if suite == "d4rl":
+        if str(store.attributes.get("episode_ends")).startswith("timeouts and"):  # how its reader tells a maze
+            return _rate(_episodes_with(store, terminals), store.episodes, "episodes with a terminal, the maze's goal")
+        return _unknown("D4RL marks success only in its mazes; other robots' terminals are falls")
+    if suite == "minari":
+        return _unknown("the environment's rules say whether a termination is a success or a failure")
+    return _unknown("the data set does not say whether a terminal is a success or a failure")
 
 
 def told(found: dict[str, Any]) -> str:
-    """The facts as lines of text."""
-    shapes = [f"{name} {'x'.join(map(str, shape))}" for name, shape in (found["cameras"] | found["states"]).items()]
+    """The facts as lines of text, without characters that a terminal would obey."""
     lines = [
-        f"{found['path']}: {found['format']}, {found['episodes']} episodes, {found['frames']} frames",
-        f"  observations   {', '.join(shapes)}",
+        f"{found['path']}: {found['format']} ({found['title']}), {found['episodes']} episodes, {found['frames']} frames"
     ]
+    for name, text in _entries(found):
+        lines += textwrap.wrap(
+            text,
+            _WIDTH,
+            initial_indent=f"  {name:<{_INDENT - 3}} ",
+            subsequent_indent=" " * _INDENT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    lines = [line.replace(_GLUE, " ") for line in lines]
+    return "\n".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines)
+
+
+def _entries(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and texts of the lines."""
+    for kind in ("cameras", "states"):
+        if found[kind]:
+            yield kind, ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found[kind].items())
     if "reward" in found:
-        length, reward = found["episode_length"], found["reward"]
-        lines += [
-            f"  episode length {length['min']:g} to {length['max']:g}, mean {length['mean']:.1f}",
-            f"  actions        {len(found['action_min'])} dimensions, "
-            f"min {found['action_min']}, max {found['action_max']}",
-            f"  reward         {reward['min']:g} to {reward['max']:g}, mean {reward['mean']:.3f}",
-            f"  terminals      {found['terminals']} in {found['episodes_with_terminal']} episodes (success rate "
-            f"{found['episodes_with_terminal'] / found['episodes']:.0%} where a terminal means success)",
-            f"  timeouts       {found['timeouts']}",
-            f"  transitions    {found['transitions']} can be sampled",
-        ]
-    lines += [f"  {key:<14} {value}" for key, value in found["attributes"].items()]
-    lines += [f"  PROBLEM        {problem}" for problem in found["problems"]] or ["  nothing wrong was found"]
-    return "\n".join(lines)
+        length, reward, actions = found["episode_length"], found["reward"], found["actions"]
+        ranges = [_range(*limits).replace(" ", _GLUE) for limits in zip(actions["min"], actions["max"], strict=True)]
+        known = found["success"]
+        yield "episode length", f"{length['min']:g} to {length['max']:g}, median {length['median']:g} frames"
+        yield "actions", f"{len(ranges)} dimensions: {', '.join(ranges)}"
+        yield (
+            "rewards",
+            f"{_range(reward['min'], reward['max'])}, mean {_number(reward['mean'])}, other than 0 in "
+            f"{reward['nonzero']:.1%} of the rows",
+        )
+        yield (
+            "terminals",
+            f"{found['terminals']} in {found['episodes_with_terminal']} episodes, "
+            f"{found['episodes_that_end_in_terminal']} of which end in one",
+        )
+        yield "timeouts", f"{found['timeouts']}"
+        yield "transitions", f"{found['transitions']} can be sampled"
+        if known["rate"] is None:
+            yield "success", f"not known: {known['because']}"
+        else:
+            yield "success", f"{known['rate']:.0%}: {known['solved']} of {known['of']} {known['because']}"
+        if found["filters"]:
+            yield "filters", ", ".join(f"{name} {count}" for name, count in found["filters"].items()) + " (episodes)"
+        if found["tasks"]:
+            yield "tasks", "; ".join(f"{name} ({count} episodes)" for name, count in found["tasks"].items())
+    for name, value in found["attributes"].items():
+        if name not in _TOLD:
+            yield name, _short(value)
+    for warning in found["warnings"]:
+        yield "WARNING", warning
+    for problem in found["problems"]:
+        yield "PROBLEM", problem
+    if not found["problems"]:
+        yield "faults", "nothing wrong was found" + (", but see the warnings" if found["warnings"] else "")
+
+
+_TOLD = ("filters", "tasks", "episode_tasks")  # attributes that have lines of their own
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return f"{_number(low)} to {_number(high)}"
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}"
+
+
+def _strict(value: Any, depth: int = 0) -> Any:
+    """With None for what is not finite, which JSON has no word for, and for what is nested beyond reason."""
+    if isinstance(value, dict | list) and depth > _DEEPEST:
+        return None
+    if isinstance(value, dict):
+        return {name: _strict(held, depth + 1) for name, held in value.items()}
+    if isinstance(value, list):
+        return [_strict(held, depth + 1) for held in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters; --json prints them)"
+
+
+def _filters(store: Store) -> dict[str, int]:
+    """Name to the number of episodes of each filter."""
+    filters = store.attributes.get("filters")
+    if not isinstance(filters, dict):
+        return {}
+    return {str(name): len(kept) for name, kept in filters.items() if isinstance(kept, list)}
+
+
+def _tasks(store: Store) -> dict[str, int]:
+    """Each task's text to the number of its episodes."""
+    tasks, chosen = store.attributes.get("tasks"), store.attributes.get("episode_tasks")
+    if not isinstance(tasks, list) or not isinstance(chosen, list):
+        return {}
+    counts = Counter(number for number in chosen if isinstance(number, int))
+    return {str(task): counts[number] for number, task in enumerate(tasks)}
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
@@ -90,12 +236,14 @@ def _spread(values: np.ndarray) -> dict[str, float]:
     }
 
 
-def _episodes_with(store: Store) -> int:
-    return len(np.unique(store.episode_of(np.flatnonzero(store.terminals))))
+def _episodes_with(store: Store, marked: np.ndarray) -> int:
+    """How many episodes have a marked row."""
+    return len(np.unique(store.episode_of(np.flatnonzero(marked))))
 
 
-def _frames(store: Store, camera: Array) -> torch.Tensor:
-    picked = np.linspace(0, store.episodes - 1, min(_SHOWN_EPISODES, store.episodes)).astype(int)
-    first, last = store.episode_starts[picked], store.episode_ends[picked] - 1
-    rows = np.stack([first, (first + last) // 2, last], axis=1)
-    return torch.from_numpy(np.asarray(camera[rows.ravel()])).permute(0, 3, 1, 2).unflatten(0, rows.shape)
+def _rate(solved: int, of: int, because: str) -> dict[str, Any]:
+    return {"rate": solved / of, "solved": solved, "of": of, "because": because}
+
+
+def _unknown(because: str) -> dict[str, Any]:
+    return {"rate": None, "because": because}

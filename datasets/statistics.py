@@ -12,7 +12,8 @@ from gtp_vision.datasets.store import Store
 
 _PIECE = 64
 _FRAMES = 2048  # enough for a mean to a level or two, and 25 MB of 64x64 frames
-_ROWS = 1 << 15  # rows looked at together: a few MB, which stay in the processor's cache
+_BYTES = 1 << 22  # looked at together, so that they stay in the processor's cache
+_SAMPLE_BYTES = 1 << 26  # of very wide rows fewer, but 1000
 _SAMPLE = 1 << 17  # rows that quantiles are taken from; a quantile of so many is off by at most 0.003 in rank
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 _FLOOR = 1e-4  # of the spread relative to the magnitude: less is rounding or a sensor that stands still
@@ -20,7 +21,7 @@ _FLOOR = 1e-4  # of the spread relative to the magnitude: less is rounding or a 
 
 @dataclass(frozen=True)
 class ArrayStatistics:
-    """Of each dimension of an array (N, D), over all rows; quantiles over at most 131072 rows, spread evenly.
+    """Of each dimension of an array (N, D), over all rows; quantiles over at most 131072 or 67 MB, spread evenly.
 
     Attributes:
         mean: (D,).
@@ -51,13 +52,14 @@ class ArrayStatistics:
 
 
 def array_statistics(array: Array) -> ArrayStatistics:
-    """The statistics of an array (N, D) of numbers, in two passes over pieces; N and D at least 1."""
+    """The statistics of an array (N, D) of numbers, streamed in pieces; N and D at least 1."""
     count, width = array.shape[0], array.shape[1]
     origin = np.asarray(array[0:1], np.float64)[0]  # sums of differences from it lose no digits
     total, squares = np.zeros(width), np.zeros(width)
     low, high = np.full(width, np.inf), np.full(width, -np.inf)
-    for start in range(0, count, _ROWS):
-        piece = np.asarray(array[start : start + _ROWS])
+    rows = max(1, _BYTES // (array.dtype.itemsize * width))
+    for start in range(0, count, rows):
+        piece = np.asarray(array[start : start + rows])
         low, high = np.minimum(low, piece.min(0)), np.maximum(high, piece.max(0))
         centred = piece - origin
         total += centred.sum(0)
@@ -65,8 +67,9 @@ def array_statistics(array: Array) -> ArrayStatistics:
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
     mean += origin
-    rows = np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64)
-    levels = np.quantile(np.asarray(array[rows]), _QUANTILES, axis=0)
+    sampled = min(count, _SAMPLE, max(1000, _SAMPLE_BYTES // (array.dtype.itemsize * width)))
+    spread = np.linspace(0, count - 1, sampled).astype(np.int64)
+    levels = np.quantile(np.asarray(array[spread]), _QUANTILES, axis=0)
     magnitude = np.maximum(np.abs(mean), 1e-2)  # so that noise of a millionth about 0 stands still too
     still = (levels[-1] - levels[0]) <= 1e-6 * magnitude
     return ArrayStatistics(
@@ -80,9 +83,10 @@ def array_statistics(array: Array) -> ArrayStatistics:
 
 
 def store_statistics(store: Store) -> dict[str, ArrayStatistics]:
-    """Of `actions` and of every observation that is a state; images are not looked at."""
+    """Of `actions` (of rows with an outcome: others may be fillers) and of every state; images are not looked at."""
     states = {name: array for name, array in store.observations.items() if array.ndim == 2}
-    return {"actions": array_statistics(store.actions)} | {
+    actions = store.actions if store.has_outcome.all() else store.actions[store.transitions]
+    return {"actions": array_statistics(actions)} | {
         f"observations/{name}": array_statistics(array) for name, array in states.items()
     }
 

@@ -243,8 +243,8 @@ def checked(config: Any) -> Config:
         len(task.shares) != len(task.datasets or ()) or not all(0 < share < math.inf for share in task.shares)
     ):
         raise GtpVisionError(
-            f"task.shares={task.shares} must hold a number above 0 for each of the {len(task.datasets or ())} data sets "
-            f"in task.datasets"
+            f"task.shares={task.shares} must hold a number above 0 for each of the {len(task.datasets or ())} "
+            f"data sets in task.datasets"
         )
     if task.observations is not None and not task.observations:
         raise GtpVisionError("task.observations=[] leaves nothing to see; name observations, or set it to null")

@@ -38,7 +38,7 @@ def test_the_bench_prints_one_json_object(cache: Path, capsys: pytest.CaptureFix
     assert found["stats_seconds"] >= 0
     cold = found["beyond_cache"]
     if cold is not None:  # where we may make a control group
-        assert cold["file_gb"] == pytest.approx(2 * cold["limit_gb"], rel=0.01)
+        assert cold["file_gb"] == pytest.approx(2 * cold["limit_gb"], abs=0.02)
         assert cold["ms"] > 0
     text = bench_loader.table(found)
     assert f"{found['vs_robomimic']:.0f} times faster than robomimic" in text

@@ -1,0 +1,246 @@
+"""What is no fault of a file and costs people weeks all the same: each find is a sentence with its mend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from gtp_vision.datasets.arrays import Array
+from gtp_vision.datasets.statistics import ArrayStatistics
+from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.validation import place
+
+_PIECE = 1 << 18  # rows looked at together, so that a mapped file is streamed
+_CAMERA_BYTES = 1 << 25  # of each camera, read for one check
+_PAIRS = (16, 512)  # neighbouring frames compared: at least, at most
+_IDENTICAL = 0.1  # share of identical neighbours above which a camera is called stuck
+_AT_LIMIT = 0.999  # an action beyond it was clipped
+_SATURATED = 0.5  # share of clipped actions that is worth a word
+_FEW_VALUES = 3  # a dimension with no more is a switch (a gripper): its limits are its values
+_TINY = 0.1  # actions that stay below use a tenth of their range
+_WIDE = 3072  # numbers in a 32x32 picture: a state so wide is one
+_SHORT = 0.1  # of the median length
+_CHANNELS = (1, 3, 4)
+
+
+def pitfalls(store: Store, statistics: Mapping[str, ArrayStatistics]) -> list[str]:
+    """Every kind of likely mistake in a valid store, a sentence each: array, dimension or episode and frame, mend.
+
+    Args:
+        store: without faults (see `validation.problems`).
+        statistics: of `actions` and of the states, by `observations/<name>`; those without are not looked at.
+    """
+    found = [*_rewards(store), *_terminals(store), *_short_episodes(store)]
+    for name, numbers in statistics.items():
+        found += _constant(name, numbers)
+    found += _actions(store, statistics["actions"])
+    for name, array in store.observations.items():
+        found += _camera(name, array, store) if array.ndim == 4 else _wide(name, array)
+    return [*found, *_same_cameras(store), *_left_out(store)]
+
+
+def last_outcomes(store: Store) -> np.ndarray:
+    """int64 (<= E,), the last row with an outcome of each episode that has one.
+
+    It is the episode's last row, or the one before where the last holds but the final observation.
+    """
+    last = store.episode_ends - 1
+    rows = last - ~store.has_outcome[last]
+    return rows[rows >= store.episode_starts]
+
+
+def _rewards(store: Store) -> Iterator[str]:
+    rewards, sampled = np.asarray(store.rewards), np.asarray(store.rewards[store.transitions])
+    first = float(sampled[0])
+    if not rewards.any():
+        mend = "train by imitation (agent=gtp_bc)"
+        if store.attributes.get("suite") == "ogbench":
+            mend += " or name a task with --env NAME-singletask-v0"
+        yield f"rewards are 0 everywhere, so there is nothing to reinforce; {mend}"
+    elif not sampled.any():
+        row = int(np.flatnonzero(rewards)[0])
+        yield (
+            f"rewards other than 0 stand only on rows whose action has no outcome, first at {place(store, row)}, and "
+            f"those are never sampled; mark these rows as terminals, or move each reward to the row before"
+        )
+    elif (sampled == first).all() and not np.any(store.terminals):
+        yield (
+            f"rewards are {first:g} everywhere and there is no terminal, so no action is better than another; mark "
+            f"successes and failures, or train by imitation (agent=gtp_bc)"
+        )
+
+
+def _terminals(store: Store) -> Iterator[str]:
+    terminals = np.asarray(store.terminals, bool)
+    share = float(terminals.mean())
+    if share > 0.5:
+        yield (
+            f"terminals stand on {share:.0%} of the rows, first at {place(store, int(np.argmax(terminals)))}; a "
+            f"terminal is 1 where the MDP ended, so check that it is not the mask, which is 1 where it did not"
+        )
+        return
+    lengths = np.diff(store.episode_ends, prepend=0)
+    if store.episodes < 2 or not terminals[last_outcomes(store)].all():
+        return
+    if lengths[0] > 1 and (lengths == lengths[0]).all():
+        yield (
+            f"all {store.episodes} episodes end in a terminal after {lengths[0]} frames, as if by a time limit; mark "
+            f"the ends as timeouts if so, or the value of everything after them is learned as 0"
+        )
+        return
+    rewards = np.asarray(store.rewards)
+    if rewards[terminals].min() <= rewards[~terminals].max(initial=-np.inf):  # else the reward tells successes apart
+        yield (
+            f"all {store.episodes} episodes end in a terminal and none in a timeout; mark the ends at which a "
+            f"recording merely stopped as timeouts, or the value of everything after them is learned as 0"
+        )
+
+
+def _short_episodes(store: Store) -> Iterator[str]:
+    lengths = np.diff(store.episode_ends, prepend=0)
+    empty = np.flatnonzero((lengths == 1) & ~store.has_outcome[store.episode_starts])
+    if len(empty):
+        yield (
+            f"{_count(len(empty), store.episodes)} episodes have one frame and no outcome, the first is episode "
+            f"{empty[0]}; nothing is sampled from them: leave them out"
+        )
+    limit = _SHORT * float(np.median(lengths))
+    short = np.setdiff1d(np.flatnonzero(lengths < limit), empty)
+    if len(short):
+        yield (
+            f"{_count(len(short), store.episodes)} episodes are shorter than a tenth of the median, the first is "
+            f"episode {short[0]} with {lengths[short[0]]} frames; leave them out if the recorder broke off"
+        )
+
+
+def _constant(name: str, numbers: ArrayStatistics) -> Iterator[str]:
+    if not numbers.constant:
+        return
+    values = ", ".join(f"{numbers.quantiles['0.5'][dimension]:.4g}" for dimension in numbers.constant[:4])
+    more = ", ..." if len(numbers.constant) > 4 else ""
+    mend = (
+        "no policy learns to move what did not move: leave it out, or record it"
+        if name == "actions"
+        else "check that the sensor was recorded, or leave it out"
+    )
+    yield f"{name}: next to no change in {_dimensions(numbers.constant)} (about {values}{more}); {mend}"
+
+
+def _actions(store: Store, numbers: ArrayStatistics) -> Iterator[str]:
+    extent = np.maximum(np.abs(numbers.min), np.abs(numbers.max))
+    tiny = np.setdiff1d(np.flatnonzero(extent < _TINY), numbers.constant).tolist()
+    if tiny:
+        yield (
+            f"actions stay within {extent[tiny].max():.2g} of 0 in {_dimensions(tiny)}, where noise of size 1 drowns "
+            f"them; scale each dimension to [-1, 1] when writing the file"
+        )
+    at_limit = np.zeros(store.action_dim)
+    for start in range(0, len(store), _PIECE):
+        at_limit += (np.abs(np.asarray(store.actions[start : start + _PIECE])) >= _AT_LIMIT).sum(0)
+    often = np.setdiff1d(np.flatnonzero(at_limit > _SATURATED * len(store)), numbers.constant)
+    clipped = [dimension for dimension in often.tolist() if _values(store, dimension) > _FEW_VALUES]
+    if clipped:
+        share = at_limit[clipped].max() / len(store)
+        yield (
+            f"actions are at -1 or 1 in {share:.0%} of the rows in {_dimensions(clipped)}; check that they were not "
+            f"clipped when they were recorded, and scale them to [-1, 1] instead"
+        )
+
+
+def _values(store: Store, dimension: int) -> int:
+    """How many different values some of the actions take in a dimension."""
+    rows = np.linspace(0, len(store) - 1, min(len(store), 4096)).astype(np.int64)
+    return len(np.unique(np.asarray(store.actions[rows])[:, dimension]))
+
+
+def _wide(name: str, array: Array) -> Iterator[str]:
+    if array.shape[1] >= _WIDE:
+        yield (
+            f"observations/{name} is a state of {array.shape[1]} numbers; if it is a picture, store it as uint8 "
+            f"(H, W, C), or no encoder will see it"
+        )
+
+
+def _camera(name: str, frames: Array, store: Store) -> Iterator[str]:
+    """A camera that stands still, shows nothing, or has its axes in another order; on a sample of its frames."""
+    shape = frames.shape[1:]
+    if shape[-1] not in _CHANNELS and shape[0] in _CHANNELS:
+        yield f"observations/{name} has frames {shape}, which looks like channels first; store (H, W, C)"
+    size = max(1, int(np.prod(shape, dtype=np.int64)))
+    count = int(np.clip(_CAMERA_BYTES // (2 * size), *_PAIRS))
+    rows = np.linspace(0, len(store) - 1, min(len(store), count)).astype(np.int64)
+    blank, black = [], True
+    for row in rows:
+        frame = frames[row]
+        if frame.min() == frame.max():
+            blank.append(int(row))
+            black &= not frame.max()
+    if blank:
+        yield (
+            f"observations/{name} shows nothing in {_count(len(blank), len(rows))} sampled frames, first at "
+            f"{place(store, blank[0])} (all {'black' if black else 'one colour'}); check the camera and leave those "
+            f"episodes out"
+        )
+    rows = np.setdiff1d(rows, [*blank, *(store.episode_ends - 1)])
+    stuck = [int(row) for row in rows if np.array_equal(frames[row], frames[row + 1])]
+    if len(stuck) > _IDENTICAL * len(rows):
+        yield (
+            f"observations/{name} is the same as in the next frame in {_count(len(stuck), len(rows))} sampled frames, "
+            f"first at {place(store, stuck[0])}; check that the camera is not stuck or slower than the actions"
+        )
+        return
+    still = list(_still_episodes(frames, store, max(1, count // 3)))
+    if still:
+        yield (
+            f"observations/{name} is the same in the first, middle and last frame of {len(still)} sampled episodes, "
+            f"the first is episode {still[0]}; leave them out if the camera was stuck"
+        )
+
+
+def _still_episodes(frames: Array, store: Store, count: int) -> Iterator[int]:
+    """Of `count` episodes with three frames or more, those whose first, middle and last frame are the same."""
+    long = np.flatnonzero(np.diff(store.episode_ends, prepend=0) >= 3)
+    for episode in long[np.linspace(0, len(long) - 1, min(len(long), count)).astype(np.int64)].tolist():
+        first, last = int(store.episode_starts[episode]), int(store.episode_ends[episode]) - 1
+        rows = (first, (first + last) // 2, last)
+        if all(np.array_equal(frames[a], frames[b]) for a, b in pairwise(rows)) and np.ptp(frames[first]):
+            yield episode
+
+
+def _same_cameras(store: Store) -> Iterator[str]:
+    """Cameras with the same pictures: one was recorded under two names."""
+    rows = np.linspace(0, len(store) - 1, min(len(store), 4)).astype(np.int64)
+    seen: dict[bytes, str] = {}
+    for name, frames in store.observations.items():
+        if frames.ndim != 4:
+            continue
+        shown = np.asarray(frames[rows])
+        if np.ptp(shown):
+            other = seen.setdefault(shown.tobytes(), name)
+            if other != name:
+                yield (
+                    f"observations/{name} shows the same pictures as observations/{other}; check which camera was "
+                    f"recorded twice"
+                )
+
+
+def _left_out(store: Store) -> Iterator[str]:
+    """What the reader found and no policy reads."""
+    names = store.attributes.get("left_out")
+    if isinstance(names, list) and names:
+        shown = ", ".join(str(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")
+        yield f"not read, for being text, sound or pictures not of uint8: {shown}; write what matters as uint8"
+
+
+def _count(some: int, of: int) -> str:
+    return f"{some} of {of}"
+
+
+def _dimensions(numbers: Sequence[int]) -> str:
+    """`dimension 3`, `dimensions 3 and 5`, at most twelve named."""
+    named = [str(number) for number in numbers[:12]]
+    if len(numbers) > 12:
+        return f"dimensions {', '.join(named)} and {len(numbers) - 12} more"
+    return f"dimension {named[0]}" if len(named) == 1 else f"dimensions {', '.join(named[:-1])} and {named[-1]}"
