@@ -37,8 +37,8 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "native": Format("gtp-vision HDF5", lambda path, _: native.layout(path), hdf5=native.is_native, write=native.write),
-    "d4rl": Format("D4RL HDF5", d4rl.layout, hdf5=d4rl.is_d4rl, write=d4rl.write),
     "ogbench": Format("OGBench npz", ogbench.layout, other=ogbench.recognises),
+    "d4rl": Format("D4RL HDF5", d4rl.layout, hdf5=d4rl.is_d4rl, write=d4rl.write),
     "robomimic": Format(
         "robomimic HDF5", lambda path, _: robomimic.layout(path), hdf5=robomimic.recognises, write=robomimic.write
     ),

@@ -7,12 +7,14 @@ from version 1.2 on).
 
 from __future__ import annotations
 
+import json
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
 _INFO = ("qpos", "button_states")
+_NOTE, _LONGEST_NOTE = "gtp_vision", 1 << 16
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError)
 
 
@@ -34,26 +37,24 @@ def dataset_name(env: str) -> str:
 
 
 def locate(env: str, folder: Path, *, download: bool = True) -> Path:
-    """The training file of an environment in `folder`, by OGBench's own downloader if it is not there.
+    """The training file of an environment in `folder`, downloaded with its validation file if it is not there.
 
     Raises:
         GtpVisionError: no file and no network, with the place where the file belongs.
     """
     name = dataset_name(env)
-    path = folder.expanduser() / f"{name}.npz"
+    folder = folder.expanduser()
+    path = folder / f"{name}.npz"
     if path.exists():
         return path
     if not download:
         raise GtpVisionError(f"no data set at {path}; put {name}.npz and {name}-val.npz there")
-    import ogbench
+    from gtp_vision.datasets.download import download as fetch
 
     try:
-        ogbench.download_datasets([name], str(folder))
-    except Exception as error:  # the downloader raises whatever its transport raises
-        raise GtpVisionError(
-            f"the data set {name} could not be downloaded ({type(error).__name__}: {error}); put {name}.npz and "
-            f"{name}-val.npz into {folder}, or set task.dataset to a file"
-        ) from error
+        fetch(f"ogbench/{name}", folder)
+    except GtpVisionError as error:
+        raise GtpVisionError(f"{error}, or set task.dataset to a file") from error
     return path
 
 
@@ -108,13 +109,35 @@ def _opened(path: Path, env: str) -> Iterator[Source]:
                     terminals=terminals,
                     timeouts=small["terminals"],
                     episode_ends=ends,
-                    attributes={"source": path.name, "suite": "ogbench", "env": env, "rendering": {}},
+                    attributes={"rendering": {}}
+                    | _record(archive)
+                    | {"source": path.name, "suite": "ogbench", "env": env},
                 )
     except (OSError, *_DAMAGE) as error:
         raise GtpVisionError(
             f"{path} cannot be read as an OGBench file ({type(error).__name__}: {error}); "
             f"it is missing, truncated or of another format: copy or download it again"
         ) from error
+
+
+def _record(archive: zipfile.ZipFile) -> dict[str, Any]:
+    """What `gtp-vision data collect` noted of how it made the file; OGBench's own files note nothing."""
+    if f"{_NOTE}.npy" not in archive.namelist():
+        return {}
+    if archive.getinfo(f"{_NOTE}.npy").file_size > _LONGEST_NOTE:
+        raise ValueError(f"{_NOTE} is longer than {_LONGEST_NOTE} bytes")
+    try:
+        found = json.loads(str(_load(archive, _NOTE)[()]))
+        if not isinstance(found, dict):
+            raise TypeError("no object")
+        noted = {name: found[name] for name in ("rendering", "recipe", "seed", "command", "versions") if name in found}
+        quality = dict(noted.get("rendering", {}))
+    except (ValueError, TypeError, IndexError, RecursionError) as error:
+        raise ValueError(f"{_NOTE} is not the JSON object that gtp-vision writes") from error
+    for name, value in quality.items():
+        if value is not None and not (isinstance(value, int) and 0 <= value < 1 << 20):
+            raise ValueError(f"{_NOTE} has a rendering of {str(name)[:40]!r} {str(value)[:40]!r}: no small number")
+    return noted
 
 
 def _streamed(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> Piece:
@@ -135,7 +158,8 @@ def _relabel(env: str, info: dict[str, np.ndarray], frames: int) -> tuple[np.nda
         if len(array) != frames:
             raise ValueError(f"{name} has {len(array)} rows for {frames} frames")
     name = env.removeprefix("visual-")  # states are enough: nothing is rendered here
-    with quarantine.unlimited():
+    with quarantine.unlimited(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Box (low|high).*")  # Gymnasium's, of OGBench's own spaces
         import gymnasium
         import ogbench
         from ogbench.relabel_utils import relabel_dataset

@@ -1,0 +1,245 @@
+"""D4RL's files: flat HDF5 with observations, actions, rewards, terminals, timeouts, and often next_observations, infos.
+
+Rows map one to one, with the meaning that D4RL's `qlearning_dataset` gives them: a row with `timeouts` has no outcome
+(also if it is a terminal), nor has the file's last row unless it is a terminal. Where an episode ends:
+
+    `metadata/episode_ends` (our writer's)    there
+    mazes: `infos/goal`, or most terminals    at timeouts, and where the next row does not go on from this one;
+    go on to their `next_observations`        `terminals` mean "at the goal" and stay inside episodes
+    others with `timeouts`                    at terminals and timeouts
+    others with `next_observations`           at terminals, and where the next row is not the one announced
+    others, environment's name known          at terminals, and after the time limit of that environment
+    all others                                at terminals
+
+Without `next_observations` a maze's row does not go on when its position leaps by more than 1 (metre): the ant is
+thrown back to the start. Driven as hard as it can be, MuJoCo's ant makes 4.2 m/s, 0.42 in one of D4RL's steps of 0.1 s.
+Other robots' resets cannot be told from their motion (HalfCheetah's look like a stride), so they are not guessed. The
+attribute `episode_ends` says which of these was used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from gtp_vision.datasets import hdf5, quarantine
+from gtp_vision.datasets.arrays import Array
+from gtp_vision.datasets.files import written_aside
+from gtp_vision.datasets.formats import episodes, native
+from gtp_vision.datasets.layout import COPY_BYTES, Layout, Source, piece_of, through_cache, to_store
+from gtp_vision.datasets.store import Store
+from gtp_vision.errors import GtpVisionError
+
+_OURS = "gtp_vision"  # the attribute in which our writer keeps what the format has no place for
+_LEAP = 1.0  # metres in a step, see above
+_SAME = 1e-6  # distance up to which an observation is the one announced
+_TIME_LIMIT = {"hopper": 1000, "halfcheetah": 1000, "walker2d": 1000, "ant": 1000}  # of Gym's tasks, versions 0 to 5
+
+
+def is_d4rl(file: h5py.File, path: Path) -> bool:
+    """Whether an HDF5 file has D4RL's arrays at its root.
+
+    Raises:
+        GtpVisionError: it has, but they are damaged or links.
+    """
+    if native.is_native(file, path) or not {"observations", "actions"} <= set(hdf5.children(file, path)):
+        return False
+    return all(isinstance(hdf5.child(file, name, path), h5py.Dataset) for name in ("observations", "actions"))
+
+
+def layout(path: Path, env: str | None = None) -> Layout:
+    """A D4RL file; contiguous float32 or uint8 observations are mapped in place.
+
+    Args:
+        path: the .hdf5 file.
+        env: environment name; it tells the time limit of old files that have no `timeouts`.
+
+    Raises:
+        GtpVisionError: truncated, missing or mistyped arrays, links, lengths that disagree.
+    """
+    return through_cache(path, lambda: _opened(path, env), "d4rl", env or "")
+
+
+def read(path: Path, env: str | None = None) -> Store:
+    """A D4RL file as a store; see `layout`, and `open_store` for files of strangers."""
+    return to_store(layout(path, env), path)
+
+
+def write(path: Path, store: Store) -> Path:
+    """Write a store as D4RL does, so that it reads back the same and D4RL makes the same transitions of it.
+
+    What the format has no place for (episodes that go on after a terminal, the observation's name, attributes) lies
+    in `metadata/episode_ends` and in the attribute `gtp_vision`.
+
+    Args:
+        path: the file to be; an existing one is replaced when the new one is whole.
+        store: what to write.
+
+    Returns:
+        `path`.
+
+    Raises:
+        GtpVisionError: the store has more than one observation array.
+    """
+    if len(store.observations) != 1:
+        raise GtpVisionError(
+            f"D4RL's format holds one observation array, the data set has {len(store.observations)} "
+            f"({', '.join(store.observations) or 'none'}); convert it to robomimic instead"
+        )
+    ((name, observations),) = store.observations.items()
+    terminals = np.asarray(store.terminals, bool)
+    timeouts = np.asarray(store.timeouts, bool).copy()
+    last = store.episode_ends - 1
+    timeouts[last] |= ~terminals[last]
+    flat: dict[str, Array] = {
+        "observations": observations,
+        "actions": np.asarray(store.actions, np.float32),
+        "rewards": np.asarray(store.rewards, np.float32),
+        "terminals": terminals,
+        "timeouts": timeouts,
+        "metadata/episode_ends": np.asarray(store.episode_ends, np.int64),
+    }
+    with written_aside(path) as aside, h5py.File(aside, "w") as file:
+        file.attrs[_OURS] = json.dumps({"observation": name, "attributes": dict(store.attributes)})
+        for key, array in flat.items():
+            made = file.create_dataset(key, array.shape, array.dtype)
+            for start, stop in _pieces(array.shape, array.dtype):
+                made[start:stop] = array[start:stop]
+    return path
+
+
+@contextmanager
+def _opened(path: Path, env: str | None) -> Iterator[Source]:
+    with hdf5.opened(path) as file:
+        observations = hdf5.array(file, "observations", path)
+        camera = observations.dtype == np.uint8 and observations.ndim == 4
+        if not camera and (observations.dtype.kind != "f" or observations.ndim != 2):
+            raise GtpVisionError(
+                f"{path}: 'observations' are {observations.dtype} {observations.shape}; wanted states, float (N, D), "
+                f"or frames, uint8 (N, H, W, C)"
+            )
+        rows = observations.shape[0]
+        if not rows:
+            raise GtpVisionError(f"{path}: 'observations' has no rows; record some, or copy the file again")
+        actions = episodes.matrix(file, "actions", path, kinds="f", count=rows)
+        rewards = episodes.column(file, "rewards", path, rows)
+        terminals = episodes.flags(file, "terminals", path, rows)
+        ends, timeouts, how = _episodes(file, path, observations, terminals, env)
+        ours = hdf5.json_object(file, _OURS, path)
+        name, attributes = ours.get("observation"), ours.get("attributes")
+        if not isinstance(attributes, dict):
+            attributes = {"source": path.name, "suite": "d4rl", "episode_ends": how} | ({"env": env} if env else {})
+        if isinstance(name, str) and "/" not in name:
+            episodes.checked(name, path)
+        else:
+            name = "camera" if camera else "state"
+
+        def stored(start: int, stop: int) -> np.ndarray:
+            return episodes.rows(observations, start, stop, path)
+
+        yield Source(
+            observations={name: [replace(piece_of(observations, path), read=stored)]},
+            actions=actions,
+            rewards=rewards,
+            terminals=terminals,
+            timeouts=timeouts,
+            episode_ends=ends,
+            attributes=attributes,
+        )
+
+
+def _episodes(
+    file: h5py.File, path: Path, observations: h5py.Dataset, terminals: np.ndarray, env: str | None
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Exclusive episode ends, timeouts of all rows, and where the ends were taken from; see the module."""
+    rows, names = len(terminals), set(hdf5.children(file, path))
+    limit = _TIME_LIMIT.get((env or "").split("-")[0].lower())
+    marked = np.zeros(rows, bool)
+    if "timeouts" in names:
+        marked = episodes.flags(file, "timeouts", path, rows)
+    infos = set(hdf5.children(hdf5.group(file, "infos", path), path)) if "infos" in names else set()
+    metadata = set(hdf5.children(hdf5.group(file, "metadata", path), path)) if "metadata" in names else set()
+    broken = np.zeros(rows, bool)  # the next row does not go on from this one
+    maze = "goal" in infos
+    if "episode_ends" in metadata:
+        last, how = _written_ends(file, path, rows), "metadata/episode_ends"
+    else:
+        if "next_observations" in names:
+            announced = hdf5.array(file, "next_observations", path, ndim=observations.ndim, rows=rows)
+            if announced.shape != observations.shape:
+                raise GtpVisionError(
+                    f"{path}: 'next_observations' has shape {announced.shape}, 'observations' {observations.shape}; "
+                    f"write the file again"
+                )
+            broken = _broken(observations, announced, _SAME, path)
+            inside = terminals & ~marked
+            inside[-1] = False
+            maze |= bool(np.sum(inside & ~broken) > np.sum(inside & broken))
+            source = "next_observations"
+        elif maze:
+            place = hdf5.array(file, "infos/qpos", path, ndim=2, rows=rows) if "qpos" in infos else observations
+            broken = _broken(place, place, _LEAP, path, width=2) if place.ndim == 2 else broken
+            source = "leaps"
+        if maze:
+            last, how = marked | broken, f"timeouts and {source}"
+        elif "timeouts" in names:
+            last, how = marked | terminals, "terminals and timeouts"
+        elif "next_observations" in names:
+            last, how = terminals | broken, "terminals and next_observations"
+        elif limit:
+            marked = _since(terminals) % limit == limit - 1
+            last, how = marked | terminals, f"terminals and every {limit} steps"
+        else:
+            last, how = terminals.copy(), "terminals"
+    last[-1] = True
+    return np.flatnonzero(last) + 1, marked | (last & ~terminals), how
+
+
+def _written_ends(file: h5py.File, path: Path, rows: int) -> np.ndarray:
+    """Bool (rows,), the last rows of the episodes that our writer wrote."""
+    ends = hdf5.array(file, "metadata/episode_ends", path, kinds="ui", ndim=1)
+    if not 0 < len(ends) <= rows:
+        raise GtpVisionError(f"{path}: 'metadata/episode_ends' has {len(ends)} entries for {rows} rows; remove it")
+    ends = episodes.rows(ends, 0, len(ends), path).astype(np.int64)
+    if ends[0] <= 0 or ends[-1] != rows or np.any(np.diff(ends) <= 0):
+        raise GtpVisionError(
+            f"{path}: 'metadata/episode_ends' must increase up to the {rows} rows, but ends at {ends[-1]}; remove it"
+        )
+    last = np.zeros(rows, bool)
+    last[ends - 1] = True
+    return last
+
+
+def _since(terminals: np.ndarray) -> np.ndarray:
+    """How many rows ago the last terminal's successor was, for each row."""
+    starts = np.concatenate([[0], np.flatnonzero(terminals[:-1]) + 1])
+    rows = np.arange(len(terminals))
+    return rows - starts[np.searchsorted(starts, rows, side="right") - 1]
+
+
+def _broken(
+    after: h5py.Dataset, before: h5py.Dataset, limit: float, path: Path, width: int | None = None
+) -> np.ndarray:
+    """Bool (N,): the first `width` numbers of `after[i + 1]` are farther than `limit` from those of `before[i]`."""
+    rows = after.shape[0]
+    found = np.zeros(rows, bool)
+    for start, stop in _pieces((rows - 1, *after.shape[1:]), np.dtype(np.float64)):
+        there, here = episodes.rows(after, start + 1, stop + 1, path), episodes.rows(before, start, stop, path)
+        difference = there.astype(np.float64) - here
+        with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite are for validation to tell
+            found[start:stop] = np.linalg.norm(difference.reshape(stop - start, -1)[:, :width], axis=1) > limit
+        quarantine.alive()
+    return found
+
+
+def _pieces(shape: tuple[int, ...], dtype: np.dtype) -> Iterator[tuple[int, int]]:
+    """(start, stop) of row ranges of about `COPY_BYTES`."""
+    step = max(1, COPY_BYTES // max(1, hdf5.nbytes(shape[1:], dtype)))
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])

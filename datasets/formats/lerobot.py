@@ -1,0 +1,280 @@
+"""LeRobot's data sets, version 3: tables in Parquet, cameras as mp4 or as pictures in the tables.
+
+    meta/info.json                                features, fps, where the files lie
+    meta/stats.json                               min and max of every feature
+    meta/tasks.parquet                            what was to be done, as text
+    meta/episodes/chunk-XXX/file-XXX.parquet      length of each episode, the files and the seconds where it lies
+    data/chunk-XXX/file-XXX.parquet               a row a frame, many episodes a file
+    videos/<key>/chunk-XXX/file-XXX.mp4           many episodes a file
+
+Every row is a row of the store. Observations lose the prefix `observation.` and, as cameras, `observation.images.`.
+`terminals` are `next.success` where there is one, else `next.done`: a demonstration's `done` often only says that the
+recording stopped, its success ends the task. An episode's last row is a timeout if it is no terminal, or if
+`next.truncated` says so. Missing rewards and flags are 0.
+
+A camera's frame is number round((from_timestamp + timestamp) * fps) of its video, counted from the first; each video is
+decoded once, into the cache.
+
+Actions that leave [-1, 1] are scaled to it, each dimension by its minimum and maximum: those of meta/stats.json, or of
+the data where the statistics do not hold. The attributes `action_low` and `action_high` say how to get back:
+`low + (action + 1) / 2 * (high - low)`. A dimension that never changes becomes 0.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gtp_vision.datasets import quarantine
+from gtp_vision.datasets.formats import tables, video
+from gtp_vision.datasets.formats.lerobot_meta import (
+    EPISODES,
+    INFO,
+    OURS,
+    ROWS,
+    STATS,
+    TASKS,
+    Episodes,
+    Feature,
+    files_of,
+    read_episodes,
+    read_features,
+    read_info,
+)
+from gtp_vision.datasets.formats.tables import fault
+from gtp_vision.datasets.layout import Layout, Piece, Source, through_cache, to_store
+from gtp_vision.datasets.store import Store
+
+_FLAGS = ("next.success", "next.done", "next.truncated", "next.reward", "task_index")
+_PICTURES = 16  # decoded together
+_ROUNDING = 1e-5  # by which actions may leave [-1, 1]
+_SPREAD = 1e-6  # a dimension of action that changes less, relative to its size, never changes
+
+
+def recognises(path: Path) -> bool:
+    """Whether a folder has LeRobot's meta/info.json."""
+    return path.is_dir() and (path / INFO).is_file()
+
+
+def layout(path: Path) -> Layout:
+    """A LeRobot folder, decoded once into the cache.
+
+    Raises:
+        GtpVisionError: another version, missing or damaged files, lengths that disagree, files that lead out of it.
+    """
+    return through_cache(path, lambda: _opened(path), "lerobot")
+
+
+def read(path: Path) -> Store:
+    """A LeRobot folder as a store; see `layout`, and `open_store` for files of strangers."""
+    return to_store(layout(path), path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Source]:
+    info = read_info(path)
+    features, left_out = read_features(info, path)
+    observations = {name: feature for name, feature in features.items() if name != "action"}
+    episodes = read_episodes(path, info, [feature.key for feature in observations.values() if feature.kind == "video"])
+    files = files_of(path, str(info.get("data_path")), "", episodes.data, episodes.lengths)
+    rows = _rows(path, info, features["action"], files, episodes)
+    ends = np.cumsum(episodes.lengths)
+    last = np.isin(np.arange(ends[-1]), ends - 1)
+    terminals = rows.get("next.success", rows.get("next.done", np.zeros(len(last)))).astype(bool)
+    truncated = rows.get("next.truncated", np.zeros(len(last))).astype(bool)
+    with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and validation tells where
+        actions, scaling = _scaled(path, rows["action"].astype(np.float32))
+    if (path / OURS).is_file():
+        attributes = tables.json_object(tables.inside(path, OURS)).get("attributes", {})
+        if not isinstance(attributes, dict):
+            raise fault(f"{path / OURS}: 'attributes' is no object; remove the file")
+        attributes |= scaling
+    else:
+        attributes = {"source": path.resolve().name, "suite": "lerobot", "fps": info["fps"]}
+        attributes |= {"robot_type": str(info["robot_type"])} if info.get("robot_type") else {}
+        attributes |= (
+            _tasks(path, rows["task_index"][ends - episodes.lengths], episodes) if "task_index" in rows else {}
+        )
+        attributes |= scaling | ({"left_out": left_out} if left_out else {})
+    with ExitStack() as stack:
+        pieces = {}
+        for name, feature in observations.items():
+            if feature.kind == "video":
+                seconds = np.repeat(episodes.videos[feature.key][1], episodes.lengths) + rows["timestamp"]
+                frames = _from_videos(path, info, feature, episodes, np.rint(seconds * info["fps"]))
+            else:
+                frames = _from_tables(path, feature, files)
+            stack.enter_context(closing(frames))
+            first = next(frames, None)  # a size that info.json declares is believed once a frame has it
+            pieces[name] = [_streamed(len(last), feature, first, frames, path)]
+        yield Source(
+            observations=pieces,
+            actions=actions,
+            rewards=rows.get("next.reward", np.zeros(len(last))),
+            terminals=terminals,
+            timeouts=last & (truncated | ~terminals),
+            episode_ends=ends,
+            attributes=attributes,
+        )
+
+
+def _rows(
+    path: Path, info: dict[str, Any], action: Feature, files: list[tuple[Path, int, int]], episodes: Episodes
+) -> dict[str, np.ndarray]:
+    """The columns with a number a row, and `action`, over all files; (N,) and (N, A)."""
+    keys = ["episode_index", "frame_index", "timestamp", *(key for key in _FLAGS if key in info["features"])]
+    kept: dict[str, list[np.ndarray]] = {key: [] for key in (*keys[2:], "action")}
+    for file, begin, end in files:
+        lengths = episodes.lengths[begin:end]
+        wanted, at = int(lengths.sum()), 0
+        starts = np.cumsum(lengths) - lengths
+        for batch in tables.batches(file, [*keys, "action"], ROWS):
+            columns = [tables.numbers(array, 1, key, file)[:, 0] for key, array in zip(keys, batch[:-1], strict=True)]
+            rows = np.arange(at, at + len(columns[0]))
+            at += len(rows)
+            if at > wanted:
+                break
+            here = np.searchsorted(starts, rows, side="right") - 1
+            wrong = np.flatnonzero((columns[0] != here + begin) | (columns[1] != rows - starts[here]))
+            if len(wrong):
+                w = wrong[0]
+                raise fault(
+                    f"{file}: row {rows[w]} is episode {columns[0][w]}, frame {columns[1][w]}, where {EPISODES} tell "
+                    f"of episode {here[w] + begin}, frame {rows[w] - starts[here[w]]}; copy the data set again"
+                )
+            if len(wrong := np.flatnonzero(~np.isfinite(columns[2]))):
+                e = here[wrong[0]]
+                frame = rows[wrong[0]] - starts[e]
+                raise fault(f"{file}: the timestamp of episode {e + begin}, frame {frame} is not finite; mend it")
+            for key, column in zip(keys[2:], columns[2:], strict=True):
+                kept[key].append(column)
+            kept["action"].append(tables.numbers(batch[-1], action.shape[0], "action", file))
+        if at != wanted:
+            count = at if at < wanted else f"more than {wanted}"
+            raise fault(
+                f"{file} has {count} rows, but {EPISODES} tell of {wanted} for episodes {begin} to {end - 1}; "
+                f"copy the data set again"
+            )
+    return {key: np.concatenate(parts) for key, parts in kept.items()}
+
+
+def _scaled(path: Path, actions: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+    """Actions in [-1, 1], and the attributes that say how they were scaled; see the module."""
+    low, high = actions.min(0).astype(np.float64), actions.max(0).astype(np.float64)
+    if not np.isfinite([low, high]).all() or max(-low.min(), high.max()) <= 1 + _ROUNDING:
+        return actions, {}  # what is not finite is for validation to tell
+    if (path / STATS).exists():
+        entry = tables.json_object(tables.inside(path, STATS)).get("action")
+        try:
+            told = [np.asarray(entry[bound], np.float64).reshape(low.shape) for bound in ("min", "max")]  # type: ignore[index]
+        except (TypeError, ValueError, KeyError):
+            told = [low + 1, high]  # do not hold
+        slack = 1e-4 * np.maximum(1, high - low)  # statistics may be rounded
+        if np.isfinite(told).all() and np.all(told[0] <= low + slack) and np.all(told[1] >= high - slack):
+            low, high = told
+    spread = high - low
+    moves = spread > _SPREAD * np.maximum(1, np.abs(high))
+    scaled = np.where(moves, 2 * (actions - low) / np.where(moves, spread, 1) - 1, 0)
+    return np.clip(scaled, -1, 1).astype(np.float32), {"action_low": low.tolist(), "action_high": high.tolist()}
+
+
+def _tasks(path: Path, index: np.ndarray, episodes: Episodes) -> dict[str, Any]:
+    """The attributes `tasks` (texts) and `episode_tasks` (which text, of each episode's first row)."""
+    file = tables.inside(path, TASKS)
+    text = tables.columns_of_text(file)
+    if not text:
+        raise fault(f"{file} has no column of text with the tasks; copy the data set again")
+    texts: dict[int, str] = {}
+    for numbers, words in tables.batches(file, ["task_index", "task" if "task" in text else text[0]], ROWS):
+        for number, word in zip(tables.integers(numbers, 1, "task_index", file)[:, 0], words.to_pylist(), strict=True):
+            texts[int(number)] = str(word)
+    if len(wrong := np.flatnonzero(~np.isin(index, list(texts)))):
+        raise fault(f"{file} has no task {index[wrong[0]]}, which is that of episode {wrong[0]}; copy it again")
+    numbers = sorted(texts)
+    return {
+        "tasks": [texts[number] for number in numbers],
+        "episode_tasks": np.searchsorted(numbers, index.astype(np.int64)).tolist(),
+    }
+
+
+def _streamed(rows: int, feature: Feature, first: np.ndarray | None, others: Iterator[np.ndarray], path: Path) -> Piece:
+    dtype = np.dtype(np.float32 if feature.kind == "state" else np.uint8)
+
+    def read(start: int, stop: int) -> np.ndarray:
+        out = np.empty((stop - start, *feature.shape), dtype)
+        for i in range(stop - start):
+            row = first if start + i == 0 else next(others, None)
+            if row is None:
+                raise fault(f"{path}: '{feature.key}' ends at row {start + i} of {rows}; copy the data set again")
+            out[i] = row
+        return out
+
+    return Piece(rows, feature.shape, dtype, read)
+
+
+def _from_tables(path: Path, feature: Feature, files: list[tuple[Path, int, int]]) -> Generator[np.ndarray, None, None]:
+    """A feature's rows out of the tables: numbers or decoded pictures."""
+    for file, *_ in files:
+        if feature.kind == "state":
+            for (array,) in tables.batches(file, [feature.key], ROWS):
+                with np.errstate(over="ignore"):  # as for actions
+                    yield from tables.numbers(array, feature.shape[0], feature.key, file).astype(np.float32)
+        else:
+            at = 0
+            for (array,) in tables.batches(file, [feature.key], _PICTURES):
+                for encoded in tables.pictures(array, feature.key, file):
+                    yield _picture(encoded, feature, f"{file}: the picture of '{feature.key}' in row {at}")
+                    at += 1
+
+
+def _picture(encoded: bytes, feature: Feature, where: str) -> np.ndarray:
+    height, width, channels = feature.shape
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
+            size, mode = image.size, image.mode
+            if size == (width, height) and mode in ("1", "L", "P", "RGB", "RGBA"):  # only then is it decoded
+                pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+                quarantine.alive()
+                return pixels.reshape(feature.shape)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged picture makes its decoder raise whatever it likes
+        raise fault(f"{where} cannot be decoded ({error}); copy the data set again") from error
+    raise fault(f"{where} is {mode} {size[0]}x{size[1]}, but {INFO} says 8 bits, {width}x{height}; write it again")
+
+
+def _from_videos(
+    path: Path, info: dict[str, Any], feature: Feature, episodes: Episodes, wanted: np.ndarray
+) -> Generator[np.ndarray, None, None]:
+    """A camera's frames; `wanted` (N,) are the rows' numbers of frame in their files."""
+    places, _ = episodes.videos[feature.key]
+    starts = np.concatenate([[0], np.cumsum(episodes.lengths)])
+    height, width, channels = feature.shape
+    for file, begin, end in files_of(path, str(info.get("video_path")), feature.key, places, episodes.lengths):
+        here = wanted[starts[begin] : starts[end]]
+        back = np.flatnonzero(np.diff(here, prepend=0) < 0)
+
+        def place(row: int, begin: int = begin) -> str:
+            episode = int(np.searchsorted(starts, starts[begin] + row, side="right")) - 1
+            return f"episode {episode}, frame {starts[begin] + row - starts[episode]}"
+
+        if len(back):
+            raise fault(f"{file}: the seconds of {place(int(back[0]))} lie before those of the row before; mend them")
+        with video.decoding(file, (height, width, channels)) as frames:
+            number, frame = -1, np.empty(0, np.uint8)
+            for row, number_wanted in enumerate(here):
+                while number < number_wanted:
+                    following = next(frames, None)
+                    if following is None:
+                        raise fault(
+                            f"{file} has no frame {number_wanted:.0f} for {place(row)} of camera '{feature.key}': "
+                            f"{frames.ended} after {number + 1} frames; {frames.mend}"
+                        )
+                    number, frame = number + 1, following
+                yield frame
