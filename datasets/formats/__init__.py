@@ -104,6 +104,8 @@ def convert(source: Path, target: Path, to: str, env: str | None = None) -> Stor
 def _detect(path: Path) -> str:
     if not path.exists():
         raise GtpVisionError(f"there is no data set at {path}; check the path")
+    if not path.is_file() and not path.is_dir():
+        raise GtpVisionError(f"{path} is a device, a pipe or a socket; give a file or a folder")
     if path.is_file() and _magic(path) == hdf5.MAGIC:
         with hdf5.opened(path) as file:
             found = [name for name, known in FORMATS.items() if known.hdf5 and known.hdf5(file, path)]

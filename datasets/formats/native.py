@@ -119,17 +119,18 @@ def layout(path: Path, *, elsewhere: bool = False) -> Layout:
         arrays = _check_arrays(file, path, elsewhere)
         offsets = {name: data.id.get_offset() for name, data in arrays.items()}
         if all(offsets[name] is not None or not data.size for name, data in arrays.items()):
-            found = {
-                name: {
-                    "dtype": data.dtype.str,
-                    "shape": list(data.shape),
-                    "pieces": [[str(path), offsets[name], data.shape[0]]],
-                }
-                for name, data in arrays.items()
-            }
-            return {"arrays": found, "attributes": metadata}
+            return {"arrays": {name: entry(data, path) for name, data in arrays.items()}, "attributes": metadata}
         unpacked = _unpack(path, arrays, metadata)
     return layout(unpacked)
+
+
+def entry(data: h5py.Dataset, path: Path) -> dict[str, Any]:
+    """The layout of one contiguous array."""
+    return {
+        "dtype": data.dtype.str,
+        "shape": list(data.shape),
+        "pieces": [[str(path), data.id.get_offset(), data.shape[0]]],
+    }
 
 
 def read(path: Path) -> Store:

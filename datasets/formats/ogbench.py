@@ -13,12 +13,15 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from gtp_vision.datasets import quarantine
+from gtp_vision.datasets import hdf5, quarantine
+from gtp_vision.datasets.files import cached, fingerprint, touch
+from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.layout import Layout, Piece, Source, through_cache, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
@@ -78,7 +81,12 @@ def layout(path: Path, env: str | None = None) -> Layout:
         GtpVisionError: truncated or missing members, lengths that disagree.
     """
     env = env or path.stem
-    return through_cache(path, lambda: _opened(path, env), "ogbench", env)
+    found = through_cache(path, lambda: _opened(path), "ogbench")
+    found["attributes"]["env"] = env
+    if "singletask" in env.split("-"):  # frames are unpacked once for all tasks, labels for each
+        found["attributes"]["ogbench"] = version("ogbench")
+        found["arrays"] |= _labels(path, env, found["arrays"]["actions"]["shape"][0])
+    return found
 
 
 def read(path: Path, env: str) -> Store:
@@ -87,32 +95,53 @@ def read(path: Path, env: str) -> Store:
 
 
 @contextmanager
-def _opened(path: Path, env: str) -> Iterator[Source]:
+def _opened(path: Path) -> Iterator[Source]:
+    with _archive(path) as archive:
+        small = {name: _load(archive, name) for name in ("actions", "terminals")}
+        with archive.open("observations.npy") as stream:
+            shape, dtype = _header(stream)
+            frames = len(small["actions"])
+            ends = np.flatnonzero(small["terminals"]) + 1
+            if shape[0] != frames or len(small["terminals"]) != frames or not len(ends) or ends[-1] != frames:
+                raise ValueError(
+                    f"observations {shape}, actions {small['actions'].shape} and terminals "
+                    f"{small['terminals'].shape} do not describe whole trajectories"
+                )
+            yield Source(
+                observations={"camera" if dtype == np.uint8 else "state": [_streamed(stream, shape, dtype)]},
+                actions=small["actions"],
+                rewards=np.zeros(frames),
+                terminals=np.zeros(frames),
+                timeouts=small["terminals"],
+                episode_ends=ends,
+                attributes={"rendering": {}} | _record(archive) | {"source": path.name, "suite": "ogbench"},
+            )
+
+
+def _labels(path: Path, env: str, frames: int) -> dict[str, Any]:
+    """The layout of a single task's rewards and terminals, computed once into the cache."""
+    target = cached(f"{path.stem}-{fingerprint(path, 'ogbench labels', env, version('ogbench'))}.h5")
+    if target.exists():
+        touch(target)
+    else:
+        with _archive(path) as archive:
+            info = {name: _load(archive, name) for name in _INFO if f"{name}.npy" in archive.namelist()}
+            rewards, terminals = _relabel(env, info, frames)
+        arrays = {"rewards": rewards.astype(np.float32), "terminals": terminals}
+        shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+        with native.create(target, shapes, {"env": env}) as made:
+            for name, array in arrays.items():
+                made[name][:] = array
+    with hdf5.opened(target) as file:
+        return {name: native.entry(file[name], target) for name in ("rewards", "terminals")}
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The open archive; what is wrong with it is told as a fault of the file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            small = {name: _load(archive, name) for name in ("actions", "terminals")}
-            info = {name: _load(archive, name) for name in _INFO if f"{name}.npy" in archive.namelist()}
-            with archive.open("observations.npy") as stream:
-                shape, dtype = _header(stream)
-                frames = len(small["actions"])
-                ends = np.flatnonzero(small["terminals"]) + 1
-                if shape[0] != frames or len(small["terminals"]) != frames or not len(ends) or ends[-1] != frames:
-                    raise ValueError(
-                        f"observations {shape}, actions {small['actions'].shape} and terminals "
-                        f"{small['terminals'].shape} do not describe whole trajectories"
-                    )
-                rewards, terminals = _relabel(env, info, frames)
-                yield Source(
-                    observations={"camera" if dtype == np.uint8 else "state": [_streamed(stream, shape, dtype)]},
-                    actions=small["actions"],
-                    rewards=rewards,
-                    terminals=terminals,
-                    timeouts=small["terminals"],
-                    episode_ends=ends,
-                    attributes={"rendering": {}}
-                    | _record(archive)
-                    | {"source": path.name, "suite": "ogbench", "env": env},
-                )
+            yield archive
     except (OSError, *_DAMAGE) as error:
         raise GtpVisionError(
             f"{path} cannot be read as an OGBench file ({type(error).__name__}: {error}); "
@@ -150,8 +179,6 @@ def _streamed(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> Pie
 
 
 def _relabel(env: str, info: dict[str, np.ndarray], frames: int) -> tuple[np.ndarray, np.ndarray]:
-    if "singletask" not in env.split("-"):
-        return np.zeros(frames, np.float32), np.zeros(frames, np.uint8)
     if "qpos" not in info:
         raise KeyError("qpos, which single-task rewards are computed from")
     for name, array in info.items():

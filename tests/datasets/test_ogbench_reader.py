@@ -131,12 +131,12 @@ def test_large_observations_are_unpacked_in_pieces(
     np.testing.assert_allclose(store.observations["state"], contents["observations"], rtol=1e-6)
 
 
-def test_a_file_is_unpacked_once_for_each_environment(
-    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path
-) -> None:
+def test_a_file_is_unpacked_once_for_all_tasks(contents: dict[str, np.ndarray], tmp_path: Path, cache: Path) -> None:
     path = saved(tmp_path / "a.npz", contents)
-    for env, files in ((GOAL_CONDITIONED, 1), (GOAL_CONDITIONED, 1), ("cube-double-play-v0", 2)):
-        reader.read(path, env)
+    for env, files in ((GOAL_CONDITIONED, 1), ("cube-single-play-singletask-task1-v0", 2), (GOAL_CONDITIONED, 2)):
+        store = reader.read(path, env)
+        assert store.attributes["env"] == env
+        assert bool(store.rewards.any()) == ("singletask" in env)
         assert len(list(cache.iterdir())) == files
     made = {file: file.stat().st_ino for file in cache.iterdir()}
     assert isinstance(reader.read(path, GOAL_CONDITIONED).observations["state"], np.memmap)
