@@ -8,7 +8,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gtp_vision.errors import GtpVisionError
+_COLLECT = """\
+Record demonstrations: seeded, in parallel processes, and resumable: the same command goes on where it was interrupted.
+
+  gtp-vision data collect ogbench/cube-single-play --out data/ --episodes 100           OGBench's own recipe
+  gtp-vision data collect ogbench/visual-puzzle-3x3-play-singletask-task1 --out p.h5    one task, solved or not
+  gtp-vision data collect robosuite/Lift --out lift.hdf5 --episodes 20                  robomimic's format, two cameras
+"""
+_COLLECT_OPTIONS = (
+    *("episodes", "seed", "limit", "noise", "expert", "wander", "shadow_size", "multisamples", "cameras", "size"),
+    *("states_only", "compress"),
+)
 
 
 def add(verbs: Any) -> None:
@@ -19,7 +29,8 @@ def add(verbs: Any) -> None:
     inspect = what.add_parser("inspect", help="what a data set holds and what is wrong with it")
     inspect.add_argument("path", type=Path)
     inspect.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
-    inspect.add_argument("--sheet", type=Path, help="write a PNG with first, middle and last frames")
+    inspect.add_argument("--sheet", type=Path, metavar="PNG", help="draw first, middle and last frames of all cameras")
+    inspect.add_argument("--actions", type=Path, metavar="PNG", help="draw a histogram of each action dimension")
     inspect.add_argument("--json", action="store_true")
     inspect.set_defaults(run=_inspect)
 
@@ -30,32 +41,55 @@ def add(verbs: Any) -> None:
     convert.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
     convert.set_defaults(run=_convert)
 
-    collect = what.add_parser("collect", help="record demonstrations of OGBench's oracles")
-    collect.add_argument("env", help="e.g. ogbench/visual-puzzle-3x3-play-singletask-task1")
-    collect.add_argument("--out", type=Path, required=True)
-    collect.add_argument("--episodes", type=int, default=100)
-    collect.add_argument("--seed", type=int, default=0)
-    collect.add_argument("--expert", type=float, default=0.5, help="share of episodes that solve the task")
-    collect.add_argument("--noise", type=float, default=0.3, help="largest deviation of an episode's action noise")
-    collect.add_argument("--wander", type=float, default=0.5, help="probability of wandering off, unrecorded")
-    collect.add_argument("--limit", type=int, default=80, help="most steps of an episode")
+    download = what.add_parser("download", help="fetch a published data set by its name")
+    download.add_argument(
+        "name",
+        help="d4rl/hopper-medium-v2, ogbench/cube-single-play-v0, robomimic/lift/ph/low_dim_v15, lerobot/pusht, "
+        "hf://OWNER/NAME",
+    )
+    download.add_argument("--to", type=Path, metavar="FOLDER", help="default: where the set's own library looks for it")
+    download.add_argument("--mirror", action="append", default=[], metavar="URL", help="tried first; may be repeated")
+    download.add_argument("--revision", help="branch, tag or commit, of sets of the Hugging Face hub")
+    download.add_argument("--filename", metavar="PATTERN", help="only files whose names match, e.g. '*-val.npz'")
+    download.set_defaults(run=_download)
+
+    collect = what.add_parser(
+        "collect",
+        help="record demonstrations in a simulator",
+        description=_COLLECT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # each kind has its own defaults, and refuses what it does not know
+    )
+    collect.add_argument("env", help="e.g. ogbench/cube-single-play")
+    collect.add_argument("--out", type=Path, required=True, help="the file to be; a folder for OGBench's own recipes")
+    collect.add_argument("--episodes", type=int, help="default: 100; OGBench's number; 20 of Lift")
+    collect.add_argument("--seed", type=int, help="default 0")
+    collect.add_argument("--limit", type=int, help="steps of an episode at most; default: 80; OGBench's; 100 of Lift")
+    collect.add_argument("--noise", type=float, help="largest deviation of an episode's action noise; 0.3; 0.1 of Lift")
+    collect.add_argument("--expert", type=float, help="share of episodes that solve the single task; default 0.5")
+    collect.add_argument("--wander", type=float, help="probability of wandering off, unrecorded; default 0.5")
     collect.add_argument("--shadow-size", type=int, help="texels of the shadow map (default: the simulator's)")
     collect.add_argument("--multisamples", type=int, help="samples a pixel (default: the simulator's)")
-    collect.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    collect.add_argument("--cameras", help="of robosuite, with commas between; default agentview,robot0_eye_in_hand")
+    collect.add_argument("--size", type=int, help="height and width of robosuite's frames; default 84")
+    collect.add_argument("--states-only", action="store_true", help="no cameras of robosuite")
     collect.add_argument("--compress", action="store_true", help="gzip: small, but not mappable in place")
+    collect.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     collect.set_defaults(run=_collect)
 
 
 def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.datasets.inspection import inspect, told
-    from gtp_vision.training.pictures import write_sheet
 
-    found, frames = inspect(arguments.path, arguments.env)
+    found, store = inspect(arguments.path, arguments.env)
     print(json.dumps(found) if arguments.json else told(found))
-    if arguments.sheet:
-        if frames is None:
-            raise GtpVisionError(f"{arguments.path} holds no camera: there is nothing to draw")
-        write_sheet(arguments.sheet, frames)
+    if arguments.sheet or arguments.actions:
+        from gtp_vision.datasets import pictures
+
+        if arguments.sheet:
+            pictures.write_contact_sheet(arguments.sheet, store)
+        if arguments.actions:
+            pictures.write_action_histograms(arguments.actions, store)
     return 2 if found["problems"] else 0
 
 
@@ -67,27 +101,31 @@ def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _download(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.datasets.download import download
+
+    found = download(
+        arguments.name,
+        arguments.to,
+        mirrors=arguments.mirror,
+        revision=arguments.revision,
+        pattern=arguments.filename,
+    )
+    print(found.told())
+    return 0
+
+
 def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.training.collection import collect
 
-    store = collect(
-        arguments.env.removeprefix("ogbench/"),
+    given = vars(arguments)
+    told = collect(
+        arguments.env,
         arguments.out,
-        episodes=arguments.episodes,
-        seed=arguments.seed,
-        expert_share=arguments.expert,
-        noise=arguments.noise,
-        wander=arguments.wander,
-        limit=arguments.limit,
-        shadow_size=arguments.shadow_size,
-        multisamples=arguments.multisamples,
+        {name: given[name] for name in _COLLECT_OPTIONS if name in given},
         processes=arguments.processes,
-        command=["gtp-vision", *arguments.words],
-        compression="gzip" if arguments.compress else None,
+        command=" ".join(["gtp-vision", *arguments.words]),
+        progress=os.environ.get("TQDM_DISABLE") != "1",  # tqdm's own switch, which an explicit argument would override
     )
-    print(
-        f"{arguments.out}: {store.episodes} episodes, {len(store)} frames, "
-        f"{store.attributes['solved_visits']} of {store.attributes['visits']} visits solved, "
-        f"{arguments.out.stat().st_size / 1e6:.1f} MB"
-    )
+    print(told)
     return 0

@@ -24,16 +24,24 @@ class EnvSpec:
         rendering: quality of the frames.
         pixels: False makes the task with state observations (nothing is rendered).
         max_episode_steps: time limit; None takes the environment's own.
+        collecting: the environment as OGBench's data were collected in (see `ogbench.make`).
     """
 
     name: str
     rendering: Rendering = field(default_factory=Rendering)
     pixels: bool = True
     max_episode_steps: int | None = None
+    collecting: bool = False
 
     def make(self) -> gymnasium.Env:
         """One environment in this process."""
-        return ogbench.make(self.name, self.rendering, pixels=self.pixels, max_episode_steps=self.max_episode_steps)
+        return ogbench.make(
+            self.name,
+            self.rendering,
+            pixels=self.pixels,
+            max_episode_steps=self.max_episode_steps,
+            collecting=self.collecting,
+        )
 
 
 def make_vector(spec: EnvSpec, count: int) -> AsyncVectorEnv:

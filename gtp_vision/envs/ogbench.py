@@ -22,7 +22,12 @@ def env_id(name: str) -> str:
 
 
 def make(
-    name: str, rendering: Rendering, *, pixels: bool = True, max_episode_steps: int | None = None
+    name: str,
+    rendering: Rendering,
+    *,
+    pixels: bool = True,
+    max_episode_steps: int | None = None,
+    collecting: bool = False,
 ) -> gymnasium.Env:
     """One environment.
 
@@ -31,6 +36,8 @@ def make(
         rendering: quality of the frames.
         pixels: False makes the same task with state observations, which render nothing.
         max_episode_steps: time limit; None takes OGBench's.
+        collecting: the environment as OGBench's data were collected in: it never ends at a goal, and manipulation
+            has one target after another.
 
     Raises:
         GtpVisionError: unknown name, or no OpenGL where frames are needed.
@@ -46,7 +53,10 @@ def make(
     if not pixels:
         wanted = wanted.removeprefix("visual-")
     # The checker would render several frames at once before the quality is set.
-    env = gymnasium.make(wanted, max_episode_steps=max_episode_steps, disable_env_checker=True)
+    how: dict[str, Any] = {"terminate_at_goal": False} if collecting else {}
+    if collecting and str(gymnasium.spec(wanted).entry_point).startswith("ogbench.manipspace"):
+        how["mode"] = "data_collection"
+    env = gymnasium.make(wanted, max_episode_steps=max_episode_steps, disable_env_checker=True, **how)
     if visual and pixels:
         _set_quality(env.unwrapped, rendering)
         _skip_goal_frames(env.unwrapped)

@@ -1,0 +1,127 @@
+import importlib.util
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gtp_vision.envs.lift import lift_episode
+from gtp_vision.envs.robosuite import RobosuiteEnv, lift_env_args
+from gtp_vision.errors import GtpVisionError
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="robosuite is an extra")
+
+
+@pytest.fixture(scope="module")
+def lift() -> RobosuiteEnv:
+    return RobosuiteEnv(lift_env_args())
+
+
+def test_a_reset_depends_on_its_seed_alone(lift: RobosuiteEnv) -> None:
+    first, _ = lift.reset(seed=3)
+    model, state = lift.model_file(), lift.state()
+    other, _ = lift.reset(seed=4)
+    again, info = lift.reset(seed=3)
+    assert info == {"success": False}
+    assert {key: array.tolist() for key, array in first.items()} == {key: a.tolist() for key, a in again.items()}
+    assert lift.model_file() == model
+    np.testing.assert_array_equal(lift.state(), state)
+    assert not np.array_equal(first["object"], other["object"])
+
+
+def test_observations_are_robomimic_keys_and_fit_their_space(lift: RobosuiteEnv) -> None:
+    observation, _ = lift.reset(seed=0)
+    shapes = {key: array.shape for key, array in observation.items()}
+    assert shapes == {
+        "robot0_eef_pos": (3,),
+        "robot0_eef_quat": (4,),
+        "robot0_gripper_qpos": (2,),
+        "object": (10,),
+    }
+    assert {key: space.shape for key, space in lift.observation_space.spaces.items()} == shapes
+    assert lift.action_space.shape == (7,)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_script_lifts_the_cube(lift: RobosuiteEnv, seed: int) -> None:
+    episode = lift_episode(lift, seed, noise=0.1, limit=60)
+    assert episode["success"]
+    rewards = episode["rewards"]
+    assert rewards[-1] == 1
+    assert not rewards[:-1].any()
+    assert len(episode["obs/object"]) == len(episode["actions"]) + 1 == len(episode["states"]) + 1
+    assert episode["obs/object"][-1, 2] > 0.84, "the table is 0.8 m high"
+    assert np.abs(episode["actions"]).max() <= 1
+
+
+def test_recorded_actions_played_again_give_the_recorded_observations(lift: RobosuiteEnv) -> None:
+    episode = lift_episode(lift, 5, noise=0.2, limit=60)
+    lift.reset(seed=5)
+    for step, action in enumerate(episode["actions"]):
+        np.testing.assert_array_equal(lift.state(), episode["states"][step])
+        observation, reward, terminated, truncated, info = lift.step(action)
+        assert reward == episode["rewards"][step]
+        assert (terminated, truncated, info["success"]) == (bool(reward), False, bool(reward))
+    for key, array in observation.items():
+        np.testing.assert_array_equal(array, episode[f"obs/{key}"][-1])
+
+
+def test_an_episode_without_success_ends_at_the_limit(lift: RobosuiteEnv) -> None:
+    episode = lift_episode(lift, 0, noise=0.0, limit=5)
+    assert not episode["success"]
+    assert len(episode["actions"]) == 5
+    assert not episode["rewards"].any()
+
+
+def test_frames_stand_upright() -> None:
+    """A cube that is moved upwards moves towards the first row of the frame."""
+    env = RobosuiteEnv(lift_env_args(["frontview"], 64))
+    env.reset(seed=0)
+    rows = []
+    joint = env.simulator.cube.joints[0]
+    for height in (0.83, 1.3):
+        place = env.simulator.sim.data.get_joint_qpos(joint).copy()
+        place[:3] = 0.15, 0.25, height
+        env.simulator.sim.data.set_joint_qpos(joint, place)
+        env.simulator.sim.forward()
+        frame = env._observed(env.simulator._get_observations(force_update=True))["frontview_image"].astype(int)
+        assert frame.shape == (64, 64, 3)
+        rows.append(np.argwhere(frame[..., 0] - frame[..., 1:].max(-1) > 40)[:, 0].mean())
+    env.close()
+    assert rows[1] < rows[0] - 5
+
+
+@pytest.mark.parametrize(
+    ("env_args", "told"),
+    [
+        ({"env_name": "Lfit", "env_kwargs": {}}, "did you mean 'Lift'"),
+        ({"env_name": "Lift", "env_kwargs": 3}, "env_kwargs that are no object"),
+        ({"env_name": "Lift", "env_kwargs": {"robots": ["Panda"], "wheels": 4}}, "robosuite 1"),
+        ({"env_name": "Lift", "env_kwargs": {"robots": ["Toaster"]}}, "cannot make 'Lift'"),
+        ({}, "there is no robosuite environment ''"),
+    ],
+)
+def test_what_cannot_be_made_is_told(env_args: dict[str, Any], told: str) -> None:
+    with pytest.raises(GtpVisionError, match=told) as raised:
+        RobosuiteEnv(env_args)
+    assert "\n" not in str(raised.value)
+
+
+def test_an_unknown_camera_is_told() -> None:
+    with pytest.raises(GtpVisionError, match="did you mean 'agentview'"):
+        lift_env_args(["agentvew"])
+
+
+def test_without_robosuite_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(GtpVisionError, match=r"pip install 'gtp-vision\[robosuite\]'"):
+        lift_env_args()
+
+
+def test_robosuite_says_nothing_of_itself() -> None:
+    script = (
+        "from gtp_vision.envs.robosuite import RobosuiteEnv, lift_env_args\nRobosuiteEnv(lift_env_args()).reset(seed=0)"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
