@@ -14,6 +14,10 @@ from gtp_vision.datasets.arrays import Array, Segmented, view
 from gtp_vision.errors import GtpVisionError, propose
 
 
+ACTION_BOUNDS = ("action_low", "action_high")
+"""Attributes of a data set whose actions were scaled: low + (action + 1) / 2 (high - low) is the robot's action."""
+
+
 @dataclass
 class Store:
     """Recorded episodes, one after another; every frame stands once.
@@ -156,6 +160,12 @@ def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
             raise GtpVisionError(
                 f"{store.path or 'a data set'} holds {_told(store)}, but {first.path or 'the first'} holds "
                 f"{_told(first)}; mix data sets of the same kind, or name what they share in task.observations"
+            )
+        if any(store.attributes.get(bound) != first.attributes.get(bound) for bound in ACTION_BOUNDS):
+            raise GtpVisionError(
+                f"the actions of {store.path or 'a data set'} and {first.path or 'the first'} were brought to [-1, 1] "
+                f"from other bounds (action_low, action_high), so that equal numbers mean other motions; write both "
+                f"with the same bounds"
             )
     starts = np.cumsum([0, *(len(store) for store in stores)])
     return Store(

@@ -14,7 +14,7 @@ from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.statistics import ArrayStatistics, mean_images, store_statistics
-from gtp_vision.datasets.store import Store, mix
+from gtp_vision.datasets.store import ACTION_BOUNDS, Store, mix
 from gtp_vision.datasets.validation import validate
 from gtp_vision.encoders import Encoder
 
@@ -79,7 +79,8 @@ def constant_dimensions(statistics: Mapping[str, ArrayStatistics]) -> str:
     return f"near-constant dimensions, not scaled: {', '.join(named)}" if named else ""
 
 
-def save_statistics(folder: Path, statistics: Mapping[str, ArrayStatistics]) -> None:
-    """Write statistics.json into a run folder."""
+def save_statistics(folder: Path, statistics: Mapping[str, ArrayStatistics], store: Store) -> None:
+    """Write statistics.json into a run folder, with the bounds that the actions were scaled from, if they were."""
+    bounds = {bound: store.attributes[bound] for bound in ACTION_BOUNDS if bound in store.attributes}
     with written_aside(folder / STATISTICS) as aside:
-        aside.write_text(json.dumps({name: found.record() for name, found in statistics.items()}, indent=1))
+        aside.write_text(json.dumps({name: found.record() for name, found in statistics.items()} | bounds, indent=1))

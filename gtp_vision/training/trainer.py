@@ -188,7 +188,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
             parts.accelerator.print(f"no whole checkpoint in {folder}: starting from step 0")
     if main:
         prepare_folder(folder, config, empty=not resume)
-        save_statistics(folder, parts.statistics)
+        save_statistics(folder, parts.statistics, parts.store)
         if progress:
             for line in filter(None, (parts.where, constant_dimensions(parts.statistics))):
                 tqdm.write(line, file=sys.stderr)

@@ -116,6 +116,14 @@ def test_what_does_not_fit_is_not_mixed(make_store: MakeStore, other: dict[str, 
         mix([make_store(), make_store(**other)], [1, 1])
 
 
+def test_actions_of_other_units_are_not_mixed(make_store: MakeStore) -> None:
+    low, other = ({"action_low": [0.0, bound], "action_high": [1.0, 1.0]} for bound in (-1.0, -2.0))
+    mix([make_store(attributes=low), make_store(attributes=dict(low))], [1, 1])
+    for attributes in (other, {}):
+        with pytest.raises(GtpVisionError, match="other bounds"):
+            mix([make_store(attributes=low), make_store(attributes=attributes)], [1, 1])
+
+
 @pytest.mark.parametrize("share", [0, -1, float("nan"), float("inf")])
 def test_a_share_must_be_above_0(make_store: MakeStore, share: float) -> None:
     with pytest.raises(GtpVisionError, match="share"):

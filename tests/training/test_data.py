@@ -31,11 +31,12 @@ TINY = [
 @pytest.fixture
 def folder(make_store: MakeStore, tmp_path: Path) -> Path:
     """Two data sets of states; the first has groups of episodes, a dull dimension and a second observation."""
-    first = make_store((9, 8, 7), attributes={"filters": {"train": [0, 2]}})
+    bounds = {"action_low": [0.0, -3.0], "action_high": [1.0, 3.0]}
+    first = make_store((9, 8, 7), attributes={"filters": {"train": [0, 2]}, **bounds})
     first.observations["state"][:, 1] = 4
     first.observations["extra"] = np.random.default_rng(5).normal(3, 2, (24, 2)).astype(np.float32)
     native.write(tmp_path / "a.h5", first)
-    native.write(tmp_path / "b.h5", make_store((6, 6), seed=3))
+    native.write(tmp_path / "b.h5", make_store((6, 6), seed=3, attributes=bounds))
     return tmp_path
 
 
@@ -115,6 +116,7 @@ def test_a_run_says_where_its_data_live_and_keeps_their_statistics(
         kept = json.loads((folder / how / "statistics.json").read_text())
         assert kept["observations/state"]["constant"] == [1]
         assert len(kept["actions"]["quantiles"]["0.99"]) == 2
+        assert (kept["action_low"], kept["action_high"]) == ([0, -3], [1, 3])
     one, other = (
         (folder / how / "checkpoints" / "last" / "agent.safetensors").read_bytes() for how in ("device", "mapped")
     )
