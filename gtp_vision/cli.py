@@ -21,7 +21,9 @@ Offline reinforcement learning and imitation from cameras with generative trajec
   gtp-vision train --resume runs/...                  go on with an interrupted run
   gtp-vision eval runs/... --episodes 50 --steps 2    evaluate a trained policy, acting in 2 jumps
   gtp-vision report runs/a runs/b --out page.html     one page from one or more runs
-  gtp-vision data inspect FILE                        what a data set holds and what is wrong with it
+  gtp-vision data inspect PATH                        what a data set holds and what is wrong with it
+  gtp-vision data convert SRC DST --to lerobot        write it in another format
+  gtp-vision data download ogbench/cube-single-play   fetch a published one
   gtp-vision data collect ENV --out FILE              record demonstrations in the simulator
   gtp-vision bench step                               where a training step's time goes
   gtp-vision bench loader                             how fast batches come, and what memory they take
