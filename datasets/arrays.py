@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +18,7 @@ _WORTH_THREADS = 1 << 20  # bytes below which handing out the work costs more th
 _pool: ThreadPoolExecutor | None = None
 
 
-def gather(array: np.ndarray, rows: np.ndarray, capacity: int | None = None) -> np.ndarray:
+def gather(array: Array, rows: np.ndarray, capacity: int | None = None) -> np.ndarray:
     """`array[rows]` along the first axis, copied by a few threads of our own.
 
     NumPy uses one thread. torch's OpenMP threads are as fast alone, but wait for each other at a barrier: beside a busy
@@ -23,20 +26,63 @@ def gather(array: np.ndarray, rows: np.ndarray, capacity: int | None = None) -> 
 
     Args:
         array: (N, ...).
-        rows: integers in [0, N), one axis.
-        capacity: ask for memory of this many rows, so that calls with about as many rows fit each other's leavings
-            (with sizes that vary by a percent a process grew by 80 MB).
+        rows: integers in [0, N), one axis; of an array in pieces they must not decrease.
+        capacity: ask for memory of this many rows, so that calls with about as many rows use each other's memory.
     """
-    out = np.empty((max(len(rows), capacity or 0), *array.shape[1:]), array.dtype)[: len(rows)]
+    shape = (max(len(rows), capacity or 0), *array.shape[1:])
+    out = _memory.array(shape, array.dtype)[: len(rows)]
+    take = array.take if isinstance(array, Segmented) else partial(_take, array)
     if out.nbytes < _WORTH_THREADS or _THREADS == 1:
-        return np.take(array, rows, axis=0, out=out, mode="clip")  # clip: any other mode copies through a buffer
+        take(rows, out)
+        return out
     cuts = np.linspace(0, len(rows), _THREADS + 1).astype(int)
     spans = [slice(start, stop) for start, stop in pairwise(cuts)]
-    waiting = [_workers().submit(np.take, array, rows[span], 0, out[span], "clip") for span in spans[1:]]
-    np.take(array, rows[spans[0]], axis=0, out=out[spans[0]], mode="clip")
+    waiting = [_workers().submit(take, rows[span], out[span]) for span in spans[1:]]
+    take(rows[spans[0]], out[spans[0]])
     for each in waiting:
         each.result()
     return out
+
+
+def _take(array: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    np.take(array, rows, axis=0, out=out, mode="clip")  # clip: any other mode copies through a buffer
+
+
+class _Memory:
+    """Memory for large arrays that is used again once nobody looks at the array that it was handed out as.
+
+    Fresh memory comes from the operating system page by page, and the C library gives it back with every batch: the
+    faults took four times as long as the copying.
+    """
+
+    _FREE = 6  # blocks that are kept without a user
+
+    def __init__(self) -> None:
+        self._blocks: list[np.ndarray] = []
+        self._lock = threading.Lock()
+
+    def array(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """An array of undefined content."""
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if size < _WORTH_THREADS:
+            return np.empty(shape, dtype)
+        with self._lock:
+            return self._block(size)[:size].view(dtype).reshape(shape)
+
+    def _block(self, size: int) -> np.ndarray:
+        # Every array made of a block refers to it, so one that only this list refers to is free.
+        free = [i for i in range(len(self._blocks)) if sys.getrefcount(self._blocks[i]) == _ALONE]
+        for i in free:
+            if size <= len(self._blocks[i]) <= 2 * size:
+                return self._blocks[i]
+        for i in reversed(free[: max(0, len(free) - self._FREE + 1)]):
+            del self._blocks[i]
+        self._blocks.append(np.empty(size, np.uint8))
+        return self._blocks[-1]
+
+
+_ALONE = 2  # references: the list's and the one that asks
+_memory = _Memory()
 
 
 def _workers() -> ThreadPoolExecutor:
@@ -47,9 +93,9 @@ def _workers() -> ThreadPoolExecutor:
 
 
 def _forget() -> None:
-    """Threads do not survive a fork."""
-    global _pool
-    _pool = None
+    """Threads do not survive a fork, and a lock may be held in it."""
+    global _pool, _memory
+    _pool, _memory = None, _Memory()
 
 
 os.register_at_fork(after_in_child=_forget)
@@ -102,25 +148,27 @@ class Segmented:
         if flat.size and not 0 <= flat.min() <= flat.max() < len(self):
             raise IndexError(f"a row of {len(self)} is out of range")
         out = np.empty((flat.size, *self.shape[1:]), self.dtype)
-        home = np.searchsorted(self.starts, flat, side="right") - 1
-        if flat.size > 1 and np.all(home[1:] >= home[:-1]):  # sorted rows, the sampler's case: each part's are together
-            edges = np.flatnonzero(np.diff(home)) + 1
-            for first, last in zip([0, *edges], [*edges, flat.size], strict=True):
-                part = home[first]
-                np.take(self.parts[part], flat[first:last] - self.starts[part], axis=0, out=out[first:last])
+        order = np.argsort(flat, kind="stable")
+        if np.array_equal(order, np.arange(flat.size)):
+            self.take(flat, out)
         else:
-            for part in np.unique(home):
-                here = home == part
-                out[here] = self.parts[part][flat[here] - self.starts[part]]
+            sorted_rows = np.empty_like(out)
+            self.take(flat[order], sorted_rows)
+            out[order] = sorted_rows
         return out.reshape(*rows.shape, *self.shape[1:])
+
+    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copy rows, integers in [0, N) that do not decrease, one axis, into `out` (rows, ...)."""
+        home = np.searchsorted(self.starts, rows, side="right") - 1
+        edges = [0, *(np.flatnonzero(np.diff(home)) + 1).tolist(), len(rows)]
+        for first, last in pairwise(edges):
+            if last > first:
+                part = int(home[first])
+                _take(self.parts[part], rows[first:last] - self.starts[part], out[first:last])
 
     def view(self, start: int, stop: int) -> Segmented:
         """Rows `start` to `stop - 1`, not copied."""
-        cuts = [
-            part[max(0, start - int(begin)) : stop - int(begin)]
-            for part, begin in zip(self.parts, self.starts[:-1], strict=True)
-            if start < begin + len(part) and stop > begin
-        ]
+        cuts = [self.parts[part][low:high] for part, low, high in self._spans(start, stop)]
         return Segmented(cuts or [self.parts[0][:0]])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -131,11 +179,20 @@ class Segmented:
 
     def _run(self, start: int, stop: int) -> np.ndarray:
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
-        for part, begin in zip(self.parts, self.starts[:-1], strict=True):
-            low, high = max(start, int(begin)), min(stop, int(begin) + len(part))
-            if low < high:
-                out[low - start : high - start] = part[low - begin : high - begin]
+        at = 0
+        for part, low, high in self._spans(start, stop):
+            out[at : at + high - low] = self.parts[part][low:high]
+            at += high - low
         return out
+
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """The parts that hold rows `start` to `stop - 1`: number, and first and exclusive last row in it."""
+        start, stop = max(0, start), min(stop, len(self))
+        part = int(np.searchsorted(self.starts, start, side="right")) - 1  # not from the first: there may be thousands
+        while start < stop:
+            begin, end = int(self.starts[part]), min(stop, int(self.starts[part + 1]))
+            yield part, start - begin, end - begin
+            start, part = end, part + 1
 
 
 Array = np.ndarray | Segmented

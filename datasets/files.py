@@ -6,13 +6,20 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+from gtp_vision.datasets import quarantine
 from gtp_vision.errors import GtpVisionError
 
 _CACHE_GB = 200.0
 _SAMPLE = 1 << 20  # a fingerprint reads this much at both ends of a file
+_STEM = 40  # characters of a source's name in its entry's: in any alphabet a file system takes the whole
+_ABANDONED = 3600.0  # seconds without a write after which whoever unpacked was killed
+
+T = TypeVar("T")
 
 
 def cache_dir() -> Path:
@@ -23,8 +30,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gtp-vision"
 
 
-def cached(name: str) -> Path:
-    """The place of a file in the cache, whose folder is made if it can be.
+def cached(path: Path, *key: str) -> Path:
+    """The place in the cache of what is made of a file or folder: its name holds their `fingerprint`.
+
+    Args:
+        path: file or folder.
+        *key: what the result depends on beside the content.
 
     Raises:
         GtpVisionError: the cache cannot be written.
@@ -35,7 +46,23 @@ def cached(name: str) -> Path:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise GtpVisionError(f"the cache {folder} cannot be written; set GTP_VISION_CACHE to a folder that can")
-    return folder / name
+    return folder / f"{path.stem[:_STEM]}-{fingerprint(path, *key)}.h5"
+
+
+def from_cache(target: Path, read: Callable[[], T], make: Callable[[], None]) -> T:
+    """What an entry of the cache holds, made first where there is none, or a damaged one.
+
+    Args:
+        target: the entry.
+        read: reads it.
+        make: makes it.
+    """
+    if target.exists():
+        touch(target)
+        with contextlib.suppress(GtpVisionError, OSError, ValueError, KeyError):  # damaged, or evicted just now
+            return read()
+    make()
+    return read()
 
 
 def touch(path: Path) -> None:
@@ -47,20 +74,37 @@ def touch(path: Path) -> None:
 def evict(folder: Path, wanted: int) -> None:
     """Remove the entries of a cache that were not used for longest, until `wanted` bytes more fit its limit.
 
-    An entry that somebody has mapped stays readable for them until they close it.
+    An entry that somebody has mapped stays readable for them until they close it. What a killed process left half
+    written goes, too.
 
     Raises:
-        GtpVisionError: GTP_VISION_CACHE_SIZE is no number.
+        GtpVisionError: GTP_VISION_CACHE_SIZE is no number, or less than what is wanted alone.
     """
     limit = _cache_limit()
-    entries = sorted(folder.glob("*.h5"), key=lambda entry: entry.stat().st_mtime)
-    held = sum(entry.stat().st_size for entry in entries)
-    for entry in entries:
+    if wanted > limit:
+        raise GtpVisionError(
+            f"{wanted / 1e9:.3g} GB are to be unpacked into the cache {folder}, which may hold {limit / 1e9:.3g} GB; "
+            f"set GTP_VISION_CACHE_SIZE to more"
+        )
+    for used, _, part in _files(folder, ".*.part"):
+        if time.time() - used > _ABANDONED:
+            part.unlink(missing_ok=True)
+    entries = sorted(_files(folder, "*.h5"))
+    held = sum(size for _, size, _ in entries)
+    for _, size, entry in entries:
         if held + wanted <= limit:
             return
-        held -= entry.stat().st_size
+        held -= size
         entry.unlink(missing_ok=True)
         entry.with_suffix(".json").unlink(missing_ok=True)
+
+
+def _files(folder: Path, pattern: str) -> Iterator[tuple[float, int, Path]]:
+    """When each was written or used, its size and path; another process may remove some meanwhile."""
+    for path in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            yield stat.st_mtime, stat.st_size, path
 
 
 def _cache_limit() -> float:
@@ -87,6 +131,7 @@ def fingerprint(path: Path, *extra: str) -> str:
             digest.update(stream.read(_SAMPLE))
             stream.seek(max(0, stat.st_size - _SAMPLE))
             digest.update(stream.read(_SAMPLE))
+        quarantine.alive()
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ class HindsightGoals:
     Attributes:
         current: share of goals that are the row itself.
         trajectory: share that lie later in the same episode.
-        random: share that are any row of the data set.
+        random: share that are any row of the data set, or of a mixture as its weights say.
         geometric: draw the distance along the episode geometrically, P(k) ~ discount^(k - 1) from k = 1, cut at the
             episode's end; else uniformly from 1 to the episode's end.
         discount: of the geometric law.
@@ -47,7 +47,8 @@ class HindsightGoals:
         else:
             distance = 1 + np.floor(rng.random(len(rows)) * np.maximum(1, last - rows)).astype(np.int64)
         later = np.minimum(rows + distance, last)
-        anywhere = rng.integers(0, len(store), len(rows))
+        uniform = store.weights is None
+        anywhere = rng.integers(0, len(store), len(rows)) if uniform else store.draw(len(rows), rng)
         kind = rng.random(len(rows))
         return np.where(kind < self.current, rows, np.where(kind < self.current + self.trajectory, later, anywhere))
 

@@ -6,7 +6,6 @@ these functions run when a data set is opened.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from gtp_vision.datasets import documents
 from gtp_vision.errors import GtpVisionError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -112,6 +112,25 @@ def array(
     return data
 
 
+def offset(data: h5py.Dataset, path: Path) -> int | None:
+    """The byte at which an array begins in the file, if it can be mapped there; None if it can only be read.
+
+    Only NumPy's own types can be mapped: HDF5 knows numbers of 3 bytes, of 4 bits, or floats with another exponent,
+    which it converts when they are read.
+
+    Raises:
+        GtpVisionError: the array does not end before the file does.
+    """
+    start, size = data.id.get_offset(), nbytes(data.shape, data.dtype)
+    if start is None or data.id.get_storage_size() != size or h5py.h5t.py_create(data.dtype) != data.id.get_type():
+        return None
+    if start + size > path.stat().st_size:
+        raise GtpVisionError(
+            f"{path}: '{data.name.lstrip('/')}' lies beyond the end of the file; it is truncated: copy it again"
+        )
+    return int(start)
+
+
 def children(parent: h5py.Group, path: Path) -> list[str]:
     """The names of a group's members.
 
@@ -146,11 +165,8 @@ def json_object(node: h5py.File | h5py.Group, name: str, path: Path) -> dict[str
         GtpVisionError: it is damaged or no JSON object.
     """
     try:
-        found = json.loads(text(node, name, path) or "{}")
-        if not isinstance(found, dict):
-            raise ValueError("no object")
-        return found
-    except (ValueError, RecursionError) as error:
+        return documents.json_object(text(node, name, path) or "{}")
+    except ValueError as error:
         raise GtpVisionError(f"{path}: the attribute '{name}' is not a JSON object; write the file again") from error
 
 

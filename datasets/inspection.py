@@ -114,6 +114,8 @@ def success(store: Store) -> dict[str, Any]:
     if suite == "robomimic":
         if rewards.any() and np.isin(rewards, (0, 1)).all():
             return _rate(_episodes_with(store, rewards == 1), store.episodes, "episodes with a reward of 1")
+        if not rewards.any():
+            return _unknown("robomimic marks success with a reward of 1, and there are no rewards (0 everywhere)")
         return _unknown("robomimic marks success with a reward of 1, and these rewards are not 0 and 1")
     if suite == "d4rl":
         if str(store.attributes.get("episode_ends")).startswith("timeouts and"):  # how its reader tells a maze

@@ -22,9 +22,9 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from gtp_vision.datasets import quarantine
+from gtp_vision.datasets import hdf5, quarantine
 from gtp_vision.datasets.arrays import Array, Segmented
-from gtp_vision.datasets.files import cached, evict, fingerprint, require_space, touch, written_aside
+from gtp_vision.datasets.files import cached, evict, from_cache, require_space, written_aside
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
@@ -58,7 +58,7 @@ class Piece:
 def piece_of(data: h5py.Dataset, path: Path, start: int = 0, stop: int | None = None) -> Piece:
     """The rows `start` to `stop - 1` of an HDF5 array."""
     stop = data.shape[0] if stop is None else stop
-    offset = data.id.get_offset()
+    offset = hdf5.offset(data, path)
     row = int(np.prod(data.shape[1:], dtype=np.int64)) * data.dtype.itemsize
     return Piece(
         rows=stop - start,
@@ -102,16 +102,16 @@ def through_cache(path: Path, opened: Callable[[], AbstractContextManager[Source
 
     Args:
         path: file or folder.
-        opened: opens it as a source; only called when the cache has nothing.
+        opened: opens it as a source; only called when the cache has nothing, or a damaged entry.
         *key: what the result depends on beside the content: the reader's name, its options.
     """
-    target = cached(f"{path.stem}-{fingerprint(path, _VERSION, *key)}.h5")
-    if target.exists():
-        touch(target)
-    else:
+    target = cached(path, _VERSION, *key)
+
+    def make() -> None:
         with opened() as source:
             unpack(source, target, path)
-    return of_unpacked(target, path)
+
+    return from_cache(target, lambda: of_unpacked(target, path), make)
 
 
 def unpack(source: Source, target: Path, path: Path) -> None:
@@ -143,9 +143,11 @@ def unpack(source: Source, target: Path, path: Path) -> None:
             }
         else:
             shapes[f"observations/{name}"] = ((rows, *shape), dtype)
+    with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and validation tells where
+        actions, rewards = np.asarray(source.actions, np.float32), np.asarray(source.rewards, np.float32)
     flat: dict[str, np.ndarray] = {
-        "actions": np.asarray(source.actions, np.float32),
-        "rewards": np.asarray(source.rewards, np.float32),
+        "actions": actions,
+        "rewards": rewards,
         "terminals": np.asarray(source.terminals, bool).astype(np.uint8),
         "timeouts": np.asarray(source.timeouts, bool).astype(np.uint8),
         "episode_ends": np.asarray(source.episode_ends, np.int64),
@@ -164,7 +166,7 @@ def unpack(source: Source, target: Path, path: Path) -> None:
         tqdm(total=copied, desc=label, unit="B", unit_scale=True, disable=copied < _PROGRESS_BYTES) as bar,
     ):
         for name, array in flat.items():
-            made[name][:] = array
+            native.put(made[name], 0, array)
         for name, pieces in source.observations.items():
             if f"observations/{name}" in made:
                 _fill(made[f"observations/{name}"], pieces, bar)
@@ -191,16 +193,23 @@ def to_store(found: Layout, path: Path) -> Store:
         path: the data set as the user named it, for messages.
 
     Raises:
-        GtpVisionError: a file is shorter than its layout says: it changed in between.
+        GtpVisionError: a file is shorter than its layout says, or gone: it changed in between; filters that name no
+            episode.
     """
-    arrays: dict[str, Array] = {name: _mapped(entry, path) for name, entry in found["arrays"].items()}
+    try:
+        arrays: dict[str, Array] = {name: _mapped(entry, path) for name, entry in found["arrays"].items()}
+    except FileNotFoundError as error:  # another process may have evicted it from the cache
+        raise GtpVisionError(
+            f"{path}: {error.filename}, where its arrays lie, was removed a moment ago; try again, and set "
+            f"GTP_VISION_CACHE_SIZE to more GB if that lies in the cache"
+        ) from error
     prefix = "observations/"
     flat = {
         name: np.asarray(array) if isinstance(array, Segmented) else array
         for name, array in arrays.items()
         if not name.startswith(prefix)
     }
-    return Store(
+    store = Store(
         observations={name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)},
         actions=flat["actions"],
         rewards=flat["rewards"],
@@ -210,6 +219,26 @@ def to_store(found: Layout, path: Path) -> Store:
         attributes=found["attributes"],
         path=path,
     )
+    check_filters(store)
+    return store
+
+
+def check_filters(store: Store) -> None:
+    """Raise unless the attribute `filters`, if there is one, names groups of the store's episodes.
+
+    Raises:
+        GtpVisionError: it does not.
+    """
+    filters, place = store.attributes.get("filters", {}), store.path or "data set"
+    if not isinstance(filters, dict) or not all(isinstance(numbers, list) for numbers in filters.values()):
+        raise GtpVisionError(f"{place}: the attribute 'filters' is no object of lists of episodes; correct it")
+    for name, numbers in filters.items():
+        for number in numbers:
+            if type(number) is not int or not 0 <= number < store.episodes:
+                raise GtpVisionError(
+                    f"{place}: the filter {name[:80]!a} names episode {ascii(number)[:20]} of {store.episodes}; "
+                    f"correct the attribute 'filters'"
+                )
 
 
 def _agreed(name: str, pieces: Sequence[Piece]) -> tuple[tuple[int, ...], np.dtype]:
@@ -236,12 +265,14 @@ def _mappable(pieces: Sequence[Piece], dtype: np.dtype) -> bool:
 
 
 def _fill(target: h5py.Dataset, pieces: Sequence[Piece], bar: tqdm) -> None:
+    from gtp_vision.datasets.formats import native
+
     row, at = int(np.prod(target.shape[1:])) * target.dtype.itemsize, 0
     step = max(1, COPY_BYTES // max(1, row))
     for piece in pieces:
         for start in range(0, piece.rows, step):
             values = np.asarray(piece.read(start, min(start + step, piece.rows)))
-            target[at : at + len(values)] = values.reshape(len(values), *target.shape[1:])
+            native.put(target, at, values.reshape(len(values), *target.shape[1:]))
             at += len(values)
             bar.update(len(values) * row)
             quarantine.alive()
@@ -259,6 +290,7 @@ def _mapped(entry: Mapping[str, Any], path: Path) -> Array:
             raise GtpVisionError(f"{path} has become shorter than it was a moment ago; copy the file again")
         if len(entry["pieces"]) == 1:
             return np.memmap(file, mode="r", dtype=dtype, shape=shape, offset=offset)
-        whole = files.setdefault(file, np.memmap(file, mode="r")) if file not in files else files[file]
-        parts.append(np.ndarray((rows, *shape[1:]), dtype, buffer=whole, offset=offset))
+        if file not in files:
+            files[file] = np.memmap(file, mode="r")
+        parts.append(np.ndarray((rows, *shape[1:]), dtype, buffer=files[file], offset=offset))
     return Segmented(parts)

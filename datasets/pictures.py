@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.statistics import array_statistics
 from gtp_vision.datasets.store import Store
-from gtp_vision.datasets.validation import misfits
+from gtp_vision.datasets.validation import misfits, observation_fault
 from gtp_vision.errors import GtpVisionError
 
 _EPISODES = 6
@@ -24,20 +24,46 @@ _PANELS = 64  # more dimensions are counted, not drawn
 _ABREAST = 6  # panels in a line, at most
 _BINS = 51
 _PIECE = 1 << 18  # rows looked at together, so that a mapped file is streamed
+_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+def check_target(path: Path) -> None:
+    """Raise unless a PNG may be written there: nothing else that stands there is replaced.
+
+    Raises:
+        GtpVisionError: another ending than .png; a folder, or a file that is no PNG; a path below a file.
+    """
+    if path.suffix.lower() != ".png":
+        raise GtpVisionError(f"{path} is to be a PNG; give a name that ends in .png")
+    if any(parent.exists() and not parent.is_dir() for parent in path.parents):
+        raise GtpVisionError(f"{path} lies below a file; choose another place")
+    if not path.exists():
+        return
+    magic = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            magic = file.read(len(_MAGIC))
+    if magic != _MAGIC:
+        raise GtpVisionError(f"{path} is there already and is no PNG, so it is not replaced; choose another name")
 
 
 def write_contact_sheet(path: Path, store: Store) -> None:
     """A PNG of the first, middle and last frames of some episodes, from the first to the last, all cameras abreast.
 
     Raises:
-        GtpVisionError: the store has no camera, or its lengths disagree.
+        GtpVisionError: the store has no camera that can be drawn, or its lengths disagree; `check_target` refuses.
     """
     _refuse_misfits(store)
-    cameras = {
-        name: a for name, a in store.observations.items() if a.ndim == 4 and a.dtype == np.uint8 and all(a.shape)
-    }
+    pictured = {name: array for name, array in store.observations.items() if array.ndim > 2}
+    faults = {name: observation_fault(name, array) for name, array in pictured.items()}
+    cameras = {name: array for name, array in pictured.items() if not faults[name]}
     if not cameras:
-        raise GtpVisionError(f"{store.path} holds no camera: there is nothing to draw")
+        why = next(iter(faults.values()), None)
+        raise GtpVisionError(
+            f"{store.path}: {why}; no camera can be drawn before"
+            if why
+            else f"{store.path} holds no camera: there are no frames to draw, only states"
+        )
     drawn = list(cameras)[:_CAMERAS]
     heads = [f"{name} {'x'.join(map(str, cameras[name].shape[1:]))}" for name in drawn]
     if len(cameras) > len(drawn):
@@ -66,7 +92,11 @@ def write_sheet(
             3 are drawn, of 2 the first.
         heads: over the columns, each over as many as the others.
         captions: one below each frame.
+
+    Raises:
+        GtpVisionError: `check_target` refuses.
     """
+    check_target(path)
     font = ImageFont.load_default(size=_TEXT)
     cells = [[_scaled(frame) for frame in row] for row in rows]
     top, below = (_LINE if heads else 0), (_LINE if captions else 0)
@@ -95,8 +125,9 @@ def write_action_histograms(path: Path, store: Store) -> None:
     All panels span one range, [-1, 1] or more, so that scales can be compared.
 
     Raises:
-        GtpVisionError: the store's lengths disagree, or it has no action with an outcome.
+        GtpVisionError: the store's lengths disagree, or it has no action with an outcome; `check_target` refuses.
     """
+    check_target(path)
     _refuse_misfits(store)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -107,9 +138,8 @@ def write_action_histograms(path: Path, store: Store) -> None:
         raise GtpVisionError(f"{store.path} has no action with an outcome: there is nothing to draw")
     with np.errstate(all="ignore"):  # what is not finite is not drawn
         numbers = array_statistics(store.actions[rows])
-    limits = np.array([-1.0, 1.0, *numbers.min, *numbers.max])
-    limits = limits[np.isfinite(limits)]
-    low, high = float(limits.min()), float(limits.max())
+    lows, highs, finite = _finite(store, count)
+    low, high = min(-1.0, *lows), max(1.0, *highs)
     edges = np.linspace(low, high, _BINS + 1)
     lines = -(-count // _ABREAST)
     columns = -(-count // lines)
@@ -125,8 +155,11 @@ def write_action_histograms(path: Path, store: Store) -> None:
         constant = dimension in numbers.constant
         share = _histogram(store, dimension, edges) / len(rows)
         panel.bar(edges[:-1], share, np.diff(edges), align="edge", color="tab:red" if constant else "tab:blue")
+        known = f"{lows[dimension]:.3g} to {highs[dimension]:.3g}" if finite[dimension] else "nothing finite"
+        unknown = len(rows) - finite[dimension]
         panel.set_title(
-            f"{dimension}: {numbers.min[dimension]:.3g} to {numbers.max[dimension]:.3g}"
+            f"{dimension}: {known}"
+            + (f" ({unknown} not finite)" if finite[dimension] and unknown else "")
             + (" (near-constant)" if constant else ""),
             fontsize=7,
             color="tab:red" if constant else "black",
@@ -142,6 +175,18 @@ def _refuse_misfits(store: Store) -> None:
     found = misfits(store)
     if found:
         raise GtpVisionError(f"{store.path}: {found[0]}; nothing can be drawn before")
+
+
+def _finite(store: Store, count: int) -> tuple[list[float], list[float], list[int]]:
+    """Least, largest and number of the finite actions with an outcome, in each of the first `count` dimensions."""
+    lows, highs, finite = np.full(count, np.inf), np.full(count, -np.inf), np.zeros(count, np.int64)
+    for start in range(0, len(store.transitions), _PIECE):
+        piece = np.asarray(store.actions[store.transitions[start : start + _PIECE]], np.float64)[:, :count]
+        good = np.isfinite(piece)
+        lows = np.minimum(lows, np.where(good, piece, np.inf).min(0))
+        highs = np.maximum(highs, np.where(good, piece, -np.inf).max(0))
+        finite += good.sum(0)
+    return lows.tolist(), highs.tolist(), finite.tolist()
 
 
 def _histogram(store: Store, dimension: int, edges: np.ndarray) -> np.ndarray:

@@ -22,7 +22,6 @@ _FEW_VALUES = 3  # a dimension with no more is a switch (a gripper): its limits 
 _TINY = 0.1  # actions that stay below use a tenth of their range
 _WIDE = 3072  # numbers in a 32x32 picture: a state so wide is one
 _SHORT = 0.1  # of the median length
-_CHANNELS = (1, 3, 4)
 
 
 def pitfalls(store: Store, statistics: Mapping[str, ArrayStatistics]) -> list[str]:
@@ -38,7 +37,7 @@ def pitfalls(store: Store, statistics: Mapping[str, ArrayStatistics]) -> list[st
     found += _actions(store, statistics["actions"])
     for name, array in store.observations.items():
         found += _camera(name, array, store) if array.ndim == 4 else _wide(name, array)
-    return [*found, *_same_cameras(store), *_left_out(store)]
+    return [*found, *_same_cameras(store), *_unseen_ends(store), *_left_out(store)]
 
 
 def last_outcomes(store: Store) -> np.ndarray:
@@ -164,10 +163,8 @@ def _wide(name: str, array: Array) -> Iterator[str]:
 
 
 def _camera(name: str, frames: Array, store: Store) -> Iterator[str]:
-    """A camera that stands still, shows nothing, or has its axes in another order; on a sample of its frames."""
+    """A camera that stands still or shows nothing; on a sample of its frames."""
     shape = frames.shape[1:]
-    if shape[-1] not in _CHANNELS and shape[0] in _CHANNELS:
-        yield f"observations/{name} has frames {shape}, which looks like channels first; store (H, W, C)"
     size = max(1, int(np.prod(shape, dtype=np.int64)))
     count = int(np.clip(_CAMERA_BYTES // (2 * size), *_PAIRS))
     rows = np.linspace(0, len(store) - 1, min(len(store), count)).astype(np.int64)
@@ -224,6 +221,16 @@ def _same_cameras(store: Store) -> Iterator[str]:
                     f"observations/{name} shows the same pictures as observations/{other}; check which camera was "
                     f"recorded twice"
                 )
+
+
+def _unseen_ends(store: Store) -> Iterator[str]:
+    """D4RL's reader had nothing but terminals to tell where episodes end."""
+    if store.attributes.get("suite") == "d4rl" and store.attributes.get("episode_ends") == "terminals":
+        yield (
+            "without timeouts and next_observations episodes are known to end only at terminals, so breaks of the "
+            "recording cannot be seen, and transitions may lead across them; add 'timeouts', or name the environment "
+            "with --env if it has a time limit"
+        )
 
 
 def _left_out(store: Store) -> Iterator[str]:

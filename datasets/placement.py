@@ -89,9 +89,9 @@ def _free(device: torch.device) -> int:
 def taken(array: Array | Resident, rows: np.ndarray, capacity: int) -> torch.Tensor:
     """The rows as a tensor where the array lives: images uint8, states float32, whatever float the file holds.
 
-    `capacity` is the most rows that will ever be asked for; see `gather`.
+    `rows` do not decrease; `capacity` is the most that will ever be asked for; see `gather`.
     """
     if isinstance(array, Resident):
         return array.tensor.index_select(0, torch.from_numpy(rows).to(array.tensor.device))
-    frames = gather(array, rows, capacity) if isinstance(array, np.ndarray) else array[rows]
+    frames = gather(array, rows, capacity)
     return torch.from_numpy(np.ascontiguousarray(frames, np.uint8 if frames.dtype == np.uint8 else np.float32))

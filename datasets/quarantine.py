@@ -10,10 +10,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import itertools
 import json
 import os
 import resource
 import selectors
+import signal
 import subprocess
 import sys
 import threading
@@ -28,9 +30,14 @@ from gtp_vision.errors import GtpVisionError
 
 _PATIENCE = 20.0  # seconds without a sign of life
 _ALLOWANCE = 200_000_000  # bytes of memory beyond the file's size
+_FAREWELL = 0.5  # seconds to tidy up
+_COUNTED = 100_000  # files of a folder
 _BEAT = b"\n"
 _STATUS = "/proc/self/status"  # Linux tells there what RLIMIT_DATA counts; elsewhere memory is not limited
-_PASSED_ON = ("GTP_VISION_CACHE", "GTP_VISION_CACHE_SIZE", "XDG_CACHE_HOME", "HOME", "TQDM_DISABLE")
+_PASSED_ON = (
+    *("GTP_VISION_CACHE", "GTP_VISION_CACHE_SIZE", "GTP_VISION_PATIENCE"),
+    *("XDG_CACHE_HOME", "HOME", "TQDM_DISABLE"),
+)
 
 _lock = threading.Lock()
 _child: subprocess.Popen | None = None
@@ -79,7 +86,7 @@ def unlimited() -> Iterator[None]:
         stop.set()
         beating.join()
         if soft != resource.RLIM_INFINITY:  # what the block keeps, its modules, is not the file's
-            resource.setrlimit(resource.RLIMIT_DATA, (soft + max(0, _data_bytes() - before), hard))
+            _limit(soft + max(0, _data_bytes() - before))
 
 
 def patience() -> float:
@@ -151,8 +158,12 @@ def stop() -> None:
     """End the process apart, if there is one; the next call starts another."""
     global _child
     if _child is not None:
-        _child.kill()
-        _child.wait()
+        _child.terminate()  # it removes what it has half written; unless it is deep inside a library
+        try:
+            _child.wait(_FAREWELL)
+        except subprocess.TimeoutExpired:
+            _child.kill()
+            _child.wait()
         for stream in (_child.stdin, _child.stdout):
             if stream:
                 with contextlib.suppress(OSError):
@@ -170,9 +181,18 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
+    """Bytes of a file, or of a folder's first files: somebody may name a whole disk."""
+    if not os.path.isdir(path):
+        return _bytes(path)
+    files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return sum(map(_bytes, itertools.islice(files, _COUNTED)))
+
+
+def _bytes(path: str | Path) -> int:
+    try:
+        return os.path.getsize(path) if os.path.isfile(path) else 0
+    except OSError:  # it has just gone
+        return 0
 
 
 def _beat_until(stop: threading.Event) -> None:
@@ -185,6 +205,7 @@ def _serve() -> None:
     global _answers
     _answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     tqdm.monitor_interval = 0  # its thread could not start at the memory's limit
     os.environ.setdefault("MUJOCO_GL", "disable")  # OGBench's rewards need a simulator, but nothing is rendered here
     for line in sys.stdin.buffer:
@@ -202,7 +223,7 @@ def _result(request: dict[str, Any]) -> dict[str, Any]:
     os.environ.update(request["environment"])
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if os.path.exists(_STATUS):
-        resource.setrlimit(resource.RLIMIT_DATA, (_data_bytes() + request["bytes"] + _ALLOWANCE, hard))
+        _limit(_data_bytes() + request["bytes"] + _ALLOWANCE)
     try:
         return {"result": function(Path(request["path"]), *request["arguments"])}
     except GtpVisionError as error:
@@ -212,12 +233,21 @@ def _result(request: dict[str, Any]) -> dict[str, Any]:
             "refused": f"{request['path']} asks for more memory than its size of {request['bytes']} bytes and "
             f"{_ALLOWANCE / 1e6:.0f} MB: it is damaged; copy it again"
         }
+    except OSError as error:
+        at = f" at {error.filename}" if error.filename and str(error.filename) != request["path"] else ""
+        return {"refused": f"{request['path']} cannot be read ({error.strerror or error}{at}); mend that, or copy it"}
     except Exception:  # a defect of the reader: told with its traceback by who asked
         import traceback
 
         return {"failed": traceback.format_exc()}
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+def _limit(wanted: int) -> None:
+    """Let this process have so much private memory, or what its surroundings allow if that is less."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def _data_bytes() -> int:

@@ -153,12 +153,7 @@ class Sampler:
         }
 
     def _global_rows(self, step: int) -> np.ndarray:
-        transitions, cumulative = self.store.transitions, self.store.cumulative_weights
-        rng = counter_rng(self.seed, step, _SAMPLER_SALT)
-        if cumulative is None:
-            return transitions[rng.integers(0, len(transitions), self.batch_size)]
-        draw = np.searchsorted(cumulative, rng.random(self.batch_size) * cumulative[-1], side="right")
-        return transitions[np.minimum(draw, len(transitions) - 1)]
+        return self.store.draw(self.batch_size, counter_rng(self.seed, step, _SAMPLER_SALT))
 
     def _own(self, of_all: np.ndarray, rank: int, world_size: int) -> np.ndarray:
         if self.batch_size % world_size:

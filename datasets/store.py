@@ -13,9 +13,9 @@ import numpy as np
 from gtp_vision.datasets.arrays import Array, Segmented, view
 from gtp_vision.errors import GtpVisionError, propose
 
-
 ACTION_BOUNDS = ("action_low", "action_high")
 """Attributes of a data set whose actions were scaled: low + (action + 1) / 2 (high - low) is the robot's action."""
+_OF_EPISODES = ("filters", "tasks", "episode_tasks")  # attributes that number the episodes of one data set
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Store:
         attributes: provenance and rendering settings as JSON-able values; `filters` names groups of episodes.
         weights: float64 (N,) or None; how much more often a row is drawn than another (None: all alike).
         path: file that the arrays come from, for messages.
+        numbers: int64 (E,) or None; which episode of the file each is, for messages (None: 0, 1, ...).
     """
 
     observations: dict[str, Array]
@@ -47,6 +48,7 @@ class Store:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     path: Path | None = None
     weights: np.ndarray | None = None
+    numbers: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -84,6 +86,14 @@ class Store:
         """float64 (M,), running sum of the weights of `transitions`; None if all rows are alike."""
         return None if self.weights is None else np.cumsum(self.weights[self.transitions])
 
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """int64 (count,), rows with an outcome, each independently, uniformly or by the weights."""
+        transitions, cumulative = self.transitions, self.cumulative_weights
+        if cumulative is None:
+            return transitions[rng.integers(0, len(transitions), count)]
+        drawn = np.searchsorted(cumulative, rng.random(count) * cumulative[-1], side="right")
+        return transitions[np.minimum(drawn, len(transitions) - 1)]
+
     def select(self, names: Sequence[str]) -> Store:
         """The same episodes with the named observations only, in this order.
 
@@ -100,6 +110,10 @@ class Store:
     def subset(self, episodes: Sequence[int] | np.ndarray) -> Store:
         """Some episodes, in the order given; what is mapped stays mapped, and `filters` are left out."""
         chosen = np.asarray(episodes, np.int64)
+        attributes = {key: value for key, value in self.attributes.items() if key != "filters"}
+        tasks = attributes.get("episode_tasks")
+        if isinstance(tasks, list) and len(tasks) == self.episodes:
+            attributes["episode_tasks"] = [tasks[episode] for episode in chosen]
         runs = _runs(chosen)
         spans = [(int(self.episode_starts[first]), int(self.episode_ends[last])) for first, last in runs]
         rows = np.concatenate([np.arange(start, stop) for start, stop in spans]) if spans else np.empty(0, np.int64)
@@ -114,9 +128,10 @@ class Store:
             terminals=self.terminals[rows],
             timeouts=self.timeouts[rows],
             episode_ends=np.cumsum(lengths, dtype=np.int64),
-            attributes={key: value for key, value in self.attributes.items() if key != "filters"},
+            attributes=attributes,
             path=self.path,
             weights=None if self.weights is None else self.weights[rows],
+            numbers=chosen if self.numbers is None else self.numbers[chosen],
         )
 
     def filtered(self, name: str) -> Store:
@@ -175,7 +190,7 @@ def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
         terminals=np.concatenate([store.terminals for store in stores]),
         timeouts=np.concatenate([store.timeouts for store in stores]),
         episode_ends=np.concatenate([store.episode_ends + s for store, s in zip(stores, starts, strict=False)]),
-        attributes={key: value for key, value in first.attributes.items() if key != "filters"}
+        attributes={key: value for key, value in first.attributes.items() if key not in _OF_EPISODES}
         | {"mixed": [{"path": str(s.path), "share": float(share)} for s, share in zip(stores, shares, strict=True)]},
         path=first.path,
         weights=np.concatenate([_weighted(s, share) for s, share in zip(stores, shares, strict=True)]),
@@ -193,7 +208,10 @@ def _description(store: Store) -> Any:
 
 
 def _told(store: Store) -> str:
-    shapes = [f"{name} {'x'.join(map(str, array.shape[1:]))}" for name, array in sorted(store.observations.items())]
+    shapes = [
+        f"{name} {'x'.join(map(str, array.shape[1:]))} {array.dtype}"
+        for name, array in sorted(store.observations.items())
+    ]
     return f"{', '.join(shapes)} and actions of {store.action_dim}"
 
 

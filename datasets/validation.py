@@ -9,6 +9,7 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
 _PIECE = 1 << 18  # rows looked at together, so that a mapped file is streamed
+_CHANNELS = (1, 3, 4)  # of a picture; no picture is so few pixels high
 _TOLERANCE = 1e-5  # actions that left [-1, 1] by float rounding are not an error
 
 
@@ -23,14 +24,11 @@ def problems(store: Store) -> list[str]:
     if not found:
         found += _range(store)
     for name, array in store.observations.items():
-        if array.dtype == np.uint8 and array.ndim == 4 and all(array.shape):
-            continue
-        if array.dtype.kind == "f" and array.ndim == 2 and array.shape[1]:
+        fault = observation_fault(name, array)
+        if fault:
+            found.append(fault)
+        elif array.ndim == 2:
             found += _flat(f"observations/{name}", array, store)
-        else:
-            found.append(
-                f"observations/{name} is {array.dtype} {array.shape}; wanted uint8 (N, H, W, C) or float (N, D)"
-            )
     if not len(store.transitions):
         found.append("no transition: every episode has one frame; record longer episodes")
     return found
@@ -49,11 +47,31 @@ def validate(store: Store) -> Store:
     return store
 
 
+def observation_fault(name: str, array: Array) -> str | None:
+    """What is wrong with an observation's type and shape, with the mend; None if it is a camera or a state."""
+    told = f"observations/{name} is {array.dtype} {array.shape}"
+    picture = array.ndim == 4 and all(array.shape)
+    if picture and array.dtype.kind == "f":
+        return f"{told}; wanted uint8 (N, H, W, C): if it is a camera of 0 to 1, multiply by 255 and write uint8"
+    if picture and array.dtype == np.uint8:
+        if array.shape[1] in _CHANNELS and array.shape[-1] not in _CHANNELS:
+            return f"{told}, its channels first; wanted uint8 (N, H, W, C): write it with transpose(0, 2, 3, 1)"
+        return None
+    if array.ndim == 2 and array.shape[1]:
+        if array.dtype.kind == "f":
+            return None
+        if array.dtype.kind in "biu":
+            return f"{told}; wanted uint8 (N, H, W, C) or float (N, D): write a state as float32"
+    return f"{told}; wanted uint8 (N, H, W, C) or float (N, D)"
+
+
 def misfits(store: Store) -> list[str]:
     """The faults of shapes and lengths among `problems`: all row arithmetic relies on there being none."""
     flat = {name: getattr(store, name) for name in ("rewards", "terminals", "timeouts", "episode_ends")}
     found = [
-        f"{name} has shape {array.shape}; wanted one number a row" for name, array in flat.items() if array.ndim != 1
+        f"{name} has shape {array.shape}; wanted one number a row, (frames,)"
+        for name, array in flat.items()
+        if array.ndim != 1
     ]
     if store.actions.ndim != 2 or not store.actions.shape[1]:
         found.append(f"actions have shape {store.actions.shape}; wanted (frames, dimensions)")
@@ -102,6 +120,7 @@ def _range(store: Store) -> list[str]:
 
 
 def place(store: Store, row: int) -> str:
-    """`episode E, frame F` of a row."""
+    """`episode E, frame F` of a row, E as the file counts."""
     episode = int(store.episode_of(np.array([row]))[0])
-    return f"episode {episode}, frame {row - int(store.episode_starts[episode])}"
+    number = episode if store.numbers is None else store.numbers[episode]
+    return f"episode {number}, frame {row - int(store.episode_starts[episode])}"

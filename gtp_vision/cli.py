@@ -56,11 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        print(f"gtp-vision: {error}; make room or choose another folder, then go on with --resume", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        then = ", then go on with --resume" if arguments[0] == "train" else ""
+        told = os.strerror(error.errno or 0)  # HDF5 adds a page of its own
+        print(f"gtp-vision: {where}{told}; make room or choose another folder{then}", file=sys.stderr)
         return 2
 
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _Raw = argparse.RawDescriptionHelpFormatter
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
+
+from gtp_vision.errors import GtpVisionError
 
 _COLLECT = """\
 Record demonstrations: seeded, in parallel processes, and resumable: the same command goes on where it was interrupted.
@@ -19,11 +22,13 @@ _COLLECT_OPTIONS = (
     *("episodes", "seed", "limit", "noise", "expert", "wander", "shadow_size", "multisamples", "cameras", "size"),
     *("states_only", "compress"),
 )
+WRITABLE = ("native", "robomimic", "d4rl", "lerobot")
+"""The formats that `data convert` writes; the registry is not imported for a line of help."""
 
 
 def add(verbs: Any) -> None:
     """Add the verb `data` to the command line's verbs (argparse's subparsers)."""
-    data = verbs.add_parser("data", help="inspect, convert or collect data sets")
+    data = verbs.add_parser("data", help="inspect, convert, download or collect data sets")
     what = data.add_subparsers(dest="what", metavar="WHAT", required=True)
 
     inspect = what.add_parser("inspect", help="what a data set holds and what is wrong with it")
@@ -37,8 +42,15 @@ def add(verbs: Any) -> None:
     convert = what.add_parser("convert", help="write a data set in another format")
     convert.add_argument("source", type=Path)
     convert.add_argument("target", type=Path)
-    convert.add_argument("--to", required=True, metavar="FORMAT", help="native, ...")
+    convert.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        choices=WRITABLE,
+        help=" or ".join([", ".join(WRITABLE[:-1]), WRITABLE[-1]]),
+    )
     convert.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    convert.add_argument("--overwrite", action="store_true", help="replace what stands at the target")
     convert.set_defaults(run=_convert)
 
     download = what.add_parser("download", help="fetch a published data set by its name")
@@ -62,10 +74,10 @@ def add(verbs: Any) -> None:
     )
     collect.add_argument("env", help="e.g. ogbench/cube-single-play")
     collect.add_argument("--out", type=Path, required=True, help="the file to be; a folder for OGBench's own recipes")
-    collect.add_argument("--episodes", type=int, help="default: 100; OGBench's number; 20 of Lift")
+    collect.add_argument("--episodes", type=int, help="how many; default 100, OGBench's number, or 20 of Lift")
     collect.add_argument("--seed", type=int, help="default 0")
-    collect.add_argument("--limit", type=int, help="steps of an episode at most; default: 80; OGBench's; 100 of Lift")
-    collect.add_argument("--noise", type=float, help="largest deviation of an episode's action noise; 0.3; 0.1 of Lift")
+    collect.add_argument("--limit", type=int, help="most steps of one; default 80, OGBench's number, or 100 of Lift")
+    collect.add_argument("--noise", type=float, help="largest deviation of action noise; default 0.3, or 0.1 of Lift")
     collect.add_argument("--expert", type=float, help="share of episodes that solve the single task; default 0.5")
     collect.add_argument("--wander", type=float, help="probability of wandering off, unrecorded; default 0.5")
     collect.add_argument("--shadow-size", type=int, help="texels of the shadow map (default: the simulator's)")
@@ -75,29 +87,43 @@ def add(verbs: Any) -> None:
     collect.add_argument("--states-only", action="store_true", help="no cameras of robosuite")
     collect.add_argument("--compress", action="store_true", help="gzip: small, but not mappable in place")
     collect.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    collect.add_argument("--overwrite", action="store_true", default=False, help="replace what stands at --out")
     collect.set_defaults(run=_collect)
 
 
 def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.datasets import pictures
     from gtp_vision.datasets.inspection import inspect, told
 
+    wanted = [
+        (arguments.sheet, pictures.write_contact_sheet),
+        (arguments.actions, pictures.write_action_histograms),
+    ]
+    for target in filter(None, (arguments.sheet, arguments.actions)):
+        pictures.check_target(target)
+    if arguments.sheet and arguments.actions and arguments.sheet.resolve() == arguments.actions.resolve():
+        raise GtpVisionError(f"--sheet and --actions both name {arguments.sheet}; name two files")
     found, store = inspect(arguments.path, arguments.env)
-    print(json.dumps(found) if arguments.json else told(found))
-    if arguments.sheet or arguments.actions:
-        from gtp_vision.datasets import pictures
-
-        if arguments.sheet:
-            pictures.write_contact_sheet(arguments.sheet, store)
-        if arguments.actions:
-            pictures.write_action_histograms(arguments.actions, store)
+    print(json.dumps(found) if arguments.json else told(found), flush=True)
+    for target, draw in wanted:
+        if target:
+            try:
+                draw(target, store)
+            except GtpVisionError as error:  # there is nothing to draw: no fault of its own
+                print(f"gtp-vision: {error}", file=sys.stderr)
     return 2 if found["problems"] else 0
 
 
 def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
-    from gtp_vision.datasets.formats import convert
+    from gtp_vision.datasets.differences import differences
+    from gtp_vision.datasets.formats import convert, open_store
 
-    store = convert(arguments.source, arguments.target, arguments.to, arguments.env)
-    print(f"{arguments.target}: {arguments.to}, {store.episodes} episodes, {len(store)} frames")
+    before = open_store(arguments.source, arguments.env)  # now: the target may be the source
+    store = convert(arguments.source, arguments.target, arguments.to, arguments.env, overwrite=arguments.overwrite)
+    name = "".join(letter if letter.isprintable() else "?" for letter in str(arguments.target))
+    print(f"{name}: {arguments.to}, {store.episodes} episodes, {len(store)} frames")
+    for told in differences(before, store) or ["every frame, action, reward and flag is as it was"]:
+        print(f"  {told}")
     return 0
 
 
@@ -125,6 +151,7 @@ def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
         {name: given[name] for name in _COLLECT_OPTIONS if name in given},
         processes=arguments.processes,
         command=" ".join(["gtp-vision", *arguments.words]),
+        overwrite=arguments.overwrite,
         progress=os.environ.get("TQDM_DISABLE") != "1",  # tqdm's own switch, which an explicit argument would override
     )
     print(told)

@@ -33,7 +33,7 @@ class TaskConfig:
 
     Attributes:
         name: short name, used in the run folder's path.
-        env: environment name; also names the official data set.
+        env: environment name; also names the official data set. Null: no simulator, nothing is evaluated.
         dataset: a data set; `demo` is the one this package carries; null is the official one in `data_dir`.
         datasets: instead of `dataset`, several data sets to be mixed.
         shares: of a batch, one for each of `datasets`; only their ratios count; null for equal ones.
@@ -48,7 +48,7 @@ class TaskConfig:
     """
 
     name: str = MISSING
-    env: str = MISSING
+    env: str | None = MISSING
     dataset: str | None = None
     datasets: list[str] | None = None
     shares: list[float] | None = None
@@ -235,6 +235,10 @@ def checked(config: Any) -> Config:
         if value not in known:
             raise GtpVisionError(f"{key}={value} is unknown: {propose(value, known)}")
     task = config.task
+    if task.env is None:
+        if not (task.dataset or task.datasets):
+            raise GtpVisionError("task.env=null names no data set either; set task.dataset to a file or folder")
+        config.training.eval_episodes = 0
     if task.dataset and task.datasets:
         raise GtpVisionError("task.dataset and task.datasets are both given; set task.dataset=null to mix the latter")
     if task.datasets is not None and not task.datasets:
@@ -313,5 +317,7 @@ def _told(error: BaseException) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    if "is not a ListConfig" in text:
+        text = "this is a list; write it in brackets, key=[one,two]"
     key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key:")), "")
     return f"{key}: {text}" if key and key not in text else text

@@ -11,9 +11,15 @@ class GtpVisionError(Exception):
 
     The command line prints the message without a traceback and exits with `exit_status`.
     Everything else that is raised is a defect of this package and keeps its traceback.
+
+    Args:
+        message: the sentence. What cannot be shown in a line of it, from names in a stranger's file, becomes a space.
     """
 
     exit_status = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(letter if letter.isprintable() else " " for letter in message))
 
 
 def propose(word: str, known: Iterable[str], limit: int = 3) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import h5py
 
 from gtp_vision.datasets import hdf5, quarantine
-from gtp_vision.datasets.formats import d4rl, lerobot, lerobot_writer, minari, native, ogbench, robomimic
+from gtp_vision.datasets.files import require_space
+from gtp_vision.datasets.formats import d4rl, lerobot, lerobot_writer, minari, native, near_misses, ogbench, robomimic
 from gtp_vision.datasets.layout import Layout, to_store
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.validation import misfits
 from gtp_vision.errors import GtpVisionError, propose
 
 
@@ -76,20 +79,22 @@ def open_store(path: Path, env: str | None = None) -> Store:
     return to_store(quarantine.call(f"{__name__}:_layout", path, env), path)
 
 
-def convert(source: Path, target: Path, to: str, env: str | None = None) -> Store:
+def convert(source: Path, target: Path, to: str, env: str | None = None, *, overwrite: bool = False) -> Store:
     """Write a data set in another format.
 
     Args:
         source: file or folder of any known format.
-        target: the file or folder to be; an existing one is replaced when the new one is whole.
+        target: the file or folder to be.
         to: name of a format that can be written.
         env: see `open_store`.
+        overwrite: replace what stands at the target, when the new data set is whole.
 
     Returns:
         The new data set, read back.
 
     Raises:
-        GtpVisionError: the source cannot be read, or the format cannot hold it.
+        GtpVisionError: the source cannot be read, its lengths disagree, or the format cannot hold it; something stands
+            at the target; it cannot be written.
     """
     write = FORMATS[to].write if to in FORMATS else None
     if write is None:
@@ -97,7 +102,21 @@ def convert(source: Path, target: Path, to: str, env: str | None = None) -> Stor
             f"'{to}' is no format that can be written: "
             f"{propose(to, [name for name, known in FORMATS.items() if known.write])}"
         )
-    write(target, open_store(source, env))
+    if os.path.lexists(target) and not overwrite:
+        raise GtpVisionError(f"{target} is there already; give --overwrite to replace it, or choose another place")
+    if FORMATS[to].hdf5 and target.is_dir():
+        raise GtpVisionError(f"{target} is a folder, and a {FORMATS[to].title} file shall be written; name a file")
+    if any(parent.exists() and not parent.is_dir() for parent in target.parents):
+        raise GtpVisionError(f"{target} lies below a file; choose another place")
+    store = open_store(source, env)
+    if faults := misfits(store):
+        raise GtpVisionError(f"{source}: {faults[0]}")
+    require_space(target.parent, store.nbytes(), f"writing {target.name}", "choose another place")
+    try:
+        write(target, store)
+    except OSError as error:
+        told = os.strerror(error.errno) if error.errno else hdf5.first_line(error)
+        raise GtpVisionError(f"{target} cannot be written ({told}); make room or choose another place") from error
     return open_store(target, env)
 
 
@@ -106,17 +125,19 @@ def _detect(path: Path) -> str:
         raise GtpVisionError(f"there is no data set at {path}; check the path")
     if not path.is_file() and not path.is_dir():
         raise GtpVisionError(f"{path} is a device, a pipe or a socket; give a file or a folder")
+    near = None
     if path.is_file() and _magic(path) == hdf5.MAGIC:
         with hdf5.opened(path) as file:
             found = [name for name, known in FORMATS.items() if known.hdf5 and known.hdf5(file, path)]
             held = f"HDF5 with {', '.join(sorted(hdf5.children(file, path))[:6]) or 'nothing'} in it"
+            near = None if found else near_misses.in_hdf5(file, path)
     else:
         found = [name for name, known in FORMATS.items() if known.other and known.other(path)]
         held = f"it begins with {_magic(path)[:4]!r}" if path.is_file() else "a folder"
+        near = near_misses.in_folder(path) if path.is_dir() and not found else None
     if not found:
-        raise GtpVisionError(
-            f"{path} is of no known format ({held}); known: {', '.join(known.title for known in FORMATS.values())}"
-        )
+        near = near or f"known: {', '.join(known.title for known in FORMATS.values())}"
+        raise GtpVisionError(f"{path} is of no known format ({held}); {near}")
     return found[0]
 
 

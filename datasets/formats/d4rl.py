@@ -63,7 +63,11 @@ def layout(path: Path, env: str | None = None) -> Layout:
     Raises:
         GtpVisionError: truncated, missing or mistyped arrays, links, lengths that disagree.
     """
-    return through_cache(path, lambda: _opened(path, env), "d4rl", env or "")
+    limit = _TIME_LIMIT.get((env or "").split("-")[0].lower())
+    found = through_cache(path, lambda: _opened(path, limit), "d4rl", str(limit))
+    if env and found["attributes"].get("suite") == "d4rl":
+        found["attributes"].setdefault("env", env)
+    return found
 
 
 def read(path: Path, env: str | None = None) -> Store:
@@ -115,7 +119,7 @@ def write(path: Path, store: Store) -> Path:
 
 
 @contextmanager
-def _opened(path: Path, env: str | None) -> Iterator[Source]:
+def _opened(path: Path, limit: int | None) -> Iterator[Source]:
     with hdf5.opened(path) as file:
         observations = hdf5.array(file, "observations", path)
         camera = observations.dtype == np.uint8 and observations.ndim == 4
@@ -130,11 +134,11 @@ def _opened(path: Path, env: str | None) -> Iterator[Source]:
         actions = episodes.matrix(file, "actions", path, kinds="f", count=rows)
         rewards = episodes.column(file, "rewards", path, rows)
         terminals = episodes.flags(file, "terminals", path, rows)
-        ends, timeouts, how = _episodes(file, path, observations, terminals, env)
+        ends, timeouts, how = _episodes(file, path, observations, terminals, limit)
         ours = hdf5.json_object(file, _OURS, path)
         name, attributes = ours.get("observation"), ours.get("attributes")
         if not isinstance(attributes, dict):
-            attributes = {"source": path.name, "suite": "d4rl", "episode_ends": how} | ({"env": env} if env else {})
+            attributes = {"source": path.name, "suite": "d4rl", "episode_ends": how}
         if isinstance(name, str) and "/" not in name:
             episodes.checked(name, path)
         else:
@@ -155,11 +159,10 @@ def _opened(path: Path, env: str | None) -> Iterator[Source]:
 
 
 def _episodes(
-    file: h5py.File, path: Path, observations: h5py.Dataset, terminals: np.ndarray, env: str | None
+    file: h5py.File, path: Path, observations: h5py.Dataset, terminals: np.ndarray, limit: int | None
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Exclusive episode ends, timeouts of all rows, and where the ends were taken from; see the module."""
     rows, names = len(terminals), set(hdf5.children(file, path))
-    limit = _TIME_LIMIT.get((env or "").split("-")[0].lower())
     marked = np.zeros(rows, bool)
     if "timeouts" in names:
         marked = episodes.flags(file, "timeouts", path, rows)

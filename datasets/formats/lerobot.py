@@ -174,7 +174,7 @@ def _scaled(path: Path, actions: np.ndarray) -> tuple[np.ndarray, dict[str, Any]
         try:
             told = [np.asarray(entry[bound], np.float64).reshape(low.shape) for bound in ("min", "max")]  # type: ignore[index]
         except (TypeError, ValueError, KeyError):
-            told = [low + 1, high]  # do not hold
+            told = [np.full_like(low, np.nan), high]  # do not hold
         slack = 1e-4 * np.maximum(1, high - low)  # statistics may be rounded
         if np.isfinite(told).all() and np.all(told[0] <= low + slack) and np.all(told[1] >= high - slack):
             low, high = told

@@ -32,7 +32,7 @@ import h5py
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from gtp_vision.datasets import hdf5, quarantine
+from gtp_vision.datasets import documents, hdf5, quarantine
 from gtp_vision.datasets.files import fingerprint
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.layout import Layout, Piece, Source, through_cache, to_store
@@ -108,21 +108,14 @@ def _says_minari(metadata: Path) -> bool:
 
 def _load(metadata: Path) -> dict[str, Any]:
     try:
-        return _object(metadata.read_text(encoding="utf-8"))
+        return documents.json_object(metadata.read_text(encoding="utf-8"))
     except OSError as error:
         raise GtpVisionError(
             f"{metadata} cannot be read ({error.strerror}), and it holds the spaces of the data set; "
             f"copy the whole folder"
         ) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise GtpVisionError(f"{metadata} is not a JSON object; copy it again") from error
-
-
-def _object(text: Any) -> dict[str, Any]:
-    found = json.loads(text) if isinstance(text, str) else text
-    if not isinstance(found, dict):
-        raise ValueError("no object")
-    return found
 
 
 @contextmanager
@@ -283,9 +276,12 @@ def _decoded(encoded: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _space(metadata: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    found = metadata.get(name)
     try:
-        return _object(metadata.get(name))
-    except (ValueError, RecursionError) as error:
+        if isinstance(found, dict):
+            return found
+        return documents.json_object(found if isinstance(found, str) else "")
+    except ValueError as error:
         raise GtpVisionError(f"{path} has no '{name}' that is a JSON object; create the data set again") from error
 
 

@@ -10,8 +10,9 @@ Layout, version 1 (N frames, E episodes):
     attributes             format = "gtp-vision", version = 1, metadata = JSON (provenance, rendering)
 
 Arrays are contiguous and uncompressed, so each is mapped at its offset in the file: memory speed once cached,
-pages shared by all processes. A compressed file (small ones, to be carried in a repository) is unpacked once
-into the cache.
+pages shared by all processes. A compressed array (of small files, to be carried in a repository) is unpacked once
+into the cache. Read as well: flags that are bool, rewards and flags of shape (N, 1), both in place; flags that are
+floats and rewards that are whole numbers, which are converted into the cache.
 """
 
 from __future__ import annotations
@@ -28,20 +29,15 @@ from tqdm import tqdm
 
 from gtp_vision.datasets import hdf5, quarantine
 from gtp_vision.datasets.arrays import Array
-from gtp_vision.datasets.files import cached, fingerprint, require_space, written_aside
+from gtp_vision.datasets.files import cached, evict, from_cache, require_space, written_aside
+from gtp_vision.datasets.formats import episodes
+from gtp_vision.datasets.formats.native_checks import FLAT, checked_arrays, writable
 from gtp_vision.datasets.layout import COPY_BYTES, Layout, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
 FORMAT, VERSION = "gtp-vision", 1
-# Kinds of dtype and number of dimensions.
-_FLAT = {
-    "actions": ("f", 2),
-    "rewards": ("f", 1),
-    "terminals": ("ui", 1),
-    "timeouts": ("ui", 1),
-    "episode_ends": ("i", 1),
-}
+_ROOM = "make room, choose another place, or set GTP_VISION_CACHE to another disk if it is a file of the cache"
 
 
 @contextmanager
@@ -61,23 +57,46 @@ def create(
         compression: None for mappable files; "gzip" for small ones.
 
     Yields:
-        Name to h5py data set, to be filled by slices.
+        Name to h5py data set, to be filled by slices or by `put`.
+
+    Raises:
+        GtpVisionError: the disk is full, or does not work.
     """
-    with written_aside(path) as aside, h5py.File(aside, "w") as file:
-        file.attrs.update(format=FORMAT, version=VERSION, metadata=json.dumps(metadata))
-        made = {}
-        for name, (shape, dtype) in shapes.items():
-            options: dict[str, Any] = {}
-            if compression and len(shape) > 1 and shape[0]:
-                options = {"compression": compression, "compression_opts": 9, "shuffle": False}
-                # One row of the picture over many frames: gzip then sees a background that stands still.
-                strip = (1, *shape[2:]) if len(shape) == 4 else shape[1:]
-                options["chunks"] = (min(shape[0], 256), *strip)
-            made[name] = file.create_dataset(name, shape, dtype, **options)
-        yield made
+    filling = filled = False
+    try:
+        with written_aside(path) as aside, h5py.File(aside, "w") as file:
+            file.attrs.update(format=FORMAT, version=VERSION, metadata=json.dumps(metadata))
+            made = {}
+            for name, (shape, dtype) in shapes.items():
+                options: dict[str, Any] = {}
+                if compression and len(shape) > 1 and shape[0]:
+                    options = {"compression": compression, "compression_opts": 9, "shuffle": False}
+                    # One row of the picture over many frames: gzip then sees a background that stands still.
+                    strip = (1, *shape[2:]) if len(shape) == 4 else shape[1:]
+                    options["chunks"] = (min(shape[0], 256), *strip)
+                made[name] = file.create_dataset(name, shape, dtype, **options)
+            filling = True
+            yield made
+            filled = True
+    except (OSError, RuntimeError) as error:
+        if filling and not filled:  # whoever fills it reads files too, which may be damaged
+            raise
+        raise GtpVisionError(f"{path} cannot be written ({hdf5.first_line(error)}); {_ROOM}") from error
 
 
-def write(path: Path, store: Store, *, compression: str | None = None) -> Path:
+def put(target: h5py.Dataset, start: int, values: np.ndarray) -> None:
+    """Write rows into an array of `create`, from row `start` on.
+
+    Raises:
+        GtpVisionError: the disk is full, or does not work.
+    """
+    try:
+        target[start : start + len(values)] = values
+    except OSError as error:  # else it would be taken for damage of the file that is being read
+        raise GtpVisionError(f"{target.file.filename} cannot be written ({hdf5.first_line(error)}); {_ROOM}") from error
+
+
+def write(path: str | Path, store: Store, *, compression: str | None = None) -> Path:
     """Write a store to a native file.
 
     Args:
@@ -87,15 +106,14 @@ def write(path: Path, store: Store, *, compression: str | None = None) -> Path:
 
     Returns:
         `path`.
+
+    Raises:
+        GtpVisionError: the store has a type, shape, length or name that the format cannot hold; the disk is full.
     """
+    path = Path(path)
+    store = writable(store)
     arrays: dict[str, Array] = {f"observations/{name}": array for name, array in store.observations.items()}
-    arrays |= {
-        "actions": np.asarray(store.actions, np.float32),
-        "rewards": np.asarray(store.rewards, np.float32),
-        "terminals": np.asarray(store.terminals, np.uint8),
-        "timeouts": np.asarray(store.timeouts, np.uint8),
-        "episode_ends": np.asarray(store.episode_ends, np.int64),
-    }
+    arrays |= {name: getattr(store, name) for name in FLAT}
     shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     with create(path, shapes, store.attributes, compression=compression) as file:
         for name, array in arrays.items():
@@ -116,12 +134,17 @@ def layout(path: Path, *, elsewhere: bool = False) -> Layout:
     """
     with hdf5.opened(path) as file:
         metadata = _check_attributes(file, path)
-        arrays = _check_arrays(file, path, elsewhere)
-        offsets = {name: data.id.get_offset() for name, data in arrays.items()}
-        if all(offsets[name] is not None or not data.size for name, data in arrays.items()):
-            return {"arrays": {name: entry(data, path) for name, data in arrays.items()}, "attributes": metadata}
-        unpacked = _unpack(path, arrays, metadata)
-    return layout(unpacked)
+        arrays = checked_arrays(file, path, elsewhere)
+        found = {name: _in_place(name, data, path) for name, data in arrays.items()}
+        if None in found.values():
+            unpacked = cached(path, str(VERSION))
+            made = from_cache(
+                unpacked,
+                lambda: layout(unpacked, elsewhere=True)["arrays"],
+                lambda: _unpack(file, path, {n: arrays[n] for n in found if n in FLAT or not found[n]}, unpacked),
+            )
+            found = {name: made.get(name) or found[name] for name in arrays}
+        return {"arrays": found, "attributes": metadata}
 
 
 def entry(data: h5py.Dataset, path: Path) -> dict[str, Any]:
@@ -131,6 +154,18 @@ def entry(data: h5py.Dataset, path: Path) -> dict[str, Any]:
         "shape": list(data.shape),
         "pieces": [[str(path), data.id.get_offset(), data.shape[0]]],
     }
+
+
+def _in_place(name: str, data: h5py.Dataset, path: Path) -> dict[str, Any] | None:
+    """The layout of an array that can be mapped in its file; None if it must be unpacked or converted."""
+    if (data.size and hdf5.offset(data, path) is None) or data.dtype.kind in FLAT.get(name, ("", ""))[1]:
+        return None
+    found = entry(data, path)
+    if data.dtype.kind == "b":  # HDF5 keeps them as bytes of 0 and 1
+        found["dtype"] = "|u1"
+    if name in FLAT and name != "actions":
+        found["shape"] = [data.shape[0]]
+    return found
 
 
 def read(path: Path) -> Store:
@@ -151,6 +186,10 @@ def _check_attributes(file: h5py.File, path: Path) -> dict[str, Any]:
             f"write it with gtp_vision.datasets.formats.native.write"
         )
     version = hdf5.text(file, "version", path)
+    if version is None:
+        raise GtpVisionError(
+            f"{path} has the attribute 'format' but no attribute 'version'; set file.attrs['version'] = {VERSION}"
+        )
     if version != str(VERSION):
         raise GtpVisionError(
             f"{path} is version {version} of the format, this program reads {VERSION}; "
@@ -159,40 +198,28 @@ def _check_attributes(file: h5py.File, path: Path) -> dict[str, Any]:
     return hdf5.json_object(file, "metadata", path)
 
 
-def _check_arrays(file: h5py.File, path: Path, elsewhere: bool) -> dict[str, h5py.Dataset]:
-    """Name to array, if all are there, inside the file, of the right type and shape, and of one length."""
-    names = []
-    if not elsewhere or "observations" in file:
-        names = hdf5.children(hdf5.group(file, "observations", path), path)
-        if not names:
-            raise GtpVisionError(f"{path} has no array in its group 'observations'; write the file again")
-    arrays: dict[str, h5py.Dataset] = {}
-    for name in [*(f"observations/{key}" for key in names), *_FLAT]:
-        kinds, dimensions = _FLAT.get(name, ("uf", None))
-        arrays[name] = hdf5.array(file, name, path, kinds=kinds, ndim=dimensions)
+def _unpack(file: h5py.File, path: Path, arrays: Mapping[str, h5py.Dataset], target: Path) -> None:
+    """Write arrays into a file of the cache, those of `FLAT` as the store wants them."""
     frames = arrays["actions"].shape[0]
-    for name, data in arrays.items():
-        if name != "episode_ends" and data.shape[0] != frames:
-            raise GtpVisionError(f"{path}: '{name}' has shape {data.shape}, but 'actions' has {frames} rows")
-    return arrays
-
-
-def _unpack(path: Path, arrays: Mapping[str, h5py.Dataset], metadata: Mapping[str, Any]) -> Path:
-    target = cached(f"{path.stem}-{fingerprint(path, str(VERSION))}.h5")
-    if target.exists():
-        return target
-    shapes = {name: (data.shape, data.dtype) for name, data in arrays.items()}
+    contents: dict[str, Any] = dict(arrays)
+    with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and validation tells where
+        contents["rewards"] = episodes.column(file, "rewards", path, frames).astype(np.float32)
+    for name in ("terminals", "timeouts"):
+        contents[name] = episodes.flags(file, name, path, frames).astype(np.uint8)
+    ends = arrays["episode_ends"]
+    contents["episode_ends"] = episodes.rows(ends, 0, len(ends), path).reshape(len(ends)).astype(np.int64)
+    shapes = {name: (data.shape, data.dtype) for name, data in contents.items()}
     size = sum(hdf5.nbytes(*described) for described in shapes.values())
+    evict(target.parent, size)
     require_space(target.parent, size, f"unpacking {path.name}")
-    with create(target, shapes, metadata) as made:
-        for name, data in arrays.items():
+    with create(target, shapes, {}) as made:
+        for name, data in contents.items():
             _copy(data, made[name], f"unpacking {path.name}" if size > 1 << 30 else None)
-    return target
 
 
 def _copy(source: Any, target: h5py.Dataset, label: str | None = None) -> None:
     rows = source.shape[0]
     piece = max(1, COPY_BYTES // max(1, int(np.prod(source.shape[1:])) * source.dtype.itemsize))
     for start in tqdm(range(0, rows, piece), desc=label, disable=label is None):
-        target[start : start + piece] = source[start : start + piece]
+        put(target, start, source[start : start + piece])
         quarantine.alive()

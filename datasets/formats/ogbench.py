@@ -7,7 +7,10 @@ from version 1.2 on).
 
 from __future__ import annotations
 
-import json
+import lzma
+import re
+import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -19,16 +22,24 @@ from typing import IO, Any
 
 import numpy as np
 
-from gtp_vision.datasets import hdf5, quarantine
-from gtp_vision.datasets.files import cached, fingerprint, touch
+from gtp_vision.datasets import documents, hdf5, quarantine
+from gtp_vision.datasets.files import cached, from_cache
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.layout import Layout, Piece, Source, through_cache, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
 _INFO = ("qpos", "button_states")
+_NAME = re.compile(  # of a data set, or of a single task on it
+    r"(visual-)?((point|ant|humanoid)maze-\w+|antsoccer-\w+|cube-\w+|scene|puzzle-\dx\d|powderworld-\w+)"
+    r"(-(navigate|stitch|explore|play|noisy))?(-singletask(-task[1-9])?)?(-oraclerep)?(-v0)?"
+)
 _NOTE, _LONGEST_NOTE = "gtp_vision", 1 << 16
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError, RuntimeError)
+_DENSEST = 1100  # deflate makes at most 1032 bytes of one; more is a lie
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
+    *(ValueError, KeyError, OverflowError, RuntimeError),
+)
 
 
 def dataset_name(env: str) -> str:
@@ -80,7 +91,13 @@ def layout(path: Path, env: str | None = None) -> Layout:
     Raises:
         GtpVisionError: truncated or missing members, lengths that disagree.
     """
-    env = env or path.stem
+    if env is None:
+        env = path.stem
+    elif not _NAME.fullmatch(env):
+        raise GtpVisionError(
+            f"'{env}' is no name of an OGBench environment; a name looks like cube-single-play-v0 or, with rewards, "
+            f"cube-single-play-singletask-task1-v0"
+        )
     found = through_cache(path, lambda: _opened(path), "ogbench")
     found["attributes"]["env"] = env
     if "singletask" in env.split("-"):  # frames are unpacked once for all tasks, labels for each
@@ -99,14 +116,16 @@ def _opened(path: Path) -> Iterator[Source]:
     with _archive(path) as archive:
         small = {name: _load(archive, name) for name in ("actions", "terminals")}
         with archive.open("observations.npy") as stream:
-            shape, dtype = _header(stream)
-            frames = len(small["actions"])
+            shape, dtype = _header(archive, "observations", stream)
+            rows = {array.shape[:1] for array in small.values()} | {shape[:1]}
             ends = np.flatnonzero(small["terminals"]) + 1
-            if shape[0] != frames or len(small["terminals"]) != frames or not len(ends) or ends[-1] != frames:
+            ndims = small["actions"].ndim, small["terminals"].ndim
+            if len(rows) > 1 or ndims != (2, 1) or tuple(ends[-1:]) != shape[:1]:
                 raise ValueError(
                     f"observations {shape}, actions {small['actions'].shape} and terminals "
                     f"{small['terminals'].shape} do not describe whole trajectories"
                 )
+            frames = shape[0]
             yield Source(
                 observations={"camera" if dtype == np.uint8 else "state": [_streamed(stream, shape, dtype)]},
                 actions=small["actions"],
@@ -120,20 +139,23 @@ def _opened(path: Path) -> Iterator[Source]:
 
 def _labels(path: Path, env: str, frames: int) -> dict[str, Any]:
     """The layout of a single task's rewards and terminals, computed once into the cache."""
-    target = cached(f"{path.stem}-{fingerprint(path, 'ogbench labels', env, version('ogbench'))}.h5")
-    if target.exists():
-        touch(target)
-    else:
+    target = cached(path, "ogbench labels", env, version("ogbench"))
+
+    def make() -> None:
         with _archive(path) as archive:
             info = {name: _load(archive, name) for name in _INFO if f"{name}.npy" in archive.namelist()}
-            rewards, terminals = _relabel(env, info, frames)
+            rewards, terminals = _relabel(path, env, info, frames)
         arrays = {"rewards": rewards.astype(np.float32), "terminals": terminals}
         shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
         with native.create(target, shapes, {"env": env}) as made:
             for name, array in arrays.items():
                 made[name][:] = array
-    with hdf5.opened(target) as file:
-        return {name: native.entry(file[name], target) for name in ("rewards", "terminals")}
+
+    def found() -> dict[str, Any]:
+        with hdf5.opened(target) as file:
+            return {name: native.entry(file[name], target) for name in ("rewards", "terminals")}
+
+    return from_cache(target, found, make)
 
 
 @contextmanager
@@ -156,12 +178,11 @@ def _record(archive: zipfile.ZipFile) -> dict[str, Any]:
     if archive.getinfo(f"{_NOTE}.npy").file_size > _LONGEST_NOTE:
         raise ValueError(f"{_NOTE} is longer than {_LONGEST_NOTE} bytes")
     try:
-        found = json.loads(str(_load(archive, _NOTE)[()]))
-        if not isinstance(found, dict):
-            raise TypeError("no object")
-        noted = {name: found[name] for name in ("rendering", "recipe", "seed", "command", "versions") if name in found}
+        found = documents.json_object(str(_load(archive, _NOTE, kinds="U")[()]))
+        kept = ("rendering", "recipe", "seed", "command", "versions")
+        noted: dict[str, Any] = {name: found[name] for name in kept if name in found}
         quality = dict(noted.get("rendering", {}))
-    except (ValueError, TypeError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{_NOTE} is not the JSON object that gtp-vision writes") from error
     for name, value in quality.items():
         if value is not None and not (isinstance(value, int) and 0 <= value < 1 << 20):
@@ -178,12 +199,12 @@ def _streamed(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> Pie
     return Piece(shape[0], shape[1:], dtype, read)
 
 
-def _relabel(env: str, info: dict[str, np.ndarray], frames: int) -> tuple[np.ndarray, np.ndarray]:
+def _relabel(path: Path, env: str, info: dict[str, np.ndarray], frames: int) -> tuple[np.ndarray, np.ndarray]:
     if "qpos" not in info:
         raise KeyError("qpos, which single-task rewards are computed from")
     for name, array in info.items():
-        if len(array) != frames:
-            raise ValueError(f"{name} has {len(array)} rows for {frames} frames")
+        if array.ndim != 2 or len(array) != frames:
+            raise ValueError(f"{name} has shape {array.shape} for {frames} frames")
     name = env.removeprefix("visual-")  # states are enough: nothing is rendered here
     with quarantine.unlimited(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Box (low|high).*")  # Gymnasium's, of OGBench's own spaces
@@ -195,30 +216,53 @@ def _relabel(env: str, info: dict[str, np.ndarray], frames: int) -> tuple[np.nda
             simulator = ogbench.make_env_and_datasets(name, env_only=True)
         except gymnasium.error.Error as error:
             raise GtpVisionError(f"'{env}' is no OGBench environment ({error}); check the name") from error
+        has, wants = info["qpos"].shape[1], simulator.unwrapped.model.nq
+        if has != wants:  # relabelling would take its numbers for those of another robot or object
+            simulator.close()
+            raise GtpVisionError(
+                f"{path}: 'qpos' has {has} numbers a frame, but '{env}' has {wants}; name the environment that the "
+                f"file was recorded in"
+            )
         try:
             labels = dict(info)
             relabel_dataset(name, simulator, labels)
+        except (IndexError, ValueError) as error:
+            raise ValueError(f"its states are not those of {name}") from error
         finally:
             simulator.close()
     return labels["rewards"], (1 - labels["masks"]).astype(np.uint8)
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+def _header(
+    archive: zipfile.ZipFile, name: str, stream: IO[bytes], kinds: str = "uifb"
+) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of a member, of NumPy's `kinds`, that is as large as it says; `stream` is after its header."""
     version = np.lib.format.read_magic(stream)
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = reader(stream)
-    if fortran or dtype.hasobject:
-        raise ValueError(f"an array of dtype {dtype} in this order is not an OGBench array")
+    try:
+        shape, fortran, dtype = reader(stream)
+    except (
+        tokenize.TokenError,
+        SyntaxError,
+        TypeError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # of Python's own parser
+        raise ValueError(f"the header of {name} is damaged") from error
+    if fortran or dtype.kind not in kinds:
+        raise ValueError(f"{name} of dtype {dtype} in this order is not an OGBench array")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"{name} has shape {shape}")
+    size, member = hdf5.nbytes(shape, dtype), archive.getinfo(f"{name}.npy")
+    if size > min(member.file_size, _DENSEST * member.compress_size):
+        raise ValueError(f"{name} claims {size} bytes, which are not there")
     return shape, dtype
 
 
-def _load(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def _load(archive: zipfile.ZipFile, name: str, kinds: str = "uifb") -> np.ndarray:
     with archive.open(f"{name}.npy") as stream:
-        shape, dtype = _header(stream)
-        size = int(np.prod(shape, dtype=np.float64)) * dtype.itemsize
-        if size > archive.getinfo(f"{name}.npy").file_size:
-            raise ValueError(f"{name} claims {size} bytes, which are not there")
-        return np.frombuffer(_exactly(stream, size), dtype).reshape(shape)
+        shape, dtype = _header(archive, name, stream, kinds)
+        return np.frombuffer(_exactly(stream, hdf5.nbytes(shape, dtype)), dtype).reshape(shape)
 
 
 def _exactly(stream: IO[bytes], size: int) -> bytes:

@@ -35,7 +35,7 @@ from gtp_vision.datasets import hdf5, quarantine
 from gtp_vision.datasets.arrays import Array, Segmented, view
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.formats import episodes
-from gtp_vision.datasets.layout import COPY_BYTES, Layout, Piece, Source, through_cache, to_store
+from gtp_vision.datasets.layout import COPY_BYTES, Layout, Piece, Source, check_filters, through_cache, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
@@ -285,18 +285,10 @@ def _env_args(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked_filters(store: Store) -> dict[str, list[int]]:
-    filters = store.attributes.get("filters") or {}
+    check_filters(store)
+    filters = store.attributes.get("filters", {})
     place = store.path or "data set"
-    if not isinstance(filters, Mapping):
-        raise GtpVisionError(f"{place}: the attribute 'filters' is no object of lists of episodes; correct it")
-    for name, numbers in filters.items():
-        episodes.checked(name, place)
-        if "/" in name or not isinstance(numbers, list):
-            raise GtpVisionError(f"{place}: the filter '{name}' cannot be written; give it a plain name and a list")
-        for number in numbers:
-            if not isinstance(number, int) or not 0 <= number < store.episodes:
-                raise GtpVisionError(
-                    f"{place}: the filter '{name}' names episode {number!a} of {store.episodes}; "
-                    f"correct the attribute 'filters'"
-                )
+    for name in filters:
+        if "/" in episodes.checked(name, place):
+            raise GtpVisionError(f"{place}: the filter '{name}' cannot be written; give it a plain name")
     return dict(filters)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gtp_vision.datasets import hdf5, quarantine
+from gtp_vision.datasets import documents, hdf5, quarantine
 from gtp_vision.errors import GtpVisionError
 
 _JSON_BYTES = 50_000_000
@@ -54,12 +53,9 @@ def json_object(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _JSON_BYTES:
             raise ValueError(f"more than {_JSON_BYTES / 1e6:.0f} MB")
-        found = json.loads(path.read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError, RecursionError) as error:
+        return documents.json_object(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise fault(f"{path} cannot be read as JSON ({hdf5.first_line(error)}); copy it again") from error
-    return found
 
 
 def batches(path: Path, names: Sequence[str], rows: int) -> Iterator[list[pa.Array]]:

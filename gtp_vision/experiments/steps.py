@@ -57,6 +57,8 @@ def sweep(
     if episodes < 0:
         raise GtpVisionError(f"episodes={episodes} must be at least 0")
     config, parts = restore(folder, which)
+    if episodes and config.task.env is None:
+        raise GtpVisionError(f"{folder} was trained without a simulator (task.env=null); leave out --episodes")
     policy = config.agent.policy
     steps = steps or ((policy.grid,) if policy.family == "vp_diffusion" else STEPS)
     store = parts.store if data is None else open_for(config.task, data)

@@ -15,8 +15,9 @@ from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.statistics import ArrayStatistics, mean_images, store_statistics
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store, mix
-from gtp_vision.datasets.validation import validate
+from gtp_vision.datasets.validation import misfits, validate
 from gtp_vision.encoders import Encoder
+from gtp_vision.errors import GtpVisionError
 
 STATISTICS = "statistics.json"
 
@@ -29,12 +30,15 @@ def open_data(config: Config) -> Store:
         return mix(stores, task.shares or [1.0] * len(stores)) if len(stores) > 1 else stores[0]
     if task.dataset:
         return open_for(task, _path(task.dataset))
+    assert task.env is not None, "checked with the configuration"
     return open_for(task, ogbench.locate(task.env, Path(config.data_dir).expanduser()))
 
 
 def open_for(task: TaskConfig, path: Path) -> Store:
     """One data set as the task sees it: the episodes of its filter, the observations it names, validated."""
     store = open_store(path, task.env)
+    if faults := misfits(store):  # before anything relies on its lengths
+        raise GtpVisionError(f"{path}: {faults[0]}")
     if task.filter is not None:
         store = store.filtered(task.filter)
     if task.observations is not None:

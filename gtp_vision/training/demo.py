@@ -136,7 +136,7 @@ def _side_by_side(settings: Mapping[str, Sequence[str]], progress: bool) -> Iter
 
 def _random(config: Config) -> dict[str, Any]:
     """Random actions on the same episodes; they look at nothing, so nothing is rendered."""
-    spec = EnvSpec(config.task.env, pixels=False, max_episode_steps=config.task.max_episode_steps)
+    spec = EnvSpec(config.task.env or "", pixels=False, max_episode_steps=config.task.max_episode_steps)
     actor = random_actor(open_data(config).action_dim)
     with Evaluator(spec, frame_stack=1, envs=1, seed=trainer.eval_seed(config), progress=False) as evaluator:
         return evaluator.run(actor, config.training.eval_episodes)[0]

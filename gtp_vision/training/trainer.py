@@ -33,6 +33,7 @@ from gtp_vision.agents import GTPBC
 from gtp_vision.config import Config, from_run, to_yaml
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.loader import Loader
+from gtp_vision.datasets.pitfalls import pitfalls
 from gtp_vision.datasets.placement import place
 from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Sampler
@@ -100,7 +101,7 @@ def build(config: Config, *, fresh: bool = True) -> Parts:
             f"training.batch_size={config.training.batch_size} cannot be divided over "
             f"{accelerator.num_processes} processes; make it a multiple"
         )
-    with accelerator.main_process_first():  # one process fills the cache, the others map it
+    with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
         store = open_data(config)
     placed, where = place(store, accelerator.device, config.training.placement)
     task = config.task
@@ -176,7 +177,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
     parts = build(config)
     main = parts.accelerator.is_main_process
     if main and config.training.eval_episodes:
-        env_spec(config, parts.store).make().close()  # a wrong name or no OpenGL should not show after days
+        _check_simulator(config, parts.store)
     start, train_seconds = 0, 0.0
     if resume:
         found = checkpoint.newest(folder / "checkpoints")
@@ -190,7 +191,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
         prepare_folder(folder, config, empty=not resume)
         save_statistics(folder, parts.statistics, parts.store)
         if progress:
-            for line in filter(None, (parts.where, constant_dimensions(parts.statistics))):
+            warnings = [f"warning: {found}" for found in pitfalls(parts.store, parts.statistics)] if not resume else []
+            for line in filter(None, (parts.where, constant_dimensions(parts.statistics), *warnings)):
                 tqdm.write(line, file=sys.stderr)
     parts.accelerator.wait_for_everyone()
     evaluations = _read_evaluations(folder, start)
@@ -452,6 +454,8 @@ def evaluate_run(
     if episodes < 1 or (steps is not None and steps < 1):
         raise GtpVisionError(f"episodes={episodes} and steps={steps} must be at least 1")
     config, parts = restore(folder, which)
+    if config.task.env is None:
+        raise GtpVisionError(f"{folder} was trained without a simulator (task.env=null): there is nothing to act in")
     with Evaluator(
         env_spec(config, parts.store),
         frame_stack=config.task.frame_stack,
@@ -517,11 +521,32 @@ def eval_seed(config: Config) -> int:
 def env_spec(config: Config, store: Store) -> EnvSpec:
     """The environment in which the task is evaluated, rendered as its data were."""
     return EnvSpec(
-        name=config.task.env,
+        name=config.task.env or "",
         rendering=Rendering.of(store.attributes),
         pixels="camera" in store.observations,
         max_episode_steps=config.task.max_episode_steps,
     )
+
+
+def _check_simulator(config: Config, store: Store) -> None:
+    """Make the environment once: a wrong name, no OpenGL or other observations should not show after days.
+
+    Raises:
+        GtpVisionError: it cannot be made, or shows or takes other things than the data set holds.
+    """
+    env = env_spec(config, store).make()
+    try:
+        seen, taken = env.observation_space.shape, env.action_space.shape
+    finally:
+        env.close()
+    shown = {"camera" if len(seen or ()) == 3 else "state": seen}
+    held = {name: tuple(array.shape[1:]) for name, array in store.observations.items()}
+    if shown != held or taken != (store.action_dim,):
+        raise GtpVisionError(
+            f"{config.task.env} shows {shown} and takes actions {taken}, but {store.path or 'the data set'} holds "
+            f"{held} and actions {(store.action_dim,)}; set task.env to the data set's simulator, or to null if there "
+            f"is none"
+        )
 
 
 def evaluator_of(config: Config, parts: Parts, progress: bool) -> Evaluator:

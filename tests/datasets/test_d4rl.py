@@ -6,6 +6,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from refusals import refusal, refused
 
 from gtp_vision.datasets.formats import convert, d4rl, detect, native, open_store
 from gtp_vision.datasets.sampler import Sampler
@@ -311,15 +312,6 @@ def small(tmp_path: Path) -> Path:
     return written(tmp_path / "small.hdf5", hopper())
 
 
-def refused(path: Path, *words: str) -> None:
-    """The file is refused by one sentence that names it and holds the words."""
-    with pytest.raises(GtpVisionError) as told:
-        open_store(path)
-    message = str(told.value)
-    assert "\n" not in message
-    assert all(word in message for word in (path.name, *words)), message
-
-
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.999])
 def test_a_truncated_file_is_refused(small: Path, cache: Path, share: float) -> None:
     whole = small.read_bytes()
@@ -412,15 +404,3 @@ def test_files_damaged_at_random_are_read_or_refused_by_a_sentence(small: Path, 
         small.write_bytes(content)
         refusals += bool(refusal(small))
     assert refusals
-
-
-def refusal(path: Path) -> str:
-    """The one sentence by which the file is refused; empty if it is read."""
-    try:
-        open_store(path)
-    except GtpVisionError as told:
-        sentence = str(told)
-    else:
-        sentence = ""
-    assert "\n" not in sentence
-    return sentence

@@ -1,9 +1,10 @@
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from gtp_vision.datasets.files import cache_dir, evict, fingerprint, require_space, touch, written_aside
+from gtp_vision.datasets.files import cache_dir, cached, evict, fingerprint, require_space, touch, written_aside
 from gtp_vision.errors import GtpVisionError
 
 
@@ -88,8 +89,10 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, monkeypatch: p
     touch(tmp_path / "old.h5")
     evict(tmp_path, 400)
     assert {path.name for path in tmp_path.iterdir()} == {"new.h5", "new.json", "old.h5", "old.json"}
-    evict(tmp_path, 10_000)
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(GtpVisionError, match=r"1e-05 GB .*may hold 1e-06 GB.*GTP_VISION_CACHE_SIZE"):
+        evict(tmp_path, 10_000)
+    evict(tmp_path, 1000)
+    assert not list(tmp_path.glob("*.h5"))
     evict(tmp_path / "nothing there", 1)
 
 
@@ -97,3 +100,21 @@ def test_a_cache_size_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("GTP_VISION_CACHE_SIZE", "much")
     with pytest.raises(GtpVisionError, match="GTP_VISION_CACHE_SIZE=much"):
         evict(tmp_path, 1)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    for age, name in ((7200, ".a.h5.123.part"), (60, ".b.h5.124.part"), (7200, "c.h5")):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    evict(tmp_path, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {".b.h5.124.part", "c.h5"}, "the other is being written"
+
+
+def test_the_longest_name_has_an_entry_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GTP_VISION_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / ("\N{GREEK SMALL LETTER OMEGA}" * 125 + ".h5")
+    path.write_bytes(b"x")
+    with written_aside(cached(path, "key")) as aside:
+        aside.write_bytes(b"unpacked")
+    assert cached(path, "key").exists()
+    assert cached(path, "key") != cached(path, "another")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
-from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.store import Store, mix
 from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
@@ -55,6 +55,12 @@ def test_only_the_row_itself_or_anything_at_all(store: Store) -> None:
     assert np.all(drawn(HindsightGoals(current=1, trajectory=0, random=0), store, 7) == 7)
     anywhere = drawn(HindsightGoals(current=0, trajectory=0, random=1), store, 7)
     assert set(anywhere) == set(range(103))
+
+
+def test_random_goals_of_a_mixture_come_from_its_shares(make_store: MakeStore) -> None:
+    mixed = mix([make_store((50,)), make_store((50,), seed=1)], [1, 3])
+    goals = drawn(HindsightGoals(current=0, trajectory=0, random=1), mixed, 7)
+    assert np.mean(goals >= 50) == pytest.approx(3 / 4, abs=0.02)
 
 
 @pytest.mark.parametrize(

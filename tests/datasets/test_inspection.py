@@ -1,12 +1,15 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
+from gtp_vision.cli import main
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.inspection import facts, inspect, success, told
 from gtp_vision.datasets.statistics import array_statistics
@@ -213,6 +216,61 @@ def test_the_command_needs_no_torch_and_draws(store: Store, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["frames"] == 16
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in drawn)
+
+
+def test_robomimic_without_rewards_is_told_so(make_store: MakeStore) -> None:
+    because = success(make_store(rewards=np.zeros(12, np.float32), attributes={"suite": "robomimic"}))["because"]
+    assert "there are no rewards" in because
+    assert "not 0 and 1" not in because
+
+
+def test_a_picture_never_replaces_the_data(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = native.write(tmp_path / "data.h5", store)
+    before = path.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for option in ("--sheet", "--actions"):
+        assert main(["data", "inspect", "data.h5", option, "data.h5"]) == 2
+        assert "ends in .png" in capsys.readouterr().err
+    assert main(["data", "inspect", "data.h5", "--sheet", "a.png", "--actions", "./a.png"]) == 2
+    told = capsys.readouterr()
+    assert "name two files" in told.err
+    assert not told.out, "refused before anything is read"
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["data.h5"]
+
+
+def test_a_missing_camera_is_said_and_no_fault(
+    make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = native.write(tmp_path / "data.h5", make_store())
+    sheet, actions = tmp_path / "sheet.png", tmp_path / "actions.png"
+    assert main(["data", "inspect", str(path), "--json", "--sheet", str(sheet), "--actions", str(actions)]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["problems"] == []
+    assert "holds no camera" in told.err
+    assert (sheet.exists(), actions.exists()) == (False, True)
+
+
+def test_what_has_faults_is_drawn_as_far_as_it_can_be(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.actions[3] = np.nan
+    path = native.write(tmp_path / "data.h5", store)
+    sheet, actions = tmp_path / "sheet.png", tmp_path / "actions.png"
+    command = ["data", "inspect", str(path), "--sheet", str(sheet), "--actions", str(actions)]
+    assert main(command) == 2
+    assert (sheet.exists(), actions.exists()) == (True, True)
+    assert not capsys.readouterr().err
+    with h5py.File(path, "r+") as file:
+        frames = file["observations/front"][:] / np.float32(255)
+        del file["observations/front"]
+        file["observations/front"] = frames
+    sheet.unlink()
+    assert main(command) == 2
+    assert "multiply by 255 and write uint8; no camera can be drawn before" in capsys.readouterr().err
+    assert not sheet.exists()
 
 
 def _named(found: dict) -> dict:

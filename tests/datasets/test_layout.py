@@ -167,3 +167,18 @@ def test_a_full_cache_makes_room(path: Path, cache: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("GTP_VISION_CACHE_SIZE", str(1.5 * size / 1e9))
     through_cache(path, lambda: opened(path), "another")
     assert len(list(cache.glob("*.h5"))) == 1
+
+
+@pytest.mark.parametrize("name", ["*.h5", "*.json"])
+@pytest.mark.parametrize("content", [b"", b"rubbish"])
+def test_a_damaged_entry_of_the_cache_is_made_anew(path: Path, cache: Path, name: str, content: bytes) -> None:
+    expected = np.array(read(path).observations["small"])  # not mapped: a file cut short under a map is fatal
+    next(cache.glob(name)).write_bytes(content)
+    np.testing.assert_array_equal(read(path).observations["small"], expected)
+
+
+def test_an_entry_that_is_evicted_before_it_is_mapped_is_a_sentence(path: Path, cache: Path) -> None:
+    found = through_cache(path, lambda: opened(path), "test")
+    next(cache.glob("*.h5")).unlink()
+    with pytest.raises(GtpVisionError, match=r"theirs.hdf5: .*was removed a moment ago; try again"):
+        to_store(found, path)

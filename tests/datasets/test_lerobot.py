@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from refusals import refusal, refused
 
 from gtp_vision.datasets.formats import convert, detect, lerobot, lerobot_writer, native, open_store
 from gtp_vision.datasets.store import Store
@@ -249,6 +250,14 @@ def test_angles_are_scaled_by_the_data_where_statistics_do_not_hold(folder: Path
     np.testing.assert_array_equal(store.actions[:, :5].min(0), -1)
 
 
+def test_wide_actions_are_scaled_by_the_data_without_statistics(folder: Path, cache: Path) -> None:
+    wide = np.linspace(np.zeros(6), np.full(6, 20_000.0), ROWS)
+    for place, rows in enumerate((slice(0, 7), slice(7, 12))):
+        edited(folder / DATA.format(place), with_column("action", wide[rows].tolist()))
+    (folder / "meta/stats.json").write_text("{}")
+    assert open_store(folder).attributes["action_low"] == [0.0] * 6
+
+
 def test_actions_inside_the_bounds_are_left_alone(folder: Path, cache: Path) -> None:
     small = contents()["action"] / 1000
     for place, rows in enumerate((slice(0, 7), slice(7, 12))):
@@ -436,15 +445,6 @@ def test_what_the_format_cannot_hold_is_refused(
 # What is refused ------------------------------------------------------------------------------------------------
 
 
-def refused(path: Path, *words: str) -> None:
-    """The data set is refused by one sentence that holds the words."""
-    with pytest.raises(GtpVisionError) as told:
-        open_store(path)
-    message = str(told.value)
-    assert "\n" not in message
-    assert all(word in message for word in (path.name, *words)), message
-
-
 def test_a_video_that_is_shorter_than_its_table_is_told_by_camera_episode_and_frame(folder: Path, cache: Path) -> None:
     file = folder / VIDEO.format(FRONT, 0)
     mp4(file, frames(range(5), (32, 48)))
@@ -611,15 +611,3 @@ def test_files_damaged_at_random_are_read_or_refused_by_a_sentence(folder: Path,
         refusals += bool(refusal(folder))
         file.write_bytes(whole)
     assert refusals
-
-
-def refusal(path: Path) -> str:
-    """The one sentence by which the data set is refused; empty if it is read."""
-    try:
-        open_store(path)
-    except GtpVisionError as told:
-        sentence = str(told)
-    else:
-        sentence = ""
-    assert "\n" not in sentence
-    return sentence

@@ -12,6 +12,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from PIL import Image
+from refusals import refused, replaced
 
 from gtp_vision.datasets.formats import detect, minari, open_store
 from gtp_vision.datasets.store import Store
@@ -92,26 +93,6 @@ def described(folder: Path, **changed: Any) -> Path:
     metadata = json.loads(path.read_text()) | changed
     path.write_text(json.dumps({name: value for name, value in metadata.items() if value is not None}))
     return folder
-
-
-def replaced(name: str, array: Any) -> Edit:
-    def change(file: h5py.File) -> None:
-        if name in file:
-            del file[name]
-        if array is not None:
-            file[name] = array
-
-    return change
-
-
-def refused(path: Path, *words: str) -> None:
-    """The data set is refused by one sentence that names it and holds the words, and by nothing else."""
-    with pytest.raises(GtpVisionError) as told:
-        validate(open_store(path))
-    message = str(told.value)
-    assert str(path) in message
-    assert "\n" not in message
-    assert all(word in message for word in words), message
 
 
 def episode(store: Store, number: int) -> slice:

@@ -1,6 +1,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.formats import native, open_store
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems, validate
@@ -113,12 +114,23 @@ def test_a_compressed_file_is_unpacked_into_the_cache_once(make_store: MakeStore
     first = native.read(path)
     (unpacked,) = cache.iterdir()
     made = unpacked.stat()
+    os.utime(unpacked, (1, 1))
     again = native.read(path)
     assert [entry.name for entry in cache.iterdir()] == [unpacked.name]
-    assert (unpacked.stat().st_ino, unpacked.stat().st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
+    assert unpacked.stat().st_ino == made.st_ino
+    assert unpacked.stat().st_mtime > 1, "used just now, so others are evicted first"
     assert isinstance(again.observations["front"], np.memmap)
     assert again.path == path
     assert_same(again, first)
+
+
+def test_unpacking_makes_room_in_a_full_cache(
+    make_store: MakeStore, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("first", "second"):
+        native.read(native.write(tmp_path / f"{name}.h5", make_store(cameras={"front": (8, 8, 3)}), compression="gzip"))
+        monkeypatch.setenv("GTP_VISION_CACHE_SIZE", "4e-6")  # of entries of 2.6 kB and more
+    assert [entry.name.split("-")[0] for entry in cache.iterdir()] == ["second"]
 
 
 def test_a_changed_compressed_file_is_unpacked_again(make_store: MakeStore, tmp_path: Path, cache: Path) -> None:
@@ -192,6 +204,110 @@ def test_batches_of_a_large_mapped_file_take_little_private_memory(tmp_path: Pat
     assert store.nbytes() > 200e6
     assert len(distinct) * np.prod(size) > 100e6, "half of the file was to be touched"
     assert private() - before < 50e6
+
+
+# What others write ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kept", "changed"),
+    [
+        ("in place", {"terminals": bool, "timeouts": bool}),
+        ("in place", {"terminals": (12, 1), "timeouts": (12, 1), "rewards": (12, 1), "episode_ends": (2, 1)}),
+        ("in place", {"terminals": np.int64, "timeouts": np.int8, "episode_ends": np.uint32}),
+        ("converted", {"terminals": np.float32, "timeouts": np.float64}),
+        ("converted", {"rewards": np.int64}),
+        ("converted", {"rewards": np.int8, "terminals": np.float16, "timeouts": (12, 1)}),
+    ],
+)
+def test_what_is_unambiguous_is_read_as_it_was_meant(
+    make_store: MakeStore, tmp_path: Path, cache: Path, kept: str, changed: dict[str, Any]
+) -> None:
+    store = make_store((5, 7), cameras={"front": (8, 8, 3)}, terminals={3}, rewards=np.arange(12, dtype=np.float32))
+    path = native.write(tmp_path / "theirs.h5", store)
+    for name, how in changed.items():
+        array = getattr(store, name)
+        edit(path, replaced(name, array.reshape(how) if isinstance(how, tuple) else array.astype(how)))
+    found = validate(native.read(path))
+    assert_same(found, store)
+    assert found.terminals.dtype.kind in "uib"
+    assert found.rewards.dtype == np.float32
+    assert cache.exists() == (kept == "converted")
+    frames = found.observations["front"]
+    assert isinstance(frames, np.memmap)
+    assert Path(str(frames.filename)) == path, "frames stay where they are"
+    assert_same(native.read(path), store)
+
+
+def test_a_flag_that_is_no_number_is_refused(written: Path, cache: Path) -> None:
+    flags = np.zeros(12, np.float32)
+    flags[7] = np.nan
+    refused(edit(written, replaced("timeouts", flags)), "timeouts", "frame 7", "write 0 or 1")
+
+
+def test_a_file_without_its_version_is_told_so(written: Path) -> None:
+    refused(edit(written, lambda file: file.attrs.__delitem__("version")), "no attribute 'version'", "= 1")
+
+
+def test_the_code_in_the_documentation_writes_a_file_that_is_read(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    (code,) = [block.split("```")[0] for block in page.split("```python\n")[1:] if "h5py.File" in block]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/data.md", "exec"), {})
+    (path,) = tmp_path.glob("*.h5")
+    store = validate(open_store(path))
+    assert (store.episodes, len(store)) == (2, 25)
+    assert {name: array.shape[1:] for name, array in store.observations.items()} == {"front": (64, 64, 3), "arm": (7,)}
+    assert len(store.transitions) == 24, "all but the last row of the episode that merely stopped"
+    assert not cache.exists()
+
+
+# What cannot be written ----------------------------------------------------------------------------------------
+
+
+def test_a_path_may_be_text_and_arrays_lists(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store((2, 2))
+    listed = replace(store, **{name: getattr(store, name).tolist() for name in ARRAYS})
+    path = native.write(str(tmp_path / "text.h5"), listed)
+    assert path == tmp_path / "text.h5"
+    assert_same(native.read(path), store)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("rewards", np.zeros(11), ("rewards has 11 rows and actions 12",)),
+        ("rewards", np.zeros((12, 1)), ("rewards has shape (12, 1)", "(frames,)")),
+        ("rewards", np.array(["a"] * 12), ("'rewards' holds no numbers", "write float32")),
+        ("actions", np.zeros((12, 1), np.int64), ("discrete actions are not supported",)),
+        ("actions", np.zeros(12), ("actions have shape (12,)",)),
+        ("terminals", np.full(12, np.nan), ("'terminals' holds a number that is not finite",)),
+        ("episode_ends", np.array([5, 11]), ("episode_ends must increase up to the 12 frames",)),
+        ("episode_ends", np.array([5.5, 12]), ("'episode_ends' holds floats", "int64")),
+        ("timeouts", np.ones(12, bool), ("timeouts stand inside an episode",)),
+        ("observations", {}, ("no observation",)),
+        ("observations", {"a/b": np.zeros((12, 2), np.float32)}, ("'a/b'", "'/'")),
+        ("observations", {"": np.zeros((12, 2), np.float32)}, ("cannot be the name of an array",)),
+        ("observations", {"a\nb": np.zeros((12, 2), np.float32)}, ("cannot be the name of an array",)),
+        ("observations", {"x": np.zeros((12, 8, 8, 3), np.float32)}, ("multiply by 255 and write uint8",)),
+        ("observations", {"x": np.zeros((12, 3, 8, 8), np.uint8)}, ("channels first", "transpose(0, 2, 3, 1)")),
+        ("observations", {"x": np.zeros((12, 2), np.int64)}, ("write a state as float32",)),
+        ("observations", {"x": np.zeros((11, 2), np.float32)}, ("observations/x has 11 rows",)),
+        ("observations", {"x": np.array([["a"]] * 12)}, ("observations/x",)),
+        ("attributes", {"mean": np.float32(1)}, ("attributes are no JSON",)),
+        ("attributes", {"filters": {"train": [9]}}, ("filter",)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_could_not_be_read_back_is_not_written(
+    make_store: MakeStore, tmp_path: Path, field: str, value: Any, words: tuple[str, ...]
+) -> None:
+    with pytest.raises(GtpVisionError) as told:
+        native.write(tmp_path / "data.h5", replace(make_store((5, 7)), **{field: value}))
+    assert all(word in str(told.value) for word in words), told.value
+    assert list(tmp_path.iterdir()) == []
 
 
 # What is refused ------------------------------------------------------------------------------------------------
@@ -308,21 +424,30 @@ def test_an_array_of_another_length_is_named(written: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "array"),
+    ("name", "array", "words"),
     [
-        ("actions", np.zeros((12, 2), np.int32)),
-        ("rewards", np.array([b"a"] * 12)),
-        ("terminals", np.zeros(12, np.float32)),
-        ("timeouts", np.zeros(12, bool)),
-        ("episode_ends", np.array([5.0, 12.0])),
-        ("observations/front", np.array([b"jpeg"] * 12)),
-        ("observations/state", np.zeros((12, 2), np.complex64)),
-        ("observations/state", np.zeros(12, [("x", "f4")])),
+        ("actions", np.zeros((12, 2), np.int32), ("holds whole numbers, and discrete actions", "wanted float32")),
+        ("rewards", np.array([b"a"] * 12), ("holds no numbers", "wanted float32 (frames,)")),
+        ("rewards", np.zeros(12, np.complex64), ("holds complex numbers", "wanted float32 (frames,)")),
+        ("terminals", np.array([b"a"] * 12), ("holds no numbers", "wanted uint8", "1 where the MDP ended")),
+        ("episode_ends", np.array([5.0, 12.0]), ("holds floats", "wanted int64", "the row after its last")),
+        ("observations/front", np.array([b"jpeg"] * 12), ("holds no numbers", "for a camera")),
+        ("observations/state", np.zeros((12, 2), np.int64), ("holds whole numbers", "float32 (frames, D) for a state")),
+        ("observations/state", np.zeros((12, 2), np.complex64), ("holds complex numbers", "for a state")),
+        ("observations/state", np.zeros(12, [("x", "f4")]), ("holds no numbers", "for a state")),
     ],
-    ids=lambda value: value if isinstance(value, str) else str(value.dtype),
+    ids=lambda value: str(value.dtype) if isinstance(value, np.ndarray) else str(value)[:24],
 )
-def test_an_array_of_another_type_is_named(written: Path, name: str, array: np.ndarray) -> None:
-    refused(edit(written, replaced(name, array)), f"'{name}'", "dtype")
+def test_an_array_of_another_type_is_named(written: Path, name: str, array: np.ndarray, words: tuple[str, ...]) -> None:
+    refused(edit(written, replaced(name, array)), f"'{name}'", "write the file again", *words)
+
+
+def test_all_that_is_missing_or_mistyped_is_told_at_once(written: Path) -> None:
+    edit(written, replaced("timeouts", None))
+    edit(written, replaced("rewards", None))
+    edit(written, replaced("actions", np.zeros(12, np.int64)))
+    told = ("has no 'rewards' (wanted float32", "has no 'timeouts' (wanted uint8", "1 in the last row of each episode")
+    refused(written, *told, "'actions' holds whole numbers")
 
 
 @pytest.mark.parametrize(
@@ -330,8 +455,9 @@ def test_an_array_of_another_type_is_named(written: Path, name: str, array: np.n
     [
         ("actions", np.zeros(12, np.float32)),
         ("actions", np.float32(0)),
-        ("rewards", np.zeros((12, 1), np.float32)),
-        ("terminals", np.zeros((12, 1), np.uint8)),
+        ("rewards", np.zeros((12, 2), np.float32)),
+        ("rewards", np.zeros((1, 12), np.float32)),
+        ("terminals", np.zeros((12, 1, 1), np.uint8)),
         ("episode_ends", np.int64(12)),
         ("episode_ends", np.array([[5, 12]])),
     ],

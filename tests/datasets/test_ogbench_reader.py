@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from loopback import Server, file, running
@@ -264,6 +265,13 @@ def test_states_of_another_length_are_refused(
     refused(saved(tmp_path / "a.npz", contents), "cube-single-play-singletask-task2-v0", "qpos")
 
 
+@pytest.mark.parametrize("env", ["cube-double-play-singletask-v0", "pointmaze-medium-navigate-singletask-v0"])
+def test_states_of_another_environment_are_not_relabelled(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path, env: str
+) -> None:
+    refused(saved(tmp_path / "a.npz", contents), env, "'qpos' has 21 numbers a frame", env)
+
+
 def test_an_unknown_environment_is_refused_by_name(
     contents: dict[str, np.ndarray], tmp_path: Path, cache: Path
 ) -> None:
@@ -328,3 +336,20 @@ def test_a_read_store_is_a_store(contents: dict[str, np.ndarray], tmp_path: Path
     assert isinstance(store, Store)
     assert store.attributes["env"] == GOAL_CONDITIONED
     assert store.attributes["source"] == "a.npz"
+
+
+@pytest.mark.parametrize("env", ["nonsense-v0", "cube-single-play-singeltask-task1-v0", "hopper-medium-v2", ""])
+def test_a_name_that_ogbench_does_not_have_is_refused(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path, env: str
+) -> None:
+    with pytest.raises(GtpVisionError, match=f"'{env}' is no name of an OGBench environment.*singletask"):
+        reader.read(saved(tmp_path / "a.npz", contents), env)
+
+
+def test_every_name_of_ogbench_is_known_as_one() -> None:
+    import ogbench  # noqa: F401
+
+    names = [name for name in gymnasium.registry if "maze" in name or "cube" in name or "puzzle" in name]
+    names = [name for name in names if gymnasium.registry[name].entry_point.startswith("ogbench")]
+    assert len(names) > 50
+    assert [name for name in names if not reader._NAME.fullmatch(name)] == []

@@ -1,8 +1,10 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from gtp_vision.datasets import pictures
@@ -63,6 +65,65 @@ def test_of_too_many_cameras_the_rest_is_counted_not_drawn(make_store: MakeStore
     store = make_store([3], cameras={f"camera{number}": (4, 4, 3) for number in range(40)})
     pictures.write_contact_sheet(tmp_path / "sheet.png", store)
     assert drawn(tmp_path / "sheet.png").shape[1] == 4 + 16 * 3 * (192 + 4)
+
+
+def test_values_at_fault_forbid_no_sheet_and_shapes_do(make_store: MakeStore, tmp_path: Path) -> None:
+    store = make_store(cameras={"front": (4, 4, 3)})
+    store.rewards[0], store.actions[1] = np.nan, 7
+    pictures.write_contact_sheet(tmp_path / "sheet.png", store)
+    alone = drawn(tmp_path / "sheet.png")
+    store.observations["float"] = np.zeros((12, 4, 4, 3), np.float32)
+    pictures.write_contact_sheet(tmp_path / "sheet.png", store)
+    np.testing.assert_array_equal(drawn(tmp_path / "sheet.png"), alone)
+    for spoiled in (np.zeros((12, 4, 4, 3), np.float32), np.zeros((12, 3, 4, 8), np.uint8), np.zeros((12, 0, 4, 3))):
+        store.observations = {"odd": spoiled}
+        with pytest.raises(GtpVisionError, match=r"observations/odd is .*; no camera can be drawn before"):
+            pictures.write_contact_sheet(tmp_path / "other.png", store)
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+@pytest.mark.parametrize("draw", [pictures.write_contact_sheet, pictures.write_action_histograms])
+def test_only_a_png_is_ever_replaced(
+    make_store: MakeStore, tmp_path: Path, draw: Callable[[Path, Store], None]
+) -> None:
+    store = make_store(cameras={"front": (4, 4, 3)})
+    (tmp_path / "data.png").write_bytes(b"\x89HDF\r\n\x1a\n and all the data")
+    (tmp_path / "folder.png").mkdir()
+    for name, words in (
+        ("data.h5", "ends in .png"),
+        ("data", "ends in .png"),
+        ("data.png", "is no PNG, so it is not replaced"),
+        ("folder.png", "is no PNG, so it is not replaced"),
+        ("data.png/in.png", "lies below a file"),
+    ):
+        with pytest.raises(GtpVisionError, match=words):
+            draw(tmp_path / name, store)
+    assert (tmp_path / "data.png").read_bytes().endswith(b"all the data")
+    for _ in range(2):  # a PNG is
+        draw(tmp_path / "picture.PNG", store)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.png", "folder.png", "picture.PNG"]
+
+
+def test_titles_tell_the_finite_actions_and_count_the_others(
+    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles = []
+    set_title = Axes.set_title
+
+    def noted(panel: Axes, text: str, **options: Any) -> Any:
+        titles.append(text)
+        return set_title(panel, text, **options)
+
+    monkeypatch.setattr(Axes, "set_title", noted)
+    store = make_store((5, 7), actions=3)
+    store.actions[:, 0] = np.linspace(-0.5, 3, 12)
+    store.actions[[2, 6], 0] = np.nan, np.inf
+    store.actions[:, 1] = np.nan
+    pictures.write_action_histograms(tmp_path / "actions.png", store)
+    assert titles[0] == "0: -0.5 to 2.68 (2 not finite)"  # the last row, 3, is never sampled
+    assert titles[1].startswith("1: nothing finite")
+    assert "nan" not in " ".join(titles)
+    assert "not finite" not in titles[2]
 
 
 def test_without_a_camera_there_is_nothing_to_draw(make_store: MakeStore, tmp_path: Path) -> None:

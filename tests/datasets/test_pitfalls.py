@@ -119,9 +119,13 @@ def test_a_picture_kept_as_numbers(store: Store) -> None:
     assert "observations/rgb is a state of 3072 numbers" in the_warning(store)
 
 
-def test_channels_first(store: Store) -> None:
-    store.observations["front"] = np.random.default_rng(0).integers(0, 256, (len(store), 3, 8, 8), np.uint8)
-    assert "front has frames (3, 8, 8), which looks like channels first" in the_warning(store)
+def test_episode_ends_that_nobody_recorded(store: Store) -> None:
+    store.attributes = {"suite": "d4rl", "episode_ends": "terminals"}
+    assert "breaks of the recording cannot be seen" in the_warning(store)
+    assert "add 'timeouts'" in the_warning(store)
+    for known in ("terminals and timeouts", "terminals and next_observations", "terminals and every 1000 steps"):
+        store.attributes = {"suite": "d4rl", "episode_ends": known}
+        assert warned(store) == []
 
 
 @pytest.mark.parametrize(("value", "called"), [(0, "all black"), (200, "all one colour")])

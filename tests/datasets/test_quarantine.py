@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -75,6 +76,10 @@ def prints(path: Path) -> str:
     return "result"
 
 
+def ceiling(path: Path) -> int:
+    return resource.getrlimit(resource.RLIMIT_DATA)[0]
+
+
 def environment(path: Path) -> list[str | None]:
     return [os.environ.get("GTP_VISION_CACHE"), os.getcwd()]
 
@@ -141,6 +146,16 @@ def test_what_does_not_depend_on_the_file_is_not_bounded_by_it(tmp_path: Path, m
     call("told", tmp_path)
     monkeypatch.setenv("GTP_VISION_PATIENCE", "2")
     assert call("simulates", tmp_path, 3.0, 300_000_000) == 350_000_000
+
+
+def test_a_lower_limit_of_the_surroundings_is_kept(tmp_path: Path) -> None:
+    call("told", tmp_path)
+    child = quarantine._child
+    assert child is not None
+    resource.prlimit(child.pid, resource.RLIMIT_DATA, (300_000_000, 300_000_000))  # as `ulimit -d` or a cluster sets it
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 30)
+    assert call("ceiling", tmp_path / "large") == 300_000_000
 
 
 def test_what_libraries_print_is_no_answer(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from refusals import refused, replaced
 
 from gtp_vision.datasets.arrays import Segmented
 from gtp_vision.datasets.formats import convert, detect, open_store, robomimic
@@ -67,27 +68,6 @@ def edited(path: Path, change: Edit) -> Path:
     with h5py.File(path, "r+") as file:
         change(file)
     return path
-
-
-def replaced(name: str, array: Any) -> Edit:
-    def change(file: h5py.File) -> None:
-        if name in file:
-            del file[name]
-        if array is not None:
-            file[name] = array
-
-    return change
-
-
-def refused(path: Path, *words: str) -> str:
-    """The file is refused by one sentence that names it and holds the words, and by nothing else."""
-    with pytest.raises(GtpVisionError) as told:
-        validate(open_store(path))
-    message = str(told.value)
-    assert path.name in message
-    assert "\n" not in message
-    assert all(word in message for word in words), message
-    return message
 
 
 def episode(store: Store, number: int) -> slice:

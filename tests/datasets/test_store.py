@@ -106,9 +106,10 @@ def test_mixtures_can_be_mixed_and_keep_their_weights(make_store: MakeStore) -> 
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"cameras": {"front": (4, 4, 3)}}, "front 4x4x3, state 3 and actions of 2"),
+        ({"cameras": {"front": (4, 4, 3)}}, "front 4x4x3 uint8, state 3 float32 and actions of 2"),
         ({"state": 4}, "state 4"),
         ({"actions": 3}, "actions of 3"),
+        ({"observations": {"state": np.zeros((12, 3))}}, "state 3 float64 and actions of 2, but"),
     ],
 )
 def test_what_does_not_fit_is_not_mixed(make_store: MakeStore, other: dict[str, Any], words: str) -> None:
@@ -128,3 +129,10 @@ def test_actions_of_other_units_are_not_mixed(make_store: MakeStore) -> None:
 def test_a_share_must_be_above_0(make_store: MakeStore, share: float) -> None:
     with pytest.raises(GtpVisionError, match="share"):
         mix([make_store(), make_store()], [1, share])
+
+
+def test_episodes_keep_their_tasks(make_store: MakeStore) -> None:
+    attributes = {"tasks": ["pick", "place"], "episode_tasks": [0, 1, 1], "filters": {"train": [1]}, "fps": 10}
+    store = make_store((2, 3, 4), attributes=attributes)
+    assert store.subset([2, 0]).attributes == {"tasks": ["pick", "place"], "episode_tasks": [1, 0], "fps": 10}
+    assert mix([store, store], [1, 1]).attributes.keys() == {"fps", "mixed"}, "one set's tasks are not the other's"

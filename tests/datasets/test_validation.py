@@ -79,6 +79,22 @@ def test_a_store_without_transitions_is_a_fault(make_store: MakeStore) -> None:
     assert "no transition" in told
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 20, 30), (4, 64, 64)])
+def test_channels_first_are_a_fault(make_store: MakeStore, shape: tuple[int, int, int]) -> None:
+    (told,) = problems(make_store(observations={"front": np.zeros((12, *shape), np.uint8)}))
+    assert all(word in told for word in ("observations/front", "channels first", "transpose(0, 2, 3, 1)"))
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 3), (3, 4, 3), (64, 64, 9), (8, 6, 1)])
+def test_channels_last_are_none(make_store: MakeStore, shape: tuple[int, int, int]) -> None:
+    assert problems(make_store(observations={"front": np.zeros((12, *shape), np.uint8)})) == []
+
+
+def test_float_frames_are_told_what_to_do(make_store: MakeStore) -> None:
+    (told,) = problems(make_store(observations={"front": np.zeros((12, 8, 8, 3), np.float32)}))
+    assert "multiply by 255 and write uint8" in told
+
+
 @pytest.mark.parametrize(
     "array",
     [
@@ -143,3 +159,10 @@ def test_a_row_is_told_as_episode_and_frame(make_store: MakeStore) -> None:
         "episode 1, frame 0",
         "episode 2, frame 2",
     ]
+
+
+def test_a_fault_in_chosen_episodes_is_named_as_the_file_counts(make_store: MakeStore) -> None:
+    store = make_store((2, 3, 4, 5))
+    store.actions[11, 1] = np.nan
+    for some in (store.subset([0, 3]), store.subset([1, 2, 3]).subset([2])):
+        assert problems(some)[0].startswith("actions holds a value that is not finite at episode 3, frame 2")

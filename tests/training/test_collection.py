@@ -64,7 +64,7 @@ class Recorder:
 def joined(target: Path, recorder: Recorder = Recorder(), **settings: Any) -> list[int]:
     """Collect four episodes into a text file."""
     how: dict[str, Any] = {"episodes": 4, "settings": {"seed": recorder.seed}, "command": "c", "processes": 2}
-    with recorded(target, recorder, **(how | {"progress": False} | settings)) as parts:
+    with recorded(target, recorder, **(how | {"progress": False, "overwrite": True} | settings)) as parts:
         numbers = [int(parts.load(episode)["numbers"][0]) for episode in range(4)]
         with parts.whole(target) as aside:
             aside.write_text(parts.command)
@@ -121,7 +121,7 @@ def test_a_damaged_part_is_told(tmp_path: Path, name: str, told: str) -> None:
 
 
 def test_a_part_that_does_not_fit_the_others_is_told(tmp_path: Path) -> None:
-    how: dict[str, Any] = {"settings": {}, "command": "", "processes": 1, "progress": False}
+    how: dict[str, Any] = {"settings": {}, "command": "", "processes": 1, "progress": False, "overwrite": False}
     with recorded(tmp_path / "out.npy", Recorder(), episodes=2, **how) as parts, open(os.devnull, "wb") as stream:
         parts.stack("numbers", [0, 1], 6, stream)
         for wrong in (np.arange(2), np.arange(4), np.zeros((3, 1), int), np.zeros(3)):
@@ -135,10 +135,22 @@ def test_two_collections_into_one_file_do_not_mix(tmp_path: Path) -> None:
         with pytest.raises(GtpVisionError, match="another process is collecting"):
             joined(tmp_path / "out.txt")
 
-    with recorded(
-        tmp_path / "out.txt", Recorder(), episodes=1, settings={}, command="", processes=1, progress=False
-    ) as parts:
+    how: dict[str, Any] = {"settings": {}, "command": "", "processes": 1, "progress": False, "overwrite": False}
+    with recorded(tmp_path / "out.txt", Recorder(), episodes=1, **how) as parts:
         again(parts)
+
+
+def test_what_stands_there_is_replaced_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "x.h5"
+    words = [*COLLECT, "--out", str(out), "--limit", "2", "--processes", "1"]
+    words[words.index("3")] = "1"
+    assert main(words) == 0
+    before = out.stat().st_ino
+    assert main(words) == 2
+    assert "is there already; give --overwrite" in capsys.readouterr().err
+    assert out.stat().st_ino == before
+    assert main([*words, "--overwrite"]) == 0
+    assert out.stat().st_ino != before
 
 
 def test_an_output_that_cannot_be_is_told(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def test_data_sets_are_mixed_by_their_shares(folder: Path) -> None:
     assert mixed.weights is not None
     weights = mixed.weights[mixed.transitions]
     assert weights[mixed.transitions < 24].sum() == pytest.approx(3 * weights[mixed.transitions >= 24].sum())
-    with pytest.raises(GtpVisionError, match=r"b\.h5 holds state 3 .*a\.h5 holds extra 2, state 3"):
+    with pytest.raises(GtpVisionError, match=r"b\.h5 holds state 3 .*a\.h5 holds extra 2 float32, state 3"):
         open_data(config(folder, pair))
     equal = open_data(config(folder, pair, "task.observations=[state]"))
     assert equal.attributes["mixed"] == [{"path": f"{folder}/{name}.h5", "share": 1.0} for name in "ab"]
@@ -121,3 +122,36 @@ def test_a_run_says_where_its_data_live_and_keeps_their_statistics(
         (folder / how / "checkpoints" / "last" / "agent.safetensors").read_bytes() for how in ("device", "mapped")
     )
     assert one == other, "the same batches, wherever they lie"
+
+
+def test_own_data_need_no_simulator(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = from_command_line(
+        ["task=own", f"task.dataset={folder / 'a.h5'}", *TINY[1:], "training.eval_episodes=50", f"run_dir={folder}/run"]
+    )
+    assert made.training.eval_episodes == 0
+    results = trainer.train(made, progress=False)
+    assert results["env"] is None
+    assert "last" not in results
+    with pytest.raises(GtpVisionError, match="trained without a simulator"):
+        trainer.evaluate_run(folder / "run")
+    with pytest.raises(GtpVisionError, match=r"task\.env=null names no data set"):
+        from_command_line(["task=own"])
+
+
+def test_another_simulator_than_the_datas_is_refused_before_training(folder: Path) -> None:
+    made = config(folder, f"task.dataset={folder / 'a.h5'}", "task.observations=[state]", "training.eval_episodes=1")
+    with pytest.raises(GtpVisionError, match=r"puzzle-3x3.*takes actions \(5,\).*a\.h5 holds .*\(3,\).*actions \(2,\)"):
+        trainer.train(made, progress=False)
+    assert not (folder / "run").exists()
+
+
+def test_likely_mistakes_are_told_when_training_begins(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = open_data(config(folder, f"task.dataset={folder / 'b.h5'}"))
+    native.write(folder / "zero.h5", replace(store, rewards=np.zeros(len(store), np.float32)))
+    trainer.train(config(folder, f"task.dataset={folder / 'zero.h5'}"))
+    assert "warning: rewards are 0 everywhere" in capsys.readouterr().err
+
+
+def test_a_list_without_brackets_is_told(folder: Path) -> None:
+    with pytest.raises(GtpVisionError, match=r"task\.datasets: this is a list; write it in brackets"):
+        config(folder, f"task.datasets={folder / 'a.h5'}")

@@ -40,7 +40,14 @@ _LIFT = _Kind(
 
 
 def collect(
-    env: str, out: Path, options: Mapping[str, Any], *, processes: int, command: str, progress: bool = True
+    env: str,
+    out: Path,
+    options: Mapping[str, Any],
+    *,
+    processes: int,
+    command: str,
+    progress: bool = True,
+    overwrite: bool = False,
 ) -> str:
     """Collect a data set.
 
@@ -51,6 +58,7 @@ def collect(
         processes: worker processes.
         command: the command line, recorded in the file.
         progress: show a bar.
+        overwrite: replace what stands there already.
 
     Returns:
         What was recorded, a sentence.
@@ -69,7 +77,9 @@ def collect(
                 f"--{option.replace('_', '-')} does not apply to {f'states ({name})' if states else kind.title}: "
                 f"leave it out; known are {', '.join('--' + each.replace('_', '-') for each in sorted(known))}"
             )
-    return kind.collect(name, out, **options, processes=processes, command=command, progress=progress)
+    return kind.collect(
+        name, out, **options, processes=processes, command=command, progress=progress, overwrite=overwrite
+    )
 
 
 def _kind_of(env: str) -> tuple[_Kind, str]:

@@ -52,6 +52,7 @@ def collect(
     processes: int,
     command: str,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> str:
     """Record a scripted policy at robosuite's Lift.
 
@@ -71,6 +72,7 @@ def collect(
         processes: worker processes.
         command: the command line, recorded in the file.
         progress: show a bar.
+        overwrite: replace what stands there already.
 
     Returns:
         What was recorded, a sentence.
@@ -100,6 +102,7 @@ def collect(
         command=command,
         processes=processes,
         progress=progress,
+        overwrite=overwrite,
     ) as parts:
         successes = sum(bool(parts.load(number, "success")["success"]) for number in range(episodes))
         record = {"source": "scripted policy", "command": parts.command, "successes": successes}

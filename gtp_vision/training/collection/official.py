@@ -50,6 +50,7 @@ def collect(
     processes: int,
     command: str,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> str:
     """Record one of OGBench's data sets anew.
 
@@ -66,6 +67,7 @@ def collect(
         processes: worker processes.
         command: the command line, recorded in the files.
         progress: show bars.
+        overwrite: replace what stands there already.
 
     Returns:
         What was recorded, a sentence.
@@ -94,6 +96,7 @@ def collect(
         command=command,
         processes=processes,
         progress=progress,
+        overwrite=overwrite,
     ) as parts:
         record = {"suite": "ogbench", "recipe": recipe.told, "command": parts.command, **settings}
         counts = {path: _counts(parts, numbers[path]) for path in numbers}

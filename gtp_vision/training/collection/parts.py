@@ -134,6 +134,7 @@ def recorded(
     command: str,
     processes: int,
     progress: bool,
+    overwrite: bool,
     unit: str = "episode",
 ) -> Iterator[Parts]:
     """All episodes of a collection, recorded now or before an interruption; the block joins them into `target`.
@@ -149,15 +150,19 @@ def recorded(
         command: the command line, recorded with the data.
         processes: worker processes.
         progress: show a bar.
+        overwrite: replace a file that stands at the target.
         unit: what the bar counts.
 
     Raises:
         InterruptedCollectionError: Ctrl-C.
-        GtpVisionError: parts of other settings are there; another process collects them right now; a worker died.
+        GtpVisionError: the target is there and not to be replaced; parts of other settings are there; another process
+            collects them right now; a worker died.
     """
     folder = target.with_name(f".{target.name}.parts")
     if target.is_dir():
         raise GtpVisionError(f"{target} is a folder, and a file is to be written there; choose another --out")
+    if target.exists() and not overwrite:
+        raise GtpVisionError(f"{target} is there already; give --overwrite to replace it, or choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -68,6 +68,7 @@ def collect(
     processes: int,
     command: str,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> str:
     """Record an oracle at a single-task OGBench puzzle or cube.
 
@@ -88,6 +89,7 @@ def collect(
         processes: worker processes.
         command: the command line, recorded in the file.
         progress: show a bar.
+        overwrite: replace what stands there already.
 
     Returns:
         What was recorded, a sentence.
@@ -126,6 +128,7 @@ def collect(
         command=command,
         processes=processes,
         progress=progress,
+        overwrite=overwrite,
         unit="visit",
     ) as parts:
         outcomes = [parts.load(number, "expert", "solved") for number in range(episodes)]
