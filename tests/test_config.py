@@ -18,6 +18,13 @@ def composed(*overrides: str, task: str = "demo") -> Config:
     return from_command_line([f"task={task}", *overrides])
 
 
+def needed(group: str, option: str) -> list[str]:
+    """The overrides that a run with this option needs at least."""
+    if group != "task":
+        return ["task=demo", f"{group}={option}"]
+    return [f"task={option}", *(["task.dataset=mine.h5"] if option == "own" else [])]
+
+
 def refusal(*overrides: str) -> str:
     """The sentence with which a command line is refused."""
     with pytest.raises(GtpVisionError) as told:
@@ -39,10 +46,10 @@ def test_every_file_under_configs_is_an_option() -> None:
 
 @pytest.mark.parametrize(("group", "option"), CHOICES)
 def test_every_option_composes_with_names_that_exist(group: str, option: str) -> None:
-    made = from_command_line(["task=demo", f"{group}={option}"] if group != "task" else [f"task={option}"])
+    made = from_command_line(needed(group, option))
     assert made.agent.name in AGENTS
     assert made.encoder.name in ENCODERS
-    assert made.task.env
+    assert made.task.env or option == "own"
     assert made.run_dir == f"runs/{made.task.name}/{made.agent.name}-{made.encoder.name}-seed0"
 
 
@@ -216,8 +223,8 @@ def test_the_ends_of_the_ranges_are_let_pass(override: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), CHOICES)
 def test_a_run_has_the_configuration_it_was_made_with(tmp_path: Path, group: str, option: str) -> None:
-    overrides = [f"{group}={option}"] if group == "task" else ["task=demo", f"{group}={option}"]
-    made = from_command_line([*overrides, "training.learning_rate=1e-5", "run_dir='some where/ä'", "seed=12"])
+    changed = ["training.learning_rate=1e-5", "run_dir='some where/ä'", "seed=12"]
+    made = from_command_line([*needed(group, option), *changed])
     (tmp_path / "config.yaml").write_text(to_yaml(made))
     assert from_run(tmp_path) == made
 

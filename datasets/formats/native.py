@@ -138,12 +138,15 @@ def layout(path: Path, *, elsewhere: bool = False) -> Layout:
         found = {name: _in_place(name, data, path) for name, data in arrays.items()}
         if None in found.values():
             unpacked = cached(path, str(VERSION))
-            made = from_cache(
-                unpacked,
-                lambda: layout(unpacked, elsewhere=True)["arrays"],
-                lambda: _unpack(file, path, {n: arrays[n] for n in found if n in FLAT or not found[n]}, unpacked),
+            copied = [name for name in arrays if name in FLAT or not found[name]]
+
+            def read_back() -> dict[str, Any]:
+                made = layout(unpacked, elsewhere=True)["arrays"]
+                return {name: made[name] for name in copied}
+
+            found |= from_cache(
+                unpacked, read_back, lambda: _unpack(file, path, {name: arrays[name] for name in copied}, unpacked)
             )
-            found = {name: made.get(name) or found[name] for name in arrays}
         return {"arrays": found, "attributes": metadata}
 
 

@@ -17,7 +17,6 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import misfits, observation_fault
 from gtp_vision.errors import GtpVisionError
 
-# NumPy's kinds of dtype that are mapped where they lie (bool as bytes), those that are converted, and what to write.
 FLAT = {
     "actions": ("f", "", "float32 (frames, dimensions) in [-1, 1]"),
     "rewards": ("f", "biu", "float32 (frames,)"),
@@ -29,13 +28,23 @@ FLAT = {
         "int64 (episodes,), for each episode the row after its last, counted from the file's first",
     ),
 }
+"""Each array's kinds of dtype that are mapped in place (bool as bytes), kinds that are converted, and what to write."""
 _OBSERVATIONS = "a group with uint8 (frames, H, W, C) for each camera and float32 (frames, D) for each state"
 _ANY = "biufcSUOVmM"  # every kind: what is wanted is told in words
 _WORDS = {"f": "floats", "i": "whole numbers", "u": "whole numbers", "b": "yes or no", "c": "complex numbers"}
 
 
 def checked_arrays(file: h5py.File, path: Path, elsewhere: bool) -> dict[str, h5py.Dataset]:
-    """Name to array, if all are there, inside the file, of the right type and shape, and of one length."""
+    """Name to array, if all are there, inside the file, of the right type and shape, and of one length.
+
+    Args:
+        file: an open file of this format.
+        path: of it, for messages.
+        elsewhere: whether it may lack observations.
+
+    Raises:
+        GtpVisionError: what is missing or mistyped, all of it in one sentence; links, damage, another length.
+    """
     members = hdf5.children(file, path)
     faults = [f"has no '{name}' (wanted {wanted})" for name, (*_, wanted) in FLAT.items() if name not in members]
     names: list[str] = []

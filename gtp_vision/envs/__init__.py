@@ -55,6 +55,14 @@ def make_vector(spec: EnvSpec, count: int) -> AsyncVectorEnv:
     )
 
 
+def close(env: gymnasium.Env) -> None:
+    """Close an environment and first its renderer: left to the interpreter's exit it complains that EGL is gone."""
+    renderer = getattr(env.unwrapped, "_renderer", None)
+    if renderer is not None:
+        renderer.close()
+    env.close()
+
+
 class _Worker(gymnasium.Wrapper):
     """What crosses the process boundary: of the info only `success`; and the renderer is closed in order."""
 
@@ -67,10 +75,7 @@ class _Worker(gymnasium.Wrapper):
         return observation, reward, terminated, truncated, {"success": bool(info.get("success", False))}
 
     def close(self) -> None:
-        renderer = getattr(self.unwrapped, "_renderer", None)
-        if renderer is not None:
-            renderer.close()  # left to the interpreter's exit it would complain that EGL is gone
-        self.env.close()
+        close(self.env)
 
 
 def quiet_worker() -> None:
@@ -85,4 +90,4 @@ def _make_in_worker(spec: EnvSpec) -> gymnasium.Env:
     return _Worker(spec.make())
 
 
-__all__ = ["EnvSpec", "Rendering", "choose_backend", "make_vector", "quiet_worker"]
+__all__ = ["EnvSpec", "Rendering", "choose_backend", "close", "make_vector", "quiet_worker"]

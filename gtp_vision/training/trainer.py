@@ -39,7 +39,7 @@ from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.statistics import ArrayStatistics
 from gtp_vision.datasets.store import Store
-from gtp_vision.envs import EnvSpec, Rendering, choose_backend
+from gtp_vision.envs import EnvSpec, Rendering, choose_backend, close
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.policies import WeightsError
 from gtp_vision.training import checkpoint, pictures
@@ -538,7 +538,7 @@ def _check_simulator(config: Config, store: Store) -> None:
     try:
         seen, taken = env.observation_space.shape, env.action_space.shape
     finally:
-        env.close()
+        close(env)
     shown = {"camera" if len(seen or ()) == 3 else "state": seen}
     held = {name: tuple(array.shape[1:]) for name, array in store.observations.items()}
     if shown != held or taken != (store.action_dim,):

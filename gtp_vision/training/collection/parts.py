@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.hdf5 import first_line
-from gtp_vision.envs import quiet_worker
+from gtp_vision.envs import close, quiet_worker
 from gtp_vision.errors import GtpVisionError
 
 _SETTINGS = "settings.json"
@@ -298,16 +298,10 @@ def _keep(recorder: Recorder, episode: int, path: Path) -> None:
         arrays = recorder.record(_env, episode)
     finally:
         if first:
-            atexit.register(_close)  # after OpenGL, which the first frame loads, has registered its own end: before it
+            # After OpenGL, which the first frame loads, has registered its own end: so this comes before it.
+            atexit.register(close, _env)
     try:
         with written_aside(path) as aside, aside.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         raise GtpVisionError(f"{path} cannot be written ({error.strerror}); mend that and {_AGAIN}") from error
-
-
-def _close() -> None:
-    renderer = getattr(getattr(_env, "unwrapped", None), "_renderer", None)
-    if renderer is not None:
-        renderer.close()  # left to the interpreter's exit it would complain that EGL is gone
-    _env.close()
