@@ -18,6 +18,11 @@ from gtp_vision.datasets import documents
 from gtp_vision.errors import GtpVisionError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
+WORDS = {
+    **{"f": "floats", "i": "whole numbers", "u": "whole numbers", "b": "yes or no", "c": "complex numbers"},
+    **{"S": "text", "O": "text or objects"},
+}
+"""NumPy's kinds of dtype as people call them."""
 _DENSEST = 1100  # deflate makes at most 1032 bytes of one; more is a lie
 _SLACK = 1 << 20  # bytes that an array may declare without having any
 
@@ -32,6 +37,8 @@ def opened(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
+    except BlockingIOError as error:  # HDF5's own lock
+        raise GtpVisionError(f"{path} is open for writing in another program; wait until that closes it") from error
     except (OSError, RuntimeError) as error:
         raise GtpVisionError(
             f"{path} cannot be read as HDF5 ({first_line(error)}); it is missing, truncated or of another format: "
@@ -98,7 +105,11 @@ def array(
     if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
         raise GtpVisionError(f"{path}: '{whole}' is not an array inside the file; write the file again")
     if data.dtype.kind not in kinds:
-        raise GtpVisionError(f"{path}: '{whole}' has dtype {data.dtype}, wanted one of kind '{kinds}'")
+        wanted = " or ".join(dict.fromkeys(WORDS[kind] for kind in kinds if kind in WORDS))
+        raise GtpVisionError(
+            f"{path}: '{whole}' holds {WORDS.get(data.dtype.kind, 'no numbers')} (dtype {data.dtype}), wanted {wanted}; "
+            f"write it again"
+        )
     if not data.shape or (ndim and data.ndim != ndim):
         raise GtpVisionError(f"{path}: '{whole}' has shape {data.shape}, wanted {ndim or 'one or more'} dimensions")
     if rows is not None and data.shape[0] != rows:

@@ -31,7 +31,6 @@ FLAT = {
 """Each array's kinds of dtype that are mapped in place (bool as bytes), kinds that are converted, and what to write."""
 _OBSERVATIONS = "a group with uint8 (frames, H, W, C) for each camera and float32 (frames, D) for each state"
 _ANY = "biufcSUOVmM"  # every kind: what is wanted is told in words
-_WORDS = {"f": "floats", "i": "whole numbers", "u": "whole numbers", "b": "yes or no", "c": "complex numbers"}
 
 
 def checked_arrays(file: h5py.File, path: Path, elsewhere: bool) -> dict[str, h5py.Dataset]:
@@ -85,7 +84,7 @@ def _array_fault(name: str, data: h5py.Dataset) -> str | None:
 def _held(name: str, dtype: np.dtype) -> str:
     """What an array of a wrong type holds, in words."""
     discrete = ", and discrete actions are not supported" if name == "actions" and dtype.kind in "iu" else ""
-    return f"'{name}' holds {_WORDS.get(dtype.kind, 'no numbers')}{discrete}"
+    return f"'{name}' holds {hdf5.WORDS.get(dtype.kind, 'no numbers')}{discrete}"
 
 
 def writable(store: Store) -> Store:

@@ -605,7 +605,7 @@ def test_a_file_that_is_being_written_is_refused_until_it_is_closed(copied: Copi
     ) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "open\n"
-        refused(path, "lock")
+        refused(path, "open for writing in another program")
         writer.communicate("\n")
     assert not problems(open_store(path))
 
