@@ -106,10 +106,8 @@ def array(
         raise GtpVisionError(f"{path}: '{whole}' is not an array inside the file; write the file again")
     if data.dtype.kind not in kinds:
         wanted = " or ".join(dict.fromkeys(WORDS[kind] for kind in kinds if kind in WORDS))
-        raise GtpVisionError(
-            f"{path}: '{whole}' holds {WORDS.get(data.dtype.kind, 'no numbers')} (dtype {data.dtype}), wanted {wanted}; "
-            f"write it again"
-        )
+        held = f"{WORDS.get(data.dtype.kind, 'no numbers')} (dtype {data.dtype})"
+        raise GtpVisionError(f"{path}: '{whole}' holds {held}, wanted {wanted}; write it again")
     if not data.shape or (ndim and data.ndim != ndim):
         raise GtpVisionError(f"{path}: '{whole}' has shape {data.shape}, wanted {ndim or 'one or more'} dimensions")
     if rows is not None and data.shape[0] != rows:

@@ -158,6 +158,7 @@ Train one run. Settings are Hydra overrides, key=value; groups are task, agent, 
 
   gtp-vision train task=demo training=demo agent=gtp
   gtp-vision train task=ogbench/visual-cube-single-play-singletask-task1 training.steps=1000 seed=3
+  gtp-vision train task=own task.dataset=my.hdf5 task.name=mine
   gtp-vision train -m task=demo training=demo seed=0,1,2
   accelerate launch --multi_gpu --num_processes 8 -m gtp_vision train task=...
 """
