@@ -48,8 +48,9 @@ def make_vector(spec: EnvSpec, count: int) -> AsyncVectorEnv:
     """`count` environments, a process each, reset only when asked (with a seed for each episode)."""
     if spec.pixels and spec.name.startswith("visual-"):
         choose_backend()  # here, so that a missing library is one sentence and not a dead worker
+    main = os.getpid()
     return AsyncVectorEnv(
-        [lambda: _make_in_worker(spec)] * count,
+        [lambda: _make_in_worker(spec, main)] * count,
         context="spawn",  # a fork would inherit this process's threads and, on a GPU, its CUDA context
         autoreset_mode=AutoresetMode.DISABLED,
     )
@@ -85,8 +86,9 @@ def quiet_worker() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
 
 
-def _make_in_worker(spec: EnvSpec) -> gymnasium.Env:
-    quiet_worker()
+def _make_in_worker(spec: EnvSpec, main: int) -> gymnasium.Env:
+    if os.getpid() != main:  # Gymnasium makes one in the main process, too, to look at its spaces
+        quiet_worker()
     return _Worker(spec.make())
 
 

@@ -1,3 +1,5 @@
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,6 +35,18 @@ def test_an_episode_does_not_depend_on_how_many_run_beside_it() -> None:
     assert alone == beside
     assert [number for number, _, _ in alone] == [0, 1, 2]
     assert {length for _, _, length in alone} == {6}
+
+
+def test_evaluating_leaves_ctrl_c_to_whoever_had_it() -> None:
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        _run(1, 1)
+        signal.raise_signal(signal.SIGINT)
+        assert asked == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "LP_NUM_THREADS" not in os.environ
 
 
 def test_noise_is_a_function_of_episode_and_step() -> None:
