@@ -213,8 +213,10 @@ class Sampler:
         reward, discount, next_rows = self.returns(rows)
         goals = dict(goal_rows or {})
         every = np.concatenate([self.windows(some) for some in (rows, next_rows, *goals.values())])
-        distinct, position = np.unique(every, return_inverse=True)
-        window, next_window, *goal_windows = torch.from_numpy(position.reshape(every.shape)).split(len(rows))
+        ordered = np.sort(every, axis=None)
+        distinct = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
+        position = np.searchsorted(distinct, every).reshape(-1, *every[: len(rows)].shape)
+        window, next_window, *goal_windows = map(torch.from_numpy, position)
         chunk, real = self.chunks(rows)
         return Batch(
             frames={name: taken(array, distinct, every.size) for name, array in self.store.observations.items()},
