@@ -92,7 +92,10 @@ def unlimited() -> Iterator[None]:
 def patience() -> float:
     """Seconds without a sign of life after which a file is given up: $GTP_VISION_PATIENCE, else 20."""
     try:
-        return float(os.environ.get("GTP_VISION_PATIENCE", _PATIENCE))
+        seconds = float(os.environ.get("GTP_VISION_PATIENCE", _PATIENCE))
+        if not seconds > 0:
+            raise ValueError("a file needs some time")
+        return seconds
     except ValueError as error:
         raise GtpVisionError(
             f"GTP_VISION_PATIENCE={os.environ['GTP_VISION_PATIENCE']} is no number of seconds; set it to one"

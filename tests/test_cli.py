@@ -213,3 +213,17 @@ def test_my_own_arrays_become_a_file_that_is_inspected_and_trained_on(
     run = ["task=demo", "task.name=mine", f"task.dataset={path}", f"run_dir={tmp_path / 'run'}"]
     assert main(["train", *run, *TINY, "training.eval_episodes=0"]) == 0
     assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "gtp_vision", "data", "inspect", str(demo_path())],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("gtp-vision: No space left on device; make room or choose another folder\n")
+    assert "--resume" not in done.stderr

@@ -83,7 +83,8 @@ def build(config: Config, *, fresh: bool = True) -> Parts:
 
     Args:
         config: of the run.
-        fresh: False leaves the encoders' statistics to the checkpoint that will be loaded.
+        fresh: False for a run that is evaluated: the encoders' statistics come with its checkpoint, and no frames are
+            copied to the device.
     """
     choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which looks only once
     accelerator = Accelerator(
@@ -103,7 +104,8 @@ def build(config: Config, *, fresh: bool = True) -> Parts:
         )
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
         store = open_data(config)
-    placed, where = place(store, accelerator.device, config.training.placement)
+    # What is only evaluated draws no batches: its frames stay in the file.
+    placed, where = place(store, accelerator.device, config.training.placement if fresh else "mapped")
     task = config.task
     sampler = Sampler(
         placed,

@@ -181,9 +181,12 @@ def test_several_threads_take_turns(tmp_path: Path) -> None:
     assert sorted(found) == list(range(8))
 
 
-def test_a_number_of_seconds_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GTP_VISION_PATIENCE", "long")
-    with pytest.raises(GtpVisionError, match="GTP_VISION_PATIENCE=long"):
+@pytest.mark.parametrize("seconds", ["long", "0", "-1", "nan"])
+def test_a_number_of_seconds_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: str
+) -> None:
+    monkeypatch.setenv("GTP_VISION_PATIENCE", seconds)
+    with pytest.raises(GtpVisionError, match=f"GTP_VISION_PATIENCE={seconds} is no number of seconds"):
         call("told", tmp_path)
 
 

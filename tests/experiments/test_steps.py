@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def test_recordings_of_another_shape_are_refused(
         native.write(tmp_path / f"{name}.h5", store)
         assert main(["experiment", "steps", str(run), "--data", str(tmp_path / f"{name}.h5")]) == 2
         assert name in capsys.readouterr().err
+
+
+def test_episodes_without_a_simulator_are_refused(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = run / "config.yaml"
+    config.write_text(re.sub(r"(?m)^  env: .*$", "  env: null", config.read_text()))
+    assert main(["experiment", "steps", str(run), "--episodes", "1"]) == 2
+    assert "trained without a simulator (task.env=null); leave out --episodes" in capsys.readouterr().err
 
 
 def test_no_such_checkpoint_is_told_with_those_there_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

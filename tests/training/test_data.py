@@ -155,3 +155,10 @@ def test_likely_mistakes_are_told_when_training_begins(folder: Path, capsys: pyt
 def test_a_list_without_brackets_is_told(folder: Path) -> None:
     with pytest.raises(GtpVisionError, match=r"task\.datasets: this is a list; write it in brackets"):
         config(folder, f"task.datasets={folder / 'a.h5'}")
+
+
+def test_evaluating_copies_no_frames_to_the_device(folder: Path) -> None:
+    made = config(folder, f"task.dataset={folder / 'a.h5'}", "training.placement=device")
+    trainer.train(made, progress=False)
+    assert "on cpu" in trainer.build(made).where
+    assert "mapped from" in trainer.restore(folder / "run")[1].where
