@@ -22,7 +22,7 @@ def gather(array: Array, rows: np.ndarray, capacity: int | None = None) -> np.nd
     """`array[rows]` along the first axis, copied by a few threads of our own.
 
     NumPy uses one thread. torch's OpenMP threads are as fast alone, but wait for each other at a barrier: beside a busy
-    process they took four times as long as one thread.
+    process they took three times as long as one thread.
 
     Args:
         array: (N, ...).
@@ -51,8 +51,8 @@ def _take(array: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
 class _Memory:
     """Memory for large arrays that is used again once nobody looks at the array that it was handed out as.
 
-    Fresh memory comes from the operating system page by page, and the C library gives it back with every batch: the
-    faults took four times as long as the copying.
+    Fresh memory comes from the operating system page by page, and the C library gives it back with every batch: one
+    with both windows stacked took 9.9 ms so, and 3.5 ms with memory used again.
     """
 
     _FREE = 6  # blocks that are kept without a user
