@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 
 from gtp_vision.datasets.random import NoiseSource
+from gtp_vision.encoders.settings import AugmentationConfig
 
 
 class RandomShift:
@@ -40,3 +43,31 @@ class RandomShift:
         byte = column[:, :, None] * channels + torch.arange(channels, device=x.device)
         x = x.gather(3, byte.reshape(batch, 1, 1, -1).expand_as(x))
         return x.view(batch, frames, height, width, channels).permute(0, 1, 4, 2, 3)
+
+
+Draws = Mapping[str, torch.Tensor]
+"""What happens to the cameras of each sample of a batch."""
+
+
+class Augmentation:
+    """All random changes of camera frames.
+
+    What is drawn once is applied to the observation and to the next observation, or the critic would see a jump.
+
+    Args:
+        config: see `AugmentationConfig`.
+        cameras: their names.
+    """
+
+    def __init__(self, config: AugmentationConfig, cameras: Sequence[str]) -> None:
+        self.cameras = list(cameras)
+        self.shift = RandomShift(config.shift, config.shift_probability)
+
+    def draw(self, rows: int, generator: NoiseSource, step: int = 0) -> Draws:
+        """What happens to each of B = `rows` samples at training step `step`."""
+        offsets = self.shift.draw(rows, generator)
+        return dict.fromkeys(self.cameras, offsets)
+
+    def __call__(self, observation: Mapping[str, torch.Tensor], draws: Draws) -> dict[str, torch.Tensor]:
+        """Cameras, uint8 (B, T, C, H, W), changed; what is no image stays as it is."""
+        return {name: self.shift(x, draws[name]) if x.ndim == 5 else x for name, x in observation.items()}

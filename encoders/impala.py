@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from einops import rearrange
 from torch import nn
+
+from gtp_vision.encoders.backbone import Backbone
+from gtp_vision.errors import GtpVisionError
 
 # Channels of the stacks, residual blocks a stack, side of the patches that the first layer reads.
 SIZES: dict[str, tuple[tuple[int, ...], int, int]] = {
@@ -30,31 +31,28 @@ class Residual(nn.Module):
         return x + self.second(self.first(x.relu()).relu())
 
 
-class ImpalaTower(nn.Module):
-    """One camera's stacked frames to a vector.
+class Impala(Backbone):
+    """IMPALA's tower.
 
     Args:
-        frames: T of a stack.
-        channels: C of a frame.
-        height: of the frames, in pixels.
-        width: of the frames, in pixels.
-        stacks: channels of each stack; each halves the resolution.
-        blocks: residual blocks a stack.
-        patch: pixels of a patch x patch square become channels first, which loses nothing and saves the layers
-            at full resolution.
+        name: of `SIZES`.
+        shape: (T, C, H, W) of a stack.
 
-    Attributes:
-        mean: float32 (C, H, W) in [0, 255], subtracted from every frame: 0 until it is set to the data set's.
+    Raises:
+        GtpVisionError: the first layer reads patches that do not divide the frames.
     """
 
-    mean: torch.Tensor
-
-    def __init__(
-        self, frames: int, channels: int, height: int, width: int, stacks: Sequence[int], blocks: int, patch: int
-    ) -> None:
-        super().__init__()
+    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
+        super().__init__(shape)
+        frames, channels, height, width = shape
+        stacks, blocks, patch = SIZES[name]
+        if height % patch or width % patch:
+            raise GtpVisionError(
+                f"encoder={name} reads patches of {patch}x{patch} pixels, which do not divide frames of "
+                f"{height}x{width}; choose encoder=impala_small"
+            )
+        # Pixels of a patch become channels first, which loses nothing and saves the layers at full resolution.
         self.patch = patch
-        self.register_buffer("mean", torch.zeros(channels, height, width))
         channels, height, width = frames * channels * patch**2, height // patch, width // patch
         layers: list[nn.Module] = []
         for depth in stacks:
@@ -66,8 +64,13 @@ class ImpalaTower(nn.Module):
         self.width = channels * height * width
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, T, C, H, W) to float (B, width)."""
-        x = (images - self.mean) / 255
-        x = rearrange(x, "b t c (h p) (w q) -> b (t c p q) h w", p=self.patch, q=self.patch)
+        """uint8 or float (B, T, C, H, W) in [0, 255] to float (B, width)."""
+        x = rearrange(self.normalized(images), "b t c (h p) (w q) -> b (t c p q) h w", p=self.patch, q=self.patch)
         x = x.contiguous(memory_format=torch.channels_last)
         return self.layers(x).relu().flatten(1)
+
+    def blocks(self) -> list[nn.Module]:
+        """The stacks: a convolution, its pooling and its residual blocks."""
+        layers = list(self.layers)
+        starts = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+        return [nn.Sequential(*layers[a:b]) for a, b in zip(starts, [*starts[1:], len(layers)], strict=True)]

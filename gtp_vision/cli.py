@@ -214,7 +214,7 @@ def _demo(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _eval(arguments: argparse.Namespace, _: list[str]) -> int:
-    from gtp_vision.training.trainer import evaluate_run
+    from gtp_vision.training.trials import evaluate_run
 
     found = evaluate_run(
         arguments.run_dir,

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gtp_vision.agents import AgentConfig, acting_in, check_agent, label
 from gtp_vision.datasets.placement import PLACEMENTS
-from gtp_vision.encoders import ENCODERS, EncoderConfig
+from gtp_vision.encoders import EncoderConfig, check_encoder, settings
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.networks import ACTIVATIONS
 
@@ -177,8 +177,28 @@ _RANGES: dict[str, tuple[float, float]] = {
     "agent.critic.softmax_alpha": (0, math.inf),
     "agent.critic.expectile": (0, 1),
     "encoder.features": (1, math.inf),
-    "encoder.shift": (0, math.inf),
-    "encoder.shift_probability": (0, 1),
+    "encoder.keypoints": (0, math.inf),
+    "encoder.fusion_layers": (1, math.inf),
+    "encoder.fusion_heads": (1, math.inf),
+    "encoder.blocks": (1, math.inf),
+    "encoder.decay": (_TINY, 1),
+    "encoder.learning_rate_scale": (_TINY, math.inf),
+    "encoder.unfreeze_step": (0, math.inf),
+    "encoder.lora.rank": (1, math.inf),
+    "encoder.lora.alpha": (_TINY, math.inf),
+    "encoder.views": (1, math.inf),
+    "encoder.augmentation.shift": (0, math.inf),
+    "encoder.augmentation.shift_probability": (0, 1),
+    "encoder.augmentation.brightness": (0, 1),
+    "encoder.augmentation.contrast": (0, 1),
+    "encoder.augmentation.saturation": (0, 1),
+    "encoder.augmentation.hue": (0, 0.5),
+    "encoder.augmentation.color_probability": (0, 1),
+    "encoder.augmentation.blur": (0, math.inf),
+    "encoder.augmentation.blur_probability": (0, 1),
+    "encoder.augmentation.erase": (0, 1),
+    "encoder.augmentation.erase_probability": (0, 1),
+    "encoder.augmentation.warmup_steps": (0, math.inf),
     "training.steps": (1, math.inf),
     "training.batch_size": (1, math.inf),
     "training.learning_rate": (_TINY, math.inf),
@@ -198,7 +218,12 @@ _CHOICES: dict[str, Collection[str]] = {
     "agent.policy.teacher": ("data", "model"),
     "agent.policy.activation": ACTIVATIONS,
     "agent.critic.activation": ACTIVATIONS,
-    "encoder.name": ENCODERS,
+    "encoder.stack": settings.STACKS,
+    "encoder.pooling": settings.POOLINGS,
+    "encoder.batch_norm": settings.BATCH_NORMS,
+    "encoder.gradient": settings.GRADIENTS,
+    "encoder.fusion": settings.FUSIONS,
+    "encoder.tuning": settings.TUNINGS,
     "training.schedule": ("constant", "cosine"),
     "training.device": ("auto", "cpu", "cuda"),
     "training.placement": PLACEMENTS,
@@ -206,6 +231,7 @@ _CHOICES: dict[str, Collection[str]] = {
 }
 
 ConfigStore.instance().store(name="schema", node=Config)
+OmegaConf.register_new_resolver("flat", lambda name: name.replace("/", "-"), replace=True)
 OmegaConf.register_new_resolver("label", lambda agent: label(_agent(agent)), replace=True)
 
 
@@ -316,6 +342,7 @@ def checked(config: Any) -> Config:
             f"agent.policy: sigma_min={policy.sigma_min}, sigma_last={policy.sigma_last} and "
             f"sigma_max={policy.sigma_max} must be finite and grow in this order"
         )
+    check_encoder(config.encoder)
     check_agent(config.agent)
     if config.training.eval_steps is not None:
         check_agent(acting_in(config.agent, config.training.eval_steps), steps_key="training.eval_steps")

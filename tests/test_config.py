@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from gtp_vision import config as schema
 from gtp_vision.agents import AGENTS, label
 from gtp_vision.config import Config, from_command_line, from_run, options, to_yaml
-from gtp_vision.encoders import ENCODERS
+from gtp_vision.encoders import backbones
 from gtp_vision.errors import GtpVisionError, propose
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def test_every_file_under_configs_is_an_option() -> None:
 def test_every_option_composes_with_names_that_exist(group: str, option: str) -> None:
     made = from_command_line(needed(group, option))
     assert made.agent.name in AGENTS
-    assert made.encoder.name in ENCODERS
+    assert made.encoder.name in backbones.known()
     assert made.task.env or option == "own"
     assert made.run_dir == f"runs/{made.task.name}/{label(made.agent)}-{made.encoder.name}-seed0"
 
@@ -88,7 +88,7 @@ def test_composing_leaves_no_state_behind() -> None:
         ("trainig.steps=3", ("trainig.steps", "'training.steps'")),
         ("agent.policy.sigma_mx=3", ("agent.policy.sigma_mx", "'agent.policy.sigma_max'")),
         ("sed=3", ("sed", "'seed'")),
-        ("+encoder.shift_probablity=1", ("'encoder.shift_probability'",)),
+        ("+encoder.augmentation.shift_probablity=1", ("'encoder.augmentation.shift_probability'",)),
         ("agnet=gtp", ("agnet", "'agent'")),
         ("agent=gtp_b", ("agent 'gtp_b'", "'gtp_bc'")),
         ("agent=gpt", ("agent 'gpt'", "'gtp'")),
@@ -187,8 +187,8 @@ def test_a_missing_task_is_refused_with_the_known_ones() -> None:
         "agent.policy.hidden=[0]",
         "agent.critic.members=0",
         "encoder.features=0",
-        "encoder.shift=-1",
-        "encoder.shift_probability=1.5",
+        "encoder.augmentation.shift=-1",
+        "encoder.augmentation.shift_probability=1.5",
         "seed=-1",
     ],
 )
@@ -210,8 +210,8 @@ def test_a_value_out_of_range_is_refused_by_its_key_and_value(override: str) -> 
         "agent.improvement.eta=0",
         "agent.tau=1",
         "agent.policy.grid=2",
-        "encoder.shift=0",
-        "encoder.shift_probability=1",
+        "encoder.augmentation.shift=0",
+        "encoder.augmentation.shift_probability=1",
         "seed=0",
     ],
 )

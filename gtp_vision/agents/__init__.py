@@ -60,7 +60,14 @@ def acting_in(config: AgentConfig, steps: int) -> AgentConfig:
     return replace(config, acting=replace(config.acting, steps=steps))
 
 
-def create(shapes: Mapping[str, tuple[int, ...]], actions: int, config: AgentConfig, encoder: EncoderConfig) -> Agent:
+def create(
+    shapes: Mapping[str, tuple[int, ...]],
+    actions: int,
+    config: AgentConfig,
+    encoder: EncoderConfig,
+    *,
+    pretrained: bool = True,
+) -> Agent:
     """The agent of a configuration.
 
     Args:
@@ -68,13 +75,14 @@ def create(shapes: Mapping[str, tuple[int, ...]], actions: int, config: AgentCon
         actions: number A of action dimensions.
         config: see `AgentConfig`.
         encoder: see `EncoderConfig`.
+        pretrained: read the encoders' trained weights; False for an agent that a checkpoint will fill.
 
     Raises:
         GtpVisionError: an unknown agent, parts that do not fit each other, or settings that fit no network.
     """
     check_agent(config)
     try:
-        return Agent(shapes, actions, config, encoder, IMPROVEMENTS[config.improvement.name])
+        return Agent(shapes, actions, config, encoder, IMPROVEMENTS[config.improvement.name], pretrained)
     except ValueError as error:
         raise GtpVisionError(f"agent={config.name} cannot be built: {error}") from error
 

@@ -23,7 +23,7 @@ from gtp_vision.agents.settings import ActingConfig, AgentConfig
 from gtp_vision.critics import Critic, expectile_loss, td_target
 from gtp_vision.datasets.random import NoiseSource
 from gtp_vision.datasets.sampler import Batch
-from gtp_vision.encoders import Encoder, EncoderConfig, RandomShift
+from gtp_vision.encoders import Augmentation, Encoder, EncoderConfig
 from gtp_vision.networks import frozen_copy, polyak_
 from gtp_vision.policies import effective_sample_size
 from gtp_vision.reduce import global_mean
@@ -156,6 +156,7 @@ class Agent(nn.Module):
         config: see `AgentConfig`.
         encoder: see `EncoderConfig`.
         improvement: the class that `config.improvement.name` names.
+        pretrained: read the encoders' trained weights; False for an agent that a checkpoint will fill.
     """
 
     def __init__(
@@ -165,12 +166,13 @@ class Agent(nn.Module):
         config: AgentConfig,
         encoder: EncoderConfig,
         improvement: type[Improvement],
+        pretrained: bool = True,
     ) -> None:
         super().__init__()
         self.config, self.actions = config, actions
-        self.shared = encoder.share
-        self.shift = RandomShift(encoder.shift, encoder.shift_probability)
-        self.actor_encoder = Encoder(shapes, encoder)
+        self.shared, self.gradient = encoder.share, encoder.gradient
+        self.actor_encoder = Encoder(shapes, encoder, pretrained=pretrained)
+        self.augment = Augmentation(encoder.augmentation, self.actor_encoder.cameras)
         width = self.actor_encoder.width
         self.policy = policies.create(width, config.action_chunk * actions, config.policy)
         self.policy_target = frozen_copy(self.policy)
@@ -178,7 +180,7 @@ class Agent(nn.Module):
         if self.has_critic:
             self.actor_encoder_target = frozen_copy(self.actor_encoder)
             if not self.shared:
-                self.critic_encoder = Encoder(shapes, encoder)
+                self.critic_encoder = Encoder(shapes, encoder, pretrained=pretrained)
                 self.critic_encoder_target = frozen_copy(self.critic_encoder)
             judged = (config.action_chunk if config.critic.chunk else 1) * actions
             self.critic = Critic(width, judged, config.critic)
@@ -206,17 +208,15 @@ class Agent(nn.Module):
 
     def see(self, batch: Batch, generator: NoiseSource) -> Seen:
         """The batch as features."""
-        offsets = self.shift.draw(len(batch), generator)  # the same for both, or the critic would see a jump
-        observation = self.augmented(batch.observation(), offsets)
-        following = self.augmented(batch.next_observation(), offsets) if self.has_critic else {}
+        draws = self.augment.draw(len(batch), generator, self.step)
+        observation = self.augment(batch.observation(), draws)
+        following = self.augment(batch.next_observation(), draws) if self.has_critic else {}
         actor = self.actor_encoder(observation)
         critic = self.critic_encoder(observation) if self.has_critic and not self.shared else actor
+        if self.shared and self.gradient != "both":
+            actor, critic = (actor, actor.detach()) if self.gradient == "actor" else (actor.detach(), actor)
         action = batch.actions[:, : self.config.action_chunk].flatten(1)
         return Seen(batch, observation, following, actor, critic, action, generator, self.step)
-
-    def augmented(self, observation: Mapping[str, torch.Tensor], offsets: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Cameras shifted, states as they are."""
-        return {name: self.shift(x, offsets) if x.ndim == 5 else x for name, x in observation.items()}
 
     def critic_loss(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
         """Squared TD error, the mean over members and batch, and the loss of V if there is one.

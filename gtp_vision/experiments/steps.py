@@ -20,7 +20,7 @@ from gtp_vision.errors import GtpVisionError
 from gtp_vision.experiments.measures import STEPS
 from gtp_vision.training.data import open_for
 from gtp_vision.training.evaluation import one_thread
-from gtp_vision.training.trainer import actor_of, evaluator_of, restore
+from gtp_vision.training.trials import actor_of, evaluator_of, restore
 
 _BATCHES, _BATCH, _TIMED = 16, 256, 30
 _SEED = 0x57E95  # of acting's noise and of the observations' choice

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from gtp_vision.config import Config, from_command_line
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
-from gtp_vision.training.trainer import Parts, build
+from gtp_vision.training.parts import Parts, build
 
 _CASES = {
     "demo": ["task=demo", "training=demo", "agent=gtp_demo", "encoder=demo"],

@@ -166,7 +166,7 @@ class _Training:
 
     def __init__(self, config: AgentConfig, batch_size: int = _BATCH) -> None:
         torch.manual_seed(0)
-        encoder = EncoderConfig(name="state", share=True, shift=0, shift_probability=0.0)
+        encoder = EncoderConfig(name="state", share=True)
         self.agent = agents.create({"state": (1, _FEATURES)}, _ACTIONS, config, encoder)
         self.trained = [p for p in self.agent.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.trained)

@@ -16,7 +16,7 @@ from typing import Any
 from gtp_vision.config import Config, from_command_line
 from gtp_vision.envs import EnvSpec
 from gtp_vision.errors import GtpVisionError
-from gtp_vision.training import trainer
+from gtp_vision.training import trials
 from gtp_vision.training.data import open_data
 from gtp_vision.training.evaluation import Evaluator, random_actor
 from gtp_vision.training.report import build_report
@@ -138,5 +138,5 @@ def _random(config: Config) -> dict[str, Any]:
     """Random actions on the same episodes; they look at nothing, so nothing is rendered."""
     spec = EnvSpec(config.task.env or "", pixels=False, max_episode_steps=config.task.max_episode_steps)
     actor = random_actor(open_data(config).action_dim)
-    with Evaluator(spec, frame_stack=1, envs=1, seed=trainer.eval_seed(config), progress=False) as evaluator:
+    with Evaluator(spec, frame_stack=1, envs=1, seed=trials.eval_seed(config), progress=False) as evaluator:
         return evaluator.run(actor, config.training.eval_episodes)[0]

@@ -11,7 +11,7 @@ from gtp_vision.datasets.pictures import write_sheet
 from gtp_vision.datasets.sampler import Batch
 
 if TYPE_CHECKING:
-    from gtp_vision.training.trainer import Parts
+    from gtp_vision.training.parts import Parts
 
 _SAMPLES = 8
 
@@ -23,9 +23,9 @@ def first_batch(path: Path, batch: Batch, parts: Parts) -> None:
     """
     batch = batch.to(parts.accelerator.device)
     agent = parts.agent
-    offsets = agent.shift.draw(len(batch), parts.stream(0))
-    now = agent.augmented(batch.observation(), offsets)
-    then = agent.augmented(batch.next_observation(), offsets)
+    draws = agent.augment.draw(len(batch), parts.stream(0))
+    now = agent.augment(batch.observation(), draws)
+    then = agent.augment(batch.next_observation(), draws)
     both = {name: torch.cat([now[name], then[name]], dim=1)[:_SAMPLES] for name, x in now.items() if x.ndim == 5}
     if both:
         frames = [images.permute(0, 1, 3, 4, 2).cpu().numpy() for images in both.values()]  # (B, 2T, H, W, C)

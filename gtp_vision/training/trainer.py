@@ -16,128 +16,36 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from tqdm import tqdm
 
 from gtp_vision import agents
-from gtp_vision.agents import Agent
-from gtp_vision.agents.acting import Executor
-from gtp_vision.config import Config, from_run, to_yaml
+from gtp_vision.config import Config, to_yaml
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.pitfalls import pitfalls
-from gtp_vision.datasets.placement import place
-from gtp_vision.datasets.random import RandomStream
-from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.datasets.statistics import ArrayStatistics
-from gtp_vision.datasets.store import Store
-from gtp_vision.envs import EnvSpec, Rendering, choose_backend, close
-from gtp_vision.errors import GtpVisionError, propose
+from gtp_vision.errors import GtpVisionError
 from gtp_vision.policies import WeightsError
 from gtp_vision.training import checkpoint, pictures
-from gtp_vision.training.data import constant_dimensions, fit, open_data, save_statistics
-from gtp_vision.training.evaluation import Actor, Episode, EpisodeNoise, Evaluator, write_videos
+from gtp_vision.training.data import constant_dimensions, save_statistics
+from gtp_vision.training.evaluation import EpisodeNoise, Evaluator, write_videos
+from gtp_vision.training.parts import Parts, build
 from gtp_vision.training.report import build_report
 from gtp_vision.training.tracking import Meters, Tracker
+from gtp_vision.training.trials import actor_of, check_simulator, chosen, evaluator_of
 
 _EVALUATIONS = "evaluations.json"
-_EVAL_SEED = 100_000  # episodes of evaluations are reset with seeds from here on
 
 
 class InterruptedRunError(GtpVisionError):
     """The user or the scheduler asked the run to stop; it did, after a checkpoint."""
 
     exit_status = 130
-
-
-@dataclass
-class Parts:
-    """What a run consists of, built once from its configuration."""
-
-    accelerator: Accelerator
-    store: Store
-    sampler: Sampler
-    agent: Agent
-    module: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    noise_seed: int
-    statistics: dict[str, ArrayStatistics]
-    where: str
-
-    def stream(self, step: int) -> RandomStream:
-        """The noise of a training step."""
-        a = self.accelerator
-        return RandomStream(self.noise_seed, step, rank=a.process_index, world_size=a.num_processes, device=a.device)
-
-
-def build(config: Config, *, fresh: bool = True) -> Parts:
-    """Data, networks, optimiser, placed where Accelerate says.
-
-    Args:
-        config: of the run.
-        fresh: False for a run that is evaluated: the encoders' statistics come with its checkpoint, and no frames are
-            copied to the device.
-    """
-    choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which looks only once
-    accelerator = Accelerator(
-        cpu=config.training.device == "cpu",
-        mixed_precision=config.training.precision,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while the main one evaluates
-        ],
-    )
-    if config.training.device == "cuda" and accelerator.device.type != "cuda":
-        raise GtpVisionError("training.device=cuda, but torch finds no CUDA device here; set training.device=auto")
-    if config.training.batch_size % accelerator.num_processes:
-        raise GtpVisionError(
-            f"training.batch_size={config.training.batch_size} cannot be divided over "
-            f"{accelerator.num_processes} processes; make it a multiple"
-        )
-    with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
-        store = open_data(config)
-    # What is only evaluated draws no batches: its frames stay in the file.
-    placed, where = place(store, accelerator.device, config.training.placement if fresh else "mapped")
-    task = config.task
-    sampler = Sampler(
-        placed,
-        batch_size=config.training.batch_size,
-        seed=config.seed,
-        frame_stack=task.frame_stack,
-        n_step=task.n_step,
-        discount=task.discount,
-        reward_scale=task.reward_scale,
-        reward_shift=task.reward_shift,
-        action_chunk=agents.actions_needed(config.agent, task.n_step),
-    )
-    if config.agent.critic.backup != "none":
-        _check_rewards(config, store)
-    torch.manual_seed(config.seed)
-    agent = agents.create(shapes(store, task.frame_stack), store.action_dim, config.agent, config.encoder)
-    statistics = fit(agent, store, standardize=config.encoder.standardize) if fresh else {}
-    trained = [p for p in agent.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=config.training.learning_rate)
-    module, optimizer = accelerator.prepare(agent, optimizer)
-    agent = accelerator.unwrap_model(module)
-    return Parts(accelerator, store, sampler, agent, module, optimizer, config.seed, statistics, where)
-
-
-def shapes(store: Store, frame_stack: int) -> dict[str, tuple[int, ...]]:
-    """Observation name to the shape of one stacked observation: (T, C, H, W) or (T, D)."""
-    return {
-        name: (frame_stack, array.shape[3], *array.shape[1:3]) if array.ndim == 4 else (frame_stack, array.shape[1])
-        for name, array in store.observations.items()
-    }
 
 
 def learning_rate(config: Config, step: int) -> float:
@@ -182,19 +90,18 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
     """
     folder = Path(config.run_dir)
     refuse_occupied(folder, resume=resume, overwrite=overwrite)
-    parts = build(config)
+    found = checkpoint.newest(folder / "checkpoints") if resume else None
+    parts = build(config, pretrained=found is None)
     main = parts.accelerator.is_main_process
     if main and config.training.eval_episodes:
-        _check_simulator(config, parts.store)
+        check_simulator(config, parts.store)
     start, train_seconds = 0, 0.0
-    if resume:
-        found = checkpoint.newest(folder / "checkpoints")
-        if found is not None:
-            state = checkpoint.load(found, parts.agent, parts.optimizer)
-            start, train_seconds = state["step"], state["train_seconds"]
-            parts.accelerator.print(f"going on from step {start} ({found})")
-        else:
-            parts.accelerator.print(f"no whole checkpoint in {folder}: starting from step 0")
+    if found is not None:
+        state = checkpoint.load(found, parts.agent, parts.optimizer)
+        start, train_seconds = state["step"], state["train_seconds"]
+        parts.accelerator.print(f"going on from step {start} ({found})")
+    elif resume:
+        parts.accelerator.print(f"no whole checkpoint in {folder}: starting from step 0")
     if main:
         prepare_folder(folder, config, empty=not resume)
         save_statistics(folder, parts.statistics, parts.store)
@@ -421,88 +328,6 @@ def _read_evaluations(folder: Path, until: int) -> list[dict[str, Any]]:
         raise GtpVisionError(f"{folder / _EVALUATIONS} is damaged ({error}); remove it to go on without it") from error
 
 
-def restore(folder: Path, which: str = "last") -> tuple[Config, Parts]:
-    """A run's configuration and parts, the agent as the checkpoint `which` holds it: `last`, `best` or `step_N`.
-
-    Raises:
-        GtpVisionError: no run, no such checkpoint, or a damaged one.
-    """
-    config = from_run(folder)
-    path = folder / "checkpoints" / which
-    if not path.exists():
-        known = [other.name for other in (folder / "checkpoints").glob("[!.]*")]
-        raise GtpVisionError(f"{folder} has no checkpoint '{which}': {propose(which, known)}")
-    parts = build(config, fresh=False)
-    checkpoint.load(path.resolve(), parts.agent)
-    return config, parts
-
-
-def evaluate_run(
-    folder: Path,
-    *,
-    which: str = "last",
-    episodes: int = 50,
-    steps: int | None = None,
-    candidates: int | None = None,
-    seed: int = 50_000,
-    videos: Path | None = None,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Evaluate a checkpoint of a run in its task's environment.
-
-    Args:
-        folder: the run folder.
-        which: `last`, `best` or `step_N`.
-        episodes: how many.
-        steps: K; None is the agent's.
-        candidates: N actions of which the critic chooses one; None is the agent's.
-        seed: of the first episode.
-        videos: folder for the videos of all episodes; None films none.
-        progress: show a bar.
-
-    Raises:
-        GtpVisionError: no run, no such checkpoint, or a damaged one; candidates without a critic.
-    """
-    for name, value in {"episodes": episodes, "steps": steps, "candidates": candidates}.items():
-        if value is not None and value < 1:
-            raise GtpVisionError(f"{name}={value} must be at least 1")
-    config, parts = restore(folder, which)
-    if candidates is not None:
-        parts.agent.config.acting.candidates = candidates
-    if steps is not None:
-        agents.check_agent(agents.acting_in(parts.agent.config, steps), steps_key="--steps")
-    agents.check_agent(parts.agent.config)
-    if config.task.env is None:
-        raise GtpVisionError(f"{folder} was trained without a simulator (task.env=null): there is nothing to act in")
-    with Evaluator(
-        env_spec(config, parts.store),
-        frame_stack=config.task.frame_stack,
-        envs=config.training.eval_envs,
-        seed=seed,
-        device=parts.accelerator.device,
-        progress=progress,
-    ) as evaluator:
-        found, done = evaluator.run(actor_of(parts.agent, steps), episodes, film=episodes if videos else 0)
-    if videos:
-        write_videos(videos, done)
-    return found
-
-
-def actor_of(agent: Agent, steps: int | None = None) -> Actor:
-    """The agent as an evaluation's actor, which remembers the action chunks it is in."""
-    return Executor(
-        lambda observation, noise: agent.plan(observation, noise, steps), agent.config.acting, agent.config.action_chunk
-    )
-
-
-def chosen(episodes: list[Episode], count: int) -> list[Episode]:
-    """At most `count` filmed episodes, the first of successes and of failures alike."""
-    filmed = [episode for episode in episodes if episode.frames]
-    failures = [episode for episode in filmed if not episode.success][: count // 2]
-    successes = [episode for episode in filmed if episode.success][: count - len(failures)]
-    return successes + failures
-
-
 def refuse_occupied(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse to mix two runs.
 
@@ -531,67 +356,6 @@ def prepare_folder(folder: Path, config: Config, *, empty: bool) -> None:
         raise GtpVisionError(
             f"the run folder {folder} cannot be written ({error}); choose another run_dir=..."
         ) from error
-
-
-def eval_seed(config: Config) -> int:
-    """The seed of an evaluation's first episode, far from the seeds of training and of collection."""
-    return _EVAL_SEED * (1 + config.seed)
-
-
-def env_spec(config: Config, store: Store) -> EnvSpec:
-    """The environment in which the task is evaluated, rendered as its data were."""
-    return EnvSpec(
-        name=config.task.env or "",
-        rendering=Rendering.of(store.attributes),
-        pixels="camera" in store.observations,
-        max_episode_steps=config.task.max_episode_steps,
-    )
-
-
-def _check_rewards(config: Config, store: Store) -> None:
-    """A critic learns nothing where nothing is ever rewarded.
-
-    Raises:
-        GtpVisionError: all rewards are 0, and none are made by shifting them.
-    """
-    if not config.task.reward_shift and not np.any(store.rewards):
-        raise GtpVisionError(
-            f"{store.path or 'the data set'} holds no rewards (all are 0), and agent={config.agent.name} learns from "
-            f"them; clone it with agent=gtp_bc, or record rewards"
-        )
-
-
-def _check_simulator(config: Config, store: Store) -> None:
-    """Make the environment once: a wrong name, no OpenGL or other observations should not show after days.
-
-    Raises:
-        GtpVisionError: it cannot be made, or shows or takes other things than the data set holds.
-    """
-    env = env_spec(config, store).make()
-    try:
-        seen, taken = env.observation_space.shape, env.action_space.shape
-    finally:
-        close(env)
-    shown = {"camera" if len(seen or ()) == 3 else "state": seen}
-    held = {name: tuple(array.shape[1:]) for name, array in store.observations.items()}
-    if shown != held or taken != (store.action_dim,):
-        raise GtpVisionError(
-            f"{config.task.env} shows {shown} and takes actions {taken}, but {store.path or 'the data set'} holds "
-            f"{held} and actions {(store.action_dim,)}; set task.env to the data set's simulator, or to null if there "
-            f"is none"
-        )
-
-
-def evaluator_of(config: Config, parts: Parts, progress: bool) -> Evaluator:
-    """What evaluates the run's task, as it was evaluated in training."""
-    return Evaluator(
-        env_spec(config, parts.store),
-        frame_stack=config.task.frame_stack,
-        envs=config.training.eval_envs,
-        seed=eval_seed(config),
-        device=parts.accelerator.device,
-        progress=progress,
-    )
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from gtp_vision.agents import AGENTS, Agent, AgentConfig
 from gtp_vision.config import from_command_line
 from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Batch
-from gtp_vision.encoders import EncoderConfig
+from gtp_vision.encoders import AugmentationConfig, EncoderConfig
 
 NAMES = sorted(AGENTS)
 JUDGED = [name for name in NAMES if AGENTS[name].backup != "none"]
@@ -56,7 +56,12 @@ def make(
     """A tiny agent of two action dimensions; `share`, `shift` and `shift_probability` are the encoder's."""
     torch.manual_seed(seed)
     kind = "impala_tiny" if any(len(shape) == 4 for shape in shapes.values()) else "state"
-    encoder = EncoderConfig(name=kind, features=8, share=share, shift=shift, shift_probability=shift_probability)
+    encoder = EncoderConfig(
+        name=kind,
+        features=8,
+        share=share,
+        augmentation=AugmentationConfig(shift=shift, shift_probability=shift_probability),
+    )
     return agents.create(shapes, 2, preset(name, *overrides), encoder)
 
 

@@ -164,7 +164,7 @@ def test_observation_and_next_observation_are_shifted_alike(batch: Batch) -> Non
 
 def test_states_are_not_augmented(batch: Batch) -> None:
     learner = make("gtp_bc", shapes=PIXELS, shift=3, shift_probability=1.0)
-    shifted = learner.augmented(batch.observation(), torch.full((12, 2), 3))
+    shifted = learner.augment(batch.observation(), {"front": torch.full((12, 2), 3)})
     assert torch.equal(shifted["state"], batch.observation()["state"])
     assert not torch.equal(shifted["front"], batch.observation()["front"])
 
@@ -210,7 +210,7 @@ def test_behaviour_cloning_weighs_every_action_1(batch: Batch) -> None:
     learner, few = make("gtp_bc"), states_of(batch)
     loss, metrics = learner(few, RandomStream(0, 3))
     noise = RandomStream(0, 3)
-    learner.shift.draw(12, noise)  # comes first in the stream
+    learner.augment.draw(12, noise)  # comes first in the stream
     features = few.observation()["state"].flatten(1)
     each, _ = learner.policy.loss(features, few.action, torch.ones(12), noise, learner.policy_target)
     assert loss.item() == pytest.approx(each.mean().item(), rel=1e-6)

@@ -55,7 +55,7 @@ def test_the_loss_is_the_flows_plus_the_distance_and_q_by_their_weights(batch: B
     learner, distillation = distilling("agent.improvement.distill_weight=3", "agent.improvement.q_weight=0.5")
     loss, metrics = distillation.loss(learner, seen_by(learner, batch))
     noise = RandomStream(0, 0)
-    learner.shift.draw(12, noise)
+    learner.augment.draw(12, noise)
     seen = seen_by(learner, batch)
     cloning, _ = learner.policy.loss(seen.actor, seen.action, torch.ones(12), noise, learner.policy_target)
     parts = cloning.mean() / 2 + 3 * metrics["actor/distill_loss"] + 0.5 * metrics["actor/q_term"]

@@ -87,7 +87,7 @@ def test_the_energys_loss_trains_no_encoder_and_no_policy(batch: Batch) -> None:
     policy = [p.grad.clone() for p in learner.policy.parameters() if p.grad is not None]
     learner.zero_grad()
     noise = RandomStream(0, 0)
-    learner.shift.draw(12, noise)
+    learner.augment.draw(12, noise)
     cloning, _ = learner.policy.loss(seen.actor, seen.action, torch.ones(12), noise, learner.policy_target)
     cloning.mean().backward()
     for of_both, of_cloning in zip(policy, learner.policy.parameters(), strict=True):

@@ -3,11 +3,11 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from gtp_vision.encoders import ENCODERS, Encoder, EncoderConfig
-from gtp_vision.encoders.impala import ImpalaTower
+from gtp_vision.encoders import Encoder, EncoderConfig
+from gtp_vision.encoders.impala import SIZES, Impala
 from gtp_vision.errors import GtpVisionError
 
-IMAGES = [name for name in ENCODERS if name != "state"]
+IMAGES = list(SIZES)
 
 
 def observation(shapes: Mapping[str, tuple[int, ...]], batch: int = 2) -> dict[str, torch.Tensor]:
@@ -89,7 +89,7 @@ def test_every_camera_and_every_frame_is_seen() -> None:
 def test_each_camera_has_a_tower_of_its_own() -> None:
     shapes = {"left": (1, 3, 16, 16), "right": (1, 3, 16, 16)}
     encoder = Encoder(shapes, EncoderConfig())
-    left, right = (dict(part.named_parameters()) for part in encoder.modules() if isinstance(part, ImpalaTower))
+    left, right = (dict(part.named_parameters()) for part in encoder.modules() if isinstance(part, Impala))
     assert all(left[name] is not right[name] for name in left)
 
 
@@ -167,7 +167,7 @@ def test_another_shape_is_named_with_the_right_one(shape: tuple[int, ...]) -> No
 
 
 def test_an_unknown_encoder_is_refused_with_the_nearest() -> None:
-    with pytest.raises(GtpVisionError, match=r"'impla_small'.*did you mean 'impala_small'"):
+    with pytest.raises(GtpVisionError, match=r"impla_small.*did you mean 'impala_small'"):
         Encoder({"front": (1, 3, 16, 16)}, EncoderConfig(name="impla_small"))
 
 

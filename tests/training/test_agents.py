@@ -16,6 +16,7 @@ from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import trainer
+from gtp_vision.training.parts import Parts, build
 
 MakeStore = Callable[..., Store]
 NAMES = sorted(AGENTS)
@@ -96,7 +97,7 @@ def rewarded(folder: Path) -> np.ndarray:
     return best
 
 
-def error(parts: trainer.Parts, best: np.ndarray) -> float:
+def error(parts: Parts, best: np.ndarray) -> float:
     """How far the agent's mean action for either half lies from the best one."""
     rows = np.arange(0, len(best), 4)
     action = parts.agent.act(parts.sampler.gather(rows).observation(), RandomStream(9, 9)).numpy()
@@ -107,10 +108,12 @@ def error(parts: trainer.Parts, best: np.ndarray) -> float:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_agent_learns_from_pixels_in_200_steps(tmp_path: Path, name: str) -> None:
     best = rewarded(tmp_path)
-    overrides = own(tmp_path, f"agent={name}", "encoder=impala_tiny", "encoder.features=32", "encoder.shift=1")
+    overrides = own(
+        tmp_path, f"agent={name}", "encoder=impala_tiny", "encoder.features=32", "encoder.augmentation.shift=1"
+    )
     overrides += [*small(name, 64, 200), "training.learning_rate=1e-3", "training.steps=200", "agent.tau=0.02"]
     config = from_command_line([*overrides, "agent.policy_tau=0.02", "task.discount=0", *HASTE.get(name, [])])
-    parts = trainer.build(config)
+    parts = build(config)
     before = error(parts, best)
     metrics = [trainer.update(parts, config, step, parts.sampler.batch(step)) for step in range(200)]
     assert all(bool(value.isfinite()) for found in metrics for value in found.values())
@@ -131,9 +134,9 @@ def test_rewards_that_are_all_0_are_refused_where_a_critic_needs_them(
     with pytest.raises(GtpVisionError, match=rf"data\.h5 holds no rewards .* agent={name} learns .*agent=gtp_bc"):
         trainer.train(from_command_line(train), progress=False)
     assert not (tmp_path / "run").exists()
-    trainer.build(from_command_line([*train, "task.reward_shift=-1"]))  # a reward of -1 a step
+    build(from_command_line([*train, "task.reward_shift=-1"]))  # a reward of -1 a step
     cloned = own(tmp_path, "agent=gaussian_bc", "encoder=state", "agent.policy.hidden=[8]")
-    trainer.build(from_command_line(cloned))
+    build(from_command_line(cloned))
 
 
 def test_discrete_actions_of_a_data_set_are_refused(make_store: MakeStore, tmp_path: Path) -> None:

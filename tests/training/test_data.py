@@ -12,8 +12,9 @@ from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder
 from gtp_vision.errors import GtpVisionError
-from gtp_vision.training import trainer
+from gtp_vision.training import trainer, trials
 from gtp_vision.training.data import constant_dimensions, fit, open_data
+from gtp_vision.training.parts import build, shapes
 
 MakeStore = Callable[..., Store]
 TINY = [
@@ -88,7 +89,7 @@ def test_settings_that_make_no_sense_are_refused(folder: Path, overrides: list[s
 def test_encoders_scale_states_and_leave_dull_dimensions(folder: Path, standardize: bool) -> None:
     store = open_data(config(folder, f"task.dataset={folder / 'a.h5'}"))
     made = config(folder)
-    encoder = Encoder(trainer.shapes(store, 1), made.encoder)
+    encoder = Encoder(shapes(store, 1), made.encoder)
     found = fit(encoder, store, standardize=standardize)
     assert constant_dimensions(found) == "near-constant dimensions, not scaled: observations/state [1]"
     state, extra = (torch.tensor(np.asarray(store.observations[name])) for name in ("state", "extra"))
@@ -98,7 +99,7 @@ def test_encoders_scale_states_and_leave_dull_dimensions(folder: Path, standardi
         wanted = (joined - joined.mean(0)) / joined.std(0, unbiased=False)
         wanted[:, 3] = 0  # the dull one is centred only
         torch.testing.assert_close(seen, wanted, rtol=1e-4, atol=1e-5)
-        other = Encoder(trainer.shapes(store, 1), made.encoder)
+        other = Encoder(shapes(store, 1), made.encoder)
         other.load_state_dict(encoder.state_dict())
         assert torch.equal(other({"state": state[:, None], "extra": extra[:, None]}), seen), "saved with the weights"
     else:
@@ -133,7 +134,7 @@ def test_own_data_need_no_simulator(folder: Path, capsys: pytest.CaptureFixture[
     assert results["env"] is None
     assert "last" not in results
     with pytest.raises(GtpVisionError, match="trained without a simulator"):
-        trainer.evaluate_run(folder / "run")
+        trials.evaluate_run(folder / "run")
     with pytest.raises(GtpVisionError, match=r"task\.env=null names no data set"):
         from_command_line(["task=own"])
 
@@ -160,5 +161,5 @@ def test_a_list_without_brackets_is_told(folder: Path) -> None:
 def test_evaluating_copies_no_frames_to_the_device(folder: Path) -> None:
     made = config(folder, f"task.dataset={folder / 'a.h5'}", "training.placement=device")
     trainer.train(made, progress=False)
-    assert "on cpu" in trainer.build(made).where
-    assert "mapped from" in trainer.restore(folder / "run")[1].where
+    assert "on cpu" in build(made).where
+    assert "mapped from" in trials.restore(folder / "run")[1].where

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from gtp_vision.config import Config, from_command_line
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import trainer
+from gtp_vision.training.parts import Parts
 
 TINY = [
     "task=demo",
@@ -185,7 +186,7 @@ def test_weights_of_a_critic_that_ran_away_stop_the_run_with_the_step(
     config = _config(tmp_path, "training.steps=6", "training.log_every=3")
     plain, asked = trainer.update, 0
 
-    def runs_away(parts: trainer.Parts, *rest: Any) -> Any:
+    def runs_away(parts: Parts, *rest: Any) -> Any:
         nonlocal asked
         asked += 1
         if asked == 5:
