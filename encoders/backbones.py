@@ -4,29 +4,47 @@ from __future__ import annotations
 
 from torch import nn
 
-from gtp_vision.encoders.backbone import Backbone
+from gtp_vision.encoders import normalization, timm_backbones, weights
+from gtp_vision.encoders.backbone import Backbone, Normalization
+from gtp_vision.encoders.drq import DrQ
 from gtp_vision.encoders.impala import SIZES, Impala
-from gtp_vision.encoders.settings import EncoderConfig
+from gtp_vision.encoders.resnet import RESNETS, ResNet
+from gtp_vision.encoders.robomimic_cores import CORES, Core
+from gtp_vision.encoders.settings import POOLINGS, EncoderConfig
+from gtp_vision.encoders.timm_backbones import Timm
 from gtp_vision.errors import GtpVisionError, propose
 
 
 def known() -> list[str]:
     """The names that are spelled out; more stand behind `timm/`."""
-    return [*SIZES, "state"]
+    return [*SIZES, "drq", *RESNETS, *CORES, "state"]
 
 
 def check_name(name: str) -> None:
     """Refuse a name that no backbone has.
 
     Raises:
-        GtpVisionError: unknown; near names are proposed.
+        GtpVisionError: unknown; near names are proposed, timm's among them.
     """
-    if name not in known():
-        raise GtpVisionError(f"encoder.name={name} is unknown: {propose(name, known())}")
+    if name in known() or (name.startswith(timm_backbones.PREFIX) and timm_backbones.is_known(name)):
+        return
+    raise GtpVisionError(f"encoder.name={name} is unknown: {propose(name, [*known(), *timm_backbones.known()])}")
+
+
+def poolings(name: str) -> tuple[str, ...]:
+    """The values of `encoder.pooling` that a backbone takes (a class token: if the model of timm's has one)."""
+    if name in RESNETS:
+        return "auto", "spatial_softmax", "attention", "average", "flatten"
+    if name in CORES:
+        return "auto", "spatial_softmax", "average"
+    return POOLINGS if name.startswith(timm_backbones.PREFIX) else ("auto", "flatten")
 
 
 def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = True) -> Backbone:
     """The backbone of a camera.
+
+    Untrained ones begin as their architecture does (torchvision's, timm's, robomimic's), IMPALA's and DrQ's by
+    `initialise`. Trained ones see frames as their weights were made with; with a run's weights, as that run did.
 
     Args:
         shape: (T, C, H, W) of a stack, cropped and resized.
@@ -37,9 +55,24 @@ def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = 
         GtpVisionError: an unknown name, one that does not fit the frames, or weights that do not fit it.
     """
     check_name(config.name)
-    backbone = Impala(config.name, shape)
-    backbone.apply(initialise)
+    backbone = _untrained(shape, config, hub=pretrained and config.weights == weights.HUB)
+    normalization.settle(backbone, config)
+    if pretrained and config.weights and config.weights != weights.HUB:
+        weights.load(backbone, config.weights, config.name)
     return backbone
+
+
+def _untrained(shape: tuple[int, ...], config: EncoderConfig, hub: bool) -> Backbone:
+    name, constants = config.name, bool(config.weights) and not weights.of_run(config.weights)
+    if name in RESNETS:
+        return ResNet(shape, config, normalization.IMAGENET if constants else None)
+    if name in CORES:
+        return Core(shape, config)
+    if name.startswith(timm_backbones.PREFIX):
+        made_with: Normalization | None = timm_backbones.normalization_of(name) if constants else None
+        return Timm(shape, config, made_with, hub)
+    plain = DrQ(shape, config.stack) if name == "drq" else Impala(name, shape, config.stack)
+    return plain.apply(initialise)
 
 
 def initialise(module: nn.Module) -> None:

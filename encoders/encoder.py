@@ -10,14 +10,12 @@ from einops import pack, rearrange
 from torch import nn
 from torchvision.transforms.v2 import functional as pixels
 
+from gtp_vision.datasets.goals import GOAL
 from gtp_vision.encoders import backbones, tuning
 from gtp_vision.encoders.backbone import Backbone
 from gtp_vision.encoders.fusion import Fusion
 from gtp_vision.encoders.settings import CameraConfig, EncoderConfig
 from gtp_vision.errors import GtpVisionError, propose
-
-GOAL = "goal/"
-"""Begins the name of an observation that is to be reached: `goal/front` is seen as `front` is."""
 
 
 class Encoder(nn.Module):
@@ -148,8 +146,8 @@ class Encoder(nn.Module):
         tower = self.tower(name)
         if images.ndim == 3 and images.shape[1:] == (1, tower.width):
             return images[:, 0].float()
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in tower.parameters())
-        with nullcontext() if trained else torch.no_grad():
+        followed = images.requires_grad or any(p.requires_grad for p in tower.parameters())
+        with nullcontext() if followed else torch.no_grad():
             return tower(self._looked_at(name, self._checked(name, images)))
 
     def _looked_at(self, name: str, images: torch.Tensor) -> torch.Tensor:

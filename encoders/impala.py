@@ -37,14 +37,15 @@ class Impala(Backbone):
     Args:
         name: of `SIZES`.
         shape: (T, C, H, W) of a stack.
+        stack: see `Backbone`.
 
     Raises:
         GtpVisionError: the first layer reads patches that do not divide the frames.
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
-        super().__init__(shape)
-        frames, channels, height, width = shape
+    def __init__(self, name: str, shape: tuple[int, ...], stack: str = "channels") -> None:
+        super().__init__(shape, stack=stack)
+        height, width = shape[2:]
         stacks, blocks, patch = SIZES[name]
         if height % patch or width % patch:
             raise GtpVisionError(
@@ -53,7 +54,7 @@ class Impala(Backbone):
             )
         # Pixels of a patch become channels first, which loses nothing and saves the layers at full resolution.
         self.patch = patch
-        channels, height, width = frames * channels * patch**2, height // patch, width // patch
+        channels, height, width = self.inputs * patch**2, height // patch, width // patch
         layers: list[nn.Module] = []
         for depth in stacks:
             layers += [nn.Conv2d(channels, depth, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
@@ -61,16 +62,18 @@ class Impala(Backbone):
             channels, height, width = depth, (height + 1) // 2, (width + 1) // 2
         self.layers = nn.Sequential(*layers)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-        self.width = channels * height * width
+        self.first_layers = ("layers.0",)
+        self.width = self.passes * channels * height * width
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 or float (B, T, C, H, W) in [0, 255] to float (B, width)."""
-        x = rearrange(self.normalized(images), "b t c (h p) (w q) -> b (t c p q) h w", p=self.patch, q=self.patch)
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Scaled float (N, K, H, W) to (N, W)."""
+        x = rearrange(x, "n k (h p) (w q) -> n (k p q) h w", p=self.patch, q=self.patch)
         x = x.contiguous(memory_format=torch.channels_last)
         return self.layers(x).relu().flatten(1)
 
     def blocks(self) -> list[nn.Module]:
         """The stacks: a convolution, its pooling and its residual blocks."""
         layers = list(self.layers)
-        starts = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+        # By the poolings behind the convolutions, which adapters may stand in front of.
+        starts = [i - 1 for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         return [nn.Sequential(*layers[a:b]) for a, b in zip(starts, [*starts[1:], len(layers)], strict=True)]

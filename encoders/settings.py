@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 STACKS = ("channels", "frames")
 POOLINGS = ("auto", "spatial_softmax", "attention", "average", "class_token", "flatten")
@@ -82,17 +83,19 @@ class EncoderConfig:
 
     Attributes:
         name: the backbone of the cameras, see `backbones.known`; `state` for none.
-        weights: null starts from random weights; a file (.safetensors, .pth) or `hub` (timm's own) from trained ones.
+        weights: null starts from random weights; a file (.safetensors, .pth), a run's folder or `hub` (timm's own) from
+            trained ones.
         stack: how the T frames of a stack enter: as `channels` of the first layer, or one after another as `frames`.
+        level: ends a model of timm's at an earlier, finer map, counted from 0; null for the last. `auto` averages it.
         pooling: how a map of features becomes a vector; auto is the backbone's usual way.
-        keypoints: of spatial_softmax; 0 takes every channel as one.
+        keypoints: of spatial_softmax, which alone looks at it; 0 takes every channel as one.
         batch_norm: of backbones that have it: `frozen` statistics, statistics in `train`ing, or replaced by `group`
             normalisation; auto is frozen for trained weights, group for random ones.
         features: width of the features of an image encoder.
         share: one encoder for actor and critic instead of one each.
         gradient: whose losses train a shared encoder: both, actor or critic.
         share_cameras: one backbone looks through all cameras instead of one each.
-        cameras: camera name to how it is looked at.
+        cameras: camera name to how it is looked at, a `CameraConfig` each (Hydra cannot add keys to a table of them).
         fusion: how cameras and states are joined: concat, or a small transformer over one token of each.
         fusion_layers: of the transformer.
         fusion_heads: of its attention.
@@ -113,6 +116,7 @@ class EncoderConfig:
     name: str = "impala_small"
     weights: str | None = None
     stack: str = "channels"
+    level: int | None = None
     pooling: str = "auto"
     keypoints: int = 32
     batch_norm: str = "auto"
@@ -120,7 +124,7 @@ class EncoderConfig:
     share: bool = False
     gradient: str = "both"
     share_cameras: bool = False
-    cameras: dict[str, CameraConfig] = field(default_factory=dict)
+    cameras: dict[str, Any] = field(default_factory=dict)
     fusion: str = "concat"
     fusion_layers: int = 2
     fusion_heads: int = 4

@@ -164,9 +164,28 @@ def test_observation_and_next_observation_are_shifted_alike(batch: Batch) -> Non
 
 def test_states_are_not_augmented(batch: Batch) -> None:
     learner = make("gtp_bc", shapes=PIXELS, shift=3, shift_probability=1.0)
-    shifted = learner.augment(batch.observation(), {"front": torch.full((12, 2), 3)})
+    shifted = learner.augment(batch.observation(), learner.augment.draw(12, RandomStream(0, 0)))
     assert torch.equal(shifted["state"], batch.observation()["state"])
     assert not torch.equal(shifted["front"], batch.observation()["front"])
+
+
+# Whose gradient trains a shared encoder ---------------------------------------------------------------------------
+
+
+def _encoder_gradients(batch: Batch, gradient: str) -> torch.Tensor:
+    learner = agents.create(
+        PIXELS, 2, preset("gtp"), EncoderConfig(name="impala_tiny", features=8, share=True, gradient=gradient)
+    )
+    learner.load_state_dict(make(shapes=PIXELS, share=True).state_dict())
+    learner(batch, RandomStream(0, 0))[0].backward()
+    return torch.cat([p.grad.flatten() for p in learner.actor_encoder.parameters() if p.grad is not None])
+
+
+def test_a_shared_encoder_learns_from_both_losses_or_from_one(batch: Batch) -> None:
+    both, actor, critic = (_encoder_gradients(batch, name) for name in ("both", "actor", "critic"))
+    assert min(float(actor.norm()), float(critic.norm())) > 0
+    assert not torch.allclose(actor, critic, atol=1e-3 * float(both.norm()))
+    assert torch.allclose(actor + critic, both, atol=1e-4 * float(both.norm()))
 
 
 # Targets --------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
 
-from gtp_vision.encoders import Encoder, EncoderConfig
+from gtp_vision.encoders import CameraConfig, Encoder, EncoderConfig
 from gtp_vision.encoders.impala import SIZES, Impala
 from gtp_vision.errors import GtpVisionError
 
@@ -174,3 +174,115 @@ def test_an_unknown_encoder_is_refused_with_the_nearest() -> None:
 def test_the_state_encoder_refuses_cameras_and_proposes_one_that_sees() -> None:
     with pytest.raises(GtpVisionError, match=r"cannot see.*'front'.*encoder=impala_small"):
         Encoder({"front": (1, 3, 16, 16), "state": (1, 3)}, EncoderConfig(name="state"))
+
+
+# Cameras looked at in their own ways ------------------------------------------------------------------------------
+
+
+def test_the_middle_of_a_frame_is_cut_out_and_resized() -> None:
+    shapes = {"front": (2, 3, 32, 40)}
+    look = CameraConfig(crop=[24, 24], size=[16, 16])
+    encoder = Encoder(shapes, EncoderConfig(features=8, cameras={"front": look}))
+    assert encoder.tower("front").shape == (2, 3, 16, 16)
+    given = observation(shapes)["front"]
+    features = encoder({"front": given})
+    border = given.clone()
+    border[..., :4, :], border[..., :8] = 0, 0
+    assert torch.equal(encoder({"front": border}), features), "what lies outside the crop is not seen"
+    cut = given[..., 4:28, 8:32]
+    assert torch.equal(encoder({"front": cut}), features), "a frame that was cropped in training is taken as it is"
+
+
+def test_a_whole_frame_of_one_colour_keeps_it_when_resized() -> None:
+    encoder = Encoder({"front": (1, 3, 32, 32)}, EncoderConfig(cameras={"front": CameraConfig(size=[16, 16])}))
+    frame = torch.tensor([10, 128, 250], dtype=torch.uint8).view(1, 1, 3, 1, 1).expand(1, 1, 3, 32, 32)
+    seen: list[torch.Tensor] = []
+    encoder.tower("front").register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    encoder({"front": frame})
+    assert torch.equal(seen[0], frame[..., :16, :16])
+
+
+def test_the_mean_frame_is_looked_at_as_the_frames_are() -> None:
+    shapes = {"front": (1, 3, 32, 32)}
+    look = CameraConfig(crop=[24, 24], size=[16, 16])
+    encoder = Encoder(shapes, EncoderConfig(features=8, cameras={"front": look}))
+    frame = observation(shapes)["front"]
+    encoder.centre({"front": frame[0, 0].float()})
+    seen: list[torch.Tensor] = []
+    encoder.tower("front").layers[0].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))  # type: ignore[union-attr,operator,index]
+    encoder({"front": frame[:1]})
+    assert float(seen[0].detach().abs().max()) < 1.1 / 255, "resized frames are rounded to bytes, means are not"
+
+
+@pytest.mark.parametrize(
+    ("looks", "told"),
+    [
+        ({"frnt": CameraConfig()}, r"encoder.cameras.frnt: there is no such camera.*'front'"),
+        ({"front": CameraConfig(crop=[33, 8])}, r"crop=\[33, 8\] is larger than the camera's 32x32"),
+        ({"front": CameraConfig(crop=[8])}, r"crop=\[8\] must be a height and a width"),
+        ({"front": CameraConfig(size=[0, 8])}, r"size=\[0, 8\] must be a height and a width"),
+    ],
+)
+def test_a_look_that_does_not_fit_is_refused(looks: dict[str, CameraConfig], told: str) -> None:
+    with pytest.raises(GtpVisionError, match=told):
+        Encoder({"front": (1, 3, 32, 32)}, EncoderConfig(cameras=looks))
+
+
+def test_cameras_can_share_one_backbone() -> None:
+    shapes = {"left": (1, 3, 16, 16), "right": (1, 3, 24, 24), "state": (1, 2)}
+    same = {"right": CameraConfig(size=[16, 16])}
+    encoder = Encoder(shapes, EncoderConfig(features=8, share_cameras=True, cameras=same))
+    assert len(encoder.towers) == 1
+    assert encoder.tower("left") is encoder.tower("right")
+    given = observation(shapes)
+    features = encoder(given)
+    for camera in ("left", "right"):
+        assert not torch.equal(encoder(given | {camera: 255 - given[camera]}), features)
+    with pytest.raises(GtpVisionError, match=r"'right' and 'left' share a backbone.*encoder.cameras.<name>.size"):
+        Encoder(shapes, EncoderConfig(share_cameras=True))
+
+
+def test_a_goal_is_seen_and_scaled_as_what_it_is_a_goal_of() -> None:
+    shapes = {"front": (1, 3, 16, 16), "state": (1, 2), "goal/front": (1, 3, 16, 16), "goal/state": (1, 2)}
+    encoder = Encoder(shapes, EncoderConfig(features=8))
+    assert encoder.tower("goal/front") is encoder.tower("front")
+    encoder.standardize({"state": (torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0]))})
+    encoder.centre({"front": torch.full((3, 16, 16), 9.0)})
+    given = observation(shapes)
+    features = encoder(given)
+    assert torch.allclose(
+        features[:, 2:4], (given["goal/state"][:, 0] - torch.tensor([1.0, 2.0])) / torch.tensor([2.0, 4.0])
+    )
+    assert not torch.equal(encoder(given | {"goal/front": 255 - given["goal/front"]}), features)
+
+
+def test_float_frames_within_one_are_seen_as_bytes_are() -> None:
+    encoder = Encoder({"front": (2, 3, 16, 16)}, EncoderConfig(features=8))
+    given = observation({"front": (2, 3, 16, 16)})["front"]
+    assert torch.allclose(encoder({"front": given.float() / 255}), encoder({"front": given}), atol=1e-5)
+
+
+def test_frames_in_any_order_of_memory_are_seen_alike() -> None:
+    encoder = Encoder({"front": (2, 3, 16, 16)}, EncoderConfig(features=8))
+    given = observation({"front": (2, 3, 16, 16)})["front"]
+    strided = given.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    assert not strided.is_contiguous()
+    assert torch.equal(encoder({"front": strided}), encoder({"front": given}))
+
+
+@pytest.mark.parametrize(
+    "bad", [lambda x: x.float(), lambda x: x.float() / 255 - 0.5, lambda x: x.int(), lambda x: x * float("nan")]
+)
+def test_frames_that_are_neither_bytes_nor_within_one_are_refused(bad: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    encoder = Encoder({"front": (1, 3, 16, 16)}, EncoderConfig(features=8))
+    with pytest.raises(GtpVisionError, match=r"camera 'front' is given as torch\.\w+ within .*uint8 frames, or float"):
+        encoder({"front": bad(observation({"front": (1, 3, 16, 16)})["front"])})
+
+
+def test_what_a_backbone_made_of_frames_stands_in_for_them() -> None:
+    shapes = {"front": (2, 3, 16, 16), "wrist": (2, 3, 16, 16), "state": (2, 3)}
+    encoder = Encoder(shapes, EncoderConfig(features=8))
+    given = observation(shapes)
+    earlier = {name: encoder.camera_features(name, given[name]).detach()[:, None] for name in ("front", "wrist")}
+    stacked = {"state": given["state"].reshape(2, 1, 6)}
+    assert torch.equal(encoder(earlier | stacked), encoder(given))

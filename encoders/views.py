@@ -1,0 +1,36 @@
+"""Features that were computed earlier, of each frame in several views: as it is, and augmented."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from gtp_vision.datasets.random import NoiseSource
+
+_NDIM = 4  # of (B, 1, V, W): frames have 5, states and features of one view 3
+
+
+def one_view(
+    observations: Sequence[Mapping[str, torch.Tensor]], generator: NoiseSource
+) -> list[dict[str, torch.Tensor]]:
+    """One of the V views for each sample, the same in all observations and for all cameras.
+
+    Args:
+        observations: of the same samples, e.g. observation and next observation; name to (B, 1, V, W) for a camera of
+            which several views were computed.
+        generator: draws V-sided dice, and nothing if there are no views.
+
+    Returns:
+        The observations with (B, 1, W) in place of (B, 1, V, W); all else as it was.
+    """
+    several = [x for observation in observations for x in observation.values() if x.ndim == _NDIM]
+    if not several:
+        return [dict(observation) for observation in observations]
+    batch, views = several[0].shape[0], several[0].shape[2]
+    view = generator.integers(views, batch)
+    sample = torch.arange(batch, device=view.device)
+    return [
+        {name: x[sample, :, view] if x.ndim == _NDIM else x for name, x in observation.items()}
+        for observation in observations
+    ]

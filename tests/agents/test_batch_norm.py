@@ -1,0 +1,35 @@
+"""Acting uses the statistics of batch normalisation, training moves them."""
+
+import pytest
+import torch
+from small import PIXELS, observation, preset
+
+from gtp_vision import agents
+from gtp_vision.agents import Agent
+from gtp_vision.datasets.random import RandomStream
+from gtp_vision.encoders import EncoderConfig
+
+
+@pytest.fixture(params=["gtp_bc", "idql"])
+def agent(request: pytest.FixtureRequest) -> Agent:
+    torch.manual_seed(0)
+    encoder = EncoderConfig(name="resnet18", pooling="average", batch_norm="train", features=8)
+    return agents.create(PIXELS, 2, preset(request.param), encoder)
+
+
+def test_acting_uses_the_statistics_and_leaves_them(agent: Agent) -> None:
+    seen = observation(PIXELS)
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    planned = agent.plan(seen, RandomStream(0, 0))
+    assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
+    assert all(module.training for module in agent.modules()), "it goes on training where it was"
+    assert torch.equal(agent.eval().plan(seen, RandomStream(0, 0)), planned)
+    assert not agent.actor_encoder.training
+
+
+def test_training_moves_the_statistics(agent: Agent) -> None:
+    before = {name: value.clone() for name, value in agent.actor_encoder.named_buffers() if "running_mean" in name}
+    agent.actor_encoder(observation(PIXELS))
+    after = dict(agent.actor_encoder.named_buffers())
+    assert before
+    assert not any(torch.equal(after[name], value) for name, value in before.items())

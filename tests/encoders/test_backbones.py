@@ -1,0 +1,435 @@
+"""Every backbone keeps the same contract; some have equations of their own."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from robomimic.models.obs_core import VisualCore
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision import models
+
+from gtp_vision.encoders import EncoderConfig, backbones, check_encoder, timm_backbones
+from gtp_vision.encoders.backbone import Backbone
+from gtp_vision.encoders.normalization import IMAGENET
+from gtp_vision.errors import GtpVisionError
+
+SHAPE = (2, 3, 64, 64)
+VIT, CONV, SWIN = "timm/test_vit", "timm/test_efficientnet", "timm/swin_tiny_patch4_window7_224"
+MAMBA = "timm/test_mambaout"
+SPELLED = [name for name in backbones.known() if name != "state"]
+TIMM = [VIT, CONV, "timm/test_convnext", MAMBA]
+EVERY = pytest.mark.parametrize("name", [*SPELLED, *TIMM])
+LARGE = ("impala", "impala_large", "resnet34", "resnet50")  # other sizes of what is tested
+EACH = pytest.mark.parametrize("name", [*(name for name in SPELLED if name not in LARGE), *TIMM])
+EACH_TIMM = pytest.mark.parametrize("name", [VIT, CONV, "timm/test_vit2", "timm/test_convnext", SWIN])
+
+
+def made(name: str, shape: tuple[int, ...] = SHAPE, **settings: object) -> Backbone:
+    torch.manual_seed(0)
+    return backbones.create(shape, EncoderConfig(name=name, **settings))  # type: ignore[arg-type]
+
+
+def frames(shape: tuple[int, ...] = SHAPE, rows: int = 2) -> torch.Tensor:
+    return torch.randint(256, (rows, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def norms(backbone: nn.Module) -> list[_BatchNorm]:
+    return [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
+
+
+# The contract ----------------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_stacks_become_vectors_of_the_told_width(name: str) -> None:
+    backbone, images = made(name), frames()
+    found = backbone(images).detach()
+    assert found.shape == (2, backbone.width)
+    assert bool(found.isfinite().all())
+    assert not torch.equal(found[0], found[1])
+    assert torch.equal(backbone(images.float()), found)
+    torch.testing.assert_close(backbone(images[1:]).detach(), found[1:], rtol=1e-3, atol=1e-4)
+
+
+@EACH
+@pytest.mark.parametrize("size", [(84, 84), (48, 80)])
+def test_other_frames_are_seen_or_refused_when_it_is_made(name: str, size: tuple[int, int]) -> None:
+    shape = (2, 3, *size)
+    if name == VIT and size == (84, 84):
+        told = (
+            r"patches of 16x16 pixels, which do not divide frames of 84x84; set encoder.cameras.<name>.size=\[80,80\]"
+        )
+        with pytest.raises(GtpVisionError, match=told):
+            made(name, shape)
+        return
+    backbone = made(name, shape)
+    assert backbone(frames(shape)).shape == (2, backbone.width)
+
+
+@EVERY
+def test_its_blocks_hold_every_parameter_once_in_the_order_of_the_layers(name: str) -> None:
+    backbone = made(name)
+    held = [id(p) for block in backbone.blocks() for p in block.parameters()]
+    assert len(backbone.blocks()) > 1
+    assert sorted(held) == sorted(map(id, backbone.parameters()))
+    (last,) = {id(p) for p in list(backbone.parameters())[-1:]}
+    assert last in {id(p) for p in backbone.blocks()[-1].parameters()}
+    first = next(module for module in backbone.modules() if isinstance(module, nn.Conv2d))
+    assert id(first.weight) in {id(p) for p in backbone.blocks()[0].parameters()}
+
+
+@EACH
+def test_every_parameter_is_used(name: str) -> None:
+    backbone = made(name)
+    backbone(frames()).square().sum().backward()
+    assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
+
+
+@EACH
+def test_copies_and_files_give_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
+    backbone, images = made(name), frames()
+    backbone.mean.uniform_(0, 99)
+    found = backbone(images)
+    assert torch.equal(copy.deepcopy(backbone)(images), found)
+    save_file({key: value.contiguous() for key, value in backbone.state_dict().items()}, tmp_path / "all.safetensors")
+    torch.manual_seed(7)
+    other = backbones.create(SHAPE, EncoderConfig(name=name))
+    other.load_state_dict(load_file(tmp_path / "all.safetensors"))
+    assert torch.equal(other(images), found)
+
+
+@EACH
+def test_the_seed_decides_what_it_begins_as(name: str) -> None:
+    first, second = made(name), made(name)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    state = torch.get_rng_state()
+    first(frames())
+    assert torch.equal(torch.get_rng_state(), state), "training draws nothing from torch's own generator"
+
+
+@EACH
+def test_frames_one_after_another_are_joined_in_the_order_of_time(name: str) -> None:
+    stacked, single = made(name, stack="frames"), made(name, (1, *SHAPE[1:]))
+    single.load_state_dict(stacked.state_dict())
+    images = frames()
+    apart = [single(images[:, frame : frame + 1]) for frame in range(2)]
+    assert stacked.width == 2 * single.width
+    torch.testing.assert_close(stacked(images), torch.cat(apart, 1), rtol=1e-3, atol=1e-4)
+
+
+@EACH
+def test_the_mean_frame_is_subtracted_from_untrained_backbones(name: str) -> None:
+    backbone, images = made(name), frames()
+    assert backbone.centred
+    before = backbone(images)
+    backbone.mean.copy_(torch.full((3, 64, 64), 51.0))
+    torch.testing.assert_close(backbone.normalized(images), (images.float() - 51) / 255)
+    assert not torch.equal(backbone(images), before)
+
+
+@EACH
+def test_untrained_backbones_have_no_batch_statistics(name: str) -> None:
+    assert norms(made(name)) == []
+
+
+# Architectures ---------------------------------------------------------------------------------------------------
+
+
+def test_drq_is_four_convolutions() -> None:
+    backbone = made("drq", (3, 3, 84, 84))
+    layers = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+    assert [(c.in_channels, c.out_channels, c.kernel_size[0], c.stride[0]) for c in layers] == [
+        (9, 32, 3, 2),
+        *[(32, 32, 3, 1)] * 3,
+    ]
+    assert backbone.width == 32 * 35 * 35  # DrQ-v2's repr_dim
+    with pytest.raises(GtpVisionError, match="at least 15x15 pixels, and these have 14x64"):
+        made("drq", (1, 3, 14, 64))
+    assert made("drq", (1, 3, 15, 15)).width == 32
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_resnets_are_torchvisions_under_its_names(name: str) -> None:
+    theirs = getattr(models, name)()
+    expected = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
+    described = made(name, (1, 3, 64, 64), batch_norm="train").described()
+    assert {key: value.shape for key, value in described.state_dict().items()} == expected
+
+
+def test_resnets_groups_have_sixteen_channels() -> None:
+    groups = [module for module in made("resnet18").modules() if isinstance(module, nn.GroupNorm)]
+    assert len(groups) == 20
+    assert all(group.num_channels // group.num_groups == 16 for group in groups)
+
+
+@pytest.mark.parametrize(("keypoints", "width"), [(32, 64), (0, 1024)])
+def test_resnets_end_in_keypoints(keypoints: int, width: int) -> None:
+    backbone = made("resnet18", keypoints=keypoints)
+    assert backbone.width == width
+    assert float(backbone(frames()).detach().abs().max()) <= 1
+
+
+def test_a_robomimic_core_is_robomimics() -> None:
+    backbone = made("robomimic/ShallowConv", keypoints=8)
+    core = VisualCore((6, 64, 64), backbone_class="ShallowConv", pool_kwargs={"num_kp": 8})
+    core.nets.load_state_dict(backbone.nets.state_dict())  # type: ignore[union-attr,operator]
+    images = frames()
+    assert torch.equal(backbone(images), core(backbone.normalized(images).flatten(1, 2)))
+
+
+@EACH_TIMM
+def test_a_timm_backbone_is_timms(name: str) -> None:
+    import timm
+
+    size = {} if name in (CONV, "timm/test_convnext") else {"img_size": (64, 64)}
+    theirs = timm.create_model(name.removeprefix("timm/"), num_classes=0, in_chans=6, **size).eval()
+    backbone = made(name, batch_norm="train" if norms(theirs) else "auto").eval()
+    theirs.load_state_dict(backbone.described().state_dict())
+    images = frames()
+    torch.testing.assert_close(
+        backbone(images), theirs(backbone.normalized(images).flatten(1, 2)), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize("how", ["average", "attention", "flatten", "spatial_softmax"])
+def test_timm_backbones_are_pooled_as_asked(name: str, how: str) -> None:
+    backbone = made(name, (2, 3, 64, 96), pooling=how, keypoints=5)
+    images = frames((2, 3, 64, 96))
+    found = backbone(images).detach()
+    unpooled = backbone.described()(backbone.normalized(images).flatten(1, 2)).detach()
+    if unpooled.ndim == 3:  # tokens, of which the first may be no places
+        unpooled = unpooled[:, -4 * 6 :].transpose(1, 2).unflatten(2, (4, 6))
+    elif name == MAMBA:  # channels last
+        unpooled = unpooled.permute(0, 3, 1, 2)
+    channels, height, width = unpooled.shape[1:]
+    assert height * 3 == width * 2
+    if how == "flatten":
+        assert torch.equal(found, unpooled.flatten(1))
+    elif how == "spatial_softmax":
+        assert found.shape == (2, 10)
+    else:  # attention begins as the average
+        torch.testing.assert_close(found, unpooled.mean((2, 3)), rtol=1e-4, atol=1e-5)
+        assert backbone.width == channels
+
+
+def test_a_class_token_is_the_first() -> None:
+    backbone, images = made(VIT, pooling="class_token"), frames()
+    tokens = backbone.described()(backbone.normalized(images).flatten(1, 2))
+    assert torch.equal(backbone(images), tokens[:, 0])
+    with pytest.raises(GtpVisionError, match=r"class_token: encoder.name=timm/test_efficientnet has no class token"):
+        made(CONV, pooling="class_token")
+
+
+def test_timms_patches_are_resampled_and_its_names_may_carry_a_tag() -> None:
+    backbone = made("timm/test_vit.r160_in1k")
+    assert backbone.described().patch_embed.grid_size == (4, 4)  # type: ignore[union-attr]
+    assert timm_backbones.normalization_of("timm/test_vit.r160_in1k") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert timm_backbones.normalization_of("timm/resnet18") == IMAGENET
+
+
+def test_no_layer_is_dropped_by_chance() -> None:
+    backbone, images = made(SWIN).train(), frames()
+    assert torch.equal(backbone(images), backbone(images))
+
+
+# Batch normalisation ---------------------------------------------------------------------------------------------
+
+BATCH_NORMED = pytest.mark.parametrize("name", ["resnet18", "robomimic/ResNet18Conv", CONV])
+
+
+def statistics(backbone: Backbone) -> list[torch.Tensor]:
+    return [norm.running_mean.clone() for norm in norms(backbone) if norm.running_mean is not None]
+
+
+@BATCH_NORMED
+def test_frozen_statistics_stay_in_training_while_scale_and_shift_learn(name: str) -> None:
+    backbone = made(name, batch_norm="frozen").train()
+    before, images = statistics(backbone), frames()
+    assert before
+    found = backbone(images)
+    found.square().sum().backward()
+    assert all(map(torch.equal, statistics(backbone), before))
+    assert torch.equal(backbone.eval()(images), found)
+    assert all(norm.weight.grad is not None for norm in norms(backbone))
+    holder = nn.ModuleList([backbone]).train()
+    assert all(not norm.training for norm in norms(holder)), "also when what holds it is set to training"
+
+
+@BATCH_NORMED
+def test_statistics_in_training_move_and_are_used_when_acting(name: str) -> None:
+    backbone, images = made(name, batch_norm="train"), frames(rows=4)
+    before = statistics(backbone)
+    found = backbone(images)
+    assert not any(map(torch.equal, statistics(backbone), before))
+    backbone.eval()
+    moved = statistics(backbone)
+    assert not torch.equal(backbone(images), found)
+    assert all(map(torch.equal, statistics(backbone), moved))
+
+
+@BATCH_NORMED
+def test_group_normalization_begins_with_the_batch_norms_scale(name: str) -> None:
+    theirs, ours = made(name, batch_norm="frozen"), made(name, batch_norm="group")
+    scales = [norm.weight for norm in norms(theirs)]
+    groups = [module for module in ours.modules() if isinstance(module, nn.GroupNorm)]
+    assert len(groups) == len(scales)
+    assert all(torch.equal(group.weight, scale) for group, scale in zip(groups, scales, strict=True))
+    images = frames()
+    torch.testing.assert_close(ours(images[:1]), ours(images)[:1], rtol=1e-3, atol=1e-4)
+
+
+def test_what_follows_timms_batch_norms_follows_their_groups() -> None:
+    backbone = made(CONV)
+    kinds = {type(m) for m in backbone.modules()}
+    assert nn.GroupNorm in kinds
+    assert any(isinstance(module, nn.SiLU | nn.ReLU | nn.ReLU6) for module in backbone.modules())
+
+
+@pytest.mark.parametrize("name", ["impala_small", "drq", VIT])
+def test_batch_norm_settings_of_backbones_without_any_are_refused(name: str) -> None:
+    with pytest.raises(GtpVisionError, match=rf"encoder.batch_norm=frozen: encoder.name={name} has no batch norm"):
+        made(name, batch_norm="frozen")
+
+
+# Refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("impla_small", "'impala_small'"),
+        ("resnet81", "'resnet18'"),
+        ("robomimic/ResNet18", "'robomimic/ResNet18Conv'"),
+        ("timm/convnext_tni", "'timm/convnext_tiny'"),
+        ("vit_small_patch16_224", "'timm/vit_small_patch16_224'"),
+        ("timm/resnet18.nobodys", "'timm/resnet18'"),
+        ("timm/", "known:"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_near_ones(name: str, near: str) -> None:
+    with pytest.raises(GtpVisionError) as told:
+        check_encoder(EncoderConfig(name=name))
+    assert f"encoder.name={name} is unknown" in str(told.value)
+    assert near in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"pooling": "average"}, "encoder.pooling=average: encoder.name=impala_small takes auto, flatten only"),
+        ({"name": "drq", "pooling": "attention"}, "encoder.pooling=attention: encoder.name=drq takes auto, flatten"),
+        ({"name": "resnet18", "pooling": "class_token"}, "class_token: encoder.name=resnet18 takes auto, spatial"),
+        ({"name": "robomimic/ShallowConv", "pooling": "flatten"}, "takes auto, spatial_softmax, average only"),
+        ({"name": "resnet18", "weights": "hub"}, "set encoder.name=timm/resnet18, or give a file"),
+        ({"name": "impala", "weights": "hub"}, "set encoder.name=timm/<model>, or give a file"),
+        ({"name": "resnet18", "weights": "a.pth", "batch_norm": "group"}, "would throw away the statistics"),
+        ({"name": "state", "weights": "a.pth"}, "encoder.weights is about a camera's backbone"),
+        ({"name": "state", "stack": "frames"}, "encoder.stack is about a camera's backbone"),
+        ({"name": "state", "pooling": "average"}, "encoder.pooling is about a camera's backbone"),
+    ],
+)
+def test_settings_that_a_backbone_does_not_have_are_refused(settings: dict[str, str], told: str) -> None:
+    with pytest.raises(GtpVisionError) as refused:
+        check_encoder(EncoderConfig(**settings))  # type: ignore[arg-type]
+    assert told in str(refused.value)
+
+
+SETTINGS = [(name, how) for name in [*SPELLED, VIT] if name not in LARGE for how in backbones.poolings(name)]
+
+
+@pytest.mark.parametrize(("name", "how"), SETTINGS)
+def test_every_pooling_that_is_not_refused_works(name: str, how: str) -> None:
+    config = EncoderConfig(name=name, pooling=how)
+    check_encoder(config)
+    backbone = made(name, pooling=how)
+    assert backbone(frames()).shape == (2, backbone.width)
+
+
+def test_a_model_that_insists_on_its_own_pooling_says_so() -> None:
+    with pytest.raises(GtpVisionError, match=r"pooling=average: encoder.name=timm/efficientvit_b0 cannot.*to auto"):
+        made("timm/efficientvit_b0", pooling="average")
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("timm/test_vit", 7), ("timm/pit_ti_224", 4), ("timm/resnet18", 9)])
+def test_timms_blocks_are_its_own_and_what_follows_the_last_belongs_to_it(name: str, blocks: int) -> None:
+    backbone = made(name)
+    assert len(backbone.blocks()) == blocks
+    tail = [p for key, p in backbone.named_parameters() if key.startswith(("model.norm", "model.fc_norm"))]
+    assert {id(p) for p in tail} <= {id(p) for p in backbone.blocks()[-1].parameters()}
+
+
+def test_a_model_that_shows_no_places_is_refused_another_pooling() -> None:
+    with pytest.raises(GtpVisionError, match=r"pooling=average: the 0 tokens"):
+        made("timm/pit_ti_224", pooling="average")
+
+
+def test_frames_too_small_for_keypoints_are_refused() -> None:
+    with pytest.raises(GtpVisionError, match=r"spatial_softmax.*single place"):
+        made("resnet18", (1, 3, 32, 32))
+    assert made("resnet18", (1, 3, 32, 32), pooling="average").width == 512
+
+
+def test_frames_that_an_architecture_cannot_see_are_refused() -> None:
+    with pytest.raises(GtpVisionError, match=r"timm/inception_v3 cannot see 6 channels of 64x64 pixels \(.*size"):
+        made("timm/inception_v3")
+
+
+# An earlier level of a timm model's maps ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "shape"), [("timm/test_resnet", 1, (32, 16, 16)), ("timm/test_vit", 1, (64, 4, 4))]
+)
+def test_a_level_is_what_the_whole_model_shows_there(name: str, level: int, shape: tuple[int, ...]) -> None:
+    """And the layers behind it are gone."""
+    torch.manual_seed(0)
+    cut = backbones.create((1, 3, 64, 64), EncoderConfig(name=name, level=level, pooling="flatten")).eval()
+    torch.manual_seed(0)
+    whole = backbones.create((1, 3, 64, 64), EncoderConfig(name=name)).eval()
+    assert isinstance(cut, timm_backbones.Timm)
+    assert isinstance(whole, timm_backbones.Timm)
+    x = torch.randn(2, 3, 64, 64)
+    shown = whole.model.forward_intermediates(x, indices=[level], intermediates_only=True)[0]
+    assert shown.shape[1:] == shape
+    assert torch.allclose(cut.encode(x), shown.flatten(1), atol=1e-5)
+    assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in whole.parameters())
+
+
+def test_making_a_cut_model_changes_no_batch_statistics() -> None:
+    made = backbones.create((1, 3, 64, 64), EncoderConfig(name="timm/test_resnet", level=1, batch_norm="train"))
+    moved = [name for name, value in made.state_dict().items() if name.endswith("num_batches_tracked") and value]
+    assert not moved
+
+
+def test_trained_weights_fill_a_cut_model(tmp_path: Path) -> None:
+    whole = backbones.create((1, 3, 64, 64), EncoderConfig(name="timm/test_resnet", batch_norm="frozen"))
+    save_file(
+        {key: value.contiguous() for key, value in whole.described().state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    config = EncoderConfig(name="timm/test_resnet", level=1, weights=str(tmp_path / "w.safetensors"))
+    cut = backbones.create((1, 3, 64, 64), config).described().state_dict()
+    stored = whole.described().state_dict()
+    assert set(cut) < set(stored)
+    assert all(torch.equal(value, stored[name]) for name, value in cut.items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"name": "timm/test_resnet", "level": 9}, r"level=9: encoder.name=timm/test_resnet has \d levels of maps"),
+        ({"name": "drq", "level": 1}, r"encoder.level=1 is of timm's models, and encoder.name=drq is none"),
+    ],
+)
+def test_levels_that_there_are_not_are_refused(settings: dict[str, object], told: str) -> None:
+    config = EncoderConfig(**settings)  # type: ignore[arg-type]
+
+    def build() -> None:
+        check_encoder(config)
+        backbones.create((1, 3, 64, 64), config)
+
+    with pytest.raises(GtpVisionError, match=told):
+        build()

@@ -1,0 +1,129 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.transforms.v2 import functional as tv
+
+from gtp_vision.datasets.random import RandomStream
+from gtp_vision.encoders import AugmentationConfig
+from gtp_vision.encoders.distortions import BLUR_REACH, ERASED_ASPECT, Blur, Color, Erasing
+
+
+def frames(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Smooth colours, float in [0, 1]: noise would hide what a blur does at the edge."""
+    coarse = RandomStream(seed, 0).uniform(shape[0] * shape[1], shape[2], 4, 4)
+    return F.interpolate(coarse, shape[3:], mode="bilinear").view(shape)
+
+
+def changed(key: str, image: torch.Tensor, value: float) -> torch.Tensor:
+    """One of the colours of one (C, H, W) frame, alone."""
+    column = ("brightness", "contrast", "saturation", "hue").index(key)
+    drawn = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
+    drawn[0, column] = 2 * math.pi * value if key == "hue" else value
+    return Color(AugmentationConfig(**{key: 0.5}))(image[None, None], drawn)[0, 0]
+
+
+@pytest.mark.parametrize("value", [0.5, 0.9, 1.0, 1.4])
+@pytest.mark.parametrize("key", ["brightness", "contrast", "saturation"])
+def test_a_factor_does_what_torchvisions_does(key: str, value: float) -> None:
+    image = frames(1, 1, 3, 12, 10)[0, 0]
+    expected = getattr(tv, f"adjust_{key}")(image, value)
+    torch.testing.assert_close(changed(key, image, value), expected, atol=2e-4, rtol=0)  # another third digit of grey
+
+
+@pytest.mark.parametrize("turn", [-0.5, -0.2, 0.0, 0.1, 0.4])
+def test_a_turn_of_the_hue_is_torchvisions(turn: float) -> None:
+    image = frames(1, 1, 3, 12, 10)[0, 0]
+    torch.testing.assert_close(changed("hue", image, turn), tv.adjust_hue(image, turn), atol=1e-5, rtol=0)
+
+
+def test_a_third_of_the_circle_turns_red_to_green() -> None:
+    red, green = torch.tensor([1.0, 0, 0]).view(3, 1, 1), torch.tensor([0, 1.0, 0]).view(3, 1, 1)
+    torch.testing.assert_close(changed("hue", red, 1 / 3), green, atol=1e-6, rtol=0)
+
+
+def test_grey_frames_have_brightness_and_contrast() -> None:
+    image = torch.tensor([[[0.2, 0.6]]])
+    torch.testing.assert_close(changed("brightness", image, 0.5), torch.tensor([[[0.1, 0.3]]]))
+    torch.testing.assert_close(changed("contrast", image, 0.5), torch.tensor([[[0.3, 0.5]]]))
+
+
+def test_colours_are_uniform_within_their_bounds_for_the_share_that_changes() -> None:
+    config = AugmentationConfig(brightness=0.2, contrast=0.4, saturation=0.6, hue=0.1, color_probability=0.3)
+    drawn = Color(config).draw(20_000, RandomStream(0, 0), 1.0)
+    change = drawn - torch.tensor([1, 1, 1, 0])
+    for column, bound in enumerate((0.2, 0.4, 0.6, 0.2 * math.pi)):
+        assert 0.99 * bound < float(change[:, column].abs().max()) <= bound * (1 + 1e-5)
+        assert float(change[:, column].mean()) == pytest.approx(0, abs=0.02 * bound)
+    for column in range(4):
+        assert float((change[:, column] != 0).float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert torch.equal(change[:, 0] != 0, change[:, 1] != 0), "a sample's colours change together or not at all"
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.8, 1.5])
+def test_the_blur_is_torchvisions(sigma: float) -> None:
+    images = frames(1, 2, 3, 16, 12)
+    blur = Blur(AugmentationConfig(blur=1.5))
+    side = 2 * math.ceil(BLUR_REACH * 1.5) + 1
+    expected = tv.gaussian_blur(images, [side, side], [sigma, sigma])
+    torch.testing.assert_close(blur(images, torch.tensor([[sigma]])), expected, atol=1e-5, rtol=0)
+
+
+def test_each_sample_has_its_own_blur_and_none_is_none() -> None:
+    images = frames(3, 2, 3, 16, 12)
+    blurred = Blur(AugmentationConfig(blur=1.0))(images, torch.tensor([[0.0], [0.5], [1.0]]))
+    assert torch.equal(blurred[0], images[0])
+    roughness = (blurred.diff(dim=-1).abs().mean((1, 2, 3, 4)) / images.diff(dim=-1).abs().mean((1, 2, 3, 4))).tolist()
+    assert roughness[0] == 1 > roughness[1] > roughness[2]
+
+
+def test_deviations_of_the_blur_are_uniform_for_the_share_that_is_blurred() -> None:
+    drawn = Blur(AugmentationConfig(blur=2.0, blur_probability=0.25)).draw(20_000, RandomStream(0, 0), 1.0)
+    assert drawn.shape == (20_000, 1)
+    assert 0 <= float(drawn.min()) < 1.98 < float(drawn.max()) < 2
+    assert float((drawn > 0).float().mean()) == pytest.approx(0.25, abs=0.01)
+    assert float(drawn[drawn > 0].mean()) == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("erase", [0.05, 0.3, 1.0])
+@pytest.mark.parametrize("size", [(32, 32), (20, 64)])
+def test_erased_rectangles_stay_within_their_share_and_shape(erase: float, size: tuple[int, int]) -> None:
+    rows = 2000
+    erasing = Erasing(AugmentationConfig(erase=erase, erase_probability=1.0))
+    drawn = erasing.draw(rows, RandomStream(0, 0), 1.0)
+    black = erasing(torch.full((rows, 1, 1, *size), 255, dtype=torch.uint8), drawn)[:, 0, 0] == 0
+    share = black.float().mean((1, 2))
+    assert float(share.max()) <= erase
+    assert float((drawn[:, 0] * drawn[:, 1]).mean()) == pytest.approx(erase / 2, rel=0.05), "uniform up to the bound"
+    assert (drawn[:, :2] <= 1).all()
+    ratio = drawn[:, 0] / drawn[:, 1]
+    assert float(ratio.min()) >= ERASED_ASPECT - 1e-4
+    assert float(ratio.max()) <= 1 / ERASED_ASPECT + 1e-4
+    sides = [black.any(2).sum(1), black.any(1).sum(1)]
+    assert torch.equal(black.sum((1, 2)), sides[0] * sides[1]), "one whole rectangle"
+    assert all(black[:, edge].any() for edge in (0, -1)), "every place is reached, to the edge"
+    assert all(black[:, :, edge].any() for edge in (0, -1))
+
+
+def test_erasing_is_whole_rows_and_columns_at_the_drawn_place() -> None:
+    drawn = torch.tensor([[0.5, 0.25, 0.99, 0.0], [0.0, 0.0, 0.5, 0.5]])
+    images = torch.full((2, 2, 3, 8, 8), 7, dtype=torch.uint8)
+    erased = Erasing(AugmentationConfig(erase=0.5))(images, drawn)
+    expected = images.clone()
+    expected[0, :, :, 4:8, 0:2] = 0
+    assert torch.equal(erased, expected)
+
+
+@pytest.mark.parametrize("kind", [Color, Blur, Erasing])
+def test_half_the_strength_halves_the_change(kind: type[Color] | type[Blur] | type[Erasing]) -> None:
+    config = AugmentationConfig(brightness=0.4, contrast=0.2, saturation=0.3, hue=0.1, blur=2.0, erase=0.4)
+    whole, half = (kind(config).draw(500, RandomStream(0, 0), strength) for strength in (1.0, 0.5))
+    if kind is Color:
+        usual = torch.tensor([1, 1, 1, 0])
+        torch.testing.assert_close(half - usual, (whole - usual) / 2, atol=1e-6, rtol=0)
+    elif kind is Blur:
+        torch.testing.assert_close(half, whole / 2)
+    else:
+        torch.testing.assert_close(half[:, 0] * half[:, 1], whole[:, 0] * whole[:, 1] / 2)
+        assert torch.equal(half[:, 2:], whole[:, 2:])

@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from gtp_vision.encoders import EncoderConfig
+from gtp_vision.encoders.fusion import Fusion
+from gtp_vision.errors import GtpVisionError
+
+
+def parts(rows: int = 3) -> tuple[list[torch.Tensor], torch.Tensor]:
+    torch.manual_seed(1)
+    return [torch.randn(rows, 6), torch.randn(rows, 10)], torch.randn(rows, 4)
+
+
+def fused(states: int = 4, **settings: object) -> Fusion:
+    torch.manual_seed(0)
+    return Fusion([6, 10], states, EncoderConfig(features=16, **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "width"),
+    [
+        ({}, 20),
+        ({"state_hidden": [8, 5]}, 21),
+        ({"fusion": "transformer"}, 16),
+        ({"fusion": "transformer", "state_hidden": [8]}, 16),
+        ({"fusion": "transformer", "fusion_layers": 1, "fusion_heads": 2}, 16),
+    ],
+)
+def test_every_part_reaches_the_features_of_its_own_row(settings: dict[str, object], width: int) -> None:
+    fusion = fused(**settings)
+    seen, felt = parts()
+    features = fusion(seen, felt)
+    assert fusion.width == width
+    assert features.shape == (3, width)
+    for part in (*seen, felt):
+        before = part.clone()
+        part[1] += 1
+        changed = (fusion(seen, felt) != features).any(1)
+        assert changed.tolist() == [False, True, False]
+        part.copy_(before)
+
+
+def test_concatenation_is_the_states_beside_the_projected_cameras() -> None:
+    fusion = fused()
+    seen, felt = parts()
+    assert torch.equal(fusion(seen, felt)[:, :4], felt)
+    assert fusion.project is not None
+    assert torch.equal(fusion(seen, felt)[:, 4:], fusion.project(torch.cat(seen, 1)))
+
+
+def test_an_mlp_of_states_has_the_asked_layers() -> None:
+    shapes = [tuple(p.shape) for name, p in fused(state_hidden=[8, 5]).felt.named_parameters() if p.ndim == 2]
+    assert shapes == [(8, 4), (5, 8)]
+
+
+def test_a_transformer_reads_one_token_a_camera_and_one_of_the_states() -> None:
+    fusion = fused(fusion="transformer", fusion_layers=3)
+    assert fusion.transformer is not None
+    assert fusion.transformer.places.shape == (3, 16)
+    assert len(fusion.transformer.layers.layers) == 3
+    without = fused(states=0, fusion="transformer")
+    assert without.transformer is not None
+    assert without.transformer.places.shape == (2, 16)
+    assert without(parts()[0], None).shape == (3, 16)
+
+
+def test_a_transformer_tells_its_parts_apart() -> None:
+    """Exchanged vectors are other features: without places, tokens of equal layers could be exchanged."""
+    torch.manual_seed(0)
+    fusion = Fusion([6, 6], 0, EncoderConfig(features=16, fusion="transformer"))
+    assert fusion.transformer is not None
+    for token, norm in zip(fusion.transformer.tokens, fusion.transformer.norms, strict=True):
+        token.load_state_dict(fusion.transformer.tokens[0].state_dict())
+        norm.load_state_dict(fusion.transformer.norms[0].state_dict())
+    left, right = torch.randn(2, 6), torch.randn(2, 6)
+    assert not torch.allclose(fusion([left, right], None), fusion([right, left], None), atol=1e-4)
+
+
+def test_all_parameters_of_a_fusion_are_trained_by_its_features() -> None:
+    for settings in ({}, {"state_hidden": [8]}, {"fusion": "transformer", "state_hidden": [8]}):
+        fusion = fused(**settings)
+        fusion(*parts()).square().sum().backward()
+        silent = [name for name, p in fusion.named_parameters() if p.grad is None]
+        assert not silent, (settings, silent)
+
+
+def test_misfits_are_refused() -> None:
+    with pytest.raises(GtpVisionError, match=r"fusion=transformer joins cameras, and there are none"):
+        Fusion([], 4, EncoderConfig(name="state", fusion="transformer"))
+    with pytest.raises(GtpVisionError, match=r"features=18 cannot be divided over encoder.fusion_heads=4"):
+        Fusion([6], 4, EncoderConfig(features=18, fusion="transformer"))

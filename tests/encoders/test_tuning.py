@@ -1,0 +1,383 @@
+"""What is trained of a backbone, how fast, and that nothing else moves."""
+
+import copy
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gtp_vision import agents
+from gtp_vision.agents import Agent, AgentConfig
+from gtp_vision.config import from_command_line
+from gtp_vision.datasets.random import RandomStream
+from gtp_vision.datasets.sampler import Batch, Sampler
+from gtp_vision.datasets.store import Store
+from gtp_vision.encoders import EncoderConfig, LoraSettings, check_encoder
+from gtp_vision.encoders.backbone import Backbone
+from gtp_vision.encoders.backbones import create
+from gtp_vision.encoders.settings import TUNINGS
+from gtp_vision.encoders.tuning import parameter_groups, prepare
+from gtp_vision.errors import GtpVisionError
+from gtp_vision.training import checkpoint
+
+BACKBONES = ["impala_tiny", "drq", "resnet18", "robomimic/ShallowConv", "timm/test_efficientnet", "timm/test_vit"]
+SMALL = [name for name in BACKBONES if name != "resnet18"]  # whose 11 million parameters take a while to write
+SHAPE = (2, 3, 48, 48)
+SHAPES = {"front": SHAPE, "wrist": SHAPE, "state": (2, 3)}
+RATE = 1e-2
+
+
+@functools.cache
+def _batch(make_store: Callable[..., Store]) -> Batch:
+    store = make_store((9, 9), cameras={"front": (48, 48, 3), "wrist": (48, 48, 3)}, terminals={4})
+    return Sampler(store, 4, 0, frame_stack=2).batch(0)
+
+
+def _encoder(name: str = "impala_tiny", tuning: str = "full", **more: Any) -> EncoderConfig:
+    return EncoderConfig(name=name, tuning=tuning, features=8, share_cameras=True, **more)
+
+
+def _agent(config: EncoderConfig, preset: str = "gtp", seed: int = 0) -> Agent:
+    torch.manual_seed(seed)
+    return agents.create(SHAPES, 2, copy.deepcopy(_preset(preset)), config)
+
+
+@functools.cache
+def _preset(name: str) -> AgentConfig:
+    small = ["agent.policy.hidden=[8]", "agent.critic.hidden=[8]", "agent.critic.next_steps=1"]
+    return from_command_line(["task=demo", f"agent={name}", *small]).agent
+
+
+def _adam(agent: Agent, config: EncoderConfig) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameter_groups(agent, config), lr=RATE)
+
+
+def _steps(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, steps: range) -> None:
+    for step in steps:
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * group["scale"] * (step >= group["after"])
+        agent.begin(step)
+        loss, _ = agent(batch, RandomStream(0, step))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        agent.update_targets()
+
+
+def _backbone_names(agent: Agent) -> Iterator[tuple[str, Backbone]]:
+    return ((name, module) for name, module in agent.named_modules() if isinstance(module, Backbone))
+
+
+def _moving(agent: Agent, tuning: str) -> set[str]:
+    """The names of all parameters that a step should change, slow copies included."""
+    names = {name for name, _ in agent.named_parameters()}
+    for prefix, backbone in _backbone_names(agent):
+        own = {id(parameter): f"{prefix}.{name}" for name, parameter in backbone.named_parameters()}
+        last = {own[id(parameter)] for parameter in backbone.blocks()[-1].parameters()}
+        adapters = {name for name in own.values() if ".lora_A." in name or ".lora_B." in name}
+        everything = set(own.values())
+        moving = {"partial": last, "frozen": set(), "lora": adapters}.get(tuning, everything)
+        names -= everything - moving
+    return names
+
+
+# What a step changes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fusion", "preset"), [("concat", "gtp"), ("transformer", "gtp_bc")])
+@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_steps_change_exactly_what_is_trained(
+    make_store: Callable[..., Store], name: str, tuning: str, fusion: str, preset: str
+) -> None:
+    config = _encoder(name, tuning, fusion=fusion)
+    agent = _agent(config, preset if name in SMALL else "gtp_bc")
+    before = copy.deepcopy(agent.state_dict())
+    _steps(agent, _adam(agent, config), _batch(make_store), range(2))  # A of an adapter B A waits for B to leave 0
+    changed = {key for key, value in agent.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == _moving(agent, tuning)
+
+
+def test_full_tuning_is_one_group_in_the_agents_order() -> None:
+    config = _encoder()
+    agent = _agent(config)
+    (group,) = parameter_groups(agent, config)
+    trained = [parameter for parameter in agent.parameters() if parameter.requires_grad]
+    assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in trained]
+    assert (group["scale"], group["after"]) == (1.0, 0)
+
+
+def test_each_block_learns_more_slowly_than_the_one_after_it() -> None:
+    config = _encoder("impala_small", "layerwise", decay=0.5, learning_rate_scale=0.2, unfreeze_step=7)
+    agent = _agent(config)
+    paces = {
+        parameter: (group["scale"], group["after"])
+        for group in parameter_groups(agent, config)
+        for parameter in group["params"]
+    }
+    for encoder in (agent.actor_encoder, agent.critic_encoder):
+        found = [{paces[parameter] for parameter in block.parameters()} for block in encoder.towers[0].blocks()]
+        assert found == [{(0.2 * 0.25, 7)}, {(0.2 * 0.5, 7)}, {(0.2, 7)}]
+        assert {paces[parameter] for parameter in encoder.fusion.parameters()} == {(1.0, 0)}
+    assert {paces[parameter] for parameter in (*agent.policy.parameters(), *agent.critic.parameters())} == {(1.0, 0)}
+    assert len(parameter_groups(agent, config)) == 4
+
+
+@pytest.mark.parametrize("tuning", ["full", "partial", "layerwise"])
+def test_a_backbone_rests_until_its_step(make_store: Callable[..., Store], tuning: str) -> None:
+    config = _encoder(tuning=tuning, unfreeze_step=2)
+    agent, batch = _agent(config), _batch(make_store)
+    before, optimizer = copy.deepcopy(agent.state_dict()), _adam(agent, config)
+    _steps(agent, optimizer, batch, range(2))
+    resting = {key for key, value in agent.state_dict().items() if torch.equal(value, before[key])}
+    assert {key for key in resting if ".towers." in key} == {key for key in before if ".towers." in key}
+    assert not any("fusion" in key for key in resting)
+    _steps(agent, optimizer, batch, range(2, 3))
+    changed = {key for key, value in agent.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == _moving(agent, tuning)
+
+
+def test_the_last_blocks_are_trained() -> None:
+    backbone = create(SHAPE, _encoder("impala_small"))
+    prepare(backbone, _encoder("impala_small", "partial", blocks=2))
+    found = [{parameter.requires_grad for parameter in block.parameters()} for block in backbone.blocks()]
+    assert found == [{False}, {True}, {True}]
+
+
+@pytest.mark.parametrize("tuning", ["full", "partial", "lora"])
+def test_statistics_of_batch_norm_move_only_when_asked(make_store: Callable[..., Store], tuning: str) -> None:
+    config = _encoder("timm/test_efficientnet", tuning, batch_norm="train")
+    agent = _agent(config)
+    before = copy.deepcopy(agent.state_dict())
+    _steps(agent, _adam(agent, config), _batch(make_store), range(2))
+    after = agent.state_dict()
+    moved = {key for key in before if "running_" in key and not torch.equal(after[key], before[key])}
+    assert moved == {key for key in before if "running_" in key}
+    for part in ("actor_encoder", "critic_encoder"):
+        for key in (key for key in moved if key.startswith(f"{part}.")):
+            slow = key.replace(part, f"{part}_target", 1)
+            torch.testing.assert_close(after[slow], after[key], rtol=0, atol=0)
+
+
+def test_actor_and_critic_see_the_same_frozen_features(make_store: Callable[..., Store]) -> None:
+    config = _encoder(tuning="frozen")
+    agent, observation = _agent(config), _batch(make_store).observation()
+    features = agent.actor_encoder.camera_features("front", observation["front"])
+    assert features.std() > 0
+    for encoder in (agent.critic_encoder, agent.actor_encoder_target, agent.critic_encoder_target):
+        torch.testing.assert_close(encoder.camera_features("front", observation["front"]), features, rtol=0, atol=0)
+    assert not features.requires_grad
+    apart = _agent(_encoder())
+    one, other = (encoder.towers[0].layers[0].weight for encoder in (apart.actor_encoder, apart.critic_encoder))
+    assert not torch.equal(one, other)
+
+
+# Saving and loading ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize("name", SMALL)
+def test_what_was_trained_and_what_was_not_survives_a_save_and_a_load(
+    make_store: Callable[..., Store], tmp_path: Path, name: str, tuning: str
+) -> None:
+    config = _encoder(name, tuning)
+    agent, batch = _agent(config, "gtp_bc"), _batch(make_store)
+    optimizer = _adam(agent, config)
+    _steps(agent, optimizer, batch, range(2))
+    path = checkpoint.save(tmp_path, 2, agent, optimizer, {})
+    other = _agent(config, "gtp_bc", seed=1)
+    other_optimizer = _adam(other, config)
+    checkpoint.load(path, other, other_optimizer)
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in agent.state_dict().items())
+    assert [p.requires_grad for p in other.parameters()] == [p.requires_grad for p in agent.parameters()]
+    _steps(agent, optimizer, batch, range(2, 3))
+    _steps(other, other_optimizer, batch, range(2, 3))
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in agent.state_dict().items())
+
+
+def test_moments_come_back_to_their_parameters_where_the_groups_have_changed(
+    make_store: Callable[..., Store], tmp_path: Path
+) -> None:
+    config, faster = _encoder(tuning="layerwise", decay=0.5), _encoder(tuning="layerwise", decay=1.0)
+    agent, other = _agent(config), _agent(config, seed=1)
+    optimizer, other_optimizer = _adam(agent, config), _adam(other, faster)
+    assert len(optimizer.param_groups) > len(other_optimizer.param_groups)
+    _steps(agent, optimizer, _batch(make_store), range(1))
+    checkpoint.load(checkpoint.save(tmp_path, 1, agent, optimizer, {}), other, other_optimizer)
+    for one, same in zip(agent.parameters(), other.parameters(), strict=True):
+        if one.requires_grad:
+            assert torch.equal(optimizer.state[one]["exp_avg"], other_optimizer.state[same]["exp_avg"])
+
+
+def test_a_checkpoint_of_another_tuning_is_refused(make_store: Callable[..., Store], tmp_path: Path) -> None:
+    config, other_config = _encoder(), _encoder(tuning="partial")
+    agent, other = _agent(config), _agent(other_config)
+    optimizer = _adam(agent, config)
+    _steps(agent, optimizer, _batch(make_store), range(1))
+    path = checkpoint.save(tmp_path, 1, agent, optimizer, {})
+    told = (
+        r"optimizer\.safetensors was written while \d+ parameters were trained, and \d+ are here: 12 differ, first "
+        r"'actor_encoder\.towers\.0\.layers\.0\.bias'; go on with the encoder\.tuning that it was trained with"
+    )
+    with pytest.raises(GtpVisionError, match=told):
+        checkpoint.load(path, other, _adam(other, other_config))
+
+
+# Adapters -------------------------------------------------------------------------------------------------------
+
+
+class Odd(Backbone):
+    """Layers that take adapters, and layers that do not."""
+
+    def __init__(self) -> None:
+        super().__init__(SHAPE)
+        self.first = nn.Conv2d(6, 4, 3, padding=1)
+        self.grouped = nn.Conv2d(4, 4, 3, groups=2)
+        self.dilated = nn.Conv2d(4, 4, 3, dilation=2)
+        self.norm = nn.LayerNorm(4)
+        self.passed_by = nn.Linear(4, 4)
+        self.last = nn.Sequential(nn.Linear(4, 5))
+        self.width = 5
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.dilated(self.grouped(self.first(x))).mean((2, 3)))
+        return self.last(nn.functional.linear(x, self.passed_by.weight))
+
+    def blocks(self) -> list[nn.Module]:
+        return [self]
+
+
+def _with_lora(backbone: Backbone, **settings: Any) -> Backbone:
+    return prepare(backbone, _encoder(tuning="lora", lora=LoraSettings(**settings)))
+
+
+def _adapted(backbone: nn.Module) -> set[str]:
+    return {name.partition(".lora_A")[0] for name, _ in backbone.named_parameters() if ".lora_A" in name}
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_adapters_begin_as_nothing_and_the_blocks_still_hold_all(name: str) -> None:
+    torch.manual_seed(0)
+    config = _encoder(name)
+    backbone = create(SHAPE, config)
+    images = torch.randint(0, 256, (3, *SHAPE), dtype=torch.uint8)
+    backbone.eval()
+    before, buffers = backbone(images), {key: value.clone() for key, value in backbone.named_buffers()}
+    _with_lora(backbone)
+    torch.testing.assert_close(backbone(images), before, rtol=0, atol=1e-6)
+    assert all(torch.equal(value, buffers[key]) for key, value in backbone.named_buffers())
+    assert _adapted(backbone)
+    held = [id(parameter) for block in backbone.blocks() for parameter in block.parameters()]
+    assert sorted(held) == sorted(id(parameter) for parameter in backbone.parameters())
+    trained = {key for key, parameter in backbone.named_parameters() if parameter.requires_grad}
+    assert trained == {key for key, _ in backbone.named_parameters() if "lora_" in key}
+
+
+def test_an_adapter_adds_b_a_x_times_alpha_over_rank() -> None:
+    torch.manual_seed(0)
+    backbone = _with_lora(Odd(), rank=2, alpha=6.0, targets=["last.0"])
+    layer = backbone.last[0]
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    nn.init.normal_(b)
+    x = torch.randn(7, 4)
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + 3 * x @ a.T @ b.T)
+    assert a.shape == (2, 4)
+
+
+def test_only_layers_that_are_called_and_plain_take_adapters() -> None:
+    assert _adapted(_with_lora(Odd())) == {"first", "last.0"}
+
+
+def test_targets_are_the_last_parts_of_names() -> None:
+    assert _adapted(_with_lora(Odd(), targets=["first"])) == {"first"}
+    found = _adapted(_with_lora(create(SHAPE, _encoder("impala_tiny")), targets=["first", "5.second"]))
+    assert found == {"layers.2.first", "layers.5.first", "layers.5.second"}
+
+
+def test_adapters_are_the_same_for_a_seed_and_are_copied() -> None:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        made.append(_with_lora(create(SHAPE, _encoder())))
+    made.append(copy.deepcopy(made[0]))
+    images = torch.randint(0, 256, (3, *SHAPE), dtype=torch.uint8)
+    for name, parameter in made[0].named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    made[2].load_state_dict(made[0].state_dict())
+    assert torch.equal(made[0](images), made[2](images))
+    for one, same in zip(made[0].named_parameters(), made[1].named_parameters(), strict=True):
+        assert one[0] == same[0]
+        assert torch.equal(one[1], same[1]) or "lora_B" in one[0]
+
+
+# Refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        (["fist"], r"encoder\.lora\.targets=\['fist'\]: 'fist' ends the name of no layer .*did you mean 'first'"),
+        (["first", "norm"], r"'norm' ends the name of no layer that takes an adapter"),
+        (["grouped"], r"'grouped' ends the name of no layer that takes an adapter"),
+        (["irst"], r"'irst' ends the name of no layer that takes an adapter: did you mean 'first'"),
+    ],
+)
+def test_targets_that_match_no_layer_are_refused(targets: list[str], told: str) -> None:
+    with pytest.raises(GtpVisionError, match=told):
+        _with_lora(Odd(), targets=targets)
+
+
+def test_adapters_without_peft_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(GtpVisionError, match=r"needs peft, which is missing; pip install gtp-vision\[lora\]"):
+        _with_lora(Odd())
+
+
+def test_more_blocks_than_there_are_are_refused() -> None:
+    with pytest.raises(GtpVisionError, match=r"encoder\.blocks=3, but impala_tiny has 2; lower it, or .*tuning=full"):
+        prepare(create(SHAPE, _encoder()), _encoder(tuning="partial", blocks=3))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"blocks": 2}, r"encoder\.blocks has no meaning for encoder\.tuning=full, only for partial"),
+        ({"tuning": "lora", "decay": 0.5}, r"encoder\.decay has no meaning for encoder\.tuning=lora, only for layerw"),
+        ({"lora": LoraSettings(rank=2)}, r"encoder\.lora has no meaning for encoder\.tuning=full, only for lora"),
+        ({"tuning": "frozen", "learning_rate_scale": 0.1}, r"encoder\.learning_rate_scale has no meaning .*=frozen"),
+        ({"tuning": "frozen", "unfreeze_step": 9}, r"encoder\.unfreeze_step has no meaning for encoder\.tuning=frozen"),
+        ({"tuning": "lora", "unfreeze_step": 9}, r"encoder\.unfreeze_step has no meaning for encoder\.tuning=lora"),
+        ({"tuning": "lora", "lora": LoraSettings(targets=[])}, r"encoder\.lora\.targets=\[\] leaves nothing to train"),
+        ({"name": "state", "tuning": "frozen"}, r"encoder\.tuning is about a camera's backbone, and encoder=state has"),
+        ({"name": "state", "unfreeze_step": 3}, r"encoder\.unfreeze_step is about a camera's backbone"),
+        ({"tuning": "frozen", "batch_norm": "train"}, r"encoder\.batch_norm=train moves statistics, and .*set it to"),
+        (
+            {"tuning": "lora", "pooling": "attention"},
+            r"encoder\.pooling=attention learns .*tuning=lora never trains it",
+        ),
+    ],
+)
+def test_settings_that_a_tuning_ignores_are_refused(settings: dict[str, Any], told: str) -> None:
+    name = "resnet18" if {"batch_norm", "pooling"} & settings.keys() else "impala_tiny"
+    with pytest.raises(GtpVisionError, match=told):
+        check_encoder(EncoderConfig(**({"name": name} | settings)))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tuning": "partial", "blocks": 2, "unfreeze_step": 5},
+        {"tuning": "layerwise", "decay": 0.5, "learning_rate_scale": 0.1},
+        {"tuning": "lora", "lora": LoraSettings(rank=4, targets=["first"]), "learning_rate_scale": 2.0},
+        {"learning_rate_scale": 0.1, "unfreeze_step": 5},
+        {"tuning": "frozen"},
+    ],
+)
+def test_settings_that_a_tuning_looks_at_are_taken(settings: dict[str, Any]) -> None:
+    check_encoder(EncoderConfig(name="impala_tiny", **settings))

