@@ -9,6 +9,10 @@ import numpy as np
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
+GOALS = ("hindsight",)
+GOAL = "goal/"
+"""Begins the name of an observation that is to be reached: `goal/front` is seen as `front` is."""
+
 
 @dataclass(frozen=True)
 class HindsightGoals:

@@ -24,14 +24,15 @@ _WIDE = 3072  # numbers in a 32x32 picture: a state so wide is one
 _SHORT = 0.1  # of the median length
 
 
-def pitfalls(store: Store, statistics: Mapping[str, ArrayStatistics]) -> list[str]:
+def pitfalls(store: Store, statistics: Mapping[str, ArrayStatistics], *, rewarded: bool = True) -> list[str]:
     """Every kind of likely mistake in a valid store, a sentence each: array, dimension or episode and frame, mend.
 
     Args:
         store: without faults (see `validation.problems`).
         statistics: of `actions` and of the states, by `observations/<name>`; those without are not looked at.
+        rewarded: whether the store's own rewards count; those of goals are made when it is sampled.
     """
-    found = [*_rewards(store), *_terminals(store), *_short_episodes(store)]
+    found = [*(_rewards(store) if rewarded else ()), *_terminals(store), *_short_episodes(store)]
     for name, numbers in statistics.items():
         found += _constant(name, numbers)
     found += _actions(store, statistics["actions"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,13 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
 PLACEMENTS = ("auto", "mapped", "device")
+_TORCH = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16, np.dtype(np.float32): torch.float32}
 _SHARE = 0.6  # of a GPU's free memory that frames may take; networks and activations need the rest
+
+
+def kept(dtype: np.dtype) -> np.dtype:
+    """In which dtype rows travel: images as uint8, half floats as they are, other floats as float32."""
+    return dtype if dtype in _TORCH else np.dtype(np.float32)
 
 
 class Resident:
@@ -27,11 +34,12 @@ class Resident:
     """
 
     def __init__(self, array: Array, device: torch.device) -> None:
-        kind = torch.uint8 if array.dtype == np.uint8 else torch.float32
+        own = kept(array.dtype)
+        kind = _TORCH[own]
         self.tensor = torch.empty(array.shape, dtype=kind, device=device)
         step = max(1, COPY_BYTES // max(1, array.nbytes // max(1, len(array))))
         for start in range(0, len(array), step):
-            piece = np.ascontiguousarray(array[start : start + step], np.uint8 if kind == torch.uint8 else np.float32)
+            piece = np.ascontiguousarray(array[start : start + step], own)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # a mapped file cannot be written, and is only read
                 self.tensor[start : start + len(piece)] = torch.from_numpy(piece).to(device)
@@ -51,7 +59,9 @@ class Resident:
         return self.tensor.cpu().numpy().astype(dtype or self.dtype, copy=False)
 
 
-def place(store: Store, device: torch.device, how: str = "auto") -> tuple[Store, str]:
+def place(
+    store: Store, device: torch.device, how: str = "auto", *, what: str = "frames", source: Path | None = None
+) -> tuple[Store, str]:
     """The store with its frames where they are to be, and a sentence about it.
 
     Args:
@@ -60,6 +70,8 @@ def place(store: Store, device: torch.device, how: str = "auto") -> tuple[Store,
         how: `device` copies all frames there; `mapped` leaves them in the file, gathered and shipped by the loader;
             `auto` copies them to a GPU when they fill at most 60 % of its free memory. On a CPU mapped is as near as
             it gets: the operating system keeps the pages in memory, shared by all processes.
+        what: the observations are called.
+        source: where they are mapped from; None is the data set.
 
     Raises:
         GtpVisionError: `device` is demanded and they do not fit.
@@ -69,13 +81,13 @@ def place(store: Store, device: torch.device, how: str = "auto") -> tuple[Store,
     fits = size <= _SHARE * free
     if how == "device" and not fits:
         raise GtpVisionError(
-            f"training.placement=device: the frames of {store.path or 'the data set'} take {size / 1e9:.1f} GB and "
+            f"training.placement=device: the {what} of {store.path or 'the data set'} take {size / 1e9:.1f} GB and "
             f"{device} has {free / 1e9:.1f} GB free, of which they may take {_SHARE:.0%}; set training.placement=mapped"
         )
     if how == "device" or (how == "auto" and device.type == "cuda" and fits):
         moved: dict[str, Any] = {name: Resident(array, device) for name, array in store.observations.items()}
-        return replace(store, observations=moved), f"data: {size / 1e9:.2f} GB of frames on {device}"
-    return store, f"data: {size / 1e9:.2f} GB of frames mapped from {store.path or 'memory'}"
+        return replace(store, observations=moved), f"data: {size / 1e9:.2f} GB of {what} on {device}"
+    return store, f"data: {size / 1e9:.2f} GB of {what} mapped from {source or store.path or 'memory'}"
 
 
 def _free(device: torch.device) -> int:
@@ -87,11 +99,11 @@ def _free(device: torch.device) -> int:
 
 
 def taken(array: Array | Resident, rows: np.ndarray, capacity: int) -> torch.Tensor:
-    """The rows as a tensor where the array lives: images uint8, states float32, whatever float the file holds.
+    """The rows as a tensor where the array lives, in the dtype that `kept` says.
 
     `rows` do not decrease; `capacity` is the most that will ever be asked for; see `gather`.
     """
     if isinstance(array, Resident):
         return array.tensor.index_select(0, torch.from_numpy(rows).to(array.tensor.device))
     frames = gather(array, rows, capacity)
-    return torch.from_numpy(np.ascontiguousarray(frames, np.uint8 if frames.dtype == np.uint8 else np.float32))
+    return torch.from_numpy(np.ascontiguousarray(frames, kept(frames.dtype)))

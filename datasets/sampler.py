@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from gtp_vision.datasets.arrays import gather
-from gtp_vision.datasets.goals import HindsightGoals
+from gtp_vision.datasets.goals import GOAL, HindsightGoals
 from gtp_vision.datasets.placement import taken
 from gtp_vision.datasets.random import counter_rng
 from gtp_vision.datasets.store import Store
@@ -31,8 +31,7 @@ class Batch:
         reward: float32 (B,), the n-step return sum_k gamma^k r_k up to the terminal or the episode's end.
         discount: float32 (B,), gamma^n times mask: what the next value counts; 0 after a terminal.
         rows: int64 (B,), the store's rows, for messages and tests.
-        goal_windows: goal name to int64 (B, T), which frames make each goal, as `window`.
-        reached: goal name to bool (B,), whether the row itself is its goal.
+        goal_window: int64 (B, T), the frame that each row is to reach, T times; None without goals.
     """
 
     frames: dict[str, torch.Tensor]
@@ -43,8 +42,7 @@ class Batch:
     reward: torch.Tensor
     discount: torch.Tensor
     rows: torch.Tensor
-    goal_windows: dict[str, torch.Tensor] = field(default_factory=dict)
-    reached: dict[str, torch.Tensor] = field(default_factory=dict)
+    goal_window: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.actions.shape[0])
@@ -55,20 +53,32 @@ class Batch:
         return self.actions[:, 0]
 
     def observation(self) -> dict[str, torch.Tensor]:
-        """Name to (B, T, ...): images uint8 (B, T, C, H, W), states float32 (B, T, D)."""
-        return self._stack(self.window)
+        """Name to (B, T, ...): images uint8 (B, T, C, H, W), states float32 (B, T, D).
+
+        With goals every name has a partner `goal/<name>`: the goal's own frame T times, as a simulator shows it.
+        """
+        return self._stack(self.window, self._seen) | self._goal()
 
     def next_observation(self) -> dict[str, torch.Tensor]:
-        """The observation n steps later, shaped like `observation`."""
-        return self._stack(self.next_window)
+        """The observation n steps later, with the same goal, shaped like `observation`."""
+        return self._stack(self.next_window, self._seen) | self._goal()
 
-    def goal(self, name: str) -> dict[str, torch.Tensor]:
-        """The frames of the goals of that name, shaped like `observation`."""
-        return self._stack(self.goal_windows[name])
+    def _goal(self) -> dict[str, torch.Tensor]:
+        if self.goal_window is None:
+            return {}
+        # Stacks that were made ahead differ from those of a moment that is shown T times, and come under its name.
+        own = {GOAL + name: self.frames.get(GOAL + name, frames) for name, frames in self._seen.items()}
+        return self._stack(self.goal_window, own)
 
-    def _stack(self, window: torch.Tensor) -> dict[str, torch.Tensor]:
+    @property
+    def _seen(self) -> dict[str, torch.Tensor]:
+        return {name: frames for name, frames in self.frames.items() if not name.startswith(GOAL)}
+
+    @staticmethod
+    def _stack(window: torch.Tensor, of: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         index = window.flatten()
-        stacked = {name: _rows(frames, index).unflatten(0, window.shape) for name, frames in self.frames.items()}
+        stacked = {name: _rows(frames, index).unflatten(0, window.shape) for name, frames in of.items()}
+        stacked = {name: x.float() if x.dtype == torch.float16 else x for name, x in stacked.items()}
         return {name: channels_first(x) if x.ndim == 5 else x for name, x in stacked.items()}
 
     def to(self, device: torch.device | str) -> Batch:
@@ -80,11 +90,8 @@ class Batch:
         return self._each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        def changed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {name: change(tensor) for name, tensor in tensors.items()}
-
         return Batch(
-            frames=changed(self.frames),
+            frames={name: change(frames) for name, frames in self.frames.items()},
             window=change(self.window),
             next_window=change(self.next_window),
             actions=change(self.actions),
@@ -92,8 +99,7 @@ class Batch:
             reward=change(self.reward),
             discount=change(self.discount),
             rows=change(self.rows),
-            goal_windows=changed(self.goal_windows),
-            reached=changed(self.reached),
+            goal_window=None if self.goal_window is None else change(self.goal_window),
         )
 
 
@@ -116,6 +122,9 @@ class Sampler:
     A window repeats its episode's first frame instead of reaching into the episode before; an n-step return is
     cut at a terminal and at the episode's end; an action chunk repeats the last action that had an outcome.
 
+    With goals, rewards and terminals are the goals' instead of the file's, as in OGBench: 0 and no next value for a
+    row that is its own goal, else -1 and the value of the next row. An episode that ends elsewhere stays there.
+
     Args:
         store: where the rows are.
         batch_size: rows of the global batch, over all processes.
@@ -123,7 +132,7 @@ class Sampler:
         frame_stack: T, frames per observation.
         n_step: steps of the return before it bootstraps.
         action_chunk: H, actions per row.
-        goals: name to law of the goals that each row is given; none by default.
+        goals: law of the goals that rows are given; None for no goals. Rewards are then those of one step.
         discount: gamma per step.
         reward_scale: factor on rewards (critics of sparse tasks learn faster with values of order 1).
         reward_shift: added to rewards before scaling, e.g. -0.5 with scale 4 for AntMaze's (r - 0.5) * 4.
@@ -135,7 +144,7 @@ class Sampler:
     frame_stack: int = 1
     n_step: int = 1
     action_chunk: int = 1
-    goals: Mapping[str, HindsightGoals] = field(default_factory=dict)
+    goals: HindsightGoals | None = None
     discount: float = 0.99
     reward_scale: float = 1.0
     reward_shift: float = 0.0
@@ -144,13 +153,12 @@ class Sampler:
         """int64 (B / world_size,), this process's rows of batch `step`: a function of (seed, step) alone."""
         return self._own(self._global_rows(step), rank, world_size)
 
-    def goal_rows(self, step: int, rank: int = 0, world_size: int = 1) -> dict[str, np.ndarray]:
-        """Goal name to int64 (B / world_size,), the rows that `rows` are told to reach."""
-        rows = self._global_rows(step) if self.goals else np.empty(0)
-        return {
-            name: self._own(law.draw(self.store, rows, counter_rng(self.seed, step, _GOAL_SALT, k)), rank, world_size)
-            for k, (name, law) in enumerate(self.goals.items())
-        }
+    def goal_rows(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray | None:
+        """int64 (B / world_size,), the rows that `rows` are told to reach; None without goals."""
+        if self.goals is None:
+            return None
+        drawn = self.goals.draw(self.store, self._global_rows(step), counter_rng(self.seed, step, _GOAL_SALT))
+        return self._own(drawn, rank, world_size)
 
     def _global_rows(self, step: int) -> np.ndarray:
         return self.store.draw(self.batch_size, counter_rng(self.seed, step, _SAMPLER_SALT))
@@ -193,6 +201,11 @@ class Sampler:
             alive &= store.has_outcome[here]
         return total.astype(np.float32), count.astype(np.float32), here
 
+    def _towards(self, reached: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Reward and discount of rows that are, or are not, their own goals."""
+        reward = (np.where(reached, 0.0, -1.0) + self.reward_shift) * self.reward_scale
+        return reward.astype(np.float32), np.where(reached, 0.0, self.discount).astype(np.float32)
+
     def chunks(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows of each action chunk and which of them are real.
 
@@ -208,15 +221,18 @@ class Sampler:
         """Batch number `step`, this process's part; its frames are where the store keeps them, the rest on the CPU."""
         return self.gather(self.rows(step, rank, world_size), self.goal_rows(step, rank, world_size))
 
-    def gather(self, rows: np.ndarray, goal_rows: Mapping[str, np.ndarray] | None = None) -> Batch:
-        """The batch that consists of the given rows, and goals if given."""
+    def gather(self, rows: np.ndarray, goal_rows: np.ndarray | None = None) -> Batch:
+        """The batch that consists of the given rows, and their goals if given."""
         reward, discount, next_rows = self.returns(rows)
-        goals = dict(goal_rows or {})
-        every = np.concatenate([self.windows(some) for some in (rows, next_rows, *goals.values())])
+        windows = [self.windows(rows), self.windows(next_rows)]
+        if goal_rows is not None:
+            reward, discount = self._towards(goal_rows == rows)
+            windows.append(goal_rows[:, None].repeat(self.frame_stack, 1))
+        every = np.concatenate(windows)
         ordered = np.sort(every, axis=None)
         distinct = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
-        position = np.searchsorted(distinct, every).reshape(-1, *every[: len(rows)].shape)
-        window, next_window, *goal_windows = map(torch.from_numpy, position)
+        position = np.searchsorted(distinct, every).reshape(-1, *windows[0].shape)
+        window, next_window, *goal_window = map(torch.from_numpy, position)
         chunk, real = self.chunks(rows)
         return Batch(
             frames={name: taken(array, distinct, every.size) for name, array in self.store.observations.items()},
@@ -227,6 +243,5 @@ class Sampler:
             reward=torch.from_numpy(reward),
             discount=torch.from_numpy(discount),
             rows=torch.from_numpy(rows),
-            goal_windows=dict(zip(goals, goal_windows, strict=True)),
-            reached={name: torch.from_numpy(goal == rows) for name, goal in goals.items()},
+            goal_window=goal_window[0] if goal_window else None,
         )

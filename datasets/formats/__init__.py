@@ -29,6 +29,8 @@ class Format:
         hdf5: whether an open HDF5 file is of this format; None if the format is not one HDF5 file.
         other: whether a path that is no HDF5 file is of this format; None if the format is one HDF5 file.
         write: (path, store) writes the store in this format; None if nothing writes it.
+        states: (path) to the arrays of a layout: states that are recorded beside the observations; None if there are
+            none; runs in the process apart.
     """
 
     title: str
@@ -36,11 +38,12 @@ class Format:
     hdf5: Callable[[h5py.File, Path], bool] | None = None
     other: Callable[[Path], bool] | None = None
     write: Callable[[Path, Store], Any] | None = None
+    states: Callable[[Path], dict[str, Any]] | None = None
 
 
 FORMATS: dict[str, Format] = {
     "native": Format("gtp-vision HDF5", lambda path, _: native.layout(path), hdf5=native.is_native, write=native.write),
-    "ogbench": Format("OGBench npz", ogbench.layout, other=ogbench.recognises),
+    "ogbench": Format("OGBench npz", ogbench.layout, other=ogbench.recognises, states=ogbench.states),
     "d4rl": Format("D4RL HDF5", d4rl.layout, hdf5=d4rl.is_d4rl, write=d4rl.write),
     "robomimic": Format(
         "robomimic HDF5", lambda path, _: robomimic.layout(path), hdf5=robomimic.recognises, write=robomimic.write
@@ -77,6 +80,20 @@ def open_store(path: Path, env: str | None = None) -> Store:
         GtpVisionError: it cannot be read, with the reason and the mend.
     """
     return to_store(quarantine.call(f"{__name__}:_layout", path, env), path)
+
+
+def open_states(path: Path) -> Store:
+    """The rows of `open_store`, with every recorded state as an observation, and no camera.
+
+    Of OGBench's files these are also `qpos`, `qvel` and `button_states`, which no policy is shown.
+
+    Args:
+        path: file or folder.
+
+    Raises:
+        GtpVisionError: it cannot be read, with the reason and the mend.
+    """
+    return to_store(quarantine.call(f"{__name__}:_states", path), path)
 
 
 def convert(source: Path, target: Path, to: str, env: str | None = None, *, overwrite: bool = False) -> Store:
@@ -145,6 +162,18 @@ def _layout(path: Path, env: str | None) -> Layout:
     return FORMATS[_detect(path)].layout(path, env)
 
 
+def _states(path: Path) -> Layout:
+    known, prefix = FORMATS[_detect(path)], "observations/"
+    found = known.layout(path, None)
+    arrays = {
+        name: entry
+        for name, entry in found["arrays"].items()
+        if not name.startswith(prefix) or len(entry["shape"]) == 2
+    }
+    beside = known.states(path) if known.states else {}
+    return found | {"arrays": arrays | {f"{prefix}{name}": entry for name, entry in beside.items()}}
+
+
 def _magic(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(8)
@@ -160,6 +189,7 @@ __all__ = [
     "minari",
     "native",
     "ogbench",
+    "open_states",
     "open_store",
     "robomimic",
 ]

@@ -30,6 +30,7 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
 _INFO = ("qpos", "button_states")
+_STATES = ("qpos", "qvel", "button_states")
 _NAME = re.compile(  # of a data set, or of a single task on it
     r"(visual-)?((point|ant|humanoid)maze-\w+|antsoccer-\w+|cube-\w+|scene|puzzle-\dx\d|powderworld-\w+)"
     r"(-(navigate|stitch|explore|play|noisy))?(-singletask(-task[1-9])?)?(-oraclerep)?(-v0)?"
@@ -104,6 +105,29 @@ def layout(path: Path, env: str | None = None) -> Layout:
         found["attributes"]["ogbench"] = version("ogbench")
         found["arrays"] |= _labels(path, env, found["arrays"]["actions"]["shape"][0])
     return found
+
+
+def states(path: Path) -> dict[str, Any]:
+    """The arrays of a layout: the simulator's states that the file records beside its observations, float32 (N, D).
+
+    Whoever asks what features hold may look at them; a policy never does.
+    """
+    target = cached(path, "ogbench states")
+
+    def make() -> None:
+        with _archive(path) as archive:
+            held = [name for name in _STATES if f"{name}.npy" in archive.namelist()]
+            arrays = {name: _load(archive, name).astype(np.float32) for name in held}
+        arrays = {name: array for name, array in arrays.items() if array.ndim == 2}
+        with native.create(target, {name: (array.shape, array.dtype) for name, array in arrays.items()}, {}) as made:
+            for name, array in arrays.items():
+                made[name][:] = array
+
+    def found() -> dict[str, Any]:
+        with hdf5.opened(target) as file:
+            return {name: native.entry(file[name], target) for name in _STATES if name in file}
+
+    return from_cache(target, found, make)
 
 
 def read(path: Path, env: str) -> Store:

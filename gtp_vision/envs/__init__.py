@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
 
@@ -25,6 +26,7 @@ class EnvSpec:
         pixels: False makes the task with state observations (nothing is rendered).
         max_episode_steps: time limit; None takes the environment's own.
         collecting: the environment as OGBench's data were collected in (see `ogbench.make`).
+        goals: what is to be reached is shown (see `ogbench.GoalTasks`).
     """
 
     name: str
@@ -32,6 +34,7 @@ class EnvSpec:
     pixels: bool = True
     max_episode_steps: int | None = None
     collecting: bool = False
+    goals: bool = False
 
     def make(self) -> gymnasium.Env:
         """One environment in this process."""
@@ -41,6 +44,7 @@ class EnvSpec:
             pixels=self.pixels,
             max_episode_steps=self.max_episode_steps,
             collecting=self.collecting,
+            goals=self.goals,
         )
 
 
@@ -65,11 +69,20 @@ def close(env: gymnasium.Env) -> None:
 
 
 class _Worker(gymnasium.Wrapper):
-    """What crosses the process boundary: of the info only `success`; and the renderer is closed in order."""
+    """What crosses the process boundary; and the renderer is closed in order.
+
+    Args:
+        env: one environment.
+        told: what of the info of a reset; of a step's it is `success`.
+    """
+
+    def __init__(self, env: gymnasium.Env, told: Sequence[str]) -> None:
+        super().__init__(env)
+        self._told = told
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-        observation, _ = self.env.reset(**arguments)
-        return observation, {}
+        observation, info = self.env.reset(**arguments)
+        return observation, {name: info[name] for name in self._told}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
@@ -89,7 +102,7 @@ def quiet_worker() -> None:
 def _make_in_worker(spec: EnvSpec, main: int) -> gymnasium.Env:
     if os.getpid() != main:  # Gymnasium makes one in the main process, too, to look at its spaces
         quiet_worker()
-    return _Worker(spec.make())
+    return _Worker(spec.make(), told=("task", "goal") if spec.goals else ())
 
 
 __all__ = ["EnvSpec", "Rendering", "choose_backend", "close", "make_vector", "quiet_worker"]

@@ -28,6 +28,7 @@ def make(
     pixels: bool = True,
     max_episode_steps: int | None = None,
     collecting: bool = False,
+    goals: bool = False,
 ) -> gymnasium.Env:
     """One environment.
 
@@ -38,9 +39,10 @@ def make(
         max_episode_steps: time limit; None takes OGBench's.
         collecting: the environment as OGBench's data were collected in: it never ends at a goal, and manipulation
             has one target after another.
+        goals: show what is to be reached, see `GoalTasks`.
 
     Raises:
-        GtpVisionError: unknown name, discrete actions, or no OpenGL where frames are needed.
+        GtpVisionError: unknown name, discrete actions, no OpenGL where frames are needed, or no goals to show.
     """
     wanted = env_id(name)
     visual = wanted.startswith("visual-")
@@ -64,7 +66,39 @@ def make(
     if visual and pixels:
         _set_quality(env.unwrapped, rendering)
         _skip_goal_frames(env.unwrapped)
-    return env
+    if not goals:
+        return env
+    if "singletask" in wanted:
+        raise GtpVisionError(
+            f"{wanted} shows no observation of a goal; set task.goals=null, or task.env to a goal-conditioned "
+            f"environment, e.g. {name.partition('-singletask')[0]}-v0"
+        )
+    return GoalTasks(env)
+
+
+class GoalTasks(gymnasium.Wrapper):
+    """OGBench's goal-conditioned evaluation: the tasks 1 to `num_tasks` in turn, each with a goal that is shown.
+
+    The episode of seed s is of task 1 + s mod `num_tasks`. A reset's info holds `task` and `goal`: what
+    is seen when the task is done.
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        simulator: Any = env.unwrapped
+        kind = type(simulator)
+        if isinstance(getattr(kind, "action_space", None), property):  # an unseeded space each time
+            simulator.__class__ = type(kind.__name__, (kind,), {"action_space": simulator.action_space})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode; with a seed, all of it depends on that alone."""
+        simulator: Any = self.env.unwrapped
+        if seed is not None:
+            np.random.seed(seed)  # mazes draw start and goal from NumPy's global generator
+            simulator.action_space.seed(seed)  # the goal's scene settles under random actions
+            options = {"task_id": 1 + seed % simulator.num_tasks} | (options or {})
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, info | {"task": simulator.cur_task_id}
 
 
 def _set_quality(simulator: Any, rendering: Rendering) -> None:

@@ -12,6 +12,7 @@ from loopback import Server, file, running
 from gtp_vision.datasets import layout
 from gtp_vision.datasets.download import sources
 from gtp_vision.datasets.formats import ogbench as reader
+from gtp_vision.datasets.formats import open_states, open_store
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
@@ -366,3 +367,20 @@ def test_every_name_of_ogbench_is_known_as_one() -> None:
     names = [name for name in names if gymnasium.registry[name].entry_point.startswith("ogbench")]
     assert len(names) > 50
     assert [name for name in names if not reader._NAME.fullmatch(name)] == []
+
+
+def test_states_that_no_policy_sees_can_be_asked_for(
+    contents: dict[str, np.ndarray], tmp_path: Path, cache: Path
+) -> None:
+    contents["observations"] = np.zeros((FRAMES, 8, 8, 3), np.uint8)
+    path = saved(tmp_path / "visual-cube-single-play-v0.npz", contents | {"button_states": np.ones((FRAMES, 9), int)})
+    shown, states = open_store(path), open_states(path)
+    assert list(shown.observations) == ["camera"]
+    assert sorted(states.observations) == ["button_states", "qpos", "qvel"]
+    assert len(states) == len(shown)
+    np.testing.assert_array_equal(states.episode_ends, shown.episode_ends)
+    for name in ("qpos", "qvel"):
+        assert states.observations[name].dtype == np.float32
+        np.testing.assert_allclose(states.observations[name], contents[name], rtol=1e-6)
+    del contents["qpos"], contents["qvel"]
+    assert not open_states(saved(tmp_path / "bare.npz", contents)).observations

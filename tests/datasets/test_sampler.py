@@ -248,38 +248,59 @@ def test_a_chunk_is_the_actions_that_follow_and_is_padded_at_the_episodes_end(ma
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_goals_are_drawn_for_the_whole_batch_and_stacked_like_observations(
+def test_goals_are_drawn_for_the_whole_batch_and_shown_as_one_frame_that_stands_still(
     make_store: MakeStore, world_size: int
 ) -> None:
     store = make_store((9, 11), cameras={"front": (4, 4, 3)})
-    laws = {"value": HindsightGoals(), "actor": ACTOR_GOALS}
-    sampler = Sampler(store, 16, 0, frame_stack=2, goals=laws)
+    sampler = Sampler(store, 16, 0, frame_stack=2, goals=HindsightGoals())
     wanted = sampler.goal_rows(3)
+    assert wanted is not None
     parts = [sampler.batch(3, rank, world_size) for rank in range(world_size)]
-    rows = np.concatenate([batch.rows for batch in parts])
-    for name in laws:
-        seen = np.concatenate([batch.goal(name)["state"][:, -1, 0] for batch in parts])
-        np.testing.assert_array_equal(seen, wanted[name])
-        before = np.concatenate([batch.goal(name)["state"][:, 0, 0] for batch in parts])
-        starts = store.episode_starts[store.episode_of(wanted[name])]
-        np.testing.assert_array_equal(before, np.maximum(wanted[name] - 1, starts))
-        reached = np.concatenate([batch.reached[name] for batch in parts])
-        np.testing.assert_array_equal(reached, wanted[name] == rows)
-    assert parts[0].goal("value")["front"].shape == (16 // world_size, 2, 3, 4, 4)
-    assert (wanted["value"] != wanted["actor"]).any()
+    for shown in ([b.observation() for b in parts], [b.next_observation() for b in parts]):
+        assert list(shown[0]) == ["front", "state", "goal/front", "goal/state"]
+        states = np.concatenate([seen["goal/state"] for seen in shown])
+        np.testing.assert_array_equal(states, store.observations["state"][wanted][:, None].repeat(2, 1))
+        frames = np.concatenate([seen["goal/front"] for seen in shown])
+        np.testing.assert_array_equal(frames[:, 0].transpose(0, 2, 3, 1), store.observations["front"][wanted])
+        np.testing.assert_array_equal(frames[:, 1], frames[:, 0])
+
+
+def test_rewards_are_those_of_goals_and_the_files_are_left_aside(make_store: MakeStore) -> None:
+    store = make_store((5, 4), terminals={3, 8})
+    rows, goals = np.array([1, 1, 3, 3, 8]), np.array([1, 4, 3, 2, 6])
+    batch = Sampler(store, 1, 0, goals=HindsightGoals(), discount=0.9).gather(rows, goals)
+    np.testing.assert_array_equal(batch.reward, [0, -1, 0, -1, -1])
+    np.testing.assert_allclose(batch.discount, [0, 0.9, 0, 0.9, 0.9], rtol=1e-6)
+    now, following = (seen["state"][:, 0, 0] for seen in (batch.observation(), batch.next_observation()))
+    np.testing.assert_array_equal(now, rows)
+    np.testing.assert_array_equal(following, [2, 2, 3, 3, 8], "what ended elsewhere stays there, and costs on")
+    made = Sampler(store, 1, 0, goals=HindsightGoals(), reward_shift=1, reward_scale=10).gather(rows, goals)
+    np.testing.assert_array_equal(made.reward, [10, 0, 10, 0, 0])
 
 
 def test_goals_do_not_change_which_rows_are_drawn(make_store: MakeStore) -> None:
     store = make_store((9, 11))
-    plain, told = Sampler(store, 16, 0), Sampler(store, 16, 0, goals={"actor": ACTOR_GOALS})
+    plain, told = Sampler(store, 16, 0), Sampler(store, 16, 0, goals=ACTOR_GOALS)
     np.testing.assert_array_equal(plain.rows(5), told.rows(5))
-    assert plain.batch(5).goal_windows == {}
+    assert list(plain.batch(5).observation()) == ["state"]
+
+
+def test_goals_of_a_batch_are_a_function_of_seed_and_step(make_store: MakeStore) -> None:
+    store = make_store((30, 30))
+    drawn = [
+        Sampler(store, 32, seed, goals=HindsightGoals()).goal_rows(step) for seed, step in ((0, 1), (0, 1), (0, 2))
+    ]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[0] != drawn[2]).any()  # type: ignore[union-attr]
 
 
 def test_a_goals_frames_are_gathered_once_with_the_others(make_store: MakeStore) -> None:
     store = make_store((4,))
-    sampler = Sampler(store, 64, 0, frame_stack=2, goals={"any": HindsightGoals(current=0, trajectory=0, random=1)})
-    assert len(sampler.batch(0).frames["state"]) == 4
+    sampler = Sampler(store, 64, 0, frame_stack=2, goals=HindsightGoals(current=0, trajectory=0, random=1))
+    batch = sampler.batch(0)
+    assert len(batch.frames["state"]) == 4
+    moved = batch.to("cpu").observation()
+    np.testing.assert_array_equal(moved["goal/state"], batch.observation()["goal/state"])
 
 
 def test_rows_are_drawn_by_their_weights(make_store: MakeStore) -> None:

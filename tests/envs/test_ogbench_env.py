@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gtp_vision.envs import EnvSpec
+from gtp_vision.envs import EnvSpec, Rendering, close
 from gtp_vision.envs.ogbench import env_id
 from gtp_vision.envs.oracles import puzzle_episodes, solution
 from gtp_vision.errors import GtpVisionError
@@ -69,3 +69,26 @@ def test_wandering_is_not_recorded_but_cuts_the_recording() -> None:
     assert not np.array_equal(recordings[0].observations[0], env.reset(seed=2)[0])
     after_press, before_next = recordings[0].observations[-1], recordings[1].observations[0]
     assert not np.allclose(after_press, before_next)
+
+
+# Goals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pointmaze-medium-navigate-v0", "visual-cube-single-play-v0"])
+def test_episodes_take_the_tasks_in_turn_and_depend_on_their_seeds_alone(name: str) -> None:
+    env = EnvSpec(name, Rendering(512, 0), goals=True).make()
+    first, info = env.reset(seed=11)
+    assert info["task"] == 2
+    assert info["goal"].shape == first.shape
+    assert not np.array_equal(info["goal"], first)
+    assert env.reset(seed=14)[1]["task"] == 5
+    again, told = env.reset(seed=11)
+    np.testing.assert_array_equal(again, first)
+    np.testing.assert_array_equal(told["goal"], info["goal"])
+    close(env)
+
+
+def test_an_environment_that_shows_no_goal_is_refused_where_one_is_wanted() -> None:
+    words = r"shows no observation of a goal; set task.goals=null, .* e.g. pointmaze-medium-navigate-v0"
+    with pytest.raises(GtpVisionError, match=words):
+        EnvSpec("pointmaze-medium-navigate-singletask-task1-v0", goals=True).make()
