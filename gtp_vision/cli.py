@@ -121,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--candidates", type=int, help="N actions, one chosen by the critic; default: the agent's")
     evaluate.add_argument("--seed", type=int, default=50_000, help="of the first episode")
     evaluate.add_argument("--videos", type=Path, help="folder for videos")
+    evaluate.add_argument("--saliency", action="store_true", help="and videos of where the policy looks")
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(run=_eval)
 
@@ -224,6 +225,7 @@ def _eval(arguments: argparse.Namespace, _: list[str]) -> int:
         candidates=arguments.candidates,
         seed=arguments.seed,
         videos=arguments.videos,
+        saliency=arguments.saliency,
         progress=not arguments.json,
     )
     if arguments.json:

@@ -26,6 +26,11 @@ def add(verbs: Any) -> None:
     profile.add_argument("--json", action="store_true")
     profile.set_defaults(run=_bench_profile)
 
+    encoders = bench.add_parser("encoders", help="frozen features against states and frames; IMPALA against its layers")
+    encoders.add_argument("--rounds", type=int, default=7, help="interleaved rounds; medians are printed")
+    encoders.add_argument("--json", action="store_true")
+    encoders.set_defaults(run=_bench_encoders)
+
     experiment = verbs.add_parser("experiment", help="what few-step policies learn, where the answer is known")
     what = experiment.add_subparsers(dest="what", metavar="WHAT", required=True)
     maps = what.add_parser("maps", help="the learned flow map against known answers; about ten minutes")
@@ -57,6 +62,17 @@ def add(verbs: Any) -> None:
     maze.add_argument("--episodes", type=int, default=15, help="of each evaluation")
     maze.add_argument("--json", action="store_true")
     maze.set_defaults(run=_experiment_pointmaze)
+    eyes = what.add_parser("encoders", help="a pretrained backbone against others, few demonstrations; an hour")
+    eyes.add_argument("--data", type=Path, required=True, help="demonstrations, e.g. of `data collect robosuite/Lift`")
+    eyes.add_argument("--weights", type=Path, required=True, help="of an ImageNet EfficientNet-Lite0")
+    eyes.add_argument("--out", type=Path, default=Path("runs/encoders"), help="folder (default runs/encoders)")
+    eyes.add_argument("--rows", default="", help="with semicolons between; default: all")
+    eyes.add_argument("--demonstrations", type=int, default=20, help="that are trained on; the rest judges")
+    eyes.add_argument("--cameras", default="agentview_image", help="with commas between")
+    eyes.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
+    eyes.add_argument("--train-steps", type=int, default=400, help="gradient steps of each run")
+    eyes.add_argument("--json", action="store_true")
+    eyes.set_defaults(run=_experiment_encoders)
     sweep = what.add_parser("steps", help="quality and milliseconds of a trained run for K = 1, 2, 3, 5, 10")
     sweep.add_argument("run_dir", type=Path, metavar="RUN")
     sweep.add_argument("--data", type=Path, help="recordings that the run was not trained on (default: its own)")
@@ -86,6 +102,14 @@ def _bench_profile(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.training.bench_profile import bench_profile, table
 
     results = bench_profile(rounds=_at_least(1, "--rounds", arguments.rounds), progress=not arguments.json)
+    print(json.dumps(results) if arguments.json else table(results))
+    return 0
+
+
+def _bench_encoders(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.training.bench_encoders import bench_encoders, table
+
+    results = bench_encoders(rounds=_at_least(1, "--rounds", arguments.rounds), progress=not arguments.json)
     print(json.dumps(results) if arguments.json else table(results))
     return 0
 
@@ -150,6 +174,24 @@ def _experiment_pointmaze(arguments: argparse.Namespace, _: list[str]) -> int:
         seeds=_at_least(1, "--seeds", arguments.seeds),
         steps=_at_least(1, "--train-steps", arguments.train_steps),
         episodes=_at_least(1, "--episodes", arguments.episodes),
+        progress=not arguments.json,
+    )
+    print(json.dumps(results) if arguments.json else table(results))
+    return 0
+
+
+def _experiment_encoders(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.experiments.encoders import encoders, table
+
+    results = encoders(
+        arguments.data,
+        arguments.weights,
+        arguments.out,
+        rows=[name.strip() for name in arguments.rows.split(";") if name.strip()],
+        demonstrations=_at_least(1, "--demonstrations", arguments.demonstrations),
+        seeds=_at_least(1, "--seeds", arguments.seeds),
+        steps=_at_least(1, "--train-steps", arguments.train_steps),
+        cameras=[name for name in arguments.cameras.split(",") if name],
         progress=not arguments.json,
     )
     print(json.dumps(results) if arguments.json else table(results))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gtp_vision.agents import AgentConfig, acting_in, check_agent, label
+from gtp_vision.datasets.goals import GOALS
 from gtp_vision.datasets.placement import PLACEMENTS
 from gtp_vision.encoders import EncoderConfig, check_encoder, settings
 from gtp_vision.errors import GtpVisionError, propose
@@ -38,6 +39,9 @@ class TaskConfig:
         shares: of a batch, one for each of `datasets`; only their ratios count; null for equal ones.
         filter: only the episodes of this group of the file's own, e.g. robomimic's train; null for all.
         observations: only these observations, in this order; null for all.
+        goals: `hindsight` tells every row what to reach: for agents without a critic a later frame of its episode; for
+            the others, which learn from a reward of -1 until it is reached instead of the file's, any frame, in
+            OGBench's shares for values. Null for no goals.
         frame_stack: frames an observation.
         n_step: steps of the return before it bootstraps.
         discount: gamma a step.
@@ -53,6 +57,7 @@ class TaskConfig:
     shares: list[float] | None = None
     filter: str | None = None
     observations: list[str] | None = None
+    goals: str | None = None
     frame_stack: int = 3
     n_step: int = 1
     discount: float = 0.99
@@ -80,6 +85,8 @@ class TrainingConfig:
         eval_envs: environments side by side; null is one a core, 8 at most.
         eval_steps: K when acting in evaluations; null is the agent's.
         videos: episodes an evaluation that are filmed.
+        probe_rows: rows of the data set that the encoder is looked at through, before, during and after training: how
+            far its features drift, and what they tell of the recorded states; 0 for none.
         device: auto, cpu or cuda.
         placement: where the frames live: auto, device (all on the GPU) or mapped (shipped batch by batch).
         precision: no, bf16 or fp16 (Accelerate's mixed precision).
@@ -99,6 +106,7 @@ class TrainingConfig:
     eval_envs: int | None = None
     eval_steps: int | None = None
     videos: int = 4
+    probe_rows: int = 1500
     device: str = "auto"
     placement: str = "auto"
     precision: str = "no"
@@ -177,6 +185,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "agent.critic.softmax_alpha": (0, math.inf),
     "agent.critic.expectile": (0, 1),
     "encoder.features": (1, math.inf),
+    "encoder.level": (0, math.inf),
     "encoder.keypoints": (0, math.inf),
     "encoder.fusion_layers": (1, math.inf),
     "encoder.fusion_heads": (1, math.inf),
@@ -212,8 +221,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "training.eval_envs": (1, math.inf),
     "training.eval_steps": (1, math.inf),
     "training.videos": (0, math.inf),
+    "training.probe_rows": (0, math.inf),
 }
 _CHOICES: dict[str, Collection[str]] = {
+    "task.goals": GOALS,
     "agent.policy.residual": ("plain", "phi"),
     "agent.policy.teacher": ("data", "model"),
     "agent.policy.activation": ACTIVATIONS,
@@ -244,7 +255,7 @@ def from_command_line(overrides: Sequence[str]) -> Config:
     check_overrides(overrides)
     try:
         with initialize_config_module("gtp_vision.configs", version_base="1.3"):
-            composed = compose("config", list(overrides))
+            composed = compose("config", [_added(override) for override in overrides])
         return checked(OmegaConf.to_object(composed))
     except (HydraException, OmegaConfBaseException) as error:
         raise GtpVisionError(_told(error)) from error
@@ -316,7 +327,7 @@ def checked(config: Any) -> Config:
             raise GtpVisionError(f"{key}={value} must be {'finite' if value == math.inf else within}")
     for key, known in _CHOICES.items():
         value = attrgetter(key)(config)
-        if value not in known:
+        if value is not None and value not in known:
             raise GtpVisionError(f"{key}={value} is unknown: {propose(value, known)}")
     task = config.task
     if task.env is None:
@@ -336,6 +347,11 @@ def checked(config: Any) -> Config:
         )
     if task.observations is not None and not task.observations:
         raise GtpVisionError("task.observations=[] leaves nothing to see; name observations, or set it to null")
+    if task.goals is not None and config.agent.critic.backup != "none" and task.n_step != 1:
+        raise GtpVisionError(
+            f"task.n_step={task.n_step} does not fit task.goals={task.goals}, whose rewards are those of one step; set "
+            f"task.n_step=1"
+        )
     policy = config.agent.policy
     if not policy.sigma_min < policy.sigma_last < policy.sigma_max < math.inf:
         raise GtpVisionError(
@@ -346,6 +362,11 @@ def checked(config: Any) -> Config:
     check_agent(config.agent)
     if config.training.eval_steps is not None:
         check_agent(acting_in(config.agent, config.training.eval_steps), steps_key="training.eval_steps")
+    if config.encoder.unfreeze_step >= config.training.steps:
+        raise GtpVisionError(
+            f"encoder.unfreeze_step={config.encoder.unfreeze_step} must be below training.steps="
+            f"{config.training.steps}, or the backbone is never trained; lower it, or set encoder.tuning=frozen"
+        )
     pretrain = config.agent.improvement.pretrain_steps
     if config.agent.improvement.name == "alignment" and not 0 < pretrain < config.training.steps:
         raise GtpVisionError(
@@ -386,16 +407,33 @@ def _check_override(override: str) -> None:
         for one in choice.split(","):  # several in a sweep
             if one not in options(key):
                 raise GtpVisionError(f"there is no {key} '{one}': {propose(one, options(key))}")
-    elif key not in _keys() and not key.startswith("hydra."):
+    elif _by_camera(key) not in _keys() and not key.startswith("hydra."):
         name = key.rpartition(".")[2]
         moved = [known for known in _keys() if known.rpartition(".")[2] == name]  # agent.eta for agent.improvement.eta
         near = f"did you mean '{moved[0]}'?" if len(moved) == 1 else propose(key, _keys() | set(GROUPS))
         raise GtpVisionError(f"there is no setting '{key}': {near}")
 
 
+_CAMERAS = "encoder.cameras"  # the one table whose keys the user names
+
+
+def _by_camera(key: str) -> str:
+    """The key with the camera's name, which may be any, replaced by a star."""
+    under = key.removeprefix(f"{_CAMERAS}.")
+    return key if under == key else f"{_CAMERAS}.*.{under.rpartition('.')[2]}" if "." in under else f"{_CAMERAS}.*"
+
+
+def _added(override: str) -> str:
+    """Hydra wants a plus before a key that no file holds, such as a camera's."""
+    return f"+{override}" if override.startswith((f"{_CAMERAS}.", f"{_CAMERAS}=")) else override
+
+
 def _keys() -> set[str]:
     def walk(node: Any, prefix: str) -> set[str]:
         found = set()
+        if prefix == f"{_CAMERAS}.":
+            own = {_CAMERAS, f"{_CAMERAS}.*"}
+            return own | {f"{_CAMERAS}.*.{setting.name}" for setting in fields(settings.CameraConfig)}
         for name in node:
             here = f"{prefix}{name}"
             child = None if OmegaConf.is_missing(node, name) else node._get_node(name)

@@ -221,7 +221,16 @@ def frozen_copy(module: M) -> M:
 
 @torch.no_grad()
 def polyak_(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """Move the parameters of `target` towards those of `source`: p' = p' + rate (p - p'), in place."""
-    slow, fast = list(target.parameters()), list(source.parameters())
-    if slow:  # a state encoder has none
-        torch._foreach_lerp_(slow, fast, rate)  # type: ignore[arg-type]  # wants a list of just Tensor
+    """Move the parameters of `target` towards those of `source`: p' = p' + rate (p - p'), in place.
+
+    Parameters that are not trained stand still in both and are passed over. Statistics of BatchNorm that move in
+    training are averages already, and are copied.
+    """
+    pairs = zip(target.parameters(), source.parameters(), strict=True)
+    trained = [(slow, fast) for slow, fast in pairs if fast.requires_grad]
+    if trained:  # a state encoder has none
+        torch._foreach_lerp_([slow for slow, _ in trained], [fast for _, fast in trained], rate)
+    for slow, fast in zip(target.modules(), source.modules(), strict=True):
+        if isinstance(fast, nn.modules.batchnorm._BatchNorm) and fast.training:
+            for moved, statistic in zip(slow.buffers(), fast.buffers(), strict=True):
+                moved.copy_(statistic)

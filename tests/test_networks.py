@@ -154,5 +154,25 @@ def test_polyak_moves_each_parameter_by_its_share_of_the_way(rate: float) -> Non
     assert all(torch.equal(now, then) for now, then in zip(source.parameters(), fixed, strict=True))
 
 
+def test_polyak_leaves_what_is_not_trained_and_copies_statistics_that_move() -> None:
+    source = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    target = frozen_copy(source)
+    source[0].requires_grad_(False)
+    source[2].eval()
+    with torch.no_grad():
+        for changed in (*source.parameters(), source[1].running_mean, source[2].running_mean):
+            changed.add_(1)
+    source[1].num_batches_tracked.fill_(5)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    polyak_(target, source, 0.25)
+    after = target.state_dict()
+    moved = {name: float((after[name] - before[name]).abs().max()) for name in after}
+    assert {name: change for name, change in moved.items() if change} == {
+        **{f"{layer}.{name}": pytest.approx(0.25) for layer in (1, 2) for name in ("weight", "bias")},
+        "1.running_mean": 1.0,
+        "1.num_batches_tracked": 5.0,
+    }
+
+
 def test_polyak_of_networks_without_parameters_does_nothing() -> None:
     polyak_(nn.Identity(), nn.Identity(), 0.5)

@@ -24,6 +24,7 @@ from gtp_vision.critics import Critic, expectile_loss, td_target
 from gtp_vision.datasets.random import NoiseSource
 from gtp_vision.datasets.sampler import Batch
 from gtp_vision.encoders import Augmentation, Encoder, EncoderConfig
+from gtp_vision.encoders.views import one_view
 from gtp_vision.networks import frozen_copy, polyak_
 from gtp_vision.policies import effective_sample_size
 from gtp_vision.reduce import global_mean
@@ -172,7 +173,7 @@ class Agent(nn.Module):
         self.config, self.actions = config, actions
         self.shared, self.gradient = encoder.share, encoder.gradient
         self.actor_encoder = Encoder(shapes, encoder, pretrained=pretrained)
-        self.augment = Augmentation(encoder.augmentation, self.actor_encoder.cameras)
+        self.augment = Augmentation(encoder, shapes)
         width = self.actor_encoder.width
         self.policy = policies.create(width, config.action_chunk * actions, config.policy)
         self.policy_target = frozen_copy(self.policy)
@@ -181,6 +182,8 @@ class Agent(nn.Module):
             self.actor_encoder_target = frozen_copy(self.actor_encoder)
             if not self.shared:
                 self.critic_encoder = Encoder(shapes, encoder, pretrained=pretrained)
+                if encoder.tuning == "frozen":  # random ones, too: both see the same features, computed once
+                    self.critic_encoder.towers.load_state_dict(self.actor_encoder.towers.state_dict())
                 self.critic_encoder_target = frozen_copy(self.critic_encoder)
             judged = (config.action_chunk if config.critic.chunk else 1) * actions
             self.critic = Critic(width, judged, config.critic)
@@ -208,9 +211,10 @@ class Agent(nn.Module):
 
     def see(self, batch: Batch, generator: NoiseSource) -> Seen:
         """The batch as features."""
+        given = (batch.observation(), batch.next_observation() if self.has_critic else {})
+        now, then = one_view(given, generator)
         draws = self.augment.draw(len(batch), generator, self.step)
-        observation = self.augment(batch.observation(), draws)
-        following = self.augment(batch.next_observation(), draws) if self.has_critic else {}
+        observation, following = self.augment(now, draws), self.augment(then, draws)
         actor = self.actor_encoder(observation)
         critic = self.critic_encoder(observation) if self.has_critic and not self.shared else actor
         if self.shared and self.gradient != "both":
@@ -297,6 +301,12 @@ class Agent(nn.Module):
         self, observation: Mapping[str, torch.Tensor], generator: NoiseSource, steps: int | None = None
     ) -> torch.Tensor:
         """Action chunks (B, H, A) in [-1, 1] for stacked observations, in K = `steps`; of several candidates, one."""
+        if self.training:  # acting uses the statistics of batch normalisation, and teaches it nothing
+            self.eval()
+            try:
+                return self.plan(observation, generator, steps)
+            finally:
+                self.train()
         acting = self.config.acting
         n, steps = acting.candidates, acting.steps if steps is None else steps
         noise = generator if acting.noise == 1 else ScaledNoise(generator, acting.noise)

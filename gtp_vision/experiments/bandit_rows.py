@@ -59,6 +59,7 @@ ROWS: dict[str, Row] = {
     "consistency_bc": Row(
         (
             *("agent=consistency_bc", *_SHARP, "agent.policy.grid=80"),  # its target is exact for infinitely many
+            "agent.policy_tau=0.005",  # the teacher's noise adds up over these levels; a faster one blurs the modes
             *("agent.policy.sigma_last=0.15", "agent.acting.steps=20"),
         ),
         2.0,
@@ -92,11 +93,11 @@ ROWS: dict[str, Row] = {
     "rebrac": Row(("agent=rebrac",), 0.25),
     "diffusion_ql": Row(
         (
-            *("agent=diffusion_ql", *_HELD, "agent.improvement.q_weight=0.15", "agent.policy.input_gain=3"),
-            *("agent.policy.grid=10", "agent.acting.steps=10", "agent.critic.next_steps=10"),
-            "agent.improvement.q_steps=10",
+            *("agent=diffusion_ql", *_HELD, "agent.improvement.q_weight=0.02", *_FINE, "agent.policy.activation=relu"),
+            *("agent.critic.next_steps=20", "agent.improvement.q_steps=20"),
+            *("training.batch_size=64", "agent.policy.noise_draws=4"),  # Q's way through 20 steps is the costly part
         ),
-        0.3,
+        0.6,
     ),
     "consistency_ac": Row(
         (

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from gtp_vision.config import Config, from_command_line
+from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.training.parts import Parts, build
@@ -24,7 +25,7 @@ _CASES = {
     "demo": ["task=demo", "training=demo", "agent=gtp_demo", "encoder=demo"],
     "batch 256, 3x64x64x3": ["task=demo", "agent=gtp", "encoder=impala_small", "task.frame_stack=3"],
 }
-_FRAMES, _EPISODE = 4000, 200
+_EPISODE = 200
 
 
 def bench_step(*, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
@@ -43,10 +44,10 @@ def bench_step(*, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
     """
     spent: dict[str, dict[str, list[float]]] = {case: {} for case in _CASES}
     with tempfile.TemporaryDirectory() as folder:
-        synthetic = _synthetic(Path(folder) / "frames.h5")
+        frames = synthetic(Path(folder) / "frames.h5")
         built: dict[str, tuple[Config, Parts]] = {}
         for case, overrides in _CASES.items():
-            extra = [f"task.dataset={synthetic}"] if case != "demo" else []
+            extra = [f"task.dataset={frames}"] if case != "demo" else []
             config = from_command_line([*overrides, *extra, f"run_dir={folder}/{len(built)}"])
             built[case] = (config, build(config))
         for turn in tqdm(range(rounds + 1), desc="timing", unit="round", disable=not progress):
@@ -122,19 +123,29 @@ def _settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _synthetic(path: Path) -> Path:
-    """Frames of noise: the time of a step does not depend on what they show."""
+def synthetic(path: Path, frames: int = 4000, side: int = 64, state: int = 0) -> Path:
+    """Write a data set of noise: the time of a step does not depend on what it shows.
+
+    Args:
+        path: the file to be.
+        frames: a multiple of 200, the frames of an episode.
+        side: height and width of the camera, in pixels.
+        state: dimensions of a state beside the camera; 0 for none.
+    """
     rng = np.random.default_rng(0)
-    ends = np.arange(_EPISODE, _FRAMES + 1, _EPISODE)
-    timeouts = np.zeros(_FRAMES, bool)
+    ends = np.arange(_EPISODE, frames + 1, _EPISODE)
+    timeouts = np.zeros(frames, bool)
     timeouts[ends - 1] = True
+    observations: dict[str, Array] = {"camera": rng.integers(0, 256, (frames, side, side, 3), np.uint8)}
+    if state:
+        observations["state"] = rng.standard_normal((frames, state), np.float32)
     return native.write(
         path,
         Store(
-            observations={"camera": rng.integers(0, 256, (_FRAMES, 64, 64, 3), np.uint8)},
-            actions=rng.uniform(-1, 1, (_FRAMES, 5)).astype(np.float32),
-            rewards=rng.normal(size=_FRAMES).astype(np.float32),
-            terminals=np.zeros(_FRAMES, bool),
+            observations=observations,
+            actions=rng.uniform(-1, 1, (frames, 5)).astype(np.float32),
+            rewards=rng.normal(size=frames).astype(np.float32),
+            terminals=np.zeros(frames, bool),
             timeouts=timeouts,
             episode_ends=ends,
         ),

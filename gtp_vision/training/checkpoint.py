@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON, written aside, manifest last, renamed; nothing is ever pickled.
 
 checkpoints/step_1000/agent.safetensors      parameters and targets
-                      optimizer.safetensors  Adam's moments, one name a tensor
+                      optimizer.safetensors  Adam's moments, by the parameter's name
                       state.json             step and whatever else the trainer needs
                       manifest.json          sizes and hashes of the above, written last
 checkpoints/last, checkpoints/best           links, replaced atomically
@@ -47,7 +47,7 @@ def save(
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         save_file({k: v.contiguous() for k, v in agent.state_dict().items()}, aside / "agent.safetensors")
-        save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
+        save_file(_optimizer_tensors(optimizer, agent), aside / "optimizer.safetensors")
         (aside / "state.json").write_text(json.dumps({"step": step, **state}))
         manifest = {path.name: _seal(path) for path in sorted(aside.iterdir())}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -113,7 +113,8 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
     """Fill agent and optimiser from a checkpoint, and return its state.
 
     Raises:
-        GtpVisionError: damaged, or of another architecture (how many tensors differ, and one by name).
+        GtpVisionError: damaged, of another architecture (how many tensors differ, and one by name), or made while other
+            parameters were trained.
     """
     fault = problem(path)
     if fault:
@@ -133,7 +134,7 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
         )
     agent.load_state_dict(stored)
     if optimizer is not None:
-        _fill_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
+        _fill_optimizer(optimizer, agent, path / "optimizer.safetensors")
     return json.loads((path / "state.json").read_text())
 
 
@@ -142,21 +143,40 @@ def _all(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _trained(optimizer: torch.optim.Optimizer, agent: torch.nn.Module) -> list[str]:
+    """The names of an optimiser's parameters, in the order in which it counts them."""
+    names = {parameter: name for name, parameter in agent.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer, agent: torch.nn.Module) -> dict[str, torch.Tensor]:
+    names = _trained(optimizer, agent)
     return {
-        f"{index}.{name}": value.contiguous()
+        f"{names[index]}.{moment}": value.contiguous()
         for index, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
+        for moment, value in values.items()
     }
 
 
-def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = value
-    described = optimizer.state_dict()
-    optimizer.load_state_dict({"state": state, "param_groups": described["param_groups"]})
+def _fill_optimizer(optimizer: torch.optim.Optimizer, agent: torch.nn.Module, path: Path) -> None:
+    """By name, because the groups, and with them the order, follow the learning rates.
+
+    Raises:
+        GtpVisionError: other parameters were trained.
+    """
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(path).items():
+        name, _, moment = key.rpartition(".")
+        found.setdefault(name, {})[moment] = value
+    names = _trained(optimizer, agent)
+    differing = sorted(found.keys() ^ set(names)) if found else []  # none before the first step
+    if differing:
+        raise GtpVisionError(
+            f"{path} was written while {len(found)} parameters were trained, and {len(names)} are here: "
+            f"{len(differing)} differ, first '{differing[0]}'; go on with the encoder.tuning that it was trained with"
+        )
+    state = {index: found[name] for index, name in enumerate(names) if found}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _seal(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from gtp_vision.config import Config, TaskConfig
 from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.formats import ogbench, open_store
+from gtp_vision.datasets.formats import open_states as open_states_of
 from gtp_vision.datasets.statistics import ArrayStatistics, mean_images, store_statistics
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store, mix
 from gtp_vision.datasets.validation import misfits, validate
@@ -25,13 +26,8 @@ STATISTICS = "statistics.json"
 def open_data(config: Config) -> Store:
     """The validated data set of a task; several ones mixed by their shares."""
     task = config.task
-    if task.datasets:
-        stores = [open_for(task, _path(name)) for name in task.datasets]
-        return mix(stores, task.shares or [1.0] * len(stores)) if len(stores) > 1 else stores[0]
-    if task.dataset:
-        return open_for(task, _path(task.dataset))
-    assert task.env is not None, "checked with the configuration"
-    return open_for(task, ogbench.locate(task.env, Path(config.data_dir).expanduser()))
+    stores = [open_for(task, path) for path in _paths(config)]
+    return mix(stores, task.shares or [1.0] * len(stores)) if len(stores) > 1 else stores[0]
 
 
 def open_for(task: TaskConfig, path: Path) -> Store:
@@ -44,6 +40,38 @@ def open_for(task: TaskConfig, path: Path) -> Store:
     if task.observations is not None:
         store = store.select(task.observations)
     return validate(store)
+
+
+def open_states(config: Config) -> Store:
+    """The rows of `open_data` with every recorded state as an observation, also those that the task does not show.
+
+    Of several data sets, the states that all of them record.
+
+    Raises:
+        GtpVisionError: a file cannot be read, or its states have other lengths than its actions.
+    """
+    task = config.task
+    stores = []
+    for path in _paths(config):
+        store = open_states_of(path)
+        if faults := misfits(store):
+            raise GtpVisionError(f"{path}: {faults[0]}")
+        stores.append(store if task.filter is None else store.filtered(task.filter))
+    first, *others = stores
+    shared = [name for name in first.observations if all(name in other.observations for other in others)]
+    stores = [store.select(shared) for store in stores]
+    return mix(stores, [1.0] * len(stores)) if others else stores[0]
+
+
+def _paths(config: Config) -> list[Path]:
+    """The data sets of a task, in order."""
+    task = config.task
+    if task.datasets:
+        return [_path(name) for name in task.datasets]
+    if task.dataset:
+        return [_path(task.dataset)]
+    assert task.env is not None, "checked with the configuration"
+    return [ogbench.locate(task.env, Path(config.data_dir).expanduser())]
 
 
 def _path(name: str) -> Path:

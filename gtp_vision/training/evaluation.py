@@ -16,12 +16,13 @@ import torch
 from scipy.stats import binomtest
 from tqdm import tqdm
 
+from gtp_vision.datasets.goals import GOAL
 from gtp_vision.datasets.random import EpisodeNoise
 from gtp_vision.datasets.sampler import channels_first
 from gtp_vision.envs import EnvSpec, make_vector
 
 _FRAMES_A_SECOND = 20  # OGBench's control rate: videos play in real time
-_VIDEO_SCALE = 4
+VIDEO_SCALE = 4
 
 Actor = Callable[[Mapping[str, torch.Tensor], EpisodeNoise], torch.Tensor]
 """Stacked observations and noise to actions (B, A) in [-1, 1]."""
@@ -29,13 +30,25 @@ Actor = Callable[[Mapping[str, torch.Tensor], EpisodeNoise], torch.Tensor]
 
 @dataclass
 class Episode:
-    """How one episode went; `frames` holds uint8 (H, W, 3) pictures if it was filmed."""
+    """How one episode went.
+
+    Attributes:
+        number: from 0.
+        success: whether it ever succeeded.
+        total_reward: the sum of its rewards.
+        length: steps.
+        frames: uint8 (H, W, 3) pictures if it was filmed, one more than steps.
+        task: of environments with goals.
+        goal: what was to be reached, as the environment showed it, of environments with goals.
+    """
 
     number: int
     success: bool
     total_reward: float
     length: int
     frames: list[np.ndarray]
+    task: int | None = None
+    goal: np.ndarray | None = None
 
 
 class Evaluator:
@@ -89,7 +102,7 @@ class Evaluator:
             label: of the progress bar.
 
         Returns:
-            A summary (success, its 95 % Wilson interval, return, length, episodes, seconds) and the episodes.
+            A summary (see `summary`) and the episodes.
         """
         started = time.perf_counter()
         if self._vector is None:
@@ -103,11 +116,12 @@ class Evaluator:
         count = vector.num_envs
         running: list[Episode | None] = [None] * count
         history = np.zeros((count, self.frame_stack, *vector.single_observation_space.shape), self._dtype())
+        goals = np.zeros_like(history) if self.spec.goals else None  # one frame, shown in place of every frame
         waiting = list(range(episodes))
         done: list[Episode] = []
         with tqdm(total=episodes, desc=label, unit="episode", disable=not self.progress) as bar:
             while waiting or any(running):
-                self._start(running, history, waiting, film)
+                self._start(running, history, goals, waiting, film)
                 active = [slot for slot, episode in enumerate(running) if episode is not None]
                 noise = EpisodeNoise(
                     self.seed,
@@ -116,7 +130,8 @@ class Evaluator:
                     self.device,
                 )
                 actions = np.zeros(vector.action_space.shape, np.float32)
-                actions[active] = actor(self._observation(history[active]), noise).cpu().numpy()
+                shown = self._observation(history[active], None if goals is None else goals[active])
+                actions[active] = actor(shown, noise).cpu().numpy()
                 for slot in self._step(actions, running, history):
                     episode = running[slot]
                     assert episode is not None
@@ -128,7 +143,14 @@ class Evaluator:
     def _dtype(self) -> type:
         return np.uint8 if self._vector.single_observation_space.dtype == np.uint8 else np.float32
 
-    def _start(self, running: list[Episode | None], history: np.ndarray, waiting: list[int], film: int) -> None:
+    def _start(
+        self,
+        running: list[Episode | None],
+        history: np.ndarray,
+        goals: np.ndarray | None,
+        waiting: list[int],
+        film: int,
+    ) -> None:
         mask = np.zeros(len(running), bool)
         seeds: list[int | None] = [None] * len(running)
         for slot, episode in enumerate(running):
@@ -137,10 +159,16 @@ class Evaluator:
                 running[slot] = Episode(number, False, 0.0, 0, [])
                 mask[slot], seeds[slot] = True, self.seed + number
         if mask.any():
-            observations, _ = self._vector.reset(seed=seeds, options={"reset_mask": mask})
+            observations, info = self._vector.reset(seed=seeds, options={"reset_mask": mask})
             history[mask] = observations[mask][:, None]
+            if goals is not None:
+                goals[mask] = info["goal"][mask][:, None]
             for slot in np.flatnonzero(mask).tolist():
-                self._film(running[slot], observations[slot], film)
+                episode = running[slot]
+                assert episode is not None
+                if goals is not None:
+                    episode.task, episode.goal = int(info["task"][slot]), info["goal"][slot].copy()
+                self._film(episode, observations[slot], film)
 
     def _step(self, actions: np.ndarray, running: list[Episode | None], history: np.ndarray) -> list[int]:
         # An environment without an episode goes on from where its last one ended; nobody watches it.
@@ -163,9 +191,12 @@ class Evaluator:
         if episode is not None and frame.ndim == 3 and (episode.number < film or episode.frames):
             episode.frames.append(frame.copy())
 
-    def _observation(self, stacked: np.ndarray) -> dict[str, torch.Tensor]:
+    def _observation(self, stacked: np.ndarray, goals: np.ndarray | None) -> dict[str, torch.Tensor]:
         x = torch.from_numpy(stacked).to(self.device)
-        return {"camera": channels_first(x)} if x.ndim == 5 else {"state": x}
+        shown = {"camera": channels_first(x)} if x.ndim == 5 else {"state": x}
+        if goals is None:
+            return shown
+        return shown | {GOAL + name: goal for name, goal in self._observation(goals, None).items()}
 
 
 @contextmanager
@@ -180,10 +211,10 @@ def one_thread() -> Iterator[None]:
 
 
 def summary(episodes: Sequence[Episode], seconds: float) -> dict[str, Any]:
-    """Success share with its 95 % Wilson interval, mean return and length."""
+    """Success share with its 95 % Wilson interval, mean return and length; with goals also `tasks`, success by task."""
     successes = sum(episode.success for episode in episodes)
     interval = binomtest(successes, len(episodes)).proportion_ci(method="wilson")
-    return {
+    found: dict[str, Any] = {
         "episodes": len(episodes),
         "success": successes / len(episodes),
         "success_interval": [float(interval.low), float(interval.high)],
@@ -191,6 +222,13 @@ def summary(episodes: Sequence[Episode], seconds: float) -> dict[str, Any]:
         "length": float(np.mean([episode.length for episode in episodes])),
         "seconds": seconds,
     }
+    tasks: dict[int, list[bool]] = {}
+    for episode in episodes:
+        if episode.task is not None:
+            tasks.setdefault(episode.task, []).append(episode.success)
+    if tasks:
+        found["tasks"] = {str(task): float(np.mean(tasks[task])) for task in sorted(tasks)}
+    return found
 
 
 def random_actor(actions: int) -> Actor:
@@ -203,15 +241,31 @@ def random_actor(actions: int) -> Actor:
     return act
 
 
-def write_videos(folder: Path, episodes: Sequence[Episode]) -> list[Path]:
-    """Filmed episodes as mp4 files named by number and outcome, scaled up without smoothing."""
+def scaled_up(episode: Episode) -> np.ndarray:
+    """The frames of a filmed episode, uint8 (L, H, W, 3), as squares of pixels without smoothing."""
+    return np.stack(episode.frames).repeat(VIDEO_SCALE, 1).repeat(VIDEO_SCALE, 2)
+
+
+def write_videos(
+    folder: Path,
+    episodes: Sequence[Episode],
+    draw: Callable[[Episode], np.ndarray] = scaled_up,
+    suffix: str = "",
+) -> list[Path]:
+    """Filmed episodes as mp4 files named by number and outcome.
+
+    Args:
+        folder: made if there is something to write.
+        episodes: those that were not filmed are left out.
+        draw: a filmed episode to its pictures, uint8 (L, H, W, 3).
+        suffix: of the names.
+    """
     written = []
     for episode in episodes:
         if episode.frames:
             folder.mkdir(parents=True, exist_ok=True)
             outcome = "success" if episode.success else "failure"
-            path = folder / f"episode_{episode.number:03d}_{outcome}.mp4"
-            frames = np.stack(episode.frames).repeat(_VIDEO_SCALE, 1).repeat(_VIDEO_SCALE, 2)
-            iio.imwrite(path, frames, fps=_FRAMES_A_SECOND, codec="libx264", macro_block_size=None)
+            path = folder / f"episode_{episode.number:03d}_{outcome}{suffix}.mp4"
+            iio.imwrite(path, draw(episode), fps=_FRAMES_A_SECOND, codec="libx264", macro_block_size=None)
             written.append(path)
     return written

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,22 +14,42 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from gtp_vision import agents
 from gtp_vision.agents import Agent
 from gtp_vision.config import Config
+from gtp_vision.datasets.files import cache_dir
+from gtp_vision.datasets.goals import ACTOR_GOALS, GOAL, HindsightGoals
 from gtp_vision.datasets.placement import place
 from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.statistics import ArrayStatistics
 from gtp_vision.datasets.store import Store
+from gtp_vision.encoders.tuning import parameter_groups
 from gtp_vision.envs import choose_backend
 from gtp_vision.errors import GtpVisionError
+from gtp_vision.training import checkpoint
 from gtp_vision.training.data import fit, open_data
+from gtp_vision.training.features import cacheable, feature_store
 
 
 @dataclass
 class Parts:
-    """What a run consists of, built once from its configuration."""
+    """What a run consists of, built once from its configuration.
+
+    Attributes:
+        accelerator: owns device, processes and precision.
+        store: the data set, mapped.
+        frames: draws from it the batches of training, as recorded.
+        sampler: draws the same rows, from where training wants them: placed on the device, or as features.
+        agent: the networks.
+        module: the agent as Accelerate wraps it.
+        optimizer: of what is trained.
+        noise_seed: of `stream`.
+        statistics: of actions and states.
+        where: a sentence about where the data lie.
+        augmented: whether training sees augmented frames.
+    """
 
     accelerator: Accelerator
     store: Store
+    frames: Sampler
     sampler: Sampler
     agent: Agent
     module: torch.nn.Module
@@ -36,6 +57,7 @@ class Parts:
     noise_seed: int
     statistics: dict[str, ArrayStatistics]
     where: str
+    augmented: bool
 
     def stream(self, step: int) -> RandomStream:
         """The noise of a training step."""
@@ -43,15 +65,15 @@ class Parts:
         return RandomStream(self.noise_seed, step, rank=a.process_index, world_size=a.num_processes, device=a.device)
 
 
-def build(config: Config, *, fresh: bool = True, pretrained: bool | None = None) -> Parts:
+def build(config: Config, *, fresh: bool = True, goes_on: Path | None = None) -> Parts:
     """Data, networks, optimiser, placed where Accelerate says.
 
     Args:
         config: of the run.
         fresh: False for a run that is evaluated: the encoders' statistics come with its checkpoint, and no frames are
             copied to the device.
-        pretrained: read the encoder's trained weights; None does so if fresh. False for what a checkpoint will fill,
-            so that a run goes on without the file that it began with.
+        goes_on: checkpoint that a run goes on from, and that will fill the agent; the file with the encoder's trained
+            weights, with which it began, may be gone.
     """
     choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which looks only once
     accelerator = Accelerator(
@@ -71,11 +93,9 @@ def build(config: Config, *, fresh: bool = True, pretrained: bool | None = None)
         )
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
         store = open_data(config)
-    # What is only evaluated draws no batches: its frames stay in the file.
-    placed, where = place(store, accelerator.device, config.training.placement if fresh else "mapped")
     task = config.task
-    sampler = Sampler(
-        placed,
+    frames = Sampler(
+        store,
         batch_size=config.training.batch_size,
         seed=config.seed,
         frame_stack=task.frame_stack,
@@ -84,31 +104,64 @@ def build(config: Config, *, fresh: bool = True, pretrained: bool | None = None)
         reward_scale=task.reward_scale,
         reward_shift=task.reward_shift,
         action_chunk=agents.actions_needed(config.agent, task.n_step),
+        goals=goals_of(config),
     )
-    if config.agent.critic.backup != "none":
+    if config.agent.critic.backup != "none" and task.goals is None:
         _check_rewards(config, store)
     torch.manual_seed(config.seed)
     agent = agents.create(
-        shapes(store, task.frame_stack),
+        shapes(store, task.frame_stack, goals=task.goals is not None),
         store.action_dim,
         config.agent,
         config.encoder,
-        pretrained=fresh if pretrained is None else pretrained,
+        pretrained=fresh and goes_on is None,
     )
     statistics = fit(agent, store, standardize=config.encoder.standardize) if fresh else {}
-    trained = [p for p in agent.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=config.training.learning_rate)
+    cached = fresh and cacheable(config.encoder, store)
+    if cached:
+        if goes_on is not None:
+            checkpoint.load(goes_on, agent)  # whose weights make the features
+        sampler, where = _of_features(config, frames, agent, accelerator)
+    else:  # what is only evaluated draws no batches: its frames stay in the file
+        placed, where = place(store, accelerator.device, config.training.placement if fresh else "mapped")
+        sampler = replace(frames, store=placed)
+    augmented = agent.augment.active and (not cached or config.encoder.views > 1)
+    optimizer = torch.optim.Adam(parameter_groups(agent, config.encoder), lr=config.training.learning_rate)
     module, optimizer = accelerator.prepare(agent, optimizer)
     agent = accelerator.unwrap_model(module)
-    return Parts(accelerator, store, sampler, agent, module, optimizer, config.seed, statistics, where)
+    return Parts(
+        accelerator, store, frames, sampler, agent, module, optimizer, config.seed, statistics, where, augmented
+    )
 
 
-def shapes(store: Store, frame_stack: int) -> dict[str, tuple[int, ...]]:
-    """Observation name to the shape of one stacked observation: (T, C, H, W) or (T, D)."""
-    return {
+def _of_features(config: Config, frames: Sampler, agent: Agent, accelerator: Accelerator) -> tuple[Sampler, str]:
+    """Draws what the actor's backbones make of the frames, which all other encoders' make too; and a sentence."""
+    device, encoder = accelerator.device, config.encoder
+    with accelerator.local_main_process_first():  # one process of each machine computes, the others map it
+        features = feature_store(agent.actor_encoder.to(device), agent.augment, frames, device)
+    placed, where = place(features, device, config.training.placement, what="features", source=cache_dir())
+    told = f"{where}, computed once"
+    if encoder.views > 1:
+        told += f" in {encoder.views} views, {encoder.views - 1} of them augmented"
+    elif agent.augment.active:
+        told += " and not augmented (encoder.views=4, say, would)"
+    return replace(frames, store=placed, frame_stack=1), told
+
+
+def shapes(store: Store, frame_stack: int, *, goals: bool = False) -> dict[str, tuple[int, ...]]:
+    """Observation name to the shape of one stacked observation: (T, C, H, W) or (T, D); with goals, of theirs too."""
+    found = {
         name: (frame_stack, array.shape[3], *array.shape[1:3]) if array.ndim == 4 else (frame_stack, array.shape[1])
         for name, array in store.observations.items()
     }
+    return found | ({GOAL + name: shape for name, shape in found.items()} if goals else {})
+
+
+def goals_of(config: Config) -> HindsightGoals | None:
+    """The law of a task's goals; actor and critic of an agent see the same ones, so a critic's needs decide."""
+    if config.task.goals is None:
+        return None
+    return ACTOR_GOALS if config.agent.critic.backup == "none" else HindsightGoals(discount=config.task.discount)
 
 
 def _check_rewards(config: Config, store: Store) -> None:

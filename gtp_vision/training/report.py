@@ -30,6 +30,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from gtp_vision.config import agent_label
 from gtp_vision.errors import GtpVisionError
+from gtp_vision.training.insight import SALIENCY
 
 MAX_MEGABYTES = 8  # of one video or picture: the page should still go through a mail
 MAX_VIDEOS = 4  # of one run
@@ -103,7 +104,8 @@ def build_report(
     environment.filters |= {"get": _scalar, "number": _number, "percent": _percent}
     environment.filters |= {"decimals": _decimals, "interval": _interval, "median": _median}
     videos = [(run, *_videos(run)) for run in read]  # before rendering: it may add to what is wanting
-    pictures = _pictures(read)
+    pictures = _pictures(read, "first_batch", wanted="picture of the first batch")
+    augmented = _pictures(read, "augmentation")
     rows = [_row(run) for run in read]
     rows += [{"eval_seconds": _scalar(row, "last", "seconds"), **row, "run": None} for row in baselines]
     page = environment.get_template("report.html.j2").render(
@@ -114,6 +116,9 @@ def build_report(
         notes=notes,
         videos=videos,
         pictures=pictures,
+        augmented=augmented,
+        probes=[probe for run in read for probe in _probes(run)],
+        unprobed=[(run, note) for run in read if (note := _scalar(run.results, "probe", "note"))],
         panels=_panels(read),
         meters=[key for key in _keys(read) if key.startswith("time/") or key == "eval/seconds"],
         max_points=MAX_POINTS,
@@ -203,36 +208,51 @@ def _embed(run: Run, path: Path, kind: str, ending: bytes) -> str:
     return ""
 
 
-def _videos(run: Run) -> tuple[str, list[dict[str, str]]]:
-    """The last step with videos, and a few of them: successes and failures both, where there are both."""
+def _videos(run: Run) -> tuple[str, list[dict[str, str]], list[dict[str, str]]]:
+    """The last step with videos; a few of them, successes and failures both where there are both; those of saliency."""
     names = [path.relative_to(run.folder) for path in run.folder.glob("videos/step_*/*.mp4")]
     names = [name for name in names if name.parts[1][5:].isdecimal() and _file(run.folder, name)]
     step = max((name.parts[1][5:] for name in names), key=int, default="")
-    kept: dict[str, list[dict[str, str]]] = {"success": [], "failure": [], "": []}
+    kept: dict[str, list[dict[str, str]]] = {"success": [], "failure": [], "": [], SALIENCY: []}
     for name in sorted(name for name in names if name.parts[1][5:] == step):
-        match = re.fullmatch(r"episode_0*(\d+)_(success|failure)", name.stem)
+        match = re.fullmatch(rf"episode_0*(\d+)_(success|failure)({SALIENCY})?", name.stem)
         outcome = match[2] if match else ""
         title = f"episode {match[1]}" if match else name.stem
-        if len(kept[outcome]) == MAX_VIDEOS:
+        kind = SALIENCY if match and match[3] else outcome
+        if len(kept[kind]) == MAX_VIDEOS:
             continue
         if address := _embed(run, run.folder / name, "video/mp4", b"moov"):
-            kept[outcome].append({"title": title, "outcome": outcome, "address": address})
+            kept[kind].append({"title": title, "outcome": outcome, "address": address})
     if not step:
         run.wanting.append("no videos")
     wins, losses = kept["success"], kept["failure"]
     chosen = wins[: max(MAX_VIDEOS // 2, MAX_VIDEOS - len(losses))] + losses + kept[""]
-    return step, chosen[:MAX_VIDEOS]
+    return step, chosen[:MAX_VIDEOS], kept[SALIENCY]
 
 
-def _pictures(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The first training batches as data addresses, each once, with the runs that began with it."""
+def _pictures(runs: Sequence[Run], name: str, wanted: str = "") -> dict[str, list[Run]]:
+    """The runs' pictures of that name as data addresses, each once, with the runs that have it.
+
+    A run without one lacks what `wanted` says, or nothing.
+    """
     pictures: dict[str, list[Run]] = {}
     for run in runs:
-        if not (path := _file(run.folder, "images/first_batch.png")):
-            run.wanting.append("no picture of the first batch")
+        if not (path := _file(run.folder, f"images/{name}.png")):
+            run.wanting += [f"no {wanted}"] * bool(wanted)
         elif address := _embed(run, path, "image/png", b"IEND"):
             pictures.setdefault(address, []).append(run)
     return pictures
+
+
+def _probes(run: Run) -> list[dict[str, Any]]:
+    """R^2 of each state that was probed, before and after training."""
+    probe = run.results.get("probe")
+    before, after = (probe.get(key) if isinstance(probe, Mapping) else None for key in ("before", "after"))
+    states = [state for found in (after, before) if isinstance(found, Mapping) for state in found]
+    return [
+        {"run": run, "state": state, "before": _scalar(before, state), "after": _scalar(after, state)}
+        for state in dict.fromkeys(states)
+    ]
 
 
 def _row(run: Run) -> dict[str, Any]:

@@ -31,10 +31,12 @@ from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.pitfalls import pitfalls
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.policies import WeightsError
-from gtp_vision.training import checkpoint, pictures
+from gtp_vision.training import checkpoint, pictures, trained
 from gtp_vision.training.data import constant_dimensions, save_statistics
 from gtp_vision.training.evaluation import EpisodeNoise, Evaluator, write_videos
+from gtp_vision.training.insight import SALIENCY, Saliency
 from gtp_vision.training.parts import Parts, build
+from gtp_vision.training.probes import Watch
 from gtp_vision.training.report import build_report
 from gtp_vision.training.tracking import Meters, Tracker
 from gtp_vision.training.trials import actor_of, check_simulator, chosen, evaluator_of
@@ -59,15 +61,16 @@ def learning_rate(config: Config, step: int) -> float:
 
 def update(parts: Parts, config: Config, step: int, batch: Any) -> dict[str, torch.Tensor]:
     """One gradient step and the targets' Polyak step; metrics stay on the device."""
+    rate = learning_rate(config, step)
     for group in parts.optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
+        group["lr"] = rate * group["scale"] * (step >= group["after"])
     parts.agent.begin(step)
     loss, metrics = parts.module(batch, parts.stream(step))
     parts.optimizer.zero_grad(set_to_none=True)
     parts.accelerator.backward(loss)
     if config.training.clip_gradient is not None:
-        trained = parts.optimizer.param_groups[0]["params"]
-        metrics["gradient_norm"] = parts.accelerator.clip_grad_norm_(trained, config.training.clip_gradient)
+        moved = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
+        metrics["gradient_norm"] = parts.accelerator.clip_grad_norm_(moved, config.training.clip_gradient)
     parts.optimizer.step()
     parts.agent.update_targets()
     return metrics
@@ -91,7 +94,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
     folder = Path(config.run_dir)
     refuse_occupied(folder, resume=resume, overwrite=overwrite)
     found = checkpoint.newest(folder / "checkpoints") if resume else None
-    parts = build(config, pretrained=found is None)
+    parts = build(config, goes_on=found)
     main = parts.accelerator.is_main_process
     if main and config.training.eval_episodes:
         check_simulator(config, parts.store)
@@ -106,8 +109,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
         prepare_folder(folder, config, empty=not resume)
         save_statistics(folder, parts.statistics, parts.store)
         if progress:
-            warnings = [f"warning: {found}" for found in pitfalls(parts.store, parts.statistics)] if not resume else []
-            for line in filter(None, (parts.where, constant_dimensions(parts.statistics), *warnings)):
+            unlikely = pitfalls(parts.store, parts.statistics, rewarded=config.task.goals is None)
+            warnings = [f"warning: {found}" for found in unlikely] if not resume else []
+            told = (parts.where, trained.summary(parts.agent, config), constant_dimensions(parts.statistics))
+            for line in filter(None, (*told, *warnings)):
                 tqdm.write(line, file=sys.stderr)
     parts.accelerator.wait_for_everyone()
     evaluations = _read_evaluations(folder, start)
@@ -117,7 +122,10 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
     try:
         with _stop_requested() as stop, evaluator_of(config, parts, run.progress) as evaluator:
             if main and start == 0:
-                pictures.first_batch(folder / "images" / "first_batch.png", parts.sampler.batch(0), parts)
+                pictures.first_batch(folder / "images" / "first_batch.png", parts.frames.batch(0), parts)
+                pictures.augmentation(folder / "images" / "augmentation.png", parts.frames.batch(0), parts)
+            if main and config.training.probe_rows and parts.agent.actor_encoder.cameras:
+                run.watch = Watch(folder, config, parts, resumed=start > 0)
             run.loop(start, stop, evaluator)
         return run.finish()
     finally:
@@ -140,6 +148,7 @@ class _Run:
     ) -> None:
         self.config, self.folder, self.parts, self.tracker = config, folder, parts, tracker
         self.train_seconds, self.evaluations, self.progress = train_seconds, evaluations, progress
+        self.watch: Watch | None = None
 
     def loop(self, start: int, stop: Callable[[], bool], evaluator: Evaluator) -> None:
         """Steps `start` to the last, with logging, checkpoints and evaluations in between."""
@@ -178,16 +187,20 @@ class _Run:
                 done = step + 1
                 last = done == training.steps
                 stopping = self._agreed(stop, done)
+                saving = last or stopping or self._due(done) or done % training.checkpoint_every == 0
+                metrics: dict[str, float] = {}
                 if last or stopping or done % training.log_every == 0:
                     with meters.measure("update"):  # reading waits for the device
                         metrics = self._read(pending, done)
                     metrics |= meters.read(len(pending))
                     pending.clear()
-                    if self.tracker:
-                        self.tracker.write(done, metrics)
                     bar.set_postfix_str(f"loss {metrics['loss']:.3f}")
+                if saving and self.watch:
+                    metrics |= self.watch.drift()
+                if metrics and self.tracker:
+                    self.tracker.write(done, metrics)
                 bar.update()
-                if last or stopping or self._due(done) or done % training.checkpoint_every == 0:
+                if saving:
                     self.train_seconds += time.perf_counter() - began
                     self.save(done)
                     if stopping and not last:
@@ -233,7 +246,11 @@ class _Run:
             self.evaluations.append({"step": step, **found})
             with written_aside(self.folder / _EVALUATIONS) as aside:
                 aside.write_text(json.dumps(self.evaluations, indent=1))
-            write_videos(self.folder / "videos" / f"step_{step}", chosen(episodes, training.videos))
+            filmed, videos = chosen(episodes, training.videos), self.folder / "videos" / f"step_{step}"
+            write_videos(videos, filmed)
+            if step == training.steps and self.parts.agent.actor_encoder.cameras:
+                draw = Saliency(self.parts.agent, self.config.task.frame_stack, evaluator.seed, training.eval_steps)
+                write_videos(videos, filmed[:1], draw, SALIENCY)
             if self.tracker:
                 told = {f"eval/{key}": value for key, value in found.items() if isinstance(value, float)}
                 self.tracker.write(step, told)
@@ -278,7 +295,7 @@ class _Run:
             "steps": config.training.steps,
             "train_seconds": self.train_seconds,
             "eval_seconds": sum(found["seconds"] for found in self.evaluations),
-            "parameters": sum(p.numel() for p in agent.parameters() if p.requires_grad),
+            **trained.counts(agent),
             "device": str(self.parts.accelerator.device),
             "processes": self.parts.accelerator.num_processes,
             "versions": {name: version(name) for name in ("gtp-vision", "torch", "accelerate", "ogbench", "mujoco")},
@@ -291,6 +308,8 @@ class _Run:
                 key: sum(e[key] for e in recent) / len(recent) for key in ("success", "return", "length")
             }
             results["best"] = max(self.evaluations, key=lambda e: e["success"])
+        if self.watch:
+            results["probe"] = self.watch.probe()
         if self.parts.accelerator.is_main_process:
             (self.folder / "results.json").write_text(json.dumps(results, indent=1))
             build_report([self.folder], self.folder / "report.html", title=f"{results['agent']} on {config.task.name}")

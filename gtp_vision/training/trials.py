@@ -14,6 +14,7 @@ from gtp_vision.envs import EnvSpec, Rendering, close
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.training import checkpoint
 from gtp_vision.training.evaluation import Actor, Episode, Evaluator, write_videos
+from gtp_vision.training.insight import SALIENCY, Saliency
 from gtp_vision.training.parts import Parts, build
 
 _EVAL_SEED = 100_000  # episodes of evaluations are reset with seeds from here on
@@ -32,6 +33,7 @@ def restore(folder: Path, which: str = "last") -> tuple[Config, Parts]:
         raise GtpVisionError(f"{folder} has no checkpoint '{which}': {propose(which, known)}")
     parts = build(config, fresh=False)
     checkpoint.load(path.resolve(), parts.agent)
+    parts.agent.eval()
     return config, parts
 
 
@@ -44,6 +46,7 @@ def evaluate_run(
     candidates: int | None = None,
     seed: int = 50_000,
     videos: Path | None = None,
+    saliency: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint of a run in its task's environment.
@@ -56,11 +59,15 @@ def evaluate_run(
         candidates: N actions of which the critic chooses one; None is the agent's.
         seed: of the first episode.
         videos: folder for the videos of all episodes; None films none.
+        saliency: write each video twice, the second with heat where the policy looked (see `insight`).
         progress: show a bar.
 
     Raises:
-        GtpVisionError: no run, no such checkpoint, or a damaged one; candidates without a critic.
+        GtpVisionError: no run, no such checkpoint, or a damaged one; candidates without a critic; saliency without
+            videos, or of a policy that sees no camera.
     """
+    if saliency and videos is None:
+        raise GtpVisionError("saliency is drawn into videos, and none are asked for; give --videos FOLDER as well")
     for name, value in {"episodes": episodes, "steps": steps, "candidates": candidates}.items():
         if value is not None and value < 1:
             raise GtpVisionError(f"{name}={value} must be at least 1")
@@ -72,6 +79,10 @@ def evaluate_run(
     agents.check_agent(parts.agent.config)
     if config.task.env is None:
         raise GtpVisionError(f"{folder} was trained without a simulator (task.env=null): there is nothing to act in")
+    if saliency and not parts.agent.actor_encoder.cameras:
+        raise GtpVisionError(
+            f"{folder} sees no camera, so there is no frame to draw saliency into; leave out --saliency"
+        )
     with Evaluator(
         env_spec(config, parts.store),
         frame_stack=config.task.frame_stack,
@@ -83,6 +94,8 @@ def evaluate_run(
         found, done = evaluator.run(actor_of(parts.agent, steps), episodes, film=episodes if videos else 0)
     if videos:
         write_videos(videos, done)
+    if videos and saliency:
+        write_videos(videos, done, Saliency(parts.agent, config.task.frame_stack, seed, steps), SALIENCY)
     return found
 
 
@@ -113,6 +126,7 @@ def env_spec(config: Config, store: Store) -> EnvSpec:
         rendering=Rendering.of(store.attributes),
         pixels="camera" in store.observations,
         max_episode_steps=config.task.max_episode_steps,
+        goals=config.task.goals is not None,
     )
 
 

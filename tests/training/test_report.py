@@ -278,6 +278,18 @@ def test_a_picture_is_shown_once_for_all_runs_that_share_it(tmp_path: Path, mp4:
     assert "a, seed 0; b, seed 0" in page.text
 
 
+def test_augmented_frames_are_shown_where_there_are_some(tmp_path: Path, mp4: bytes) -> None:
+    run = make_run(tmp_path / "a", mp4)
+    page = build(tmp_path, run)
+    assert len(page.all("img")) == 1
+    assert "augmentation" not in page.text
+    Image.fromarray(np.full((8, 16, 3), 70, np.uint8)).save(run / "images" / "augmentation.png")
+    page = build(tmp_path, run)
+    shown = page.all("img")[-1]["src"].removeprefix("data:image/png;base64,")
+    assert base64.b64decode(shown) == (run / "images" / "augmentation.png").read_bytes()
+    assert "draws of the whole augmentation at full strength" in page.text
+
+
 def test_a_link_out_of_the_run_is_not_published(tmp_path: Path, mp4: bytes) -> None:
     run, other = make_run(tmp_path / "a", mp4, outcomes="s"), make_run(tmp_path / "b", mp4, shade=70)
     for name, target in (
@@ -292,6 +304,41 @@ def test_a_link_out_of_the_run_is_not_published(tmp_path: Path, mp4: bytes) -> N
     assert page.panels == {}
     assert "no metrics.jsonl" in page.text
     assert "step 1,500" not in page.text
+
+
+# What it sees
+
+
+def test_what_it_sees_has_a_section(tmp_path: Path, mp4: bytes) -> None:
+    runs = [make_run(tmp_path / name, mp4, agent=name, outcomes="sf") for name in ("a", "b")]
+    assert "What it sees" not in build(tmp_path, *runs).text, "older runs have measured nothing"
+    (runs[0] / "videos" / "step_1500" / "episode_001_failure_saliency.mp4").write_bytes(mp4)
+    edit_results(runs[0], probe={"before": {"eef_pos": 0.25, "qpos": -0.5}, "after": {"eef_pos": 0.875, "qpos": None}})
+    edit_results(runs[1], probe={"note": "no linear probe: the data set records no states"})
+    add_metrics(runs[0], *(f'{{"step": {step}, "features/drift_front": 0.{step}}}' for step in (1, 2)))
+    page = build(tmp_path, *runs)
+    sight = page.text.split("What it sees")[1]
+    assert [(row["State"], row["Before training"], row["After"]) for row in page.rows if "State" in row] == [
+        ("eef_pos", "0.25", "0.88"),
+        ("qpos", "−0.50", "–"),
+    ]
+    assert "b, seed 0: no linear probe: the data set records no states." in sight
+    assert page.panels["drift_front"].count(report.COLOURS[0]) >= 1
+    assert "Learning curves" in sight, "which come after it, and do not show the drift again"
+    assert page.text.count("drift_front") == 1
+    labels = [video["aria-label"] for video in page.all("video")]
+    assert labels.count("a, seed 0, episode 1, failure") == 2
+    assert len(labels) == 5
+
+
+def test_a_hostile_probe_is_text_or_nothing(tmp_path: Path, mp4: bytes) -> None:
+    run = make_run(tmp_path / "a", mp4)
+    edit_results(run, probe={"before": [1], "after": {HOSTILE: "x", "some": {"a": 1}}, "note": HOSTILE})
+    page = build(tmp_path, run)
+    assert not {tag for tag, _ in page.elements} & {"script"}
+    assert HOSTILE in page.text
+    edit_results(run, probe=[HOSTILE])
+    assert "What it sees" not in build(tmp_path, run).text
 
 
 # Curves

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from gtp_vision.config import Config, from_command_line
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import trainer
-from gtp_vision.training.parts import Parts
+from gtp_vision.training.parts import Parts, build
 
 TINY = [
     "task=demo",
@@ -56,6 +56,55 @@ def test_two_steps_then_resumed_to_four_equal_four(tmp_path: Path) -> None:
     )
     assert resumed["steps"] == 4
     _assert_equal_runs(tmp_path / "whole", halves)
+
+
+TUNED = {
+    "layerwise": ["encoder.tuning=layerwise", "encoder.decay=0.5", "encoder.unfreeze_step=3", "encoder.share=false"],
+    "lora": ["encoder.tuning=lora", "encoder.lora.rank=2", "training.clip_gradient=1.0"],
+    "frozen": ["encoder.tuning=frozen", "encoder.cache=false", "encoder.share=false"],
+}
+
+
+@pytest.mark.parametrize("tuning", TUNED)
+def test_a_tuned_run_resumed_equals_the_whole(tmp_path: Path, tuning: str) -> None:
+    more = [*TUNED[tuning], "training.schedule=constant"]
+    trainer.train(_config(tmp_path / "whole", "training.steps=5", *more), progress=False)
+    halves = tmp_path / "halves"
+    trainer.train(_config(halves, "training.steps=2", *more), progress=False)
+    trainer.train(_config(halves, "training.steps=5", *more), resume=True, progress=False)
+    _assert_equal_runs(tmp_path / "whole", halves)
+
+
+def test_a_run_goes_on_with_its_own_tuning_only(tmp_path: Path) -> None:
+    trainer.train(_config(tmp_path, "training.steps=1"), progress=False)
+    with pytest.raises(
+        GtpVisionError, match=r"optimizer\.safetensors was written while .* encoder\.tuning that it was"
+    ):
+        trainer.train(_config(tmp_path, "training.steps=2", "encoder.tuning=partial"), resume=True, progress=False)
+
+
+def test_groups_learn_at_their_own_rates_and_all_are_clipped(tmp_path: Path) -> None:
+    more = ["encoder.tuning=layerwise", "encoder.decay=0.5", "encoder.learning_rate_scale=0.1"]
+    config = _config(tmp_path, "encoder.unfreeze_step=1", "training.clip_gradient=1e-3", *more)
+    parts = build(config)
+    for step, scales in enumerate([[1, 0, 0], [1, 0.05, 0.1]]):
+        metrics = trainer.update(parts, config, step, parts.sampler.batch(step))
+        rate = trainer.learning_rate(config, step)
+        assert [group["lr"] for group in parts.optimizer.param_groups] == pytest.approx([rate * s for s in scales])
+    gradients = [p.grad for group in parts.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    assert float(metrics["gradient_norm"]) > 1e-3
+    assert float(torch.stack([gradient.norm() for gradient in gradients]).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_run_tells_what_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = trainer.train(_config(tmp_path / "full", "training.steps=1"))
+    assert f"{results['trained_parameters']:,} trained parameters; " in capsys.readouterr().err
+    assert results["parameters"] == results["trained_parameters"]
+    partial = trainer.train(_config(tmp_path / "partial", "training.steps=1", "encoder.tuning=partial"))
+    told = capsys.readouterr().err
+    assert "encoder.tuning=partial" in told
+    assert "actor_encoder: layers.0 to layers.2" in told
+    assert partial["parameters"] == results["parameters"] > partial["trained_parameters"]
 
 
 BDM = [

