@@ -59,7 +59,7 @@ def test_two_steps_then_resumed_to_four_equal_four(tmp_path: Path) -> None:
 
 
 TUNED = {
-    "layerwise": ["encoder.tuning=layerwise", "encoder.decay=0.5", "encoder.unfreeze_step=3", "encoder.share=false"],
+    "layerwise": ["encoder.tuning=layerwise", "encoder.decay=0.5", "encoder.unfreeze_step=1", "encoder.share=false"],
     "lora": ["encoder.tuning=lora", "encoder.lora.rank=2", "training.clip_gradient=1.0"],
     "frozen": ["encoder.tuning=frozen", "encoder.cache=false", "encoder.share=false"],
 }
