@@ -84,7 +84,8 @@ def test_train_eval_and_report_end_to_end(capsys: pytest.CaptureFixture[str], tm
     results = json.loads((run / "results.json").read_text())
     assert results["last"]["step"] == 2
     assert results["last"]["length"] == 2
-    assert len(list(run.glob("videos/step_2/*.mp4"))) == 1
+    assert len(list(run.glob("videos/step_2/*.mp4"))) == 2, "an episode, and what moved its actions"
+    assert len(list(run.glob("videos/step_2/*_saliency.mp4"))) == 1
     assert list(run.glob("tensorboard/events*"))
     assert main(["eval", str(run), "--episodes", "1", "--steps", "1", "--json", "--videos", str(tmp_path / "v")]) == 0
     assert json.loads(capsys.readouterr().out)["episodes"] == 1
@@ -93,7 +94,7 @@ def test_train_eval_and_report_end_to_end(capsys: pytest.CaptureFixture[str], tm
     assert json.loads(capsys.readouterr().out)["length"] == 2
     assert "candidates=0 must be at least 1" in _error(capsys, "eval", str(run), "--candidates", "0")
     assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
-    assert (tmp_path / "page.html").read_text().count("<video") == 1
+    assert (tmp_path / "page.html").read_text().count("<video") == 2
     assert "did you mean 'step_2'" in _error(capsys, "eval", str(run), "--checkpoint", "step_22")
     assert "holds a run already" in _error(capsys, *command)
 
@@ -144,7 +145,7 @@ def test_demo_prints_one_json_object(tmp_path: Path) -> None:
     page = Path(found["report"]).read_text()
     assert "gtp_bc" in page
     assert "random" in page
-    assert page.count("<video") == 2
+    assert page.count("<video") == 4, "an episode of each agent, and what moved its actions"
 
 
 def test_demo_replaces_only_a_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
