@@ -109,6 +109,25 @@ class Backbone(nn.Module, ABC):
         """A file's tensors under the names that `described` has; those of no use left out."""
         return dict(state)
 
+    def constants_of(self, state: Mapping[str, torch.Tensor]) -> Normalization | None:
+        """What a file's weights were made with, where that depends on the file; None where it does not."""
+        return None
+
+    def scale_as(self, constants: Normalization) -> None:
+        """Scale frames by the constants of trained weights from now on, not by the data set's mean frame.
+
+        Raises:
+            GtpVisionError: another number of channels.
+        """
+        if len(constants[0]) != self.colours:
+            raise GtpVisionError(
+                f"the trained weights were made with {len(constants[0])} channels, and the camera has {self.colours}; "
+                f"set encoder.weights=null"
+            )
+        self.centred = False
+        for buffer, values in zip((self.mean, self.scale), constants, strict=True):
+            buffer.copy_(255 * torch.tensor(values).view(-1, 1, 1))
+
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`, but frozen batch statistics stay so."""
         super().train(mode)

@@ -40,7 +40,7 @@ def poolings(name: str) -> tuple[str, ...]:
     return POOLINGS if name.startswith(timm_backbones.PREFIX) else ("auto", "flatten")
 
 
-def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = True) -> Backbone:
+def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = True, place: int = 0) -> Backbone:
     """The backbone of a camera.
 
     Untrained ones begin as their architecture does (torchvision's, timm's, robomimic's), IMPALA's and DrQ's by
@@ -50,6 +50,7 @@ def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = 
         shape: (T, C, H, W) of a stack, cropped and resized.
         config: see `EncoderConfig`.
         pretrained: read `config.weights`; False for what a checkpoint will fill.
+        place: of the camera among those with a backbone of their own, see `weights.load`.
 
     Raises:
         GtpVisionError: an unknown name, one that does not fit the frames, or weights that do not fit it.
@@ -58,7 +59,7 @@ def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = 
     backbone = _untrained(shape, config, hub=pretrained and config.weights == weights.HUB)
     normalization.settle(backbone, config)
     if pretrained and config.weights and config.weights != weights.HUB:
-        weights.load(backbone, config.weights, config.name)
+        weights.load(backbone, config.weights, config.name, place=place)
     return backbone
 
 

@@ -62,6 +62,11 @@ def _misfits(config: EncoderConfig) -> Iterator[str]:
             f"encoder.views={config.views} is how often the features of a frozen backbone are computed; set "
             f"encoder.tuning=frozen and encoder.cache=true, or encoder.views=1"
         )
+    for key in ("fusion_layers", "fusion_heads"):
+        if config.fusion == "concat" and getattr(config, key) != getattr(EncoderConfig(), key):
+            yield f"encoder.{key} is of encoder.fusion=transformer, and it is concat; change the fusion"
+    if config.name == "state" and config.share_cameras:
+        yield "encoder.share_cameras is about cameras, and encoder=state has none; leave it away"
     if min(config.state_hidden, default=1) < 1:
         yield f"encoder.state_hidden={list(config.state_hidden)} must hold widths of at least 1"
 
@@ -74,6 +79,10 @@ def _unfit(config: EncoderConfig) -> Iterator[str]:
     ]
     if config.name == "state" and changed:
         yield f"encoder.{changed[0]} is about a camera's backbone, and encoder=state has none; leave it away"
+    if config.weights == "":
+        yield "encoder.weights is empty; name a file or a run, or set it to null"
+    if config.level is not None and config.pooling == "class_token":
+        yield "encoder.pooling=class_token is of a ViT's end, and encoder.level ends it earlier; choose another pooling"
     if config.level is not None and not config.name.startswith(timm_backbones.PREFIX):
         yield f"encoder.level={config.level} is of timm's models, and encoder.name={config.name} is none; leave it away"
     known = backbones.poolings(config.name)

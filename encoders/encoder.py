@@ -75,7 +75,7 @@ class Encoder(nn.Module):
             earlier = next(iter(self._tower_of))
         if earlier is None:
             try:
-                tower = backbones.create(shape, config, pretrained=pretrained)
+                tower = backbones.create(shape, config, pretrained=pretrained, place=len(self.towers))
             except GtpVisionError as error:
                 raise GtpVisionError(f"camera '{name}': {error}") from error
             self.towers.append(tuning.prepare(tower, config))
@@ -129,6 +129,8 @@ class Encoder(nn.Module):
         for name in self.shapes:
             if name not in observation:
                 raise GtpVisionError(f"the observation '{name}' is missing; given: {sorted(observation)}")
+            if not isinstance(observation[name], torch.Tensor):
+                raise GtpVisionError(f"the observation '{name}' is a {type(observation[name]).__name__}; give a tensor")
         seen = [self.camera_features(name, observation[name]) for name in self.cameras]
         felt = [self._scaled(index, observation[name]) for index, name in enumerate(self.states)]
         return self.fusion(seen, pack(felt, "b *")[0] if felt else None)

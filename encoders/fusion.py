@@ -95,6 +95,8 @@ class Transformer(nn.Module):
         self.layers = nn.TransformerEncoder(
             layer, config.fusion_layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
         )
+        for copied in self.layers.layers:  # or all of them would begin alike
+            nn.init.xavier_uniform_(copied.self_attn.in_proj_weight)
 
     def forward(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Each part's (B, W) to (B, F)."""

@@ -11,7 +11,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from gtp_vision.encoders.backbone import Backbone, probe
+from gtp_vision.encoders.backbone import Backbone, Normalization, probe
+from gtp_vision.encoders.normalization import IMAGENET
 from gtp_vision.encoders.settings import EncoderConfig
 from gtp_vision.errors import GtpVisionError
 
@@ -24,7 +25,7 @@ _TORCHVISION = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3",
 
 
 class Core(Backbone):
-    """A `VisualCore` as robomimic builds it: backbone, pooling, and a linear layer to 64 features.
+    """A `VisualCore` of robomimic's: backbone (its batch norms as `batch_norm` says), pooling, a linear layer to 64.
 
     Trained weights fill the backbone only: a `VisualCore`'s own, or for ResNet18Conv torchvision's.
 
@@ -83,6 +84,11 @@ class Core(Backbone):
     def described(self) -> nn.Module:
         """The backbone, without pooling and linear layer."""
         return self.nets[0].nets
+
+    def constants_of(self, state: Mapping[str, torch.Tensor]) -> Normalization:
+        """A `VisualCore` is shown values in [0, 1], torchvision's weights are ImageNet's."""
+        own = any(name.startswith("nets.") for name in state)
+        return ((0.0,) * self.colours, (1.0,) * self.colours) if own else IMAGENET
 
     def translated(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """From the names of a `VisualCore`, or of torchvision, to positions."""

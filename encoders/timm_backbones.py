@@ -158,6 +158,8 @@ class Timm(Backbone):
 
     def _as_map(self, x: torch.Tensor) -> torch.Tensor:
         """Unpooled features, of tokens or channels last, to (N, C, h, w)."""
+        if self.level is not None:
+            return x  # timm's intermediate maps are so already
         if x.ndim == 4:
             return rearrange(x, "n h w c -> n c h w") if getattr(self.model, "output_fmt", "") == "NHWC" else x
         before = int(getattr(self.model, "cls_token", None) is not None)  # places, unless the model knows better
@@ -268,7 +270,7 @@ def _end_at(model: Any, name: str, level: int) -> set[str]:
             f"{f'set it below {levels}' if levels else 'set it to null'}"
         )
     held = set(model.state_dict())
-    model.prune_intermediate_layers([level], prune_head=True)
+    model.prune_intermediate_layers([level], prune_norm=True, prune_head=True)
     return held - set(model.state_dict())
 
 

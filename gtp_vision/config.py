@@ -362,6 +362,16 @@ def checked(config: Any) -> Config:
     check_agent(config.agent)
     if config.training.eval_steps is not None:
         check_agent(acting_in(config.agent, config.training.eval_steps), steps_key="training.eval_steps")
+    if task.goals is not None and config.agent.critic.backup != "none" and task.discount == 1:
+        raise GtpVisionError(
+            "task.discount=1: goals of an agent with a critic are drawn at distances that the discount decides; set it "
+            "below 1"
+        )
+    if config.encoder.gradient == "critic" and config.agent.critic.backup == "none":
+        raise GtpVisionError(
+            f"encoder.gradient=critic: agent={config.agent.name} has no critic, and the encoder would never be "
+            f"trained; set it to both"
+        )
     if config.encoder.unfreeze_step >= config.training.steps:
         raise GtpVisionError(
             f"encoder.unfreeze_step={config.encoder.unfreeze_step} must be below training.steps="
@@ -424,8 +434,17 @@ def _by_camera(key: str) -> str:
 
 
 def _added(override: str) -> str:
-    """Hydra wants a plus before a key that no file holds, such as a camera's."""
-    return f"+{override}" if override.startswith((f"{_CAMERAS}.", f"{_CAMERAS}=")) else override
+    """Hydra wants a plus before a key that no file holds, such as a camera's, and takes dots in it for levels."""
+    key, _, value = override.removeprefix("+").partition("=")
+    if key == _CAMERAS:
+        return f"+{key}={value}"
+    if not key.startswith(f"{_CAMERAS}."):
+        return override
+    camera = key.removeprefix(f"{_CAMERAS}.")
+    name, _, setting = camera.rpartition(".")
+    if setting in (known.name for known in fields(settings.CameraConfig)) and name:
+        return f"+{_CAMERAS}={{{name}:{{{setting}:{value}}}}}"
+    return f"+{_CAMERAS}={{{camera}:{value}}}"
 
 
 def _keys() -> set[str]:

@@ -130,6 +130,35 @@ def test_a_value_of_another_type_is_refused_by_its_key(override: str) -> None:
     assert override.partition("=")[0] in refusal("task=demo", override)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["agent=gtp_bc", "encoder.share=true", "encoder.gradient=critic"], "agent=gtp_bc has no critic"),
+        (["encoder.gradient=actor", "encoder.share=false"], "set encoder.share=true"),
+        (["training.steps=10", "encoder.unfreeze_step=10"], "must be below training.steps=10"),
+        (["task.goals=hindsight", "task.n_step=1", "task.discount=1"], "task.discount=1"),
+        (["encoder.fusion_layers=5"], "encoder.fusion_layers is of encoder.fusion=transformer"),
+        (["encoder=state", "encoder.share_cameras=true"], "encoder.share_cameras is about cameras"),
+        (["encoder.weights=''"], "encoder.weights is empty"),
+        (["encoder.state_hidden=[8,0]"], "widths of at least 1"),
+        (["encoder.cameras.wrist.sze=[8,8]"], "no setting 'encoder.cameras.wrist.sze'"),
+        (["encoder.cameras={wrist:{sze:[8,8]}}"], "no setting 'encoder.cameras.wrist.sze': did you mean 'size'"),
+        (["encoder.cameras.wrist=3"], "encoder.cameras.wrist=3 must be settings"),
+        (["encoder.cameras.wrist.size=[8]"], "encoder.cameras.wrist.size=[8] must be a height and a width"),
+    ],
+)
+def test_settings_of_encoders_that_do_not_fit_are_refused(overrides: list[str], told: str) -> None:
+    assert told in refusal("task=demo", *overrides)
+
+
+@pytest.mark.parametrize("camera", ["wrist", "observation.images.top"])
+def test_each_camera_has_settings_of_its_own(camera: str) -> None:
+    key = f"encoder.cameras.{camera}"
+    made = composed(f"{key}.crop=[20,20]", f"{key}.size=[9,8]", "encoder.cameras.other={size:[4,4]}")
+    looks = {name: (look.crop, look.size) for name, look in made.encoder.cameras.items()}
+    assert looks == {camera: ([20, 20], [9, 8]), "other": (None, [4, 4])}
+
+
 @pytest.mark.parametrize("override", ["training.steps", "cosine", "--fast"])
 def test_a_word_that_sets_nothing_is_refused_with_an_example(override: str) -> None:
     told = refusal("task=demo", override)

@@ -94,7 +94,7 @@ class GoalTasks(gymnasium.Wrapper):
         """Begin an episode; with a seed, all of it depends on that alone."""
         simulator: Any = self.env.unwrapped
         if seed is not None:
-            np.random.seed(seed)  # mazes draw start and goal from NumPy's global generator
+            np.random.seed(seed % 2**32)  # mazes draw start and goal from NumPy's global generator
             simulator.action_space.seed(seed)  # the goal's scene settles under random actions
             options = {"task_id": 1 + seed % simulator.num_tasks} | (options or {})
         observation, info = self.env.reset(seed=seed, options=options)

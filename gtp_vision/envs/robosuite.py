@@ -70,7 +70,7 @@ class RobosuiteEnv(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None:
             # Up to 1.5.1 robosuite draws from NumPy's global generator, later from several of its own.
-            np.random.seed(seed)
+            np.random.seed(seed % 2**32)
             rng = np.random.default_rng(seed)
             for holder in (
                 self.simulator,

@@ -26,13 +26,13 @@ from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.files import cached, fingerprint
 from gtp_vision.datasets.goals import GOAL
 from gtp_vision.datasets.placement import taken
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.datasets.random import EpisodeNoise
 from gtp_vision.datasets.sampler import Sampler, channels_first
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Augmentation, Encoder, EncoderConfig
 from gtp_vision.errors import GtpVisionError
 
-_VERSION = "1"  # of how features are computed: another one makes the cache's entries anew
+_VERSION = "2"  # of how features are computed: another one makes the cache's entries anew
 _PIECE = 256  # rows: augmented views are a function of (seed, piece, view)
 _SALT = 1 << 62  # keeps the augmentation's draws apart from those of training steps
 _VALUES = {"cpu": 1 << 23, "cuda": 1 << 26}  # that a backbone is given at once: its layers hold many times as much
@@ -162,9 +162,12 @@ class _Maker:
 
     def _changed(self, name: str, images: torch.Tensor, start: int) -> Iterator[torch.Tensor]:
         """The frames of the piece that begins at row `start`, augmented, for each view but the first."""
+        episodes, position = np.unique(
+            self.store.episode_of(np.arange(start, start + len(images))), return_inverse=True
+        )
         for view in range(1, self.config.views):
-            stream = RandomStream(self.frames.seed, _SALT + (start // _PIECE << 16) + view, device=self.device)
-            yield self.augment({name: images}, self.augment.draw(len(images), stream))[name]
+            noise = EpisodeNoise(self.frames.seed, episodes.tolist(), [_SALT + view] * len(episodes), self.device)
+            yield self.augment({name: images}, self.augment.draw(len(images), _Repeated(noise, position)))[name]
 
     def _description(self, name: str, tower: nn.Module, array: Array) -> Iterator[str]:
         """Everything about the computation that another result could come from."""
@@ -179,6 +182,33 @@ class _Maker:
     def _target(self, *key: str) -> Path:
         first, *others = _paths(self.store)
         return cached(first, "features", _VERSION, self.recordings, *map(fingerprint, others), *key)
+
+
+class _Repeated:
+    """A `NoiseSource` of rows of which all of an episode draw the same.
+
+    A view changes an episode's frames alike, so that it changes an observation and the next one alike: a critic would
+    see a jump between them that no action made.
+    """
+
+    def __init__(self, noise: EpisodeNoise, position: np.ndarray) -> None:
+        self._noise, self._position = noise, torch.from_numpy(position)
+        self._episodes = len(noise.episodes)
+
+    def normal(self, rows: int, *shape: int) -> torch.Tensor:
+        """Standard normal (rows, *shape)."""
+        return self._spread(self._noise.normal(self._episodes, *shape))
+
+    def uniform(self, rows: int, *shape: int) -> torch.Tensor:
+        """Uniform in [0, 1), (rows, *shape)."""
+        return self._spread(self._noise.uniform(self._episodes, *shape))
+
+    def integers(self, high: int, rows: int, *shape: int) -> torch.Tensor:
+        """Uniform integers in [0, high), (rows, *shape)."""
+        return self._spread(self._noise.integers(high, self._episodes, *shape))
+
+    def _spread(self, draw: torch.Tensor) -> torch.Tensor:
+        return draw[self._position.to(draw.device)]
 
 
 def storage(sample: np.ndarray) -> np.dtype:

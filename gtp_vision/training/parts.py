@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -45,6 +47,7 @@ class Parts:
         statistics: of actions and states.
         where: a sentence about where the data lie.
         augmented: whether training sees augmented frames.
+        feature_seconds: that computing or finding a frozen backbone's features took.
     """
 
     accelerator: Accelerator
@@ -58,6 +61,7 @@ class Parts:
     statistics: dict[str, ArrayStatistics]
     where: str
     augmented: bool
+    feature_seconds: float
 
     def stream(self, step: int) -> RandomStream:
         """The noise of a training step."""
@@ -65,7 +69,13 @@ class Parts:
         return RandomStream(self.noise_seed, step, rank=a.process_index, world_size=a.num_processes, device=a.device)
 
 
-def build(config: Config, *, fresh: bool = True, goes_on: Path | None = None) -> Parts:
+def build(
+    config: Config,
+    *,
+    fresh: bool = True,
+    goes_on: Path | None = None,
+    check: Callable[[Store], None] | None = None,
+) -> Parts:
     """Data, networks, optimiser, placed where Accelerate says.
 
     Args:
@@ -74,6 +84,7 @@ def build(config: Config, *, fresh: bool = True, goes_on: Path | None = None) ->
             copied to the device.
         goes_on: checkpoint that a run goes on from, and that will fill the agent; the file with the encoder's trained
             weights, with which it began, may be gone.
+        check: looks at the data set, on the main process, before anything that takes long is begun.
     """
     choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which looks only once
     accelerator = Accelerator(
@@ -93,6 +104,8 @@ def build(config: Config, *, fresh: bool = True, goes_on: Path | None = None) ->
         )
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
         store = open_data(config)
+    if check is not None and accelerator.is_main_process:
+        check(store)
     task = config.task
     frames = Sampler(
         store,
@@ -117,7 +130,7 @@ def build(config: Config, *, fresh: bool = True, goes_on: Path | None = None) ->
         pretrained=fresh and goes_on is None,
     )
     statistics = fit(agent, store, standardize=config.encoder.standardize) if fresh else {}
-    cached = fresh and cacheable(config.encoder, store)
+    cached, began = fresh and cacheable(config.encoder, store), time.perf_counter()
     if cached:
         if goes_on is not None:
             checkpoint.load(goes_on, agent)  # whose weights make the features
@@ -125,12 +138,14 @@ def build(config: Config, *, fresh: bool = True, goes_on: Path | None = None) ->
     else:  # what is only evaluated draws no batches: its frames stay in the file
         placed, where = place(store, accelerator.device, config.training.placement if fresh else "mapped")
         sampler = replace(frames, store=placed)
+    feature_seconds = time.perf_counter() - began if cached else 0.0
     augmented = agent.augment.active and (not cached or config.encoder.views > 1)
     optimizer = torch.optim.Adam(parameter_groups(agent, config.encoder), lr=config.training.learning_rate)
     module, optimizer = accelerator.prepare(agent, optimizer)
     agent = accelerator.unwrap_model(module)
     return Parts(
-        accelerator, store, frames, sampler, agent, module, optimizer, config.seed, statistics, where, augmented
+        *(accelerator, store, frames, sampler, agent, module, optimizer, config.seed, statistics, where, augmented),
+        feature_seconds,
     )
 
 

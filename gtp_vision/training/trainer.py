@@ -69,7 +69,8 @@ def update(parts: Parts, config: Config, step: int, batch: Any) -> dict[str, tor
     parts.optimizer.zero_grad(set_to_none=True)
     parts.accelerator.backward(loss)
     if config.training.clip_gradient is not None:
-        moved = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
+        awake = [group for group in parts.optimizer.param_groups if step >= group["after"]]
+        moved = [parameter for group in awake for parameter in group["params"]]
         metrics["gradient_norm"] = parts.accelerator.clip_grad_norm_(moved, config.training.clip_gradient)
     parts.optimizer.step()
     parts.agent.update_targets()
@@ -94,10 +95,9 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
     folder = Path(config.run_dir)
     refuse_occupied(folder, resume=resume, overwrite=overwrite)
     found = checkpoint.newest(folder / "checkpoints") if resume else None
-    parts = build(config, goes_on=found)
+    evaluated = config.training.eval_episodes > 0
+    parts = build(config, goes_on=found, check=(lambda store: check_simulator(config, store)) if evaluated else None)
     main = parts.accelerator.is_main_process
-    if main and config.training.eval_episodes:
-        check_simulator(config, parts.store)
     start, train_seconds = 0, 0.0
     if found is not None:
         state = checkpoint.load(found, parts.agent, parts.optimizer)
@@ -195,13 +195,14 @@ class _Run:
                     metrics |= meters.read(len(pending))
                     pending.clear()
                     bar.set_postfix_str(f"loss {metrics['loss']:.3f}")
-                if saving and self.watch:
-                    metrics |= self.watch.drift()
+                if saving:
+                    self.train_seconds += time.perf_counter() - began
+                    if self.watch:
+                        metrics |= self.watch.drift()
                 if metrics and self.tracker:
                     self.tracker.write(done, metrics)
                 bar.update()
                 if saving:
-                    self.train_seconds += time.perf_counter() - began
                     self.save(done)
                     if stopping and not last:
                         raise self._interrupted(done)
@@ -248,15 +249,15 @@ class _Run:
                 aside.write_text(json.dumps(self.evaluations, indent=1))
             filmed, videos = chosen(episodes, training.videos), self.folder / "videos" / f"step_{step}"
             write_videos(videos, filmed)
-            if step == training.steps and self.parts.agent.actor_encoder.cameras:
-                draw = Saliency(self.parts.agent, self.config.task.frame_stack, evaluator.seed, training.eval_steps)
-                write_videos(videos, filmed[:1], draw, SALIENCY)
             if self.tracker:
                 told = {f"eval/{key}": value for key, value in found.items() if isinstance(value, float)}
                 self.tracker.write(step, told)
             folder = self.folder / "checkpoints"
             if found["success"] > best:
                 checkpoint.link(folder, "best", folder / f"step_{step}")
+            if step == training.steps and self.parts.agent.actor_encoder.cameras:
+                draw = Saliency(self.parts.agent, self.config.task.frame_stack, evaluator.seed, training.eval_steps)
+                write_videos(videos, filmed[:1], draw, SALIENCY)
         self.parts.accelerator.wait_for_everyone()
 
     def _agreed(self, stop: Callable[[], bool], step: int) -> bool:
@@ -294,6 +295,7 @@ class _Run:
             "seed": config.seed,
             "steps": config.training.steps,
             "train_seconds": self.train_seconds,
+            "feature_seconds": self.parts.feature_seconds,
             "eval_seconds": sum(found["seconds"] for found in self.evaluations),
             **trained.counts(agent),
             "device": str(self.parts.accelerator.device),

@@ -433,3 +433,19 @@ def test_levels_that_there_are_not_are_refused(settings: dict[str, object], told
 
     with pytest.raises(GtpVisionError, match=told):
         build()
+
+
+def test_maps_of_models_with_channels_last_are_pooled_over_their_places() -> None:
+    made = backbones.create((1, 3, 64, 64), EncoderConfig(name="timm/test_mambaout", level=1, pooling="average")).eval()
+    assert isinstance(made, timm_backbones.Timm)
+    x = torch.randn(2, 3, 64, 64)
+    shown = made.features(x)
+    assert made.width == shown.shape[1]
+    assert torch.allclose(made.encode(x), shown.mean((2, 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_resnet", "timm/test_efficientnet"])
+def test_every_parameter_of_a_cut_model_is_used(name: str) -> None:
+    made = backbones.create((1, 3, 64, 64), EncoderConfig(name=name, level=1))
+    made(torch.randint(256, (2, 1, 3, 64, 64), dtype=torch.uint8)).square().sum().backward()
+    assert not [key for key, p in made.named_parameters() if p.grad is None]

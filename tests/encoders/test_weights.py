@@ -1,7 +1,10 @@
 """Files of trained weights: what is read, what it becomes, and what is refused."""
 
+import contextlib
 import pickle
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -340,3 +343,95 @@ def test_a_hub_that_cannot_be_reached_asks_for_a_file(monkeypatch: pytest.Monkey
     assert backbones.create(SHAPE, EncoderConfig(name=VIT, weights="hub"), pretrained=False).width == 64
     with pytest.raises(GtpVisionError, match=r"could not be fetched \(No pretrained weights exist"):
         made("timm/resnetblur18", weights="hub")
+
+
+# Hostile and awkward files ----------------------------------------------------------------------------------------
+
+
+def test_a_dictionary_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    endless: dict[str, object] = {}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "endless.pth")
+    with pytest.raises(GtpVisionError, match=r"endless.pth holds no tensors by name"):
+        weights.read(tmp_path / "endless.pth")
+
+
+def test_an_archive_that_would_swell_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in plain.infolist():
+            bomb.writestr(entry.filename, plain.read(entry))
+    with pytest.raises(GtpVisionError, match=r"bomb.pth is a compressed archive"):
+        weights.read(tmp_path / "bomb.pth")
+
+
+def test_damaged_files_are_one_sentence(tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(6.0), "b": torch.ones(2)}, tmp_path / "w.pth")
+    whole = (tmp_path / "w.pth").read_bytes()
+    random = np.random.default_rng(0)
+    for _ in range(150):
+        broken = bytearray(whole)
+        for at in random.integers(0, len(whole), 4):
+            broken[at] = random.integers(256)
+        (tmp_path / "broken.pth").write_bytes(broken)
+        with contextlib.suppress(GtpVisionError):  # anything else fails the test
+            weights.read(tmp_path / "broken.pth")
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "backbone."])
+def test_wrappers_are_taken_off_our_own_towers_too_and_their_mean_frame_is_not_kept(
+    tmp_path: Path, wrapper: str
+) -> None:
+    source = backbones.create((1, 3, 64, 64), EncoderConfig(name="impala_tiny"))
+    source.mean.fill_(7.0)
+    save_file(
+        {wrapper + key: value.contiguous() for key, value in source.state_dict().items()}, tmp_path / "w.safetensors"
+    )
+    # Of another size of frames: the convolutions fit all.
+    made = backbones.create((1, 3, 32, 32), EncoderConfig(name="impala_tiny", weights=str(tmp_path / "w.safetensors")))
+    stored = source.state_dict()
+    for key, value in made.state_dict().items():
+        assert key in ("mean", "scale") or torch.equal(value, stored[key])
+    assert made.centred
+    assert not made.mean.any()
+
+
+@pytest.mark.parametrize(("own", "mean", "scale"), [(True, 0.0, 1.0), (False, 0.485, 0.229)])
+def test_a_robomimic_core_sees_frames_as_its_weights_were_made_with(
+    tmp_path: Path, own: bool, mean: float, scale: float
+) -> None:
+    config = EncoderConfig(name="robomimic/ResNet18Conv", batch_norm="frozen")
+    core = backbones.create((1, 3, 64, 64), config)
+    held = core.described().state_dict()
+    if own:
+        state = {f"nets.{key}": value.contiguous() for key, value in held.items()}
+    else:
+        state = {key: value for key, value in models.resnet18().state_dict().items() if not key.startswith("fc.")}
+    save_file(state, tmp_path / "w.safetensors")
+    made = backbones.create((1, 3, 64, 64), replace(config, weights=str(tmp_path / "w.safetensors")))
+    assert not made.centred
+    assert float(made.mean[0, 0, 0]) == pytest.approx(255 * mean)
+    assert float(made.scale[0, 0, 0]) == pytest.approx(255 * scale)
+
+
+def test_two_cameras_go_on_with_their_own_backbones_of_a_run(tmp_path: Path) -> None:
+    shapes = {"a": (1, 3, 32, 32), "b": (1, 3, 32, 32)}
+    encoder = Encoder(shapes, EncoderConfig(name="impala_tiny"))
+    encoder.centre({"a": torch.zeros(3, 32, 32), "b": torch.full((3, 32, 32), 200.0)})
+    (tmp_path / "run").mkdir()
+    state = {f"actor_encoder.{key}": value.contiguous() for key, value in encoder.state_dict().items()}
+    save_file(state, tmp_path / "run" / "agent.safetensors")
+    made = Encoder(shapes, EncoderConfig(name="impala_tiny", weights=str(tmp_path / "run")))
+    for name in shapes:
+        stored = encoder.tower(name).state_dict()
+        assert all(torch.equal(value, stored[key]) for key, value in made.tower(name).state_dict().items())
+
+
+def test_adapters_in_a_file_are_named() -> None:
+    backbone = backbones.create((1, 3, 32, 32), EncoderConfig(name="impala_tiny"))
+    state = {f"{key}.base_layer.weight": value for key, value in backbone.state_dict().items()}
+    with pytest.raises(GtpVisionError, match=r"it holds LoRA adapters"):
+        weights.fill(backbone, state, "w", "impala_tiny")

@@ -189,6 +189,21 @@ def test_views_are_the_frames_as_they_are_and_then_augmented(data: Path) -> None
     assert "not augmented" in plain.where
 
 
+def test_a_view_changes_all_frames_of_an_episode_alike(make_store: MakeStore, tmp_path: Path) -> None:
+    """Or a critic would see a jump between an observation and the next that no action made."""
+    store = make_store(LENGTHS, cameras=CAMERAS)
+    for name, array in store.observations.items():
+        if array.ndim == 4:  # every episode stands still
+            store.observations[name] = np.asarray(array)[store.episode_starts[store.episode_of(np.arange(len(store)))]]
+    data = native.write(tmp_path / "still.h5", store)
+    parts = build(_config(data, "encoder.views=4", "encoder.augmentation.shift_probability=1"))
+    for camera in CAMERAS:
+        views = np.asarray(parts.sampler.store.observations[camera], np.float32)
+        for start, end in zip(store.episode_starts, store.episode_ends, strict=True):
+            np.testing.assert_allclose(views[start:end], views[start : start + 1].repeat(end - start, 0), rtol=1e-3)
+        assert len(np.unique(views[store.episode_starts, 1:].reshape(-1, views.shape[2]), axis=0)) > 8
+
+
 def test_a_view_is_a_function_of_seed_and_row(data: Path, cache: Path) -> None:
     def views(*more: str) -> np.ndarray:
         parts = build(_config(data, "encoder.views=2", "encoder.augmentation.shift_probability=1", *more))
