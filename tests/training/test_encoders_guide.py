@@ -70,6 +70,11 @@ def test_its_trainings_run(words: list[str], folder: Path) -> None:
     assert (folder / "run" / "report.html").is_file()
 
 
+def test_nothing_was_left_to_be_filled_in() -> None:
+    assert not re.findall(r"^[A-Z]{4,}$", GUIDE.read_text(), re.MULTILINE)
+    assert all((GUIDE.parent / name).is_file() for name in re.findall(r"\]\((img/[^)]+)\)", GUIDE.read_text()))
+
+
 def test_its_other_commands_run(folder: Path) -> None:
     assert ["data", "inspect", "lift.hdf5"] in commands()
     assert main(["data", "inspect", "lift.hdf5"]) == 0
