@@ -134,8 +134,8 @@ def _cast(values: np.ndarray, dtype: np.dtype, first: int, label: str) -> np.nda
         bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
         if bad.any():
             raise GtpVisionError(
-                f"{label}: what comes of frame {first + int(bad.argmax())} is not finite; look at the weights in "
-                f"encoder.weights"
+                f"{label}: what comes of frame {first + int(bad.argmax())} is not finite; look at the data there, and "
+                f"at encoder.weights if there are any"
             )
         raise OutOfRangeError
     return cast
@@ -181,13 +181,25 @@ def _note(target: Path, done: int) -> None:
 def _alone(target: Path, label: str) -> Iterator[None]:
     """One process at a time; the lock of one that was killed is free."""
     path = target.with_suffix(".lock")
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.write(f"{label}: waiting for another process that is at it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tqdm.write(f"{label}: waiting for another process that is at it", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _stands(path, file.fileno()):
+                continue  # whoever had it removed it, and a third process may lock a new one
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _stands(path: Path, handle: int) -> bool:
+    """Whether the open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False

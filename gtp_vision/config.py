@@ -221,7 +221,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "training.eval_envs": (1, math.inf),
     "training.eval_steps": (1, math.inf),
     "training.videos": (0, math.inf),
-    "training.probe_rows": (0, math.inf),
+    "training.probe_rows": (0, 10_000),
 }
 _CHOICES: dict[str, Collection[str]] = {
     "task.goals": GOALS,

@@ -6,6 +6,7 @@ demonstrations that none of them has seen.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gtp_vision.datasets.files import written_aside
+from gtp_vision.datasets.files import fingerprint, written_aside
 from gtp_vision.datasets.formats import native, open_store
 from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Sampler
@@ -88,7 +89,10 @@ def encoders(
         raise GtpVisionError(
             f"--demonstrations {demonstrations} must leave some of the {store.episodes} in {data} to judge by"
         )
-    few, held_out = out / f"{demonstrations}.h5", store.subset(range(demonstrations, store.episodes))
+    few, held_out = (
+        out / f"{demonstrations}-{_named(data, cameras)}.h5",
+        store.subset(range(demonstrations, store.episodes)),
+    )
     out.mkdir(parents=True, exist_ok=True)
     if not few.exists():
         native.write(few, store.subset(range(demonstrations)))
@@ -115,6 +119,11 @@ def encoders(
     with written_aside(out / "encoders.json") as aside:
         aside.write_text(json.dumps(told, indent=1))
     return told
+
+
+def _named(data: Path, cameras: Sequence[str]) -> str:
+    """A short name of what the demonstrations are taken from: others in the same folder are other runs."""
+    return hashlib.blake2b(f"{fingerprint(data)} {list(cameras)}".encode(), digest_size=6).hexdigest()
 
 
 def _defaults(overrides: Sequence[str]) -> list[str]:

@@ -105,7 +105,11 @@ class Saliency:
         heat = (heat / hottest).sqrt() if hottest > 0 else torch.zeros_like(heat)
         heat = nn.functional.interpolate(heat[:, None], scale_factor=VIDEO_SCALE, mode="bilinear")[:, 0]
         level = heat.clamp(0, 1).mul(255).byte().numpy()
-        return (_LEFT[level] * scaled_up(episode) + _HEAT[level]).astype(np.uint8)
+        video = scaled_up(episode)
+        for start in range(0, len(video), _BATCH):  # in pieces: as floats, long episodes would take gigabytes
+            some = slice(start, start + _BATCH)
+            video[some] = _LEFT[level[some]] * video[some] + _HEAT[level[some]]
+        return video
 
 
 _OPACITY = 0.75 * np.linspace(0, 1, 256, dtype=np.float32)[:, None]

@@ -75,7 +75,7 @@ def linear_probe(
     x = features.astype(np.float64) - features[fit].mean(0, dtype=np.float64)
     spread = x[fit].std(0)
     x /= np.where(spread > 1e-6 * spread.max(initial=0), spread, np.inf)  # what stands still says nothing
-    kernel = x @ x[fit].T  # of rows, not of features: there are fewer
+    kernel = x @ x[fit].T  # of rows: there are at most some thousands, and features are often more
     values, vectors = eigh(kernel[fit])
     ridges = _RIDGES * (values.mean() if values.mean() > 0 else 1.0)
     found = {}

@@ -3,6 +3,7 @@ import os
 import resource
 import signal
 import threading
+import time
 from pathlib import Path
 
 import h5py
@@ -141,3 +142,23 @@ def test_a_disk_that_takes_no_more_is_told_with_the_mend(tmp_path: Path) -> None
     assert rows // 4 <= done < rows
     np.testing.assert_array_equal(resumable.made(target, (rows, 2), FLOAT, 1000, _values, "an entry"), _values(0, rows))
     assert not [name for name in os.listdir(tmp_path) if name.endswith((".part", ".lock"))]
+
+
+def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path) -> None:
+    """Else who waited for it and who came later would both hold one."""
+    target = tmp_path / "entry.h5"
+    order: list[str] = []
+
+    def wait() -> None:
+        with resumable._alone(target, "waiting"):
+            order.append("second")
+            assert resumable._stands(target.with_suffix(".lock"), os.open(target.with_suffix(".lock"), os.O_RDONLY))
+
+    with resumable._alone(target, "first"):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.3)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+    assert not target.with_suffix(".lock").exists()

@@ -38,7 +38,7 @@ def test_a_row_is_trained_on_the_first_demonstrations_and_judged_on_the_rest(
     assert len(told["rows"][ROW]["error"]) == 2
     assert json.loads((out / "encoders.json").read_text()) == told
     store = native.read(data)
-    few, held_out = native.read(out / "2.h5"), store.subset([2])
+    few, held_out = native.read(next(out.glob("2-*.h5"))), store.subset([2])
     assert few.episodes == 2
     expected = np.abs(held_out.actions[held_out.transitions] - few.actions[few.transitions].mean(0)).mean()
     assert told["constant"] == pytest.approx(float(expected), rel=1e-5)
@@ -86,3 +86,18 @@ def test_mistakes_are_refused(settings: dict[str, object], told: str, files: tup
     arguments: dict[str, object] = {"data": files[0], "weights": files[1], "out": tmp_path, "cameras": ["front"]}
     with pytest.raises(GtpVisionError, match=told):
         encoders.encoders(**(arguments | settings))  # type: ignore[arg-type]
+
+
+def test_other_demonstrations_in_the_same_folder_are_refused(
+    files: tuple[Path, Path], tmp_path: Path, make_store: Callable[..., Store]
+) -> None:
+    def run(data: Path) -> None:
+        encoders.encoders(
+            *(data, files[1], tmp_path / "out"),
+            **{"rows": [ROW], "demonstrations": 2, "seeds": 1, "steps": 1, "cameras": ["front"], "progress": False},  # type: ignore[arg-type]
+        )
+
+    run(files[0])
+    other = make_store(lengths=(5, 4, 6), cameras={"front": (16, 16, 3)}, seed=1)
+    with pytest.raises(GtpVisionError, match=r"holds a run of other settings"):
+        run(native.write(tmp_path / "others.h5", other))
