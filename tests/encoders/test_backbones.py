@@ -283,10 +283,13 @@ def test_group_normalization_begins_with_the_batch_norms_scale(name: str) -> Non
 
 
 def test_what_follows_timms_batch_norms_follows_their_groups() -> None:
-    backbone = made(CONV)
-    kinds = {type(m) for m in backbone.modules()}
-    assert nn.GroupNorm in kinds
-    assert any(isinstance(module, nn.SiLU | nn.ReLU | nn.ReLU6) for module in backbone.modules())
+    def activations(batch_norm: str) -> list[str]:
+        kinds = nn.SiLU | nn.ReLU | nn.ReLU6 | nn.GELU | nn.Hardswish
+        return sorted(type(m).__name__ for m in made(CONV, batch_norm=batch_norm).modules() if isinstance(m, kinds))
+
+    assert any(isinstance(module, nn.GroupNorm) for module in made(CONV).modules())
+    assert len(activations("group")) > 3
+    assert activations("group") == activations("frozen"), "timm's batch norms carry activations"
 
 
 @pytest.mark.parametrize("name", ["impala_small", "drq", VIT])
