@@ -40,11 +40,15 @@ def summary(agent: Agent, config: Config) -> str:
     memory = 4 * (_size(agent.parameters()) + 3 * trained) / 1e6  # float32; a gradient and two moments each
     towers = [module for module in agent.modules() if isinstance(module, Backbone)]
     large = max((_size(tower.parameters()) for tower in towers), default=0) > _LARGE
-    if config.encoder.tuning == "full" and not large:
-        return f"{trained:,} trained parameters; {memory:,.0f} MB with slow copies, gradients and Adam's moments"
+    groups = parameter_groups(agent, config.encoder)
+    if config.encoder.tuning == "full" and not large and len(groups) == 1:
+        return (
+            f"{trained:,} trained parameters, learning rate {config.training.learning_rate:.2e}; {memory:,.0f} MB with "
+            f"slow copies, gradients and Adam's moments"
+        )
     paces: dict[nn.Parameter, Pace] = {
         parameter: (config.training.learning_rate * group["scale"], group["after"])
-        for group in parameter_groups(agent, config.encoder)
+        for group in groups
         for parameter in group["params"]
     }
     parts = [*_shortened(live, paces), ("slow copies", copies)]

@@ -72,10 +72,19 @@ def test_one_line_is_enough_where_all_is_trained_alike(encoder: str) -> None:
     agent, config = _made("agent=gtp", f"encoder={encoder}", shapes=shapes)
     trained = sum(p.numel() for p in agent.parameters() if p.requires_grad)
     memory = f"{4 * (_size(agent) + 3 * trained) / 1e6:,.0f} MB"
-    expected = f"{trained:,} trained parameters; {memory} with slow copies, gradients and Adam's moments"
+    rate = "learning rate 1.00e-03"
+    expected = f"{trained:,} trained parameters, {rate}; {memory} with slow copies, gradients and Adam's moments"
     assert summary(agent, config) == expected
 
 
 def test_large_backbones_are_always_told_in_full() -> None:
     agent, config = _made("agent=gtp_bc", "encoder.name=resnet18", "encoder.pooling=average")
     assert "trunk.layer4.1" in summary(agent, config)
+
+
+def test_a_backbone_at_a_pace_of_its_own_is_told() -> None:
+    slow = _rows(summary(*_made("agent=gtp_bc", "encoder=impala_tiny", "encoder.learning_rate_scale=0.1")))
+    assert slow["actor_encoder: layers.0 to layers.2"][2] == "1.00e-04"
+    late = _rows(summary(*_made("agent=gtp_bc", "encoder=impala_tiny", "encoder.unfreeze_step=7")))
+    assert late["actor_encoder: layers.0 to layers.2"][2] == "1.00e-03 from step 7"
+    assert late["policy"][2] == "1.00e-03"

@@ -98,7 +98,7 @@ def test_groups_learn_at_their_own_rates_and_all_are_clipped(tmp_path: Path) -> 
 
 def test_a_run_tells_what_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = trainer.train(_config(tmp_path / "full", "training.steps=1"))
-    assert f"{results['trained_parameters']:,} trained parameters; " in capsys.readouterr().err
+    assert f"{results['trained_parameters']:,} trained parameters, learning rate " in capsys.readouterr().err
     assert results["parameters"] == results["trained_parameters"]
     partial = trainer.train(_config(tmp_path / "partial", "training.steps=1", "encoder.tuning=partial"))
     told = capsys.readouterr().err
