@@ -18,6 +18,55 @@ _SAMPLER_SALT = 0x5A  # keeps the row draws apart from the noise draws of the sa
 _GOAL_SALT = 0x60
 
 
+@dataclass(frozen=True)
+class Transitions:
+    """A batch as a training step sees it: stacked observations, all of fixed shapes.
+
+    Attributes:
+        now: observation name to (B, T, ...): images uint8 (B, T, C, H, W), states float32 (B, T, D).
+        then: the same n steps later.
+        actions: float32 (B, H, A), see `Batch`.
+        action_mask: bool (B, H), see `Batch`.
+        reward: float32 (B,), see `Batch`.
+        discount: float32 (B,), see `Batch`.
+    """
+
+    now: dict[str, torch.Tensor]
+    then: dict[str, torch.Tensor]
+    actions: torch.Tensor
+    action_mask: torch.Tensor
+    reward: torch.Tensor
+    discount: torch.Tensor
+
+    def __len__(self) -> int:
+        return int(self.actions.shape[0])
+
+    def observation(self) -> dict[str, torch.Tensor]:
+        """`now`."""
+        return self.now
+
+    def next_observation(self) -> dict[str, torch.Tensor]:
+        """`then`."""
+        return self.then
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by name, from which `of` makes the same transitions."""
+        named = {f"now/{name}": x for name, x in self.now.items()} | {f"then/{name}": x for name, x in self.then.items()}
+        return named | {name: getattr(self, name) for name in _TRANSITION}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Transitions:
+        """The transitions of which `tensors` are the tensors."""
+        seen = {
+            when: {name.removeprefix(when): x for name, x in tensors.items() if name.startswith(when)}
+            for when in ("now/", "then/")
+        }
+        return cls(seen["now/"], seen["then/"], *(tensors[name] for name in _TRANSITION))
+
+
+_TRANSITION = ("actions", "action_mask", "reward", "discount")
+
+
 @dataclass
 class Batch:
     """One batch, in which each distinct frame stands once.
@@ -62,6 +111,11 @@ class Batch:
     def next_observation(self) -> dict[str, torch.Tensor]:
         """The observation n steps later, with the same goal, shaped like `observation`."""
         return self._stack(self.next_window, self._seen) | self._goal()
+
+    def stacked(self) -> Transitions:
+        """The batch with its observations stacked."""
+        own = (self.actions, self.action_mask, self.reward, self.discount)
+        return Transitions(self.observation(), self.next_observation(), *own)
 
     def _goal(self) -> dict[str, torch.Tensor]:
         if self.goal_window is None:

@@ -24,6 +24,7 @@ from gtp_vision.encoders import EncoderConfig, check_encoder, settings
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.networks import ACTIVATIONS
 
+ENGINES = ("auto", "eager", "compile", "graph")
 GROUPS = ("task", "agent", "improvement", "acting", "encoder", "training", "tuned")
 
 
@@ -90,6 +91,8 @@ class TrainingConfig:
         device: auto, cpu or cuda.
         placement: where the frames live: auto, device (all on the GPU) or mapped (shipped batch by batch).
         precision: no, bf16 or fp16 (Accelerate's mixed precision).
+        engine: how a step is run, see `gtp_vision.training.engines`: eager, compile, graph, or auto.
+        seeds: how many runs are trained at once, with the seeds `seed`, `seed` + 1, ...
     """
 
     steps: int = 500_000
@@ -110,6 +113,8 @@ class TrainingConfig:
     device: str = "auto"
     placement: str = "auto"
     precision: str = "no"
+    engine: str = "auto"
+    seeds: int = 1
 
 
 @dataclass
@@ -222,6 +227,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "training.eval_steps": (1, math.inf),
     "training.videos": (0, math.inf),
     "training.probe_rows": (0, 10_000),
+    "training.seeds": (1, 64),
 }
 _CHOICES: dict[str, Collection[str]] = {
     "task.goals": GOALS,
@@ -238,6 +244,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "training.schedule": ("constant", "cosine"),
     "training.device": ("auto", "cpu", "cuda"),
     "training.placement": PLACEMENTS,
+    "training.engine": ENGINES,
     "training.precision": ("no", "bf16", "fp16"),
 }
 

@@ -22,7 +22,7 @@ from gtp_vision import policies
 from gtp_vision.agents.settings import ActingConfig, AgentConfig
 from gtp_vision.critics import Critic, expectile_loss, td_target
 from gtp_vision.datasets.random import NoiseSource
-from gtp_vision.datasets.sampler import Batch
+from gtp_vision.datasets.sampler import Batch, Transitions
 from gtp_vision.encoders import Augmentation, Encoder, EncoderConfig
 from gtp_vision.encoders.views import one_view
 from gtp_vision.networks import frozen_copy, polyak_
@@ -69,7 +69,7 @@ class Seen:
         q: (E, B), the critic's values of the data's actions, without gradient; None for agents without one.
     """
 
-    batch: Batch
+    batch: Batch | Transitions
     observation: Mapping[str, torch.Tensor]
     next_observation: Mapping[str, torch.Tensor]
     actor: torch.Tensor
@@ -198,7 +198,7 @@ class Agent(nn.Module):
         self.step = step
         self.improvement.begin(self, step)
 
-    def forward(self, batch: Batch, generator: NoiseSource) -> tuple[torch.Tensor, Metrics]:
+    def forward(self, batch: Batch | Transitions, generator: NoiseSource) -> tuple[torch.Tensor, Metrics]:
         """The joint loss of a batch, and metrics on the device."""
         seen = self.see(batch, generator)
         if not self.has_critic:
@@ -209,7 +209,7 @@ class Agent(nn.Module):
         loss = critic_loss + actor_loss
         return loss, {"loss": loss.detach(), "actor/loss": actor_loss.detach()} | critic_metrics | metrics
 
-    def see(self, batch: Batch, generator: NoiseSource) -> Seen:
+    def see(self, batch: Batch | Transitions, generator: NoiseSource) -> Seen:
         """The batch as features."""
         given = (batch.observation(), batch.next_observation() if self.has_critic else {})
         now, then = one_view(given, generator)

@@ -146,7 +146,7 @@ class Policy(nn.Module, ABC):
                 on a GPU looking waits for the device (there, the trainer finds the loss that is not finite).
             GtpVisionError: a family that does not learn from data.
         """
-        if weight.device.type == "cpu":
+        if weight.device.type == "cpu" and not torch.compiler.is_compiling():
             check_weights(weight)
         draws = self.config.noise_draws
         action = repeated(action, draws)
