@@ -1,26 +1,43 @@
-"""The loader: gathers the next batches in a thread while the device works on this one."""
+"""The loader: draws and ships the next steps' inputs in a thread while the device works on this one's."""
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
+import time
 from collections.abc import Iterator
 
 import torch
 
-from gtp_vision.datasets.sampler import Batch, Sampler
+from gtp_vision.datasets.sources import Inputs, Source
 
 
 class Loader:
-    """Iterates over batches `start` to `stop - 1`, gathered ahead by one thread and moved to `device`.
+    """Iterates over the inputs of steps `start` to `stop - 1`, made ahead by one thread and moved to `device`.
 
-    The stream is the sampler's, so neither the depth of the queue nor a restart changes it. A failure in the
-    thread is raised where the batch is asked for.
+    The stream is the source's, so neither the depth of the queue nor a restart changes it. A failure in the thread is
+    raised where the step is asked for.
+
+    To a GPU the thread copies from page-locked memory on a stream of its own, so that copies run beside the step; the
+    reader's stream waits for the copy that it is given, the host does not.
+
+    Args:
+        source: makes inputs on the host.
+        start: first step.
+        stop: one behind the last step.
+        device: where to.
+        rank: index of this process.
+        world_size: number of processes.
+        depth: steps whose inputs are kept ready; on a GPU they take its memory.
+
+    Attributes:
+        waited: seconds that the reader has waited for the thread so far.
     """
 
     def __init__(
         self,
-        sampler: Sampler,
+        source: Source,
         *,
         start: int,
         stop: int,
@@ -29,9 +46,12 @@ class Loader:
         world_size: int = 1,
         depth: int = 2,
     ) -> None:
-        self._sampler, self._device = sampler, torch.device(device)
+        self.waited = 0.0
+        self._source, self._device = source, torch.device(device)
+        if self._device.type == "cuda" and self._device.index is None:  # the thread has another idea of which is meant
+            self._device = torch.device("cuda", torch.cuda.current_device())
         self._start, self._stop, self._rank, self._world_size = start, stop, rank, world_size
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
+        self._queue: queue.Queue[_Moved | BaseException] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="gtp-vision-loader", daemon=True)
 
@@ -45,14 +65,16 @@ class Loader:
             self._queue.get_nowait()
         self._thread.join(timeout=10)
 
-    def __iter__(self) -> Iterator[tuple[int, Batch]]:
+    def __iter__(self) -> Iterator[tuple[int, Inputs]]:
         for step in range(self._start, self._stop):
+            began = time.perf_counter()
             item = self._next()
+            self.waited += time.perf_counter() - began
             if isinstance(item, BaseException):
                 raise item
-            yield step, item.to(self._device)
+            yield step, item.received()
 
-    def _next(self) -> Batch | BaseException:
+    def _next(self) -> _Moved | BaseException:
         while True:
             try:
                 return self._queue.get(timeout=1.0)
@@ -62,16 +84,25 @@ class Loader:
 
     def _work(self) -> None:
         try:
-            for step in range(self._start, self._stop):
-                batch = self._sampler.batch(step, self._rank, self._world_size)
-                if self._device.type == "cuda":
-                    batch = batch.pinned()
-                if not self._put(batch):
-                    return
+            with self._beside() as stream:
+                for step in range(self._start, self._stop):
+                    inputs = self._source.inputs(step, self._rank, self._world_size)
+                    if not self._put(_Moved(inputs, self._device, stream)):
+                        return
         except BaseException as error:  # raised again in the reader's thread
             self._put(error)
 
-    def _put(self, item: Batch | BaseException) -> bool:
+    @contextlib.contextmanager
+    def _beside(self) -> Iterator[torch.cuda.Stream | None]:
+        """This thread's own stream of a GPU."""
+        if self._device.type != "cuda":
+            yield None
+            return
+        stream = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(stream):  # and its device, which a thread starts without
+            yield stream
+
+    def _put(self, item: _Moved | BaseException) -> bool:
         while not self._closed.is_set():
             try:
                 self._queue.put(item, timeout=0.1)
@@ -79,3 +110,28 @@ class Loader:
             except queue.Full:
                 continue
         return False
+
+
+class _Moved:
+    """Inputs on their way to a device.
+
+    Args:
+        inputs: on the host.
+        device: where to.
+        stream: of the GPU, on which they are copied.
+    """
+
+    def __init__(self, inputs: Inputs, device: torch.device, stream: torch.cuda.Stream | None) -> None:
+        if stream is not None:
+            inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
+        self._inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+        self._device, self._copied = device, None if stream is None else stream.record_event()
+
+    def received(self) -> Inputs:
+        """The inputs, which the stream of whoever asks may use from here on."""
+        if self._copied is not None:
+            reader = torch.cuda.current_stream(self._device)
+            reader.wait_event(self._copied)
+            for tensor in self._inputs.values():
+                tensor.record_stream(reader)  # the memory is the loader's again only after the reader's work on it
+        return self._inputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -76,6 +76,75 @@ class RandomStream:
     def _own(self, draw: torch.Tensor) -> torch.Tensor:
         rows = draw.shape[0] // self.world_size
         return draw[self.rank * rows : (self.rank + 1) * rows]
+
+
+class Draw(NamedTuple):
+    """What was asked of a `NoiseSource`: the name of its method, and the numbers it was given."""
+
+    kind: str
+    numbers: tuple[int, ...]
+
+
+class NoiseRecorder:
+    """A `NoiseSource` that passes on the draws of another and remembers what was asked for.
+
+    Attributes:
+        draws: in the order in which they were asked for.
+    """
+
+    def __init__(self, source: NoiseSource) -> None:
+        self._source, self.draws = source, list[Draw]()
+
+    def normal(self, rows: int, *shape: int) -> torch.Tensor:
+        """As the source's."""
+        return self._passed("normal", rows, *shape)
+
+    def uniform(self, rows: int, *shape: int) -> torch.Tensor:
+        """As the source's."""
+        return self._passed("uniform", rows, *shape)
+
+    def integers(self, high: int, rows: int, *shape: int) -> torch.Tensor:
+        """As the source's."""
+        return self._passed("integers", high, rows, *shape)
+
+    def _passed(self, kind: str, *numbers: int) -> torch.Tensor:
+        self.draws.append(Draw(kind, numbers))
+        return getattr(self._source, kind)(*numbers)
+
+
+class NoiseTape:
+    """A `NoiseSource` that hands out what was drawn before, in order: compiled code takes tensors, no generators.
+
+    Args:
+        draws: what will be asked for.
+        drawn: the answers, as `draw` makes them.
+    """
+
+    def __init__(self, draws: Sequence[Draw], drawn: Sequence[torch.Tensor]) -> None:
+        self._draws, self._drawn, self._place = draws, drawn, 0
+
+    @staticmethod
+    def draw(draws: Sequence[Draw], source: NoiseSource) -> list[torch.Tensor]:
+        """What a source answers to these draws."""
+        return [getattr(source, draw.kind)(*draw.numbers) for draw in draws]
+
+    def normal(self, rows: int, *shape: int) -> torch.Tensor:
+        """The next draw."""
+        return self._next("normal", rows, *shape)
+
+    def uniform(self, rows: int, *shape: int) -> torch.Tensor:
+        """The next draw."""
+        return self._next("uniform", rows, *shape)
+
+    def integers(self, high: int, rows: int, *shape: int) -> torch.Tensor:
+        """The next draw."""
+        return self._next("integers", high, rows, *shape)
+
+    def _next(self, kind: str, *numbers: int) -> torch.Tensor:
+        place, self._place = self._place, self._place + 1
+        if place >= len(self._draws) or self._draws[place] != (kind, numbers):
+            raise ValueError(f"draw {place} is {kind}{numbers}, which is not what was recorded")
+        return self._drawn[place]
 
 
 class EpisodeNoise:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
 
+from gtp_vision.datasets import indices
 from gtp_vision.datasets.arrays import gather
 from gtp_vision.datasets.goals import GOAL, HindsightGoals
 from gtp_vision.datasets.placement import taken
@@ -51,7 +53,9 @@ class Transitions:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name, from which `of` makes the same transitions."""
-        named = {f"now/{name}": x for name, x in self.now.items()} | {f"then/{name}": x for name, x in self.then.items()}
+        named = {f"now/{name}": x for name, x in self.now.items()} | {
+            f"then/{name}": x for name, x in self.then.items()
+        }
         return named | {name: getattr(self, name) for name in _TRANSITION}
 
     @classmethod
@@ -101,65 +105,53 @@ class Batch:
         """float32 (B, A), the action of each row."""
         return self.actions[:, 0]
 
-    def observation(self) -> dict[str, torch.Tensor]:
+    def observation(self, *, traced: bool = False) -> dict[str, torch.Tensor]:
         """Name to (B, T, ...): images uint8 (B, T, C, H, W), states float32 (B, T, D).
 
         With goals every name has a partner `goal/<name>`: the goal's own frame T times, as a simulator shows it.
+
+        Args:
+            traced: whether by torch's operations alone, for steps that are compiled or transformed.
         """
-        return self._stack(self.window, self._seen) | self._goal()
+        return self._stack(self.window, self._seen, traced) | self._goal(traced)
 
-    def next_observation(self) -> dict[str, torch.Tensor]:
+    def next_observation(self, *, traced: bool = False) -> dict[str, torch.Tensor]:
         """The observation n steps later, with the same goal, shaped like `observation`."""
-        return self._stack(self.next_window, self._seen) | self._goal()
+        return self._stack(self.next_window, self._seen, traced) | self._goal(traced)
 
-    def stacked(self) -> Transitions:
-        """The batch with its observations stacked."""
+    def stacked(self, *, traced: bool = False) -> Transitions:
+        """The batch with its observations stacked; `traced` as in `observation`."""
         own = (self.actions, self.action_mask, self.reward, self.discount)
-        return Transitions(self.observation(), self.next_observation(), *own)
+        return Transitions(self.observation(traced=traced), self.next_observation(traced=traced), *own)
 
-    def _goal(self) -> dict[str, torch.Tensor]:
+    def _goal(self, traced: bool) -> dict[str, torch.Tensor]:
         if self.goal_window is None:
             return {}
         # Stacks that were made ahead differ from those of a moment that is shown T times, and come under its name.
         own = {GOAL + name: self.frames.get(GOAL + name, frames) for name, frames in self._seen.items()}
-        return self._stack(self.goal_window, own)
+        return self._stack(self.goal_window, own, traced)
 
     @property
     def _seen(self) -> dict[str, torch.Tensor]:
         return {name: frames for name, frames in self.frames.items() if not name.startswith(GOAL)}
 
     @staticmethod
-    def _stack(window: torch.Tensor, of: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _stack(window: torch.Tensor, of: Mapping[str, torch.Tensor], traced: bool) -> dict[str, torch.Tensor]:
         index = window.flatten()
-        stacked = {name: _rows(frames, index).unflatten(0, window.shape) for name, frames in of.items()}
+        stacked = {name: _rows(frames, index, traced).unflatten(0, window.shape) for name, frames in of.items()}
         stacked = {name: x.float() if x.dtype == torch.float16 else x for name, x in stacked.items()}
         return {name: channels_first(x) if x.ndim == 5 else x for name, x in stacked.items()}
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device; pinned memory is copied without blocking."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pinned(self) -> Batch:
-        """The batch in page-locked memory, from which a GPU copies while it computes."""
-        return self._each(lambda tensor: tensor if tensor.is_cuda else tensor.pin_memory())
-
-    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        return Batch(
-            frames={name: change(frames) for name, frames in self.frames.items()},
-            window=change(self.window),
-            next_window=change(self.next_window),
-            actions=change(self.actions),
-            action_mask=change(self.action_mask),
-            reward=change(self.reward),
-            discount=change(self.discount),
-            rows=change(self.rows),
-            goal_window=None if self.goal_window is None else change(self.goal_window),
-        )
+        """The batch on a device."""
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "frames"}
+        moved: dict[str, Any] = {name: None if x is None else x.to(device) for name, x in own.items()}
+        return replace(self, frames={name: frames.to(device) for name, frames in self.frames.items()}, **moved)
 
 
-def _rows(frames: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def _rows(frames: torch.Tensor, index: torch.Tensor, traced: bool) -> torch.Tensor:
     """`frames[index]`, which for images on a CPU took five times as long as copying whole rows does."""
-    if frames.is_cuda:
+    if traced or frames.is_cuda:
         return frames.index_select(0, index)
     return torch.from_numpy(gather(frames.numpy(), index.numpy()))
 
@@ -209,10 +201,15 @@ class Sampler:
 
     def goal_rows(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray | None:
         """int64 (B / world_size,), the rows that `rows` are told to reach; None without goals."""
+        return self.draw(step, rank, world_size)[1]
+
+    def draw(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[np.ndarray, np.ndarray | None]:
+        """`rows` and `goal_rows`."""
+        rows = self._global_rows(step)
         if self.goals is None:
-            return None
-        drawn = self.goals.draw(self.store, self._global_rows(step), counter_rng(self.seed, step, _GOAL_SALT))
-        return self._own(drawn, rank, world_size)
+            return self._own(rows, rank, world_size), None
+        goals = self.goals.draw(self.store, rows, counter_rng(self.seed, step, _GOAL_SALT))
+        return self._own(rows, rank, world_size), self._own(goals, rank, world_size)
 
     def _global_rows(self, step: int) -> np.ndarray:
         return self.store.draw(self.batch_size, counter_rng(self.seed, step, _SAMPLER_SALT))
@@ -228,9 +225,7 @@ class Sampler:
 
     def windows(self, rows: np.ndarray) -> np.ndarray:
         """int64 (B, T), the frames that make the observation of each row, never before the episode's start."""
-        starts = self.store.episode_starts[self.store.episode_of(rows)]
-        past = np.arange(self.frame_stack - 1, -1, -1)
-        return np.maximum(rows[:, None] - past, starts[:, None])
+        return indices.window(np, rows, self.store.episode_starts[self.store.episode_of(rows)], self.frame_stack)
 
     def returns(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The n-step return, what the next value counts (gamma^k mask), and the row of that next value.
@@ -239,26 +234,18 @@ class Sampler:
             float32 (B,), float32 (B,), int64 (B,).
         """
         store = self.store
-        total = np.zeros(len(rows), dtype=np.float64)
-        count = np.ones(len(rows), dtype=np.float64)
-        here = rows.copy()
-        alive = np.ones(len(rows), dtype=bool)
-        for _ in range(self.n_step):
-            reward = (np.asarray(store.rewards[here], dtype=np.float64) + self.reward_shift) * self.reward_scale
-            total += np.where(alive, count * reward, 0.0)
-            ended = alive & np.asarray(store.terminals[here], dtype=bool)
-            count = np.where(alive, count * self.discount, count)
-            count[ended] = 0.0
-            alive &= ~ended
-            here = np.where(alive, here + 1, here)
-            # The last row of a recording that timed out has no outcome: bootstrap from it instead of using it.
-            alive &= store.has_outcome[here]
-        return total.astype(np.float32), count.astype(np.float32), here
 
-    def _towards(self, reached: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reward and discount of rows that are, or are not, their own goals."""
-        reward = (np.where(reached, 0.0, -1.0) + self.reward_shift) * self.reward_scale
-        return reward.astype(np.float32), np.where(reached, 0.0, self.discount).astype(np.float32)
+        def reward(at: np.ndarray) -> np.ndarray:
+            return (np.asarray(store.rewards[at], np.float64) + self.reward_shift) * self.reward_scale
+
+        def terminal(at: np.ndarray) -> np.ndarray:
+            return np.asarray(store.terminals[at], bool)
+
+        last = store.last_outcomes[store.episode_of(rows)]
+        total, count, following = indices.returns(
+            np, rows, last, reward, terminal, n_step=self.n_step, discount=self.discount
+        )
+        return total.astype(np.float32), count.astype(np.float32), following
 
     def chunks(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The rows of each action chunk and which of them are real.
@@ -266,21 +253,35 @@ class Sampler:
         Returns:
             int64 (B, H), bool (B, H).
         """
-        last = self.store.episode_ends[self.store.episode_of(rows)] - 1
-        last = np.where(self.store.has_outcome[last], last, last - 1)  # an action without an outcome may be a filler
-        wanted = rows[:, None] + np.arange(self.action_chunk)
-        return np.minimum(wanted, last[:, None]), wanted <= last[:, None]
+        return indices.chunk(np, rows, self.store.last_outcomes[self.store.episode_of(rows)], self.action_chunk)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         """Batch number `step`, this process's part; its frames are where the store keeps them, the rest on the CPU."""
-        return self.gather(self.rows(step, rank, world_size), self.goal_rows(step, rank, world_size))
+        return self.gather(*self.draw(step, rank, world_size))
 
-    def gather(self, rows: np.ndarray, goal_rows: np.ndarray | None = None) -> Batch:
-        """The batch that consists of the given rows, and their goals if given."""
+    def most_frames(self, rows: int) -> int:
+        """The most distinct frames that a batch of so many rows can have."""
+        return rows * (self.frame_stack + min(self.n_step, self.frame_stack) + (self.goals is not None))
+
+    def gather(self, rows: np.ndarray, goal_rows: np.ndarray | None = None, *, padded: bool = False) -> Batch:
+        """The batch that consists of the given rows, and their goals if given.
+
+        Args:
+            rows: int64 (B,).
+            goal_rows: int64 (B,).
+            padded: repeat the last frame up to `most_frames`, so that all batches of B rows have the same shapes.
+        """
         reward, discount, next_rows = self.returns(rows)
         windows = [self.windows(rows), self.windows(next_rows)]
         if goal_rows is not None:
-            reward, discount = self._towards(goal_rows == rows)
+            told = indices.towards(
+                np,
+                goal_rows == rows,
+                discount=self.discount,
+                reward_scale=self.reward_scale,
+                reward_shift=self.reward_shift,
+            )
+            reward, discount = (each.astype(np.float32) for each in told)
             windows.append(goal_rows[:, None].repeat(self.frame_stack, 1))
         every = np.concatenate(windows)
         ordered = np.sort(every, axis=None)
@@ -288,8 +289,11 @@ class Sampler:
         position = np.searchsorted(distinct, every).reshape(-1, *windows[0].shape)
         window, next_window, *goal_window = map(torch.from_numpy, position)
         chunk, real = self.chunks(rows)
+        most = self.most_frames(len(rows))
+        if padded:
+            distinct = np.pad(distinct, (0, most - len(distinct)), mode="edge")
         return Batch(
-            frames={name: taken(array, distinct, every.size) for name, array in self.store.observations.items()},
+            frames={name: taken(array, distinct, most) for name, array in self.store.observations.items()},
             window=window,
             next_window=next_window,
             actions=torch.from_numpy(np.asarray(self.store.actions[chunk], dtype=np.float32)),

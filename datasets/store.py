@@ -77,6 +77,12 @@ class Store:
         return known
 
     @cached_property
+    def last_outcomes(self) -> np.ndarray:
+        """int64 (E,), the last row of each episode with an outcome; one before its start if it has none."""
+        last = self.episode_ends - 1
+        return np.where(self.has_outcome[last], last, last - 1)  # an action without an outcome may be a filler
+
+    @cached_property
     def transitions(self) -> np.ndarray:
         """int64 (M,), the rows with an outcome."""
         return np.flatnonzero(self.has_outcome)

@@ -77,10 +77,15 @@ class Augmentation:
         changes = (self.shift, self.color, self.blur, self.erasing)
         return bool(self.cameras) and (bool(self._crops) or any(change.active for change in changes))
 
+    def stage(self, step: int) -> float:
+        """The strength of what changes colours, blurs and erases at training step `step`."""
+        graded = any(change.active for change in (self.color, self.blur, self.erasing))
+        warmup = self.config.warmup_steps
+        return min(1.0, step / warmup) if warmup and graded else 1.0
+
     def draw(self, rows: int, generator: NoiseSource, step: int | None = None) -> Draws:
         """What happens to each of B = `rows` samples at training step `step` (from 0), or at full strength."""
-        warmup = self.config.warmup_steps
-        strength = min(1.0, step / warmup) if warmup and step is not None else 1.0
+        strength = 1.0 if step is None else self.stage(step)
         change = self._drawn(rows, generator, strength)
         draws = dict.fromkeys(self.cameras, change)
         if not self.config.same_for_cameras:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 import torch
 from einops import pack, rearrange
@@ -148,9 +147,7 @@ class Encoder(nn.Module):
         tower = self.tower(name)
         if images.ndim == 3 and images.shape[1:] == (1, tower.width):
             return images[:, 0].float()
-        followed = images.requires_grad or any(p.requires_grad for p in tower.parameters())
-        with nullcontext() if followed else torch.no_grad():
-            return tower(self._looked_at(name, self._checked(name, images)))
+        return tower(self._looked_at(name, self._checked(name, images)))
 
     def _looked_at(self, name: str, images: torch.Tensor) -> torch.Tensor:
         """Frames (B, T, C, H, W) as the backbone wants them: the middle cut out, resized."""

@@ -6,6 +6,7 @@ import argparse
 import errno
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,12 +173,18 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
     """Hydra's multirun over the same configuration, so that its launchers (SLURM, Ray, joblib) work unchanged."""
     import hydra
+    from hydra.errors import MissingConfigException
     from omegaconf import DictConfig, OmegaConf
 
     from gtp_vision.config import check_overrides, checked
     from gtp_vision.training.trainer import train
 
     check_overrides(overrides)
+    if "hydra/launcher=submitit_slurm" in overrides and shutil.which("srun") is None:
+        raise GtpVisionError(
+            "hydra/launcher=submitit_slurm hands jobs to SLURM, and there is no srun on the PATH; start the sweep on a "
+            "machine that submits jobs, or try it on this one with hydra/launcher=submitit_local"
+        )
 
     @hydra.main(config_path="pkg://gtp_vision.configs", config_name="config", version_base="1.3")
     def one(composed: DictConfig) -> None:
@@ -188,6 +195,11 @@ def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
     before, sys.argv = sys.argv, ["gtp-vision train", "-m", *overrides]
     try:
         one()
+    except MissingConfigException as error:
+        raise GtpVisionError(
+            f"{str(error).splitlines()[0].rstrip('.')}; the launchers submitit_slurm and submitit_local come with: "
+            f"pip install 'gtp-vision[slurm]'"
+        ) from error
     finally:
         sys.argv = before
     return 0
@@ -196,7 +208,14 @@ def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
 def _tell(run_dir: str, results: dict) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes the first one speaks
-    if "last" in results:
+    if "seeds" in results and "last" in results:
+        last = results["last"]
+        each = ", ".join(f"{success:.0%}" for success in last["success_by_seed"])
+        print(
+            f"success {last['success']:.1%} +- {last['success_error']:.1%}, the mean of {each}; "
+            f"return {last['return']:.1f}"
+        )
+    elif "last" in results:
         last = results["last"]
         low, high = last["success_interval"]
         print(

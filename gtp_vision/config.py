@@ -73,7 +73,9 @@ class TrainingConfig:
 
     Attributes:
         steps: gradient steps.
-        batch_size: of the global batch, over all processes.
+        batch_size: rows of a step, see `batch_per`.
+        batch_per: whose rows `batch_size` counts: `global`, over all processes, so that their number changes nothing,
+            or each `process`'s.
         learning_rate: of Adam, after warm-up.
         warmup_steps: steps of linear growth of the learning rate.
         schedule: constant or cosine (to 0 at the last step).
@@ -83,7 +85,7 @@ class TrainingConfig:
         keep_checkpoints: newest checkpoints that are kept.
         eval_every: steps between two evaluations; 0 evaluates at the end only; the end is always evaluated.
         eval_episodes: episodes an evaluation; 0 never evaluates.
-        eval_envs: environments side by side; null is one a core, 8 at most.
+        eval_envs: environments side by side in each process; null is one a core, 8 at most.
         eval_steps: K when acting in evaluations; null is the agent's.
         videos: episodes an evaluation that are filmed.
         probe_rows: rows of the data set that the encoder is looked at through, before, during and after training: how
@@ -97,6 +99,7 @@ class TrainingConfig:
 
     steps: int = 500_000
     batch_size: int = 256
+    batch_per: str = "global"
     learning_rate: float = 3e-4
     warmup_steps: int = 0
     schedule: str = "constant"
@@ -241,6 +244,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "encoder.gradient": settings.GRADIENTS,
     "encoder.fusion": settings.FUSIONS,
     "encoder.tuning": settings.TUNINGS,
+    "training.batch_per": ("global", "process"),
     "training.schedule": ("constant", "cosine"),
     "training.device": ("auto", "cpu", "cuda"),
     "training.placement": PLACEMENTS,
@@ -424,7 +428,7 @@ def _check_override(override: str) -> None:
         for one in choice.split(","):  # several in a sweep
             if one not in options(key):
                 raise GtpVisionError(f"there is no {key} '{one}': {propose(one, options(key))}")
-    elif _by_camera(key) not in _keys() and not key.startswith("hydra."):
+    elif _by_camera(key) not in _keys() and not key.startswith(("hydra.", "hydra/")):
         name = key.rpartition(".")[2]
         moved = [known for known in _keys() if known.rpartition(".")[2] == name]  # agent.eta for agent.improvement.eta
         near = f"did you mean '{moved[0]}'?" if len(moved) == 1 else propose(key, _keys() | set(GROUPS))

@@ -1,26 +1,59 @@
-"""Statistics of the global batch, whichever number of processes holds it."""
+"""What all processes know together: statistics of the global batch, and whether any of them says something."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 
+class Moments(NamedTuple):
+    """The mean of values, and the mean of their squares, both without gradient and float64."""
+
+    mean: torch.Tensor
+    square: torch.Tensor
+
+    @property
+    def std(self) -> torch.Tensor:
+        """The population standard deviation."""
+        return (self.square - self.mean.square()).clamp_min(0).sqrt()
+
+    @property
+    def effective_share(self) -> torch.Tensor:
+        """Of weights, E[w]^2 / E[w^2]: 1 for equal ones, 1/B when one of B has them all."""
+        return self.mean.square() / self.square
+
+
+@torch.no_grad()
+def global_moments(x: torch.Tensor, kept: int = 0) -> Moments:
+    """The moments of all processes' `x`, by one communication.
+
+    Args:
+        x: any shape, equal on all processes.
+        kept: leading axes, for each index of which the moments are taken; the moments have their shape.
+    """
+    x = x.double().flatten(kept)  # float32 would lose a small deviation beside a large mean
+    sums = torch.stack([torch.ones_like(x).sum(-1), x.sum(-1), x.square().sum(-1)])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(sums)
+    return Moments(sums[1] / sums[0], sums[2] / sums[0])
+
+
 def global_mean(x: torch.Tensor) -> torch.Tensor:
     """The mean of all processes' `x` (any shape, equal on all), without gradient: ()."""
-    return _moments(x)[0].to(x.dtype)
+    return global_moments(x).mean.to(x.dtype)
 
 
 def global_std(x: torch.Tensor) -> torch.Tensor:
     """The population standard deviation of all processes' `x` (any shape, equal on all), without gradient: ()."""
-    return _moments(x)[1].to(x.dtype)
+    return global_moments(x).std.to(x.dtype)
 
 
-@torch.no_grad()
-def _moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    x = x.double()  # float32 would lose a small deviation beside a large mean
-    sums = torch.stack([x.new_tensor(x.numel()), x.sum(), x.square().sum()])
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(sums)
-    mean = sums[1] / sums[0]
-    return mean, (sums[2] / sums[0] - mean.square()).clamp_min(0).sqrt()
+def said_anywhere(*says: bool, device: torch.device) -> list[bool]:
+    """Of each statement, whether any process makes it; all processes must ask together, and all get this answer."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return list(says)
+    told = torch.tensor(says, dtype=torch.int32, device=device)
+    dist.all_reduce(told, dist.ReduceOp.MAX)
+    return [bool(each) for each in told.tolist()]

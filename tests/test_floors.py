@@ -11,7 +11,7 @@ ROOMS["configs"] = "gtp_vision.configs"
 
 # From the ground up. Rooms of one floor know nothing of each other.
 FLOORS = [
-    {"gtp_vision", "gtp_vision.errors", "gtp_vision.reduce", "gtp_vision.configs"},
+    {"gtp_vision", "gtp_vision.compilers", "gtp_vision.errors", "gtp_vision.reduce", "gtp_vision.configs"},
     {"gtp_vision.datasets"},
     {"gtp_vision.encoders", "gtp_vision.networks", "gtp_vision.envs"},
     {"gtp_vision.policies", "gtp_vision.critics"},

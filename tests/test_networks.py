@@ -13,6 +13,7 @@ from gtp_vision.networks import (
     EnsembleMLP,
     LNResNet,
     LogTimeEmbedding,
+    Mish,
     activation,
     after_first_layer,
     frozen_copy,
@@ -59,7 +60,7 @@ def test_ensemble_layers_begin_like_torchs_linear_layers_and_differ() -> None:
 
 def test_an_mlp_ends_in_a_linear_layer() -> None:
     network = MLP(3, [8, 8], 2, layer_norm=True)
-    assert [type(layer) for layer in network] == [nn.Linear, nn.LayerNorm, nn.Mish] * 2 + [nn.Linear]
+    assert [type(layer) for layer in network] == [nn.Linear, nn.LayerNorm, Mish] * 2 + [nn.Linear]
     assert network(torch.randn(4, 3)).shape == (4, 2)
     assert [type(layer) for layer in MLP(3, [], 2)] == [nn.Linear]
 

@@ -12,7 +12,7 @@ Axes in names: B batch, N candidates, H actions of a chunk, A action dimensions,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,8 +26,7 @@ from gtp_vision.datasets.sampler import Batch, Transitions
 from gtp_vision.encoders import Augmentation, Encoder, EncoderConfig
 from gtp_vision.encoders.views import one_view
 from gtp_vision.networks import frozen_copy, polyak_
-from gtp_vision.policies import effective_sample_size
-from gtp_vision.reduce import global_mean
+from gtp_vision.reduce import global_mean, global_moments
 
 Metrics = dict[str, torch.Tensor]
 
@@ -124,6 +123,10 @@ class Improvement(nn.Module, ABC):
     def begin(self, agent: Agent, step: int) -> None:
         """Called before training step `step`; what changes between stages changes here."""
 
+    def stage(self, step: int) -> Hashable:
+        """A key that is equal for steps whose loss is the same function."""
+        return None
+
 
 def weighted_loss(agent: Agent, seen: Seen, weight: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
     """The policy's own loss E[w l] / E[w] of the data's actions: (), and metrics.
@@ -131,10 +134,11 @@ def weighted_loss(agent: Agent, seen: Seen, weight: torch.Tensor) -> tuple[torch
     The scale of weights drifts with the critic, and an encoder that is shared would follow the actor alone where
     it is large; so they are divided by their mean over the global batch.
     """
-    weight = weight / global_mean(weight)
+    moments = global_moments(weight)
+    weight = weight / moments.mean.to(weight.dtype)
     each, metrics = agent.policy.loss(seen.actor, seen.action, weight, seen.generator, agent.policy_target)
     told = {f"actor/{name}": value.detach() for name, value in metrics.items()}
-    return each.mean(), told | {"weight/effective_share": effective_sample_size(weight)}
+    return each.mean(), told | {"weight/effective_share": moments.effective_share.to(weight.dtype)}
 
 
 def lacks(config: AgentConfig, ability: type, why: str) -> Iterator[str]:
@@ -197,6 +201,10 @@ class Agent(nn.Module):
         """To be called before training step `step`, from 0."""
         self.step = step
         self.improvement.begin(self, step)
+
+    def stage(self, step: int) -> Hashable:
+        """A key of what a step does: steps of one stage differ in their batch, noise and learning rates alone."""
+        return self.improvement.stage(step), self.augment.stage(step)
 
     def forward(self, batch: Batch | Transitions, generator: NoiseSource) -> tuple[torch.Tensor, Metrics]:
         """The joint loss of a batch, and metrics on the device."""
@@ -282,17 +290,21 @@ class Agent(nn.Module):
     def _critic_encoder_target(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return (self.actor_encoder_target if self.shared else self.critic_encoder_target)(observation)
 
-    @torch.no_grad()
-    def update_targets(self) -> None:
-        """Polyak update of all targets, after the optimiser's step."""
+    def targets(self) -> Iterator[tuple[nn.Module, nn.Module, float]]:
+        """Each slow copy, what it follows, and at which rate."""
         tau = self.config.tau
         policy_tau = tau if self.config.policy_tau is None else self.config.policy_tau
-        polyak_(self.policy_target, self.policy, policy_tau)
+        yield self.policy_target, self.policy, policy_tau
         if self.has_critic:
-            polyak_(self.critic_target, self.critic, tau)
-            polyak_(self.actor_encoder_target, self.actor_encoder, tau if self.shared else policy_tau)
+            yield self.critic_target, self.critic, tau
+            yield self.actor_encoder_target, self.actor_encoder, tau if self.shared else policy_tau
             if not self.shared:
-                polyak_(self.critic_encoder_target, self.critic_encoder, tau)
+                yield self.critic_encoder_target, self.critic_encoder, tau
+
+    def update_targets(self) -> None:
+        """Polyak update of all targets, after the optimiser's step."""
+        for slow, fast, rate in self.targets():
+            polyak_(slow, fast, rate)
 
     # Acting --------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from gtp_vision import policies
 from gtp_vision.agents.base import Agent, Improvement, Metrics, Recipe, Seen, weighted_loss
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.policies.timed import TimedPolicy
-from gtp_vision.reduce import global_mean
+from gtp_vision.reduce import global_moments
 
 DIFFUSION_BC = Recipe(
     "diffusion_bc", "Wang et al., ICLR 2023", family="vp_diffusion", backup="none", improvement="none"
@@ -47,7 +47,7 @@ def q_term(q: torch.Tensor, *, normalize: bool) -> torch.Tensor:
     if not normalize:
         return -q.mean()
     members = len(q)
-    size = torch.stack([global_mean(one.abs()) for one in q.detach()])
+    size = global_moments(q.detach().abs(), kept=1).mean.to(q.dtype)
     others = (size.sum() - size) / (members - 1) if members > 1 else size
     return -(q.mean(1) / others.clamp_min(1e-6)).mean()
 

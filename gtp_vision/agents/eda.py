@@ -57,6 +57,10 @@ class Alignment(Improvement):
             self.behaviour.load_state_dict(agent.policy.state_dict())
             self.behaviour_encoder.load_state_dict(agent.actor_encoder.state_dict())
 
+    def stage(self, step: int) -> bool:
+        """Whether the alignment has begun."""
+        return step >= self.config.pretrain_steps
+
     def loss(self, agent: Agent, seen: Seen) -> tuple[torch.Tensor, Metrics]:
         """Cloning at first, then alignment."""
         if seen.step < self.config.pretrain_steps:

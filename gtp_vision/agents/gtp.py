@@ -21,16 +21,22 @@ GTP_BC = Recipe("gtp_bc", "Feng et al., ICML 2026", family="gtp", backup="none",
 
 
 def advantage_weights(
-    advantage: torch.Tensor, eta: float, clip: float, *, form: str = "positive", standardize: bool = True
+    advantage: torch.Tensor,
+    eta: float,
+    clip: float,
+    *,
+    form: str = "positive",
+    standardize: bool = True,
+    std: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The weight of each action, at most `clip`: (B,) to (B,).
 
     With `positive`, the paper's eq. 13, w = exp(eta max(0, A) / (std(A) + eps)): a bad action weighs 1, as in
     behaviour cloning. With `exponential`, w = exp(eta A / (std(A) + eps)), the optimum of KL-regularised improvement.
-    The deviation is taken over the global batch; without `standardize` it is 1.
+    The deviation is taken over the global batch, or is `std` if that is known; without `standardize` it is 1.
     """
     if standardize:
-        advantage = advantage / (global_std(advantage) + 1e-6)
+        advantage = advantage / ((global_std(advantage) if std is None else std) + 1e-6)
     if form == "positive":
         advantage = advantage.clamp_min(0)
     return (eta * advantage).exp().clamp_max(clip)
@@ -48,12 +54,13 @@ class AdvantageWeighting(Improvement):
         """E[w l] / E[w]."""
         c = self.config
         advantage = self.advantage(agent, seen)
-        weight = advantage_weights(advantage, c.eta, c.weight_clip, form=c.form, standardize=c.standardize)
+        std = global_std(advantage)
+        weight = advantage_weights(advantage, c.eta, c.weight_clip, form=c.form, standardize=c.standardize, std=std)
         loss, metrics = weighted_loss(agent, seen, weight)
         return loss, metrics | {
             "weight/mean": weight.mean(),
             "weight/advantage": advantage.mean(),
-            "weight/advantage_std": global_std(advantage),
+            "weight/advantage_std": std,
         }
 
     @torch.no_grad()

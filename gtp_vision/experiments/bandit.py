@@ -40,7 +40,7 @@ from gtp_vision.experiments.bandit_problem import (
 from gtp_vision.experiments.bandit_rows import ROWS, configured
 from gtp_vision.experiments.jobs import side_by_side
 from gtp_vision.training.parts import build
-from gtp_vision.training.trainer import update
+from gtp_vision.training.update import update
 
 STEPS = 4000
 LIMITS = {"behaviour": 0.05, "optimum": 0.1, "mean": 0.1, "best": 0.9, "outside": 0.01}

@@ -15,7 +15,7 @@ from torch import nn
 
 from gtp_vision.datasets.random import NoiseSource
 from gtp_vision.networks import after_first_layer
-from gtp_vision.reduce import global_mean
+from gtp_vision.reduce import global_moments
 
 
 @dataclass
@@ -106,6 +106,7 @@ class Policy(nn.Module, ABC):
     """
 
     has_teacher = False  # whether the loss learns from a slow copy of the policy too
+    traced = False  # whether it runs in a step that is compiled or transformed: there nothing is kept or looked at
 
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__()
@@ -143,10 +144,11 @@ class Policy(nn.Module, ABC):
 
         Raises:
             WeightsError: weights that are not finite, negative, or all zero; looked at on the CPU only, because
-                on a GPU looking waits for the device (there, the trainer finds the loss that is not finite).
+                on a GPU looking waits for the device, and not in steps that are compiled (there the trainer finds the
+                loss that is not finite).
             GtpVisionError: a family that does not learn from data.
         """
-        if weight.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not self.traced and weight.device.type == "cpu":
             check_weights(weight)
         draws = self.config.noise_draws
         action = repeated(action, draws)
@@ -212,4 +214,4 @@ def check_weights(weight: torch.Tensor) -> None:
 
 def effective_sample_size(weight: torch.Tensor) -> torch.Tensor:
     """E[w]^2 / E[w^2] over the global batch: 1 for equal weights, 1/B when one sample has them all."""
-    return global_mean(weight).square() / global_mean(weight.square())
+    return global_moments(weight).effective_share.to(weight.dtype)

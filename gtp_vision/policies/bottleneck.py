@@ -46,11 +46,14 @@ class BottleneckPolicy(DiffusionPolicy, Density):
 
     def score(self, observed: torch.Tensor, a_t: torch.Tensor, t: Time) -> torch.Tensor:
         """The gradient of f by a_t: (B, A), itself differentiable where gradients are recorded."""
-        learns = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
-            x = a_t if learns and a_t.requires_grad else a_t.detach().clone().requires_grad_()
-            (slope,) = torch.autograd.grad(self.log_density(observed, x, t).sum(), x, create_graph=learns)
-        return slope
+        t = (
+            t if isinstance(t, torch.Tensor) else a_t.new_full((len(a_t),), t)
+        )  # what is kept of numbers is no gradient's
+        slope = torch.func.grad(lambda x: self.log_density(observed, x, t).sum())
+        if self.traced or torch.compiler.is_compiling():
+            return slope(a_t)
+        with torch.inference_mode(False):
+            return slope(a_t.clone() if a_t.is_inference() else a_t)  # in inference nothing can be remembered
 
     def denoise(self, observed: torch.Tensor, a_t: torch.Tensor, t: Time) -> torch.Tensor:
         """D(o, a_t, t) = a_t + t^2 grad f: (B, A)."""

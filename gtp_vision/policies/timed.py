@@ -5,7 +5,6 @@ Axes in names: B batch, A action dimensions.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from abc import abstractmethod
 from typing import TypeGuard
@@ -20,6 +19,8 @@ from gtp_vision.policies.base import Policy, PolicyConfig, check_steps
 
 Time = torch.Tensor | float
 """Of each row, (B,), or a number that all rows share: acting goes down such numbers, so their embedding is kept."""
+
+_KEPT = 64  # of such embeddings, for each K and number of rows its own
 
 
 class TimedPolicy(Policy):
@@ -74,8 +75,12 @@ class TimedPolicy(Policy):
 
     def _shared(self, x: torch.Tensor, times: tuple[Time, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """`_seen` for times that all rows of `x` share: no parameter changes it, so it is made once."""
+        if self.traced or torch.compiler.is_compiling():
+            return self._seen(*(x.new_full((len(x),), float(time)) for time in times))
         key = (times, x.shape, x.device, x.dtype)
         if key not in self._kept:
+            while len(self._kept) >= _KEPT:
+                self._kept.pop(next(iter(self._kept)))  # the oldest
             with torch.inference_mode(False), torch.no_grad():  # training may use what acting has kept
                 scale, told = self._seen(*torch.tensor(times, dtype=x.dtype, device=x.device)[:, None])
                 self._kept[key] = scale, told.expand(len(x), -1)
@@ -126,7 +131,10 @@ class LevelPolicy(TimedPolicy):
         apart, high enough to move the action.
         """
         c = self.config
-        return _levels(c.sigma_last, c.sigma_max, c.rho, count)
+        if count == 1:
+            return float(c.sigma_max), 0.0
+        low, high = c.sigma_last ** (1 / c.rho), c.sigma_max ** (1 / c.rho)
+        return *((high + k / (count - 1) * (low - high)) ** c.rho for k in range(count)), 0.0
 
     def scale(self, t: torch.Tensor) -> torch.Tensor:
         """`input_gain` c_in, c_in = 1 / sqrt(t^2 + sigma_data^2): unit scale at every level; (B,) to (B, 1)."""
@@ -169,11 +177,3 @@ def column(factor: Time) -> Time:
 
 def _of_rows(times: tuple[Time, ...]) -> TypeGuard[tuple[torch.Tensor, ...]]:
     return isinstance(times[0], torch.Tensor)
-
-
-@functools.lru_cache
-def _levels(sigma_last: float, sigma_max: float, rho: float, count: int) -> tuple[float, ...]:
-    if count == 1:
-        return float(sigma_max), 0.0
-    low, high = sigma_last ** (1 / rho), sigma_max ** (1 / rho)
-    return *((high + k / (count - 1) * (low - high)) ** rho for k in range(count)), 0.0

@@ -22,7 +22,7 @@ from gtp_vision.encoders import EncoderConfig, backbones
 from gtp_vision.encoders.impala import Impala
 from gtp_vision.training.bench import synthetic
 from gtp_vision.training.parts import Parts, build
-from gtp_vision.training.trainer import update
+from gtp_vision.training.update import update
 
 BACKBONES = ("timm/tf_efficientnet_lite0", "resnet18")
 _FRAMES, _SIDE = 800, 96

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,16 @@ def newest(folder: Path) -> Path | None:
         if not problem(path):
             return path
     return None
+
+
+def newest_of_all(folders: Sequence[Path]) -> list[Path] | None:
+    """The checkpoints of the newest step of which every folder has a whole one, or None."""
+    steps = [{path.name: path for path in _all(folder) if not problem(path)} for folder in folders]
+    shared = set.intersection(*(set(of) for of in steps))
+    if not shared:
+        return None
+    latest = max(shared, key=lambda name: int(name.removeprefix(_PREFIX)))
+    return [of[latest] for of in steps]
 
 
 def problem(path: Path) -> str:

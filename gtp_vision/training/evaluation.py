@@ -13,6 +13,7 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from scipy.stats import binomtest
 from tqdm import tqdm
 
@@ -20,9 +21,11 @@ from gtp_vision.datasets.goals import GOAL
 from gtp_vision.datasets.random import EpisodeNoise
 from gtp_vision.datasets.sampler import channels_first
 from gtp_vision.envs import EnvSpec, make_vector
+from gtp_vision.reduce import said_anywhere
 
 _FRAMES_A_SECOND = 20  # OGBench's control rate: videos play in real time
 VIDEO_SCALE = 4
+_ROUND = 16  # steps of the environments after which several processes ask each other
 
 Actor = Callable[[Mapping[str, torch.Tensor], EpisodeNoise], torch.Tensor]
 """Stacked observations and noise to actions (B, A) in [-1, 1]."""
@@ -51,16 +54,25 @@ class Episode:
     goal: np.ndarray | None = None
 
 
+class StoppedError(Exception):
+    """An evaluation was asked to stop, in this process or in another, and did."""
+
+
 class Evaluator:
     """Runs episodes in environments that live as long as the evaluator; use it as a context manager.
+
+    Several processes share the episodes, and each of them gets all results: an episode is a function of its number,
+    so these are one process's results, up to the rounding of networks that see other rows beside it.
 
     Args:
         spec: the environment.
         frame_stack: frames an observation.
-        envs: environments side by side; None is one a core, 8 at most.
+        envs: environments side by side in this process; None is one a core, 8 at most.
         seed: episode e is reset with seed + e.
         device: where observations go.
         progress: show a bar.
+        rank: index of this process, which runs the episodes rank, rank + world_size, ...
+        world_size: number of processes that call `run` together.
     """
 
     def __init__(
@@ -72,10 +84,14 @@ class Evaluator:
         seed: int = 0,
         device: torch.device | str = "cpu",
         progress: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.spec, self.frame_stack, self.seed = spec, frame_stack, seed
         self.device, self.progress = torch.device(device), progress
-        self.envs = envs or min(os.cpu_count() or 1, 8)
+        self.rank, self.world_size = rank, world_size
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        self.envs = envs or max(1, min(cores, 8))
         self._vector: Any = None
 
     def __enter__(self) -> Evaluator:
@@ -87,11 +103,22 @@ class Evaluator:
     def close(self) -> None:
         """End the environments' processes."""
         if self._vector is not None:
-            self._vector.close()
+            if all(process.is_alive() for process in self._vector.processes):
+                self._vector.close()
+            else:  # the dead would not answer
+                for process in self._vector.processes:
+                    process.terminate()
+                self._vector.closed = True
             self._vector = None
 
     def run(
-        self, actor: Actor, episodes: int, *, film: int = 0, label: str = "evaluating"
+        self,
+        actor: Actor,
+        episodes: int,
+        *,
+        film: int = 0,
+        label: str = "evaluating",
+        stop: Callable[[], bool] = lambda: False,
     ) -> tuple[dict[str, Any], list[Episode]]:
         """Evaluate an actor.
 
@@ -100,45 +127,93 @@ class Evaluator:
             episodes: how many.
             film: how many of them keep their frames.
             label: of the progress bar.
+            stop: whether to stop; it is enough if one process says so.
 
         Returns:
-            A summary (see `summary`) and the episodes.
+            A summary (see `summary`) and the episodes, those of all processes.
+
+        Raises:
+            StoppedError: in all processes, because `stop` said so in one.
         """
         started = time.perf_counter()
+        waiting = list(range(self.rank, episodes, self.world_size))
         if self._vector is None:
-            self._vector = make_vector(self.spec, min(self.envs, episodes))
+            self._vector = make_vector(self.spec, max(1, min(self.envs, len(waiting))))
         with one_thread():
-            done = self._episodes(actor, episodes, film, label)
+            done = self._episodes(actor, waiting, film, label, stop)
+        if self.world_size > 1:
+            done = gather_object(done)
+        done.sort(key=lambda episode: episode.number)
         return summary(done, time.perf_counter() - started), done
 
-    def _episodes(self, actor: Actor, episodes: int, film: int, label: str) -> list[Episode]:
+    def _episodes(
+        self, actor: Actor, waiting: list[int], film: int, label: str, stop: Callable[[], bool]
+    ) -> list[Episode]:
         vector = self._vector
         count = vector.num_envs
         running: list[Episode | None] = [None] * count
         history = np.zeros((count, self.frame_stack, *vector.single_observation_space.shape), self._dtype())
         goals = np.zeros_like(history) if self.spec.goals else None  # one frame, shown in place of every frame
-        waiting = list(range(episodes))
         done: list[Episode] = []
-        with tqdm(total=episodes, desc=label, unit="episode", disable=not self.progress) as bar:
-            while waiting or any(running):
-                self._start(running, history, goals, waiting, film)
-                active = [slot for slot, episode in enumerate(running) if episode is not None]
-                noise = EpisodeNoise(
-                    self.seed,
-                    [running[slot].number for slot in active],  # type: ignore[union-attr]
-                    [running[slot].length for slot in active],  # type: ignore[union-attr]
-                    self.device,
-                )
-                actions = np.zeros(vector.action_space.shape, np.float32)
-                shown = self._observation(history[active], None if goals is None else goals[active])
-                actions[active] = actor(shown, noise).cpu().numpy()
-                for slot in self._step(actions, running, history):
+        steps = 0
+        with tqdm(total=len(waiting), desc=label, unit="episode", disable=not self.progress) as bar:
+            while self._go_on(bool(waiting or any(running)), steps, stop):
+                steps += 1
+                if not (waiting or any(running)):
+                    continue  # others are still busy
+                try:
+                    ended = self._advance(actor, running, history, goals, waiting, film)
+                except (EOFError, OSError):
+                    if not stop():
+                        raise
+                    waiting.clear()  # the signal that asks to stop went to the simulators, too, and they are dead
+                    running, ended = [None] * count, []
+                for slot in ended:
                     episode = running[slot]
                     assert episode is not None
                     done.append(episode)
                     running[slot] = None
                     bar.update()
-        return sorted(done, key=lambda episode: episode.number)
+        return done
+
+    def _go_on(self, busy: bool, steps: int, stop: Callable[[], bool]) -> bool:
+        """Whether anyone is busy.
+
+        All processes ask the same questions in the same order, those that are busy from time to time and those that
+        wait all the time, so that nobody waits for somebody who has left.
+        """
+        if self.world_size == 1:
+            stopped, going = stop(), busy
+        elif busy and steps % _ROUND:
+            return True
+        else:
+            stopped, going = said_anywhere(stop(), busy, device=self.device)
+        if stopped:
+            raise StoppedError
+        return going
+
+    def _advance(
+        self,
+        actor: Actor,
+        running: list[Episode | None],
+        history: np.ndarray,
+        goals: np.ndarray | None,
+        waiting: list[int],
+        film: int,
+    ) -> list[int]:
+        """Begin what can begin, and take a step in all; the slots of episodes that ended."""
+        self._start(running, history, goals, waiting, film)
+        active = [slot for slot, episode in enumerate(running) if episode is not None]
+        noise = EpisodeNoise(
+            self.seed,
+            [running[slot].number for slot in active],  # type: ignore[union-attr]
+            [running[slot].length for slot in active],  # type: ignore[union-attr]
+            self.device,
+        )
+        actions = np.zeros(self._vector.action_space.shape, np.float32)
+        shown = self._observation(history[active], None if goals is None else goals[active])
+        actions[active] = actor(shown, noise).cpu().numpy()
+        return self._step(actions, running, history)
 
     def _dtype(self) -> type:
         return np.uint8 if self._vector.single_observation_space.dtype == np.uint8 else np.float32

@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent
@@ -29,6 +27,8 @@ from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import checkpoint
 from gtp_vision.training.data import fit, open_data
 from gtp_vision.training.features import cacheable, feature_store
+from gtp_vision.training.processes import accelerator_of, global_batch
+from gtp_vision.training.seeds import check_seeds
 
 
 @dataclass
@@ -87,29 +87,17 @@ def build(
         check: looks at the data set, on the main process, before anything that takes long is begun.
     """
     choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which looks only once
-    accelerator = Accelerator(
-        cpu=config.training.device == "cpu",
-        mixed_precision=config.training.precision,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(hours=12)),  # the others wait while the main one evaluates
-        ],
-    )
-    if config.training.device == "cuda" and accelerator.device.type != "cuda":
-        raise GtpVisionError("training.device=cuda, but torch finds no CUDA device here; set training.device=auto")
-    if config.training.batch_size % accelerator.num_processes:
-        raise GtpVisionError(
-            f"training.batch_size={config.training.batch_size} cannot be divided over "
-            f"{accelerator.num_processes} processes; make it a multiple"
-        )
+    accelerator = accelerator_of(config.training)
+    batch_size = global_batch(config.training, accelerator.num_processes)
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
         store = open_data(config)
+    check_seeds(config, store, accelerator.num_processes)
     if check is not None and accelerator.is_main_process:
         check(store)
     task = config.task
     frames = Sampler(
         store,
-        batch_size=config.training.batch_size,
+        batch_size=batch_size,
         seed=config.seed,
         frame_stack=task.frame_stack,
         n_step=task.n_step,
@@ -121,14 +109,7 @@ def build(
     )
     if config.agent.critic.backup != "none" and task.goals is None:
         _check_rewards(config, store)
-    torch.manual_seed(config.seed)
-    agent = agents.create(
-        shapes(store, task.frame_stack, goals=task.goals is not None),
-        store.action_dim,
-        config.agent,
-        config.encoder,
-        pretrained=fresh and goes_on is None,
-    )
+    agent = _agent(config, store, pretrained=fresh and goes_on is None)
     statistics = fit(agent, store, standardize=config.encoder.standardize) if fresh else {}
     cached, began = fresh and cacheable(config.encoder, store), time.perf_counter()
     if cached:
@@ -140,13 +121,50 @@ def build(
         sampler = replace(frames, store=placed)
     feature_seconds = time.perf_counter() - began if cached else 0.0
     augmented = agent.augment.active and (not cached or config.encoder.views > 1)
-    optimizer = torch.optim.Adam(parameter_groups(agent, config.encoder), lr=config.training.learning_rate)
-    module, optimizer = accelerator.prepare(agent, optimizer)
-    agent = accelerator.unwrap_model(module)
+    agent, module, optimizer = _prepared(config, agent, accelerator)
     return Parts(
         *(accelerator, store, frames, sampler, agent, module, optimizer, config.seed, statistics, where, augmented),
         feature_seconds,
     )
+
+
+def sibling(parts: Parts, config: Config) -> Parts:
+    """The parts of a run of another seed, with the same data in the same place.
+
+    Args:
+        parts: of a run that is built, and has not begun.
+        config: of the other run; it differs in the seed alone.
+    """
+    agent = _agent(config, parts.store, pretrained=False)
+    with torch.no_grad():  # statistics of the data, and a frozen backbone's trained weights
+        held = {name: p for name, p in parts.agent.named_parameters() if not p.requires_grad and ".towers." in name}
+        known = held | dict(parts.agent.named_buffers())
+        for name, tensor in [*agent.named_parameters(), *agent.named_buffers()]:
+            if name in known:
+                tensor.copy_(known[name])
+    agent, module, optimizer = _prepared(config, agent, parts.accelerator)
+    seed = config.seed
+    frames, sampler = replace(parts.frames, seed=seed), replace(parts.sampler, seed=seed)
+    return replace(
+        parts, frames=frames, sampler=sampler, agent=agent, module=module, optimizer=optimizer, noise_seed=seed
+    )
+
+
+def _agent(config: Config, store: Store, *, pretrained: bool) -> Agent:
+    """The networks, as the seed begins them."""
+    task = config.task
+    torch.manual_seed(config.seed)
+    seen = shapes(store, task.frame_stack, goals=task.goals is not None)
+    return agents.create(seen, store.action_dim, config.agent, config.encoder, pretrained=pretrained)
+
+
+def _prepared(
+    config: Config, agent: Agent, accelerator: Accelerator
+) -> tuple[Agent, torch.nn.Module, torch.optim.Optimizer]:
+    """The agent on its device, as Accelerate wraps it, and its optimiser."""
+    optimizer = torch.optim.Adam(parameter_groups(agent, config.encoder), lr=config.training.learning_rate)
+    module, optimizer = accelerator.prepare(agent, optimizer)
+    return accelerator.unwrap_model(module), module, optimizer
 
 
 def _of_features(config: Config, frames: Sampler, agent: Agent, accelerator: Accelerator) -> tuple[Sampler, str]:

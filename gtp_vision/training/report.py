@@ -86,13 +86,14 @@ def build_report(
 
     `baselines` are rows for the table that come from no run folder, shaped like a `results.json`;
     `notes` are sentences shown under the table. The file is written aside and renamed into place.
+    A folder of several seeds stands for their runs.
     Raises `GtpVisionError` when no run is given, a folder is missing or is no run, or `out` is a folder.
     """
     if not runs:
         raise GtpVisionError("The report was given no run folder; name at least one.")
     if out.is_dir():
         raise GtpVisionError(f"The report cannot be written to {out}, which is a folder; give a file name.")
-    read = [_read_run(folder) for folder in runs]
+    read = [_read_run(member) for folder in runs for member in _members(folder)]
     _tell_apart(read)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -134,6 +135,14 @@ def build_report(
 
 
 # Reading
+
+
+def _members(folder: Path) -> list[Path]:
+    """The run folders in a folder of seeds that were trained side by side; of any other, itself."""
+    inside = [config.parent for config in folder.glob("seed_*/config.yaml")]
+    if not inside or (folder / "metrics.jsonl").exists():
+        return [folder]
+    return sorted(inside, key=lambda run: (len(run.name), run.name))
 
 
 def _read_run(folder: Path) -> Run:

@@ -16,6 +16,7 @@ from gtp_vision.training import checkpoint
 from gtp_vision.training.evaluation import Actor, Episode, Evaluator, write_videos
 from gtp_vision.training.insight import SALIENCY, Saliency
 from gtp_vision.training.parts import Parts, build
+from gtp_vision.training.seeds import folders
 
 _EVAL_SEED = 100_000  # episodes of evaluations are reset with seeds from here on
 
@@ -27,6 +28,9 @@ def restore(folder: Path, which: str = "last") -> tuple[Config, Parts]:
         GtpVisionError: no run, no such checkpoint, or a damaged one.
     """
     config = from_run(folder)
+    if config.training.seeds > 1:
+        several = folders(config)
+        raise GtpVisionError(f"{folder} holds {len(several)} runs, one a seed; name one of them, e.g. {several[0]}")
     path = folder / "checkpoints" / which
     if not path.exists():
         known = [other.name for other in (folder / "checkpoints").glob("[!.]*")]
@@ -160,4 +164,6 @@ def evaluator_of(config: Config, parts: Parts, progress: bool) -> Evaluator:
         seed=eval_seed(config),
         device=parts.accelerator.device,
         progress=progress,
+        rank=parts.accelerator.process_index,
+        world_size=parts.accelerator.num_processes,
     )

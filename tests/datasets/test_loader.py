@@ -1,12 +1,14 @@
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
 from gtp_vision.datasets.loader import Loader
-from gtp_vision.datasets.sampler import Batch, Sampler
+from gtp_vision.datasets.sampler import Sampler
+from gtp_vision.datasets.sources import HostSource, Inputs, StackedSource
 from gtp_vision.datasets.store import Store
 
 MakeStore = Callable[..., Store]
@@ -16,16 +18,30 @@ def loader_threads() -> int:
     return sum(thread.name == "gtp-vision-loader" for thread in threading.enumerate())
 
 
-@dataclass(frozen=True)
-class Failing(Sampler):
-    """A sampler whose batch number `at` cannot be gathered."""
+class Failing(HostSource):
+    """A source whose step number 2 cannot be gathered."""
 
-    at: int = 2
-
-    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
-        if step == self.at:
+    def inputs(self, step: int, rank: int = 0, world_size: int = 1) -> Inputs:
+        if step == 2:
             raise OSError(f"the disk went away at step {step}")
-        return super().batch(step, rank, world_size)
+        return super().inputs(step, rank, world_size)
+
+
+class Gated(HostSource):
+    """A source that begins when its gate is opened."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        super().__init__(sampler)
+        self.gate = threading.Event()
+
+    def inputs(self, step: int, rank: int = 0, world_size: int = 1) -> Inputs:
+        self.gate.wait()
+        return super().inputs(step, rank, world_size)
+
+
+def seen(inputs: Inputs) -> list[int]:
+    """The rows of a batch: the first number of their `state`."""
+    return inputs["now/state"][:, -1, 0].int().tolist()
 
 
 @pytest.fixture
@@ -33,57 +49,63 @@ def sampler(make_store: MakeStore) -> Sampler:
     return Sampler(make_store((50, 70)), 12, 0, frame_stack=2)
 
 
+@pytest.fixture
+def source(sampler: Sampler) -> HostSource:
+    return HostSource(sampler)
+
+
 @pytest.mark.parametrize("depth", [1, 2, 8])
-def test_batches_are_the_samplers_in_order_at_any_depth(sampler: Sampler, depth: int) -> None:
-    with Loader(sampler, start=0, stop=6, depth=depth) as loader:
+def test_batches_are_the_samplers_in_order_at_any_depth(source: HostSource, depth: int) -> None:
+    with Loader(source, start=0, stop=6, depth=depth) as loader:
         batches = list(loader)
     assert [step for step, _ in batches] == list(range(6))
     for step, batch in batches:
-        assert torch.equal(batch.rows, sampler.batch(step).rows)
-        assert torch.equal(batch.observation()["state"], sampler.batch(step).observation()["state"])
+        expected = source.inputs(step)
+        assert list(batch) == list(expected)
+        assert all(torch.equal(x, expected[name]) for name, x in batch.items())
 
 
-def test_a_later_start_goes_on_with_the_same_batches(sampler: Sampler) -> None:
-    with Loader(sampler, start=0, stop=7) as whole, Loader(sampler, start=4, stop=7) as resumed:
-        late = {step: batch.rows.tolist() for step, batch in whole if step >= 4}
-        again = {step: batch.rows.tolist() for step, batch in resumed}
+def test_a_later_start_goes_on_with_the_same_batches(source: HostSource) -> None:
+    with Loader(source, start=0, stop=7) as whole, Loader(source, start=4, stop=7) as resumed:
+        late = {step: seen(batch) for step, batch in whole if step >= 4}
+        again = {step: seen(batch) for step, batch in resumed}
     assert again == late
 
 
-def test_each_rank_loads_its_own_rows(sampler: Sampler) -> None:
+def test_each_rank_loads_its_own_rows(sampler: Sampler, source: HostSource) -> None:
     with (
-        Loader(sampler, start=3, stop=4, rank=0, world_size=2) as left,
-        Loader(sampler, start=3, stop=4, rank=1, world_size=2) as right,
+        Loader(source, start=3, stop=4, rank=0, world_size=2) as left,
+        Loader(source, start=3, stop=4, rank=1, world_size=2) as right,
     ):
         ((_, first),) = left
         ((_, second),) = right
-    assert torch.equal(torch.cat([first.rows, second.rows]), sampler.batch(3).rows)
+    np.testing.assert_array_equal(seen(first) + seen(second), sampler.rows(3))
 
 
-def test_a_failure_in_the_thread_is_raised_at_its_batch(make_store: MakeStore) -> None:
-    seen = []
+def test_a_failure_in_the_thread_is_raised_at_its_batch(sampler: Sampler) -> None:
+    steps = []
     with (
         pytest.raises(OSError, match="disk went away at step 2"),
-        Loader(Failing(make_store((20,)), 4, 0), start=0, stop=9) as loader,
+        Loader(Failing(sampler), start=0, stop=9) as loader,
     ):
-        seen.extend(step for step, _ in loader)
-    assert seen == [0, 1]
+        steps.extend(step for step, _ in loader)
+    assert steps == [0, 1]
     assert loader_threads() == 0
 
 
-def test_the_thread_ends_when_the_loader_is_left_early(sampler: Sampler) -> None:
+def test_the_thread_ends_when_the_loader_is_left_early(source: HostSource) -> None:
     before = loader_threads()
-    with Loader(sampler, start=0, stop=10**6, depth=1) as loader:
+    with Loader(source, start=0, stop=10**6, depth=1) as loader:
         next(iter(loader))
         assert loader_threads() == before + 1
     assert loader_threads() == before
 
 
-def test_the_thread_ends_when_the_readers_own_work_fails(sampler: Sampler) -> None:
+def test_the_thread_ends_when_the_readers_own_work_fails(source: HostSource) -> None:
     before = loader_threads()
 
     def fail() -> None:
-        with Loader(sampler, start=0, stop=10**6) as loader:
+        with Loader(source, start=0, stop=10**6) as loader:
             for step, _ in loader:
                 1 / (step - 1)
 
@@ -92,6 +114,38 @@ def test_the_thread_ends_when_the_readers_own_work_fails(sampler: Sampler) -> No
     assert loader_threads() == before
 
 
-def test_no_batches_are_an_empty_loop(sampler: Sampler) -> None:
-    with Loader(sampler, start=5, stop=5) as loader:
+def test_no_batches_are_an_empty_loop(source: HostSource) -> None:
+    with Loader(source, start=5, stop=5) as loader:
         assert list(loader) == []
+
+
+def test_seeds_side_by_side_are_loaded_together(sampler: Sampler) -> None:
+    both = StackedSource([HostSource(sampler), HostSource(Sampler(sampler.store, 12, 1, frame_stack=2))])
+    with Loader(both, start=4, stop=5) as loader:
+        ((_, inputs),) = loader
+    assert [seen({"now/state": x}) for x in inputs["now/state"]] == [
+        Sampler(sampler.store, 12, seed).rows(4).tolist() for seed in (0, 1)
+    ]
+
+
+def test_time_that_the_reader_waits_is_counted_and_its_own_is_not(sampler: Sampler) -> None:
+    gated = Gated(sampler)
+    with Loader(gated, start=0, stop=3, depth=3) as loader:
+        batches = iter(loader)
+        threading.Timer(0.2, gated.gate.set).start()
+        next(batches)
+        assert loader.waited > 0.19
+        while loader_threads():  # until all are ready
+            time.sleep(0.05)
+        before = loader.waited
+        next(batches)
+        time.sleep(0.2)
+        next(batches)
+        assert loader.waited < before + 0.1
+
+
+def test_it_can_be_iterated_over_once(source: HostSource) -> None:
+    with Loader(source, start=0, stop=2) as loader:
+        assert len(list(loader)) == 2
+        with pytest.raises(RuntimeError, match="iterated over once"):
+            next(iter(loader))

@@ -16,6 +16,7 @@ from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import trainer
+from gtp_vision.training import update as updates
 from gtp_vision.training.parts import Parts, build
 
 MakeStore = Callable[..., Store]
@@ -115,7 +116,7 @@ def test_every_agent_learns_from_pixels_in_200_steps(tmp_path: Path, name: str) 
     config = from_command_line([*overrides, "agent.policy_tau=0.02", "task.discount=0", *HASTE.get(name, [])])
     parts = build(config)
     before = error(parts, best)
-    metrics = [trainer.update(parts, config, step, parts.sampler.batch(step)) for step in range(200)]
+    metrics = [updates.update(parts, config, step, parts.sampler.batch(step)) for step in range(200)]
     assert all(bool(value.isfinite()) for found in metrics for value in found.values())
     after = error(parts, best)
     assert after < 0.5 * before, f"from {before:.2f} to {after:.2f}"

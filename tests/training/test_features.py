@@ -23,6 +23,7 @@ from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
 from gtp_vision.encoders.views import one_view
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import features, pictures, trainer
+from gtp_vision.training import update as updates
 from gtp_vision.training.parts import Parts, build
 
 MakeStore = Callable[..., Store]
@@ -120,7 +121,7 @@ def test_training_on_features_equals_training_live_without_augmentation(data: Pa
     assert runs[1].sampler.store.observations["front"].ndim == 4
     for step in range(5):
         ours, live = (
-            trainer.update(parts, config, step, parts.sampler.batch(step))
+            updates.update(parts, config, step, parts.sampler.batch(step))
             for parts, config in zip(runs, configs, strict=True)
         )
         for name in live:
@@ -148,7 +149,7 @@ def test_goals_are_features_too(data: Path, stack: int) -> None:
     for live, cached in ((seen.observation(), made.observation()), (seen.next_observation(), made.next_observation())):
         wanted = encoder(live)
         assert (wanted - encoder(cached)).abs().max() < 0.01 * wanted.std()
-    assert torch.isfinite(trainer.update(parts, config, 0, made)["loss"])
+    assert torch.isfinite(updates.update(parts, config, 0, made)["loss"])
 
 
 def test_the_middle_of_frames_is_cut_out_and_resized_as_in_acting(data: Path) -> None:

@@ -16,6 +16,7 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import trainer
+from gtp_vision.training import update as updates
 from gtp_vision.training.evaluation import Episode, Evaluator, random_actor, summary
 from gtp_vision.training.parts import build, goals_of, shapes
 
@@ -80,7 +81,7 @@ def test_the_action_leads_to_the_goal_that_is_shown(make_store: MakeStore, tmp_p
     config.agent.acting.candidates = 1
     parts = build(config)  # though the file holds no rewards
     for step in range(200):
-        trainer.update(parts, config, step, parts.sampler.batch(step))
+        updates.update(parts, config, step, parts.sampler.batch(step))
     at, goals = torch.zeros(40, 1, 1), torch.linspace(0.3, 1, 20).repeat(2)
     goals[20:] *= -1
     with torch.no_grad():

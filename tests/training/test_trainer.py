@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from gtp_vision.config import Config, from_command_line
 from gtp_vision.errors import GtpVisionError
-from gtp_vision.training import trainer
+from gtp_vision.training import engines, trainer
+from gtp_vision.training import update as updates
 from gtp_vision.training.parts import Parts, build
 
 TINY = [
@@ -88,8 +89,8 @@ def test_groups_learn_at_their_own_rates_and_all_are_clipped(tmp_path: Path) -> 
     config = _config(tmp_path, "encoder.unfreeze_step=1", "training.clip_gradient=1e-3", *more)
     parts = build(config)
     for step, scales in enumerate([[1, 0, 0], [1, 0.05, 0.1]]):
-        metrics = trainer.update(parts, config, step, parts.sampler.batch(step))
-        rate = trainer.learning_rate(config, step)
+        metrics = updates.update(parts, config, step, parts.sampler.batch(step))
+        rate = updates.learning_rate(config, step)
         assert [group["lr"] for group in parts.optimizer.param_groups] == pytest.approx([rate * s for s in scales])
     gradients = [p.grad for group in parts.optimizer.param_groups for p in group["params"] if p.grad is not None]
     assert float(metrics["gradient_norm"]) > 1e-3
@@ -233,7 +234,7 @@ def test_weights_of_a_critic_that_ran_away_stop_the_run_with_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = _config(tmp_path, "training.steps=6", "training.log_every=3")
-    plain, asked = trainer.update, 0
+    plain, asked = updates.update, 0
 
     def runs_away(parts: Parts, *rest: Any) -> Any:
         nonlocal asked
@@ -243,7 +244,7 @@ def test_weights_of_a_critic_that_ran_away_stop_the_run_with_the_step(
                 next(parts.agent.critic.parameters()).fill_(float("nan"))
         return plain(parts, *rest)
 
-    monkeypatch.setattr(trainer, "update", runs_away)
+    monkeypatch.setattr(engines, "update", runs_away)
     with pytest.raises(
         GtpVisionError, match=r"step 5: the actor's weights lie in \[nan, nan\].*last good checkpoint is"
     ):
@@ -293,11 +294,11 @@ def test_what_evaluation_will_need_is_checked_before_training(tmp_path: Path, mo
 
 def test_schedules() -> None:
     config = from_command_line(["task=demo", "training.steps=100", "training.warmup_steps=10"])
-    assert trainer.learning_rate(config, 0) == pytest.approx(3e-5)
-    assert trainer.learning_rate(config, 50) == pytest.approx(3e-4)
+    assert updates.learning_rate(config, 0) == pytest.approx(3e-5)
+    assert updates.learning_rate(config, 50) == pytest.approx(3e-4)
     config.training.schedule = "cosine"
-    assert trainer.learning_rate(config, 50) == pytest.approx(1.5e-4)
-    assert trainer.learning_rate(config, 99) < 1e-6
+    assert updates.learning_rate(config, 50) == pytest.approx(1.5e-4)
+    assert updates.learning_rate(config, 99) < 1e-6
 
 
 def test_gtp_bc_trains_from_pixels(tmp_path: Path) -> None:

@@ -1,0 +1,302 @@
+"""How a training step is run: the same numbers, within rounding, at different costs.
+
+    eager     autograd, PyTorch's optimiser and DistributedDataParallel, as Accelerate wraps them; always works
+    compile   the step as one function of tensors (`functional.StepFunction`), compiled
+    graph     that, captured once in a CUDA graph and replayed
+
+Several agents side by side (`training.seeds`) are always a function of tensors, mapped over seeds; `eager` does not
+compile it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gtp_vision.agents.base import Metrics
+from gtp_vision.config import Config
+from gtp_vision.datasets.random import NoiseTape
+from gtp_vision.datasets.sources import Source, StackedSource, source_of
+from gtp_vision.errors import GtpVisionError
+from gtp_vision.training.functional import State, StepFunction, draws_of, state_of, traced
+from gtp_vision.training.parts import Parts
+from gtp_vision.training.update import learning_rate, update
+
+Inputs = Mapping[str, torch.Tensor]
+Tell = Callable[[str], None]
+_PAYS = 20_000  # steps from which on compiling on a CPU, which takes half a minute, is worth it
+_STAGES = 4  # each is compiled anew
+
+
+class Engine(ABC):
+    """Runs steps of the runs that are trained side by side.
+
+    Args:
+        source: of what a step sees; with several runs its inputs have a first axis of runs.
+
+    Attributes:
+        name: eager, compile or graph.
+    """
+
+    name: str
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    @abstractmethod
+    def step(self, step: int, inputs: Inputs) -> list[Metrics]:
+        """Training step `step`, from 0, of every run; metrics of each, on the device."""
+
+
+class Eager(Engine):
+    """One run, step by step as PyTorch runs it."""
+
+    name = "eager"
+
+    def __init__(self, source: Source, config: Config, parts: Parts) -> None:
+        super().__init__(source)
+        self._config, self._parts = config, parts
+
+    def step(self, step: int, inputs: Inputs) -> list[Metrics]:
+        """One step of the one run."""
+        return [update(self._parts, self._config, step, self.source.transitions(inputs))]
+
+
+class Functional(Engine):
+    """Steps as functions of tensors.
+
+    Args:
+        source: see `Engine`.
+        config: of the runs.
+        members: the runs; the parameters of several become views of stacked tensors.
+        name: what is done to the function: nothing (eager), compile or graph.
+        tell: is given a sentence if that cannot be done; then nothing is.
+        backend: of torch.compile.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: Config,
+        members: Sequence[Parts],
+        name: str,
+        tell: Tell,
+        backend: str = "inductor",
+    ) -> None:
+        super().__init__(source)
+        self.name, self._tell, self._backend = name, tell, backend
+        self._config, self._members = config, members
+        self._state = state_of([m.agent for m in members], [m.optimizer for m in members])
+        device = members[0].accelerator.device
+        self._rates = [torch.zeros((), device=device) for _ in members[0].optimizer.param_groups]
+        self._functions: dict[Hashable, _Stage] = {}
+
+    def step(self, step: int, inputs: Inputs) -> list[Metrics]:
+        """One step of every run."""
+        for member in self._members:
+            member.agent.begin(step)
+        base = learning_rate(self._config, step)
+        for rate, group in zip(self._rates, self._members[0].optimizer.param_groups, strict=True):
+            rate.fill_(base * group["scale"] * (step >= group["after"]))
+        stage = self._stage(step, inputs)
+        self._members[0].agent.step = stage.first  # a number that changed would be compiled anew
+        with traced(self._members[0].agent):
+            metrics = self._run(stage, inputs, self._noise(stage.function, step))
+        if len(self._members) == 1:
+            return [metrics]
+        return [{name: value[index] for name, value in metrics.items()} for index in range(len(self._members))]
+
+    def _run(self, stage: _Stage, inputs: Inputs, noise: list[torch.Tensor]) -> Metrics:
+        try:
+            metrics = stage.run(self._state, inputs, noise, self._rates)
+        except Exception as error:  # whatever a compiler may raise, and it raises before anything has moved
+            if stage.proven or self.name == "eager":
+                raise
+            self._tell(f"engine: eager, because training.engine={self.name} does not work here: {first_words(error)}")
+            self.name, stage.run = "eager", stage.function
+            return stage.run(self._state, inputs, noise, self._rates)
+        stage.proven = True
+        return metrics
+
+    def _noise(self, function: StepFunction, step: int) -> list[torch.Tensor]:
+        drawn = [NoiseTape.draw(function.draws, member.stream(step)) for member in self._members]
+        return drawn[0] if len(drawn) == 1 else [torch.stack(each) for each in zip(*drawn, strict=True)]
+
+    def _stage(self, step: int, inputs: Inputs) -> _Stage:
+        first = self._members[0]
+        awake = tuple(step >= group["after"] for group in first.optimizer.param_groups)
+        key = first.agent.stage(step), awake
+        if key not in self._functions:
+            several = len(self._members) > 1
+            one = {name: value[0] for name, value in inputs.items()} if several else inputs
+            function = StepFunction(
+                first.agent,
+                first.optimizer,
+                self.source,
+                draws_of(first.agent, self.source, one, first.stream(step)),
+                awake=awake,
+                clip=self._config.training.clip_gradient,
+                several=several,
+            )
+            while len(self._functions) >= _STAGES:  # one that ended long ago
+                self._functions.pop(next(iter(self._functions)))
+            self._functions[key] = _Stage(step, function, self._made(function))
+        return self._functions[key]
+
+    def _made(self, function: StepFunction) -> Callable[..., Metrics]:
+        if self.name == "eager":
+            return function
+        compiled = torch.compile(  # type: ignore[call-overload]  # whose stubs lack the last, without which runs
+            function,  # in one process, such as a sweep's, would share one small limit
+            fullgraph=True,
+            dynamic=False,
+            backend=self._backend,
+            isolate_recompiles=True,
+        )
+        return Graph(compiled) if self.name == "graph" else compiled
+
+
+@dataclass
+class _Stage:
+    """The step of a stage.
+
+    Attributes:
+        first: the stage's first step that was seen.
+        function: what a step does.
+        run: the same, made fast.
+        proven: whether `run` has worked.
+    """
+
+    first: int
+    function: StepFunction
+    run: Callable[..., Metrics]
+    proven: bool = False
+
+
+def choose(config: Config, members: Sequence[Parts], tell: Tell) -> Engine:
+    """The engine that `training.engine` names, or the best for where this runs.
+
+    Args:
+        config: of the runs.
+        members: the runs.
+        tell: is given a sentence about the choice.
+
+    Raises:
+        GtpVisionError: an engine that this machine or these settings do not allow.
+    """
+    wanted, first = config.training.engine, members[0]
+    device = first.accelerator.device
+    one = [source_of(member.sampler, device) for member in members]
+    source = one[0] if len(one) == 1 else StackedSource(one)
+    if wanted == "auto":
+        name, why = _best(config, first)
+    else:
+        name, why = wanted, ""
+        for fault in _faults(config, first):
+            raise GtpVisionError(f"training.engine={wanted} {fault}; set training.engine=auto")
+    several = f", {len(members)} seeds side by side" if len(members) > 1 else ""
+    tell(f"engine: {name}{f' ({why})' if why else ''}{several}")
+    if name == "eager" and len(members) == 1:
+        return Eager(source, config, first)
+    return Functional(source, config, members, name, tell)
+
+
+def _best(config: Config, parts: Parts) -> tuple[str, str]:
+    """The fastest engine that is safe here, and why it is that."""
+    processes, cuda = parts.accelerator.num_processes, parts.accelerator.device.type == "cuda"
+    if processes > 1:
+        return "eager", f"{processes} processes"
+    if _changes(config, parts):
+        return "eager", "the augmentation's strength changes with every step"
+    if cuda:
+        return "graph", ""
+    if not has_compiler():
+        return "eager", "there is no C++ compiler to compile with"
+    if config.training.steps < _PAYS:
+        return "eager", f"compiling takes half a minute, which pays from {_PAYS} steps on: training.engine=compile"
+    return "compile", ""
+
+
+def _faults(config: Config, parts: Parts) -> Iterator[str]:
+    """Why an engine that was asked for cannot be."""
+    name, processes = config.training.engine, parts.accelerator.num_processes
+    if name == "eager":
+        return
+    if processes > 1:
+        yield f"runs in one process, and there are {processes}"
+    if _changes(config, parts):
+        yield "compiles a step anew when it changes, and encoder.augmentation.warmup_steps changes every step"
+    if name == "graph" and parts.accelerator.device.type != "cuda":
+        yield f"captures a CUDA graph, and training runs on {parts.accelerator.device}"
+    if name == "compile" and parts.accelerator.device.type == "cpu" and not has_compiler():
+        yield "needs a C++ compiler, and there is none on the PATH (g++ or clang++)"
+
+
+def _changes(config: Config, parts: Parts) -> bool:
+    """Whether the losses of early steps are all different functions."""
+    warmup = config.encoder.augmentation.warmup_steps
+    return warmup > _STAGES and len({parts.agent.stage(step) for step in range(_STAGES + 1)}) > _STAGES
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile can compile for a CPU here."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
+
+
+def first_words(error: BaseException) -> str:
+    """What an error says first, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
+
+
+class Graph:
+    """A step captured in a CUDA graph: one launch for all of its kernels.
+
+    Args:
+        run: the step; it must not touch the host.
+    """
+
+    def __init__(self, run: Callable[..., Metrics]) -> None:
+        self._run = run
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: dict[str, torch.Tensor] = {}
+        self._noise: list[torch.Tensor] = []
+        self._metrics: Metrics = {}
+
+    def __call__(self, state: State, inputs: Inputs, noise: list[torch.Tensor], rates: list[torch.Tensor]) -> Metrics:
+        """The step; what it returns is the caller's to keep."""
+        if self._graph is None:
+            self._capture(state, inputs, noise, rates)
+        for name, kept in self._inputs.items():
+            kept.copy_(inputs[name])
+        torch._foreach_copy_(self._noise, noise)
+        assert self._graph is not None
+        self._graph.replay()
+        told = torch.stack([value.float() for value in self._metrics.values()])  # the next step writes over them
+        return dict(zip(self._metrics, told.unbind(), strict=True))
+
+    def _capture(self, state: State, inputs: Inputs, noise: list[torch.Tensor], rates: list[torch.Tensor]) -> None:
+        self._inputs = {name: tensor.clone() for name, tensor in inputs.items()}
+        self._noise = [tensor.clone() for tensor in noise]
+        before = [tensor.clone() for tensor in _tensors(state)]  # what warming up moves is put back
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # compiles, and lets libraries find their work spaces
+                self._run(state, self._inputs, self._noise, rates)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the loader's thread copies meanwhile
+            self._metrics = self._run(state, self._inputs, self._noise, rates)
+        for tensor, kept in zip(_tensors(state), before, strict=True):
+            tensor.copy_(kept)
+        self._graph = graph
+
+
+def _tensors(state: State) -> list[torch.Tensor]:
+    return [tensor for part in vars(state).values() for tensor in part.values()]

@@ -1,0 +1,233 @@
+"""A training step as one function of tensors, of one agent or of several that are trained side by side.
+
+    (parameters, moments, batch, noise, learning rates) -> metrics, and parameters and moments moved in place
+
+It computes what `trainer.update` computes, but knows no module that changes and no generator, so that it can be
+compiled as a whole, captured in a CUDA graph, and mapped over seeds (`torch.func.vmap`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.func import functional_call, grad_and_value, vmap
+from torch.optim.adam import adam
+
+from gtp_vision.agents import Agent
+from gtp_vision.agents.base import Metrics
+from gtp_vision.datasets.random import Draw, NoiseRecorder, NoiseSource, NoiseTape
+from gtp_vision.datasets.sources import Source
+from gtp_vision.networks import followed
+from gtp_vision.policies import Policy
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass
+class State:
+    """What a step reads and moves; of several agents each tensor has a first axis of seeds (but for `steps`).
+
+    Attributes:
+        trained: by name in the agent.
+        held: all other parameters and buffers of the agent, by name.
+        mean: Adam's first moments of `trained`.
+        square: Adam's second moments of `trained`.
+        steps: Adam's count of steps for each of `trained`, ().
+    """
+
+    trained: Tensors
+    held: Tensors
+    mean: Tensors
+    square: Tensors
+    steps: Tensors
+
+
+def state_of(agents: Sequence[Agent], optimizers: Sequence[torch.optim.Optimizer]) -> State:
+    """The agents' own tensors, so that whoever looks at an agent or its optimiser sees what a step has moved.
+
+    Of several agents, the tensors are stacked, and the agents' parameters become views of them.
+    """
+    first, optimizer = agents[0], optimizers[0]
+    for other in optimizers:
+        _begin(other)
+    names = {parameter: name for name, parameter in first.named_parameters()}
+    trained = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    tensors = [_own(agent) for agent in agents]
+    joined = {name: _joined([each[name] for each in tensors]) for name in tensors[0]}
+    moments = {
+        moment: {
+            name: _joined([opt.state[each[name]][moment] for opt, each in zip(optimizers, tensors, strict=True)])
+            for name in trained
+        }
+        for moment in ("exp_avg", "exp_avg_sq")
+    }
+    steps = {name: optimizer.state[tensors[0][name]]["step"] for name in trained}
+    if len(agents) > 1:
+        for index, (opt, own) in enumerate(zip(optimizers, tensors, strict=True)):
+            for name, whole in joined.items():
+                own[name].data = whole[index]
+            for name in trained:
+                stacked = {moment: wholes[name][index] for moment, wholes in moments.items()}
+                opt.state[own[name]].update(stacked, step=steps[name])
+    return State(
+        {name: joined[name] for name in trained},
+        {name: whole for name, whole in joined.items() if name not in set(trained)},
+        moments["exp_avg"],
+        moments["exp_avg_sq"],
+        steps,
+    )
+
+
+def _own(agent: Agent) -> Tensors:
+    """Parameters and buffers by name, without the constants that every agent makes itself."""
+    stored = agent.state_dict()
+    return {name: x for name, x in [*agent.named_parameters(), *agent.named_buffers()] if name in stored}
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return tensors[0].detach() if len(tensors) == 1 else torch.stack([tensor.detach() for tensor in tensors])
+
+
+def _begin(optimizer: torch.optim.Optimizer) -> None:
+    """What Adam makes at its first step, made before it."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+            own = optimizer.state[parameter]
+            own["step"] = own["step"].to(parameter.device)  # an eager run keeps it on the CPU
+
+
+class StepFunction:
+    """The step of one stage (see `Agent.stage`).
+
+    Args:
+        agent: whose losses are computed; of several agents the first. Its own tensors are not looked at.
+        optimizer: whose groups and settings are used.
+        source: makes transitions of a step's inputs.
+        draws: what noise a step draws.
+        awake: of each of the optimiser's groups, whether it is trained in this stage.
+        clip: largest gradient norm of the groups that are awake; None for none.
+        several: whether tensors, inputs and noise have a first axis of seeds.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        optimizer: torch.optim.Optimizer,
+        source: Source,
+        draws: Sequence[Draw],
+        *,
+        awake: Sequence[bool],
+        clip: float | None,
+        several: bool,
+    ) -> None:
+        self.agent, self.source, self.draws, self.clip = agent, source, tuple(draws), clip
+        names = {parameter: name for name, parameter in agent.named_parameters()}
+        self.groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+        self.clipped = [name for group, on in zip(self.groups, awake, strict=True) if on for name in group]
+        first = optimizer.param_groups[0]
+        self.betas, self.eps = first["betas"], first["eps"]
+        self.follows = _follows(agent)
+        self.gradients: Callable = vmap(self._gradients) if several else self._gradients
+
+    def __call__(
+        self, state: State, inputs: Mapping[str, torch.Tensor], noise: list[torch.Tensor], rates: list[torch.Tensor]
+    ) -> Metrics:
+        """One step: `state` is moved, and metrics come back, () or (S,).
+
+        Args:
+            state: of the agents.
+            inputs: of the source.
+            noise: what `draws` asked for.
+            rates: learning rate of each of the optimiser's groups, ().
+        """
+        with torch.no_grad():
+            gradients, metrics = self.gradients(state.trained, state.held, inputs, noise)
+            # Adam's counts and rates are tensors, which a captured step reads anew; on a CPU eager Adam wants numbers.
+            on_device = torch.compiler.is_compiling() or rates[0].is_cuda
+            for names, rate in zip(self.groups, rates, strict=True):
+                adam(
+                    [state.trained[name] for name in names],
+                    [gradients[name] for name in names],
+                    [state.mean[name] for name in names],
+                    [state.square[name] for name in names],
+                    [],
+                    [state.steps[name] for name in names],
+                    foreach=True,
+                    capturable=on_device,
+                    fused=False,
+                    amsgrad=False,
+                    beta1=self.betas[0],
+                    beta2=self.betas[1],
+                    lr=rate if on_device else float(rate),
+                    weight_decay=0.0,
+                    eps=self.eps,
+                    maximize=False,
+                )
+            every = state.trained | state.held
+            for tau, averaged, copied in self.follows:
+                if averaged:
+                    torch._foreach_lerp_(
+                        [every[slow] for slow, _ in averaged], [every[fast] for _, fast in averaged], tau
+                    )
+                for slow, fast in copied:
+                    every[slow].copy_(every[fast])
+        return metrics
+
+    def _gradients(
+        self, trained: Tensors, held: Tensors, inputs: Mapping[str, torch.Tensor], noise: list[torch.Tensor]
+    ) -> tuple[Tensors, Metrics]:
+        """The gradients of one agent's loss, clipped, and metrics."""
+        batch = self.source.transitions(inputs)
+
+        def loss(parameters: Tensors) -> tuple[torch.Tensor, Metrics]:
+            return functional_call(self.agent, parameters | held, (batch, NoiseTape(self.draws, noise)))
+
+        gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(trained)
+        if self.clip is not None:  # as torch.nn.utils.clip_grad_norm_
+            norm = torch.stack([gradients[name].square().sum() for name in self.clipped]).sum().sqrt()
+            factor = (self.clip / (norm + 1e-6)).clamp_max(1)
+            gradients = gradients | {name: factor * gradients[name] for name in self.clipped}
+            metrics = metrics | {"gradient_norm": norm}
+        return gradients, metrics
+
+
+def _follows(agent: Agent) -> list[tuple[float, list[tuple[str, str]], list[tuple[str, str]]]]:
+    """By rate: the names of averaged and of copied tensors, each with the one that it follows."""
+    names = {id(tensor): name for name, tensor in [*agent.named_parameters(), *agent.named_buffers()]}
+    told = []
+    for slow, fast, rate in agent.targets():
+        averaged, copied = ([(names[id(a)], names[id(b)]) for a, b in pairs] for pairs in followed(slow, fast))
+        if averaged or copied:
+            told.append((rate, averaged, copied))
+    return told
+
+
+@contextmanager
+def traced(agent: Agent) -> Iterator[None]:
+    """Tells the agent's policies that a step which is compiled or transformed runs through them."""
+    policies = [module for module in agent.modules() if isinstance(module, Policy)]
+    for policy in policies:
+        policy.traced = True
+    try:
+        yield
+    finally:
+        for policy in policies:
+            policy.traced = False
+
+
+def draws_of(agent: Agent, source: Source, inputs: Mapping[str, torch.Tensor], noise: NoiseSource) -> list[Draw]:
+    """What noise the agent's next step draws: its losses are computed once, and nothing is kept of them."""
+    recorder = NoiseRecorder(noise)
+    buffers = {name: buffer.clone() for name, buffer in agent.named_buffers()}
+    with torch.no_grad():
+        functional_call(agent, buffers, (source.transitions(inputs), recorder))
+    return recorder.draws

@@ -1,0 +1,207 @@
+"""One of the runs that are trained side by side: its folder, and what it has measured so far."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gtp_vision import agents
+from gtp_vision.agents.base import Metrics
+from gtp_vision.config import Config
+from gtp_vision.datasets.files import written_aside
+from gtp_vision.errors import GtpVisionError
+from gtp_vision.training import checkpoint, pictures, trained
+from gtp_vision.training.data import save_statistics
+from gtp_vision.training.evaluation import Evaluator, StoppedError, write_videos
+from gtp_vision.training.insight import SALIENCY, Saliency
+from gtp_vision.training.parts import Parts
+from gtp_vision.training.probes import Watch
+from gtp_vision.training.report import build_report
+from gtp_vision.training.tracking import Tracker
+from gtp_vision.training.trials import actor_of, chosen, eval_seed
+
+_EVALUATIONS = "evaluations.json"
+
+
+class InterruptedRunError(GtpVisionError):
+    """The user or the scheduler asked the run to stop; it did, after a checkpoint."""
+
+    exit_status = 130
+
+
+class Member:
+    """A run that is being trained.
+
+    Args:
+        config: of this run alone.
+        folder: of this run.
+        parts: what it consists of.
+        start: the step it goes on from.
+        train_seconds: spent on training before.
+        resume_with: what to give to `gtp-vision train --resume` after an interruption.
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, parts: Parts, *, start: int, train_seconds: float, resume_with: Path
+    ) -> None:
+        self.config, self.folder, self.parts, self.train_seconds = config, folder, parts, train_seconds
+        self.evaluations = _read_evaluations(folder, start)
+        spent = train_seconds + sum(found["seconds"] for found in self.evaluations)
+        main = parts.accelerator.is_main_process
+        self.tracker = Tracker(folder, resume_step=start, seconds=spent) if main else None
+        self.watch: Watch | None = None
+        self._start, self._resume_with = start, resume_with
+
+    def begin(self) -> None:
+        """What is written before the first step, on the main process."""
+        config, parts, folder = self.config, self.parts, self.folder
+        if not parts.accelerator.is_main_process:
+            return
+        save_statistics(folder, parts.statistics, parts.store)
+        if self._start == 0:
+            pictures.first_batch(folder / "images" / "first_batch.png", parts.frames.batch(0), parts)
+            pictures.augmentation(folder / "images" / "augmentation.png", parts.frames.batch(0), parts)
+        if config.training.probe_rows and parts.agent.actor_encoder.cameras:
+            self.watch = Watch(folder, config, parts, resumed=self._start > 0)
+
+    def save(self, step: int) -> None:
+        """A checkpoint with all that resuming needs."""
+        if self.parts.accelerator.is_main_process:
+            checkpoint.save(
+                self.folder / "checkpoints",
+                step,
+                self.parts.agent,
+                self.parts.optimizer,
+                {"train_seconds": self.train_seconds},
+                keep=self.config.training.keep_checkpoints,
+            )
+        self.parts.accelerator.wait_for_everyone()
+
+    def evaluated(self, step: int) -> bool:
+        """Whether an evaluation of this step is on record."""
+        return any(found["step"] == step for found in self.evaluations)
+
+    def evaluate(self, step: int, evaluator: Evaluator, stop: Callable[[], bool]) -> None:
+        """Evaluate on all processes; the main one keeps `best`, and writes videos and what was found."""
+        training = self.config.training
+        actor = actor_of(self.parts.agent, training.eval_steps)
+        evaluator.seed = eval_seed(self.config)
+        try:
+            found, episodes = evaluator.run(actor, training.eval_episodes, film=2 * training.videos, stop=stop)
+        except StoppedError:
+            raise self.interrupted(step) from None
+        best = max((e["success"] for e in self.evaluations), default=-1.0)
+        self.evaluations.append({"step": step, **found})
+        if self.parts.accelerator.is_main_process:
+            with written_aside(self.folder / _EVALUATIONS) as aside:
+                aside.write_text(json.dumps(self.evaluations, indent=1))
+            filmed, videos = chosen(episodes, training.videos), self.folder / "videos" / f"step_{step}"
+            write_videos(videos, filmed)
+            if self.tracker:
+                told = {f"eval/{key}": value for key, value in found.items() if isinstance(value, float)}
+                self.tracker.write(step, told)
+            folder = self.folder / "checkpoints"
+            if found["success"] > best:
+                checkpoint.link(folder, "best", folder / f"step_{step}")
+            if step == training.steps and self.parts.agent.actor_encoder.cameras:
+                draw = Saliency(self.parts.agent, self.config.task.frame_stack, evaluator.seed, training.eval_steps)
+                write_videos(videos, filmed[:1], draw, SALIENCY)
+        self.parts.accelerator.wait_for_everyone()
+
+    def interrupted(self, step: int) -> InterruptedRunError:
+        """The error that ends a run which was asked to stop."""
+        return InterruptedRunError(
+            f"stopped at step {step} of {self.config.training.steps}; "
+            f"go on with: gtp-vision train --resume {self._resume_with}"
+        )
+
+    def read(self, pending: list[Metrics], done: int) -> dict[str, float]:
+        """Means over the steps since the last reading that have them; only here the host waits for the device.
+
+        Args:
+            pending: metrics of the steps before step `done`.
+            done: steps that were taken.
+
+        Raises:
+            GtpVisionError: one of them is not finite.
+        """
+        names = list(dict.fromkeys(name for m in pending for name in m))  # a stage may end between two readings
+        none = next(iter(pending[0].values())).new_zeros(()).float()
+        table = torch.stack([torch.stack([m[name].float() if name in m else none for name in names]) for m in pending])
+        table = self.parts.accelerator.reduce(table, "mean")
+        finite = table.isfinite()
+        if not bool(finite.all()):
+            row, column = (int(i) for i in (~finite).nonzero()[0])
+            raise self.diverged(done - len(pending) + row + 1, f"{names[column]} is not finite")
+        counts = [sum(name in m for m in pending) for name in names]
+        return {name: total / count for name, total, count in zip(names, table.sum(0).tolist(), counts, strict=True)}
+
+    def diverged(self, step: int, what: str) -> GtpVisionError:
+        """The error that ends a run in which nothing can be learnt any more."""
+        kept = checkpoint.newest(self.folder / "checkpoints")
+        return GtpVisionError(
+            f"step {step}: {what}; the last good checkpoint is {kept or 'none'}; "
+            f"lower training.learning_rate or set training.clip_gradient"
+        )
+
+    def finish(self, engine: str) -> dict[str, Any]:
+        """results.json and report.html, on the main process.
+
+        Args:
+            engine: that ran the steps.
+        """
+        agent, config = self.parts.agent, self.config
+        results: dict[str, Any] = {
+            "task": config.task.name,
+            "env": config.task.env,
+            "dataset": str(self.parts.store.path),
+            "agent": agents.label(config.agent),
+            "family": config.agent.policy.family,
+            "encoder": config.encoder.name,
+            "seed": config.seed,
+            "steps": config.training.steps,
+            "engine": engine,
+            "train_seconds": self.train_seconds,
+            "feature_seconds": self.parts.feature_seconds,
+            "eval_seconds": sum(found["seconds"] for found in self.evaluations),
+            **trained.counts(agent),
+            "device": str(self.parts.accelerator.device),
+            "processes": self.parts.accelerator.num_processes,
+            "batch": self.parts.sampler.batch_size,
+            "versions": {name: version(name) for name in ("gtp-vision", "torch", "accelerate", "ogbench", "mujoco")},
+            "evaluations": self.evaluations,
+        }
+        if self.evaluations:
+            recent = self.evaluations[-3:]
+            results["last"] = self.evaluations[-1]
+            results["mean_last_3"] = {
+                key: sum(e[key] for e in recent) / len(recent) for key in ("success", "return", "length")
+            }
+            results["best"] = max(self.evaluations, key=lambda e: e["success"])
+        if self.watch:
+            results["probe"] = self.watch.probe()
+        if self.parts.accelerator.is_main_process:
+            (self.folder / "results.json").write_text(json.dumps(results, indent=1))
+            build_report([self.folder], self.folder / "report.html", title=f"{results['agent']} on {config.task.name}")
+        return results
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self.tracker:
+            self.tracker.close()
+
+
+def _read_evaluations(folder: Path, until: int) -> list[dict[str, Any]]:
+    """What a run that goes on from step `until` had evaluated by then."""
+    try:
+        stored = json.loads((folder / _EVALUATIONS).read_text())
+        return [found for found in stored if found["step"] <= until]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError) as error:
+        raise GtpVisionError(f"{folder / _EVALUATIONS} is damaged ({error}); remove it to go on without it") from error

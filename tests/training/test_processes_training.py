@@ -1,0 +1,278 @@
+"""Real trainings by one, two and three processes: one configuration, one run."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+from torch.profiler import ProfilerActivity, profile
+
+from gtp_vision.cli import main
+from gtp_vision.config import TrainingConfig, from_command_line
+from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.random import EpisodeNoise
+from gtp_vision.datasets.store import Store
+from gtp_vision.envs import EnvSpec
+from gtp_vision.errors import GtpVisionError
+from gtp_vision.reduce import global_moments, said_anywhere
+from gtp_vision.training import trainer
+from gtp_vision.training.evaluation import Evaluator, StoppedError, random_actor
+from gtp_vision.training.member import InterruptedRunError
+from gtp_vision.training.parts import build
+from gtp_vision.training.processes import accelerator_of, global_batch, shares
+from gtp_vision.training.update import update
+
+ENV, STATE, ACTIONS, EPISODES = "puzzle-3x3-play-singletask-task1", 55, 5, 3
+SMALL = [
+    *("task=own", f"task.env={ENV}", "task.max_episode_steps=20", "encoder=state", "agent=gtp", "training.device=cpu"),
+    *("training.batch_size=12", "training.steps=4", "training.log_every=1", "training.checkpoint_every=2"),
+    *("training.eval_envs=1", f"training.eval_episodes={EPISODES}", "training.videos=0"),
+    *("training.clip_gradient=1.0", "training.keep_checkpoints=9", "training.engine=eager"),
+]
+UNSEEN = "training.eval_episodes=0"
+TINY = ["agent.policy.hidden=[16,16]", "agent.critic.hidden=[16]"]
+
+
+def train(folder: Path, name: str, *overrides: str, resume: bool = False) -> dict[str, Any]:
+    given = [*SMALL, *TINY, f"task.dataset={folder / 'data.h5'}", f"run_dir={folder / name}", *overrides]
+    return trainer.train(from_command_line(given), resume=resume, progress=False)
+
+
+def communications(folder: Path) -> dict[str, int]:
+    """How often the processes speak to each other in a step of a whole GTP agent of states."""
+    config = from_command_line([*SMALL, f"task.dataset={folder / 'data.h5'}", f"run_dir={folder / 'none'}"])
+    parts = build(config)
+    for step in range(3):  # before the second the buckets are laid out anew
+        batch = parts.sampler.batch(step, parts.accelerator.process_index, parts.accelerator.num_processes)
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            update(parts, config, step, batch)
+    found = {event.key: event.count for event in seen.key_averages() if event.key.startswith("c10d::")}
+    size = sum(p.numel() * p.element_size() for group in parts.optimizer.param_groups for p in group["params"])
+    return found | {"bytes": size}
+
+
+def evaluation(rank: int, world_size: int) -> tuple[str, list[int]]:
+    """What becomes of an evaluation that the last process alone is asked to stop; who is asked to act afterwards."""
+    spec, asked = EnvSpec(ENV, pixels=False, max_episode_steps=20), 0
+    acted: set[int] = set()
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return rank == world_size - 1 and asked > 2
+
+    def act(observation: Mapping[str, torch.Tensor], noise: EpisodeNoise) -> torch.Tensor:
+        acted.update(noise.episodes)
+        return random_actor(ACTIONS)(observation, noise)
+
+    with Evaluator(spec, frame_stack=1, envs=1, progress=False, rank=rank, world_size=world_size) as evaluator:
+        _, episodes = evaluator.run(act, EPISODES + 1)
+        assert [episode.number for episode in episodes] == list(range(EPISODES + 1))
+        try:
+            evaluator.run(random_actor(ACTIONS), 100, stop=stop)
+        except StoppedError:
+            return "stopped", sorted(acted)
+    return "went on", sorted(acted)
+
+
+def interrupted(folder: Path, rank: int) -> str:
+    """What becomes of a training of which one process alone is sent SIGTERM."""
+
+    def strike() -> None:
+        lines = folder / "interrupted" / "metrics.jsonl"
+        while not (lines.exists() and lines.stat().st_size):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if rank == 1:
+        threading.Thread(target=strike, daemon=True).start()
+    try:
+        train(folder, "interrupted", UNSEEN, "training.steps=100000", "training.checkpoint_every=100000")
+    except InterruptedRunError as error:
+        return str(error)
+    return "went on"
+
+
+def refused(folder: Path, *overrides: str) -> str:
+    try:
+        train(folder, "refused", *overrides)
+    except GtpVisionError as error:
+        return str(error)
+    return "trained"
+
+
+def work(rank: int, processes: int, port: int, folder: Path) -> None:
+    """One of the processes, as a launcher starts it."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
+        **{"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)},
+    }
+    found: dict[str, Any] = {}
+    if processes == 2:
+        found["results"] = train(folder, "whole_2")
+        train(folder, "mixed", "training.steps=2", UNSEEN)
+        own = torch.arange(6.0).chunk(2)[rank]
+        found["moments"] = [float(x) for x in (*global_moments(own), global_moments(own).std)]
+        found["said"] = said_anywhere(rank == 0, False, device=torch.device("cpu"))
+        found["evaluation"] = evaluation(rank, processes)
+        found["interrupted"] = interrupted(folder, rank)
+        found["seeds"] = refused(folder, "training.seeds=2")
+        found["communications"] = communications(folder)
+        found["per_process"] = train(
+            folder, "per_process", UNSEEN, "training.batch_per=process", "training.batch_size=6"
+        )
+    else:
+        train(folder, "whole_3", UNSEEN)
+        train(folder, "mixed", UNSEEN, resume=True)
+        found["indivisible"] = refused(folder, "training.batch_size=16")
+    torch.save(found, folder / f"{processes}_{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folders of one, two and three processes, and in N_RANK.pt what each of them found."""
+    folder = tmp_path_factory.mktemp("processes")
+    native.write(folder / "data.h5", make_store((30, 40), state=STATE, actions=ACTIONS))
+    torch.save({"results": train(folder, "whole_1")}, folder / "1_0.pt")
+    for processes in (2, 3):
+        mp.spawn(work, (processes, free_port(), folder), nprocs=processes)
+    return folder
+
+
+def told(folder: Path, processes: int, key: str) -> list[Any]:
+    """What each of so many processes found."""
+    return [torch.load(folder / f"{processes}_{rank}.pt", weights_only=False)[key] for rank in range(processes)]
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_equal_runs(one: Path, other: Path) -> None:
+    for part in ("agent", "optimizer"):
+        first, second = (load_file(run / "checkpoints" / "step_4" / f"{part}.safetensors") for run in (one, other))
+        assert first.keys() == second.keys()
+        for name, value in first.items():
+            scale = float(value.abs().max())
+            torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-4 * scale + 1e-9, msg=name)
+
+
+@pytest.mark.parametrize("run", ["whole_2", "whole_3", "mixed", "per_process"])
+def test_so_many_processes_train_what_one_does(folder: Path, run: str) -> None:
+    assert_equal_runs(folder / "whole_1", folder / run)
+
+
+@pytest.mark.parametrize("run", ["whole_2", "whole_3", "mixed"])
+def test_their_metrics_are_those_of_one(folder: Path, run: str) -> None:
+    one, other = (
+        {(line["step"], key): value for line in metrics(folder / name) for key, value in line.items()}
+        for name in ("whole_1", run)
+    )
+    extreme = ("critic/q_min", "critic/q_max")  # means over processes of each one's extreme
+    watched = [key for key in one if key[1].startswith(("loss", "actor/", "critic/", "weight/", "gradient", "eval/"))]
+    watched = [key for key in watched if key[1] not in (*extreme, "eval/seconds")]
+    watched = [key for key in watched if run == "whole_2" or not key[1].startswith("eval/")]
+    assert len(watched) > 40
+    for key in watched:
+        assert other[key] == pytest.approx(one[key], rel=2e-4, abs=1e-5), key
+
+
+def test_they_share_the_episodes_and_all_know_all_results(folder: Path) -> None:
+    (alone,) = told(folder, 1, "results")
+    for results in told(folder, 2, "results"):
+        assert results["processes"] == 2
+        assert results["batch"] == 12
+        for name in ("episodes", "success", "length", "success_interval"):
+            assert results["last"][name] == alone["last"][name]
+        assert results["last"]["return"] == pytest.approx(alone["last"]["return"])
+    assert json.loads((folder / "whole_2" / "results.json").read_text())["last"]["episodes"] == EPISODES
+
+
+def test_only_the_first_process_writes(folder: Path) -> None:
+    for processes in (1, 2, 3):
+        run = folder / f"whole_{processes}"
+        assert [line["step"] for line in metrics(run) if "loss" in line] == [1, 2, 3, 4]
+        assert (run / "report.html").stat().st_nlink == 1
+        assert not list(run.rglob("*.tmp*"))
+
+
+def test_an_evaluation_is_shared_and_ends_everywhere_when_one_process_is_asked_to_stop(folder: Path) -> None:
+    assert told(folder, 2, "evaluation") == [("stopped", [0, 2]), ("stopped", [1, 3])]
+
+
+def test_a_training_ends_everywhere_when_one_process_is_asked_to_stop(folder: Path) -> None:
+    first, second = told(folder, 2, "interrupted")
+    assert first == second
+    step = int(first.removeprefix("stopped at step ").split()[0])
+    assert (folder / "interrupted" / "checkpoints" / "last").resolve().name == f"step_{step}"
+
+
+def test_a_step_speaks_once_for_all_gradients_and_twice_for_weights(folder: Path) -> None:
+    for found in told(folder, 2, "communications"):
+        assert found.pop("bytes") > 3e6, "the default first bucket, of 1 MB, would not hold it"
+        assert found == {"c10d::allreduce_": 3}
+
+
+def test_moments_and_statements_are_of_all_processes(folder: Path) -> None:
+    values = np.arange(6.0)
+    for found in told(folder, 2, "moments"):
+        assert found == pytest.approx([values.mean(), np.square(values).mean(), values.std()])
+    assert told(folder, 2, "said") == [[True, False]] * 2
+
+
+def test_a_batch_per_process_grows_with_their_number(folder: Path) -> None:
+    for results in told(folder, 2, "per_process"):
+        assert results["batch"] == 12
+    assert global_batch(TrainingConfig(batch_size=5, batch_per="process"), 3) == 15
+    assert global_batch(TrainingConfig(batch_size=6), 3) == 6
+    assert shares(3, 6) == "3 processes, 2 rows each: 6 a step"
+    assert shares(1, 6) == ""
+
+
+def test_what_several_processes_cannot_do_is_one_sentence(folder: Path) -> None:
+    for said in told(folder, 3, "indivisible"):
+        assert said.startswith("training.batch_size=16 cannot be divided over 3 processes; make it a multiple")
+    for said in told(folder, 2, "seeds"):
+        assert said.startswith("training.seeds=2 trains in one process, and there are 2; start one process a GPU")
+
+
+def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(GtpVisionError, match=r"2 processes were started .* it has 1 CUDA device; start .*device=cpu"):
+        accelerator_of(TrainingConfig(device="auto"))
+
+
+def test_a_sweep_by_slurm_is_refused_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert main(["train", "-m", "hydra/launcher=submitit_slurm", "task=demo", "seed=0,1"]) == 2
+    assert "hands jobs to SLURM, and there is no srun on the PATH" in capsys.readouterr().err
+
+
+def test_moments_of_rows_are_taken_row_by_row() -> None:
+    x = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
+    found = global_moments(x, kept=1)
+    assert found.mean.tolist() == [2, 2]
+    assert found.std.tolist() == [1, 0]
+    assert global_moments(torch.tensor([1.0, 1.0, 0.0, 0.0])).effective_share.item() == 0.5
