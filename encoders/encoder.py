@@ -31,6 +31,7 @@ class Encoder(nn.Module):
     Attributes:
         shapes: as given.
         width: of the feature vector.
+        bf16: whether backbones compute in bfloat16; their vectors, and all that follows, are float32.
         towers: the backbones, by position: a camera may have a name that a module may not.
 
     Raises:
@@ -42,7 +43,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         backbones.check_name(config.name)
-        self.shapes, self.config = dict(shapes), config
+        self.shapes, self.config, self.bf16 = dict(shapes), config, False
         self.cameras = [name for name, shape in shapes.items() if len(shape) == 4]
         self.states = [name for name, shape in shapes.items() if len(shape) == 2]
         if config.name == "state" and self.cameras:
@@ -147,7 +148,10 @@ class Encoder(nn.Module):
         tower = self.tower(name)
         if images.ndim == 3 and images.shape[1:] == (1, tower.width):
             return images[:, 0].float()
-        return tower(self._looked_at(name, self._checked(name, images)))
+        seen = self._looked_at(name, self._checked(name, images))
+        # Without its cache of cast weights: that would outlive a step that is transformed or captured.
+        with torch.autocast(seen.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+            return tower(seen).float()
 
     def _looked_at(self, name: str, images: torch.Tensor) -> torch.Tensor:
         """Frames (B, T, C, H, W) as the backbone wants them: the middle cut out, resized."""

@@ -26,7 +26,7 @@ Offline reinforcement learning and imitation from cameras with generative trajec
   gtp-vision data convert SRC DST --to lerobot        write it in another format
   gtp-vision data download ogbench/cube-single-play   fetch a published one
   gtp-vision data collect ENV --out FILE              record demonstrations in the simulator
-  gtp-vision bench step                               where a training step's time goes
+  gtp-vision bench step                               a step and an action with every engine, and many seeds
   gtp-vision bench loader                             how fast batches come, and what memory they take
   gtp-vision bench profile                            what a step and an action of every agent cost
   gtp-vision experiment bandit                        every agent where the improved policy is known

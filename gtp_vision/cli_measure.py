@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from gtp_vision.errors import GtpVisionError
 def add(verbs: Any) -> None:
     """Add the verbs `bench` and `experiment` to the command line's verbs (argparse's subparsers)."""
     bench = verbs.add_parser("bench", help="measure").add_subparsers(dest="what", metavar="WHAT", required=True)
-    step = bench.add_parser("step", help="milliseconds of data, critic, actor and target updates, and memory")
-    step.add_argument("--rounds", type=int, default=5, help="interleaved rounds; medians are printed")
+    step = bench.add_parser("step", help="a step and an action with every engine, many seeds; some minutes")
+    step.add_argument("--rounds", type=int, default=15, help="interleaved rounds; medians are printed")
+    step.add_argument("--engines", default="", help="besides eager, with commas between; default: all there are")
+    step.add_argument("--compare", type=Path, metavar="FILE", help="fail on ratios 15 %% worse than this baseline's")
+    step.add_argument("--save", type=Path, metavar="FILE", help="write a baseline")
     step.add_argument("--json", action="store_true")
     step.set_defaults(run=_bench_step)
     loader = bench.add_parser("loader", help="batches against a bare gather, robomimic and h5py; memory; statistics")
@@ -78,15 +82,29 @@ def add(verbs: Any) -> None:
     sweep.add_argument("--data", type=Path, help="recordings that the run was not trained on (default: its own)")
     sweep.add_argument("--episodes", type=int, default=0, help="evaluation episodes for each K (default: none)")
     sweep.add_argument("--checkpoint", default="last", help="last (default), best, or step_N")
+    sweep.add_argument("--compile", action="store_true", help="time compiled acting too (takes seconds for each K)")
     sweep.add_argument("--json", action="store_true")
     sweep.set_defaults(run=_experiment_steps)
 
 
 def _bench_step(arguments: argparse.Namespace, _: list[str]) -> int:
-    from gtp_vision.training.bench import bench_step, table
+    from gtp_vision.training import bench
 
-    results = bench_step(rounds=arguments.rounds, progress=not arguments.json)
-    print(json.dumps(results) if arguments.json else table(results))
+    rounds = _at_least(1, "--rounds", arguments.rounds)
+    if arguments.compare:
+        bench.check_baseline(arguments.compare)  # before minutes are spent
+    engines = [name for name in arguments.engines.split(",") if name]
+    results = bench.bench_step(rounds=rounds, engines=engines, progress=not arguments.json)
+    print(json.dumps(results) if arguments.json else bench.table(results))
+    if fault := bench.disagreement(results):
+        raise GtpVisionError(fault)
+    if arguments.save:
+        bench.save(results, arguments.save)
+    if arguments.compare:
+        told, worse = bench.compare(results, arguments.compare)
+        print(f"\n{told}", file=sys.stderr if arguments.json else sys.stdout)
+        if worse:
+            raise GtpVisionError(f"worse than {arguments.compare} by more than 15 %: {'; '.join(worse)}")
     return 0
 
 
@@ -212,6 +230,7 @@ def _experiment_steps(arguments: argparse.Namespace, _: list[str]) -> int:
         data=arguments.data,
         episodes=arguments.episodes,
         which=arguments.checkpoint,
+        compiled=arguments.compile,
         progress=not arguments.json,
     )
     print(json.dumps(told) if arguments.json else table(told))

@@ -92,7 +92,8 @@ class TrainingConfig:
             far its features drift, and what they tell of the recorded states; 0 for none.
         device: auto, cpu or cuda.
         placement: where the frames live: auto, device (all on the GPU) or mapped (shipped batch by batch).
-        precision: no, bf16 or fp16 (Accelerate's mixed precision).
+        precision: of matrix products, see docs/performance.md: float32; tf32, in which GPUs multiply with 10 bits of
+            mantissa; or bf16, in which moreover backbones compute. Sums, losses, targets and weights are float32.
         engine: how a step is run, see `gtp_vision.training.engines`: eager, compile, graph, or auto.
         seeds: how many runs are trained at once, with the seeds `seed`, `seed` + 1, ...
     """
@@ -115,7 +116,7 @@ class TrainingConfig:
     probe_rows: int = 1500
     device: str = "auto"
     placement: str = "auto"
-    precision: str = "no"
+    precision: str = "float32"
     engine: str = "auto"
     seeds: int = 1
 
@@ -249,7 +250,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "training.device": ("auto", "cpu", "cuda"),
     "training.placement": PLACEMENTS,
     "training.engine": ENGINES,
-    "training.precision": ("no", "bf16", "fp16"),
+    "training.precision": ("float32", "tf32", "bf16"),
 }
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -283,6 +284,8 @@ def from_run(folder: Path) -> Config:
         raise GtpVisionError(f"{folder} is no run folder (no config.yaml in it); check the path")
     try:
         stored = OmegaConf.create(yaml.safe_load(path.read_text()))
+        if OmegaConf.select(stored, "training.precision") == "no":  # an earlier name
+            stored.training.precision = "float32"
         return checked(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored)))
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
         raise GtpVisionError(

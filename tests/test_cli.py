@@ -174,16 +174,6 @@ def test_a_demo_whose_run_fails_says_which(tmp_path: Path) -> None:
     assert "Traceback" not in ran.stderr
 
 
-def test_bench_step_prints_the_parts_of_both_sizes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "step", "--rounds", "1", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert len(found["cases"]) == 2
-    for times in found["cases"].values():
-        assert set(times) == {"data", "critic", "actor", "optimizer", "targets", "step"}
-        assert times["step"] > times["targets"] > 0
-    assert found["resident_mb"] > 100
-
-
 def test_the_real_job_trains_and_evaluates_on_a_file_in_ogbenchs_format(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from gtp_vision.networks import (
     LNResNet,
     LogTimeEmbedding,
     Mish,
+    _mish,
     activation,
     after_first_layer,
     frozen_copy,
@@ -104,6 +105,35 @@ def test_an_unknown_activation_is_refused_with_the_nearest() -> None:
     assert isinstance(activation("gelu"), nn.GELU)
     with pytest.raises(ValueError, match=r"'gelo'.*'gelu'"):
         activation("gelo")
+
+
+MISHES = {torch.float64: (1e-12, 1e-13), torch.float32: (2e-6, 3e-7), torch.bfloat16: (2e-2, 1e-2)}
+"""Relative and absolute tolerance."""
+
+
+@pytest.mark.parametrize("dtype", MISHES)
+def test_mish_in_one_exponential_is_mish(dtype: torch.dtype) -> None:
+    ends = torch.tensor([-1e4, -200.0, -100.0, -30.0, -1e-6, 0.0, 1e-6, 19.99, 20.0, 20.01, 100.0, 1e4])
+    x = torch.cat([torch.linspace(-30, 30, 601), ends]).to(dtype)
+    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for mish, at in ((_mish, x), (nn.functional.mish, x.double())):
+        at = at.clone().requires_grad_()
+        y = mish(at)
+        (slope,) = torch.autograd.grad(y.sum(), at)
+        found.append((y.detach(), slope))
+    rtol, atol = MISHES[dtype]
+    for ours, exact in zip(*found, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), exact, rtol=rtol, atol=atol)
+
+
+def test_mish_is_pytorchs_unless_it_is_compiled() -> None:
+    x = torch.linspace(-5, 5, 50)
+    assert torch.equal(activation("mish")(x), nn.functional.mish(x))
+    compiled = torch.compile(activation("mish"), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), _mish(x))
+    assert not torch.equal(_mish(x), nn.functional.mish(x)), "their rounding tells which it is"
+    assert activation("mish").state_dict() == {}
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from gtp_vision.agents.base import Agent
-from gtp_vision.compilers import first_line, has_compiler
+from gtp_vision.compilers import first_words, has_compiler
 from gtp_vision.datasets.random import Draw, NoiseRecorder, NoiseSource, NoiseTape, RandomStream
 from gtp_vision.errors import GtpVisionError, propose
 
@@ -101,7 +101,7 @@ class FastPolicy:
                 run = Graph(run, observation, noise)
             actions = run(observation, noise)
         except Exception as error:  # whatever a compiler may raise
-            self._fall_back(f"engine={self.engine} does not work here: {first_line(error)}")
+            self._fall_back(f"engine={self.engine} does not work here: {first_words(error)}")
             return agent.plan(observation, NoiseTape(draws, noise), steps)
         finally:
             agent.train(training)
@@ -121,7 +121,7 @@ class FastPolicy:
         if self._backend == "inductor" and self._device.type == "cpu":
             options["cpp_wrapper"] = True  # kernels are called from C++, one after the other
         # Every function is its own: without checks, those of other K and other agents would fit as well.
-        return torch.compile(
+        return torch.compile(  # type: ignore[call-overload]  # whose stubs lack the last
             run, fullgraph=True, dynamic=False, backend=self._backend, options=options, isolate_recompiles=True
         )
 

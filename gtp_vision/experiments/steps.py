@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from gtp_vision.agents import Agent
+from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Batch, Sampler
@@ -34,6 +35,7 @@ def sweep(
     episodes: int = 0,
     steps: Sequence[int] | None = None,
     which: str = "last",
+    compiled: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Act with each K on recorded observations, and in the simulator if asked.
@@ -44,12 +46,14 @@ def sweep(
         episodes: evaluation episodes for each K; 0 for none.
         steps: the K; None is 1, 2, 3, 5 and 10, or all that a vp_diffusion can.
         which: checkpoint.
+        compiled: time acting with `FastPolicy` too; compiling takes seconds for each K.
         progress: show a bar.
 
     Returns:
         By K: `action_error`, the root mean square distance between the policy's and the recorded action over 4096
         observations (their own spread included, so it does not fall to 0); `act_ms`, the median time of an action for
-        one observation, encoder included; `success` and its interval, if asked. Beside them `data`, `figure`.
+        one observation, encoder included; `act_ms_compiled`, the same of `FastPolicy`, and `success` with its interval,
+        if asked. Beside them `data`, `figure` and, with `compiled`, `acting`: a sentence on how it was done.
 
     Raises:
         GtpVisionError: no run or checkpoint, or data of another shape.
@@ -69,10 +73,12 @@ def sweep(
     sampler = Sampler(store, _BATCH, seed=_SEED, frame_stack=config.task.frame_stack)
     agent, device = parts.agent, parts.accelerator.device
     batches = [sampler.batch(i).to(device) for i in range(_BATCHES)]
+    fast = FastPolicy(agent) if compiled else None
     with one_thread():  # as in evaluation
         results = {k: {"action_error": _error(agent, batches, k)} for k in tqdm(steps, "acting", disable=not progress)}
-        for k, milliseconds in _act_ms(agent, batches[0], steps).items():
-            results[k]["act_ms"] = milliseconds
+        for key, timed in _act_ms({"act_ms": agent, "act_ms_compiled": fast}, batches[0], steps).items():
+            for k, milliseconds in timed.items():
+                results[k][key] = milliseconds
     if episodes:
         with evaluator_of(config, parts, progress) as evaluator:
             for k in steps:
@@ -80,6 +86,8 @@ def sweep(
                 results[k] |= {key: found[key] for key in ("success", "success_interval")}
     _figure(folder / "steps.png", results)
     told = {"run": str(folder), "data": str(store.path), "steps": results, "figure": str(folder / "steps.png")}
+    if fast:
+        told["acting"] = fast.told
     with written_aside(folder / "steps.json") as aside:
         aside.write_text(json.dumps(told, indent=1))
     return told
@@ -97,26 +105,35 @@ def _noise(batch: Batch, step: int) -> RandomStream:
     return RandomStream(_SEED, step, device=batch.action.device)
 
 
-def _act_ms(agent: Agent, batch: Batch, steps: Sequence[int]) -> dict[int, float]:
-    """The median milliseconds of an action for the first observation, K by K in turn."""
+def _act_ms(
+    actors: Mapping[str, Agent | FastPolicy | None], batch: Batch, steps: Sequence[int]
+) -> dict[str, dict[int, float]]:
+    """The median milliseconds of an action for the first observation, by actor and K, each in turn."""
     observation = {name: x[:1] for name, x in batch.observation().items()}
-    spent: dict[int, list[float]] = {k: [] for k in steps}
+    spent: dict[str, dict[int, list[float]]] = {name: {k: [] for k in steps} for name, actor in actors.items() if actor}
     for turn in range(_TIMED + 3):
-        for k in steps:
-            began = time.perf_counter()
-            agent.act(observation, _noise(batch, turn), k).cpu()
-            if turn >= 3:
-                spent[k].append(1e3 * (time.perf_counter() - began))
-    return {k: float(np.median(times)) for k, times in spent.items()}
+        for name, times in spent.items():
+            for k in steps:
+                noise, actor = _noise(batch, turn), actors[name]
+                assert actor is not None
+                began = time.perf_counter()
+                actor.act(observation, noise, k).cpu()
+                if turn >= 3:
+                    times[k].append(1e3 * (time.perf_counter() - began))
+    return {name: {k: float(np.median(each)) for k, each in times.items()} for name, times in spent.items()}
 
 
 def table(told: Mapping[str, Any]) -> str:
     """The results as text."""
-    lines = [f"{'K':>3}{'action error':>14}{'act ms':>8}{'success':>9}"]
+    compiled = "acting" in told
+    lines = [f"{'K':>3}{'action error':>14}{'act ms':>8}{'compiled' if compiled else '':>{9 * compiled}}{'success':>9}"]
     for k, found in told["steps"].items():
         success = f"{found['success']:9.0%}" if "success" in found else f"{'':9}"
-        lines.append(f"{k:>3}{found['action_error']:14.4f}{found['act_ms']:8.2f}{success}")
-    return "\n".join([*lines, f"on {told['data']}", f"figure: {told['figure']}"])
+        fast = f"{found['act_ms_compiled']:9.2f}" if compiled else ""
+        lines.append(f"{k:>3}{found['action_error']:14.4f}{found['act_ms']:8.2f}{fast}{success}")
+    return "\n".join(
+        [*lines, *([told["acting"]] if compiled else []), f"on {told['data']}", f"figure: {told['figure']}"]
+    )
 
 
 def _figure(path: Path, results: Mapping[int, Mapping[str, Any]]) -> None:

@@ -1,121 +1,448 @@
-"""`gtp-vision bench step`: where a training step's time goes, and what memory it takes."""
+"""`gtp-vision bench step`: what a training step and an action cost with each engine, and where the time goes."""
 
 from __future__ import annotations
 
+import json
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from gtp_vision.agents.fast import FastPolicy
+from gtp_vision.compilers import has_compiler
 from gtp_vision.config import Config, from_command_line
 from gtp_vision.datasets.arrays import Array
+from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.loader import Loader
+from gtp_vision.datasets.random import RandomStream
+from gtp_vision.datasets.sources import StackedSource, source_of
 from gtp_vision.datasets.store import Store
-from gtp_vision.training.parts import Parts, build
+from gtp_vision.errors import GtpVisionError, propose
+from gtp_vision.training.engines import Eager, Engine, Functional
+from gtp_vision.training.parts import Parts, build, sibling
+from gtp_vision.training.seeds import seeds_of
 
-_CASES = {
-    "demo": ["task=demo", "training=demo", "agent=gtp_demo", "encoder=demo"],
-    "batch 256, 3x64x64x3": ["task=demo", "agent=gtp", "encoder=impala_small", "task.frame_stack=3"],
-}
-_EPISODE = 200
+_STATE = ["task=own", "task.frame_stack=1", "task.observations=[state]", "encoder=state", "encoder.share=true"]
+_PIXELS = ["task=own", "task.frame_stack=3", "task.observations=[camera]", "encoder=impala_small"]
+_NETWORKS = [  # Diffusion-QL's, which the paper's code began from
+    *("agent.policy.hidden=[256,256,256]", "agent.policy.activation=mish", "agent.policy.architecture=mlp"),
+    *("agent.critic.hidden=[256,256,256]", "agent.critic.activation=mish", "agent.critic.layer_norm=false"),
+]
+_AGENTS = ("gtp", "gtp_bc", "diffusion_ql", "fql", "iql", "td3_bc")
+_STEPS_K = (1, 2, 5)
+_FEATURES, _ACTIONS = 29, 8  # AntMaze's
+_ACTS = 10  # a round
+_WORSE = 1.15
+_ALIKE = 1e-2  # relative, of the losses of three steps; GPUs convolve in other orders
+_RATES_MS = 200  # for which a rate of the machine is measured
 
 
-def bench_step(*, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
-    """Time the parts of a step for each case, interleaved, on the device that Accelerate chooses.
+def bench_step(*, rounds: int = 15, engines: Sequence[str] = (), progress: bool = True) -> dict[str, Any]:
+    """Time training steps and actions of GTP on the device that Accelerate chooses.
 
-    The parts are measured alone: `data` draws and gathers a batch; `critic` and `actor` are the forward and
-    backward passes of their losses (the actor's includes the advantage weights); `optimizer` is Adam's step;
-    `targets` the Polyak update; `step` is the whole as training runs it, without the loader's thread.
+    States are AntMaze's, networks 3 x 256, K = 5 in the target; frames are 3 stacks of 64x64x3 for an IMPALA-small,
+    in batches of 256 on a GPU and of 32 on a CPU.
+
+    * `engines`: by name, `step_ms` at batch 256, `step_ms_32` at batch 32 and `pixels_ms`; on data that is at hand.
+    * `best_vs_eager` and `best_vs_eager_32`: how many times faster the best engine is.
+    * `seeds`: by number, the time of so many seeds side by side over that of one, in the best engine at batch 256,
+      and `seeds_32` at batch 32; `seeds_vs_eager` and `seeds_vs_eager_32` over one in the eager engine.
+    * `data_wait`: the share of a training loop that waits for data, of states and of frames.
+    * `act_ms`: by engine and K, of one action for one observation.
+    * `parts`: of an eager step, alone: losses with their backward passes, Adam, targets.
+    * `floor`: multiplications counted and bytes that must move at least, what the device reaches in both, and the
+      share of the best step's time that they explain.
+    * `agents`: eager `step_ms` of several agents, and `gap`, the largest difference of a loss between engines.
+    * `ratios`: what `compare` looks at; lower is better.
+
+    Times are medians over rounds in which everything has its turn.
 
     Args:
-        rounds: how often each case is timed; the medians are returned.
+        rounds: how many.
+        engines: besides eager; all that this machine has, if none is named.
         progress: show a bar.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = synthetic(Path(folder) / "data.h5", state=_FEATURES, actions=_ACTIONS)
+        bench = _Bench(path, rounds, engines)
+        with tqdm(total=rounds + 1, desc="compiling", unit="round", disable=not progress) as bar:
+            for turn in range(rounds + 1):  # the first one warms up, and compiles
+                bench.round(keep=turn > 0)
+                bar.set_description("timing")
+                bar.update()
+        return bench.told()
+
+
+class _Bench:
+    """Everything that is timed, ready to take steps."""
+
+    def __init__(self, path: Path, rounds: int, engines: Sequence[str]) -> None:
+        self._path, self._rounds = path, rounds
+        first = self._build(_STATE, "agent=gtp", "training.batch_size=256")
+        self._device = first.accelerator.device
+        cuda = self._device.type == "cuda"
+        there = [*(["compile"] if cuda or has_compiler() else []), *(["graph"] if cuda else [])]
+        for name in engines:
+            if name not in (*there, "eager"):
+                raise GtpVisionError(f"--engines {name}: {propose(name, [*there, 'eager'])}, on {self._device}")
+        self._names = ["eager", *(name for name in there if not engines or name in engines)]
+        self._count = 8 if cuda else 4
+        self._pixel_batch = 256 if cuda else 32
+        self._fallbacks: list[str] = []
+        self._spent: dict[tuple[str, ...], list[float]] = {}
+        self._runs: dict[tuple[str, ...], Callable[[], float]] = {}
+        for name in self._names:
+            for batch in (256, 32):
+                self._add(("engine", name, str(batch)), name, _STATE, f"training.batch_size={batch}")
+            self._add(("engine", name, "pixels"), name, _PIXELS, f"training.batch_size={self._pixel_batch}")
+        best = self._names[-1]
+        for batch in (256, 32):
+            more = [f"training.batch_size={batch}", f"training.seeds={self._count}"]
+            self._add(("seeds", str(batch)), best, _STATE, *more)
+        for agent in _AGENTS:
+            self._add(("agent", agent), "eager", _STATE, f"agent={agent}", "training.batch_size=256")
+        self._acting = first.agent
+        for name in self._names:
+            self._add_acts(name)
+        self._parts = first
+
+    def round(self, *, keep: bool) -> None:
+        """Everything has a turn."""
+        for key, run in self._runs.items():
+            spent = run()
+            if keep:
+                self._spent.setdefault(key, []).append(1e3 * spent)
+        for name, seconds in _parts_of(self._parts, self._device).items():
+            if keep:
+                self._spent.setdefault(("part", name), []).append(1e3 * seconds)
+
+    def told(self) -> dict[str, Any]:
+        """The results."""
+        ms = {key: round(statistics.median(spent), 4) for key, spent in self._spent.items()}
+        engines = {
+            name: {
+                "step_ms": ms["engine", name, "256"],
+                "step_ms_32": ms["engine", name, "32"],
+                "pixels_ms": ms["engine", name, "pixels"],
+            }
+            for name in self._names
+        }
+        fastest = {key: min(engine[key] for engine in engines.values()) for key in engines["eager"]}
+        count, seeds, seeds_32 = str(self._count), ms["seeds", "256"], ms["seeds", "32"]
+        act_ms = {name: {str(k): ms["act", name, str(k)] for k in _STEPS_K} for name in self._names}
+        agents = {agent: ms["agent", agent] for agent in _AGENTS}
+        results: dict[str, Any] = {
+            "engines": engines,
+            "best_vs_eager": round(engines["eager"]["step_ms"] / fastest["step_ms"], 3),
+            "best_vs_eager_32": round(engines["eager"]["step_ms_32"] / fastest["step_ms_32"], 3),
+            "best_vs_eager_pixels": round(engines["eager"]["pixels_ms"] / fastest["pixels_ms"], 3),
+            "seeds": {count: round(seeds / fastest["step_ms"], 3)},
+            "seeds_32": {count: round(seeds_32 / fastest["step_ms_32"], 3)},
+            "seeds_vs_eager": {count: round(seeds / engines["eager"]["step_ms"], 3)},
+            "seeds_vs_eager_32": {count: round(seeds_32 / engines["eager"]["step_ms_32"], 3)},
+            "act_ms": act_ms,
+            "parts": {key[1]: value for key, value in ms.items() if key[0] == "part"},
+            "agents": agents,
+            "data_wait": {
+                "state": self._waits(_STATE, 256, 40),
+                "pixels": self._waits(_PIXELS, self._pixel_batch, 10),
+            },
+            "floor": self._floor(fastest["step_ms"]),
+            "gap": self._gap(),
+            "fallbacks": self._fallbacks,
+            "pixel_batch": self._pixel_batch,
+            "rounds": self._rounds,
+            "device": torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "resident_mb": round(psutil.Process().memory_info().rss / 1e6),
+        }
+        return results | {"ratios": _ratios(results)}
+
+    def _build(self, base: Sequence[str], *more: str) -> Parts:
+        return build(self._config(base, *more))
+
+    def _config(self, base: Sequence[str], *more: str) -> Config:
+        fixed = ["training.eval_episodes=0", "run_dir=unused", f"task.dataset={self._path}", "task.name=bench"]
+        return from_command_line([*base, *_NETWORKS, *fixed, *more])
+
+    def _engine(self, name: str, base: Sequence[str], *more: str) -> Engine:
+        config = self._config(base, *more)
+        configs = seeds_of(config)
+        first = build(configs[0])
+        members = [first, *(sibling(first, other) for other in configs[1:])]
+        sources = [source_of(member.sampler, first.accelerator.device) for member in members]
+        source = sources[0] if len(sources) == 1 else StackedSource(sources)
+        if name == "eager" and len(members) == 1:
+            return Eager(source, config, first)
+        return Functional(source, config, members, name, self._fallbacks.append)
+
+    def _add(self, key: tuple[str, ...], name: str, base: Sequence[str], *more: str) -> None:
+        engine = self._engine(name, base, *more)
+        inputs = {name: tensor.to(self._device) for name, tensor in engine.source.inputs(0).items()}
+        steps = iter(range(10**9))
+
+        def run() -> float:
+            return _timed(lambda: engine.step(next(steps), inputs), self._device)
+
+        self._runs[key] = run
+
+    def _add_acts(self, name: str) -> None:
+        policy = FastPolicy(self._acting, engine=name)
+        observation = {"state": torch.zeros(1, 1, _FEATURES, device=self._device)}
+        noise = RandomStream(0, 0, device=self._device)
+
+        def act(k: int) -> float:
+            policy.act(observation, noise, k)  # what the steps before have pushed out of the caches comes back
+            spent = [_timed(lambda: policy.act(observation, noise, k), self._device) for _ in range(_ACTS)]
+            return statistics.median(spent)
+
+        for k in _STEPS_K:
+            self._runs["act", name, str(k)] = partial(act, k)
+
+    def _waits(self, base: Sequence[str], batch: int, steps: int) -> float:
+        """The share of a loop of steps, as training runs it, in which data is waited for."""
+        engine = self._engine(self._names[-1], base, f"training.batch_size={batch}")
+        with Loader(engine.source, start=0, stop=steps + 2, device=self._device) as loader:
+            began = waited = 0.0
+            for step, inputs in loader:
+                if step == 2:  # the first ones compile
+                    _settle(self._device)
+                    began, waited = time.perf_counter(), loader.waited
+                engine.step(step, inputs)
+            _settle(self._device)
+            return round((loader.waited - waited) / (time.perf_counter() - began), 4)
+
+    def _floor(self, step_ms: float) -> dict[str, float]:
+        """Products and bytes of a state step at batch 256, against what the device reaches."""
+        parts = self._parts
+        batch = source_of(parts.sampler, self._device)
+        moved = {name: tensor.to(self._device) for name, tensor in batch.inputs(0).items()}
+        with FlopCounterMode(display=False) as counter:
+            loss, _ = parts.agent(batch.transitions(moved), parts.stream(0))
+            loss.backward()
+        trained = sum(p.numel() for group in parts.optimizer.param_groups for p in group["params"])
+        # Forward and backward passes read the parameters; Adam reads and writes them and two moments, and reads
+        # gradients that were written; slow copies are read and written.
+        moved_bytes = 4 * trained * (2 + 6 + 2 + 2)
+        flops, rates = counter.get_total_flops(), _rates(self._device)
+        floor_ms = 1e3 * (flops / (1e9 * rates["gflops"]) + moved_bytes / (1e9 * rates["copy_gb_s"]))
+        matrix_ms = flops / (1e6 * rates["gflops"])
+        return {
+            "gflop": round(flops / 1e9, 3),
+            "mbytes": round(moved_bytes / 1e6, 2),
+            **{name: round(rate, 1) for name, rate in rates.items()},
+            "floor_ms": round(floor_ms, 4),
+            "fraction": round(floor_ms / step_ms, 3),
+            "matrix_fraction": round(matrix_ms / step_ms, 3),
+        }
+
+    def _gap(self) -> dict[str, float]:
+        """How far, relatively, each engine's losses of a few steps are from the eager engine's, at most."""
+        told: dict[str, list[float]] = {}
+        for name in self._names:
+            for case, base in {"state": _STATE, "pixels": _PIXELS}.items():
+                engine = self._engine(name, base, "training.batch_size=32")
+                inputs = [engine.source.inputs(step) for step in range(3)]
+                on_device = [{key: x.to(self._device) for key, x in each.items()} for each in inputs]
+                metrics = [engine.step(step, each)[0] for step, each in enumerate(on_device)]
+                told[f"{name} {case}"] = [float(each["loss"]) for each in metrics]
+        return {
+            name: max(abs(a - b) / abs(b) for a, b in zip(losses, told[f"eager {name.split()[1]}"], strict=True))
+            for name, losses in told.items()
+            if not name.startswith("eager")
+        }
+
+
+def _ratios(results: Mapping[str, Any]) -> dict[str, float]:
+    """What must not grow: fast engines over eager, seeds over one, acting, agents over their geometric mean."""
+    engines, eager = results["engines"], results["engines"]["eager"]
+    found = {
+        f"{name} over eager, {key}": engine[key] / eager[key]
+        for name, engine in engines.items()
+        for key in engine
+        if name != "eager"
+    }
+    for key in ("seeds", "seeds_32"):
+        found |= {f"{count} {key} over one": ratio for count, ratio in results[key].items()}
+    acts = results["act_ms"]
+    found |= {
+        f"acting, {name} over eager, K={k}": ms / acts["eager"][k]
+        for name, by_k in acts.items()
+        for k, ms in by_k.items()
+        if name != "eager"
+    }
+    middle = math.exp(statistics.fmean(math.log(ms) for ms in results["agents"].values()))
+    found |= {f"{agent} over the mean agent": ms / middle for agent, ms in results["agents"].items()}
+    return {name: round(ratio, 4) for name, ratio in found.items()}
+
+
+def compare(results: Mapping[str, Any], path: Path) -> tuple[str, list[str]]:
+    """Ratios beside those of a stored baseline.
+
+    Args:
+        results: of `bench_step`.
+        path: a file with earlier results of it.
 
     Returns:
-        Case to milliseconds of each part, and resident memory in MB.
+        A table, and sentences about the ratios that got worse by more than 15 %.
+
+    Raises:
+        GtpVisionError: the file is none of these, or of another kind of device.
     """
-    spent: dict[str, dict[str, list[float]]] = {case: {} for case in _CASES}
-    with tempfile.TemporaryDirectory() as folder:
-        frames = synthetic(Path(folder) / "frames.h5")
-        built: dict[str, tuple[Config, Parts]] = {}
-        for case, overrides in _CASES.items():
-            extra = [f"task.dataset={frames}"] if case != "demo" else []
-            config = from_command_line([*overrides, *extra, f"run_dir={folder}/{len(built)}"])
-            built[case] = (config, build(config))
-        for turn in tqdm(range(rounds + 1), desc="timing", unit="round", disable=not progress):
-            for case, (config, parts) in built.items():
-                for part, seconds in _time(config, parts, turn).items():
-                    if turn:  # the first round warms up
-                        spent[case].setdefault(part, []).append(1e3 * seconds)
-        device = str(parts.accelerator.device)
-    return {
-        "unit": "ms",
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "rounds": rounds,
-        "cases": {
-            case: {part: round(statistics.median(values), 2) for part, values in times.items()}
-            for case, times in spent.items()
-        },
-        "resident_mb": round(psutil.Process().memory_info().rss / 1e6),
-    }
+    stored = check_baseline(path)
+    if (stored["device"] == "cpu") != (results["device"] == "cpu"):
+        raise GtpVisionError(
+            f"{path} was measured on {stored['device']}, and this is {results['device']}; compare with a baseline of "
+            f"the same kind of device"
+        )
+    lines, worse = [f"{'lower is better':<44}{'now':>8}{'before':>9}{'change':>9}"], []
+    for name, now in results["ratios"].items():
+        before = stored["ratios"].get(name)
+        if before is None:
+            lines.append(f"{name:<44}{now:>8.3f}{'new':>9}")
+            continue
+        lines.append(f"{name:<44}{now:>8.3f}{before:>9.3f}{now / before - 1:>+9.0%}")
+        if now > _WORSE * before:
+            worse.append(f"{name} is {now:.3f} and was {before:.3f} ({now / before - 1:+.0%})")
+    gone = [name for name in stored["ratios"] if name not in results["ratios"]]
+    worse += [f"{name} is in the baseline and was not measured" for name in gone]
+    return "\n".join(lines), worse
 
 
-def table(results: dict[str, Any]) -> str:
-    """The results as lines of text."""
-    cases = results["cases"]
-    names = list(next(iter(cases.values())))
-    lines = [f"{'ms, median of ' + str(results['rounds']):<22}" + "".join(f"{name:>11}" for name in names)]
-    lines += [f"{case:<22}" + "".join(f"{times[name]:>11.1f}" for name in names) for case, times in cases.items()]
-    lines.append(f"{results['device']}, {results['threads']} threads, {results['resident_mb']} MB resident")
+def disagreement(results: Mapping[str, Any]) -> str:
+    """A sentence if an engine's losses are not the eager engine's, or if an engine had to give up; else empty."""
+    apart = [f"{name} by {gap:.1e}" for name, gap in results["gap"].items() if not gap <= _ALIKE]
+    if apart:
+        return f"losses differ from those of the eager engine by more than {_ALIKE:g} of themselves: {', '.join(apart)}"
+    return "; ".join(results["fallbacks"])
+
+
+def save(results: Mapping[str, Any], path: Path) -> None:
+    """Write results as a baseline for `compare`."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def check_baseline(path: Path) -> dict[str, Any]:
+    """The results in a file that `save` has written.
+
+    Raises:
+        GtpVisionError: it is no such file.
+    """
+    try:
+        stored = json.loads(path.read_text())
+        if not all(isinstance(ratio, int | float) and ratio > 0 for ratio in stored["ratios"].values()):
+            raise ValueError("a ratio is no number above 0")
+        str(stored["device"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GtpVisionError(
+            f"{path} is no baseline of 'gtp-vision bench step' ({error}); write one with --save"
+        ) from error
+    return stored
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as text."""
+    floor, wait = results["floor"], results["data_wait"]
+    pixels = f"pixels, {results['pixel_batch']}"
+    lines = [f"{'ms a step (GTP, 3 x 256, K=5)':<32}{'batch 256':>11}{'batch 32':>11}{pixels:>13}"]
+    for name, engine in results["engines"].items():
+        lines.append(f"{name:<32}{engine['step_ms']:>11.3f}{engine['step_ms_32']:>11.3f}{engine['pixels_ms']:>13.2f}")
+    ratios = [results[key] for key in ("best_vs_eager", "best_vs_eager_32", "best_vs_eager_pixels")]
+    lines.append(f"{'times faster than eager':<32}{ratios[0]:>11.2f}{ratios[1]:>11.2f}{ratios[2]:>13.2f}")
+    for count, ratio in results["seeds"].items():
+        head = f"{count} seeds over one"
+        lines.append(f"{head:<32}{ratio:>11.2f}{results['seeds_32'][count]:>11.2f}")
+        eager = [results[f"seeds_vs_eager{batch}"][count] for batch in ("", "_32")]
+        lines.append(f"{head + ' in eager':<32}{eager[0]:>11.2f}{eager[1]:>11.2f}")
+    lines += ["", f"{'ms an action (batch 1)':<32}" + "".join(f"{'K = ' + str(k):>11}" for k in _STEPS_K)]
+    for name, by_k in results["act_ms"].items():
+        lines.append(f"{name:<32}" + "".join(f"{ms:>11.3f}" for ms in by_k.values()))
+    lines += ["", "an eager step in parts, ms: " + _listed(results["parts"].items(), ".2f")]
+    lines.append("agents, eager, ms: " + _listed(results["agents"].items(), ".1f"))
+    lines.append(f"waiting for data: states {wait['state']:.1%}, frames {wait['pixels']:.1%} of the time")
+    lines.append(
+        f"floor: {floor['gflop']:.2f} Gflop at {floor['gflops']:.0f} Gflop/s and {floor['mbytes']:.1f} MB at "
+        f"{floor['copy_gb_s']:.1f} GB/s take {floor['floor_ms']:.3f} ms, {floor['fraction']:.0%} of the best step "
+        f"(products alone {floor['matrix_fraction']:.0%})"
+    )
+    lines.append("largest difference of a loss from eager: " + _listed(results["gap"].items(), ".1e"))
+    lines += results["fallbacks"]
+    lines.append(
+        f"medians of {results['rounds']} rounds in turn; {results['device']}, {results['threads']} threads, torch "
+        f"{results['torch']}, {results['resident_mb']} MB resident"
+    )
     return "\n".join(lines)
 
 
-def _time(config: Config, parts: Parts, step: int) -> dict[str, float]:
-    device, agent = parts.accelerator.device, parts.agent
-    told: dict[str, float] = {}
+def _listed(items: Iterable[tuple[str, float]], form: str) -> str:
+    return ", ".join(f"{name} {value:{form}}" for name, value in items)
 
-    def timed(name: str, work: Callable[[], Any]) -> Any:
-        _settle(device)
-        started = time.perf_counter()
-        made = work()
-        _settle(device)
-        told[name] = time.perf_counter() - started
-        return made
 
-    batch = timed("data", lambda: parts.sampler.batch(step).to(device))
-    stream = parts.stream(step)
-
-    def critic() -> None:
-        parts.accelerator.backward(agent.critic_loss(agent.see(batch, stream))[0])
-
-    def actor() -> None:
-        parts.accelerator.backward(agent.improvement.loss(agent, replace(agent.see(batch, stream), q=judged))[0])
-
+def _parts_of(parts: Parts, device: torch.device) -> dict[str, float]:
+    """Seconds of the parts of an eager step."""
+    agent, source = parts.agent, source_of(parts.sampler, device)
+    batch = source.transitions({name: tensor.to(device) for name, tensor in source.inputs(0).items()})
+    stream = parts.stream(0)
     with torch.no_grad():
         judged = agent.critic_loss(agent.see(batch, stream))[1]
 
-    def whole() -> None:
-        loss, _ = parts.module(parts.sampler.batch(step).to(device), parts.stream(step))
-        parts.optimizer.zero_grad(set_to_none=True)
-        parts.accelerator.backward(loss)
-        parts.optimizer.step()
-        agent.update_targets()
+    def critic() -> None:
+        agent.critic_loss(agent.see(batch, stream))[0].backward()
 
-    timed("critic", critic)
-    timed("actor", actor)
-    timed("optimizer", parts.optimizer.step)
-    timed("targets", agent.update_targets)
-    timed("step", whole)
-    return told
+    def actor() -> None:
+        agent.improvement.loss(agent, replace(agent.see(batch, stream), q=judged))[0].backward()
+
+    works: dict[str, Callable[[], Any]] = {
+        "critic": critic,
+        "actor": actor,
+        "adam": parts.optimizer.step,
+        "targets": agent.update_targets,
+    }
+    return {name: _timed(work, device) for name, work in works.items()}
+
+
+def _rates(device: torch.device) -> dict[str, float]:
+    """What the device reaches, in billions a second: operations of matrix products, bytes read and written in copies.
+
+    On a CPU the products are as large as a step's; one of those does not fill a GPU, whose rate is that of large ones.
+    """
+    a, b = torch.randn(256, 256, device=device), torch.randn(256, 256, device=device)
+    if device.type == "cuda":
+        a, b = torch.randn(8192, 8192, device=device), torch.randn(8192, 8192, device=device)
+    wide, other = torch.randn(1 << 26, device=device), torch.empty(1 << 26, device=device)
+    product = _often(lambda: torch.mm(a, b), device)
+    copy = _often(lambda: other.copy_(wide), device)
+    return {"gflops": 2 * len(a) ** 3 / product / 1e9, "copy_gb_s": 2 * wide.nbytes / copy / 1e9}
+
+
+def _often(work: Callable[[], Any], device: torch.device) -> float:
+    """The median of seconds over as many calls as fit into a moment."""
+    spent = [_timed(work, device) for _ in range(3)]
+    while sum(spent) < _RATES_MS / 1e3:
+        spent.append(_timed(work, device))
+    return statistics.median(spent[2:])
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> float:
+    _settle(device)
+    began = time.perf_counter()
+    work()
+    _settle(device)
+    return time.perf_counter() - began
 
 
 def _settle(device: torch.device) -> None:
@@ -123,7 +450,7 @@ def _settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def synthetic(path: Path, frames: int = 4000, side: int = 64, state: int = 0) -> Path:
+def synthetic(path: Path, frames: int = 4000, side: int = 64, state: int = 0, actions: int = 5) -> Path:
     """Write a data set of noise: the time of a step does not depend on what it shows.
 
     Args:
@@ -131,6 +458,7 @@ def synthetic(path: Path, frames: int = 4000, side: int = 64, state: int = 0) ->
         frames: a multiple of 200, the frames of an episode.
         side: height and width of the camera, in pixels.
         state: dimensions of a state beside the camera; 0 for none.
+        actions: dimensions of the action.
     """
     rng = np.random.default_rng(0)
     ends = np.arange(_EPISODE, frames + 1, _EPISODE)
@@ -143,10 +471,13 @@ def synthetic(path: Path, frames: int = 4000, side: int = 64, state: int = 0) ->
         path,
         Store(
             observations=observations,
-            actions=rng.uniform(-1, 1, (frames, 5)).astype(np.float32),
+            actions=rng.uniform(-1, 1, (frames, actions)).astype(np.float32),
             rewards=rng.normal(size=frames).astype(np.float32),
             terminals=np.zeros(frames, bool),
             timeouts=timeouts,
             episode_ends=ends,
         ),
     )
+
+
+_EPISODE = 200

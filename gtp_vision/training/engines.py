@@ -10,8 +10,6 @@ compile it.
 
 from __future__ import annotations
 
-import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from gtp_vision.agents.base import Metrics
+from gtp_vision.compilers import first_words, has_compiler
 from gtp_vision.config import Config
 from gtp_vision.datasets.random import NoiseTape
 from gtp_vision.datasets.sources import Source, StackedSource, source_of
@@ -29,7 +28,7 @@ from gtp_vision.training.update import learning_rate, update
 
 Inputs = Mapping[str, torch.Tensor]
 Tell = Callable[[str], None]
-_PAYS = 20_000  # steps from which on compiling on a CPU, which takes half a minute, is worth it
+_PAYS = 10_000  # steps from which on compiling on a CPU, which takes half a minute, is surely worth it
 _STAGES = 4  # each is compiled anew
 
 
@@ -151,11 +150,14 @@ class Functional(Engine):
     def _made(self, function: StepFunction) -> Callable[..., Metrics]:
         if self.name == "eager":
             return function
-        compiled = torch.compile(  # type: ignore[call-overload]  # whose stubs lack the last, without which runs
-            function,  # in one process, such as a sweep's, would share one small limit
+        # Checks whether compiled code still fits would cost a millisecond, and a stage's function always fits.
+        options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        compiled = torch.compile(  # type: ignore[call-overload]  # its stubs lack the last, without which functions
+            function,  # of other stages and other runs in this process would fit as well
             fullgraph=True,
             dynamic=False,
             backend=self._backend,
+            options=options,
             isolate_recompiles=True,
         )
         return Graph(compiled) if self.name == "graph" else compiled
@@ -241,17 +243,6 @@ def _changes(config: Config, parts: Parts) -> bool:
     """Whether the losses of early steps are all different functions."""
     warmup = config.encoder.augmentation.warmup_steps
     return warmup > _STAGES and len({parts.agent.stage(step) for step in range(_STAGES + 1)}) > _STAGES
-
-
-def has_compiler() -> bool:
-    """Whether torch.compile can compile for a CPU here."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
-
-
-def first_words(error: BaseException) -> str:
-    """What an error says first, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) or type(error).__name__
 
 
 class Graph:

@@ -175,6 +175,8 @@ class _Maker:
         yield from (name, weights_hash(tower), _of_rows(array))
         yield json.dumps([self.encoder.shapes[name], look.crop, look.size, config.views])
         yield json.dumps({key: value for key, value in asdict(config).items() if key not in _APART})
+        if self.encoder.bf16:
+            yield "bf16"
         if config.views > 1:
             cameras = {camera: self.encoder.looks[camera].crop for camera in self.augment.cameras}
             yield json.dumps([asdict(config.augmentation), cameras, self.frames.seed, self.device.type])

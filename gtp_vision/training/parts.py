@@ -21,6 +21,7 @@ from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.statistics import ArrayStatistics
 from gtp_vision.datasets.store import Store
+from gtp_vision.encoders import Encoder
 from gtp_vision.encoders.tuning import parameter_groups
 from gtp_vision.envs import choose_backend
 from gtp_vision.errors import GtpVisionError
@@ -89,6 +90,8 @@ def build(
     choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which looks only once
     accelerator = accelerator_of(config.training)
     batch_size = global_batch(config.training, accelerator.num_processes)
+    if accelerator.device.type == "cuda":
+        set_products(config.training.precision)
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
         store = open_data(config)
     check_seeds(config, store, accelerator.num_processes)
@@ -150,12 +153,25 @@ def sibling(parts: Parts, config: Config) -> Parts:
     )
 
 
+def set_products(precision: str) -> None:
+    """How GPUs multiply float32 matrices and convolve, in this process: exactly, or with 10 bits of mantissa (TF32).
+
+    All that is not a product (sums, losses, the targets' averages, Adam) is float32 in either case.
+    """
+    torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
+    torch.backends.cudnn.allow_tf32 = precision != "float32"
+
+
 def _agent(config: Config, store: Store, *, pretrained: bool) -> Agent:
     """The networks, as the seed begins them."""
     task = config.task
     torch.manual_seed(config.seed)
     seen = shapes(store, task.frame_stack, goals=task.goals is not None)
-    return agents.create(seen, store.action_dim, config.agent, config.encoder, pretrained=pretrained)
+    agent = agents.create(seen, store.action_dim, config.agent, config.encoder, pretrained=pretrained)
+    for module in agent.modules():
+        if isinstance(module, Encoder):
+            module.bf16 = config.training.precision == "bf16"
+    return agent
 
 
 def _prepared(

@@ -55,6 +55,9 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint of a run in its task's environment.
 
+    The agent acts eagerly: how many episodes are in progress, and plan, changes from step to step, and each number
+    would be compiled anew (`agents.fast` is for a robot that plans for one observation at a time).
+
     Args:
         folder: the run folder.
         which: `last`, `best` or `step_N`.

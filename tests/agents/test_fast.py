@@ -62,7 +62,12 @@ def test_agents_of_one_shape_do_not_answer_for_each_other() -> None:
     assert not torch.allclose(first.plan(seen, RandomStream(0, 0)), second.plan(seen, RandomStream(0, 0)))
 
 
-CHOOSING = ["agent.acting.candidates=4", "agent.acting.choose=softmax", "agent.action_chunk=3", "agent.acting.noise=0.5"]
+CHOOSING = [
+    "agent.acting.candidates=4",
+    "agent.acting.choose=softmax",
+    "agent.action_chunk=3",
+    "agent.acting.noise=0.5",
+]
 
 
 def test_candidates_chunks_and_scaled_noise() -> None:

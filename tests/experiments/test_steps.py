@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from gtp_vision.cli import main
+from gtp_vision.compilers import has_compiler
 from gtp_vision.config import from_command_line
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
+from gtp_vision.experiments.steps import sweep, table
 from gtp_vision.training.trainer import train
 
 MakeStore = Callable[..., Store]
@@ -33,6 +35,17 @@ def test_each_k_has_an_error_and_a_time(run: Path, capsys: pytest.CaptureFixture
     assert told["steps"]["1"]["act_ms"] < told["steps"]["10"]["act_ms"]
     assert Path(told["figure"]).read_bytes().startswith(b"\x89PNG")
     assert json.loads((run / "steps.json").read_text()) == told
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+def test_compiled_acting_is_timed_beside_it(run: Path) -> None:
+    told = sweep(run, steps=[1], compiled=True, progress=False)
+    assert told["acting"] == "acting: compile"
+    assert told["steps"][1]["act_ms_compiled"] > 0 < told["steps"][1]["act_ms"]
+    head, row, *rest = table(told).splitlines()
+    assert head.split() == ["K", "action", "error", "act", "ms", "compiled", "success"]
+    assert len(row.split()) == 4
+    assert rest[0] == told["acting"]
 
 
 def test_recordings_that_were_not_trained_on_may_be_given(

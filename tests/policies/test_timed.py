@@ -1,6 +1,7 @@
 """What families that are told times share: acting's constants."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -54,6 +55,23 @@ def test_what_is_kept_is_no_state_and_does_not_age(actor: GTPPolicy) -> None:
     assert not torch.allclose(before, after)
     for kept in (actor, copied):
         assert torch.equal(kept.sample(features, 2, RandomStream(0, 0)), after)
+
+
+def test_only_so_many_embeddings_are_kept(actor: GTPPolicy) -> None:
+    for rows in range(1, 80):
+        actor.sample(torch.zeros(rows, F), 2, RandomStream(0, 0))
+    rows_kept = [told.shape[0] for _, told in actor._kept.values()]
+    assert rows_kept == [rows for rows in range(48, 80) for _ in range(2)], "the last 64, two for each number of rows"
+
+
+def test_compiled_code_keeps_none_and_finds_the_same(actor: GTPPolicy) -> None:
+    features, z = torch.randn(4, F), torch.randn(4, A)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.filterwarnings("error", message=".*lru_cache.*")
+        compiled = torch.compile(actor.sample_from, fullgraph=True, backend="aot_eager")(features, z, 3)
+    assert not actor._kept
+    torch.testing.assert_close(compiled, actor.sample_from(features, z, 3))
+    assert actor._kept
 
 
 def test_whole_numbers_are_levels_too(actor: GTPPolicy) -> None:
