@@ -187,7 +187,11 @@ class _Bench:
         source = sources[0] if len(sources) == 1 else StackedSource(sources)
         if name == "eager" and len(members) == 1:
             return Eager(source, config, first)
-        return Functional(source, config, members, name, self._fallbacks.append)
+        return Functional(source, config, members, name, self._note)
+
+    def _note(self, line: str) -> None:
+        if line.startswith("engine: eager"):  # it had to give up
+            self._fallbacks.append(line)
 
     def _add(self, key: tuple[str, ...], name: str, base: Sequence[str], *more: str) -> None:
         engine = self._engine(name, base, *more)

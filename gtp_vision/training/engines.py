@@ -113,7 +113,7 @@ class Functional(Engine):
     def _run(self, stage: _Stage, inputs: Inputs, noise: list[torch.Tensor]) -> Metrics:
         try:
             metrics = stage.run(self._state, inputs, noise, self._rates)
-        except Exception as error:  # whatever a compiler may raise, and it raises before anything has moved
+        except Exception as error:  # whatever a compiler may raise; nothing has moved then
             if stage.proven or self.name == "eager":
                 raise
             self._tell(f"engine: eager, because training.engine={self.name} does not work here: {first_words(error)}")
@@ -150,6 +150,7 @@ class Functional(Engine):
     def _made(self, function: StepFunction) -> Callable[..., Metrics]:
         if self.name == "eager":
             return function
+        self._tell("compiling the step, which takes about half a minute")
         # Checks whether compiled code still fits would cost a millisecond, and a stage's function always fits.
         options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
         compiled = torch.compile(  # type: ignore[call-overload]  # its stubs lack the last, without which functions
@@ -274,19 +275,22 @@ class Graph:
     def _capture(self, state: State, inputs: Inputs, noise: list[torch.Tensor], rates: list[torch.Tensor]) -> None:
         self._inputs = {name: tensor.clone() for name, tensor in inputs.items()}
         self._noise = [tensor.clone() for tensor in noise]
-        before = [tensor.clone() for tensor in _tensors(state)]  # what warming up moves is put back
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # compiles, and lets libraries find their work spaces
-                self._run(state, self._inputs, self._noise, rates)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # the loader's thread copies meanwhile
-            self._metrics = self._run(state, self._inputs, self._noise, rates)
-        for tensor, kept in zip(_tensors(state), before, strict=True):
-            tensor.copy_(kept)
-        self._graph = graph
+        before = [tensor.clone() for tensor in _tensors(state)]
+        try:
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):  # compiles, and lets libraries find their work spaces
+                    self._run(state, self._inputs, self._noise, rates)
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            # The loader's thread copies meanwhile; nothing moves while a step is captured.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._metrics = self._run(state, self._inputs, self._noise, rates)
+            self._graph = graph
+        finally:  # what warming up has moved is put back
+            for tensor, kept in zip(_tensors(state), before, strict=True):
+                tensor.copy_(kept)
 
 
 def _tensors(state: State) -> list[torch.Tensor]:
