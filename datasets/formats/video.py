@@ -49,15 +49,29 @@ class Frames:
         return self
 
     def __next__(self) -> np.ndarray:
+        try:
+            frame = self._frame()
+        except MemoryError:  # who reads, too, may take little more than the file is large
+            self._buffer, frame = bytearray(), None
+            self._too_large("no memory for its frames")
+        if frame is None:
+            raise StopIteration
+        quarantine.alive()
+        return frame
+
+    def _frame(self) -> np.ndarray | None:
         whole = len(self._header) + self._size
         while self._fits() and len(self._buffer) < whole:
             self._more()
         if self.ended:
-            raise StopIteration
+            return None
         frame = np.frombuffer(self._buffer, np.uint8, self._size, len(self._header)).reshape(self._shape).copy()
         del self._buffer[:whole]
-        quarantine.alive()
         return frame
+
+    def _too_large(self, why: str) -> None:
+        self.ended = why
+        self.mend = f"if the file is whole, {self._shape[1]}x{self._shape[0]} is too large: scale the video down"
 
     def _fits(self) -> bool:
         """Whether what came so far may be a frame of the size that is wanted."""
@@ -77,10 +91,8 @@ class Frames:
             status = self._process.wait()
             said = _said(self._complaints, status)
             self.ended = f"ffmpeg: {said}" if status else "it has no more frames"
-            if "allocat" in said or "memory" in said:  # ffmpeg, too, may take little more than the file is large
-                self.mend = (
-                    f"if the file is whole, {self._shape[1]}x{self._shape[0]} is too large: scale the video down"
-                )
+            if "allocat" in said or "memory" in said:  # ffmpeg has the reader's limit
+                self._too_large(self.ended)
 
 
 @contextmanager

@@ -192,7 +192,7 @@ def test_the_engine_is_told_with_its_reason(states: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(engines, "has_compiler", lambda: False)
     assert choose(config_of(states, "gtp", "training.steps=100000"), [parts], told.append).name == "eager"
     assert told == [
-        "engine: eager (compiling takes half a minute, which pays from 20000 steps on: training.engine=compile)",
+        "engine: eager (compiling takes half a minute, which pays from 10000 steps on: training.engine=compile)",
         "engine: compile",
         "engine: eager (there is no C++ compiler to compile with)",
     ]

@@ -2,6 +2,8 @@ import json
 import time
 from pathlib import Path
 
+import pytest
+
 from gtp_vision.training.tracking import Meters, Tracker
 
 
@@ -43,4 +45,6 @@ def test_meters_separate_phases_and_start_again() -> None:
     told = meters.read(2)
     assert told["time/data_ms"] >= 10
     assert told["time/update_ms"] < told["time/data_ms"]
+    assert told["time/data_share"] > 0.5
+    assert told["time/data_share"] + told["time/update_share"] == pytest.approx(1)
     assert meters.read(2) == {}

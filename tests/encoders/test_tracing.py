@@ -1,0 +1,79 @@
+"""Encoders and augmentation are one graph to a compiler, backward and as functions of their parameters, too."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.func import functional_call, grad
+
+from gtp_vision.datasets.random import RandomStream
+from gtp_vision.encoders import Augmentation, AugmentationConfig, CameraConfig, Encoder, EncoderConfig
+
+SHAPES = {"front": (2, 3, 48, 48), "state": (2, 3)}
+TWO = {"front": (2, 3, 48, 48), "hand": (2, 3, 48, 48), "state": (2, 3)}
+SETTINGS: dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any], bool]] = {
+    "impala_small": (SHAPES, {"name": "impala_small"}, False),
+    "impala_small in bf16": (SHAPES, {"name": "impala_small"}, True),
+    "drq in bf16": (SHAPES, {"name": "drq"}, True),
+    "resnet18 in bf16": (SHAPES, {"name": "resnet18"}, True),
+    "timm": (SHAPES, {"name": "timm/test_efficientnet"}, False),
+    "transformer": (TWO, {"name": "impala_tiny", "fusion": "transformer", "fusion_layers": 1}, False),
+    "resized": (SHAPES, {"name": "impala_tiny", "cameras": {"front": CameraConfig([40, 40], [32, 32])}}, False),
+    "states": ({"state": (2, 3)}, {"name": "state", "state_hidden": [4]}, False),
+}
+CHANGES: dict[str, dict[str, float]] = {
+    "shift": {"shift": 3},
+    "colours": {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1},
+    "blur": {"blur": 1.0},
+    "erase": {"erase": 0.3, "erase_probability": 1.0},
+}
+
+
+def seen(shapes: dict[str, tuple[int, ...]], rows: int = 3) -> dict[str, torch.Tensor]:
+    noise = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randint(256, (rows, *shape), dtype=torch.uint8, generator=noise)
+        if len(shape) == 4
+        else torch.randn(rows, *shape, generator=noise)
+        for name, shape in shapes.items()
+    }
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_an_encoders_gradient_is_one_graph_and_the_same(setting: str) -> None:
+    shapes, settings, half = SETTINGS[setting]
+    torch.manual_seed(0)
+    encoder, observation = Encoder(shapes, EncoderConfig(features=8, **settings)), seen(shapes)
+    encoder.bf16 = half
+    trained = {name: parameter.detach() for name, parameter in encoder.named_parameters()}
+
+    def gradient(parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        held = dict(encoder.named_buffers())
+        return grad(lambda own: functional_call(encoder, own | held, (observation,)).square().mean())(parameters)
+
+    torch.compiler.reset()
+    found, plain = torch.compile(gradient, backend="eager", fullgraph=True)(trained), gradient(trained)
+    assert trained
+    torch.testing.assert_close(found, plain, rtol=0, atol=0)
+    if not half:  # in which `grad`, that takes norms apart, rounds at other places than autograd
+        encoder(observation).square().mean().backward()
+        own = {name: parameter.grad for name, parameter in encoder.named_parameters()}
+        torch.testing.assert_close(plain, own, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_augmentation_is_one_graph_and_the_same_bytes(change: str) -> None:
+    settings = AugmentationConfig(**{"shift": 0, **CHANGES[change]})  # type: ignore[arg-type]
+    augment = Augmentation(EncoderConfig(augmentation=settings), SHAPES)
+    drawn = augment.draw(3, RandomStream(0, 0, device=torch.device("cpu")))["front"]
+    tensors = {name: tensor for name, tensor in vars(drawn).items() if tensor is not None}
+
+    def changed(observation: dict[str, torch.Tensor], drawn_tensors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return augment(observation, {"front": replace(drawn, **drawn_tensors)})["front"]
+
+    torch.compiler.reset()
+    observation = seen(SHAPES)
+    found = torch.compile(changed, backend="eager", fullgraph=True)(observation, tensors)
+    assert torch.equal(found, changed(observation, tensors))
+    assert not torch.equal(found, observation["front"])
