@@ -63,7 +63,7 @@ class Meters:
             self._spent[phase] = self._spent.get(phase, 0.0) + time.perf_counter() - started
 
     def read(self, steps: int) -> dict[str, float]:
-        """For each phase `time/<phase>_ms` a step and `time/<phase>_share` of the time in all phases; and start again."""
+        """Of each phase `time/<phase>_ms` a step and `time/<phase>_share` of all phases, and start again."""
         whole = sum(self._spent.values())
         told = {f"time/{phase}_ms": 1e3 * spent / max(1, steps) for phase, spent in self._spent.items()}
         told |= {f"time/{phase}_share": spent / whole for phase, spent in self._spent.items()}
