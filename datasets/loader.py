@@ -29,7 +29,7 @@ class Loader:
         device: where to.
         rank: index of this process.
         world_size: number of processes.
-        depth: steps whose inputs are kept ready; on a GPU they take its memory.
+        depth: steps whose inputs are kept ready, beside the one in the making; on a GPU they take its memory.
 
     Attributes:
         waited: seconds that the reader has waited for the thread so far.

@@ -163,6 +163,9 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
         config = from_run(Path(arguments.resume))
         config.run_dir = arguments.resume
     else:
+        for override in overrides:
+            if override.startswith(("hydra.", "hydra/")):
+                raise GtpVisionError(f"'{override}' is about sweeps: add -m, or leave it out")
         config = from_command_line(overrides)
     quiet = os.environ.get("TQDM_DISABLE") == "1"  # tqdm's own switch, which an explicit argument would override
     results = train(config, resume=arguments.resume is not None, overwrite=arguments.overwrite, progress=not quiet)
@@ -173,14 +176,14 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
     """Hydra's multirun over the same configuration, so that its launchers (SLURM, Ray, joblib) work unchanged."""
     import hydra
-    from hydra.errors import MissingConfigException
+    from hydra.errors import HydraException, MissingConfigException
     from omegaconf import DictConfig, OmegaConf
 
     from gtp_vision.config import check_overrides, checked
     from gtp_vision.training.trainer import train
 
     check_overrides(overrides)
-    if "hydra/launcher=submitit_slurm" in overrides and shutil.which("srun") is None:
+    if any(item.startswith("hydra/launcher=submitit_slurm") for item in overrides) and shutil.which("srun") is None:
         raise GtpVisionError(
             "hydra/launcher=submitit_slurm hands jobs to SLURM, and there is no srun on the PATH; start the sweep on a "
             "machine that submits jobs, or try it on this one with hydra/launcher=submitit_local"
@@ -195,11 +198,12 @@ def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
     before, sys.argv = sys.argv, ["gtp-vision train", "-m", *overrides]
     try:
         one()
-    except MissingConfigException as error:
-        raise GtpVisionError(
-            f"{str(error).splitlines()[0].rstrip('.')}; the launchers submitit_slurm and submitit_local come with: "
-            f"pip install 'gtp-vision[slurm]'"
-        ) from error
+    except HydraException as error:
+        asked = str(error.missing_cfg_file) if isinstance(error, MissingConfigException) else ""
+        mend = "mend the overrides that begin with hydra"
+        if "submitit" in asked:
+            mend = "the launchers submitit_slurm and submitit_local come with: pip install 'gtp-vision[slurm]'"
+        raise GtpVisionError(f"{str(error).splitlines()[0].rstrip('.')}; {mend}") from error
     finally:
         sys.argv = before
     return 0

@@ -431,13 +431,14 @@ def _check_override(override: str) -> None:
         for one in choice.split(","):  # several in a sweep
             if one not in options(key):
                 raise GtpVisionError(f"there is no {key} '{one}': {propose(one, options(key))}")
-    elif _by_camera(key) not in _keys() and not key.startswith(("hydra.", "hydra/")):
+    elif _by_camera(key) not in _keys() and not key.startswith(("hydra.", *_HYDRA_GROUPS)):
         name = key.rpartition(".")[2]
         moved = [known for known in _keys() if known.rpartition(".")[2] == name]  # agent.eta for agent.improvement.eta
         near = f"did you mean '{moved[0]}'?" if len(moved) == 1 else propose(key, _keys() | set(GROUPS))
         raise GtpVisionError(f"there is no setting '{key}': {near}")
 
 
+_HYDRA_GROUPS = ("hydra/launcher", "hydra/sweeper")
 _CAMERAS = "encoder.cameras"  # the one table whose keys the user names
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from gtp_vision.agents.base import Agent
-from gtp_vision.compilers import first_words, has_compiler
+from gtp_vision.compilers import Captured, compiled, first_words, has_compiler
 from gtp_vision.datasets.random import Draw, NoiseRecorder, NoiseSource, NoiseTape, RandomStream
 from gtp_vision.errors import GtpVisionError, propose
 
@@ -26,7 +26,6 @@ Run = Callable[[dict[str, torch.Tensor], list[torch.Tensor]], torch.Tensor]
 
 ENGINES = ("auto", "eager", "compile", "graph")
 _MADE = 8  # functions kept, of different K or settings of acting
-_WARM_UP = 3
 
 
 class FastPolicy:
@@ -98,7 +97,8 @@ class FastPolicy:
         try:
             run = self._compiled(draws, steps)
             if self.engine == "graph":
-                run = Graph(run, observation, noise)
+                graph = Captured(run, observation, noise)
+                run = lambda seen, drawn: graph(seen, drawn).clone()  # noqa: E731
             actions = run(observation, noise)
         except Exception as error:  # whatever a compiler may raise
             self._fall_back(f"engine={self.engine} does not work here: {first_words(error)}")
@@ -116,14 +116,9 @@ class FastPolicy:
         def run(observation: dict[str, torch.Tensor], noise: list[torch.Tensor]) -> torch.Tensor:
             return agent.plan(observation, NoiseTape(draws, noise), steps)
 
-        # Checks whether compiled code still fits would take as long as the code; `plan` makes those that matter here.
-        options: dict[str, str | int | bool | Callable] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        if self._backend == "inductor" and self._device.type == "cpu":
-            options["cpp_wrapper"] = True  # kernels are called from C++, one after the other
-        # Every function is its own: without checks, those of other K and other agents would fit as well.
-        return torch.compile(  # type: ignore[call-overload]  # whose stubs lack the last
-            run, fullgraph=True, dynamic=False, backend=self._backend, options=options, isolate_recompiles=True
-        )
+        # `plan` makes the checks that matter here; on a CPU, kernels are called from C++, one after the other.
+        wrapped = {"cpp_wrapper": True} if self._backend == "inductor" and self._device.type == "cpu" else {}
+        return compiled(run, self._backend, **wrapped)
 
     def _fall_back(self, why: str) -> None:
         self.engine, self.told = "eager", f"acting: eager, because {why}"
@@ -135,35 +130,3 @@ class _Made(NamedTuple):
 
     draws: tuple[Draw, ...]
     run: Run
-
-
-class Graph:
-    """A function of tensors captured in a CUDA graph: one launch for all of its kernels.
-
-    Args:
-        run: the function; it must not touch the host.
-        observation: one it is shown, of the shapes that it always sees.
-        noise: likewise.
-    """
-
-    def __init__(self, run: Run, observation: dict[str, torch.Tensor], noise: list[torch.Tensor]) -> None:
-        self._observation = {name: x.clone() for name, x in observation.items()}
-        self._noise = [x.clone() for x in noise]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):  # compiles, and lets libraries find their work spaces
-                run(self._observation, self._noise)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._actions = run(self._observation, self._noise)
-
-    def __call__(self, observation: dict[str, torch.Tensor], noise: list[torch.Tensor]) -> torch.Tensor:
-        """As the function; the result is the caller's to keep."""
-        for name, kept in self._observation.items():
-            kept.copy_(observation[name])
-        for kept, drawn in zip(self._noise, noise, strict=True):
-            kept.copy_(drawn)
-        self._graph.replay()
-        return self._actions.clone()

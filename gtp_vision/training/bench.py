@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +21,13 @@ from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.compilers import has_compiler
 from gtp_vision.config import Config, from_command_line
 from gtp_vision.datasets.arrays import Array
-from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sources import StackedSource, source_of
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError, propose
+from gtp_vision.training.bench_baseline import STEPS_K, ratios
 from gtp_vision.training.engines import Eager, Engine, Functional
 from gtp_vision.training.parts import Parts, build, sibling
 from gtp_vision.training.seeds import seeds_of
@@ -41,11 +39,8 @@ _NETWORKS = [  # Diffusion-QL's, which the paper's code began from
     *("agent.critic.hidden=[256,256,256]", "agent.critic.activation=mish", "agent.critic.layer_norm=false"),
 ]
 _AGENTS = ("gtp", "gtp_bc", "diffusion_ql", "fql", "iql", "td3_bc")
-_STEPS_K = (1, 2, 5)
 _FEATURES, _ACTIONS = 29, 8  # AntMaze's
 _ACTS = 10  # a round
-_WORSE = 1.15
-_ALIKE = 1e-2  # relative, of the losses of three steps; GPUs convolve in other orders
 _RATES_MS = 200  # for which a rate of the machine is measured
 
 
@@ -57,14 +52,17 @@ def bench_step(*, rounds: int = 15, engines: Sequence[str] = (), progress: bool 
 
     * `engines`: by name, `step_ms` at batch 256, `step_ms_32` at batch 32 and `pixels_ms`; on data that is at hand.
     * `best_vs_eager` and `best_vs_eager_32`: how many times faster the best engine is.
-    * `seeds`: by number, the time of so many seeds side by side over that of one, in the best engine at batch 256,
-      and `seeds_32` at batch 32; `seeds_vs_eager` and `seeds_vs_eager_32` over one in the eager engine.
+    * `seeds`: by number, the time of so many seeds side by side over that of one, at batch 256 in the last of eager,
+      compile and graph that there is, and `seeds_32` at batch 32; `seeds_vs_eager` and `seeds_vs_eager_32` over one in
+      the eager engine.
     * `data_wait`: the share of a training loop that waits for data, of states and of frames.
     * `act_ms`: by engine and K, of one action for one observation.
     * `parts`: of an eager step, alone: losses with their backward passes, Adam, targets.
     * `floor`: multiplications counted and bytes that must move at least, what the device reaches in both, and the
       share of the best step's time that they explain.
-    * `agents`: eager `step_ms` of several agents, and `gap`, the largest difference of a loss between engines.
+    * `agents`: eager `step_ms` of several agents.
+    * `gap`: the largest relative difference from the eager engine: of losses of single runs and of seeds side by side,
+      and of actions.
     * `ratios`: what `compare` looks at; lower is better.
 
     Times are medians over rounds in which everything has its turn.
@@ -107,13 +105,13 @@ class _Bench:
             for batch in (256, 32):
                 self._add(("engine", name, str(batch)), name, _STATE, f"training.batch_size={batch}")
             self._add(("engine", name, "pixels"), name, _PIXELS, f"training.batch_size={self._pixel_batch}")
-        best = self._names[-1]
         for batch in (256, 32):
             more = [f"training.batch_size={batch}", f"training.seeds={self._count}"]
-            self._add(("seeds", str(batch)), best, _STATE, *more)
+            self._add(("seeds", str(batch)), self._names[-1], _STATE, *more)
         for agent in _AGENTS:
             self._add(("agent", agent), "eager", _STATE, f"agent={agent}", "training.batch_size=256")
-        self._acting = first.agent
+        self._actors = {name: FastPolicy(first.agent, engine=name) for name in self._names}
+        self._seen = {"state": torch.zeros(1, 1, _FEATURES, device=self._device)}
         for name in self._names:
             self._add_acts(name)
         self._parts = first
@@ -140,16 +138,17 @@ class _Bench:
             for name in self._names
         }
         fastest = {key: min(engine[key] for engine in engines.values()) for key in engines["eager"]}
+        single = engines[self._names[-1]]  # the engine that runs the seeds
         count, seeds, seeds_32 = str(self._count), ms["seeds", "256"], ms["seeds", "32"]
-        act_ms = {name: {str(k): ms["act", name, str(k)] for k in _STEPS_K} for name in self._names}
+        act_ms = {name: {str(k): ms["act", name, str(k)] for k in STEPS_K} for name in self._names}
         agents = {agent: ms["agent", agent] for agent in _AGENTS}
         results: dict[str, Any] = {
             "engines": engines,
             "best_vs_eager": round(engines["eager"]["step_ms"] / fastest["step_ms"], 3),
             "best_vs_eager_32": round(engines["eager"]["step_ms_32"] / fastest["step_ms_32"], 3),
             "best_vs_eager_pixels": round(engines["eager"]["pixels_ms"] / fastest["pixels_ms"], 3),
-            "seeds": {count: round(seeds / fastest["step_ms"], 3)},
-            "seeds_32": {count: round(seeds_32 / fastest["step_ms_32"], 3)},
+            "seeds": {count: round(seeds / single["step_ms"], 3)},
+            "seeds_32": {count: round(seeds_32 / single["step_ms_32"], 3)},
             "seeds_vs_eager": {count: round(seeds / engines["eager"]["step_ms"], 3)},
             "seeds_vs_eager_32": {count: round(seeds_32 / engines["eager"]["step_ms_32"], 3)},
             "act_ms": act_ms,
@@ -169,7 +168,7 @@ class _Bench:
             "torch": torch.__version__,
             "resident_mb": round(psutil.Process().memory_info().rss / 1e6),
         }
-        return results | {"ratios": _ratios(results)}
+        return results | {"ratios": ratios(results)}
 
     def _build(self, base: Sequence[str], *more: str) -> Parts:
         return build(self._config(base, *more))
@@ -204,8 +203,7 @@ class _Bench:
         self._runs[key] = run
 
     def _add_acts(self, name: str) -> None:
-        policy = FastPolicy(self._acting, engine=name)
-        observation = {"state": torch.zeros(1, 1, _FEATURES, device=self._device)}
+        policy, observation = self._actors[name], self._seen
         noise = RandomStream(0, 0, device=self._device)
 
         def act(k: int) -> float:
@@ -213,7 +211,7 @@ class _Bench:
             spent = [_timed(lambda: policy.act(observation, noise, k), self._device) for _ in range(_ACTS)]
             return statistics.median(spent)
 
-        for k in _STEPS_K:
+        for k in STEPS_K:
             self._runs["act", name, str(k)] = partial(act, k)
 
     def _waits(self, base: Sequence[str], batch: int, steps: int) -> float:
@@ -254,146 +252,33 @@ class _Bench:
         }
 
     def _gap(self) -> dict[str, float]:
-        """How far, relatively, each engine's losses of a few steps are from the eager engine's, at most."""
-        told: dict[str, list[float]] = {}
-        for name in self._names:
-            for case, base in {"state": _STATE, "pixels": _PIXELS}.items():
-                engine = self._engine(name, base, "training.batch_size=32")
-                inputs = [engine.source.inputs(step) for step in range(3)]
-                on_device = [{key: x.to(self._device) for key, x in each.items()} for each in inputs]
-                metrics = [engine.step(step, each)[0] for step, each in enumerate(on_device)]
-                told[f"{name} {case}"] = [float(each["loss"]) for each in metrics]
-        return {
-            name: max(abs(a - b) / abs(b) for a, b in zip(losses, told[f"eager {name.split()[1]}"], strict=True))
-            for name, losses in told.items()
-            if not name.startswith("eager")
-        }
+        """How far, relatively, what each engine computes is from what the eager one does, at most."""
+        gaps, (_, *fast) = {}, self._names
+        for case, base in {"state": _STATE, "pixels": _PIXELS}.items():
+            eager = self._losses("eager", base)
+            gaps |= {f"{name} {case}": _apart(self._losses(name, base), eager) for name in fast}
+            if base is _STATE:  # seed 0 is the run that it is alone
+                last = self._names[-1]
+                gaps[f"{last} seeds"] = _apart(self._losses(last, base, "training.seeds=2"), eager)
+        acts = {name: self._actions(name) for name in self._names}
+        return gaps | {f"{name} acting": _apart(acts[name], acts["eager"]) for name in fast}
+
+    def _actions(self, name: str) -> list[float]:
+        actor = self._actors[name]
+        acts = [actor.act(self._seen, RandomStream(1, k, device=self._device), k) for k in STEPS_K]
+        if actor.engine != name:  # it had to give up
+            self._fallbacks.append(actor.told)
+        return [float(value) for act in acts for value in act.flatten()]
+
+    def _losses(self, name: str, base: Sequence[str], *more: str) -> list[float]:
+        engine = self._engine(name, base, "training.batch_size=32", *more)
+        inputs = [engine.source.inputs(step) for step in range(3)]
+        on_device = [{key: x.to(self._device) for key, x in each.items()} for each in inputs]
+        return [float(engine.step(step, each)[0]["loss"]) for step, each in enumerate(on_device)]
 
 
-def _ratios(results: Mapping[str, Any]) -> dict[str, float]:
-    """What must not grow: fast engines over eager, seeds over one, acting, agents over their geometric mean."""
-    engines, eager = results["engines"], results["engines"]["eager"]
-    found = {
-        f"{name} over eager, {key}": engine[key] / eager[key]
-        for name, engine in engines.items()
-        for key in engine
-        if name != "eager"
-    }
-    for key in ("seeds", "seeds_32"):
-        found |= {f"{count} {key} over one": ratio for count, ratio in results[key].items()}
-    acts = results["act_ms"]
-    found |= {
-        f"acting, {name} over eager, K={k}": ms / acts["eager"][k]
-        for name, by_k in acts.items()
-        for k, ms in by_k.items()
-        if name != "eager"
-    }
-    middle = math.exp(statistics.fmean(math.log(ms) for ms in results["agents"].values()))
-    found |= {f"{agent} over the mean agent": ms / middle for agent, ms in results["agents"].items()}
-    return {name: round(ratio, 4) for name, ratio in found.items()}
-
-
-def compare(results: Mapping[str, Any], path: Path) -> tuple[str, list[str]]:
-    """Ratios beside those of a stored baseline.
-
-    Args:
-        results: of `bench_step`.
-        path: a file with earlier results of it.
-
-    Returns:
-        A table, and sentences about the ratios that got worse by more than 15 %.
-
-    Raises:
-        GtpVisionError: the file is none of these, or of another kind of device.
-    """
-    stored = check_baseline(path)
-    if (stored["device"] == "cpu") != (results["device"] == "cpu"):
-        raise GtpVisionError(
-            f"{path} was measured on {stored['device']}, and this is {results['device']}; compare with a baseline of "
-            f"the same kind of device"
-        )
-    lines, worse = [f"{'lower is better':<44}{'now':>8}{'before':>9}{'change':>9}"], []
-    for name, now in results["ratios"].items():
-        before = stored["ratios"].get(name)
-        if before is None:
-            lines.append(f"{name:<44}{now:>8.3f}{'new':>9}")
-            continue
-        lines.append(f"{name:<44}{now:>8.3f}{before:>9.3f}{now / before - 1:>+9.0%}")
-        if now > _WORSE * before:
-            worse.append(f"{name} is {now:.3f} and was {before:.3f} ({now / before - 1:+.0%})")
-    gone = [name for name in stored["ratios"] if name not in results["ratios"]]
-    worse += [f"{name} is in the baseline and was not measured" for name in gone]
-    return "\n".join(lines), worse
-
-
-def disagreement(results: Mapping[str, Any]) -> str:
-    """A sentence if an engine's losses are not the eager engine's, or if an engine had to give up; else empty."""
-    apart = [f"{name} by {gap:.1e}" for name, gap in results["gap"].items() if not gap <= _ALIKE]
-    if apart:
-        return f"losses differ from those of the eager engine by more than {_ALIKE:g} of themselves: {', '.join(apart)}"
-    return "; ".join(results["fallbacks"])
-
-
-def save(results: Mapping[str, Any], path: Path) -> None:
-    """Write results as a baseline for `compare`."""
-    with written_aside(path) as aside:
-        aside.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def check_baseline(path: Path) -> dict[str, Any]:
-    """The results in a file that `save` has written.
-
-    Raises:
-        GtpVisionError: it is no such file.
-    """
-    try:
-        stored = json.loads(path.read_text())
-        if not all(isinstance(ratio, int | float) and ratio > 0 for ratio in stored["ratios"].values()):
-            raise ValueError("a ratio is no number above 0")
-        str(stored["device"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise GtpVisionError(
-            f"{path} is no baseline of 'gtp-vision bench step' ({error}); write one with --save"
-        ) from error
-    return stored
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """The results as text."""
-    floor, wait = results["floor"], results["data_wait"]
-    pixels = f"pixels, {results['pixel_batch']}"
-    lines = [f"{'ms a step (GTP, 3 x 256, K=5)':<32}{'batch 256':>11}{'batch 32':>11}{pixels:>13}"]
-    for name, engine in results["engines"].items():
-        lines.append(f"{name:<32}{engine['step_ms']:>11.3f}{engine['step_ms_32']:>11.3f}{engine['pixels_ms']:>13.2f}")
-    ratios = [results[key] for key in ("best_vs_eager", "best_vs_eager_32", "best_vs_eager_pixels")]
-    lines.append(f"{'times faster than eager':<32}{ratios[0]:>11.2f}{ratios[1]:>11.2f}{ratios[2]:>13.2f}")
-    for count, ratio in results["seeds"].items():
-        head = f"{count} seeds over one"
-        lines.append(f"{head:<32}{ratio:>11.2f}{results['seeds_32'][count]:>11.2f}")
-        eager = [results[f"seeds_vs_eager{batch}"][count] for batch in ("", "_32")]
-        lines.append(f"{head + ' in eager':<32}{eager[0]:>11.2f}{eager[1]:>11.2f}")
-    lines += ["", f"{'ms an action (batch 1)':<32}" + "".join(f"{'K = ' + str(k):>11}" for k in _STEPS_K)]
-    for name, by_k in results["act_ms"].items():
-        lines.append(f"{name:<32}" + "".join(f"{ms:>11.3f}" for ms in by_k.values()))
-    lines += ["", "an eager step in parts, ms: " + _listed(results["parts"].items(), ".2f")]
-    lines.append("agents, eager, ms: " + _listed(results["agents"].items(), ".1f"))
-    lines.append(f"waiting for data: states {wait['state']:.1%}, frames {wait['pixels']:.1%} of the time")
-    lines.append(
-        f"floor: {floor['gflop']:.2f} Gflop at {floor['gflops']:.0f} Gflop/s and {floor['mbytes']:.1f} MB at "
-        f"{floor['copy_gb_s']:.1f} GB/s take {floor['floor_ms']:.3f} ms, {floor['fraction']:.0%} of the best step "
-        f"(products alone {floor['matrix_fraction']:.0%})"
-    )
-    lines.append("largest difference of a loss from eager: " + _listed(results["gap"].items(), ".1e"))
-    lines += results["fallbacks"]
-    lines.append(
-        f"medians of {results['rounds']} rounds in turn; {results['device']}, {results['threads']} threads, torch "
-        f"{results['torch']}, {results['resident_mb']} MB resident"
-    )
-    return "\n".join(lines)
-
-
-def _listed(items: Iterable[tuple[str, float]], form: str) -> str:
-    return ", ".join(f"{name} {value:{form}}" for name, value in items)
+def _apart(values: Sequence[float], eager: Sequence[float]) -> float:
+    return max(abs(a - b) / max(abs(b), 0.1) for a, b in zip(values, eager, strict=True))
 
 
 def _parts_of(parts: Parts, device: torch.device) -> dict[str, float]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from gtp_vision.agents.base import Metrics
-from gtp_vision.compilers import first_words, has_compiler
+from gtp_vision.compilers import Captured, compiled, first_words, has_compiler
 from gtp_vision.config import Config
 from gtp_vision.datasets.random import NoiseTape
 from gtp_vision.datasets.sources import Source, StackedSource, source_of
@@ -151,17 +151,8 @@ class Functional(Engine):
         if self.name == "eager":
             return function
         self._tell("compiling the step, which takes about half a minute")
-        # Checks whether compiled code still fits would cost a millisecond, and a stage's function always fits.
-        options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        compiled = torch.compile(  # type: ignore[call-overload]  # its stubs lack the last, without which functions
-            function,  # of other stages and other runs in this process would fit as well
-            fullgraph=True,
-            dynamic=False,
-            backend=self._backend,
-            options=options,
-            isolate_recompiles=True,
-        )
-        return Graph(compiled) if self.name == "graph" else compiled
+        run = compiled(function, self._backend)  # a stage's function always fits
+        return Graph(run) if self.name == "graph" else run
 
 
 @dataclass
@@ -247,7 +238,7 @@ def _changes(config: Config, parts: Parts) -> bool:
 
 
 class Graph:
-    """A step captured in a CUDA graph: one launch for all of its kernels.
+    """A step captured in a CUDA graph.
 
     Args:
         run: the step; it must not touch the host.
@@ -255,42 +246,20 @@ class Graph:
 
     def __init__(self, run: Callable[..., Metrics]) -> None:
         self._run = run
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._inputs: dict[str, torch.Tensor] = {}
-        self._noise: list[torch.Tensor] = []
-        self._metrics: Metrics = {}
+        self._captured: Captured | None = None
 
     def __call__(self, state: State, inputs: Inputs, noise: list[torch.Tensor], rates: list[torch.Tensor]) -> Metrics:
         """The step; what it returns is the caller's to keep."""
-        if self._graph is None:
-            self._capture(state, inputs, noise, rates)
-        for name, kept in self._inputs.items():
-            kept.copy_(inputs[name])
-        torch._foreach_copy_(self._noise, noise)
-        assert self._graph is not None
-        self._graph.replay()
-        told = torch.stack([value.float() for value in self._metrics.values()])  # the next step writes over them
-        return dict(zip(self._metrics, told.unbind(), strict=True))
-
-    def _capture(self, state: State, inputs: Inputs, noise: list[torch.Tensor], rates: list[torch.Tensor]) -> None:
-        self._inputs = {name: tensor.clone() for name, tensor in inputs.items()}
-        self._noise = [tensor.clone() for tensor in noise]
-        before = [tensor.clone() for tensor in _tensors(state)]
-        try:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):  # compiles, and lets libraries find their work spaces
-                    self._run(state, self._inputs, self._noise, rates)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            # The loader's thread copies meanwhile; nothing moves while a step is captured.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._metrics = self._run(state, self._inputs, self._noise, rates)
-            self._graph = graph
-        finally:  # what warming up has moved is put back
-            for tensor, kept in zip(_tensors(state), before, strict=True):
-                tensor.copy_(kept)
+        if self._captured is None:
+            before = [tensor.clone() for tensor in _tensors(state)]
+            try:
+                self._captured = Captured(lambda seen, drawn: self._run(state, seen, drawn, rates), inputs, noise)
+            finally:  # what warming up has moved is put back
+                for tensor, kept in zip(_tensors(state), before, strict=True):
+                    tensor.copy_(kept)
+        metrics: Metrics = self._captured(inputs, noise)
+        told = torch.stack([value.float() for value in metrics.values()])
+        return dict(zip(metrics, told.unbind(), strict=True))
 
 
 def _tensors(state: State) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ import pytest
 
 from gtp_vision.cli import main
 from gtp_vision.errors import GtpVisionError
-from gtp_vision.training import bench
+from gtp_vision.training import bench_baseline as bench
 
 STORED = Path(__file__).parents[2] / "benchmarks" / "baseline.json"
 
@@ -31,6 +31,8 @@ def test_every_number_is_there_and_ratios_are_those_of_the_times(told: dict[str,
     assert told["seeds"] == told["seeds_vs_eager"]
     assert told["act_ms"]["eager"]["5"] > told["act_ms"]["eager"]["1"] > 0
     assert 0 <= told["data_wait"]["state"] < 1
+    assert told["gap"].keys() == {"eager seeds"}
+    assert told["gap"]["eager seeds"] < 1e-4
     assert told["parts"].keys() == {"critic", "actor", "adam", "targets"}
     assert 2 < told["floor"]["gflop"] < 3, "3 x 256 at batch 256"
     assert 0 < told["floor"]["matrix_fraction"] < told["floor"]["fraction"] < 1.5
@@ -45,7 +47,7 @@ def test_the_stored_baseline_is_one_of_all_engines() -> None:
     stored = bench.check_baseline(STORED)
     assert stored["engines"].keys() == {"eager", "compile"}
     assert not bench.disagreement(stored)
-    table, worse = bench.compare(stored, STORED)
+    table, worse = bench.compare(stored, STORED, stored)
     assert not worse
     assert "compile over eager, step_ms_32" in table
 
@@ -57,11 +59,11 @@ def test_a_ratio_that_got_worse_by_more_than_15_percent_is_named(tmp_path: Path)
         now = deepcopy(stored)
         now["ratios"][name] *= factor
         now["engines"]["eager"]["step_ms"] *= 9  # times are another machine's, or another hour's
-        _, worse = bench.compare(now, STORED)
+        _, worse = bench.compare(now, STORED, stored)
         assert [sentence.partition(" is ")[0] for sentence in worse] == wanted
     now = deepcopy(stored)
     del now["ratios"][name]
-    assert bench.compare(now, STORED)[1] == [f"{name} is in the baseline and was not measured"]
+    assert bench.compare(now, STORED, stored)[1] == [f"{name} is in the baseline and was not measured"]
 
 
 def test_engines_that_disagree_or_gave_up_are_told() -> None:
@@ -81,8 +83,14 @@ def test_what_is_no_baseline_is_refused_before_minutes_are_spent(
         assert "is no baseline of 'gtp-vision bench step'" in capsys.readouterr().err
     assert main(["bench", "step", "--engines", "warp"]) == 2
     assert "--engines warp" in capsys.readouterr().err
+    assert main(["bench", "step", "--engines", "eager", "--compare", str(STORED)]) == 2
+    assert "holds compile too" in capsys.readouterr().err
+    for path in (tmp_path, Path("/proc/none.json")):
+        assert main(["bench", "step", "--save", str(path)]) == 2
+        assert "cannot be written" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_baselines_of_other_devices_are_refused(told: dict[str, Any]) -> None:
     with pytest.raises(GtpVisionError, match="compare with a baseline of the same kind"):
-        bench.compare(told | {"device": "NVIDIA H200"}, STORED)
+        bench.compare(told | {"device": "NVIDIA H200"}, STORED, bench.check_baseline(STORED))

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -111,9 +112,23 @@ def refused(folder: Path, *overrides: str) -> str:
     return "trained"
 
 
+def recorded(folder: Path) -> set[str]:
+    """Files and folders below that this process writes, makes or renames from now on."""
+    wrote: set[str] = set()
+
+    def see(event: str, arguments: tuple) -> None:
+        writes = event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        if (writes or event in ("os.mkdir", "os.rename")) and str(arguments[0]).startswith(str(folder)):
+            wrote.add(str(Path(str(arguments[0])).relative_to(folder)))
+
+    sys.addaudithook(see)
+    return wrote
+
+
 def work(rank: int, processes: int, port: int, folder: Path) -> None:
     """One of the processes, as a launcher starts it."""
     torch.set_num_threads(1)
+    wrote = recorded(folder / f"whole_{processes}")
     os.environ |= {
         **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
         **{"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)},
@@ -136,6 +151,7 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
         train(folder, "whole_3", UNSEEN)
         train(folder, "mixed", UNSEEN, resume=True)
         found["indivisible"] = refused(folder, "training.batch_size=16")
+    found["wrote"] = wrote
     torch.save(found, folder / f"{processes}_{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -210,7 +226,10 @@ def test_only_the_first_process_writes(folder: Path) -> None:
     for processes in (1, 2, 3):
         run = folder / f"whole_{processes}"
         assert [line["step"] for line in metrics(run) if "loss" in line] == [1, 2, 3, 4]
-        assert (run / "report.html").stat().st_nlink == 1
+        assert (run / "report.html").exists()
+        first, *others = told(folder, processes, "wrote") if processes > 1 else [{"metrics.jsonl"}]
+        assert "metrics.jsonl" in first
+        assert others == [set()] * (processes - 1)
         assert not list(run.rglob("*.tmp*"))
 
 
@@ -268,6 +287,19 @@ def test_a_sweep_by_slurm_is_refused_where_there_is_none(
     monkeypatch.setenv("PATH", "")
     assert main(["train", "-m", "hydra/launcher=submitit_slurm", "task=demo", "seed=0,1"]) == 2
     assert "hands jobs to SLURM, and there is no srun on the PATH" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_a_launcher_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for overrides, words in (
+        (["-m", "hydra/launcher=joblib"], "hydra/launcher/joblib"),
+        (["-m", "hydra/lancher=basic"], "hydra/lancher"),
+        (["-m", "hydra/launcher=basic,nope"], "hydra"),
+        (["hydra/launcher=basic"], "'hydra/launcher=basic' is about sweeps: add -m"),
+    ):
+        assert main(["train", *overrides, "task=demo", "seed=0"]) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert words in said
+        assert "pip install" not in said
 
 
 def test_moments_of_rows_are_taken_row_by_row() -> None:
