@@ -9,6 +9,7 @@ Axes in names: B batch, T frames of a stack, H actions of a chunk.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -37,6 +38,17 @@ def source_of(sampler: Sampler, device: torch.device) -> Source:
     if all(isinstance(array, Resident) for array in sampler.store.observations.values()):
         return ResidentSource(sampler, device)
     return HostSource(sampler) if device.type == "cpu" else CompactSource(sampler)
+
+
+def source_of_all(samplers: Sequence[Sampler], device: torch.device) -> Source:
+    """Of one sampler, or side by side of several samplers of the same data, whose tables on the device are shared."""
+    first = source_of(samplers[0], device)
+    if len(samplers) == 1:
+        return first
+    others = [copy.copy(first) for _ in samplers]
+    for other, sampler in zip(others, samplers, strict=True):
+        other._sampler = sampler  # type: ignore[attr-defined]
+    return StackedSource(others)
 
 
 class HostSource:

@@ -144,8 +144,8 @@ class Policy(nn.Module, ABC):
 
         Raises:
             WeightsError: weights that are not finite, negative, or all zero; looked at on the CPU only, because
-                on a GPU looking waits for the device, and not in steps that are compiled (there the trainer finds the
-                loss that is not finite).
+                on a GPU looking waits for the device, and not in steps that are compiled (there the trainer finds
+                losses that are not finite, and nobody finds negative weights).
             GtpVisionError: a family that does not learn from data.
         """
         if not self.traced and weight.device.type == "cpu":

@@ -24,7 +24,7 @@ from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.random import RandomStream
-from gtp_vision.datasets.sources import StackedSource, source_of
+from gtp_vision.datasets.sources import source_of, source_of_all
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.training.bench_baseline import STEPS_K, ratios
@@ -182,8 +182,7 @@ class _Bench:
         configs = seeds_of(config)
         first = build(configs[0])
         members = [first, *(sibling(first, other) for other in configs[1:])]
-        sources = [source_of(member.sampler, first.accelerator.device) for member in members]
-        source = sources[0] if len(sources) == 1 else StackedSource(sources)
+        source = source_of_all([member.sampler for member in members], first.accelerator.device)
         if name == "eager" and len(members) == 1:
             return Eager(source, config, first)
         return Functional(source, config, members, name, self._note)

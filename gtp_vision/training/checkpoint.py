@@ -34,9 +34,9 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
     *,
-    keep: int = 2,
+    keep: int | None = 2,
 ) -> Path:
-    """Write checkpoint `step_N` into `folder`, point `last` to it, and then prune all but the newest `keep`.
+    """Write checkpoint `step_N` into `folder`, point `last` to it, and then prune all but the newest `keep`, if given.
 
     Raises:
         GtpVisionError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
@@ -65,7 +65,8 @@ def save(
             + (f" from {kept.name}" if kept else "")
         ) from error
     link(folder, "last", target)
-    prune(folder, keep)
+    if keep is not None:
+        prune(folder, keep)
     return target
 
 
@@ -93,14 +94,33 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
+def forget_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints of later steps: those of a run that is gone on with from step `step`."""
+    for path in _all(folder):
+        if _step(path) > step:
+            shutil.rmtree(path)
+    for name in ("last", "best"):
+        if (folder / name).is_symlink() and not (folder / name).exists():
+            (folder / name).unlink()
+
+
 def newest_of_all(folders: Sequence[Path]) -> list[Path] | None:
-    """The checkpoints of the newest step of which every folder has a whole one, or None."""
-    steps = [{path.name: path for path in _all(folder) if not problem(path)} for folder in folders]
+    """The checkpoints of the newest step of which every folder has a whole one; None if there are no checkpoints.
+
+    Raises:
+        GtpVisionError: some folders have checkpoints, and all have none in common.
+    """
+    steps = [{_step(path): path for path in _all(folder) if not problem(path)} for folder in folders]
     shared = set.intersection(*(set(of) for of in steps))
+    if not shared and any(steps):
+        latest = [f"{at.parent.name}: {max(of, default='none')}" for at, of in zip(folders, steps, strict=True)]
+        raise GtpVisionError(
+            f"there is no step of which all seeds have a whole checkpoint (newest: {', '.join(latest)}); train with "
+            f"the seeds that there are, or start over with --overwrite"
+        )
     if not shared:
         return None
-    latest = max(shared, key=lambda name: int(name.removeprefix(_PREFIX)))
-    return [of[latest] for of in steps]
+    return [of[max(shared)] for of in steps]
 
 
 def problem(path: Path) -> str:
@@ -150,7 +170,11 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
 
 def _all(folder: Path) -> list[Path]:
     found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix(_PREFIX))
 
 
 def _trained(optimizer: torch.optim.Optimizer, agent: torch.nn.Module) -> list[str]:

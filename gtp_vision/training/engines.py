@@ -15,12 +15,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gtp_vision.agents.base import Metrics
 from gtp_vision.compilers import Captured, compiled, first_words, has_compiler
 from gtp_vision.config import Config
 from gtp_vision.datasets.random import NoiseTape
-from gtp_vision.datasets.sources import Source, StackedSource, source_of
+from gtp_vision.datasets.sources import Source, source_of_all
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training.functional import State, StepFunction, draws_of, state_of, traced
 from gtp_vision.training.parts import Parts
@@ -140,7 +141,7 @@ class Functional(Engine):
                 draws_of(first.agent, self.source, one, first.stream(step)),
                 awake=awake,
                 clip=self._config.training.clip_gradient,
-                several=several,
+                held=self._state.axes() if several else None,
             )
             while len(self._functions) >= _STAGES:  # one that ended long ago
                 self._functions.pop(next(iter(self._functions)))
@@ -181,23 +182,27 @@ def choose(config: Config, members: Sequence[Parts], tell: Tell) -> Engine:
         tell: is given a sentence about the choice.
 
     Raises:
-        GtpVisionError: an engine that this machine or these settings do not allow.
+        GtpVisionError: see `check`.
     """
-    wanted, first = config.training.engine, members[0]
-    device = first.accelerator.device
-    one = [source_of(member.sampler, device) for member in members]
-    source = one[0] if len(one) == 1 else StackedSource(one)
-    if wanted == "auto":
-        name, why = _best(config, first)
-    else:
-        name, why = wanted, ""
-        for fault in _faults(config, first):
-            raise GtpVisionError(f"training.engine={wanted} {fault}; set training.engine=auto")
+    first = members[0]
+    source = source_of_all([member.sampler for member in members], first.accelerator.device)
+    check(config, first)
+    name, why = (config.training.engine, "") if config.training.engine != "auto" else _best(config, first)
     several = f", {len(members)} seeds side by side" if len(members) > 1 else ""
     tell(f"engine: {name}{f' ({why})' if why else ''}{several}")
     if name == "eager" and len(members) == 1:
         return Eager(source, config, first)
     return Functional(source, config, members, name, tell)
+
+
+def check(config: Config, parts: Parts) -> None:
+    """Whether the engine that is asked for can run.
+
+    Raises:
+        GtpVisionError: this machine or these settings do not allow it.
+    """
+    for fault in _faults(config, parts):
+        raise GtpVisionError(f"training.engine={config.training.engine} {fault}; set training.engine=auto")
 
 
 def _best(config: Config, parts: Parts) -> tuple[str, str]:
@@ -207,6 +212,8 @@ def _best(config: Config, parts: Parts) -> tuple[str, str]:
         return "eager", f"{processes} processes"
     if _changes(config, parts):
         return "eager", "the augmentation's strength changes with every step"
+    if _counts(parts):
+        return "eager", "batch normalisation moves its statistics while it computes"
     if cuda:
         return "graph", ""
     if not has_compiler():
@@ -219,12 +226,14 @@ def _best(config: Config, parts: Parts) -> tuple[str, str]:
 def _faults(config: Config, parts: Parts) -> Iterator[str]:
     """Why an engine that was asked for cannot be."""
     name, processes = config.training.engine, parts.accelerator.num_processes
-    if name == "eager":
+    if name in ("auto", "eager"):
         return
     if processes > 1:
         yield f"runs in one process, and there are {processes}"
     if _changes(config, parts):
         yield "compiles a step anew when it changes, and encoder.augmentation.warmup_steps changes every step"
+    if _counts(parts):
+        yield "makes a step a function, and encoder.batch_norm=train moves statistics while it computes"
     if name == "graph" and parts.accelerator.device.type != "cuda":
         yield f"captures a CUDA graph, and training runs on {parts.accelerator.device}"
     if name == "compile" and parts.accelerator.device.type == "cpu" and not has_compiler():
@@ -235,6 +244,11 @@ def _changes(config: Config, parts: Parts) -> bool:
     """Whether the losses of early steps are all different functions."""
     warmup = config.encoder.augmentation.warmup_steps
     return warmup > _STAGES and len({parts.agent.stage(step) for step in range(_STAGES + 1)}) > _STAGES
+
+
+def _counts(parts: Parts) -> bool:
+    """Whether a batch normalisation is trained: it writes where functions may not."""
+    return any(isinstance(module, _BatchNorm) and module.training for module in parts.agent.modules())
 
 
 class Graph:

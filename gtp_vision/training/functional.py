@@ -2,7 +2,7 @@
 
     (parameters, moments, batch, noise, learning rates) -> metrics, and parameters and moments moved in place
 
-It computes what `trainer.update` computes, but knows no module that changes and no generator, so that it can be
+It computes what `update.update` computes, but knows no module that changes and no generator, so that it can be
 compiled as a whole, captured in a CUDA graph, and mapped over seeds (`torch.func.vmap`).
 """
 
@@ -33,6 +33,7 @@ class State:
     Attributes:
         trained: by name in the agent.
         held: all other parameters and buffers of the agent, by name.
+        shared: names of those `held` that several agents have together, without an axis of seeds.
         mean: Adam's first moments of `trained`.
         square: Adam's second moments of `trained`.
         steps: Adam's count of steps for each of `trained`, ().
@@ -40,15 +41,21 @@ class State:
 
     trained: Tensors
     held: Tensors
+    shared: frozenset[str]
     mean: Tensors
     square: Tensors
     steps: Tensors
+
+    def axes(self) -> dict[str, int | None]:
+        """The axis of seeds of each of `held`, of several agents."""
+        return {name: None if name in self.shared else 0 for name in self.held}
 
 
 def state_of(agents: Sequence[Agent], optimizers: Sequence[torch.optim.Optimizer]) -> State:
     """The agents' own tensors, so that whoever looks at an agent or its optimiser sees what a step has moved.
 
-    Of several agents, the tensors are stacked, and the agents' parameters become views of them.
+    Of several agents, the tensors are stacked, and the agents' parameters become views of them; but what they all
+    hold in the same memory stays there.
     """
     first, optimizer = agents[0], optimizers[0]
     for other in optimizers:
@@ -56,7 +63,10 @@ def state_of(agents: Sequence[Agent], optimizers: Sequence[torch.optim.Optimizer
     names = {parameter: name for name, parameter in first.named_parameters()}
     trained = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     tensors = [_own(agent) for agent in agents]
-    joined = {name: _joined([each[name] for each in tensors]) for name in tensors[0]}
+    shared = {name for name, own in tensors[0].items() if _same([each[name] for each in tensors])}
+    joined = {
+        name: _joined([each[name] for each in (tensors[:1] if name in shared else tensors)]) for name in tensors[0]
+    }
     moments = {
         moment: {
             name: _joined([opt.state[each[name]][moment] for opt, each in zip(optimizers, tensors, strict=True)])
@@ -68,13 +78,15 @@ def state_of(agents: Sequence[Agent], optimizers: Sequence[torch.optim.Optimizer
     if len(agents) > 1:
         for index, (opt, own) in enumerate(zip(optimizers, tensors, strict=True)):
             for name, whole in joined.items():
-                own[name].data = whole[index]
+                if name not in shared:
+                    own[name].data = whole[index]
             for name in trained:
                 stacked = {moment: wholes[name][index] for moment, wholes in moments.items()}
                 opt.state[own[name]].update(stacked, step=steps[name])
     return State(
         {name: joined[name] for name in trained},
         {name: whole for name, whole in joined.items() if name not in set(trained)},
+        frozenset(shared),
         moments["exp_avg"],
         moments["exp_avg_sq"],
         steps,
@@ -85,6 +97,10 @@ def _own(agent: Agent) -> Tensors:
     """Parameters and buffers by name, without the constants that every agent makes itself."""
     stored = agent.state_dict()
     return {name: x for name, x in [*agent.named_parameters(), *agent.named_buffers()] if name in stored}
+
+
+def _same(tensors: Sequence[torch.Tensor]) -> bool:
+    return len(tensors) > 1 and len({tensor.data_ptr() for tensor in tensors}) == 1 and tensors[0].numel() > 0
 
 
 def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -115,7 +131,7 @@ class StepFunction:
         draws: what noise a step draws.
         awake: of each of the optimiser's groups, whether it is trained in this stage.
         clip: largest gradient norm of the groups that are awake; None for none.
-        several: whether tensors, inputs and noise have a first axis of seeds.
+        held: if tensors, inputs and noise have a first axis of seeds, that of each tensor that is held, see `State`.
     """
 
     def __init__(
@@ -127,7 +143,7 @@ class StepFunction:
         *,
         awake: Sequence[bool],
         clip: float | None,
-        several: bool,
+        held: Mapping[str, int | None] | None = None,
     ) -> None:
         self.agent, self.source, self.draws, self.clip = agent, source, tuple(draws), clip
         names = {parameter: name for name, parameter in agent.named_parameters()}
@@ -136,7 +152,9 @@ class StepFunction:
         first = optimizer.param_groups[0]
         self.betas, self.eps = first["betas"], first["eps"]
         self.follows = _follows(agent)
-        self.gradients: Callable = vmap(self._gradients) if several else self._gradients
+        self.gradients: Callable = self._gradients
+        if held is not None:
+            self.gradients = vmap(self._gradients, in_dims=(0, dict(held), 0, 0))
 
     def __call__(
         self, state: State, inputs: Mapping[str, torch.Tensor], noise: list[torch.Tensor], rates: list[torch.Tensor]

@@ -53,6 +53,8 @@ class Member:
         self.evaluations = _read_evaluations(folder, start)
         spent = train_seconds + sum(found["seconds"] for found in self.evaluations)
         main = parts.accelerator.is_main_process
+        if main:
+            checkpoint.forget_after(folder / "checkpoints", start)
         self.tracker = Tracker(folder, resume_step=start, seconds=spent) if main else None
         self.watch: Watch | None = None
         self._start, self._resume_with = start, resume_with
@@ -78,9 +80,14 @@ class Member:
                 self.parts.agent,
                 self.parts.optimizer,
                 {"train_seconds": self.train_seconds},
-                keep=self.config.training.keep_checkpoints,
+                keep=None,
             )
         self.parts.accelerator.wait_for_everyone()
+
+    def prune(self) -> None:
+        """Remove old checkpoints, once all runs have their new ones."""
+        if self.parts.accelerator.is_main_process:
+            checkpoint.prune(self.folder / "checkpoints", self.config.training.keep_checkpoints)
 
     def evaluated(self, step: int) -> bool:
         """Whether an evaluation of this step is on record."""
@@ -149,11 +156,12 @@ class Member:
             f"lower training.learning_rate or set training.clip_gradient"
         )
 
-    def finish(self, engine: str) -> dict[str, Any]:
+    def finish(self, engine: str, beside: int) -> dict[str, Any]:
         """results.json and report.html, on the main process.
 
         Args:
             engine: that ran the steps.
+            beside: number of runs that were trained side by side, and share `train_seconds`.
         """
         agent, config = self.parts.agent, self.config
         results: dict[str, Any] = {
@@ -166,6 +174,7 @@ class Member:
             "seed": config.seed,
             "steps": config.training.steps,
             "engine": engine,
+            "side_by_side": beside,
             "train_seconds": self.train_seconds,
             "feature_seconds": self.parts.feature_seconds,
             "eval_seconds": sum(found["seconds"] for found in self.evaluations),

@@ -139,13 +139,13 @@ def sibling(parts: Parts, config: Config) -> Parts:
         config: of the other run; it differs in the seed alone.
     """
     agent = _agent(config, parts.store, pretrained=False)
-    with torch.no_grad():  # statistics of the data, and a frozen backbone's trained weights
-        held = {name: p for name, p in parts.agent.named_parameters() if not p.requires_grad and ".towers." in name}
-        known = held | dict(parts.agent.named_buffers())
-        for name, tensor in [*agent.named_parameters(), *agent.named_buffers()]:
-            if name in known:
-                tensor.copy_(known[name])
+    with torch.no_grad():  # statistics of the data
+        for own, known in zip(agent.buffers(), parts.agent.buffers(), strict=True):
+            own.copy_(known)
     agent, module, optimizer = _prepared(config, agent, parts.accelerator)
+    for (name, parameter), known in zip(agent.named_parameters(), parts.agent.parameters(), strict=True):
+        if not known.requires_grad and ".towers." in name:  # a frozen backbone with trained weights: once for all
+            parameter.data = known.data
     seed = config.seed
     frames, sampler = replace(parts.frames, seed=seed), replace(parts.sampler, seed=seed)
     return replace(

@@ -27,7 +27,7 @@ def accelerator_of(training: TrainingConfig) -> Accelerator:
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # Accelerate knows no other
     accelerator = Accelerator(
         cpu=training.device == "cpu",
-        mixed_precision="no",  # precision is the encoders' own, see `parts.set_precision`
+        mixed_precision="no",  # precision is the encoders' own, see `Encoder.bf16`
         kwargs_handlers=[
             # A size that is asked for holds for the first bucket, too, which is 1 MB by default.
             DistributedDataParallelKwargs(

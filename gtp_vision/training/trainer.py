@@ -70,6 +70,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
     evaluated = config.training.eval_episodes > 0
     check = (lambda store: check_simulator(config, store)) if evaluated else None
     parts = build(config, goes_on=found[0] if found else None, check=check)
+    engines.check(config, parts)  # before anything is written or removed
     every = [parts, *(sibling(parts, other) for other in configs[1:])]
     accelerator = parts.accelerator
     start, train_seconds = 0, 0.0
@@ -110,7 +111,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
                 member.begin()
             run = _Run(config, members, engines.choose(config, every, tell), said)
             run.loop(start, stop, evaluator)
-        results = [member.finish(run.engine.name) for member in members]
+        results = [member.finish(run.engine.name, len(members)) for member in members]
     finally:
         for member in members:
             member.close()
@@ -193,6 +194,8 @@ class _Run:
                 if saving:
                     for member in members:
                         member.save(done)
+                    for member in members:
+                        member.prune()
                     if stopping and not last:
                         raise members[0].interrupted(done)
                     if self._due(done):

@@ -57,6 +57,17 @@ def test_the_newest_are_kept_and_best_outlives_them(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) == tmp_path / "step_10"
 
 
+def test_what_comes_after_the_step_that_is_gone_on_from_is_removed(tmp_path: Path) -> None:
+    module, optimizer = _trained()
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, module, optimizer, {}, keep=None)
+    checkpoint.link(tmp_path, "best", tmp_path / "step_1")
+    checkpoint.forget_after(tmp_path, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"step_1", "step_2", "best"}
+    checkpoint.forget_after(tmp_path, 0)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest"])
 def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, damage: str) -> None:
     module, optimizer = _trained()
