@@ -252,7 +252,8 @@ class _Bench:
 
     def _gap(self) -> dict[str, float]:
         """How far, relatively, what each engine computes is from what the eager one does, at most."""
-        gaps, (_, *fast) = {}, self._names
+        gaps: dict[str, float] = {}
+        _, *fast = self._names
         for case, base in {"state": _STATE, "pixels": _PIXELS}.items():
             eager = self._losses("eager", base)
             gaps |= {f"{name} {case}": _apart(self._losses(name, base), eager) for name in fast}
