@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.resources
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ class TrainingConfig:
         eval_episodes: episodes an evaluation; 0 never evaluates.
         eval_envs: environments side by side in each process; null is one a core, 8 at most.
         eval_steps: K when acting in evaluations; null is the agent's.
+        eval_candidates: numbers N with which every evaluation is made once more, acting by the best of N by Q; null for
+            none.
         videos: episodes an evaluation that are filmed.
         probe_rows: rows of the data set that the encoder is looked at through, before, during and after training: how
             far its features drift, and what they tell of the recorded states; 0 for none.
@@ -112,6 +115,7 @@ class TrainingConfig:
     eval_episodes: int = 50
     eval_envs: int | None = None
     eval_steps: int | None = None
+    eval_candidates: list[int] | None = None
     videos: int = 4
     probe_rows: int = 1500
     device: str = "auto"
@@ -376,6 +380,12 @@ def checked(config: Any) -> Config:
     check_agent(config.agent)
     if config.training.eval_steps is not None:
         check_agent(acting_in(config.agent, config.training.eval_steps), steps_key="training.eval_steps")
+    for candidates in config.training.eval_candidates or ():
+        if candidates < 2:
+            raise GtpVisionError(
+                f"training.eval_candidates: {candidates} leaves nothing to choose from; name 2 or more"
+            )
+        check_agent(replace(config.agent, acting=replace(config.agent.acting, candidates=candidates)))
     if task.goals is not None and config.agent.critic.backup != "none" and task.discount == 1:
         raise GtpVisionError(
             "task.discount=1: goals of an agent with a critic are drawn at distances that the discount decides; set it "
@@ -462,6 +472,7 @@ def _added(override: str) -> str:
     return f"+{_CAMERAS}={{{camera}:{value}}}"
 
 
+@cache
 def _keys() -> set[str]:
     def walk(node: Any, prefix: str) -> set[str]:
         found = set()

@@ -18,8 +18,9 @@ FLOORS = [
     {"gtp_vision.agents"},
     {"gtp_vision.config"},
     {"gtp_vision.training", "gtp_vision.serving"},
-    {"gtp_vision.experiments"},
-    {"gtp_vision.cli_data", "gtp_vision.cli_measure"},
+    {"gtp_vision.experiments", "gtp_vision.benchmark"},
+    {"gtp_vision.cli_data", "gtp_vision.cli_suite"},
+    {"gtp_vision.cli_measure"},
     {"gtp_vision.cli"},
     {"gtp_vision.__main__"},
 ]
@@ -101,8 +102,11 @@ def test_imports_are_absolute(module: str) -> None:
 @pytest.mark.parametrize(
     ("used", "users"),
     [
-        ("gtp_vision.config", {"gtp_vision.training", "gtp_vision.experiments", "gtp_vision.cli"}),
-        ("gtp_vision.envs", {"gtp_vision.training", "gtp_vision.experiments"}),
+        (
+            "gtp_vision.config",
+            {"gtp_vision.training", "gtp_vision.experiments", "gtp_vision.benchmark", "gtp_vision.cli"},
+        ),
+        ("gtp_vision.envs", {"gtp_vision.training", "gtp_vision.experiments", "gtp_vision.benchmark"}),
     ],
 )
 def test_some_rooms_are_open_to_few(used: str, users: set[str]) -> None:

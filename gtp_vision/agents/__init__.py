@@ -36,7 +36,8 @@ IMPROVEMENTS: dict[str, type[Improvement]] = {
     "alignment": Alignment,
     "distillation": Distillation,
 }
-_MARKS = {"none": "bc", "advantage": "a", "q_gradient": "q", "guidance": "e", "alignment": "l", "distillation": "d"}
+MARKS = {"none": "bc", "advantage": "a", "q_gradient": "q", "guidance": "e", "alignment": "l", "distillation": "d"}
+"""What a label says of an improvement that is not the agent's own, see `label`."""
 
 
 def check_agent(config: AgentConfig, *, steps_key: str = "agent.acting.steps") -> None:
@@ -102,7 +103,7 @@ def label(config: AgentConfig) -> str:
         return config.name
     parts = [config.name if config.policy.family == recipe.family else f"{config.name}-{config.policy.family}"]
     if config.improvement.name != recipe.improvement:
-        parts.append(_MARKS.get(config.improvement.name, config.improvement.name))
+        parts.append(MARKS.get(config.improvement.name, config.improvement.name))
     if config.acting.candidates > 1 and not recipe.chooses:
         parts.append("n")
     return "+".join(parts)

@@ -1,15 +1,28 @@
-"""From plans to actions: what is executed of action chunks, step by step, for episodes side by side."""
+"""From plans to actions: how many are chosen from, and what of a chunk is executed, step by step, side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
-from gtp_vision.agents.settings import ActingConfig
+from gtp_vision.agents.settings import ActingConfig, AgentConfig
 from gtp_vision.datasets.random import EpisodeNoise
 
 Observation = Mapping[str, torch.Tensor]
+
+
+@contextmanager
+def best_of(config: AgentConfig, candidates: int) -> Iterator[None]:
+    """An agent of this configuration acts by the best of so many actions by Q, inside the block."""
+    before = config.acting
+    config.acting = replace(before, candidates=candidates, choose="argmax")
+    try:
+        yield
+    finally:
+        config.acting = before
 
 
 class Executor:

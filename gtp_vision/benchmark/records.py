@@ -12,7 +12,7 @@ SELECTIONS: Mapping[str, Callable[[Sequence[float]], float]] = {
     "mean_last_3": lambda scores: float(np.mean(scores[-3:])),
     "best": lambda scores: float(max(scores)),
 }
-"""By name: of the scores of a run's evaluations, in order, the one that counts. `best` looks at what it is judged by."""
+"""By name: of the scores of a run's evaluations, in order, what counts; `best` looks at what it is judged by."""
 
 
 @dataclass(frozen=True)

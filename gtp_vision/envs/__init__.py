@@ -12,7 +12,7 @@ from typing import Any, SupportsFloat
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
-from gtp_vision.envs import ogbench
+from gtp_vision.envs import d4rl, ogbench
 from gtp_vision.envs.rendering import Rendering, choose_backend
 
 
@@ -21,7 +21,7 @@ class EnvSpec:
     """What it takes to make an environment, in this process or another.
 
     Attributes:
-        name: environment name.
+        name: environment name: D4RL's, Gymnasium's (`Hopper-v4`) or OGBench's.
         rendering: quality of the frames.
         pixels: False makes the task with state observations (nothing is rendered).
         max_episode_steps: time limit; None takes the environment's own.
@@ -38,6 +38,8 @@ class EnvSpec:
 
     def make(self) -> gymnasium.Env:
         """One environment in this process."""
+        if d4rl.knows(self.name):
+            return d4rl.make(self.name, max_episode_steps=self.max_episode_steps, goals=self.goals)
         return ogbench.make(
             self.name,
             self.rendering,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from gtp_vision.experiments.jobs import Job, side_by_side
 from gtp_vision.experiments.maps import SETTINGS, known_answer
 from gtp_vision.experiments.measures import STEPS
+from gtp_vision.training.jobs import Job, side_by_side
 
 # Question to the changed settings; `tau` is of the training, the others are of the policy.
 QUESTIONS: dict[str, list[dict[str, Any]]] = {

@@ -38,7 +38,7 @@ from gtp_vision.experiments.bandit_problem import (
     shares_of,
 )
 from gtp_vision.experiments.bandit_rows import ROWS, configured
-from gtp_vision.experiments.jobs import side_by_side
+from gtp_vision.training.jobs import side_by_side
 from gtp_vision.training.parts import build
 from gtp_vision.training.update import update
 

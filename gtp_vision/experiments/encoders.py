@@ -21,7 +21,7 @@ from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError, propose
-from gtp_vision.experiments.jobs import train_all
+from gtp_vision.training.jobs import train_all
 from gtp_vision.training.trials import restore
 
 _BACKBONE = (

@@ -17,10 +17,10 @@ from gtp_vision import policies
 from gtp_vision.datasets.random import RandomStream, counter_rng
 from gtp_vision.experiments import multigoal, problems
 from gtp_vision.experiments.fitting import fit, unconditional
-from gtp_vision.experiments.jobs import Job, side_by_side
 from gtp_vision.experiments.measures import STEPS, draw, map_error, modes_hit, wasserstein
 from gtp_vision.networks import frozen_copy
 from gtp_vision.policies import GTPPolicy, PolicyConfig
+from gtp_vision.training.jobs import Job, side_by_side
 
 PROBLEMS = {"modes": problems.four_modes, "gaussian": problems.gaussian, "mixture1d": problems.two_modes}
 SETTINGS = PolicyConfig(hidden=[128, 128, 128])  # the default but for its width

@@ -15,7 +15,7 @@ import numpy as np
 
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.errors import GtpVisionError, propose
-from gtp_vision.experiments.jobs import train_all
+from gtp_vision.training.jobs import train_all
 
 DATA_SET = "pointmaze-medium-navigate-v0.npz"
 _TASK = "ogbench/pointmaze-medium-navigate-singletask-task1"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gtp_vision import agents
+from gtp_vision.agents.acting import best_of
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config import Config
 from gtp_vision.datasets.files import written_aside
@@ -100,6 +101,11 @@ class Member:
         evaluator.seed = eval_seed(self.config)
         try:
             found, episodes = evaluator.run(actor, training.eval_episodes, film=2 * training.videos, stop=stop)
+            if training.eval_candidates:
+                found["candidates"] = {}
+            for count in training.eval_candidates or ():
+                with best_of(self.parts.agent.config, count):
+                    found["candidates"][str(count)], _ = evaluator.run(actor, training.eval_episodes, stop=stop)
         except StoppedError:
             raise self.interrupted(step) from None
         best = max((e["success"] for e in self.evaluations), default=-1.0)

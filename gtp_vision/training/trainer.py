@@ -10,6 +10,7 @@ resumed run equals an uninterrupted one. With `training.seeds` the folder holds 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -31,7 +32,7 @@ from gtp_vision.datasets.pitfalls import pitfalls
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.policies import WeightsError
 from gtp_vision.reduce import said_anywhere
-from gtp_vision.training import checkpoint, engines, trained
+from gtp_vision.training import checkpoint, engines, jobs, trained
 from gtp_vision.training.data import constant_dimensions
 from gtp_vision.training.engines import Engine
 from gtp_vision.training.evaluation import Evaluator
@@ -268,8 +269,11 @@ def prepare_folder(folder: Path, config: Config, *, empty: bool) -> None:
 
 @contextmanager
 def _stop_requested() -> Iterator[Callable[[], bool]]:
-    """Turns SIGINT and SIGTERM into a question that the loop asks after every step; a second SIGINT kills."""
-    asked = False
+    """Turns SIGINT and SIGTERM into a question that the loop asks after every step; a second SIGINT kills.
+
+    A training that another process started ends with it, too: `jobs.PARENT`.
+    """
+    asked, parent = False, int(os.environ.get(jobs.PARENT, 0))
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal asked
@@ -279,7 +283,7 @@ def _stop_requested() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: asked or (parent > 0 and os.getppid() != parent)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -6,7 +6,8 @@ import pytest
 from gtp_vision.cli import main
 from gtp_vision.config import from_command_line, to_yaml
 from gtp_vision.errors import GtpVisionError
-from gtp_vision.experiments import jobs, pointmaze
+from gtp_vision.experiments import pointmaze
+from gtp_vision.training import jobs
 
 
 @pytest.fixture(scope="module")

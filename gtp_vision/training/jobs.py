@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gtp_vision.config import from_command_line, from_run
+from gtp_vision.config import Config, from_command_line, from_run
 from gtp_vision.errors import GtpVisionError
+
+PARENT = "GTP_VISION_PARENT"
+"""The variable that tells a training whose it is: when that process is gone, the training ends with a checkpoint."""
 
 Job = tuple[Callable[..., Any], Mapping[str, Any]]
 """A function of a module and its arguments."""
@@ -46,38 +50,67 @@ def train_all(runs: Mapping[Path, Sequence[str]], *, progress: bool = True) -> N
             own sentence stands in the log beside the run folder.
     """
     for folder, overrides in runs.items():
-        asked = from_command_line([*overrides, f"run_dir={folder}"])
-        if (folder / "config.yaml").exists() and from_run(folder) != asked:
-            raise GtpVisionError(f"{folder} holds a run of other settings; remove it, or choose another folder")
-    started: list[subprocess.Popen[bytes]] = []
+        refuse_other(folder, from_command_line([*overrides, f"run_dir={folder}"]))
+    for _, fault in trained(runs, progress=progress):
+        if fault:
+            raise GtpVisionError(fault)
 
-    def train(folder: Path, overrides: Sequence[str]) -> Path:
+
+def refuse_other(folder: Path, asked: Config) -> None:
+    """Refuse to go on with a run of other settings.
+
+    Raises:
+        GtpVisionError: the folder holds one.
+    """
+    if (folder / "config.yaml").exists() and from_run(folder) != asked:
+        raise GtpVisionError(f"{folder} holds a run of other settings; remove it, or choose another folder")
+
+
+def trained(
+    runs: Mapping[Path, Sequence[str]], *, workers: int | None = None, threads: int = 1, progress: bool = True
+) -> Iterator[tuple[Path, str]]:
+    """Each run folder as its `gtp-vision train` ends, and a sentence if it failed; what runs ends with the iterator.
+
+    Args:
+        runs: run folder to the settings of its run; one that has begun is gone on with.
+        workers: how many at once; None is as many as there are cores.
+        threads: of each.
+        progress: show a bar of runs.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    over = threading.Event()
+
+    def train(folder: Path, overrides: Sequence[str]) -> tuple[Path, str]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = folder.with_name(f"{folder.name}.log")
         begun = (folder / "config.yaml").exists()
         settings = ["--resume", str(folder)] if begun else [*overrides, f"run_dir={folder}"]
+        own = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", PARENT: str(os.getpid())}
         with log.open("wb") as told:
+            if over.is_set():
+                return folder, "stopped"
             process = subprocess.Popen(
                 [sys.executable, "-m", "gtp_vision", "train", *settings],
-                env=os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"},
+                env=os.environ | own,
                 stdout=told,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the main process, which then asks this one to end
             )
             started.append(process)
-            if process.wait():
-                raise GtpVisionError(f"the run {folder} ended with status {process.returncode}; {log} says why")
-        return folder
+        status = process.wait()
+        return folder, f"the run {folder} ended with status {status}; {log} says why" if status else ""
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         try:
             waiting = [pool.submit(train, folder, overrides) for folder, overrides in runs.items()]
             for done in tqdm(as_completed(waiting), "training", len(waiting), unit="run", disable=not progress):
-                done.result()
-        except BaseException:
+                yield done.result()
+        finally:
+            over.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for process in started:
-                process.terminate()  # a run ends after a checkpoint
-            raise
+                if process.poll() is None:
+                    process.terminate()  # a run ends after a checkpoint
 
 
 def _quiet() -> None:

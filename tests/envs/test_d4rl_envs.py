@@ -1,0 +1,324 @@
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gtp_vision.envs import EnvSpec
+from gtp_vision.envs.d4rl import NAMES, find, knows
+from gtp_vision.envs.scores import REFERENCE
+from gtp_vision.errors import GtpVisionError
+
+# name, numbers of an observation, of an action, time limit
+FAMILIES = [
+    ("hopper-medium-replay-v2", 11, 3, 1000),
+    ("halfcheetah-expert-v0", 17, 6, 1000),
+    ("walker2d-medium-expert-v1", 17, 6, 1000),
+    ("ant-random-v2", 111, 8, 1000),
+    ("antmaze-umaze-diverse-v2", 29, 8, 700),
+    ("antmaze-medium-play-v0", 29, 8, 1000),
+    ("antmaze-large-diverse-v2", 29, 8, 1000),
+    ("pen-human-v1", 45, 24, 100),
+    ("hammer-cloned-v0", 46, 26, 200),
+    ("door-expert-v1", 39, 28, 200),
+    ("relocate-human-v0", 39, 30, 200),
+    ("kitchen-partial-v0", 60, 9, 280),
+    ("maze2d-umaze-v1", 4, 2, 300),
+    ("maze2d-medium-dense-v1", 4, 2, 600),
+    ("maze2d-large-v1", 4, 2, 800),
+]
+RUNNERS = ("hopper-", "halfcheetah-", "walker2d-", "ant-")
+
+
+def maze_of(name: str) -> tuple[Any, Any]:
+    """A maze, and their module, which imports mujoco: it must know its OpenGL before, as `make` sees to."""
+    env = EnvSpec(name).make().unwrapped
+    return env, sys.modules[type(env).__module__]
+
+
+def random_actions(env: Any, count: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.uniform(-1, 1, (count, *env.action_space.shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("name", "observation", "action", "limit"), FAMILIES)
+def test_an_episode_is_a_function_of_its_seed(name: str, observation: int, action: int, limit: int) -> None:
+    env = EnvSpec(name).make()
+    assert env.observation_space.shape == (observation,)
+    assert env.action_space.shape == (action,)
+    assert (env.action_space.low == -1).all()
+    assert (env.action_space.high == 1).all()
+    actions = random_actions(env, 5)
+    first, _ = env.reset(seed=7)
+    assert first.shape == (observation,)
+    steps = [env.step(a) for a in actions]
+    other, _ = env.reset(seed=8)
+    assert not np.array_equal(first, other)
+    env.step(actions[0])
+    again, _ = env.reset(seed=7)
+    np.testing.assert_array_equal(first, again)
+    for before, after in zip(steps, [env.step(a) for a in actions], strict=True):
+        np.testing.assert_array_equal(before[0], after[0])
+        assert before[1] == after[1]
+        assert ("success" in after[4]) == (not name.startswith(RUNNERS))
+    env.close()
+
+
+@pytest.mark.parametrize(("name", "observation", "action", "limit"), [f for f in FAMILIES if f[3] <= 300])
+def test_an_episode_ends_at_d4rls_horizon(name: str, observation: int, action: int, limit: int) -> None:
+    env = EnvSpec(name).make()
+    env.reset(seed=0)
+    still = np.zeros(env.action_space.shape, np.float32)
+    for step in range(1, limit + 1):
+        _, _, terminated, truncated, _ = env.step(still)
+        if terminated:
+            assert name.startswith("pen")
+            break
+        assert truncated == (step == limit)
+
+
+def test_a_time_limit_that_is_given_holds() -> None:
+    env = EnvSpec("antmaze-umaze-v2", max_episode_steps=3).make()
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(8, np.float32))[3] for _ in range(3)]
+    assert ends == [False, False, True]
+
+
+@pytest.mark.parametrize("hand", ["door", "hammer", "relocate"])
+def test_random_actions_return_what_d4rl_says_they_do(hand: str) -> None:
+    """Its reference for random actions, measured with MuJoCo 2; the sign of the reach would move it by far more."""
+    env = EnvSpec(f"{hand}-human-v1").make()
+    returns = []
+    for seed in range(3):
+        env.reset(seed=seed)
+        returns.append(sum(float(env.step(action)[1]) for action in random_actions(env, 200)))
+    low, high = REFERENCE[hand]
+    assert np.mean(returns) == pytest.approx(low, abs=0.002 * (high - low))
+
+
+def test_the_reach_of_a_hand_costs_what_d4rl_takes_away() -> None:
+    """Relocate's whole reward on the table, from the simulator's bodies: -0.1 |palm - ball|."""
+    env = EnvSpec("relocate-human-v1").make()
+    env.reset(seed=0)
+    _, reward, *_ = env.step(np.zeros(30, np.float32))
+    simulator: Any = env.unwrapped
+    palm, ball = simulator.data.site("S_grasp").xpos, simulator.data.body("Object").xpos
+    assert ball[2] < 0.04
+    assert reward == pytest.approx(-0.1 * np.linalg.norm(palm - ball))
+
+
+def test_a_fallen_pen_ends_the_episode() -> None:
+    env = EnvSpec("pen-human-v1").make()
+    env.reset(seed=0)
+    simulator: Any = env.unwrapped
+    for drop, fallen in ((0.15, False), (0.2, True)):  # from 0.25 m; 0.075 is fallen
+        positions = simulator.init_qpos.copy()
+        positions[-6:-4] = [drop, 0.5]  # down, and out of the hand
+        simulator.set_state(positions, np.zeros_like(simulator.data.qvel))
+        observation, reward, terminated, _, info = env.step(np.zeros(24, np.float32))
+        assert observation[26] == pytest.approx(0.25 - drop, abs=0.01)
+        assert (terminated, bool(info["success"])) == (fallen, False)
+        distance, alike = np.linalg.norm(observation[39:42]), observation[33:36] @ observation[36:39]
+        assert reward == pytest.approx(alike - distance - 5 * fallen)
+
+
+def test_ant_shows_what_its_sets_hold_and_no_contact_forces() -> None:
+    env = EnvSpec("ant-medium-v2").make()
+    observation, _ = env.reset(seed=0)
+    for action in random_actions(env, 30):
+        observation, *_ = env.step(action)
+    simulator: Any = env.unwrapped
+    np.testing.assert_array_equal(observation[:13], simulator.data.qpos[2:])
+    np.testing.assert_array_equal(observation[13:27], simulator.data.qvel)
+    assert (observation[27:] == 0).all()
+    assert np.abs(simulator.data.cfrc_ext).max() > 0  # there are contacts, which D4RL's simulator did not report
+
+
+def test_antmaze_shows_the_position_first_and_pays_1_at_the_goal() -> None:
+    env = EnvSpec("antmaze-medium-diverse-v2").make()
+    observation, _ = env.reset(seed=3)
+    maze: Any = env.unwrapped
+    assert np.abs(observation[:2]).max() <= 0.1
+    assert observation[2] == pytest.approx(0.75, abs=0.1)  # the torso's height
+    still = np.zeros(8, np.float32)
+    _, reward, terminated, _, info = env.step(still)
+    assert (reward, terminated, info["success"]) == (0.0, False, False)
+    for distance, expected in ((0.6, False), (0.4, True)):
+        env.reset(seed=3)
+        positions = maze.data.qpos.copy()
+        positions[:2] = maze.goal + np.array([distance, 0])
+        maze.set_state(positions, np.zeros(14))
+        observation, reward, terminated, truncated, info = env.step(still)
+        assert np.linalg.norm(observation[:2] - maze.goal) == pytest.approx(distance, abs=0.05)
+        assert (reward, terminated, info["success"]) == (float(expected), expected, expected)
+        assert not truncated
+
+
+@pytest.mark.parametrize("size", ["umaze", "medium-play", "large-diverse"])
+def test_an_ants_goal_lies_free_in_d4rls_cell_and_moves_between_episodes(size: str) -> None:
+    maze, mazes = maze_of(f"antmaze-{size}-v2")
+    row, column = mazes.ANT_GOALS[size.split("-")[0]]
+    assert mazes.WALLS[size.split("-")[0]][row][column] == " "
+    goals = []
+    for seed in range(50):
+        maze.reset(seed=seed)
+        goals.append(maze.goal)
+    low = np.array([column - 1, row - 1]) * 4.0
+    assert (np.array(goals) >= low).all()
+    assert (np.array(goals) <= low + 1.5).all()
+    assert np.ptp(goals, axis=0).min() > 0.8
+
+
+def test_the_ant_is_d4rls() -> None:
+    """0.1 s a step, torques of 30 and D4RL's contacts; Gymnasium's ant has 0.05 s and 150."""
+    maze, mazes = maze_of("antmaze-umaze-v2")
+    assert maze.dt == pytest.approx(0.1)
+    np.testing.assert_array_equal(maze.model.actuator_gear[:, 0], 30)
+    joints = [maze.model.joint(int(number)).name for number in maze.model.actuator_trnid[:, 0]]
+    assert joints == ["hip_4", "ankle_4", "hip_1", "ankle_1", "hip_2", "ankle_2", "hip_3", "ankle_3"]
+    walls = maze.model.geom_type == mazes.mujoco.mjtGeom.mjGEOM_BOX
+    assert walls.sum() == sum(row.count("#") for row in mazes.WALLS["umaze"])
+    np.testing.assert_allclose(maze.model.geom_friction[walls], [[1, 0.5, 0.5]] * walls.sum())
+    np.testing.assert_allclose(maze.model.geom_solimp[walls][:, :3], [[0.8, 0.8, 0.01]] * walls.sum())
+    np.testing.assert_allclose(maze.model.geom_margin[walls], 0.01)
+
+
+def test_walls_stop_the_ant() -> None:
+    """Thrown at the wall below the start, it stays in the cell; along the free corridor it leaves it."""
+    maze, _ = maze_of("antmaze-umaze-v2")
+    ends = []
+    for direction in ((0, 1), (1, 0)):
+        maze.reset(seed=0)
+        velocities = np.zeros(14)
+        velocities[:2] = 6 * np.array(direction)
+        maze.set_state(maze.data.qpos, velocities)
+        for _ in range(15):
+            observation, *_ = maze.step(np.zeros(8, np.float32))
+        ends.append(observation[:2])
+    assert ends[0][1] < 2.0  # the wall's face
+    assert ends[1][0] > 2.0
+
+
+def test_the_ball_counts_rows_and_columns_and_is_paid_at_every_step_at_the_goal() -> None:
+    maze, _ = maze_of("maze2d-large-v1")
+    maze.reset(seed=0)
+    still = np.zeros(2, np.float32)
+    for position, reward in (((7, 9), 1.0), ((7.0, 9.25), 1.0), ((7.0, 8.4), 0.0)):
+        maze.set_state(np.array(position, np.float64), np.zeros(2))
+        for _ in range(2):
+            observation, paid, terminated, _, info = maze.step(still)
+            assert (paid, terminated, info["success"]) == (reward, False, bool(reward))
+        np.testing.assert_allclose(observation, [*position, 0, 0], atol=0.01)
+    dense, _ = maze_of("maze2d-umaze-dense-v1")
+    dense.reset(seed=0)
+    dense.set_state(np.array([3.0, 1.0]), np.zeros(2))
+    assert dense.step(still)[1] == pytest.approx(np.exp(-2.0), rel=1e-3)
+
+
+def test_the_ball_starts_in_every_free_cell_and_in_no_wall() -> None:
+    maze, mazes = maze_of("maze2d-medium-v1")
+    starts = [maze.reset(seed=seed)[0] for seed in range(300)]
+    found = {(round(x), round(y)) for x, y, *_ in starts}
+    assert found == {(i, j) for i, row in enumerate(mazes.WALLS["medium"]) for j, cell in enumerate(row) if cell == " "}
+
+
+def test_the_ball_is_cut_at_speed_5_and_stopped_by_walls() -> None:
+    maze, _ = maze_of("maze2d-umaze-v1")
+    maze.reset(seed=0)
+    maze.set_state(np.array([1.0, 1.0]), np.array([0.0, 50.0]))
+    observation, *_ = maze.step(np.zeros(2, np.float32))
+    assert observation[1] - 1.0 == pytest.approx(0.05, rel=0.05)  # 0.01 s at 5
+    for _ in range(200):
+        observation, *_ = maze.step(np.array([0, 1], np.float32))
+    # The wall's face at 3.5, the ball's radius 0.1, D4RL's offset 0.2; contacts are a little soft.
+    assert observation[1] == pytest.approx(3.5 - 0.1 - 0.2, abs=0.1)
+
+
+def test_kitchen_shows_the_goals_of_its_tasks_and_pays_for_each_once() -> None:
+    env = EnvSpec("kitchen-mixed-v0").make()
+    observation, _ = env.reset(seed=0)
+    simulator: Any = env.unwrapped
+    goal = np.zeros(30)
+    goal[[11, 12, 17, 18, 22]] = [-0.88, -0.01, -0.69, -0.05, -0.75]  # bottom burner, light, microwave
+    goal[23:30] = [-0.23, 0.75, 1.62, 0.99, 0.0, 0.0, -0.06]  # kettle
+    np.testing.assert_array_equal(observation[30:], goal)
+    np.testing.assert_allclose(observation[:30], simulator.data.qpos, atol=0.0101)  # noise: a tenth of at most 0.1
+    assert np.abs(observation[9:30] - simulator.data.qpos[9:]).max() > 0
+    total, ends = 0.0, []
+    for joints in ([22], [11, 12, 17, 18], list(range(23, 30))):
+        positions = simulator.data.qpos.copy()
+        positions[joints] = goal[joints]
+        simulator.robot_env.set_state(positions, np.zeros_like(simulator.data.qvel))
+        _, reward, terminated, _, info = env.step(np.zeros(9, np.float32))
+        total += float(reward)
+        ends.append((terminated, info["success"]))
+    assert total == 4
+    assert ends == [(False, False), (False, False), (True, True)]
+
+
+def test_gymnasiums_own_names_are_taken() -> None:
+    for name in ("Hopper-v4", "gymnasium/Hopper-v4"):
+        env = EnvSpec(name).make()
+        theirs, _ = env.reset(seed=1)
+        ours, _ = EnvSpec("hopper-expert-v2").make().reset(seed=1)
+        np.testing.assert_array_equal(theirs, ours)
+
+
+def test_other_ranges_of_actions_are_brought_to_one() -> None:
+    env = EnvSpec("Pendulum-v1").make()
+    env.reset(seed=0)
+    env.step(np.ones(1, np.float32))
+    assert env.unwrapped.last_u == pytest.approx(2.0)
+
+
+def test_making_old_versions_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EnvSpec("hopper-medium-v2").make().reset(seed=0)
+        EnvSpec("pen-human-v1").make().reset(seed=0)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("hoper-medium-v2", "there is no D4RL environment 'hoper-medium-v2': did you mean 'hopper-medium-v2'"),
+        ("hopper-medium-v3", "there is no D4RL environment 'hopper-medium-v3': did you mean"),
+        ("antmaze-medium-diverze-v2", "did you mean 'antmaze-medium-diverse-v2'"),
+        ("kitchen-nearly-v0", "there is no D4RL environment 'kitchen-nearly-v0'"),
+        ("Hoper-v4", "there is no Gymnasium environment 'Hoper-v4': did you mean 'Hopper-v4'"),
+        ("CartPole-v1", r"CartPole-v1 takes Discrete\(2\), and only bounded continuous actions are supported"),
+    ],
+)
+def test_an_unknown_name_is_a_sentence(name: str, problem: str) -> None:
+    with pytest.raises(GtpVisionError, match=problem):
+        EnvSpec(name).make()
+
+
+def test_goals_are_refused() -> None:
+    with pytest.raises(GtpVisionError, match=r"antmaze-umaze-v2 shows no observation of a goal; set task.goals=null"):
+        EnvSpec("antmaze-umaze-v2", goals=True).make()
+
+
+@pytest.mark.parametrize("name", ["kitchen-complete-v0", "maze2d-umaze-v1", "pen-human-v1"])
+def test_a_missing_extra_says_how_to_get_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
+    with pytest.raises(GtpVisionError, match=rf"{name} needs gymnasium-robotics; run pip install 'gtp-vision\[d4rl\]'"):
+        EnvSpec(name).make()
+
+
+def test_names_are_told_from_ogbenchs() -> None:
+    assert all(knows(f"{body}-{version}") for body, versions in NAMES.items() for version in versions)
+    assert find("antmaze-large-play-v2") == "antmaze-large-play"
+    assert find("hopper-medium") == "hopper-medium"
+    for theirs in (
+        "antmaze-large-navigate-singletask-v0",
+        "antmaze-medium-explore-v0",
+        "visual-antmaze-large-navigate-v0",
+        "cube-single-play-singletask-task1-v0",
+        "pointmaze-medium-navigate-v0",
+        "puzzle-3x3-singletask-task11",
+    ):
+        assert not knows(theirs)
+        assert find(theirs) is None
