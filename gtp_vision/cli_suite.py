@@ -17,6 +17,7 @@ Run a suite of tasks under its protocol: plan, cost, runs, tables. The same comm
   gtp-vision bench suite two-cores --plan                        what there is to do, and about how long it takes
   gtp-vision bench suite ogbench-visual --agents gtp,gtp+n,fql --seeds 4
   gtp-vision bench suite d4rl-gym --tasks hopper-medium-v2 --out runs/hopper
+  gtp-vision bench suite ogbench-state --launcher submitit_slurm --launcher-setting partition=gpu --workers 64
   gtp-vision bench suite mine.yaml --tables                      the tables of what has been run so far
 """
 
@@ -43,6 +44,10 @@ def add(bench: Any) -> None:
     suite.add_argument("--out", type=Path, help="folder of runs and tables; default runs/bench/NAME")
     suite.add_argument("--workers", type=int, help="runs at once; default: one a GPU, or one a core")
     suite.add_argument("--threads", type=int, default=1, help="of each run; default 1")
+    suite.add_argument("--launcher", metavar="NAME", help="Hydra's, that starts the runs: submitit_slurm, ray, ...")
+    suite.add_argument(
+        "--launcher-setting", action="append", default=[], metavar="KEY=VALUE", help="of it, e.g. partition=gpu; repeat"
+    )
     suite.add_argument("--plan", action="store_true", help="show the plan and its cost only")
     suite.add_argument("--tables", action="store_true", help="write the tables only, of what has been run")
     suite.add_argument("--json", action="store_true", help="print scores as JSON instead of tables")
@@ -61,6 +66,8 @@ def _suite(arguments: argparse.Namespace, _: list[str]) -> int:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise GtpVisionError(f"--{name} {value} must be at least 1")
+    if arguments.launcher_setting and not arguments.launcher:
+        raise GtpVisionError("--launcher-setting sets nothing without a --launcher; add one, e.g. submitit_slurm")
     if arguments.steps:  # as many evaluations as before
         suite.eval_every = max(1, round(arguments.steps * suite.eval_every / suite.steps))
         suite.steps = arguments.steps
@@ -79,8 +86,16 @@ def _suite(arguments: argparse.Namespace, _: list[str]) -> int:
             print(told, flush=True)
         if arguments.plan:
             return 0
+        launcher = [f"hydra.launcher.{setting}" for setting in arguments.launcher_setting]
         found = runner.run(
-            suite, planned, out, workers=workers, threads=arguments.threads, command=command, progress=progress
+            suite,
+            planned,
+            out,
+            workers=workers,
+            threads=arguments.threads,
+            launcher=[f"hydra/launcher={arguments.launcher}", *launcher] if arguments.launcher else [],
+            command=command,
+            progress=progress,
         )
     if arguments.json:
         print(json.dumps([asdict(record) for record in found]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -27,7 +27,15 @@ class InterruptedSuiteError(GtpVisionError):
 
 
 def run(
-    suite: Suite, plan: Plan, out: Path, *, workers: int, threads: int, command: str, progress: bool = True
+    suite: Suite,
+    plan: Plan,
+    out: Path,
+    *,
+    workers: int,
+    threads: int,
+    launcher: Sequence[str] = (),
+    command: str,
+    progress: bool = True,
 ) -> list[Record]:
     """Train what is left of a plan, `workers` runs at once, and write the tables after every run.
 
@@ -39,6 +47,7 @@ def run(
         out: folder of the runs and tables.
         workers: runs at once.
         threads: of each.
+        launcher: Hydra's settings of one, which starts the runs (see `jobs.trained`).
         command: the command line, for the tables.
         progress: show a bar of runs.
 
@@ -53,7 +62,7 @@ def run(
         refuse_other(job.folder, job.config)
     faults = []
     with _interruptible():
-        for _, fault in trained(left, workers=workers, threads=threads, progress=progress):
+        for _, fault in trained(left, workers=workers, threads=threads, launcher=launcher, progress=progress):
             faults += [fault] if fault else []
             write(suite, plan, out, command=command)
     told = write(suite, plan, out, command=command)

@@ -67,7 +67,12 @@ def refuse_other(folder: Path, asked: Config) -> None:
 
 
 def trained(
-    runs: Mapping[Path, Sequence[str]], *, workers: int | None = None, threads: int = 1, progress: bool = True
+    runs: Mapping[Path, Sequence[str]],
+    *,
+    workers: int | None = None,
+    threads: int = 1,
+    launcher: Sequence[str] = (),
+    progress: bool = True,
 ) -> Iterator[tuple[Path, str]]:
     """Each run folder as its `gtp-vision train` ends, and a sentence if it failed; what runs ends with the iterator.
 
@@ -75,6 +80,7 @@ def trained(
         runs: run folder to the settings of its run; one that has begun is gone on with.
         workers: how many at once; None is as many as there are cores.
         threads: of each.
+        launcher: Hydra's settings of one (hydra/launcher=submitit_slurm ...), which then starts the runs.
         progress: show a bar of runs.
     """
     started: list[subprocess.Popen[bytes]] = []
@@ -86,6 +92,9 @@ def trained(
         begun = (folder / "config.yaml").exists()
         settings = ["--resume", str(folder)] if begun else [*overrides, f"run_dir={folder}"]
         own = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", PARENT: str(os.getpid())}
+        if launcher:  # whose jobs may run on other machines, and are no children of this process
+            settings = [*(["--resume"] if begun else []), "-m", *launcher, *overrides, f"run_dir={folder}"]
+            del own[PARENT]
         with log.open("wb") as told:
             if over.is_set():
                 return folder, "stopped"

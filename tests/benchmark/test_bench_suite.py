@@ -186,6 +186,18 @@ def test_the_plan_alone_trains_nothing(data: Path, tmp_path: Path, capsys: pytes
     assert not (tmp_path / "out").exists()
 
 
+def test_runs_can_be_handed_to_one_of_hydras_launchers(
+    data: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(data, tmp_path, "--agents", "iql", "--launcher", "basic")) == 0
+    assert scores(tmp_path) == [record for record in scores(whole) if record["agent"] == "iql"]
+    assert main(command(data, tmp_path, "--agents", "gtp_bc", "--launcher", "nope")) == 2
+    assert "1 of 1 runs failed" in capsys.readouterr().err
+    assert "Could not find 'hydra/launcher/nope'" in next(tmp_path.glob("maze/gtp_bc/*.log")).read_text()
+    assert main(command(data, tmp_path, "--launcher-setting", "partition=gpu")) == 2
+    assert "sets nothing without a --launcher" in capsys.readouterr().err
+
+
 def test_candidates_without_a_critic_are_refused(data: Path) -> None:
     suite = load(str(data / "tiny.yaml"))
     suite.agents = ["gtp_bc", "gtp_bc+n"]
