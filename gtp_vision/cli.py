@@ -212,7 +212,11 @@ def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
 def _tell(run_dir: str, results: dict) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes the first one speaks
-    if "seeds" in results and "last" in results:
+    if "score" in results.get("last", {}):
+        last = results["last"]
+        of = f"{len(results['seeds'])} seeds" if "seeds" in results else f"{last['episodes']} episodes"
+        print(f"normalised score {last['score']:.1f} (return {last['return']:.1f}), the mean of {of}")
+    elif "seeds" in results and "last" in results:
         last = results["last"]
         each = ", ".join(f"{success:.0%}" for success in last["success_by_seed"])
         print(

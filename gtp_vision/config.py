@@ -385,7 +385,10 @@ def checked(config: Any) -> Config:
             raise GtpVisionError(
                 f"training.eval_candidates: {candidates} leaves nothing to choose from; name 2 or more"
             )
-        check_agent(replace(config.agent, acting=replace(config.agent.acting, candidates=candidates)))
+        try:
+            check_agent(replace(config.agent, acting=replace(config.agent.acting, candidates=candidates)))
+        except GtpVisionError as error:
+            raise GtpVisionError(f"training.eval_candidates=[{candidates}] do not fit: {error}") from error
     if task.goals is not None and config.agent.critic.backup != "none" and task.discount == 1:
         raise GtpVisionError(
             "task.discount=1: goals of an agent with a critic are drawn at distances that the discount decides; set it "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from gtp_vision.agents.acting import best_of
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config import Config
 from gtp_vision.datasets.files import written_aside
+from gtp_vision.envs.scores import has_reference, normalised
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import checkpoint, pictures, trained
 from gtp_vision.training.data import save_statistics
@@ -101,14 +102,16 @@ class Member:
         evaluator.seed = eval_seed(self.config)
         try:
             found, episodes = evaluator.run(actor, training.eval_episodes, film=2 * training.videos, stop=stop)
-            if training.eval_candidates:
-                found["candidates"] = {}
+            several = {}
             for count in training.eval_candidates or ():
                 with best_of(self.parts.agent.config, count):
-                    found["candidates"][str(count)], _ = evaluator.run(actor, training.eval_episodes, stop=stop)
+                    several[str(count)], _ = evaluator.run(actor, training.eval_episodes, stop=stop)
         except StoppedError:
             raise self.interrupted(step) from None
-        best = max((e["success"] for e in self.evaluations), default=-1.0)
+        found = self._scored(found) | (
+            {"candidates": {count: self._scored(one) for count, one in several.items()}} if several else {}
+        )
+        best = max(map(_merit, self.evaluations), default=())
         self.evaluations.append({"step": step, **found})
         if self.parts.accelerator.is_main_process:
             with written_aside(self.folder / _EVALUATIONS) as aside:
@@ -119,12 +122,17 @@ class Member:
                 told = {f"eval/{key}": value for key, value in found.items() if isinstance(value, float)}
                 self.tracker.write(step, told)
             folder = self.folder / "checkpoints"
-            if found["success"] > best:
+            if _merit(found) > best:
                 checkpoint.link(folder, "best", folder / f"step_{step}")
             if step == training.steps and self.parts.agent.actor_encoder.cameras:
                 draw = Saliency(self.parts.agent, self.config.task.frame_stack, evaluator.seed, training.eval_steps)
                 write_videos(videos, filmed[:1], draw, SALIENCY)
         self.parts.accelerator.wait_for_everyone()
+
+    def _scored(self, found: dict[str, Any]) -> dict[str, Any]:
+        """With D4RL's normalised score, where the task has one."""
+        env = self.config.task.env or ""
+        return found | ({"score": normalised(env, found["return"])} if has_reference(env) else {})
 
     def interrupted(self, step: int) -> InterruptedRunError:
         """The error that ends a run which was asked to stop."""
@@ -195,9 +203,11 @@ class Member:
             recent = self.evaluations[-3:]
             results["last"] = self.evaluations[-1]
             results["mean_last_3"] = {
-                key: sum(e[key] for e in recent) / len(recent) for key in ("success", "return", "length")
+                key: sum(e[key] for e in recent) / len(recent)
+                for key in ("score", "success", "return", "length")
+                if key in recent[0]
             }
-            results["best"] = max(self.evaluations, key=lambda e: e["success"])
+            results["best"] = max(self.evaluations, key=_merit)
         if self.watch:
             results["probe"] = self.watch.probe()
         if self.parts.accelerator.is_main_process:
@@ -209,6 +219,11 @@ class Member:
         """Close what is open."""
         if self.tracker:
             self.tracker.close()
+
+
+def _merit(found: Mapping[str, Any]) -> tuple[float, ...]:
+    """What the best evaluation has most of: score, successes, and among equals return."""
+    return float(found.get("score", 0)), float(found["success"]), float(found["return"])
 
 
 def _read_evaluations(folder: Path, until: int) -> list[dict[str, Any]]:

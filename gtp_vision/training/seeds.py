@@ -74,7 +74,8 @@ def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     told["train_seconds"] = max(found["train_seconds"] for found in results)
     for when in ("last", "mean_last_3", "best"):
         if all(when in found for found in results):
-            numbers = {key: [found[when][key] for found in results] for key in ("success", "return", "length")}
+            keys = [key for key in ("score", "success", "return", "length") if key in results[0][when]]
+            numbers = {key: [found[when][key] for found in results] for key in keys}
             told[when] = {key: float(np.mean(values)) for key, values in numbers.items()} | {
                 "success_by_seed": numbers["success"],
                 "success_error": float(np.std(numbers["success"], ddof=1) / np.sqrt(len(results))),

@@ -201,5 +201,5 @@ def test_runs_can_be_handed_to_one_of_hydras_launchers(
 def test_candidates_without_a_critic_are_refused(data: Path) -> None:
     suite = load(str(data / "tiny.yaml"))
     suite.agents = ["gtp_bc", "gtp_bc+n"]
-    with pytest.raises(GtpVisionError, match="candidates=32 are chosen by a critic"):
+    with pytest.raises(GtpVisionError, match=r"eval_candidates=\[32\] do not fit: .*chosen by a critic"):
         plan(suite, data, data)

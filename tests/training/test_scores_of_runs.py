@@ -1,0 +1,83 @@
+"""What an evaluation is told to be worth: D4RL's score, several candidates beside the agent's own way, the best one."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gtp_vision.cli import main
+from gtp_vision.config import from_command_line
+from gtp_vision.datasets.formats import d4rl
+from gtp_vision.datasets.store import Store
+from gtp_vision.envs.scores import normalised
+from gtp_vision.errors import GtpVisionError
+from gtp_vision.training import member
+from gtp_vision.training.trials import evaluate_run
+
+SMALL = [
+    *("task=own", "task.env=hopper-medium-replay-v2", "task.max_episode_steps=30", "encoder=state", "agent=gtp"),
+    *("agent.policy.hidden=[16]", "agent.critic.hidden=[16]", "training.batch_size=16", "training.device=cpu"),
+    *("training.steps=4", "training.eval_every=2", "training.eval_episodes=3", "training.eval_envs=1"),
+    *("training.videos=0", "task.frame_stack=1"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a file in D4RL's format, evaluated with 1 and with 5 candidates."""
+    folder = tmp_path_factory.mktemp("hopper")
+    rng = np.random.default_rng(0)
+    store = make_store((40, 60), terminals={39}, state=11)
+    store.actions = rng.uniform(-1, 1, (100, 3)).astype(np.float32)
+    path = d4rl.write(folder / "hopper.hdf5", store)
+    told = [*SMALL, f"task.dataset={path}", f"run_dir={folder / 'run'}", "training.eval_candidates=[5]"]
+    assert main(["train", *told]) == 0
+    return folder / "run"
+
+
+def read(run: Path, name: str) -> Any:
+    return json.loads((run / name).read_text())
+
+
+def test_a_d4rl_task_is_told_by_its_normalised_score(run: Path) -> None:
+    results = read(run, "results.json")
+    for found in (results["last"], *read(run, "evaluations.json")):
+        assert found["score"] == pytest.approx(normalised("hopper-medium-replay-v2", found["return"]))
+        assert found["score"] == pytest.approx(100 * (found["return"] + 20.272305) / (3234.3 + 20.272305))
+    scores = [found["score"] for found in results["evaluations"]]
+    assert results["mean_last_3"]["score"] == pytest.approx(np.mean(scores))
+    assert results["best"]["score"] == max(scores)
+    best = (run / "checkpoints" / "best").resolve().name
+    assert best == f"step_{results['best']['step']}"
+
+
+def test_every_evaluation_is_made_once_more_with_several_candidates(run: Path) -> None:
+    for found in read(run, "evaluations.json"):
+        five = found["candidates"]["5"]
+        assert five["episodes"] == 3
+        assert five["return"] != found["return"]
+        assert five["score"] == pytest.approx(normalised("hopper-medium-replay-v2", five["return"]))
+    last = read(run, "results.json")["last"]
+    again = evaluate_run(run, episodes=3, candidates=5, seed=100_000, progress=False)
+    assert again["return"] == pytest.approx(last["candidates"]["5"]["return"])
+    alone = evaluate_run(run, episodes=3, seed=100_000, progress=False)
+    assert alone["return"] == pytest.approx(last["return"])
+
+
+def test_the_best_evaluation_has_the_highest_score_and_else_success_and_return() -> None:
+    def found(success: float, total: float, **more: float) -> tuple[float, ...]:
+        return member._merit({"success": success, "return": total, **more})
+
+    assert found(0.0, 9.0, score=3.0) > found(0.0, 99.0, score=2.0)
+    assert found(0.5, -9.0) > found(0.4, 9.0)
+    assert found(0.0, 2.0) > found(0.0, 1.0) > ()
+
+
+def test_candidates_that_cannot_be_are_refused_by_the_setting_that_asks_for_them() -> None:
+    with pytest.raises(GtpVisionError, match=r"training\.eval_candidates=\[5\] do not fit: .*chosen by a critic"):
+        from_command_line([*SMALL, "agent=gtp_bc", "training.eval_candidates=[5]"])
+    with pytest.raises(GtpVisionError, match=r"training\.eval_candidates: 1 leaves nothing to choose from"):
+        from_command_line([*SMALL, "training.eval_candidates=[1]"])
