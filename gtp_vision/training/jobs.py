@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -76,6 +78,8 @@ def trained(
 ) -> Iterator[tuple[Path, str]]:
     """Each run folder as its `gtp-vision train` ends, and a sentence if it failed; what runs ends with the iterator.
 
+    Where there are GPUs, each run sees one, and all of them are used in turn.
+
     Args:
         runs: run folder to the settings of its run; one that has begun is gone on with.
         workers: how many at once; None is as many as there are cores.
@@ -85,8 +89,19 @@ def trained(
     """
     started: list[subprocess.Popen[bytes]] = []
     over = threading.Event()
+    workers = workers or os.cpu_count() or 1
+    slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    for _, gpu in zip(range(workers), itertools.cycle(_gpus()), strict=False):
+        slots.put(gpu)
 
     def train(folder: Path, overrides: Sequence[str]) -> tuple[Path, str]:
+        gpu = slots.get()
+        try:
+            return folder, on(gpu, folder, overrides)
+        finally:
+            slots.put(gpu)
+
+    def on(gpu: str | None, folder: Path, overrides: Sequence[str]) -> str:
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = folder.with_name(f"{folder.name}.log")
         begun = (folder / "config.yaml").exists()
@@ -95,9 +110,11 @@ def trained(
         if launcher:  # whose jobs may run on other machines, and are no children of this process
             settings = [*(["--resume"] if begun else []), "-m", *launcher, *overrides, f"run_dir={folder}"]
             del own[PARENT]
-        with log.open("wb") as told:
+        elif gpu is not None:
+            own["CUDA_VISIBLE_DEVICES"] = gpu
+        with log.open("ab") as told:
             if over.is_set():
-                return folder, "stopped"
+                return "stopped"
             process = subprocess.Popen(
                 [sys.executable, "-m", "gtp_vision", "train", *settings],
                 env=os.environ | own,
@@ -107,9 +124,9 @@ def trained(
             )
             started.append(process)
         status = process.wait()
-        return folder, f"the run {folder} ended with status {status}; {log} says why" if status else ""
+        return f"the run {folder} ended with status {status}; {log} says why" if status else ""
 
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         try:
             waiting = [pool.submit(train, folder, overrides) for folder, overrides in runs.items()]
             for done in tqdm(as_completed(waiting), "training", len(waiting), unit="run", disable=not progress):
@@ -120,6 +137,12 @@ def trained(
             for process in started:
                 if process.poll() is None:
                     process.terminate()  # a run ends after a checkpoint
+
+
+def _gpus() -> list[str | None]:
+    """The GPUs that may be used, by name; one nothing, where there are none."""
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return [*(named or map(str, range(torch.cuda.device_count())))] or [None]
 
 
 def _quiet() -> None:
