@@ -37,7 +37,7 @@ def run(
     command: str,
     progress: bool = True,
 ) -> list[Record]:
-    """Train what is left of a plan, `workers` runs at once, and write the tables after every run.
+    """Train what is left of a plan, `workers` runs at once, and write the tables, also if asked to stop.
 
     A run that fails is told at the end; the others go on.
 
@@ -61,11 +61,12 @@ def run(
     for job in plan.jobs:
         refuse_other(job.folder, job.config)
     faults = []
-    with _interruptible():
-        for _, fault in trained(left, workers=workers, threads=threads, launcher=launcher, progress=progress):
-            faults += [fault] if fault else []
-            write(suite, plan, out, command=command)
-    told = write(suite, plan, out, command=command)
+    try:
+        with _interruptible():
+            for _, fault in trained(left, workers=workers, threads=threads, launcher=launcher, progress=progress):
+                faults += [fault] if fault else []
+    finally:
+        told = write(suite, plan, out, command=command)
     if faults:
         raise GtpVisionError(f"{len(faults)} of {len(left)} runs failed; the first: {faults[0]}")
     return told

@@ -80,7 +80,7 @@ def write(
 
 def table(records: Sequence[Record], *, selection: str) -> str:
     """The scores by task and over tasks, for the terminal."""
-    found = tables(records, selection)[0]
+    found = _scores(records, selection)
     widths = [max(len(line[column]) for line in (found.head, *found.rows)) for column in range(len(found.head))]
     lines = [
         "  ".join(
