@@ -17,10 +17,11 @@ Record demonstrations: seeded, in parallel processes, and resumable: the same co
   gtp-vision data collect ogbench/cube-single-play --out data/ --episodes 100           OGBench's own recipe
   gtp-vision data collect ogbench/visual-puzzle-3x3-play-singletask-task1 --out p.h5    one task, solved or not
   gtp-vision data collect robosuite/Lift --out lift.hdf5 --episodes 20                  robomimic's format, two cameras
+  gtp-vision data collect gymnasium/Hopper-v4 --policy sac --out data/                  D4RL's format, SAC's replay
 """
 _COLLECT_OPTIONS = (
     *("episodes", "seed", "limit", "noise", "expert", "wander", "shadow_size", "multisamples", "cameras", "size"),
-    *("states_only", "compress"),
+    *("states_only", "compress", "policy", "steps", "medium_steps", "sets"),
 )
 WRITABLE = ("native", "robomimic", "d4rl", "lerobot")
 """The formats that `data convert` writes; the registry is not imported for a line of help."""
@@ -85,6 +86,12 @@ def add(verbs: Any) -> None:
     collect.add_argument("--cameras", help="of robosuite, with commas between; default agentview,robot0_eye_in_hand")
     collect.add_argument("--size", type=int, help="height and width of robosuite's frames; default 84")
     collect.add_argument("--states-only", action="store_true", help="no cameras of robosuite")
+    collect.add_argument("--policy", help="that collects Gymnasium's tasks: sac")
+    collect.add_argument("--steps", type=int, help="SAC's training steps; default 100000")
+    collect.add_argument(
+        "--sets", help="of SAC: replay, medium, medium-expert, with commas between; default the first two"
+    )
+    collect.add_argument("--medium-steps", type=int, help="steps of SAC's medium set; default as many as --steps")
     collect.add_argument("--compress", action="store_true", help="gzip: small, but not mappable in place")
     collect.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     collect.add_argument("--overwrite", action="store_true", default=False, help="replace what stands at --out")

@@ -20,9 +20,7 @@ from tqdm import tqdm
 
 from gtp_vision.config import Config, from_command_line, from_run
 from gtp_vision.errors import GtpVisionError
-
-PARENT = "GTP_VISION_PARENT"
-"""The variable that tells a training whose it is: when that process is gone, the training ends with a checkpoint."""
+from gtp_vision.training.stopping import PARENT
 
 Job = tuple[Callable[..., Any], Mapping[str, Any]]
 """A function of a module and its arguments."""

@@ -10,15 +10,11 @@ resumed run equals an uninterrupted one. With `training.seeds` the folder holds 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
@@ -32,7 +28,7 @@ from gtp_vision.datasets.pitfalls import pitfalls
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.policies import WeightsError
 from gtp_vision.reduce import said_anywhere
-from gtp_vision.training import checkpoint, engines, jobs, trained
+from gtp_vision.training import checkpoint, engines, trained
 from gtp_vision.training.data import constant_dimensions
 from gtp_vision.training.engines import Engine
 from gtp_vision.training.evaluation import Evaluator
@@ -41,6 +37,7 @@ from gtp_vision.training.parts import build, sibling
 from gtp_vision.training.processes import shares
 from gtp_vision.training.report import build_report
 from gtp_vision.training.seeds import folders, seeds_of, summary
+from gtp_vision.training.stopping import stop_requested
 from gtp_vision.training.tracking import Meters
 from gtp_vision.training.trials import check_simulator, evaluator_of
 
@@ -107,7 +104,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
         for own in zip(configs, into, every, strict=True)
     ]
     try:
-        with _stop_requested() as stop, evaluator_of(config, parts, said) as evaluator:
+        with stop_requested() as stop, evaluator_of(config, parts, said) as evaluator:
             for member in members:
                 member.begin()
             run = _Run(config, members, engines.choose(config, every, tell), said)
@@ -265,25 +262,3 @@ def prepare_folder(folder: Path, config: Config, *, empty: bool) -> None:
         raise GtpVisionError(
             f"the run folder {folder} cannot be written ({error}); choose another run_dir=..."
         ) from error
-
-
-@contextmanager
-def _stop_requested() -> Iterator[Callable[[], bool]]:
-    """Turns SIGINT and SIGTERM into a question that the loop asks after every step; a second SIGINT kills.
-
-    A training that another process started ends with it, too: `jobs.PARENT`.
-    """
-    asked, parent = False, int(os.environ.get(jobs.PARENT, 0))
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked or (parent > 0 and os.getppid() != parent)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,7 +1,7 @@
 """Collecting demonstrations: seeded, in parallel processes, resumable, the recipe recorded in the file.
 
-Three kinds: single tasks of OGBench solved by a wandering oracle (`single_task`), OGBench's data sets by its own
-recipes (`official`), and robosuite's Lift by a scripted policy (`lift`).
+Four kinds: single tasks of OGBench solved by a wandering oracle (`single_task`), OGBench's data sets by its own
+recipes (`official`), robosuite's Lift by a scripted policy (`lift`), and Gymnasium's tasks by SAC (`sac`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from gtp_vision.envs import oracles
 from gtp_vision.envs.recipes import RECIPES
 from gtp_vision.errors import GtpVisionError, propose
-from gtp_vision.training.collection import lift, official, single_task
+from gtp_vision.training.collection import lift, official, sac, single_task
 
 _RENDERING = frozenset({"shadow_size", "multisamples"})
 
@@ -38,6 +38,8 @@ _LIFT = _Kind(
     "robosuite", lift.collect, frozenset({"episodes", "seed", "noise", "limit", "cameras", "size", "states_only"})
 )
 
+_SAC = _Kind("Gymnasium's tasks by SAC", sac.collect, frozenset({"policy", "steps", "medium_steps", "sets", "seed"}))
+
 
 def collect(
     env: str,
@@ -52,8 +54,9 @@ def collect(
     """Collect a data set.
 
     Args:
-        env: `ogbench/NAME` or `NAME`, a single-task environment or a data set of OGBench; or `robosuite/Lift`.
-        out: the file to be, or OGBench's folder.
+        env: `ogbench/NAME` or `NAME`, a single-task environment or a data set of OGBench; `robosuite/Lift`; or
+            `gymnasium/NAME`.
+        out: the file to be, or the folder of OGBench's and Gymnasium's.
         options: those that were given, by the names of the keywords of the kinds' own `collect`.
         processes: worker processes.
         command: the command line, recorded in the file.
@@ -68,11 +71,11 @@ def collect(
     """
     kind, name = _kind_of(env)
     known = kind.options
-    if kind is not _LIFT and name.startswith("visual-"):
+    if kind not in (_LIFT, _SAC) and name.startswith("visual-"):
         known |= _RENDERING
     for option in options:
         if option not in known:
-            states = option in _RENDERING and kind is not _LIFT
+            states = option in _RENDERING and kind not in (_LIFT, _SAC)
             raise GtpVisionError(
                 f"--{option.replace('_', '-')} does not apply to {f'states ({name})' if states else kind.title}: "
                 f"leave it out; known are {', '.join('--' + each.replace('_', '-') for each in sorted(known))}"
@@ -85,6 +88,8 @@ def collect(
 def _kind_of(env: str) -> tuple[_Kind, str]:
     if env.startswith("robosuite/"):
         return _LIFT, env.removeprefix("robosuite/")
+    if env.startswith("gymnasium/"):
+        return _SAC, env.removeprefix("gymnasium/")
     name = env.removeprefix("ogbench/")
     if "singletask" in name.split("-"):
         return _SINGLE_TASK, name
@@ -93,7 +98,7 @@ def _kind_of(env: str) -> tuple[_Kind, str]:
     raise GtpVisionError(
         f"'{env}' cannot be collected: {propose(name.removesuffix('-v0'), [*RECIPES, 'robosuite/Lift'])} Known are "
         f"OGBench's data sets by its recipes, {' and '.join(oracles.DEMONSTRATORS)} with a single task "
-        f"(visual-puzzle-3x3-play-singletask-task1), and robosuite/Lift"
+        f"(visual-puzzle-3x3-play-singletask-task1), robosuite/Lift, and Gymnasium's tasks by SAC (gymnasium/Hopper-v4)"
     )
 
 
