@@ -126,8 +126,8 @@ def medium(told: Mapping[str, Any]) -> int:
     low, high = told["random_return"], told["final_return"]
     if high <= low:
         raise GtpVisionError(
-            f"SAC has learnt nothing: its return is {high:.1f}, that of random actions {low:.1f}; give more --steps, or "
-            f"leave medium out of --sets"
+            f"SAC has learnt nothing: its return is {high:.1f}, that of random actions {low:.1f}; give more --steps, "
+            f"or leave medium out of --sets"
         )
     reached = [int(step) for step, value in told["returns"].items() if value >= low + (high - low) / 3]
     return min(reached, default=max(map(int, told["returns"])))
@@ -135,12 +135,16 @@ def medium(told: Mapping[str, Any]) -> int:
 
 def joined(first: Store, second: Store) -> Store:
     """One data set after the other."""
+
+    def both(name: str) -> np.ndarray:
+        return np.concatenate([getattr(store, name) for store in (first, second)])
+
     return Store(
-        observations={"state": np.concatenate([np.asarray(s.observations["state"]) for s in (first, second)])},
-        **{
-            name: np.concatenate([getattr(store, name) for store in (first, second)])
-            for name in ("actions", "rewards", "terminals", "timeouts")
-        },
+        {"state": np.concatenate([np.asarray(store.observations["state"]) for store in (first, second)])},
+        actions=both("actions"),
+        rewards=both("rewards"),
+        terminals=both("terminals"),
+        timeouts=both("timeouts"),
         episode_ends=np.concatenate([first.episode_ends, len(first) + second.episode_ends]),
     )
 
@@ -238,9 +242,7 @@ class _Training:
 
     def replay(self) -> Store:
         """All transitions in order."""
-        rows = self._rows(self._model.num_timesteps)
-        ends = np.flatnonzero(rows["dones"]) + 1
-        return _store(rows["observations"], rows["actions"], rows["rewards"], rows["dones"], rows["timeouts"], ends)
+        return _store(self._rows(self._model.num_timesteps))
 
     def rollout(self, at: int, steps: int, seed: int) -> Store:
         """So many steps by the policy of step `at`, as it acts while it learns: noisily."""
@@ -257,8 +259,7 @@ class _Training:
             for name, value in zip(rows, told, strict=True):
                 rows[name].append(value)
             observation = self._judge.reset()[0] if terminated or truncated else following
-        arrays = {name: np.array(values) for name, values in rows.items()}
-        return _store(*arrays.values(), ends=np.flatnonzero(arrays["dones"]) + 1)
+        return _store({name: np.array(values) for name, values in rows.items()})
 
     def _after_step(self, step: int, stopping: bool, bar: tqdm) -> bool:
         if step % max(1, self._steps // _EVALUATIONS) == 0 or step == self._steps:
@@ -291,15 +292,20 @@ class _Training:
             rows["dones"][-1] = rows["timeouts"][-1] = 1
         return rows
 
+    def _entropy(self) -> torch.Tensor:
+        """The logarithm of the entropy's weight, which SAC learns."""
+        assert self._model.log_ent_coef is not None
+        return self._model.log_ent_coef
+
     def _save(self, step: int) -> None:
         state = {
             "parameters": self._model.get_parameters(),
-            "log_ent_coef": self._model.log_ent_coef.detach(),
+            "log_ent_coef": self._entropy().detach(),
             "step": step,
             "torch": torch.get_rng_state(),
         }
         with written_aside(self.folder / "buffer.npz") as aside, aside.open("wb") as file:
-            np.savez(file, **self._rows(step))
+            np.savez(file, allow_pickle=False, **self._rows(step))
         with written_aside(self.folder / "returns.json") as aside:
             aside.write_text(json.dumps(self._returns))
         with written_aside(self.folder / "state.pt") as aside:  # last: its step says how much of the rest is meant
@@ -317,7 +323,7 @@ class _Training:
             model, buffer = self._model, self._model.replay_buffer
             assert buffer is not None
             model.set_parameters(state["parameters"], exact_match=True)
-            model.log_ent_coef.data.copy_(state["log_ent_coef"])
+            self._entropy().data.copy_(state["log_ent_coef"])
             for name, values in rows.items():
                 getattr(buffer, name)[: len(values), 0] = values
             torch.set_rng_state(state["torch"])
@@ -332,20 +338,14 @@ class _Training:
         self._returns = {step: value for step, value in returns.items() if int(step) <= state["step"]}
 
 
-def _store(
-    observations: np.ndarray,
-    actions: np.ndarray,
-    rewards: np.ndarray,
-    dones: np.ndarray,
-    timeouts: np.ndarray,
-    ends: np.ndarray,
-) -> Store:
-    cut = timeouts.astype(bool)
+def _store(rows: Mapping[str, np.ndarray]) -> Store:
+    """Transitions in order; episodes end where they are done, at the time limit without a terminal."""
+    done, cut = rows["dones"].astype(bool), rows["timeouts"].astype(bool)
     return Store(
-        observations={"state": observations.astype(np.float32)},
-        actions=actions.astype(np.float32),
-        rewards=rewards.astype(np.float32),
-        terminals=dones.astype(bool) & ~cut,
+        observations={"state": rows["observations"].astype(np.float32)},
+        actions=rows["actions"].astype(np.float32),
+        rewards=rows["rewards"].astype(np.float32),
+        terminals=done & ~cut,
         timeouts=cut,
-        episode_ends=ends.astype(np.int64),
+        episode_ends=np.flatnonzero(done).astype(np.int64) + 1,
     )
