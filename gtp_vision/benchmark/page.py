@@ -50,7 +50,7 @@ def curves(records: Sequence[Record]) -> str:
     agents = list(dict.fromkeys(record.agent for record in records))
     columns = min(_COLUMNS, len(found))
     rows = -(-len(found) // columns)
-    figure = Figure(figsize=(4.2 * columns, 2.9 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(max(6.4, 4.2 * columns), 2.9 * rows + 0.4), layout="constrained")
     for index, (task, lines) in enumerate(found.items(), 1):
         axes = figure.add_subplot(rows, columns, index)
         for agent, (steps, mean, low, high) in lines.items():
