@@ -10,6 +10,7 @@ import jinja2
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from gtp_vision.benchmark import statistics
 from gtp_vision.benchmark.records import Record
@@ -58,13 +59,14 @@ def curves(records: Sequence[Record]) -> str:
             axes.plot(steps, mean, color=colour, label=agent, linewidth=1.6, marker="o", markersize=2.5)
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_title(task, fontsize=8)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _plain(axes)
     figure.supxlabel("gradient steps", fontsize=8)
+    figure.supylabel("score", fontsize=8)
     told = [axes.get_legend_handles_labels() for axes in figure.axes]
     handles = {label: handle for of in told for handle, label in zip(*of, strict=True)}
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside upper left", ncols=len(handles), frameon=False, fontsize=8
-    )
+    ncols = min(len(handles), max(5, 3 * columns))  # as many as fit
+    figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=ncols, frameon=False, fontsize=8)
     return _svg(figure)
 
 

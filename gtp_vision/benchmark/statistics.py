@@ -140,7 +140,8 @@ def _mean(scores: np.ndarray) -> tuple[float, float, float]:
         return mean, np.nan, np.nan
     if np.ptp(scores) == 0:
         return mean, mean, mean
-    found = stats.bootstrap((scores,), np.mean, n_resamples=_REPS, method="percentile", rng=np.random.default_rng(0))
+    generator = np.random.default_rng(0)
+    found = stats.bootstrap((scores,), np.mean, n_resamples=_REPS, method="percentile", random_state=generator)
     return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 

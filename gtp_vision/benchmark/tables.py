@@ -9,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from gtp_vision.benchmark import page, statistics
-from gtp_vision.benchmark.published import beside
+from gtp_vision.benchmark.published import MARKS, Published, beside
 from gtp_vision.benchmark.records import SELECTIONS, Record
 from gtp_vision.benchmark.statistics import Estimate
 from gtp_vision.datasets.files import written_aside
 
 _TOLD = {"last": "the last evaluation", "mean_last_3": "the mean of the last three evaluations", "best": "the best one"}
 _MARK = "*"
+_UNFINISHED = f"Where a number has a {_MARK}, a run is not finished: it is what the runs score so far."
 
 
 @dataclass
@@ -94,7 +97,7 @@ def table(records: Sequence[Record], *, selection: str) -> str:
 def tables(records: Sequence[Record], selection: str) -> list[Table]:
     """Scores by `selection`, agents against each other, published numbers beside, and scores by other selections."""
     others = [other for other in SELECTIONS if other != selection]
-    found = [_scores(records, selection), *_against(records, selection), *_published(records, selection)]
+    found = [_scores(records, selection), *_against(records, selection), *_beside(records, selection)]
     return found + [_scores(records, other) for other in others]
 
 
@@ -113,7 +116,7 @@ def _scores(records: Sequence[Record], selection: str) -> Table:
                 f"Means over tasks are over the {len(tasks)} that every agent has finished, {seeds} seeds of each."
             )
     if any(found.unfinished for task in by_task.values() for found in task.values()):
-        notes.append(f"{_MARK} a run is not finished: the number is what it scores so far.")
+        notes.append(_UNFINISHED)
     if any(found.seeds == 1 for task in by_task.values() for found in task.values()):
         notes.append("One seed has no interval.")
     if selection == "best":
@@ -132,25 +135,61 @@ def _against(records: Sequence[Record], selection: str) -> list[Table]:
     return [Table("Probability of improvement", ["", *agents], rows, [note])] if rows else []
 
 
-def _published(records: Sequence[Record], selection: str) -> list[Table]:
+def _beside(records: Sequence[Record], selection: str) -> list[Table]:
+    """A table for each published one: ours, then theirs, which bear marks of what differs from ours."""
     by_task = statistics.by_task(records, selection)
-    sources = beside(list(by_task))
-    if not sources:
-        return []
     agents = list(dict.fromkeys(record.agent for record in records))
-    columns = [(index, table, method) for index, table in enumerate(sources, 1) for method in table.methods]
-    rows = []
-    for task, found in by_task.items():
-        theirs = [table.score(method, task) for _, table, method in columns]
-        told = ["" if score is None else f"{score:g}" for score in theirs]
-        rows.append([task, *(_cell(found.get(agent), interval=False) for agent in agents), *told])
-    notes = [f"[{index}] {table.note()}." for index, table in enumerate(sources, 1)]
-    notes.append(
-        f"Ours: selection: {_TOLD[selection]}; what differs from it in [n] (data, selection, simulator) makes numbers "
-        f"incomparable to that extent."
-    )
-    head = ["task", *agents, *(f"{method} [{index}]" for index, _, method in columns)]
-    return [Table("Beside published numbers", head, rows, notes)]
+    finished, _ = statistics.compared(records)
+    found = []
+    for source in beside(list(by_task)):
+        tasks = [task for task in by_task if any(source.score(method, task) is not None for method in source.methods)]
+        common = [task for task in tasks if task in finished]
+        columns = [["task", *tasks]]
+        columns += [[f"{agent} (ours)", *(_plain(by_task[task].get(agent)) for task in tasks)] for agent in agents]
+        if len(common) > 1:
+            means = [_plain(_mean([by_task[task][agent] for task in common])) for agent in agents]
+            for column, last in zip(columns, [f"mean of {len(common)} tasks", *means], strict=True):
+                column.append(last)
+        groups = [[task] for task in tasks] + [common] * (len(common) > 1)
+        methods = [m for m in source.methods if any(source.score(m, task) is not None for task in tasks)]
+        columns += [_theirs(source, method, groups, selection) for method in methods]
+        head, *rows = ([*row] for row in zip(*columns, strict=True))
+        text = "".join(cell for column in columns[1:] for cell in column)
+        notes = [source.note(), f"Ours: {_TOLD[selection]}."]
+        notes += [f"{mark} {told}." for mark, told in MARKS.items() if mark in text]
+        notes += [_UNFINISHED] if _MARK in text else []
+        found.append(Table(f"Beside published numbers: {source.title}", head, rows, notes))
+    return found
+
+
+def _theirs(source: Published, method: str, groups: Sequence[Sequence[str]], selection: str) -> list[str]:
+    """A method's column, its means over groups of tasks; marks that all of them bear stand at its head alone."""
+    cells: list[tuple[str, set[str]]] = []
+    for tasks in groups:
+        told = [score for task in tasks if (score := source.score(method, task)) is not None]
+        if len(told) == len(tasks):
+            cells.append((f"{np.mean(told):.1f}", {mark for t in tasks for mark in source.marks(method, t, selection)}))
+        else:
+            cells.append(("-", set()))
+    everywhere = set(MARKS).intersection(*(marks for number, marks in cells if number != "-"))
+    return [
+        _marked(f"{method} ", everywhere).strip(),
+        *(_marked(number, marks - everywhere) for number, marks in cells),
+    ]
+
+
+def _marked(text: str, marks: set[str]) -> str:
+    return text + "".join(mark for mark in MARKS if mark in marks)
+
+
+def _mean(of: Sequence[Estimate]) -> Estimate:
+    """Over tasks, without an interval."""
+    unfinished, seeds = any(one.unfinished for one in of), min(one.seeds for one in of)
+    return Estimate(float(np.mean([one.value for one in of])), math.nan, math.nan, seeds, unfinished)
+
+
+def _plain(found: Estimate | None) -> str:
+    return _cell(found, interval=False)
 
 
 def _cell(found: Estimate | None, decimals: int = 1, *, interval: bool = True) -> str:
