@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 
@@ -17,8 +17,9 @@ from gtp_vision.cli import main
 from gtp_vision.datasets.formats import open_store
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training.collection import sac
+from gtp_vision.training.collection.parts import alone
 
-STEPS = 400
+STEPS = 250
 
 
 def command(out: Path, *more: str) -> list[str]:
@@ -62,15 +63,12 @@ def test_medium_and_expert_sets_are_rollouts_of_so_many_steps(folder: Path) -> N
 
 
 def test_files_say_how_they_were_made_and_that_they_are_not_d4rls(folder: Path) -> None:
-    with h5py.File(folder / "hopper-medium-sac.hdf5") as file:
-        told = json.loads(file.attrs["gtp_vision"])["attributes"]
-    assert told["env"] == "Hopper-v4"
-    recipe = told["recipe"]
-    assert "not D4RL's" in recipe["source"]
-    assert recipe["steps"] == STEPS
-    assert recipe["command"].startswith("gtp-vision data collect gymnasium/Hopper-v4")
-    assert {"stable_baselines3", "gymnasium", "mujoco"} <= recipe["versions"].keys()
-    assert recipe["medium_policy"]["step"] > 0
+    told = open_store(folder / "hopper-medium-sac.hdf5").attributes
+    assert (told["env"], told["set"], told["steps"], told["seed"]) == ("Hopper-v4", "medium", STEPS, 0)
+    assert "not D4RL's" in told["source"]
+    assert told["command"].startswith("gtp-vision data collect gymnasium/Hopper-v4")
+    assert {"stable_baselines3", "gymnasium", "mujoco"} <= told["versions"].keys()
+    assert told["medium_policy"]["step"] > 0
     assert not list(folder.glob(".*")), "checkpoints are removed when all is written"
 
 
@@ -83,7 +81,7 @@ def test_the_medium_policy_is_the_first_a_third_of_the_way() -> None:
 
 
 def test_a_stopped_collection_goes_on(tmp_path: Path) -> None:
-    given = command(tmp_path, "--steps", "600", "--sets", "replay")
+    given = command(tmp_path, "--steps", "300", "--sets", "replay")
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "gtp_vision", *given],
         env=os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"},
@@ -98,18 +96,82 @@ def test_a_stopped_collection_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "of 600; give the same command again to go on" in said
+    assert "of 300; give the same command again to go on" in said
     stopped = int(said.split("stopped at step ")[1].split()[0])
-    assert 0 < stopped < 600
+    assert 0 < stopped < 300
     with np.load(tmp_path / ".hopper-sac" / "buffer.npz", allow_pickle=False) as stored:
-        before = stored["actions"].copy()
-    assert len(before) == stopped
-    assert main(command(tmp_path, "--steps", "700", "--sets", "replay")) == 2, "other settings"
-    assert main(given) == 0
+        rows = {name: stored[name] for name in stored.files}
+    assert len(rows["actions"]) == stopped
+    inside = np.flatnonzero(rows["dones"][:-1] == 0)
+    assert np.array_equal(rows["next_observations"][inside], rows["observations"][inside + 1])
+    assert main(command(tmp_path, "--steps", "400", "--sets", "replay")) == 2, "other settings"
+    assert main([*given, "--overwrite"]) == 0, "which replaces a file that stands there, and what is kept goes on"
     store = open_store(tmp_path / "hopper-replay-sac.hdf5")
-    assert len(store) == 600
-    assert np.array_equal(store.actions[:stopped], before)
+    states = np.asarray(store.observations["state"])
+    assert len(store) == 300
+    assert np.array_equal(store.actions[:stopped], rows["actions"])
+    assert np.array_equal(states[:stopped], rows["observations"].astype(np.float32))
     assert stopped in store.episode_ends, "it goes on in a new episode"
+    starts = states[np.r_[0, store.episode_ends[:-1]]]
+    assert len(np.unique(starts, axis=0)) == len(starts), "which is not one of those that were already"
+
+
+def test_episodes_cut_by_the_time_limit_are_timeouts_and_actions_lie_in_the_unit_box(tmp_path: Path) -> None:
+    sac.collect("Pendulum-v1", tmp_path, steps=210, sets="replay", progress=False)
+    store = open_store(tmp_path / "pendulum-replay-sac.hdf5")
+    assert np.array_equal(store.episode_ends, [200, 210])
+    assert np.array_equal(np.flatnonzero(store.timeouts), [199, 209])
+    assert not store.terminals.any()
+    assert 0.5 < np.abs(store.actions).max() <= 1, "the torque goes up to 2"
+
+
+def test_checkpoints_hold_whole_steps_wherever_a_collection_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def ask() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 31
+
+    monkeypatch.setattr(sac, "stop_requested", lambda: nullcontext(ask))
+    with pytest.raises(GtpVisionError, match="stopped at step 30 of 120"):
+        sac.collect("Hopper-v4", tmp_path, steps=120, sets="replay", progress=False)
+    sac.collect("Hopper-v4", tmp_path, steps=120, sets="replay", progress=False)
+    store = open_store(tmp_path / "hopper-replay-sac.hdf5")
+    assert len(store) == 120
+    assert np.asarray(store.observations["state"]).any(axis=1).all(), "no row of zeros"
+    assert store.terminals[29] or store.timeouts[29]
+
+
+def test_a_stop_while_a_policy_is_recorded_keeps_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    def ask() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 150
+
+    monkeypatch.setattr(sac, "stop_requested", lambda: nullcontext(ask))
+    monkeypatch.setattr(sac, "medium", lambda told: min(map(int, told["returns"])))
+    with pytest.raises(GtpVisionError, match="stopped; SAC's training is kept"):
+        sac.collect("Hopper-v4", tmp_path, steps=100, medium_steps=100, progress=False)
+    assert not list(tmp_path.glob("*.hdf5"))
+    sac.collect("Hopper-v4", tmp_path, steps=100, medium_steps=100, progress=False)
+    assert asked == 150 + 100, "the training took no step again"
+    assert {len(open_store(path)) for path in tmp_path.glob("*.hdf5")} == {100}
+
+
+def test_a_damaged_checkpoint_and_a_folder_in_use_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / ".hopper-sac"
+    folder.mkdir()
+    with alone(folder), pytest.raises(GtpVisionError, match="another process is collecting into"):
+        sac.collect("Hopper-v4", tmp_path, steps=100, progress=False)
+    (folder / "settings.json").write_text(json.dumps({"env": "Hopper-v4", "policy": "sac", "steps": 100, "seed": 0}))
+    (folder / "state.pt").write_bytes(b"nothing")
+    with pytest.raises(GtpVisionError, match=r"is damaged .*remove the folder to begin anew"):
+        sac.collect("Hopper-v4", tmp_path, steps=100, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +196,7 @@ def test_unknown_and_discrete_environments_and_files_that_stand_there_are_refuse
     for env in ("Hoper-v4", "CartPole-v1"):
         assert main(["data", "collect", f"gymnasium/{env}", "--out", str(tmp_path)]) == 2
         assert env in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
     assert main(command(folder, "--steps", str(STEPS))) == 2
     assert "stands there already" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -167,7 +167,7 @@ def recorded(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GtpVisionError(f"{folder} cannot be made ({error.strerror}); choose another --out") from error
-    with _alone(folder):
+    with alone(folder):
         parts = Parts(folder, episodes, _agreed(folder, settings, command))
         try:
             _record(parts, recorder, processes, progress, unit)
@@ -221,8 +221,12 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder; the lock ends with this process, however that ends."""
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder; the lock ends with this process, however that ends.
+
+    Raises:
+        GtpVisionError: another process has it.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
