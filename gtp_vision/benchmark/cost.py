@@ -45,7 +45,8 @@ def cost(plan: Plan, *, progress: bool = True) -> dict[Job, float]:
             key = (job.agent, seen, store.action_dim, config.training.batch_size)
             if key not in steps:
                 steps[key] = _step_seconds(config)
-            place = (str(config.task.env).partition("-singletask")[0], seen)
+            recorded = (store.attributes.get("env_args") or {}).get("env_name")  # of robosuite
+            place = (str(config.task.env).partition("-singletask")[0], recorded, seen)
             if place not in acts:
                 acts[place] = _acting_seconds(config, store)
             training = config.training

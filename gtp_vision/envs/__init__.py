@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, SupportsFloat
 
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
-from gtp_vision.envs import d4rl, ogbench
+from gtp_vision.envs import d4rl, ogbench, robosuite
 from gtp_vision.envs.rendering import Rendering, choose_backend
 
 
@@ -21,12 +21,14 @@ class EnvSpec:
     """What it takes to make an environment, in this process or another.
 
     Attributes:
-        name: environment name: D4RL's, Gymnasium's (`Hopper-v4`) or OGBench's.
+        name: environment name: D4RL's, Gymnasium's (`Hopper-v4`), OGBench's, or `robosuite`, with or without a name.
         rendering: quality of the frames.
         pixels: False makes the task with state observations (nothing is rendered).
         max_episode_steps: time limit; None takes the environment's own.
         collecting: the environment as OGBench's data were collected in (see `ogbench.make`).
         goals: what is to be reached is shown (see `ogbench.GoalTasks`).
+        env_args: what a robomimic file says of its environment; robosuite's is made of it.
+        shown: names and shapes of what robosuite's shows (see `RobosuiteEnv`).
     """
 
     name: str
@@ -35,11 +37,17 @@ class EnvSpec:
     max_episode_steps: int | None = None
     collecting: bool = False
     goals: bool = False
+    env_args: Mapping[str, Any] | None = None
+    shown: Mapping[str, tuple[int, ...]] | None = None
 
     def make(self) -> gymnasium.Env:
         """One environment in this process."""
         if d4rl.knows(self.name):
             return d4rl.make(self.name, max_episode_steps=self.max_episode_steps, goals=self.goals)
+        if robosuite.knows(self.name):
+            return robosuite.make(
+                self.name, self.env_args, self.shown, max_episode_steps=self.max_episode_steps, goals=self.goals
+            )
         return ogbench.make(
             self.name,
             self.rendering,
@@ -51,7 +59,10 @@ class EnvSpec:
 
 
 def make_vector(spec: EnvSpec, count: int) -> AsyncVectorEnv:
-    """`count` environments, a process each, reset only when asked (with a seed for each episode)."""
+    """`count` environments, a process each, reset only when asked (with a seed for each episode).
+
+    Their observations, and the goal of a reset's info, are dicts (see `by_name`).
+    """
     if spec.pixels and spec.name.startswith("visual-"):
         choose_backend()  # here, so that a missing library is one sentence and not a dead worker
     main = os.getpid()
@@ -60,6 +71,13 @@ def make_vector(spec: EnvSpec, count: int) -> AsyncVectorEnv:
         context="spawn",  # a fork would inherit this process's threads and, on a GPU, its CUDA context
         autoreset_mode=AutoresetMode.DISABLED,
     )
+
+
+def by_name(shown: Any) -> dict[str, Any]:
+    """What an environment shows, or the space of it, by name: a single array is `camera` if a picture, else `state`."""
+    if isinstance(shown, Mapping):
+        return dict(shown)
+    return {"camera" if len(shown.shape) == 3 else "state": shown}
 
 
 def close(env: gymnasium.Env) -> None:
@@ -75,20 +93,22 @@ class _Worker(gymnasium.Wrapper):
 
     Args:
         env: one environment.
-        told: what of the info of a reset; of a step's it is `success`.
+        goals: whether the info of a reset tells `task` and `goal`; that of a step tells `success`.
     """
 
-    def __init__(self, env: gymnasium.Env, told: Sequence[str]) -> None:
+    def __init__(self, env: gymnasium.Env, goals: bool) -> None:
         super().__init__(env)
-        self._told = told
+        self._goals = goals
+        self.observation_space = gymnasium.spaces.Dict(list(by_name(env.observation_space).items()))
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**arguments)
-        return observation, {name: info[name] for name in self._told}
+        told = {"task": info["task"], "goal": by_name(info["goal"])} if self._goals else {}
+        return by_name(observation), told
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return observation, reward, terminated, truncated, {"success": bool(info.get("success", False))}
+        return by_name(observation), reward, terminated, truncated, {"success": bool(info.get("success", False))}
 
     def close(self) -> None:
         close(self.env)
@@ -104,7 +124,7 @@ def quiet_worker() -> None:
 def _make_in_worker(spec: EnvSpec, main: int) -> gymnasium.Env:
     if os.getpid() != main:  # Gymnasium makes one in the main process, too, to look at its spaces
         quiet_worker()
-    return _Worker(spec.make(), told=("task", "goal") if spec.goals else ())
+    return _Worker(spec.make(), spec.goals)
 
 
-__all__ = ["EnvSpec", "Rendering", "choose_backend", "close", "make_vector", "quiet_worker"]
+__all__ = ["EnvSpec", "Rendering", "by_name", "choose_backend", "close", "make_vector", "quiet_worker"]

@@ -18,6 +18,49 @@ ROBOSUITE_TYPE = 1
 """robomimic's number of the environment type."""
 LIFT_CAMERAS = ("frontview", "birdview", "agentview", "sideview", "robot0_robotview", "robot0_eye_in_hand")
 _PROPRIO = ("eef_pos", "eef_quat", "gripper_qpos")
+_IMAGE, _OBJECT = "_image", "object"
+# Robomimic's rollouts for data of proficient humans.
+_STEPS = {"ToolHang": 700, "TwoArmTransport": 700}
+_OTHER_STEPS = 400
+
+
+def knows(name: str) -> bool:
+    """Whether an environment's name is robosuite's: `robosuite` or `robosuite/NAME`."""
+    return name.partition("/")[0] == "robosuite"
+
+
+def make(
+    name: str,
+    env_args: Mapping[str, Any] | None,
+    shown: Mapping[str, tuple[int, ...]] | None,
+    *,
+    max_episode_steps: int | None = None,
+    goals: bool = False,
+) -> gymnasium.Env:
+    """What a file was recorded in; an episode ends at success or at the time limit.
+
+    Args:
+        name: `robosuite`, or `robosuite/Lift` where `env_args` of another environment are to be refused.
+        env_args: the file's, see `RobosuiteEnv`.
+        shown: see `RobosuiteEnv`.
+        max_episode_steps: time limit; None takes robomimic's, 700 for ToolHang and TwoArmTransport and 400 for others.
+        goals: refused.
+
+    Raises:
+        GtpVisionError: no `env_args` of robosuite, or those of another environment; goals; see `RobosuiteEnv`.
+    """
+    if goals:
+        raise GtpVisionError(f"{name} shows no observation of a goal; set task.goals=null")
+    if not isinstance(env_args, Mapping) or env_args.get("type") != ROBOSUITE_TYPE:
+        raise GtpVisionError(
+            f"task.env={name} takes the environment from a robomimic file's env_args, and the data set has none of "
+            f"robosuite; set task.env to the data set's simulator, or to null if there is none"
+        )
+    recorded, wanted = str(env_args.get("env_name", "")), name.partition("/")[2]
+    if wanted not in ("", recorded):
+        raise GtpVisionError(f"task.env={name}, but the data set was recorded in '{recorded}'; set task.env=robosuite")
+    limit = max_episode_steps or _STEPS.get(recorded, _OTHER_STEPS)
+    return gymnasium.wrappers.TimeLimit(RobosuiteEnv(env_args, shown), limit)
 
 
 class RobosuiteEnv(gymnasium.Env):
@@ -30,18 +73,23 @@ class RobosuiteEnv(gymnasium.Env):
 
     Args:
         env_args: `env_name` and `env_kwargs`, as in the attribute of that name of a robomimic file.
+        shown: instead of these, names and shapes of what is shown, in this order: any state that robosuite knows, and
+            pictures of these cameras only, in these sizes; nothing is rendered where there are none.
 
     Raises:
         GtpVisionError: robosuite is not installed; it has no such environment, or refuses the settings; no OpenGL
-            library where cameras are asked for.
+            library where cameras are asked for; it cannot show something.
     """
 
-    def __init__(self, env_args: Mapping[str, Any]) -> None:
+    def __init__(self, env_args: Mapping[str, Any], shown: Mapping[str, tuple[int, ...]] | None = None) -> None:
         name, given = str(env_args.get("env_name", "")), env_args.get("env_kwargs") or {}
         if not isinstance(given, Mapping):
             raise GtpVisionError(f"env_args of '{name}' has env_kwargs that are no object; correct the file's env_args")
         settings: dict[str, Any] = dict(given)
         settings |= {"has_renderer": False, "ignore_done": True, "use_object_obs": True}
+        settings["render_gpu_device_id"] = -1  # the recorder's may not be there
+        if shown is not None:
+            settings |= _camera_settings(shown)
         self._cameras = bool(settings.get("use_camera_obs"))
         settings["has_offscreen_renderer"] = self._cameras
         choose_backend(required=self._cameras)
@@ -57,11 +105,11 @@ class RobosuiteEnv(gymnasium.Env):
             raise GtpVisionError(
                 f"robosuite {robosuite.__version__} cannot make '{name}' ({what}); take the version of the file"
             ) from error
+        self._name, self._shown = name, None if shown is None else list(shown)
         low, high = self.simulator.action_spec
         self.action_space = gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32))
-        self.observation_space = gymnasium.spaces.Dict(
-            {key: _space(value) for key, value in self._observed(self.simulator.observation_spec()).items()}
-        )
+        observed = self._observed(self.simulator.observation_spec())
+        self.observation_space = gymnasium.spaces.Dict([(key, _space(value)) for key, value in observed.items()])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -100,13 +148,18 @@ class RobosuiteEnv(gymnasium.Env):
         self.simulator.close()
 
     def _observed(self, found: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        kept = {}
-        for key, value in found.items():
-            if key.endswith("_image"):
-                kept[key] = np.ascontiguousarray(np.asarray(value)[::-1])  # OpenGL's first row is the lowest
-            elif key.startswith("robot") and key.split("_", 1)[1] in _PROPRIO:
-                kept[key] = np.asarray(value)
-        return kept | {"object": np.asarray(found["object-state"])}
+        named = {_OBJECT if key == f"{_OBJECT}-state" else key: value for key, value in found.items()}
+        shown = self._shown
+        if shown is None:
+            robot = [key for key in named if key.startswith("robot") and key.split("_", 1)[1] in _PROPRIO]
+            shown = [*(key for key in named if key.endswith(_IMAGE)), *robot, _OBJECT]
+        for key in shown:
+            if key not in named:
+                raise GtpVisionError(
+                    f"robosuite's '{self._name}' shows no observation '{key}', which the task asks for; name in "
+                    f"task.observations what it shows, {propose(key, named)}"
+                )
+        return {key: _upright(key, named[key]) for key in shown}
 
 
 def lift_env_args(cameras: Sequence[str] = (), size: int = 84) -> dict[str, Any]:
@@ -141,6 +194,28 @@ def lift_env_args(cameras: Sequence[str] = (), size: int = 84) -> dict[str, Any]
             "camera_depths": False,
         },
     }
+
+
+def _camera_settings(shown: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Of the cameras whose pictures are named."""
+    sizes = {
+        key.removesuffix(_IMAGE): shape for key, shape in shown.items() if key.endswith(_IMAGE) and len(shape) == 3
+    }
+    none: dict[str, Any] = {"use_camera_obs": False, "camera_depths": False, "camera_segmentations": None}
+    if not sizes:
+        return none
+    return none | {
+        "use_camera_obs": True,
+        "camera_names": list(sizes),
+        "camera_heights": [height for height, _, _ in sizes.values()],
+        "camera_widths": [width for _, width, _ in sizes.values()],
+    }
+
+
+def _upright(key: str, value: Any) -> np.ndarray:
+    if not key.endswith(_IMAGE):
+        return np.asarray(value)
+    return np.ascontiguousarray(np.asarray(value, np.uint8)[::-1])  # OpenGL's first row is the lowest
 
 
 def _space(value: np.ndarray) -> gymnasium.spaces.Box:

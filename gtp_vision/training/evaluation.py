@@ -29,6 +29,7 @@ _ROUND = 16  # steps of the environments after which several processes ask each 
 
 Actor = Callable[[Mapping[str, torch.Tensor], EpisodeNoise], torch.Tensor]
 """Stacked observations and noise to actions (B, A) in [-1, 1]."""
+_Stacks = dict[str, np.ndarray]  # observation to (environments, T, ...)
 
 
 @dataclass
@@ -40,18 +41,28 @@ class Episode:
         success: whether it ever succeeded.
         total_reward: the sum of its rewards.
         length: steps.
-        frames: uint8 (H, W, 3) pictures if it was filmed, one more than steps.
+        seen: if it was filmed, everything that was shown, by name, one more than steps; pictures are uint8 (H, W, 3).
         task: of environments with goals.
-        goal: what was to be reached, as the environment showed it, of environments with goals.
+        goal: what was to be reached, by name, as the environment showed it, of environments with goals.
     """
 
     number: int
     success: bool
     total_reward: float
     length: int
-    frames: list[np.ndarray]
+    seen: list[dict[str, np.ndarray]]
     task: int | None = None
-    goal: np.ndarray | None = None
+    goal: dict[str, np.ndarray] | None = None
+
+    @property
+    def camera(self) -> str:
+        """The camera whose pictures are the film: the first."""
+        return next(name for name, array in self.seen[0].items() if array.ndim == 3)
+
+    @property
+    def frames(self) -> list[np.ndarray]:
+        """Its pictures, uint8 (H, W, 3), one more than steps; none if it was not filmed."""
+        return [shown[self.camera] for shown in self.seen]
 
 
 class StoppedError(Exception):
@@ -152,8 +163,12 @@ class Evaluator:
         vector = self._vector
         count = vector.num_envs
         running: list[Episode | None] = [None] * count
-        history = np.zeros((count, self.frame_stack, *vector.single_observation_space.shape), self._dtype())
-        goals = np.zeros_like(history) if self.spec.goals else None  # one frame, shown in place of every frame
+        history = {
+            name: np.zeros((count, self.frame_stack, *space.shape), np.uint8 if space.dtype == np.uint8 else np.float32)
+            for name, space in vector.single_observation_space.items()
+        }
+        # One frame, shown in place of every frame.
+        goals = {name: np.zeros_like(stack) for name, stack in history.items()} if self.spec.goals else {}
         done: list[Episode] = []
         steps = 0
         with tqdm(total=len(waiting), desc=label, unit="episode", disable=not self.progress) as bar:
@@ -196,8 +211,8 @@ class Evaluator:
         self,
         actor: Actor,
         running: list[Episode | None],
-        history: np.ndarray,
-        goals: np.ndarray | None,
+        history: _Stacks,
+        goals: _Stacks,
         waiting: list[int],
         film: int,
     ) -> list[int]:
@@ -211,18 +226,16 @@ class Evaluator:
             self.device,
         )
         actions = np.zeros(self._vector.action_space.shape, np.float32)
-        shown = self._observation(history[active], None if goals is None else goals[active])
+        stacks = history | {GOAL + name: goal for name, goal in goals.items()}
+        shown = {name: as_seen(torch.from_numpy(stack[active]).to(self.device)) for name, stack in stacks.items()}
         actions[active] = actor(shown, noise).cpu().numpy()
         return self._step(actions, running, history)
-
-    def _dtype(self) -> type:
-        return np.uint8 if self._vector.single_observation_space.dtype == np.uint8 else np.float32
 
     def _start(
         self,
         running: list[Episode | None],
-        history: np.ndarray,
-        goals: np.ndarray | None,
+        history: _Stacks,
+        goals: _Stacks,
         waiting: list[int],
         film: int,
     ) -> None:
@@ -235,20 +248,24 @@ class Evaluator:
                 mask[slot], seeds[slot] = True, self.seed + number
         if mask.any():
             observations, info = self._vector.reset(seed=seeds, options={"reset_mask": mask})
-            history[mask] = observations[mask][:, None]
-            if goals is not None:
-                goals[mask] = info["goal"][mask][:, None]
+            for name, stack in history.items():
+                stack[mask] = observations[name][mask][:, None]
+            for name, stack in goals.items():
+                stack[mask] = info["goal"][name][mask][:, None]
             for slot in np.flatnonzero(mask).tolist():
                 episode = running[slot]
                 assert episode is not None
-                if goals is not None:
-                    episode.task, episode.goal = int(info["task"][slot]), info["goal"][slot].copy()
-                self._film(episode, observations[slot], film)
+                if goals:
+                    episode.task = int(info["task"][slot])
+                    episode.goal = {name: stack[slot, -1].copy() for name, stack in goals.items()}
+                if episode.number < film:
+                    self._film(episode, slot, history)
 
-    def _step(self, actions: np.ndarray, running: list[Episode | None], history: np.ndarray) -> list[int]:
+    def _step(self, actions: np.ndarray, running: list[Episode | None], history: _Stacks) -> list[int]:
         # An environment without an episode goes on from where its last one ended; nobody watches it.
         observations, rewards, terminated, truncated, info = self._vector.step(actions)
-        history[:, :-1], history[:, -1] = history[:, 1:].copy(), observations
+        for name, stack in history.items():
+            stack[:, :-1], stack[:, -1] = stack[:, 1:].copy(), observations[name]
         ended = []
         for slot, episode in enumerate(running):
             if episode is None:
@@ -256,22 +273,22 @@ class Evaluator:
             episode.length += 1
             episode.total_reward += float(rewards[slot])
             episode.success |= bool(info["success"][slot])
-            self._film(episode, observations[slot], len(episode.frames))
+            if episode.seen:
+                self._film(episode, slot, history)
             if terminated[slot] or truncated[slot]:
                 ended.append(slot)
         return ended
 
     @staticmethod
-    def _film(episode: Episode | None, frame: np.ndarray, film: int) -> None:
-        if episode is not None and frame.ndim == 3 and (episode.number < film or episode.frames):
-            episode.frames.append(frame.copy())
+    def _film(episode: Episode, slot: int, history: _Stacks) -> None:
+        newest = {name: stack[slot, -1].copy() for name, stack in history.items()}
+        if any(shown.ndim == 3 for shown in newest.values()):
+            episode.seen.append(newest)
 
-    def _observation(self, stacked: np.ndarray, goals: np.ndarray | None) -> dict[str, torch.Tensor]:
-        x = torch.from_numpy(stacked).to(self.device)
-        shown = {"camera": channels_first(x)} if x.ndim == 5 else {"state": x}
-        if goals is None:
-            return shown
-        return shown | {GOAL + name: goal for name, goal in self._observation(goals, None).items()}
+
+def as_seen(stack: torch.Tensor) -> torch.Tensor:
+    """Frames that an environment showed, stacked (B, T, ...), as networks take them: pictures (B, T, C, H, W)."""
+    return channels_first(stack) if stack.ndim == 5 else stack
 
 
 @contextmanager
@@ -337,7 +354,7 @@ def write_videos(
     """
     written = []
     for episode in episodes:
-        if episode.frames:
+        if episode.seen:
             folder.mkdir(parents=True, exist_ok=True)
             outcome = "success" if episode.success else "failure"
             path = folder / f"episode_{episode.number:03d}_{outcome}{suffix}.mp4"

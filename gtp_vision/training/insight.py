@@ -20,13 +20,11 @@ from gtp_vision.agents import Agent
 from gtp_vision.agents.base import ScaledNoise
 from gtp_vision.datasets.goals import GOAL
 from gtp_vision.datasets.random import EpisodeNoise, NoiseSource
-from gtp_vision.datasets.sampler import channels_first
-from gtp_vision.training.evaluation import VIDEO_SCALE, Episode, scaled_up
+from gtp_vision.training.evaluation import VIDEO_SCALE, Episode, as_seen, scaled_up
 
 SALIENCY = "_saliency"  # ends the names of such videos
 _DRAWS = 8  # they share the backbone's pass
 _BATCH = 64
-_CAMERA = "camera"  # what evaluations call the one that they film
 _BLUR = 1 / 48  # of the frame's side: single pixels' gradients are noisy
 _FULL = 0.995  # quantile of a video that is drawn as hottest: one pixel should not darken the rest
 
@@ -81,19 +79,21 @@ class Saliency:
     steps: int | None = None
 
     def maps(self, episode: Episode) -> np.ndarray:
-        """float32 (L, H, W), the `saliency` of each frame of a filmed episode."""
+        """float32 (L, H, W), the `saliency` of each frame of a filmed episode, of its first camera."""
         device = next(self.agent.parameters()).device
-        frames = torch.from_numpy(np.stack(episode.frames)).to(device)
+        names = list(episode.seen[0])
+        seen = {name: torch.from_numpy(np.stack([shown[name] for shown in episode.seen])).to(device) for name in names}
+        goals = {GOAL + name: torch.from_numpy(goal).to(device) for name, goal in (episode.goal or {}).items()}
         past = torch.arange(self.frame_stack - 1, -1, -1, device=device)
         found = []
-        for start in range(0, len(frames), _BATCH):
-            steps = torch.arange(start, min(start + _BATCH, len(frames)), device=device)
-            observation = {_CAMERA: channels_first(frames[(steps[:, None] - past).clamp_min(0)])}
-            if episode.goal is not None:
-                goal = torch.from_numpy(episode.goal).to(device)
-                observation[GOAL + _CAMERA] = channels_first(goal.expand(len(steps), self.frame_stack, *goal.shape))
+        for start in range(0, len(episode.seen), _BATCH):
+            steps = torch.arange(start, min(start + _BATCH, len(episode.seen)), device=device)
+            stacked = (steps[:, None] - past).clamp_min(0)
+            observation = {name: as_seen(frames[stacked]) for name, frames in seen.items()}
+            for name, goal in goals.items():
+                observation[name] = as_seen(goal.expand(*stacked.shape, *goal.shape))
             noise = EpisodeNoise(self.seed, [episode.number] * len(steps), steps.tolist(), device)
-            found.append(saliency(self.agent, observation, _CAMERA, noise, self.steps).cpu())
+            found.append(saliency(self.agent, observation, episode.camera, noise, self.steps).cpu())
         return torch.cat(found).numpy()
 
     def __call__(self, episode: Episode) -> np.ndarray:

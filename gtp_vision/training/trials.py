@@ -10,7 +10,7 @@ from gtp_vision.agents import Agent
 from gtp_vision.agents.acting import Executor
 from gtp_vision.config import Config, from_run
 from gtp_vision.datasets.store import Store
-from gtp_vision.envs import EnvSpec, Rendering, close
+from gtp_vision.envs import EnvSpec, Rendering, by_name, close
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.training import checkpoint
 from gtp_vision.training.evaluation import Actor, Episode, Evaluator, write_videos
@@ -115,7 +115,7 @@ def actor_of(agent: Agent, steps: int | None = None) -> Actor:
 
 def chosen(episodes: list[Episode], count: int) -> list[Episode]:
     """At most `count` filmed episodes, the first of successes and of failures alike."""
-    filmed = [episode for episode in episodes if episode.frames]
+    filmed = [episode for episode in episodes if episode.seen]
     failures = [episode for episode in filmed if not episode.success][: count // 2]
     successes = [episode for episode in filmed if episode.success][: count - len(failures)]
     return successes + failures
@@ -134,6 +134,8 @@ def env_spec(config: Config, store: Store) -> EnvSpec:
         pixels="camera" in store.observations,
         max_episode_steps=config.task.max_episode_steps,
         goals=config.task.goals is not None,
+        env_args=store.attributes.get("env_args"),
+        shown={name: tuple(array.shape[1:]) for name, array in store.observations.items()},
     )
 
 
@@ -145,10 +147,10 @@ def check_simulator(config: Config, store: Store) -> None:
     """
     env = env_spec(config, store).make()
     try:
-        seen, taken = env.observation_space.shape, env.action_space.shape
+        shown = {name: space.shape for name, space in by_name(env.observation_space).items()}
+        taken = env.action_space.shape
     finally:
         close(env)
-    shown = {"camera" if len(seen or ()) == 3 else "state": seen}
     held = {name: tuple(array.shape[1:]) for name, array in store.observations.items()}
     if shown != held or taken != (store.action_dim,):
         raise GtpVisionError(

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gtp_vision.envs import EnvSpec
 from gtp_vision.envs.lift import lift_episode
 from gtp_vision.envs.robosuite import RobosuiteEnv, lift_env_args
 from gtp_vision.errors import GtpVisionError
@@ -125,3 +126,46 @@ def test_robosuite_says_nothing_of_itself() -> None:
     )
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+# From a file's env_args.
+
+
+def test_what_is_shown_is_what_was_asked_for_in_that_order() -> None:
+    shown = {"robot0_joint_pos": (7,), "object": (10,), "cube_pos": (3,)}
+    env = RobosuiteEnv(lift_env_args(["frontview"], 16), shown)
+    assert {key: space.shape for key, space in env.observation_space.spaces.items()} == shown
+    first, _ = env.reset(seed=0)
+    later = [env.step(np.array([1.0, 0, 0, 0, 0, 0, -1]))[0] for _ in range(5)][-1]
+    assert list(first) == list(later) == list(shown) == list(env.observation_space.spaces)
+    np.testing.assert_array_equal(later["object"][:3], later["cube_pos"])
+    assert np.abs(later["robot0_joint_pos"] - first["robot0_joint_pos"]).max() > 0.01
+    assert not env.simulator.has_offscreen_renderer, "no camera is asked for"
+
+
+def test_an_episode_lasts_as_long_as_robomimics() -> None:
+    env = EnvSpec("robosuite", env_args=lift_env_args(), shown={"object": (10,)}).make()
+    env.reset(seed=0)
+    rest = np.zeros(7)
+    ends = [env.step(rest)[2:4] for _ in range(400)]
+    assert ends[-1] == (False, True)
+    assert not any(any(end) for end in ends[:-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"env_args": None}, "task.env=robosuite/Lift takes the environment from a robomimic file's env_args"),
+        ({"env_args": {"env_name": "Lift", "type": 2}}, "the data set has none of robosuite"),
+        ({"env_args": {"env_name": "Can", "type": 1}}, "was recorded in 'Can'; set task.env=robosuite"),
+        ({"env_args": {"env_name": "Lift", "type": 1}, "goals": True}, "set task.goals=null"),
+    ],
+)
+def test_env_args_that_do_not_fit_are_told(arguments: dict[str, Any], told: str) -> None:
+    with pytest.raises(GtpVisionError, match=told):
+        EnvSpec("robosuite/Lift", **arguments).make()
+
+
+def test_a_camera_that_robosuite_has_not_is_told() -> None:
+    with pytest.raises(GtpVisionError, match=r"cannot make 'Lift'.*topview"):
+        RobosuiteEnv(lift_env_args(), {"topview_image": (8, 8, 3)})

@@ -51,7 +51,7 @@ def _observation(rows: int = 3, shapes: Mapping[str, tuple[int, ...]] = SHAPES) 
 
 def _episode(length: int = 6, number: int = 3) -> Episode:
     frames = np.random.default_rng(0).integers(0, 256, (length + 1, SIDE, SIDE, 3), np.uint8)
-    return Episode(number, True, 0.0, length, list(frames))
+    return Episode(number, True, 0.0, length, [{"camera": frame} for frame in frames])
 
 
 def test_a_policy_that_sees_one_patch_lights_up_that_patch_alone() -> None:
@@ -126,7 +126,7 @@ def test_an_episode_is_seen_as_the_policy_saw_it() -> None:
 def test_a_goal_is_shown_beside_every_frame() -> None:
     shapes = SHAPES | {"goal/camera": SHAPES["camera"]}
     agent, episode = _agent(shapes=shapes), _episode()
-    episode.goal = np.full((SIDE, SIDE, 3), 7, np.uint8)
+    episode.goal = {"camera": np.full((SIDE, SIDE, 3), 7, np.uint8)}
     maps = Saliency(agent, STACK, seed=9).maps(episode)
     frames = torch.from_numpy(np.stack(episode.frames)).permute(0, 3, 1, 2)
     observation = {"camera": frames[[1, 2]][None], "goal/camera": torch.full((1, *shapes["camera"]), 7).byte()}

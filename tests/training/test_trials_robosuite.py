@@ -1,0 +1,165 @@
+"""Runs on robomimic's files, tried in robosuite."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from gtp_vision.config import Config, from_command_line
+from gtp_vision.datasets.formats import convert
+from gtp_vision.datasets.store import Store
+from gtp_vision.errors import GtpVisionError
+from gtp_vision.training import trainer
+from gtp_vision.training.collection import collect
+from gtp_vision.training.collection.parts import seed_of
+from gtp_vision.training.data import open_data
+from gtp_vision.training.evaluation import EpisodeNoise, Evaluator
+from gtp_vision.training.trials import check_simulator, env_spec, eval_seed, evaluate_run
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="robosuite is an extra")
+
+SMALL = ["agent=gtp_bc", "agent.policy.hidden=[16]", "training.steps=2", "training.batch_size=8"]
+SMALL += ["training.eval_episodes=2", "training.probe_rows=0", "training.device=cpu"]
+
+
+def _config(data: Path, *settings: str) -> Config:
+    return from_command_line(
+        ["task=own", "task.name=lift", f"task.dataset={data}", "task.env=robosuite", "encoder=state", *SMALL, *settings]
+    )
+
+
+@pytest.fixture(scope="module")
+def lift(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two demonstrations of Lift, states only."""
+    path = tmp_path_factory.mktemp("lift") / "lift.hdf5"
+    collect("robosuite/Lift", path, {"states_only": True, "episodes": 2}, processes=1, command="", progress=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first steps of a demonstration of Lift, seen by two cameras."""
+    path = tmp_path_factory.mktemp("seen") / "seen.hdf5"
+    options = {"episodes": 1, "limit": 4, "cameras": "agentview,robot0_eye_in_hand", "size": 24}
+    collect("robosuite/Lift", path, options, processes=1, command="", progress=False)
+    return path
+
+
+def _replay(config: Config, store: Store, *, film: int = 0) -> tuple[Any, list[int]]:
+    """The first demonstration played again by the evaluator; it, and the rows that were shown as recorded."""
+    same: list[int] = []
+
+    def actor(shown: Mapping[str, torch.Tensor], noise: EpisodeNoise) -> torch.Tensor:
+        (step,) = noise.steps
+        assert list(shown) == list(store.observations)
+        for name, frames in shown.items():
+            recorded = torch.tensor(np.asarray(store.observations[name][step]))
+            newest = frames[0, -1].permute(1, 2, 0) if frames.ndim == 5 else frames[0, -1]
+            torch.testing.assert_close(newest, recorded, rtol=0, atol=1e-6)
+        same.append(step)
+        return torch.tensor(np.asarray(store.actions[step]))[None]
+
+    spec = env_spec(config, store)
+    with Evaluator(spec, frame_stack=2, envs=1, seed=seed_of(0, 0), progress=False) as evaluator:
+        _, (episode,) = evaluator.run(actor, 1, film=film)
+    return episode, same
+
+
+def test_recorded_actions_show_what_was_recorded_and_succeed(lift: Path, cache: Path) -> None:
+    """Observations, their order, the units of actions, and the end at success."""
+    store = open_data(config := _config(lift))
+    check_simulator(config, store)
+    episode, same = _replay(config, store)
+    assert episode.success
+    assert episode.length == store.episode_ends[0] - 1, "the last row is the observation after success"
+    assert same == list(range(episode.length))
+    assert episode.total_reward == 1
+    assert not episode.frames
+
+
+def test_only_the_cameras_that_the_task_sees_are_rendered_and_in_the_datas_size(seen: Path, cache: Path) -> None:
+    asked = "task.observations=[robot0_eef_pos,robot0_eye_in_hand_image]"
+    store = open_data(config := _config(seen, asked, "task.max_episode_steps=3"))
+    check_simulator(config, store)
+    env = env_spec(config, store).make()
+    assert env.unwrapped.simulator.camera_names == ["robot0_eye_in_hand"]  # type: ignore[attr-defined]
+    env.close()
+    episode, same = _replay(config, store, film=1)
+    assert same == [0, 1, 2], "the time limit is the task's"
+    assert not episode.success
+    np.testing.assert_array_equal(np.stack(episode.frames), store.observations["robot0_eye_in_hand_image"][:4])
+
+
+def test_a_run_on_states_is_evaluated_the_same_each_time(lift: Path, cache: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = _config(lift, f"run_dir={run}", "task.max_episode_steps=6", "training.eval_envs=1", "task.frame_stack=2")
+    results = trainer.train(config, progress=False)
+    assert results["last"]["episodes"] == 2
+    assert results["last"]["length"] == 6
+    assert json.loads((run / "results.json").read_text())["env"] == "robosuite"
+    found = evaluate_run(run, episodes=2, seed=eval_seed(config), progress=False)
+    told = {name: value for name, value in results["last"].items() if name in found and name != "seconds"}
+    assert {**found, "seconds": 0} == {**told, "seconds": 0}
+
+
+def test_a_run_with_two_cameras_is_filmed_with_its_first_and_says_where_it_looked(
+    seen: Path, cache: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    config = _config(seen, f"run_dir={run}", "encoder=impala_tiny", "task.max_episode_steps=2", "training.eval_envs=1")
+    config.training.videos, config.training.eval_episodes = 2, 1
+    trainer.train(config, progress=False)
+    videos = sorted((run / "videos" / "step_2").iterdir())
+    assert [video.name for video in videos] == ["episode_000_failure.mp4", "episode_000_failure_saliency.mp4"]
+    assert iio.imread(videos[0]).shape == (3, 96, 96, 3)
+
+
+def _without_env_args(store: Store) -> Store:
+    return replace(store, attributes={name: v for name, v in store.attributes.items() if name != "env_args"})
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "told"),
+    [
+        (_without_env_args, [], "task.env=robosuite takes the environment from a robomimic file's env_args"),
+        (None, ["task.env=robosuite/Can"], "task.env=robosuite/Can, but the data set was recorded in 'Lift'"),
+        (None, ["task.goals=hindsight"], "robosuite shows no observation of a goal; set task.goals=null"),
+        (
+            lambda store: replace(store, observations={"robot0_eef_pose": store.observations["robot0_eef_pos"]}),
+            [],
+            "shows no observation 'robot0_eef_pose', which the task asks for.*did you mean 'robot0_eef_pos'",
+        ),
+        (
+            lambda store: replace(store, observations={"object": store.observations["robot0_eef_pos"]}),
+            [],
+            r"robosuite shows \{'object': \(10,\)\}.*holds \{'object': \(3,\)\}",
+        ),
+    ],
+    ids=["no env_args", "another environment", "goals", "no such observation", "another shape"],
+)
+def test_what_cannot_be_evaluated_is_told_before_training(
+    lift: Path, cache: Path, change: Callable[[Store], Store] | None, settings: list[str], told: str
+) -> None:
+    config = _config(lift, *settings)
+    store = open_data(config)
+    with pytest.raises(GtpVisionError, match=told) as raised:
+        check_simulator(config, change(store) if change else store)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "to"), [("copy.hdf5", "robomimic"), ("copy.h5", "native"), ("copy", "lerobot")])
+def test_a_file_in_another_format_is_still_robosuites(
+    lift: Path, cache: Path, tmp_path: Path, name: str, to: str
+) -> None:
+    convert(lift, tmp_path / name, to)
+    config = _config(tmp_path / name, "task.observations=[object]", "task.env=robosuite/Lift")
+    store = open_data(config)
+    check_simulator(config, store)
+    assert "action_low" not in store.attributes, "actions are the controller's"
