@@ -35,8 +35,8 @@ class TaskConfig:
 
     Attributes:
         name: short name, used in the run folder's path.
-        env: environment name; also names the official data set. `robosuite`: what the robomimic file says of its own. Null:
-            no simulator, nothing is evaluated.
+        env: environment name; also names the official data set. `robosuite`: what the robomimic file says of its own.
+            Null: no simulator, nothing is evaluated.
         dataset: a data set; `demo` is the one this package carries; null is the official one in `data_dir`.
         datasets: instead of `dataset`, several data sets to be mixed.
         shares: of a batch, one for each of `datasets`; only their ratios count; null for equal ones.
