@@ -93,7 +93,7 @@ def add(verbs: Any) -> None:
     )
     collect.add_argument("--medium-steps", type=int, help="steps of SAC's medium set; default as many as --steps")
     collect.add_argument("--compress", action="store_true", help="gzip: small, but not mappable in place")
-    collect.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    collect.add_argument("--processes", type=int, help="default one a core; of SAC: threads, default 1")
     collect.add_argument("--overwrite", action="store_true", default=False, help="replace what stands at --out")
     collect.set_defaults(run=_collect)
 
@@ -152,11 +152,13 @@ def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.training.collection import collect
 
     given = vars(arguments)
+    # SAC's networks are small: a second thread gains little, and on a busy machine the first one waits for it.
+    usual = 1 if "policy" in given else os.cpu_count() or 1
     told = collect(
         arguments.env,
         arguments.out,
         {name: given[name] for name in _COLLECT_OPTIONS if name in given},
-        processes=arguments.processes,
+        processes=given.get("processes", usual),
         command=" ".join(["gtp-vision", *arguments.words]),
         overwrite=arguments.overwrite,
         progress=os.environ.get("TQDM_DISABLE") != "1",  # tqdm's own switch, which an explicit argument would override

@@ -88,7 +88,6 @@ def plan(suite: Suite, out: Path, data: Path) -> Plan:
             found.jobs += _jobs(
                 suite, out / _plain(task.name) / agent, task.name, agent, given[agent], configs[agent], store
             )
-    # One seed of everything before the second of anything would be fairer, but seeds share a process.
     return found
 
 
@@ -119,7 +118,6 @@ def records(suite: Suite, out: Path) -> list[Record]:
 
 def settings_for(suite: Suite, task: SuiteTask, agent: str, data: Path) -> tuple[str, ...]:
     """What the runs of an agent on a task are told, as `gtp-vision train` takes it; what comes later wins."""
-    best_of = f"{agent}+n" in suite.agents
     every = [
         *("task=own", f"task.name={task.name}", *settings_of(agent)),
         *("training.videos=0", "training.probe_rows=0", "training.keep_checkpoints=2"),
@@ -128,7 +126,8 @@ def settings_for(suite: Suite, task: SuiteTask, agent: str, data: Path) -> tuple
         *task.settings,
         *task.agent_settings.get(agent, ()),
         *(f"training.steps={suite.steps}", f"training.eval_every={suite.eval_every}"),
-        *(f"training.eval_episodes={suite.episodes}", *([f"training.eval_candidates=[{BEST_OF}]"] if best_of else [])),
+        f"training.eval_episodes={suite.episodes}",
+        *([f"training.eval_candidates=[{BEST_OF}]"] if agent in suite.best_of else []),
     ]
     put = {"{data}": str(data), "{name}": task.name, "{d4rl}": Path(d4rl_files().get(task.name, "")).name}
     return tuple(_filled(setting, put) for setting in every)

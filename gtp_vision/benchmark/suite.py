@@ -61,6 +61,8 @@ class Suite:
         episodes: of each evaluation.
         seeds: how many, from 0 on.
         agents: labels, `gtp+n` for the best of 32 actions of `gtp` by Q.
+        best_of: whose runs are evaluated with 32 candidates, too: all that the file or the command names with `+n`, so
+            that asking for fewer agents asks for the same runs.
         settings: of all runs.
         agent_settings: by agent.
         tasks: see `SuiteTask`.
@@ -76,6 +78,7 @@ class Suite:
     episodes: int = 0
     seeds: int = 1
     agents: list[str] = field(default_factory=list)
+    best_of: list[str] = field(default_factory=list)
     settings: list[str] = field(default_factory=list)
     agent_settings: dict[str, list[str]] = field(default_factory=dict)
     tasks: list[SuiteTask] = field(default_factory=list)
@@ -93,8 +96,12 @@ class Suite:
         labels = [label.replace("-bc", "_bc") for label in agents or self.agents]
         for label in labels:
             settings_of(label)
+        best_of = [*self.best_of, *(trained_as(label) for label in [*self.agents, *labels] if label.endswith("+n"))]
         return replace(
-            self, agents=list(dict.fromkeys(labels)), tasks=[t for t in self.tasks if not tasks or t.name in tasks]
+            self,
+            agents=list(dict.fromkeys(labels)),
+            best_of=list(dict.fromkeys(best_of)),
+            tasks=[task for task in self.tasks if not tasks or task.name in tasks],
         )
 
 
@@ -119,7 +126,7 @@ def load(name: str) -> Suite:
     found.tasks = [one for task in found.tasks for one in _each(task)]
     for fault in _faults(found):
         raise GtpVisionError(f"{where}: {fault}")
-    return found
+    return found.chosen(agents=[], tasks=[])
 
 
 def settings_of(label: str) -> tuple[str, ...]:

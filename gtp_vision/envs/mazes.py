@@ -6,6 +6,7 @@ and mirrored maze), so D4RL's is built here from OGBench's ant, which is D4RL's.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from importlib import resources
 from typing import Any
 
@@ -50,7 +51,7 @@ def cells(size: str, kind: str) -> list[tuple[int, int]]:
     return [(i, j) for i, row in enumerate(WALLS[size]) for j, found in enumerate(row) if found == kind]
 
 
-class _Maze(MujocoEnv):
+class _Maze(MujocoEnv, ABC):
     """A robot among walls.
 
     Args:
@@ -70,9 +71,9 @@ class _Maze(MujocoEnv):
         model = spec.compile()
         return model, mujoco.MjData(model)
 
+    @abstractmethod
     def build(self, spec: Any) -> None:
         """Put the walls around the robot."""
-        raise NotImplementedError
 
     def observe(self) -> np.ndarray:
         """Positions and velocities, float64; x and y come first."""

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,12 @@ def train_all(runs: Mapping[Path, Sequence[str]], *, progress: bool = True) -> N
 
 
 def refuse_other(folder: Path, asked: Config) -> None:
-    """Refuse to go on with a run of other settings.
+    """Refuse to go on with a run of other settings; one that was moved is still the same run.
 
     Raises:
         GtpVisionError: the folder holds one.
     """
-    if (folder / "config.yaml").exists() and from_run(folder) != asked:
+    if (folder / "config.yaml").exists() and replace(from_run(folder), run_dir=asked.run_dir) != asked:
         raise GtpVisionError(f"{folder} holds a run of other settings; remove it, or choose another folder")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,16 @@ def test_what_is_done_is_not_done_again_and_more_seeds_are_runs_of_their_own(dat
     assert {record.seed for record in records(suite, whole)} == {0}
 
 
+def test_some_agents_of_a_suite_are_its_runs(
+    data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(whole, tmp_path / "copy", symlinks=True)  # the tables are written anew
+    # Without `gtp+n` asked for, too, a run of gtp is one that was evaluated with candidates.
+    assert main(command(data, out, "--agents", "gtp", "--json")) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == [record for record in scores(whole) if record["agent"] == "gtp"]
+
+
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_suite_ends_with_the_same_scores(
     data: Path, whole: Path, tmp_path: Path, how: signal.Signals
@@ -200,6 +211,6 @@ def test_runs_can_be_handed_to_one_of_hydras_launchers(
 
 def test_candidates_without_a_critic_are_refused(data: Path) -> None:
     suite = load(str(data / "tiny.yaml"))
-    suite.agents = ["gtp_bc", "gtp_bc+n"]
+    suite = suite.chosen(agents=["gtp_bc", "gtp_bc+n"], tasks=[])
     with pytest.raises(GtpVisionError, match=r"eval_candidates=\[32\] do not fit: .*chosen by a critic"):
         plan(suite, data, data)

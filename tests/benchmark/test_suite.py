@@ -82,7 +82,9 @@ def test_some_agents_and_tasks_can_be_chosen(tmp_path: Path) -> None:
 
 def test_a_file_of_ones_own_is_a_suite(tmp_path: Path) -> None:
     suite = load(written(tmp_path, SMALL))
-    assert suite == Suite(title="small", steps=10, eval_every=5, episodes=2, agents=["gtp", "gtp+n"], tasks=suite.tasks)
+    assert suite == Suite(
+        title="small", steps=10, eval_every=5, episodes=2, agents=["gtp", "gtp+n"], best_of=["gtp"], tasks=suite.tasks
+    )
     assert suite.tasks[0].settings == ["task.dataset=x.h5"]
 
 
