@@ -59,15 +59,6 @@ def add(verbs: Any) -> None:
     ablation.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ...")
     ablation.add_argument("--json", action="store_true")
     ablation.set_defaults(run=_experiment_ablation)
-    maze = what.add_parser("pointmaze", help="eight agents in OGBench's pointmaze-medium; an hour on two cores")
-    maze.add_argument("--data", type=Path, required=True, help="folder of the collected data set")
-    maze.add_argument("--out", type=Path, default=Path("runs/pointmaze"), help="folder (default runs/pointmaze)")
-    maze.add_argument("--agents", default="", help="with commas between; default: all eight")
-    maze.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
-    maze.add_argument("--train-steps", type=int, default=6000, help="gradient steps of each run")
-    maze.add_argument("--episodes", type=int, default=15, help="of each evaluation")
-    maze.add_argument("--json", action="store_true")
-    maze.set_defaults(run=_experiment_pointmaze)
     eyes = what.add_parser("encoders", help="a pretrained backbone against others, few demonstrations; an hour")
     eyes.add_argument("--data", type=Path, required=True, help="demonstrations, e.g. of `data collect robosuite/Lift`")
     eyes.add_argument("--weights", type=Path, required=True, help="of an ImageNet EfficientNet-Lite0")
@@ -181,22 +172,6 @@ def _experiment_ablation(arguments: argparse.Namespace, _: list[str]) -> int:
     results = ablation(
         seeds=_at_least(1, "--seeds", arguments.seeds),
         steps=_at_least(1, "--train-steps", arguments.train_steps),
-        progress=not arguments.json,
-    )
-    print(json.dumps(results) if arguments.json else table(results))
-    return 0
-
-
-def _experiment_pointmaze(arguments: argparse.Namespace, _: list[str]) -> int:
-    from gtp_vision.experiments.pointmaze import pointmaze, table
-
-    results = pointmaze(
-        arguments.data,
-        arguments.out,
-        agents=[name for name in arguments.agents.split(",") if name],
-        seeds=_at_least(1, "--seeds", arguments.seeds),
-        steps=_at_least(1, "--train-steps", arguments.train_steps),
-        episodes=_at_least(1, "--episodes", arguments.episodes),
         progress=not arguments.json,
     )
     print(json.dumps(results) if arguments.json else table(results))

@@ -15,6 +15,7 @@ TASKS = {
     "d4rl-gym": 9,
     "ogbench-state": 50,
     "ogbench-visual": 5,
+    "pointmaze": 1,
     "robomimic": 3,
     "two-cores": 2,
 }

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from gtp_vision.config import from_command_line, to_yaml
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
+from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import jobs
 
 SMALL = [
@@ -67,3 +69,19 @@ list(jobs.trained({{Path({str(folder)!r}): {settings!r}}}, workers=1, progress=F
     while "stopped at step" not in (tmp_path / "run.log").read_text():
         assert time.monotonic() < limit
         time.sleep(0.05)
+
+
+def test_a_run_that_fails_is_told_with_its_log(tmp_path: Path) -> None:
+    broken = ["task=demo", f"data_dir={tmp_path}", "task.dataset=null"]
+    with pytest.raises(GtpVisionError, match=r"status 2; .*broken\.log says why"):
+        jobs.train_all({tmp_path / "broken": broken}, progress=False)
+    assert str(tmp_path) in (tmp_path / "broken.log").read_text()
+
+
+def test_a_folder_of_other_settings_is_refused_and_a_moved_one_is_not(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    made = from_command_line(["task=demo", "seed=1", "run_dir=elsewhere"])
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(made))
+    jobs.refuse_other(tmp_path / "run", from_command_line(["task=demo", "seed=1", f"run_dir={tmp_path / 'run'}"]))
+    with pytest.raises(GtpVisionError, match="other settings"):
+        jobs.train_all({tmp_path / "run": ["task=demo", "seed=2"]}, progress=False)
