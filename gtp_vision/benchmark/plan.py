@@ -142,10 +142,11 @@ def _filled(text: str, put: Mapping[str, str]) -> str:
 def _jobs(
     suite: Suite, folder: Path, task: str, agent: str, settings: Sequence[str], config: Config, store: Store
 ) -> Iterator[Job]:
-    there = {seed for path in folder.glob("seed*") for seed in _seeds_in(path)}
-    for path in sorted(folder.glob("seed*"), key=lambda path: min(_seeds_in(path), default=0)):
-        seeds = tuple(_seeds_in(path))
-        if set(seeds) & set(range(suite.seeds)) and (path / "config.yaml").exists():
+    # A folder without a configuration is one of a run that was killed before its first step: there is no such run.
+    begun = {path: tuple(_seeds_in(path)) for path in folder.glob("seed*") if (path / "config.yaml").exists()}
+    there = {seed for seeds in begun.values() for seed in seeds}
+    for path, seeds in sorted(begun.items(), key=lambda item: min(item[1], default=0)):
+        if set(seeds) & set(range(suite.seeds)):
             yield _job(task, agent, seeds, path, settings, config)
     new = tuple(seed for seed in range(suite.seeds) if seed not in there)
     if len(new) > 1 and _side_by_side(config, store) and new == tuple(range(new[0], new[-1] + 1)):

@@ -119,6 +119,10 @@ def test_what_is_done_is_not_done_again_and_more_seeds_are_runs_of_their_own(dat
         ("iql", (0, 1), 1.0),
         ("iql", (2, 3), 0.0),
     ]
+    (whole / "maze" / "iql" / "seed_2").mkdir()  # of a run that was killed before it wrote anything
+    _, same = planned(data, whole, seeds=4)
+    assert [(job.agent, job.seeds) for job in same.jobs] == [(job.agent, job.seeds) for job in more.jobs]
+    (whole / "maze" / "iql" / "seed_2").rmdir()
     suite, fewer = planned(data, whole, seeds=1)
     assert [job.done for job in fewer.jobs] == [1.0, 1.0]
     assert {record.seed for record in records(suite, whole)} == {0}
