@@ -1,3 +1,20 @@
 """Offline reinforcement learning and imitation from cameras with generative trajectory policies."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gtp_vision.serving.artifact import load_policy
+
 __version__ = "0.1.0"
+__all__ = ["__version__", "load_policy"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load_policy`, imported when it is asked for: it brings PyTorch with it."""
+    if name == "load_policy":
+        from gtp_vision.serving.artifact import load_policy
+
+        return load_policy
+    raise AttributeError(f"module 'gtp_vision' has no attribute '{name}'")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gtp_vision import __version__, cli_data, cli_measure
+from gtp_vision import __version__, cli_data, cli_measure, cli_serve
 from gtp_vision.errors import GtpVisionError, propose
 
 _ABOUT = """\
@@ -22,6 +22,7 @@ Offline reinforcement learning and imitation from cameras with generative trajec
   gtp-vision train --resume runs/...                  go on with an interrupted run
   gtp-vision eval runs/... --episodes 50 --steps 2    evaluate a trained policy, acting in 2 jumps
   gtp-vision report runs/a runs/b --out page.html     one page from one or more runs
+  gtp-vision export runs/... DIR                      a trained policy as a folder that is enough to act
   gtp-vision data inspect PATH                        what a data set holds and what is wrong with it
   gtp-vision data convert SRC DST --to lerobot        write it in another format
   gtp-vision data download ogbench/cube-single-play   fetch a published one
@@ -130,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     report.add_argument("--out", type=Path, help="default: report.html in the first run's folder")
     report.set_defaults(run=_report)
+
+    cli_serve.add(verbs)
 
     cli_data.add(verbs)
 

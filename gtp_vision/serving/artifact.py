@@ -1,0 +1,208 @@
+"""The policy artifact: a folder that is enough to act. safetensors and JSON, nothing is ever pickled.
+
+    policy.safetensors   the weights that acting needs, and no others
+    policy.json          schema, agent and encoder: how they are put together
+    provenance.json      run, step, data, scores, versions, licences
+    README.md            the model card
+    manifest.json        sizes and hashes of the above
+
+Such folders come from strangers: sizes and shapes are checked before anything is made of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from gtp_vision import agents
+from gtp_vision.agents import Agent, AgentConfig
+from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
+from gtp_vision.errors import GtpVisionError
+from gtp_vision.serving.policy import Policy
+from gtp_vision.serving.schema import Schema
+
+FORMAT = 1  # of the folder
+WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST = (
+    "policy.safetensors",
+    "policy.json",
+    "provenance.json",
+    "README.md",
+    "manifest.json",
+)
+_MOST_JSON = 4 << 20  # bytes
+_MOST_COUNT = 100_000  # of anything in the settings; networks of a stranger's file shall not take for ever to build
+_SPARE = 256 << 20  # bytes that parts without stored weights may take beside sixteen times those with
+
+
+def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager") -> Policy:
+    """The policy that an artifact's folder holds; it needs no data set and no simulator.
+
+    Args:
+        folder: as `gtp-vision export` wrote it.
+        device: where it computes, e.g. `cuda`.
+        engine: eager, compile, graph or auto, see `agents.fast.FastPolicy`.
+
+    Raises:
+        GtpVisionError: no artifact, a damaged one, one of another version, or one that does not hold together.
+    """
+    folder = Path(folder).expanduser()
+    _check_files(folder)
+    told = _json(folder / MADE_OF)
+    if told.get("format") != FORMAT:
+        raise GtpVisionError(
+            f"{folder} is an artifact of format {told.get('format')!r}, and this version reads {FORMAT}; use the "
+            f"version that made it, or export its run again"
+        )
+    try:
+        schema = Schema.of(told.get("schema"))
+        config = _settings(AgentConfig, told.get("agent"))
+        encoder = _settings(EncoderConfig, told.get("encoder"))
+        agents.check_agent(config)
+        check_encoder(encoder)
+        kept = told.get("parts")
+        if not isinstance(kept, list) or not all(isinstance(name, str) for name in kept):
+            raise GtpVisionError("it does not say which of the agent's parts it holds")
+        agent = _filled(folder / WEIGHTS, schema, config, encoder, kept, bf16=told.get("bf16") is True)
+    except GtpVisionError as error:
+        raise GtpVisionError(f"{folder}: {error}") from error
+    try:
+        agent.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise GtpVisionError(
+            f"device={device} is not to be had here ({str(error).splitlines()[0]}); try cpu"
+        ) from error
+    return Policy(agent, schema, _json(folder / PROVENANCE), engine)
+
+
+def trimmed(agent: Agent, parts: list[str]) -> Agent:
+    """The agent without its modules that are not among `parts`."""
+    for name, _ in list(agent.named_children()):
+        if name not in parts:
+            delattr(agent, name)
+    return agent
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of a folder's files."""
+    manifest = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _filled(
+    path: Path, schema: Schema, config: AgentConfig, encoder: EncoderConfig, parts: list[str], *, bf16: bool
+) -> Agent:
+    """The agent with the weights of a file, after looking at what both would take.
+
+    Raises:
+        GtpVisionError: they do not belong together.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise GtpVisionError(f"{WEIGHTS} cannot be read ({error}); export it again") from error
+    shapes = schema.shapes()
+    with torch.device("meta"):  # takes no memory
+        plan = _built(shapes, schema.actions, config, encoder)
+    tensors = plan.state_dict()
+    expected = {name: tuple(x.shape) for name, x in tensors.items() if name.partition(".")[0] in parts}
+    if differing := sorted(expected.items() ^ stored.items()):
+        raise GtpVisionError(
+            f"{WEIGHTS} does not hold the agent that {MADE_OF} describes: '{differing[0][0]}' differs; export it again"
+        )
+    whole = sum(x.numel() * x.element_size() for x in [*tensors.values(), *plan.buffers()])
+    if whole > _SPARE + 16 * path.stat().st_size:
+        raise GtpVisionError(
+            f"{MADE_OF} describes networks of {whole >> 20} MB for the weights of {WEIGHTS}; export it again"
+        )
+    agent = _built(shapes, schema.actions, config, encoder)
+    agent.load_state_dict(load_file(path), strict=False)
+    for module in agent.modules():
+        if isinstance(module, Encoder):
+            module.bf16 = bf16
+    return trimmed(agent, parts).eval().requires_grad_(False)
+
+
+def _built(shapes: Mapping[str, tuple[int, ...]], actions: int, config: AgentConfig, encoder: EncoderConfig) -> Agent:
+    return agents.create(shapes, actions, config, encoder, pretrained=False)
+
+
+def _settings(kind: type, stored: Any) -> Any:
+    """A dataclass of settings from a stranger's JSON.
+
+    Raises:
+        GtpVisionError: names or types that there are not, or numbers beyond all measure.
+    """
+    try:
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(stored)))
+    except (OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
+        raise GtpVisionError(
+            f"{MADE_OF} holds no {kind.__name__} of this version ({str(error).splitlines()[0]})"
+        ) from error
+    assert isinstance(found, kind)
+    for name, value in _numbers(found, ""):
+        if abs(value) > _MOST_COUNT:
+            raise GtpVisionError(f"{MADE_OF} has {name}={value}, which is beyond all measure")
+    return found
+
+
+def _numbers(value: Any, name: str) -> list[tuple[str, int]]:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [(name, value)]
+    if is_dataclass(value):
+        inner = [(field.name, getattr(value, field.name)) for field in fields(value)]
+    elif isinstance(value, Mapping):
+        inner = [(str(key), one) for key, one in value.items()]
+    elif isinstance(value, list):
+        inner = [(str(index), one) for index, one in enumerate(value)]
+    else:
+        return []
+    return [found for key, one in inner for found in _numbers(one, f"{name}.{key}".strip("."))]
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse what is no artifact, and one whose files are not those that were written.
+
+    Raises:
+        GtpVisionError: which file, and why.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise GtpVisionError(
+            f"{folder} is no policy artifact (no {MANIFEST} in it); make one with: gtp-vision export RUN {folder}"
+        )
+    manifest = _json(folder / MANIFEST)
+    for name in (WEIGHTS, MADE_OF, PROVENANCE):
+        path, sealed = folder / name, manifest.get(name)
+        if not path.is_file():
+            raise GtpVisionError(f"{path} is missing; copy the whole folder, or export the run again")
+        if not isinstance(sealed, dict) or path.stat().st_size != sealed.get("bytes") or _digest(path) != sealed:
+            raise GtpVisionError(f"{path} is not what was written; copy the folder anew, or export the run again")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MOST_JSON:
+            raise GtpVisionError(f"{path} is larger than {_MOST_JSON >> 20} MB, which no artifact's is")
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise GtpVisionError(
+            f"{path} cannot be read ({error}); copy the folder anew, or export the run again"
+        ) from error
+    if not isinstance(found, dict):
+        raise GtpVisionError(f"{path} holds no JSON object; export the run again")
+    return found
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -1,0 +1,75 @@
+"""The model card: what a person wants to know before a policy moves a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from gtp_vision.serving.schema import Schema
+
+
+def card(schema: Schema, provenance: Mapping[str, Any]) -> str:
+    """README.md of an artifact, with the header that the Hugging Face hub reads."""
+    licences = provenance["licences"]
+    header = {
+        "library_name": "gtp-vision",
+        "pipeline_tag": "robotics",
+        "tags": ["robotics", "offline-reinforcement-learning", "gtp-vision", schema.agent],
+        "license": licences["weights"] if licences["weights"] != "unknown" else "other",
+    }
+    data, scores = provenance["data"], provenance["evaluation"]
+    rows = [f"| `{name}` | frames, uint8 {shape} (height, width, channels) |" for name, shape in schema.cameras.items()]
+    rows += [f"| `{name}` | {width} numbers |" for name, width in schema.states.items()]
+    low, high = (", ".join(f"{x:g}" for x in bound) for bound in (schema.action_low, schema.action_high))
+    newest = f"An observation holds the newest frames; the policy remembers the last {schema.frame_stack}."
+    trained = f"{provenance['step']} steps (run {provenance['run']}, seed {provenance['seed']})"
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {_plain(schema.agent)} on {_plain(schema.task)}",
+        "",
+        "```python",
+        "import gtp_vision",
+        "",
+        'policy = gtp_vision.load_policy("this folder")',
+        f"action = policy.act({{{', '.join(repr(name) + ': ...' for name in [*schema.cameras, *schema.states])}}})",
+        "```",
+        "",
+        "| observation | what |",
+        "|---|---|",
+        *map(_plain, rows),
+        "",
+        f"Actions: {schema.actions} numbers, from [{low}] to [{high}], {schema.chunk} planned at once, in "
+        f"{schema.steps} jumps. {newest}",
+        "",
+        f"Trained for {_plain(trained)} on {_plain(data.get('name', 'a data set'))}: {data['episodes']} episodes, "
+        f"{data['frames']} frames.",
+        "",
+        _scores(scores, provenance["environment"]),
+        "",
+        *(f"Licence of the {name}: {_plain(licence)}." for name, licence in licences.items()),
+        "",
+        "It has been tried where the lines above say, and nowhere else: bound its speed and force when it first moves",
+        "a robot.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _scores(scores: Mapping[str, Any] | None, environment: str | None) -> str:
+    if not scores:
+        return "This checkpoint was not evaluated."
+    low, high = scores["success_interval"]
+    return (
+        f"Evaluated in {_plain(environment)}: success {scores['success']:.0%} of {scores['episodes']} episodes "
+        f"(95 % interval {low:.0%} to {high:.0%}), return {scores['return']:.1f}."
+    )
+
+
+def _plain(text: Any) -> str:
+    """A name as it may stand in Markdown: one line, nothing that opens a tag or a link."""
+    return "".join(letter if letter.isprintable() and letter not in "<>[]" else " " for letter in str(text))
