@@ -26,6 +26,7 @@ from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.networks import ACTIVATIONS
 
 ENGINES = ("auto", "eager", "compile", "graph")
+ON_NONFINITE = ("stop", "skip", "rollback")
 GROUPS = ("task", "agent", "improvement", "acting", "encoder", "training", "tuned")
 
 
@@ -82,6 +83,8 @@ class TrainingConfig:
         warmup_steps: steps of linear growth of the learning rate.
         schedule: constant or cosine (to 0 at the last step).
         clip_gradient: largest gradient norm; null for none.
+        on_nonfinite: what happens at a loss or gradient that is not finite, see docs/health.md: stop, skip the step, or
+            rollback to the last checkpoint and leave out the step that it was.
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints.
         keep_checkpoints: newest checkpoints that are kept.
@@ -109,6 +112,7 @@ class TrainingConfig:
     warmup_steps: int = 0
     schedule: str = "constant"
     clip_gradient: float | None = None
+    on_nonfinite: str = "stop"
     log_every: int = 1000
     checkpoint_every: int = 10_000
     keep_checkpoints: int = 2
@@ -252,6 +256,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "encoder.tuning": settings.TUNINGS,
     "training.batch_per": ("global", "process"),
     "training.schedule": ("constant", "cosine"),
+    "training.on_nonfinite": ON_NONFINITE,
     "training.device": ("auto", "cpu", "cuda"),
     "training.placement": PLACEMENTS,
     "training.engine": ENGINES,

@@ -106,6 +106,7 @@ class Policy(nn.Module, ABC):
     """
 
     has_teacher = False  # whether the loss learns from a slow copy of the policy too
+    looks = True  # whether weights from which nothing can be learnt are refused, where looking costs nothing
     traced = False  # whether it runs in a step that is compiled or transformed: there nothing is kept or looked at
 
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
@@ -148,7 +149,7 @@ class Policy(nn.Module, ABC):
                 losses that are not finite, and nobody finds negative weights).
             GtpVisionError: a family that does not learn from data.
         """
-        if not self.traced and weight.device.type == "cpu":
+        if self.looks and not self.traced and weight.device.type == "cpu":
             check_weights(weight)
         draws = self.config.noise_draws
         action = repeated(action, draws)

@@ -24,6 +24,7 @@ from gtp_vision.datasets.random import NoiseTape
 from gtp_vision.datasets.sources import Source, source_of_all
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training.functional import State, StepFunction, draws_of, state_of, traced
+from gtp_vision.training.guard import look_at_weights
 from gtp_vision.training.parts import Parts
 from gtp_vision.training.update import learning_rate, update
 
@@ -61,6 +62,7 @@ class Eager(Engine):
     def __init__(self, source: Source, config: Config, parts: Parts) -> None:
         super().__init__(source)
         self._config, self._parts = config, parts
+        look_at_weights(parts.agent, config.training.on_nonfinite != "skip")
 
     def step(self, step: int, inputs: Inputs) -> list[Metrics]:
         """One step of the one run."""
@@ -141,6 +143,7 @@ class Functional(Engine):
                 draws_of(first.agent, self.source, one, first.stream(step)),
                 awake=awake,
                 clip=self._config.training.clip_gradient,
+                skips=self._config.training.on_nonfinite == "skip",
                 held=self._state.axes() if several else None,
             )
             while len(self._functions) >= _STAGES:  # one that ended long ago

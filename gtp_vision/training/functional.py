@@ -22,6 +22,7 @@ from gtp_vision.datasets.random import Draw, NoiseRecorder, NoiseSource, NoiseTa
 from gtp_vision.datasets.sources import Source
 from gtp_vision.networks import followed
 from gtp_vision.policies import Policy
+from gtp_vision.training.guard import NONFINITE, moved_where_finite, not_finite
 
 Tensors = dict[str, torch.Tensor]
 
@@ -131,6 +132,7 @@ class StepFunction:
         draws: what noise a step draws.
         awake: of each of the optimiser's groups, whether it is trained in this stage.
         clip: largest gradient norm of the groups that are awake; None for none.
+        skips: steps that are not finite are not applied.
         held: if tensors, inputs and noise have a first axis of seeds, that of each tensor that is held, see `State`.
     """
 
@@ -143,9 +145,10 @@ class StepFunction:
         *,
         awake: Sequence[bool],
         clip: float | None,
+        skips: bool = False,
         held: Mapping[str, int | None] | None = None,
     ) -> None:
-        self.agent, self.source, self.draws, self.clip = agent, source, tuple(draws), clip
+        self.agent, self.source, self.draws, self.clip, self.skips = agent, source, tuple(draws), clip, skips
         names = {parameter: name for name, parameter in agent.named_parameters()}
         self.groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
         self.clipped = [name for group, on in zip(self.groups, awake, strict=True) if on for name in group]
@@ -169,36 +172,44 @@ class StepFunction:
         """
         with torch.no_grad():
             gradients, metrics = self.gradients(state.trained, state.held, inputs, noise)
-            # Adam's counts and rates are tensors, which a captured step reads anew; on a CPU eager Adam wants numbers.
-            on_device = torch.compiler.is_compiling() or rates[0].is_cuda
-            for names, rate in zip(self.groups, rates, strict=True):
-                adam(
-                    [state.trained[name] for name in names],
-                    [gradients[name] for name in names],
-                    [state.mean[name] for name in names],
-                    [state.square[name] for name in names],
-                    [],
-                    [state.steps[name] for name in names],
-                    foreach=True,
-                    capturable=on_device,
-                    fused=False,
-                    amsgrad=False,
-                    beta1=self.betas[0],
-                    beta2=self.betas[1],
-                    lr=rate if on_device else float(rate),
-                    weight_decay=0.0,
-                    eps=self.eps,
-                    maximize=False,
-                )
-            every = state.trained | state.held
-            for tau, averaged, copied in self.follows:
-                if averaged:
-                    torch._foreach_lerp_(
-                        [every[slow] for slow, _ in averaged], [every[fast] for _, fast in averaged], tau
-                    )
-                for slow, fast in copied:
-                    every[slow].copy_(every[fast])
+            if self.skips:
+                slow = [pair[0] for _, averaged, copied in self.follows for pair in [*averaged, *copied]]
+                moved = [*state.trained.values(), *state.mean.values(), *state.square.values()]
+                moved += [(state.trained | state.held)[name] for name in slow]
+                moved_where_finite(metrics[NONFINITE], lambda: moved, lambda: self._move(state, gradients, rates))
+            else:
+                self._move(state, gradients, rates)
         return metrics
+
+    def _move(self, state: State, gradients: Tensors, rates: list[torch.Tensor]) -> None:
+        """Adam, and the targets that follow."""
+        # Adam's counts and rates are tensors, which a captured step reads anew; on a CPU eager Adam wants numbers.
+        on_device = torch.compiler.is_compiling() or rates[0].is_cuda
+        for names, rate in zip(self.groups, rates, strict=True):
+            adam(
+                [state.trained[name] for name in names],
+                [gradients[name] for name in names],
+                [state.mean[name] for name in names],
+                [state.square[name] for name in names],
+                [],
+                [state.steps[name] for name in names],
+                foreach=True,
+                capturable=on_device,
+                fused=False,
+                amsgrad=False,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
+                lr=rate if on_device else float(rate),
+                weight_decay=0.0,
+                eps=self.eps,
+                maximize=False,
+            )
+        every = state.trained | state.held
+        for tau, averaged, copied in self.follows:
+            if averaged:
+                torch._foreach_lerp_([every[slow] for slow, _ in averaged], [every[fast] for _, fast in averaged], tau)
+            for slow, fast in copied:
+                every[slow].copy_(every[fast])
 
     def _gradients(
         self, trained: Tensors, held: Tensors, inputs: Mapping[str, torch.Tensor], noise: list[torch.Tensor]
@@ -210,6 +221,8 @@ class StepFunction:
             return functional_call(self.agent, parameters | held, (batch, NoiseTape(self.draws, noise)))
 
         gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(trained)
+        total = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum()
+        metrics = metrics | {NONFINITE: not_finite(metrics["loss"], total)}
         if self.clip is not None:  # as torch.nn.utils.clip_grad_norm_
             norm = torch.stack([gradients[name].square().sum() for name in self.clipped]).sum().sqrt()
             factor = (self.clip / (norm + 1e-6)).clamp_max(1)
