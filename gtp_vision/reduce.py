@@ -9,14 +9,13 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-
 _alone = False
 
 
 @contextmanager
 def alone() -> Iterator[None]:
     """What is computed in the block is this process's own: nobody asks the others, and they need not answer."""
-    global _alone  # noqa: PLW0603 - as wide as the process group that it hides
+    global _alone
     before, _alone = _alone, True
     try:
         yield

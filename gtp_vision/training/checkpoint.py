@@ -168,6 +168,11 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
     return json.loads((path / "state.json").read_text())
 
 
+def step_of(path: Path) -> int:
+    """The number of steps that were taken when a checkpoint was written."""
+    return _step(path)
+
+
 def _all(folder: Path) -> list[Path]:
     found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
     return sorted(found, key=_step)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from gtp_vision import agents
 from gtp_vision.agents.acting import best_of
@@ -20,7 +18,10 @@ from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import checkpoint, pictures, trained
 from gtp_vision.training.data import save_statistics
 from gtp_vision.training.evaluation import Evaluator, StoppedError, write_videos
+from gtp_vision.training.health import Health
 from gtp_vision.training.insight import SALIENCY, Saliency
+from gtp_vision.training.nonfinite import FILE as NONFINITE_FILE
+from gtp_vision.training.nonfinite import Fault, reading, report
 from gtp_vision.training.parts import Parts
 from gtp_vision.training.probes import Watch
 from gtp_vision.training.report import build_report
@@ -46,10 +47,24 @@ class Member:
         start: the step it goes on from.
         train_seconds: spent on training before.
         resume_with: what to give to `gtp-vision train --resume` after an interruption.
+        skips: steps, from 1, that it leaves out; see `recovery`.
+
+    Attributes:
+        health: its warnings.
+        idle: readings since the last one with a step that was applied.
+        idle_since: the step, from 1, of the first step since.
     """
 
     def __init__(
-        self, config: Config, folder: Path, parts: Parts, *, start: int, train_seconds: float, resume_with: Path
+        self,
+        config: Config,
+        folder: Path,
+        parts: Parts,
+        *,
+        start: int,
+        train_seconds: float,
+        resume_with: Path,
+        skips: Collection[int] = (),
     ) -> None:
         self.config, self.folder, self.parts, self.train_seconds = config, folder, parts, train_seconds
         self.evaluations = _read_evaluations(folder, start)
@@ -58,6 +73,9 @@ class Member:
         if main:
             checkpoint.forget_after(folder / "checkpoints", start)
         self.tracker = Tracker(folder, resume_step=start, seconds=spent) if main else None
+        self.health = Health(folder, config, parts.store, start=start, writes=main)
+        self.skips, self.idle, self.idle_since = set(skips), 0, start + 1
+        self.unsaid: list[str] = []
         self.watch: Watch | None = None
         self._start, self._resume_with = start, resume_with
 
@@ -81,7 +99,7 @@ class Member:
                 step,
                 self.parts.agent,
                 self.parts.optimizer,
-                {"train_seconds": self.train_seconds},
+                {"train_seconds": self.train_seconds, "skip_steps": sorted(self.skips)},
                 keep=None,
             )
         self.parts.accelerator.wait_for_everyone()
@@ -141,34 +159,71 @@ class Member:
             f"go on with: gtp-vision train --resume {self._resume_with}"
         )
 
-    def read(self, pending: list[Metrics], done: int) -> dict[str, float]:
+    def read(self, pending: Sequence[Metrics | None], done: int, index: int = 0) -> dict[str, float]:
         """Means over the steps since the last reading that have them; only here the host waits for the device.
 
         Args:
-            pending: metrics of the steps before step `done`.
+            pending: metrics of the steps before step `done`; None for a step that was left out.
             done: steps that were taken.
+            index: number of this run among those that are trained side by side.
 
         Raises:
-            GtpVisionError: one of them is not finite.
+            Fault: one of them is not finite, and was applied.
         """
-        names = list(dict.fromkeys(name for m in pending for name in m))  # a stage may end between two readings
-        none = next(iter(pending[0].values())).new_zeros(()).float()
-        table = torch.stack([torch.stack([m[name].float() if name in m else none for name in names]) for m in pending])
-        table = self.parts.accelerator.reduce(table, "mean")
-        finite = table.isfinite()
-        if not bool(finite.all()):
-            row, column = (int(i) for i in (~finite).nonzero()[0])
-            raise self.diverged(done - len(pending) + row + 1, f"{names[column]} is not finite")
-        counts = [sum(name in m for m in pending) for name in names]
-        return {name: total / count for name, total, count in zip(names, table.sum(0).tolist(), counts, strict=True)}
+        mode = self.config.training.on_nonfinite
+        found = reading(pending, self.parts.accelerator, skips=mode == "skip")
+        begun = done - len(pending) + 1
+        if found.first is not None:
+            raise Fault(index, begun + found.first, f"{found.names[0]} is not finite", found.names)
+        if len(found.skipped) == len(pending):
+            self.idle += 1
+        else:
+            self.idle, self.idle_since = 0, done + 1
+        if mode == "stop":
+            return found.means
+        if found.skipped:
+            step = begun + found.skipped[0]
+            self._first_skipped(step, found.names)
+        left_out = sum(metrics is None for metrics in pending)
+        return found.means | {"skipped": float(len(found.skipped) + left_out)}
 
-    def diverged(self, step: int, what: str) -> GtpVisionError:
-        """The error that ends a run in which nothing can be learnt any more."""
+    def _first_skipped(self, step: int, names: Sequence[str]) -> None:
+        """Look into the first step that was skipped; of later ones the metric `skipped` tells."""
+        if not any(one["kind"] == "skipped" for one in self.health.warnings):
+            told = report(self.parts, self.config, self.folder, step, names)
+            self.unsaid += self.health.note(step, "skipped", f"step {step}: {names[0]} is not finite, {told}; skipped")
+
+    def tell(self, told: list[str]) -> list[str]:
+        """What is to be told: these lines, after those that waited."""
+        lines, self.unsaid = [*self.unsaid, *told], []
+        return lines
+
+    def diverged(self, step: int, what: str, told: str) -> GtpVisionError:
+        """The error that ends a run in which nothing can be learnt any more.
+
+        Args:
+            step: from 1.
+            what: was not finite.
+            told: what was found about it, see `nonfinite.report`; may be empty.
+        """
         kept = checkpoint.newest(self.folder / "checkpoints")
+        looked = f"{told} ({self.folder / NONFINITE_FILE}); " if told else ""
+        mends = ["lower training.learning_rate", "set training.clip_gradient"]
+        if self.config.training.on_nonfinite == "stop":
+            mends.append("set training.on_nonfinite=skip")
         return GtpVisionError(
-            f"step {step}: {what}; the last good checkpoint is {kept or 'none'}; "
-            f"lower training.learning_rate or set training.clip_gradient"
+            f"step {step}: {what}; the last good checkpoint is {kept or 'none'}; {looked}{', or '.join(mends)}"
         )
+
+    def go_back(self, step: int) -> None:
+        """Forget what was written after step `step`; parameters and moments are the caller's."""
+        self.evaluations = [found for found in self.evaluations if found["step"] <= step]
+        self.idle, self.idle_since = 0, step + 1
+        if self.tracker:
+            seconds = self.tracker.seconds
+            self.tracker.close()
+            checkpoint.forget_after(self.folder / "checkpoints", step)
+            self.tracker = Tracker(self.folder, resume_step=step, seconds=seconds)
 
     def finish(self, engine: str, beside: int) -> dict[str, Any]:
         """results.json and report.html, on the main process.
@@ -198,6 +253,7 @@ class Member:
             "batch": self.parts.sampler.batch_size,
             "versions": {name: version(name) for name in ("gtp-vision", "torch", "accelerate", "ogbench", "mujoco")},
             "evaluations": self.evaluations,
+            "health": self.health.warnings,
         }
         if self.evaluations:
             recent = self.evaluations[-3:]

@@ -153,6 +153,21 @@ def sibling(parts: Parts, config: Config) -> Parts:
     )
 
 
+def begun(parts: Parts, config: Config) -> Agent:
+    """The agent as the run began with it, on the device.
+
+    Args:
+        parts: of the run, whose agent has moved on; the data's statistics are taken from it.
+        config: of the run.
+    """
+    agent = _agent(config, parts.store, pretrained=True)
+    with torch.no_grad():
+        for own, known in zip(agent.buffers(), parts.agent.buffers(), strict=True):
+            if bool(known.isfinite().all()):
+                own.copy_(known)
+    return agent.to(parts.accelerator.device)
+
+
 def set_products(precision: str) -> None:
     """How GPUs multiply float32 matrices and convolve, in this process: exactly, or with 10 bits of mantissa (TF32).
 

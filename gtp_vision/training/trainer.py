@@ -9,11 +9,13 @@ resumed run equals an uninterrupted one. With `training.seeds` the folder holds 
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,13 @@ from gtp_vision.datasets.pitfalls import pitfalls
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.policies import WeightsError
 from gtp_vision.reduce import said_anywhere
-from gtp_vision.training import checkpoint, engines, trained
+from gtp_vision.training import checkpoint, engines, health, recovery, trained
 from gtp_vision.training.data import constant_dimensions
 from gtp_vision.training.engines import Engine
 from gtp_vision.training.evaluation import Evaluator
+from gtp_vision.training.guard import NONFINITE, held_still
 from gtp_vision.training.member import InterruptedRunError, Member
+from gtp_vision.training.nonfinite import Fault
 from gtp_vision.training.parts import build, sibling
 from gtp_vision.training.processes import shares
 from gtp_vision.training.report import build_report
@@ -41,6 +45,8 @@ from gtp_vision.training.stopping import stop_requested
 from gtp_vision.training.tracking import Meters
 from gtp_vision.training.trials import check_simulator, evaluator_of
 
+Pending = list[list[Metrics | None]]
+"""Of each step since the last reading, what each run's step told; None of one that was left out."""
 _ASK = 50  # steps; launchers kill what has not ended half a minute after their signal
 
 __all__ = ["InterruptedRunError", "prepare_folder", "refuse_occupied", "train"]
@@ -71,10 +77,11 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
     engines.check(config, parts)  # before anything is written or removed
     every = [parts, *(sibling(parts, other) for other in configs[1:])]
     accelerator = parts.accelerator
-    start, train_seconds = 0, 0.0
+    start, train_seconds, skips = 0, 0.0, [set[int]() for _ in every]
     if found is not None:
-        for one, path in zip(every, found, strict=True):
+        for one, path, left_out in zip(every, found, skips, strict=True):
             state = checkpoint.load(path, one.agent, one.optimizer)
+            left_out |= recovery.skips_of(state, path)
         start, train_seconds = state["step"], state["train_seconds"]
         accelerator.print(f"going on from step {start} ({found[0]})")
     elif resume:
@@ -100,14 +107,14 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
             tell(f"warning: {unlikely}")
     accelerator.wait_for_everyone()
     members = [
-        Member(*own, start=start, train_seconds=train_seconds, resume_with=folder)
-        for own in zip(configs, into, every, strict=True)
+        Member(*own, start=start, train_seconds=train_seconds, resume_with=folder, skips=left_out)
+        for own, left_out in zip(zip(configs, into, every, strict=True), skips, strict=True)
     ]
     try:
         with stop_requested() as stop, evaluator_of(config, parts, said) as evaluator:
             for member in members:
                 member.begin()
-            run = _Run(config, members, engines.choose(config, every, tell), said)
+            run = _Run(config, members, engines.choose(config, every, tell), said, tell)
             run.loop(start, stop, evaluator)
         results = [member.finish(run.engine.name, len(members)) for member in members]
     finally:
@@ -130,13 +137,28 @@ class _Run:
         members: the runs.
         engine: takes their steps.
         progress: show a bar.
+        tell: is given sentences.
     """
 
-    def __init__(self, config: Config, members: Sequence[Member], engine: Engine, progress: bool) -> None:
-        self.config, self.members, self.engine, self.progress = config, members, engine, progress
+    def __init__(
+        self, config: Config, members: Sequence[Member], engine: Engine, progress: bool, tell: Callable[[str], None]
+    ) -> None:
+        self.config, self.members, self.engine, self.progress, self.tell = config, members, engine, progress, tell
         self.accelerator = members[0].parts.accelerator
 
     def loop(self, start: int, stop: Callable[[], bool], evaluator: Evaluator) -> None:
+        """Steps `start` to the last; what a step that is not finite makes of it, `recovery` knows."""
+        mode = self.config.training.on_nonfinite
+        if mode == "rollback" and start == 0:  # there must be something to go back to
+            for member in self.members:
+                member.save(0)
+        while True:
+            try:
+                return self._steps(start, stop, evaluator)
+            except Fault as fault:
+                start = recovery.answer(mode, self.members, fault, self.tell)
+
+    def _steps(self, start: int, stop: Callable[[], bool], evaluator: Evaluator) -> None:
         """Steps `start` to the last, with logging, checkpoints and evaluations in between."""
         training, members = self.config.training, self.members
         if start and self._due(start):  # the run may have ended between its checkpoint and its evaluation
@@ -149,7 +171,7 @@ class _Run:
             rank=self.accelerator.process_index,
             world_size=self.accelerator.num_processes,
         )
-        pending: list[list[Metrics]] = []
+        pending: Pending = []
         meters, began = Meters(), time.perf_counter()
         label = f"{agents.label(self.config.agent)} on {self.config.task.name}"
         with (
@@ -180,14 +202,17 @@ class _Run:
                     times = meters.read(len(pending))
                     metrics = [told | times for told in metrics]
                     pending.clear()
+                    recovery.check_idle(members, done)
                     bar.set_postfix_str(f"loss {sum(told['loss'] for told in metrics) / len(metrics):.3f}")
                 if saving:
+                    self._check(pending, done)
                     for member in members:
                         member.train_seconds += time.perf_counter() - began
                 for member, told in zip(members, metrics, strict=False):
                     drift = member.watch.drift() if saving and member.watch else {}
                     if member.tracker:
-                        member.tracker.write(done, told | drift)
+                        member.tracker.write(done, told | drift | (self._act(member, done) if saving else {}))
+                    self._tell(member, member.health.read_metrics(done, told))
                 bar.update()
                 if saving:
                     for member in members:
@@ -200,24 +225,51 @@ class _Run:
                         self._evaluate(done, evaluator, stop)
                     began = time.perf_counter()
 
-    def _step(self, step: int, inputs: engines.Inputs, pending: list[list[Metrics]]) -> list[Metrics]:
+    def _step(self, step: int, inputs: engines.Inputs, pending: Pending) -> list[Metrics | None]:
+        """One step of every run; None for those that leave it out."""
+        out = [step + 1 in member.skips for member in self.members]
+        metrics: list[Metrics | None] = [None] * len(out)
         try:
-            return self.engine.step(step, inputs)
+            with ExitStack() as stack:
+                for member in itertools.compress(self.members, out):
+                    stack.enter_context(held_still(member.parts.agent, member.parts.optimizer, step))
+                metrics[:] = self.engine.step(step, inputs)
         except WeightsError as error:
             if pending:
                 self._read(pending, step)  # what was not finite first
-            raise self.members[0].diverged(step + 1, f"the actor's {error}") from error
+            raise Fault(0, step + 1, f"the actor's {error}", ["weight"]) from error
+        return [None if left else told for left, told in zip(out, metrics, strict=True)]
 
-    def _read(self, pending: list[list[Metrics]], done: int) -> list[dict[str, float]]:
+    def _read(self, pending: Pending, done: int) -> list[dict[str, float]]:
         """Each member's metrics, see `Member.read`."""
-        return [
-            member.read(list(own), done) for member, own in zip(self.members, zip(*pending, strict=True), strict=True)
-        ]
+        each = enumerate(zip(self.members, zip(*pending, strict=True), strict=True))
+        return [member.read(own, done, index) for index, (member, own) in each]
+
+    def _check(self, pending: Pending, done: int) -> None:
+        """No checkpoint is written after a step that was applied and not finite."""
+        flags = [told[NONFINITE] for step in pending for told in step if told is not None and NONFINITE in told]
+        applied = self.config.training.on_nonfinite != "skip"
+        if applied and said_anywhere(any(map(bool, flags)), device=self.accelerator.device)[0]:
+            self._read(pending, done)
+        recovery.check_parameters(self.members, done)
+
+    def _act(self, member: Member, step: int) -> dict[str, float]:
+        """How much the policy's actions differ, as metrics."""
+        agent = member.parts.agent
+        found = health.spread_of(member.parts, self.config.training.eval_steps or agent.config.acting.steps, step)
+        self._tell(member, member.health.read_spread(step, found, noisy=health.noisy(member.parts)))
+        return found.metrics()
+
+    def _tell(self, member: Member, lines: list[str]) -> None:
+        whose = f"seed {member.config.seed}: " if len(self.members) > 1 else ""
+        for line in member.tell(lines):
+            self.tell(whose + line)
 
     def _evaluate(self, step: int, evaluator: Evaluator, stop: Callable[[], bool]) -> None:
         for member in self.members:
             if not member.evaluated(step):
                 member.evaluate(step, evaluator, stop)
+                self._tell(member, member.health.read_evaluations(member.evaluations))
 
     def _agreed(self, stop: Callable[[], bool], step: int) -> bool:
         """Whether to stop here; several processes ask each other now and then, so that all stop at one step."""
