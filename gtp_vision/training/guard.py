@@ -60,7 +60,7 @@ def moved_where_finite(
 
 def put_back(tensor: torch.Tensor, kept: torch.Tensor, bad: torch.Tensor) -> None:
     """Write `kept` into a tensor where the step is not finite; see `moved_where_finite`."""
-    where = (bad > 0).view(*bad.shape, *[1] * (tensor.ndim - bad.ndim))
+    where = (bad > 0).view(bad.shape + (1,) * (tensor.ndim - bad.ndim))
     tensor.copy_(torch.where(where, kept, tensor))
 
 
