@@ -28,9 +28,9 @@ def not_finite(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
 
     Args:
         loss: ().
-        norm: (), of all gradients, or its square.
+        norm: (), of all gradients: any that is not finite if the sum of their squares is not.
     """
-    return (~(loss.detach().isfinite() & norm.isfinite())).float()
+    return (~(loss.detach() + norm).isfinite()).float()
 
 
 def told_to_all(loss: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-from torch.nn.utils import get_total_norm
 
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config import Config
@@ -46,7 +45,7 @@ def update(parts: Parts, config: Config, step: int, batch: Any) -> Metrics:
     parts.accelerator.backward(told_to_all(loss) if skips and parts.accelerator.num_processes > 1 else loss)
     trained = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    bad = metrics[NONFINITE] = not_finite(loss, get_total_norm(gradients))
+    bad = metrics[NONFINITE] = not_finite(loss, torch.stack(torch._foreach_norm(gradients)).sum())
     if config.training.clip_gradient is not None:
         awake = [group for group in parts.optimizer.param_groups if step >= group["after"]]
         moved = [parameter for group in awake for parameter in group["params"]]

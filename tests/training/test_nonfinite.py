@@ -102,6 +102,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+AGENT = {"compile": "td3_bc", "eager": "gtp", "function": "gtp"}  # the one that is compiled soonest
 KINDS = [("compile", 1), ("eager", 1), ("function", 1), ("function", 2)]
 
 
@@ -109,7 +110,8 @@ KINDS = [("compile", 1), ("eager", 1), ("function", 1), ("function", 2)]
 def test_skipping_changes_no_bit_of_a_run_that_is_finite(folder: Path, kind: str, seeds: int) -> None:
     ends = []
     for mode in ("stop", "skip"):
-        config = config_of(folder / "good.h5", folder, f"training.on_nonfinite={mode}", f"training.seeds={seeds}")
+        more = [f"training.on_nonfinite={mode}", f"training.seeds={seeds}"]
+        config = config_of(folder / "good.h5", folder, *more, agent=AGENT[kind])
         members = members_of(config)
         engine = engine_of(kind, config, members)
         told = [engine.step(step, engine.source.inputs(step)) for step in range(3)]
@@ -122,8 +124,9 @@ def test_skipping_changes_no_bit_of_a_run_that_is_finite(folder: Path, kind: str
 @pytest.mark.parametrize(("kind", "seeds"), [("compile", 2), *KINDS[1:]])
 def test_a_skipped_step_moves_nothing_of_its_run_and_all_of_the_others(folder: Path, kind: str, seeds: int) -> None:
     more = ["training.on_nonfinite=skip", f"training.seeds={seeds}"]
-    config = config_of(folder / "reward.h5", folder, *more)
-    members, good = members_of(config), members_of(config_of(folder / "good.h5", folder, *more))
+    config = config_of(folder / "reward.h5", folder, *more, agent=AGENT[kind])
+    members = members_of(config)
+    good = members_of(config_of(folder / "good.h5", folder, *more, agent=AGENT[kind]))
     held = [[ROW in member.sampler.rows(step) for member in members] for step in range(60)]
     step = next(step for step, bad in enumerate(held) if bad in ([True], [True, False]))
     engine, theirs = engine_of(kind, config, members), engine_of("function" if seeds == 2 else kind, config, good)
@@ -140,9 +143,7 @@ def test_a_skipped_step_moves_nothing_of_its_run_and_all_of_the_others(folder: P
         assert any(not torch.equal(x, before[1][name]) for name, x in moved(members[1]).items())
 
 
-def test_statistics_of_a_batch_normalisation_are_put_back(
-    make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_statistics_of_a_batch_normalisation_are_put_back(make_store: Callable[..., Store], tmp_path: Path) -> None:
     data = native.write(tmp_path / "d.h5", make_store((30, 40), cameras={"front": (12, 12, 3)}))
     more = ["encoder=resnet18", "encoder.pooling=average", "encoder.features=8", "encoder.batch_norm=train"]
     config = config_of(data, tmp_path, *more, "training.on_nonfinite=skip", "task.reward_scale=1e38")
@@ -228,11 +229,14 @@ def test_a_run_goes_back_and_leaves_the_step_out(folder: Path, tmp_path: Path, s
         assert [one["step"] for one in nonfinite.reports(run)] == skipped
         steps = [line["step"] for line in lines(run)]
         assert steps == sorted(set(steps))
-        twin = config_of(folder / "reward.h5", tmp_path / f"skip_{index}", "training.on_nonfinite=skip", more[1])
-        twin.seed = own.seed
-        trainer.train(twin, progress=False)
-        if seeds == 1:  # leaving a step out and skipping it is the same
-            assert_same(weights(run), weights(Path(twin.run_dir)))
+        if index == 0:  # leaving a step out and skipping it is the same, beside others or not
+            twin = config_of(folder / "reward.h5", tmp_path / "skip", "training.on_nonfinite=skip", more[1])
+            trainer.train(twin, progress=False)
+            mine, his = weights(run), weights(tmp_path / "skip")
+            if seeds == 1:
+                assert_same(mine, his)
+            for name, value in mine.items():
+                torch.testing.assert_close(value, his[name], rtol=1e-3, atol=2e-4, msg=name)
 
 
 def test_a_run_that_went_back_resumed_equals_the_whole(folder: Path, tmp_path: Path) -> None:
