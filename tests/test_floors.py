@@ -24,6 +24,8 @@ FLOORS = [
     {"gtp_vision.cli"},
     {"gtp_vision.__main__"},
 ]
+# What the package itself hands out, imported when it is asked for.
+DOORS = {("gtp_vision", "gtp_vision.serving.artifact")}
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 
 
@@ -83,7 +85,9 @@ def test_imports_go_down(module: str) -> None:
     up = {
         other
         for other in IMPORTS[module]
-        if room(other) != ours and not (other == "gtp_vision" or HEIGHT[room(other)] < HEIGHT[ours])
+        if (module, other) not in DOORS
+        and room(other) != ours
+        and not (other == "gtp_vision" or HEIGHT[room(other)] < HEIGHT[ours])
     }
     assert up == set()
 
