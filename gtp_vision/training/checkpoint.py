@@ -9,11 +9,11 @@ checkpoints/last, checkpoints/best           links, replaced atomically
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gtp_vision.errors import GtpVisionError
+from gtp_vision.training import sealing
 
 _PREFIX = "step_"
+_NAME = re.compile(_PREFIX + r"(0|[1-9]\d{0,14})")
 _FILES = {"agent.safetensors", "optimizer.safetensors", "state.json"}
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+_ELSE = "use another checkpoint"
+_DTYPES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
+}
 
 
 def save(
@@ -49,14 +57,12 @@ def save(
         save_file({k: v.contiguous() for k, v in agent.state_dict().items()}, aside / "agent.safetensors")
         save_file(_optimizer_tensors(optimizer, agent), aside / "optimizer.safetensors")
         (aside / "state.json").write_text(json.dumps({"step": step, **state}))
-        manifest = {path.name: _seal(path) for path in sorted(aside.iterdir())}
-        (aside / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        _sync(aside / "manifest.json")
+        sealing.seal(aside)
         if target.exists():  # the same step again: a directory cannot be replaced in one move
             os.replace(target, aside.with_suffix(".old"))
         os.replace(aside, target)
         shutil.rmtree(aside.with_suffix(".old"), ignore_errors=True)
-        _sync(folder)
+        sealing.sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         kept = newest(folder)
@@ -104,13 +110,26 @@ def forget_after(folder: Path, step: int) -> None:
             (folder / name).unlink()
 
 
-def newest_of_all(folders: Sequence[Path]) -> list[Path] | None:
+def newest_of_all(folders: Sequence[Path], tell: Callable[[str], None] = lambda sentence: None) -> list[Path] | None:
     """The checkpoints of the newest step of which every folder has a whole one; None if there are no checkpoints.
 
+    Args:
+        folders: of checkpoints, one a run.
+        tell: is given a sentence about each damaged checkpoint that is passed over.
+
     Raises:
-        GtpVisionError: some folders have checkpoints, and all have none in common.
+        GtpVisionError: there are checkpoints, and all are damaged, or the folders have none in common.
     """
-    steps = [{_step(path): path for path in _all(folder) if not problem(path)} for folder in folders]
+    steps: list[dict[int, Path]] = []
+    damaged: list[str] = []
+    for path_of in ({_step(path): path for path in _all(folder)} for folder in folders):
+        faults = {step: problem(path) for step, path in path_of.items()}
+        steps.append({step: path for step, path in path_of.items() if not faults[step]})
+        damaged += [f"the checkpoint {path_of[step]} is damaged: {fault}" for step, fault in faults.items() if fault]
+    if damaged and not any(steps):
+        raise GtpVisionError(f"{damaged[-1]}, and there is no whole one; start over with --overwrite")
+    for sentence in damaged:
+        tell(f"{sentence}; it is passed over")
     shared = set.intersection(*(set(of) for of in steps))
     if not shared and any(steps):
         latest = [f"{at.parent.name}: {max(of, default='none')}" for at, of in zip(folders, steps, strict=True)]
@@ -125,18 +144,7 @@ def newest_of_all(folders: Sequence[Path]) -> list[Path] | None:
 
 def problem(path: Path) -> str:
     """What is wrong with a checkpoint, or "" if its files are those that its manifest describes."""
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        if set(manifest) != _FILES:
-            return f"{path / 'manifest.json'} names other files than {sorted(_FILES)}"
-        for name, sealed in manifest.items():
-            if _digest(path / name) != sealed:
-                return f"{path / name} is not what was written"
-    except FileNotFoundError as error:
-        return f"{error.filename} is missing"
-    except (OSError, ValueError, TypeError) as error:
-        return f"{path / 'manifest.json'} cannot be read ({error})"
-    return ""
+    return sealing.problem(path, _FILES)
 
 
 def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
@@ -149,23 +157,20 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
     fault = problem(path)
     if fault:
         raise GtpVisionError(f"the checkpoint {path} is damaged: {fault}; use an earlier one")
-    stored, present = load_file(path / "agent.safetensors"), agent.state_dict()
-    differing = sorted(
-        name
-        for name in stored.keys() | present.keys()
-        if name not in stored or name not in present or stored[name].shape != present[name].shape
-    )
+    stored, present = sealing.shapes(path / "agent.safetensors"), _described(agent.state_dict())
+    differing = sorted(name for name in stored.keys() | present.keys() if stored.get(name) != present.get(name))
     if differing:
         name = differing[0]
-        shapes = [tuple(where[name].shape) if name in where else "absent" for where in (stored, present)]
+        kinds = [" ".join(map(str, where[name])) if name in where else "absent" for where in (stored, present)]
         raise GtpVisionError(
             f"the checkpoint {path} is of another architecture: {len(differing)} tensors differ, first '{name}' "
-            f"({shapes[0]} in the file, {shapes[1]} here); use the configuration it was trained with"
+            f"({kinds[0]} in the file, {kinds[1]} here); use the configuration it was trained with"
         )
-    agent.load_state_dict(stored)
+    state = _state(path / "state.json", path.name)
+    agent.load_state_dict(load_file(path / "agent.safetensors"))
     if optimizer is not None:
         _fill_optimizer(optimizer, agent, path / "optimizer.safetensors")
-    return json.loads((path / "state.json").read_text())
+    return state
 
 
 def step_of(path: Path) -> int:
@@ -174,12 +179,30 @@ def step_of(path: Path) -> int:
 
 
 def _all(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdigit()]
-    return sorted(found, key=_step)
+    """By step; a name with more digits than steps ever have is no checkpoint's."""
+    return sorted((path for path in folder.glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name)), key=_step)
 
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
+
+
+def _described(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of tensors, as `sealing.shapes` tells them of a file's."""
+    return {name: (tuple(tensor.shape), _DTYPES.get(tensor.dtype, "?")) for name, tensor in tensors.items()}
+
+
+def _state(path: Path, name: str) -> dict[str, Any]:
+    """What the trainer stored of itself in a checkpoint of this name.
+
+    Raises:
+        GtpVisionError: it cannot be read, or is of another step than the name says.
+    """
+    found = sealing.document(path)
+    step = found.get("step")
+    if type(step) is not int or step < 0 or (_NAME.fullmatch(name) and name != f"{_PREFIX}{step}"):
+        raise GtpVisionError(f"{path} is of step {str(step)[:20]}, and lies in {name}; use another checkpoint")
+    return found
 
 
 def _trained(optimizer: torch.optim.Optimizer, agent: torch.nn.Module) -> list[str]:
@@ -204,9 +227,15 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, agent: torch.nn.Module, pa
         GtpVisionError: other parameters were trained.
     """
     found: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(path).items():
+    parameters = dict(agent.named_parameters())
+    for key, (shape, dtype) in sealing.shapes(path).items():
         name, _, moment = key.rpartition(".")
-        found.setdefault(name, {})[moment] = value
+        like = parameters.get(name)
+        if moment not in _MOMENTS or (moment != "step" and like is not None and shape != tuple(like.shape)):
+            raise GtpVisionError(f"{path} holds '{key}', {shape} {dtype}, which no Adam of this agent has; {_ELSE}")
+        if dtype != "F32" or (moment == "step" and shape):
+            raise GtpVisionError(f"{path} holds '{key}', {shape} {dtype}, and float32 is waited for; {_ELSE}")
+        found.setdefault(name, {})[moment] = torch.empty(0)
     names = _trained(optimizer, agent)
     differing = sorted(found.keys() ^ set(names)) if found else []  # none before the first step
     if differing:
@@ -214,23 +243,12 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, agent: torch.nn.Module, pa
             f"{path} was written while {len(found)} parameters were trained, and {len(names)} are here: "
             f"{len(differing)} differ, first '{differing[0]}'; go on with the encoder.tuning that it was trained with"
         )
-    state = {index: found[name] for index, name in enumerate(names) if found}
+    if any(set(moments) != _MOMENTS for moments in found.values()):
+        raise GtpVisionError(f"{path} holds other moments than {sorted(_MOMENTS)} of some parameter; {_ELSE}")
+    tensors = load_file(path)
+    state = {
+        index: {moment: tensors[f"{name}.{moment}"] for moment in found[name]}
+        for index, name in enumerate(names)
+        if found
+    }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _seal(path: Path) -> dict[str, Any]:
-    _sync(path)
-    return _digest(path)
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -21,7 +21,7 @@ from gtp_vision.training.evaluation import Evaluator, StoppedError, write_videos
 from gtp_vision.training.health import Health
 from gtp_vision.training.insight import SALIENCY, Saliency
 from gtp_vision.training.nonfinite import FILE as NONFINITE_FILE
-from gtp_vision.training.nonfinite import Fault, reading, report
+from gtp_vision.training.nonfinite import Fault, means, reading, report
 from gtp_vision.training.parts import Parts
 from gtp_vision.training.probes import Watch
 from gtp_vision.training.report import build_report
@@ -29,6 +29,7 @@ from gtp_vision.training.tracking import Tracker
 from gtp_vision.training.trials import actor_of, chosen, eval_seed
 
 _EVALUATIONS = "evaluations.json"
+_SKIPPED = "skipped"  # stands for the metrics of a step that was not applied, and counts them in a line
 
 
 class InterruptedRunError(GtpVisionError):
@@ -48,10 +49,11 @@ class Member:
         train_seconds: spent on training before.
         resume_with: what to give to `gtp-vision train --resume` after an interruption.
         skips: steps, from 1, that it leaves out; see `recovery`.
+        held: metrics of the last steps before `start`, which no line of metrics.jsonl holds yet.
 
     Attributes:
         health: its warnings.
-        idle: readings since the last one with a step that was applied.
+        idle: lines of metrics since the last one with a step that was applied.
         idle_since: the step, from 1, of the first step since.
     """
 
@@ -65,14 +67,16 @@ class Member:
         train_seconds: float,
         resume_with: Path,
         skips: Collection[int] = (),
+        held: Sequence[Mapping[str, float]] = (),
     ) -> None:
         self.config, self.folder, self.parts, self.train_seconds = config, folder, parts, train_seconds
         self.evaluations = _read_evaluations(folder, start)
+        self._held = list(held)
         spent = train_seconds + sum(found["seconds"] for found in self.evaluations)
-        main = parts.accelerator.is_main_process
+        main, evaluated = parts.accelerator.is_main_process, [found["step"] for found in self.evaluations]
         if main:
-            checkpoint.forget_after(folder / "checkpoints", start)
-        self.tracker = Tracker(folder, resume_step=start, seconds=spent) if main else None
+            self._tidy(start)
+        self.tracker = Tracker(folder, resume_step=start, seconds=spent, evaluated=evaluated) if main else None
         self.health = Health(folder, config, parts.store, start=start, writes=main)
         self.skips, self.idle, self.idle_since = set(skips), 0, start + 1
         self.unsaid: list[str] = []
@@ -91,15 +95,26 @@ class Member:
         if config.training.probe_rows and parts.agent.actor_encoder.cameras:
             self.watch = Watch(folder, config, parts, resumed=self._start > 0)
 
+    def _tidy(self, start: int) -> None:
+        """Leave the checkpoints as they were at step `start`: a kill may have come before their links."""
+        checkpoints = self.folder / "checkpoints"
+        checkpoint.forget_after(checkpoints, start)
+        best = max(self.evaluations, key=_merit, default=None)
+        for name, step in (("last", start), ("best", best["step"] if best else 0)):
+            if (checkpoints / f"step_{step}").exists():
+                checkpoint.link(checkpoints, name, checkpoints / f"step_{step}")
+
     def save(self, step: int) -> None:
         """A checkpoint with all that resuming needs."""
+        if self.tracker:
+            self.tracker.sync()
         if self.parts.accelerator.is_main_process:
             checkpoint.save(
                 self.folder / "checkpoints",
                 step,
                 self.parts.agent,
                 self.parts.optimizer,
-                {"train_seconds": self.train_seconds, "skip_steps": sorted(self.skips)},
+                {"train_seconds": self.train_seconds, "skip_steps": sorted(self.skips), "metrics": self._held},
                 keep=None,
             )
         self.parts.accelerator.wait_for_everyone()
@@ -132,8 +147,6 @@ class Member:
         best = max(map(_merit, self.evaluations), default=())
         self.evaluations.append({"step": step, **found})
         if self.parts.accelerator.is_main_process:
-            with written_aside(self.folder / _EVALUATIONS) as aside:
-                aside.write_text(json.dumps(self.evaluations, indent=1))
             filmed, videos = chosen(episodes, training.videos), self.folder / "videos" / f"step_{step}"
             write_videos(videos, filmed)
             if self.tracker:
@@ -145,6 +158,8 @@ class Member:
             if step == training.steps and self.parts.agent.actor_encoder.cameras:
                 draw = Saliency(self.parts.agent, self.config.task.frame_stack, evaluator.seed, training.eval_steps)
                 write_videos(videos, filmed[:1], draw, SALIENCY)
+            with written_aside(self.folder / _EVALUATIONS) as aside:  # last: what is on record is not made again
+                aside.write_text(json.dumps(self.evaluations, indent=1))
         self.parts.accelerator.wait_for_everyone()
 
     def _scored(self, found: dict[str, Any]) -> dict[str, Any]:
@@ -170,22 +185,36 @@ class Member:
         Raises:
             Fault: one of them is not finite, and was applied.
         """
-        mode = self.config.training.on_nonfinite
-        found = reading(pending, self.parts.accelerator, skips=mode == "skip")
-        begun = done - len(pending) + 1
-        if found.first is not None:
-            raise Fault(index, begun + found.first, f"{found.names[0]} is not finite", found.names)
-        if len(found.skipped) == len(pending):
+        self.hold(pending, done, index)
+        rows, self._held = self._held, []
+        found = means([row for row in rows if _SKIPPED not in row])
+        skipped = sum(_SKIPPED in row for row in rows)
+        if rows and skipped == len(rows):
             self.idle += 1
         else:
             self.idle, self.idle_since = 0, done + 1
-        if mode == "stop":
-            return found.means
+        return found if self.config.training.on_nonfinite == "stop" else found | {_SKIPPED: float(skipped)}
+
+    def hold(self, pending: Sequence[Metrics | None], done: int, index: int = 0) -> None:
+        """Read the metrics of steps, and keep them for the next line: a checkpoint carries them to a run that goes on.
+
+        Args:
+            pending: as `read` takes them.
+            done: steps that were taken.
+            index: number of this run among those that are trained side by side.
+
+        Raises:
+            Fault: one of them is not finite, and was applied.
+        """
+        if not pending:
+            return
+        found = reading(pending, self.parts.accelerator, skips=self.config.training.on_nonfinite == "skip")
+        begun = done - len(pending) + 1
+        if found.first is not None:
+            raise Fault(index, begun + found.first, f"{found.names[0]} is not finite", found.names)
         if found.skipped:
-            step = begun + found.skipped[0]
-            self._first_skipped(step, found.names)
-        left_out = sum(metrics is None for metrics in pending)
-        return found.means | {"skipped": float(len(found.skipped) + left_out)}
+            self._first_skipped(begun + found.skipped[0], found.names)
+        self._held += [{_SKIPPED: 1.0} if row is None else row for row in found.rows]
 
     def _first_skipped(self, step: int, names: Sequence[str]) -> None:
         """Look into the first step that was skipped; of later ones the metric `skipped` tells."""
@@ -215,15 +244,21 @@ class Member:
             f"step {step}: {what}; the last good checkpoint is {kept or 'none'}; {looked}{', or '.join(mends)}"
         )
 
-    def go_back(self, step: int) -> None:
-        """Forget what was written after step `step`; parameters and moments are the caller's."""
+    def go_back(self, step: int, held: Sequence[Mapping[str, float]]) -> None:
+        """Forget what was written after step `step`; parameters and moments are the caller's.
+
+        Args:
+            step: of the checkpoint.
+            held: the metrics that it carries.
+        """
         self.evaluations = [found for found in self.evaluations if found["step"] <= step]
-        self.idle, self.idle_since = 0, step + 1
+        self.idle, self.idle_since, self._held = 0, step + 1, list(held)
         if self.tracker:
             seconds = self.tracker.seconds
             self.tracker.close()
-            checkpoint.forget_after(self.folder / "checkpoints", step)
-            self.tracker = Tracker(self.folder, resume_step=step, seconds=seconds)
+            self._tidy(step)
+            evaluated = [found["step"] for found in self.evaluations]
+            self.tracker = Tracker(self.folder, resume_step=step, seconds=seconds, evaluated=evaluated)
 
     def finish(self, engine: str, beside: int) -> dict[str, Any]:
         """results.json and report.html, on the main process.
@@ -267,7 +302,8 @@ class Member:
         if self.watch:
             results["probe"] = self.watch.probe()
         if self.parts.accelerator.is_main_process:
-            (self.folder / "results.json").write_text(json.dumps(results, indent=1))
+            with written_aside(self.folder / "results.json") as aside:
+                aside.write_text(json.dumps(results, indent=1))
             build_report([self.folder], self.folder / "report.html", title=f"{results['agent']} on {config.task.name}")
         return results
 
@@ -282,12 +318,46 @@ def _merit(found: Mapping[str, Any]) -> tuple[float, ...]:
     return float(found.get("score", 0)), float(found["success"]), float(found["return"])
 
 
+def held_in(state: Mapping[str, Any], where: Path) -> list[dict[str, float]]:
+    """The metrics that a checkpoint carries.
+
+    Raises:
+        GtpVisionError: they are none.
+    """
+    rows = state.get("metrics", [])
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows
+    ):
+        raise GtpVisionError(f"{where / 'state.json'} holds metrics that are no numbers; use another checkpoint")
+    return rows
+
+
+def seconds_in(state: Mapping[str, Any], where: Path) -> float:
+    """The seconds of training that a checkpoint tells of.
+
+    Raises:
+        GtpVisionError: it does not.
+    """
+    seconds = state.get("train_seconds")
+    if not _is_number(seconds):
+        raise GtpVisionError(f"{where / 'state.json'} does not tell train_seconds; use another checkpoint")
+    return float(seconds)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
 def _read_evaluations(folder: Path, until: int) -> list[dict[str, Any]]:
     """What a run that goes on from step `until` had evaluated by then."""
+    path = folder / _EVALUATIONS
     try:
-        stored = json.loads((folder / _EVALUATIONS).read_text())
+        stored = json.loads(path.read_text())
+        for found in stored:
+            if not all(_is_number(found[key]) for key in ("step", "seconds", "success", "return", "length")):
+                raise ValueError(f"an evaluation of step {str(found['step'])[:20]} lacks numbers")
         return [found for found in stored if found["step"] <= until]
     except FileNotFoundError:
         return []
-    except (ValueError, TypeError, KeyError) as error:
-        raise GtpVisionError(f"{folder / _EVALUATIONS} is damaged ({error}); remove it to go on without it") from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise GtpVisionError(f"{path} is damaged ({error}); remove it to go on without it") from error

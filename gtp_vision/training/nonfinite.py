@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,13 @@ class Reading:
     """What is read of several steps at once.
 
     Attributes:
-        means: of each metric, over the steps that have it and were applied.
+        rows: of each step its metrics; None if it was not applied.
         skipped: places of the steps that were not applied because they were not finite.
         first: the place of the first step that was not finite and was applied; None if there is none.
         names: of what was not finite there; of the first that was skipped if there is none.
     """
 
-    means: dict[str, float]
+    rows: list[dict[str, float] | None]
     skipped: list[int]
     first: int | None
     names: list[str]
@@ -82,7 +82,7 @@ def reading(pending: Sequence[Metrics | None], accelerator: Accelerator, *, skip
     places = [place for place, metrics in enumerate(pending) if metrics is not None]
     told = [metrics for metrics in pending if metrics is not None]
     if not told:
-        return Reading({"loss": math.nan}, [], None, [])
+        return Reading([None] * len(pending), [], None, [])
     names = list(dict.fromkeys(name for m in told for name in m))  # a stage may end between two readings
     none = next(iter(told[0].values())).new_zeros(()).float()
     table = torch.stack([torch.stack([m[name].float() if name in m else none for name in names]) for m in told])
@@ -97,17 +97,21 @@ def reading(pending: Sequence[Metrics | None], accelerator: Accelerator, *, skip
     applied = [i for i in range(len(told)) if i not in set(skipped)]
     first = next((i for i in applied if wrong[i]), None)
     found = wrong[first] if first is not None else wrong[skipped[0]] if skipped else []
-    means = {}
-    for column, name in enumerate(names):
-        counted = [i for i in applied if name in told[i]]
-        if name != NONFINITE and counted:
-            means[name] = float(table[counted, column].sum(0)) / len(counted)
-    return Reading(
-        means if applied else {"loss": math.nan},
-        [places[i] for i in skipped],
-        None if first is None else places[first],
-        found,
-    )
+    rows: list[dict[str, float] | None] = [None] * len(pending)
+    for i in applied:
+        values = zip(names, table[i].tolist(), strict=True)
+        rows[places[i]] = {name: value for name, value in values if name in told[i] and name != NONFINITE}
+    return Reading(rows, [places[i] for i in skipped], None if first is None else places[first], found)
+
+
+def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each metric, over the steps that have it: a stage may end between two lines; without steps a loss of NaN."""
+    if not rows:
+        return {"loss": math.nan}
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = torch.tensor([[row.get(name, 0.0) for name in names] for row in rows])
+    counts = [sum(name in row for row in rows) for name in names]
+    return {name: total / count for name, total, count in zip(names, table.sum(0).tolist(), counts, strict=True)}
 
 
 def report(parts: Parts, config: Config, folder: Path, step: int, found: Sequence[str]) -> str:

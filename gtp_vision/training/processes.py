@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +17,7 @@ from gtp_vision.config import TrainingConfig
 from gtp_vision.errors import GtpVisionError
 
 _BUCKET_MB = 24  # an agent of states fits one, and two ResNets' gradients travel while the next ones are computed
+_LOST = ("connection closed", "connection reset", "broken pipe", "gloo", "nccl", "timed out", "peer")
 _PATIENCE = timedelta(hours=3)  # the others wait while one of each machine converts a data set or computes features
 
 
@@ -71,3 +75,31 @@ def global_batch(training: TrainingConfig, processes: int) -> int:
 def shares(processes: int, batch: int) -> str:
     """A sentence about who takes what of `batch` rows; empty if there is one process."""
     return f"{processes} processes, {batch // processes} rows each: {batch} a step" if processes > 1 else ""
+
+
+def is_first() -> bool:
+    """Whether this is the one process, or the first of those that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def told_of_lost_processes(folder: Path) -> Iterator[None]:
+    """Tells in a sentence that another of several processes is gone: what the others then meet is a closed connection.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        GtpVisionError: it is.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        if not torch.distributed.is_initialized() or not any(word in said.lower() for word in _LOST):
+            raise
+        raise GtpVisionError(
+            f"another of the {torch.distributed.get_world_size()} processes has ended or cannot be reached "
+            f"({said.splitlines()[0][-100:]}); start them again with --resume, which goes on from the newest "
+            f"checkpoint in {folder / 'checkpoints'}"
+        ) from error

@@ -13,7 +13,7 @@ from gtp_vision.agents import Agent
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.reduce import said_anywhere
 from gtp_vision.training import checkpoint
-from gtp_vision.training.member import Member
+from gtp_vision.training.member import Member, held_in
 from gtp_vision.training.nonfinite import Fault, report
 
 ROLLBACKS = 3  # to one checkpoint
@@ -42,8 +42,8 @@ def answer(mode: str, members: Sequence[Member], fault: Fault, tell: Callable[[s
     if before >= ROLLBACKS or fault.step <= start or fault.step in member.skips:
         raise member.diverged(fault.step, f"{fault.what} after {before} rollbacks to step {start}", told)
     for one, path in zip(members, found, strict=True):
-        restore(path, one.parts.agent, one.parts.optimizer)
-        one.go_back(start)
+        state = restore(path, one.parts.agent, one.parts.optimizer)
+        one.go_back(start, held_in(state, path))
     member.skips.add(fault.step)
     what = f"step {fault.step}: {fault.what}, {told}; went back to step {start} and left step {fault.step} out"
     for line in member.health.note(fault.step, "rollback", what):
@@ -52,18 +52,19 @@ def answer(mode: str, members: Sequence[Member], fault: Fault, tell: Callable[[s
 
 
 @torch.no_grad()
-def restore(path: Path, agent: Agent, optimizer: torch.optim.Optimizer) -> None:
-    """Fill an agent and Adam's moments from a checkpoint, in place: an engine may hold their tensors.
+def restore(path: Path, agent: Agent, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Fill an agent and Adam's moments from a checkpoint, in place: an engine may hold their tensors. Its state.
 
     Raises:
         GtpVisionError: see `checkpoint.load`.
     """
-    checkpoint.load(path, agent)
+    state = checkpoint.load(path, agent)
     stored = load_file(path / "optimizer.safetensors")
     for name, parameter in agent.named_parameters():
         for moment, value in optimizer.state.get(parameter, {}).items():
             kept = stored.get(f"{name}.{moment}")
             value.zero_() if kept is None else value.copy_(kept)
+    return state
 
 
 def check_parameters(members: Sequence[Member], done: int) -> None:

@@ -12,11 +12,15 @@ PARENT = "GTP_VISION_PARENT"
 """The variable that tells a training whose it is: when that process is gone, the training ends with a checkpoint."""
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Turns SIGINT and SIGTERM into a question that a loop asks after every step; a second SIGINT kills.
+    """Turns SIGINT, SIGTERM and SIGUSR1 into a question that a loop asks after every step; a second SIGINT kills.
 
-    A training that another process started ends with it, too: `PARENT`.
+    SLURM sends SIGTERM at a job's end, and SIGUSR1 before it where `--signal=USR1@90` asks for that. A training that
+    another process started ends with it, too: `PARENT`.
     """
     asked, parent = False, int(os.environ.get(PARENT, 0))
 
@@ -26,7 +30,7 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
     try:
         yield lambda: asked or (parent > 0 and os.getppid() != parent)
     finally:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
+
+from gtp_vision.datasets.files import written_aside
 
 
 class Tracker:
@@ -19,12 +22,15 @@ class Tracker:
         folder: the run folder.
         resume_step: lines after this step are dropped first: the run goes on from here.
         seconds: training time already spent, which the `seconds` column continues.
+        evaluated: steps whose evaluation is on record; the lines of others are dropped, too: they will be made again.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int = 0, seconds: float = 0.0) -> None:
+    def __init__(
+        self, folder: Path, *, resume_step: int = 0, seconds: float = 0.0, evaluated: Collection[int] = ()
+    ) -> None:
         self._path = folder / "metrics.jsonl"
         self._started = time.perf_counter() - seconds
-        _keep_until(self._path, resume_step)
+        _keep_until(self._path, resume_step, evaluated)
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
 
@@ -40,6 +46,10 @@ class Tracker:
         self._file.flush()
         for key, value in metrics.items():
             self._board.add_scalar(key, value, step)
+
+    def sync(self) -> None:
+        """Have all lines on the disk: a checkpoint that follows stands for them."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close both."""
@@ -71,16 +81,17 @@ class Meters:
         return told
 
 
-def _keep_until(path: Path, step: int) -> None:
+def _keep_until(path: Path, step: int, evaluated: Collection[int]) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            told = json.loads(line)
+            lost = told["step"] not in evaluated and any(key.startswith("eval/") for key in told)
+            if told["step"] <= step and not lost:
                 kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # cut off by a kill
-    aside = path.with_suffix(".part")
-    aside.write_text("".join(kept))
-    aside.replace(path)
+    with written_aside(path) as aside:
+        aside.write_text("".join(kept))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,11 +33,12 @@ from gtp_vision.training import checkpoint, engines, health, recovery, trained
 from gtp_vision.training.data import constant_dimensions
 from gtp_vision.training.engines import Engine
 from gtp_vision.training.evaluation import Evaluator
-from gtp_vision.training.guard import NONFINITE, held_still
-from gtp_vision.training.member import InterruptedRunError, Member
+from gtp_vision.training.guard import held_still
+from gtp_vision.training.leftovers import Place, emptied
+from gtp_vision.training.member import InterruptedRunError, Member, held_in, seconds_in
 from gtp_vision.training.nonfinite import Fault
 from gtp_vision.training.parts import build, sibling
-from gtp_vision.training.processes import shares
+from gtp_vision.training.processes import is_first, shares, told_of_lost_processes
 from gtp_vision.training.report import build_report
 from gtp_vision.training.seeds import folders, seeds_of, summary
 from gtp_vision.training.stopping import stop_requested
@@ -65,12 +65,25 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
         The contents of results.json.
 
     Raises:
-        GtpVisionError: any mistake of input or machine; `InterruptedRunError` after SIGINT or SIGTERM.
+        GtpVisionError: any mistake of input or machine; `InterruptedRunError` after SIGINT, SIGTERM or SIGUSR1.
     """
     folder = Path(config.run_dir)
     refuse_occupied(folder, resume=resume, overwrite=overwrite)
+    with told_of_lost_processes(folder), Place(folder) as place:
+        if (folder / "config.yaml").exists():
+            place.enter()
+
+        def enter() -> None:
+            place.enter()
+            refuse_occupied(folder, resume=resume, overwrite=overwrite)  # somebody may have been faster
+
+        return _train(config, enter, resume=resume, progress=progress)
+
+
+def _train(config: Config, enter: Callable[[], None], *, resume: bool, progress: bool) -> dict[str, Any]:
+    folder = Path(config.run_dir)
     configs, into = seeds_of(config), folders(config)
-    found = checkpoint.newest_of_all([each / "checkpoints" for each in into]) if resume else None
+    found = checkpoint.newest_of_all([each / "checkpoints" for each in into], _warn) if resume else None
     evaluated = config.training.eval_episodes > 0
     check = (lambda store: check_simulator(config, store)) if evaluated else None
     parts = build(config, goes_on=found[0] if found else None, check=check)
@@ -78,11 +91,12 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
     every = [parts, *(sibling(parts, other) for other in configs[1:])]
     accelerator = parts.accelerator
     start, train_seconds, skips = 0, 0.0, [set[int]() for _ in every]
+    held: list[list[dict[str, float]]] = [[] for _ in every]
     if found is not None:
-        for one, path, left_out in zip(every, found, skips, strict=True):
-            state = checkpoint.load(path, one.agent, one.optimizer)
-            left_out |= recovery.skips_of(state, path)
-        start, train_seconds = state["step"], state["train_seconds"]
+        states = [checkpoint.load(path, one.agent, one.optimizer) for one, path in zip(every, found, strict=True)]
+        start, train_seconds = states[-1]["step"], seconds_in(states[-1], found[-1])
+        skips = [recovery.skips_of(state, path) for state, path in zip(states, found, strict=True)]
+        held = [held_in(state, path) for state, path in zip(states, found, strict=True)]
         accelerator.print(f"going on from step {start} ({found[0]})")
     elif resume:
         accelerator.print(f"no whole checkpoint in {folder}: starting from step 0")
@@ -93,6 +107,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
             tqdm.write(line, file=sys.stderr)
 
     if accelerator.is_main_process:
+        enter()
         prepare_folder(folder, config, empty=not resume)
         for own, place in zip(configs, into, strict=True):
             if place != folder:
@@ -107,8 +122,8 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
             tell(f"warning: {unlikely}")
     accelerator.wait_for_everyone()
     members = [
-        Member(*own, start=start, train_seconds=train_seconds, resume_with=folder, skips=left_out)
-        for own, left_out in zip(zip(configs, into, every, strict=True), skips, strict=True)
+        Member(*own, start=start, train_seconds=train_seconds, resume_with=folder, skips=left_out, held=rows)
+        for *own, left_out, rows in zip(configs, into, every, skips, held, strict=True)
     ]
     try:
         with stop_requested() as stop, evaluator_of(config, parts, said) as evaluator:
@@ -172,7 +187,7 @@ class _Run:
             world_size=self.accelerator.num_processes,
         )
         pending: Pending = []
-        meters, began = Meters(), time.perf_counter()
+        meters, began, read = Meters(), time.perf_counter(), start
         label = f"{agents.label(self.config.agent)} on {self.config.task.name}"
         with (
             loader,
@@ -196,16 +211,19 @@ class _Run:
                 stopping = self._agreed(stop, done)
                 saving = last or stopping or self._due(done) or done % training.checkpoint_every == 0
                 metrics: list[dict[str, float]] = []
-                if last or stopping or done % training.log_every == 0:
+                if last or done % training.log_every == 0:
                     with meters.measure("update"):  # reading waits for the device
                         metrics = self._read(pending, done)
-                    times = meters.read(len(pending))
+                    times = meters.read(done - read)
+                    read = done
                     metrics = [told | times for told in metrics]
                     pending.clear()
                     recovery.check_idle(members, done)
                     bar.set_postfix_str(f"loss {sum(told['loss'] for told in metrics) / len(metrics):.3f}")
+                elif saving:
+                    self._hold(pending, done)
                 if saving:
-                    self._check(pending, done)
+                    recovery.check_parameters(members, done)
                     for member in members:
                         member.train_seconds += time.perf_counter() - began
                 for member, told in zip(members, metrics, strict=False):
@@ -245,14 +263,6 @@ class _Run:
         each = enumerate(zip(self.members, zip(*pending, strict=True), strict=True))
         return [member.read(own, done, index) for index, (member, own) in each]
 
-    def _check(self, pending: Pending, done: int) -> None:
-        """No checkpoint is written after a step that was applied and not finite."""
-        flags = [told[NONFINITE] for step in pending for told in step if told is not None and NONFINITE in told]
-        applied = self.config.training.on_nonfinite != "skip"
-        if applied and said_anywhere(any(map(bool, flags)), device=self.accelerator.device)[0]:
-            self._read(pending, done)
-        recovery.check_parameters(self.members, done)
-
     def _act(self, member: Member, step: int) -> dict[str, float]:
         """How much the policy's actions differ, as metrics."""
         agent = member.parts.agent
@@ -264,6 +274,12 @@ class _Run:
         whose = f"seed {member.config.seed}: " if len(self.members) > 1 else ""
         for line in member.tell(lines):
             self.tell(whose + line)
+
+    def _hold(self, pending: Pending, done: int) -> None:
+        """Read the metrics that the next line will tell of, see `Member.hold`."""
+        for index, (member, own) in enumerate(zip(self.members, zip(*pending, strict=True), strict=True)):
+            member.hold(own, done, index)
+        pending.clear()
 
     def _evaluate(self, step: int, evaluator: Evaluator, stop: Callable[[], bool]) -> None:
         for member in self.members:
@@ -284,6 +300,12 @@ class _Run:
         training = self.config.training
         regular = training.eval_every > 0 and step % training.eval_every == 0
         return training.eval_episodes > 0 and (regular or step == training.steps)
+
+
+def _warn(sentence: str) -> None:
+    """Said of a machine or a disk that needs a look, also where no bars are shown."""
+    if is_first():
+        tqdm.write(f"warning: {sentence}", file=sys.stderr)
 
 
 def refuse_occupied(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -307,7 +329,7 @@ def prepare_folder(folder: Path, config: Config, *, empty: bool) -> None:
     """
     try:
         if empty and (folder / "config.yaml").exists():
-            shutil.rmtree(folder)
+            emptied(folder)
         with written_aside(folder / "config.yaml") as aside:
             aside.write_text(to_yaml(config))
     except OSError as error:

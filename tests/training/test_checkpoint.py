@@ -91,7 +91,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, damage: s
 def test_another_architecture_is_refused_with_the_tensor(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, 1, *_trained(4), {})
     with pytest.raises(
-        GtpVisionError, match=r"another architecture: 2 tensors differ, first 'bias' \(\(4,\) in the file"
+        GtpVisionError, match=r"another architecture: 2 tensors differ, first 'bias' \(\(4,\) F32 in the file"
     ):
         checkpoint.load(path, nn.Linear(3, 5))
 

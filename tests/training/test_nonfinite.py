@@ -324,12 +324,15 @@ def test_the_first_step_that_is_not_finite_is_read(tmp_path: Path) -> None:
 
     steps = [step(1, 0), None, step(3, 0), step(math.nan, 1), step(5, 1)]
     found = nonfinite.reading(steps, accelerator, skips=True)
-    assert (found.means, found.skipped, found.first, found.names) == ({"loss": 2}, [3, 4], None, ["loss"])
+    assert found.rows == [{"loss": 1}, None, {"loss": 3}, None, None]
+    assert (found.skipped, found.first, found.names) == ([3, 4], None, ["loss"])
+    assert nonfinite.means([row for row in found.rows if row]) == {"loss": 2}
     found = nonfinite.reading(steps, accelerator, skips=False)
     assert (found.first, found.names) == (3, ["loss"])
     assert nonfinite.reading(steps[4:], accelerator, skips=False).names == ["the gradient"]
-    assert math.isnan(nonfinite.reading([None], accelerator, skips=True).means["loss"])
-    assert math.isnan(nonfinite.reading(steps[3:], accelerator, skips=True).means["loss"])
+    for nothing in ([None], steps[3:]):
+        assert not any(nonfinite.reading(nothing, accelerator, skips=True).rows)
+    assert math.isnan(nonfinite.means([])["loss"])
 
 
 def test_a_checkpoint_with_other_steps_to_skip_is_refused(tmp_path: Path) -> None:
