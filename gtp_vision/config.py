@@ -91,6 +91,7 @@ class TrainingConfig:
         eval_every: steps between two evaluations; 0 evaluates at the end only; the end is always evaluated.
         eval_episodes: episodes an evaluation; 0 never evaluates.
         eval_envs: environments side by side in each process; null is one a core, 8 at most.
+        eval_timeout: seconds that a step or a reset of an environment may take in evaluations.
         eval_steps: K when acting in evaluations; null is the agent's.
         eval_candidates: numbers N with which every evaluation is made once more, acting by the best of N by Q; null for
             none.
@@ -119,6 +120,7 @@ class TrainingConfig:
     eval_every: int = 100_000
     eval_episodes: int = 50
     eval_envs: int | None = None
+    eval_timeout: float = 300.0
     eval_steps: int | None = None
     eval_candidates: list[int] | None = None
     videos: int = 4
@@ -237,6 +239,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "training.eval_every": (0, math.inf),
     "training.eval_episodes": (0, math.inf),
     "training.eval_envs": (1, math.inf),
+    "training.eval_timeout": (_TINY, math.inf),
     "training.eval_steps": (1, math.inf),
     "training.videos": (0, math.inf),
     "training.probe_rows": (0, 10_000),

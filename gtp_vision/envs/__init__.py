@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +16,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from gtp_vision.envs import d4rl, ogbench, robosuite
 from gtp_vision.envs.rendering import Rendering, choose_backend
+
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -121,9 +125,18 @@ def quiet_worker() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
 
 
+def _die_with(parent: int) -> None:
+    """Have Linux end this process when its parent is gone, however that went: a simulator that hangs would stay."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was faster
+        os._exit(1)
+
+
 def _make_in_worker(spec: EnvSpec, main: int) -> gymnasium.Env:
     if os.getpid() != main:  # Gymnasium makes one in the main process, too, to look at its spaces
         quiet_worker()
+        _die_with(main)
     return _Worker(spec.make(), spec.goals)
 
 

@@ -20,8 +20,10 @@ from tqdm import tqdm
 from gtp_vision.datasets.goals import GOAL
 from gtp_vision.datasets.random import EpisodeNoise
 from gtp_vision.datasets.sampler import channels_first
-from gtp_vision.envs import EnvSpec, make_vector
+from gtp_vision.envs import EnvSpec
+from gtp_vision.errors import GtpVisionError
 from gtp_vision.reduce import said_anywhere
+from gtp_vision.training.simulators import FaultyError, Simulators
 
 _FRAMES_A_SECOND = 20  # OGBench's control rate: videos play in real time
 VIDEO_SCALE = 4
@@ -65,6 +67,10 @@ class Episode:
         return [shown[self.camera] for shown in self.seen]
 
 
+class SimulatorError(GtpVisionError):
+    """An environment hung, died or raised while it was evaluated in."""
+
+
 class StoppedError(Exception):
     """An evaluation was asked to stop, in this process or in another, and did."""
 
@@ -84,6 +90,7 @@ class Evaluator:
         progress: show a bar.
         rank: index of this process, which runs the episodes rank, rank + world_size, ...
         world_size: number of processes that call `run` together.
+        patience: seconds that a step or a reset of an environment may take.
     """
 
     def __init__(
@@ -97,13 +104,15 @@ class Evaluator:
         progress: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        patience: float = 300.0,
     ) -> None:
+        self.patience = patience
         self.spec, self.frame_stack, self.seed = spec, frame_stack, seed
         self.device, self.progress = torch.device(device), progress
         self.rank, self.world_size = rank, world_size
         cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.envs = envs or max(1, min(cores, 8))
-        self._vector: Any = None
+        self._vector: Simulators | None = None
 
     def __enter__(self) -> Evaluator:
         return self
@@ -114,12 +123,7 @@ class Evaluator:
     def close(self) -> None:
         """End the environments' processes."""
         if self._vector is not None:
-            if all(process.is_alive() for process in self._vector.processes):
-                self._vector.close()
-            else:  # the dead would not answer
-                for process in self._vector.processes:
-                    process.terminate()
-                self._vector.closed = True
+            self._vector.close()
             self._vector = None
 
     def run(
@@ -145,11 +149,16 @@ class Evaluator:
 
         Raises:
             StoppedError: in all processes, because `stop` said so in one.
+            SimulatorError: an environment hung, died or raised.
         """
         started = time.perf_counter()
         waiting = list(range(self.rank, episodes, self.world_size))
         if self._vector is None:
-            self._vector = make_vector(self.spec, max(1, min(self.envs, len(waiting))))
+            count = max(1, min(self.envs, len(waiting)))
+            try:
+                self._vector = Simulators(self.spec, count, self.patience)
+            except FaultyError as fault:
+                raise self._told(fault, []) from fault
         with one_thread():
             done = self._episodes(actor, waiting, film, label, stop)
         if self.world_size > 1:
@@ -160,7 +169,7 @@ class Evaluator:
     def _episodes(
         self, actor: Actor, waiting: list[int], film: int, label: str, stop: Callable[[], bool]
     ) -> list[Episode]:
-        vector = self._vector
+        vector = self._simulators
         count = vector.num_envs
         running: list[Episode | None] = [None] * count
         history = {
@@ -178,9 +187,9 @@ class Evaluator:
                     continue  # others are still busy
                 try:
                     ended = self._advance(actor, running, history, goals, waiting, film)
-                except (EOFError, OSError):
+                except FaultyError as fault:
                     if not stop():
-                        raise
+                        raise self._told(fault, running) from fault
                     waiting.clear()  # the signal that asks to stop went to the simulators, too, and they are dead
                     running, ended = [None] * count, []
                 for slot in ended:
@@ -190,6 +199,24 @@ class Evaluator:
                     running[slot] = None
                     bar.update()
         return done
+
+    @property
+    def _simulators(self) -> Simulators:
+        assert self._vector is not None, "`run` starts them"
+        return self._vector
+
+    def _told(self, fault: FaultyError, running: Sequence[Episode | None]) -> SimulatorError:
+        """Where a simulator failed, how, and what to do."""
+        self.close()
+        busy = [episode for slot in fault.slots if slot < len(running) if (episode := running[slot]) is not None]
+        where = ", ".join(
+            f"episode {episode.number} (seed {self.seed + episode.number}, step {episode.length})" for episode in busy
+        )
+        more = "raise training.eval_timeout, or " if fault.late else ""
+        return SimulatorError(
+            f"evaluation: the simulator of {self.spec.name} {fault.what}{f' in {where}' if where else ''}; "
+            f"{more}mend it, or set training.eval_episodes=0"
+        )
 
     def _go_on(self, busy: bool, steps: int, stop: Callable[[], bool]) -> bool:
         """Whether anyone is busy.
@@ -225,7 +252,7 @@ class Evaluator:
             [running[slot].length for slot in active],  # type: ignore[union-attr]
             self.device,
         )
-        actions = np.zeros(self._vector.action_space.shape, np.float32)
+        actions = np.zeros(self._simulators.action_space.shape, np.float32)
         stacks = history | {GOAL + name: goal for name, goal in goals.items()}
         shown = {name: as_seen(torch.from_numpy(stack[active]).to(self.device)) for name, stack in stacks.items()}
         actions[active] = actor(shown, noise).cpu().numpy()
@@ -247,7 +274,7 @@ class Evaluator:
                 running[slot] = Episode(number, False, 0.0, 0, [])
                 mask[slot], seeds[slot] = True, self.seed + number
         if mask.any():
-            observations, info = self._vector.reset(seed=seeds, options={"reset_mask": mask})
+            observations, info = self._simulators.reset(seeds, mask)
             for name, stack in history.items():
                 stack[mask] = observations[name][mask][:, None]
             for name, stack in goals.items():
@@ -263,7 +290,7 @@ class Evaluator:
 
     def _step(self, actions: np.ndarray, running: list[Episode | None], history: _Stacks) -> list[int]:
         # An environment without an episode goes on from where its last one ended; nobody watches it.
-        observations, rewards, terminated, truncated, info = self._vector.step(actions)
+        observations, rewards, terminated, truncated, info = self._simulators.step(actions)
         for name, stack in history.items():
             stack[:, :-1], stack[:, -1] = stack[:, 1:].copy(), observations[name]
         ended = []

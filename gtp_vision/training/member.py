@@ -17,7 +17,7 @@ from gtp_vision.envs.scores import has_reference, normalised
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import checkpoint, pictures, trained
 from gtp_vision.training.data import save_statistics
-from gtp_vision.training.evaluation import Evaluator, StoppedError, write_videos
+from gtp_vision.training.evaluation import Evaluator, SimulatorError, StoppedError, write_videos
 from gtp_vision.training.health import Health
 from gtp_vision.training.insight import SALIENCY, Saliency
 from gtp_vision.training.nonfinite import FILE as NONFINITE_FILE
@@ -141,6 +141,11 @@ class Member:
                     several[str(count)], _ = evaluator.run(actor, training.eval_episodes, stop=stop)
         except StoppedError:
             raise self.interrupted(step) from None
+        except SimulatorError as error:
+            raise SimulatorError(
+                f"{error}; training has lost nothing, and goes on from step {step} with: gtp-vision train --resume "
+                f"{self._resume_with}"
+            ) from error
         found = self._scored(found) | (
             {"candidates": {count: self._scored(one) for count, one in several.items()}} if several else {}
         )

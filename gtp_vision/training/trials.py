@@ -97,6 +97,7 @@ def evaluate_run(
         seed=seed,
         device=parts.accelerator.device,
         progress=progress,
+        patience=config.training.eval_timeout,
     ) as evaluator:
         found, done = evaluator.run(actor_of(parts.agent, steps), episodes, film=episodes if videos else 0)
     if videos:
@@ -169,6 +170,7 @@ def evaluator_of(config: Config, parts: Parts, progress: bool) -> Evaluator:
         seed=eval_seed(config),
         device=parts.accelerator.device,
         progress=progress,
+        patience=config.training.eval_timeout,
         rank=parts.accelerator.process_index,
         world_size=parts.accelerator.num_processes,
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,21 @@ SMALL = [
 @pytest.fixture(scope="module")
 def data(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return native.write(tmp_path_factory.mktemp("data") / "states.h5", make_store((30, 40), terminals={29}))
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    trainer.train(config_of(data, folder), progress=False)
+    return folder
+
+
+@pytest.fixture
+def finished(whole: Path, config: Config) -> Config:
+    """The configuration of a copy of it."""
+    shutil.copytree(whole, config.run_dir, symlinks=True)
+    return config
 
 
 @pytest.fixture
@@ -72,26 +88,23 @@ def strike(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_each_signal_ends_a_run_with_a_checkpoint_and_its_lines_come_out_as_if_it_had_not(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    whole: Path, config: Config, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    trainer.train(config_of(data, tmp_path / "whole"), progress=False)
-    broken = config_of(data, tmp_path / "broken")
     with monkeypatch.context() as patched:
         strike(patched, 6, number)
         with pytest.raises(trainer.InterruptedRunError) as told:
-            trainer.train(broken, progress=False)
+            trainer.train(config, progress=False)
     assert told.value.exit_status == 130
     assert "stopped at step 6 of 10" in str(told.value)
-    trainer.train(broken, resume=True, progress=False)
-    assert [line["step"] for line in timeless(tmp_path / "broken")] == [4, 8, 10]
-    assert_equal_runs(tmp_path / "whole", tmp_path / "broken")
+    trainer.train(config, resume=True, progress=False)
+    assert [line["step"] for line in timeless(Path(config.run_dir))] == [4, 8, 10]
+    assert_equal_runs(whole, Path(config.run_dir))
 
 
 def test_a_damaged_checkpoint_is_named_when_it_is_passed_over(
-    config: Config, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: Path, finished: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer.train(config_of(data, tmp_path / "whole"), progress=False)
-    trainer.train(config, progress=False)
+    config = finished
     newest = Path(config.run_dir) / "checkpoints" / "step_10"
     weights = bytearray((newest / "agent.safetensors").read_bytes())
     weights[-1] ^= 1
@@ -103,64 +116,58 @@ def test_a_damaged_checkpoint_is_named_when_it_is_passed_over(
         in told.err
     )
     assert "going on from step 9" in told.out
-    assert_equal_runs(tmp_path / "whole", Path(config.run_dir))
+    assert_equal_runs(whole, Path(config.run_dir))
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_over_them(config: Config) -> None:
-    trainer.train(config, progress=False)
-    checkpoints = Path(config.run_dir) / "checkpoints"
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_over_them(finished: Config) -> None:
+    checkpoints = Path(finished.run_dir) / "checkpoints"
     held = sorted(path.name for path in checkpoints.glob("step_*"))
     for name in held:
         (checkpoints / name / "manifest.json").write_text("[]")
     with pytest.raises(GtpVisionError, match=r"step_10 is damaged: .* no whole one; start over with --overwrite"):
-        trainer.train(config, resume=True, progress=False)
+        trainer.train(finished, resume=True, progress=False)
     assert sorted(path.name for path in checkpoints.glob("step_*")) == held
 
 
-def test_links_are_those_of_the_step_that_is_gone_on_from(config: Config) -> None:
-    trainer.train(config, progress=False)
-    checkpoints = Path(config.run_dir) / "checkpoints"
+def test_links_are_those_of_the_step_that_is_gone_on_from(finished: Config) -> None:
+    checkpoints = Path(finished.run_dir) / "checkpoints"
     checkpoint.link(checkpoints, "last", checkpoints / "step_9")  # as a kill leaves it between rename and link
-    trainer.train(config, resume=True, progress=False)
+    trainer.train(finished, resume=True, progress=False)
     assert (checkpoints / "last").resolve().name == "step_10"
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(
-    config: Config, capsys: pytest.CaptureFixture[str]
+    finished: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config.training.steps = 3
-    trainer.train(config, progress=False)
-    run = Path(config.run_dir)
+    run = Path(finished.run_dir)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     dead, alive = gone.pid, os.getppid()
     (run / f".results.json.{dead}.part").write_text("{")
-    (run / "checkpoints" / f".step_9.{dead}.part").mkdir()
-    (run / "checkpoints" / f".last.{dead}.link").symlink_to("step_3")
-    (run / "checkpoints" / "step_3").rename(run / "checkpoints" / f".step_3.{dead}.old")
+    (run / "checkpoints" / f".step_12.{dead}.part").mkdir()
+    (run / "checkpoints" / f".last.{dead}.link").symlink_to("step_10")
+    (run / "checkpoints" / "step_10").rename(run / "checkpoints" / f".step_10.{dead}.old")
     (run / f".report.html.{alive}.part").write_text("<html>")
-    trainer.train(config, resume=True, progress=False)
+    trainer.train(finished, resume=True, progress=False)
     told = capsys.readouterr()
     assert f"removed what a killed process left half written: .results.json.{dead}.part" in told.err
-    assert "going on from step 3" in told.out
+    assert "going on from step 10" in told.out
     hidden = {path.name for path in run.rglob(".*")} - {".lock"}
     assert hidden == {f".report.html.{alive}.part"}
 
 
 @pytest.mark.parametrize("how", ["--overwrite", "--resume"])
 def test_a_second_training_in_a_folder_is_refused(
-    config: Config, how: str, capsys: pytest.CaptureFixture[str], data: Path
+    finished: Config, how: str, capsys: pytest.CaptureFixture[str], data: Path
 ) -> None:
-    config.training.steps = 3
-    trainer.train(config, progress=False)
-    run = Path(config.run_dir)
+    run = Path(finished.run_dir)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with FileLock(run / ".lock"):
         more = [str(run)] if how == "--resume" else [*SMALL, f"task.dataset={data}", f"run_dir={run}"]
         assert cli.main(["train", how, *more]) == 2
     assert f"another process trains in {run}; wait for it" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    trainer.train(config, overwrite=True, progress=False)
+    trainer.train(finished, overwrite=True, progress=False)
 
 
 def test_of_two_that_begin_the_slower_is_refused(config: Config, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,13 +200,12 @@ STATES = {
 
 @pytest.mark.parametrize("state", sorted(STATES))
 def test_a_state_that_somebody_wrote_is_refused_in_a_sentence(
-    config: Config, state: str, capsys: pytest.CaptureFixture[str]
+    finished: Config, state: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer.train(config, progress=False)
-    path = Path(config.run_dir) / "checkpoints" / "step_10"
+    path = Path(finished.run_dir) / "checkpoints" / "step_10"
     (path / "state.json").write_text(json.dumps(STATES[state]))
     reseal(path)
-    assert cli.main(["train", "--resume", config.run_dir]) == 2
+    assert cli.main(["train", "--resume", finished.run_dir]) == 2
     assert "state.json" in capsys.readouterr().err
 
 
@@ -221,29 +227,25 @@ HEADERS = {
 
 @pytest.mark.parametrize("header", sorted(HEADERS))
 @pytest.mark.parametrize("part", ["agent", "optimizer"])
-def test_a_sealed_file_that_is_no_safetensors_is_refused(config: Config, header: str, part: str) -> None:
-    config.training.steps = 1
-    trainer.train(config, progress=False)
-    path = Path(config.run_dir) / "checkpoints" / "step_1"
+def test_a_sealed_file_that_is_no_safetensors_is_refused(finished: Config, header: str, part: str) -> None:
+    path = Path(finished.run_dir) / "checkpoints" / "step_10"
     (path / f"{part}.safetensors").write_bytes(HEADERS[header])
     reseal(path)
     with pytest.raises(GtpVisionError, match="is no safetensors file"):
-        trainer.train(config, resume=True, progress=False)
+        trainer.train(finished, resume=True, progress=False)
 
 
-def test_moments_of_other_shapes_and_a_pipe_are_refused(config: Config) -> None:
+def test_moments_of_other_shapes_and_a_pipe_are_refused(finished: Config) -> None:
     from safetensors.torch import save_file
 
-    config.training.steps = 1
-    trainer.train(config, progress=False)
-    path = Path(config.run_dir) / "checkpoints" / "step_1"
+    path = Path(finished.run_dir) / "checkpoints" / "step_10"
     moments = load_file(path / "optimizer.safetensors")
     key = sorted(name for name in moments if name.endswith(".exp_avg"))[0]
     for strange in (torch.zeros(7), moments[key].double()):
         save_file(moments | {key: strange}, path / "optimizer.safetensors")
         reseal(path)
         with pytest.raises(GtpVisionError, match=rf"holds '{key}'"):
-            trainer.train(config, resume=True, progress=False)
+            trainer.train(finished, resume=True, progress=False)
     (path / "state.json").unlink()
     os.mkfifo(path / "state.json")
     assert "state.json is missing" in checkpoint.problem(path)
