@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 from gtp_vision.datasets import quarantine
 from gtp_vision.errors import GtpVisionError
 
@@ -87,7 +89,8 @@ def evict(folder: Path, wanted: int) -> None:
             f"set GTP_VISION_CACHE_SIZE to more"
         )
     for used, _, part in _files(folder, ".*.part"):
-        if time.time() - used > _ABANDONED:
+        process = part.name.split(".")[-2]  # a clock that jumps must not make a living process's work look abandoned
+        if time.time() - used > _ABANDONED and not (process.isdigit() and psutil.pid_exists(int(process[-9:]))):
             part.unlink(missing_ok=True)
     entries = sorted(_files(folder, "*.h5"))
     held = sum(size for _, size, _ in entries)

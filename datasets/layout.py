@@ -25,6 +25,7 @@ from tqdm import tqdm
 from gtp_vision.datasets import hdf5, quarantine
 from gtp_vision.datasets.arrays import Array, Segmented
 from gtp_vision.datasets.files import cached, evict, from_cache, require_space, written_aside
+from gtp_vision.datasets.mapped import mapped
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 
@@ -289,8 +290,8 @@ def _mapped(entry: Mapping[str, Any], path: Path) -> Array:
         if offset + rows * row > Path(file).stat().st_size:
             raise GtpVisionError(f"{path} has become shorter than it was a moment ago; copy the file again")
         if len(entry["pieces"]) == 1:
-            return np.memmap(file, mode="r", dtype=dtype, shape=shape, offset=offset)
+            return mapped(file, dtype=dtype, shape=shape, offset=offset)
         if file not in files:
-            files[file] = np.memmap(file, mode="r")
+            files[file] = mapped(file)
         parts.append(np.ndarray((rows, *shape[1:]), dtype, buffer=files[file], offset=offset))
     return Segmented(parts)

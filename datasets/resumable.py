@@ -23,6 +23,7 @@ from tqdm import tqdm
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.files import evict, require_space, touch, written_aside
 from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.mapped import mapped
 from gtp_vision.errors import GtpVisionError
 
 _NAME = "features"
@@ -160,7 +161,7 @@ def _opened(target: Path) -> tuple[int, np.ndarray, int] | None:
             offset, shape, dtype = hdf5.offset(data, target), data.shape, data.dtype
         if offset is None or not isinstance(done, int) or not 0 <= done <= shape[0]:
             return None
-        return offset, np.memmap(target, mode="r", dtype=dtype, shape=shape, offset=offset), done
+        return offset, mapped(target, dtype=dtype, shape=shape, offset=offset), done
     except (GtpVisionError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -103,11 +103,11 @@ def test_a_cache_size_that_is_no_number_is_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
-    for age, name in ((7200, ".a.h5.123.part"), (60, ".b.h5.124.part"), (7200, "c.h5")):
+    for age, name in ((7200, ".a.h5.999999998.part"), (60, ".b.h5.999999999.part"), (7200, "c.h5")):
         (tmp_path / name).write_bytes(b"x")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     evict(tmp_path, 1)
-    assert {path.name for path in tmp_path.iterdir()} == {".b.h5.124.part", "c.h5"}, "the other is being written"
+    assert {path.name for path in tmp_path.iterdir()} == {".b.h5.999999999.part", "c.h5"}, "the other is being written"
 
 
 def test_the_longest_name_has_an_entry_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
