@@ -194,11 +194,12 @@ class Member:
         rows, self._held = self._held, []
         found = means([row for row in rows if _SKIPPED not in row])
         skipped = sum(_SKIPPED in row for row in rows)
-        if rows and skipped == len(rows):
+        mode = self.config.training.on_nonfinite
+        if mode == "skip" and rows and skipped == len(rows):
             self.idle += 1
         else:
             self.idle, self.idle_since = 0, done + 1
-        return found if self.config.training.on_nonfinite == "stop" else found | {_SKIPPED: float(skipped)}
+        return found if mode == "stop" else found | {_SKIPPED: float(skipped)}
 
     def hold(self, pending: Sequence[Metrics | None], done: int, index: int = 0) -> None:
         """Read the metrics of steps, and keep them for the next line: a checkpoint carries them to a run that goes on.
