@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gtp_vision import cli_suite
+from gtp_vision import cli_serve, cli_suite
 from gtp_vision.errors import GtpVisionError
 
 
@@ -23,6 +23,7 @@ def add(verbs: Any) -> None:
     step.add_argument("--json", action="store_true")
     step.set_defaults(run=_bench_step)
     cli_suite.add(bench)
+    cli_serve.add_bench(bench)
     loader = bench.add_parser("loader", help="batches against a bare gather, robomimic and h5py; memory; statistics")
     loader.add_argument("--rounds", type=int, default=5, help="interleaved rounds; medians are printed")
     loader.add_argument("--json", action="store_true")

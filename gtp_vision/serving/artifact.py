@@ -94,7 +94,7 @@ def trimmed(agent: Agent, parts: list[str]) -> Agent:
 
 def seal(folder: Path) -> None:
     """Write the manifest of a folder's files."""
-    manifest = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    manifest = {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 

@@ -25,7 +25,7 @@ from gtp_vision.config import Config
 from gtp_vision.datasets.random import EpisodeNoise
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store
 from gtp_vision.errors import GtpVisionError
-from gtp_vision.serving import artifact
+from gtp_vision.serving import artifact, graphs
 from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
@@ -42,6 +42,7 @@ def export(
     which: str = "last",
     steps: int | None = None,
     licences: Mapping[str, str] | None = None,
+    graph: bool = False,
     overwrite: bool = False,
 ) -> Policy:
     """Write the artifact of a run's checkpoint, and return it as it is loaded.
@@ -54,6 +55,7 @@ def export(
         which: `last`, `best` or `step_N`.
         steps: K unless asked otherwise when acting; None is the agent's.
         licences: of `LICENCES`, as SPDX names; unknown where they are left out.
+        graph: write the sampler as ONNX, too, see `graphs`.
         overwrite: replace the artifact that stands at `out`.
 
     Raises:
@@ -84,6 +86,9 @@ def export(
                 break
         else:
             raise AssertionError("an agent with all its parts acts as another one")
+        if graph:
+            graphs.write(artifact.load_policy(aside), aside)
+            artifact.seal(aside)
         _replace(aside, out)
     except OSError as error:
         raise GtpVisionError(f"{out} cannot be written ({error}); make room or choose another folder") from error
