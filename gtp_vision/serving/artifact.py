@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent, AgentConfig
 from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
 from gtp_vision.errors import GtpVisionError
+from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
 
@@ -39,6 +40,7 @@ WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST = (
     "README.md",
     "manifest.json",
 )
+FILES = [WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST]
 _MOST_JSON = 4 << 20  # bytes
 _MOST_COUNT = 100_000  # of anything in the settings; networks of a stranger's file shall not take for ever to build
 _SPARE = 256 << 20  # bytes that parts without stored weights may take beside sixteen times those with
@@ -82,6 +84,32 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
             f"device={device} is not to be had here ({str(error).splitlines()[0]}); try cpu"
         ) from error
     return Policy(agent, schema, _json(folder / PROVENANCE), engine)
+
+
+def write(folder: Path, agent: Agent, schema: Schema, provenance: Mapping[str, Any], parts: Sequence[str]) -> None:
+    """Write an artifact's files into an empty folder.
+
+    Args:
+        folder: where to.
+        agent: whose weights.
+        schema: of its policy.
+        provenance: see `export.provenance`.
+        parts: names of the agent's modules whose weights are stored.
+    """
+    tensors = {name: x.contiguous() for name, x in agent.state_dict().items() if name.partition(".")[0] in parts}
+    save_file(tensors, folder / WEIGHTS)
+    told = {
+        "format": FORMAT,
+        "schema": schema.record(),
+        "agent": asdict(agent.config),
+        "encoder": asdict(agent.actor_encoder.config) | {"weights": None},  # which are here
+        "parts": list(parts),
+        "bf16": agent.actor_encoder.bf16,
+    }
+    (folder / MADE_OF).write_text(json.dumps(told, indent=1))
+    (folder / PROVENANCE).write_text(json.dumps(provenance, indent=1))
+    (folder / CARD).write_text(card(schema, provenance))
+    seal(folder)
 
 
 def trimmed(agent: Agent, parts: list[str]) -> Agent:

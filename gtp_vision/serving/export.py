@@ -10,14 +10,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent
@@ -26,7 +24,6 @@ from gtp_vision.datasets.random import EpisodeNoise
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.serving import artifact, graphs
-from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
 from gtp_vision.training.parts import shapes
@@ -78,10 +75,7 @@ def export(
         for kept in _sets(agent):
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            _write(aside, agent, schema, kept, bf16=config.training.precision == "bf16")
-            (aside / artifact.PROVENANCE).write_text(json.dumps(told, indent=1))
-            (aside / artifact.CARD).write_text(card(schema, told))
-            artifact.seal(aside)
+            artifact.write(aside, agent, schema, told, kept)
             if _acts_alike(aside, agent, schema):
                 break
         else:
@@ -154,20 +148,6 @@ def _sets(agent: Agent) -> Iterator[list[str]]:
     if agent.has_critic:
         yield [*acts, "critic_target", "actor_encoder_target" if agent.shared else "critic_encoder_target"]
     yield [name for name, _ in agent.named_children()]
-
-
-def _write(folder: Path, agent: Agent, schema: Schema, kept: list[str], *, bf16: bool) -> None:
-    tensors = {name: x.contiguous() for name, x in agent.state_dict().items() if name.partition(".")[0] in kept}
-    save_file(tensors, folder / artifact.WEIGHTS)
-    told = {
-        "format": artifact.FORMAT,
-        "schema": schema.record(),
-        "agent": asdict(agent.config),
-        "encoder": asdict(agent.actor_encoder.config) | {"weights": None},  # which are here
-        "parts": kept,
-        "bf16": bf16,
-    }
-    (folder / artifact.MADE_OF).write_text(json.dumps(told, indent=1))
 
 
 def _acts_alike(folder: Path, agent: Agent, schema: Schema) -> bool:

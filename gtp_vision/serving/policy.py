@@ -9,14 +9,17 @@ Nothing here knows data sets, simulators or training.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 
 from gtp_vision.agents import Agent, acting_in, check_agent
 from gtp_vision.agents.acting import Executor
 from gtp_vision.agents.fast import FastPolicy
+from gtp_vision.compilers import first_words
 from gtp_vision.datasets.random import EpisodeNoise
 from gtp_vision.datasets.sampler import channels_first
 from gtp_vision.errors import GtpVisionError
@@ -103,8 +106,11 @@ class Session:
         return {name: channels_first(x) if x.ndim == 5 else x for name, x in seen.items()}, noise
 
 
-class Policy:
+class Policy(PyTorchModelHubMixin):
     """Weights and schema of a trained agent.
+
+    `policy.push_to_hub("me/policy")` and `Policy.from_pretrained("me/policy")` are the Hugging Face hub's; what
+    travels is the artifact, and it is looked at as any stranger's.
 
     Args:
         agent: in the state in which it acts.
@@ -122,6 +128,59 @@ class Policy:
         self.device = next(agent.policy.parameters()).device
         self._fits: set[int] = set()  # numbers of jumps that were found to fit
         self._own = Session(self)
+        self._hub_mixin_config = None  # the artifact's own files say it all
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Policy:  # type: ignore[override]
+        """The policy of a folder or of a repository on the hub.
+
+        Args:
+            name: folder, or `owner/name`.
+            options: `device` and `engine` as `load_policy` takes them; `revision`, `token`, ... as the hub does.
+
+        Raises:
+            GtpVisionError: it cannot be had, or is no artifact, see `load_policy`.
+        """
+        try:
+            return super().from_pretrained(name, **options)
+        except (OSError, ValueError) as error:
+            raise GtpVisionError(f"{name} cannot be had from the hub ({first_words(error)}); check its name") from error
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from gtp_vision.serving import artifact
+
+        parts = [name for name, _ in self.agent.named_children()]
+        artifact.write(save_directory, self.agent, self.schema, self.card, parts)
+
+    @classmethod
+    def _from_pretrained(  # type: ignore[override]
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        device: str = "cpu",
+        engine: str = "eager",
+    ) -> Policy:
+        from gtp_vision.serving import artifact
+
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(
+                    model_id,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                    allow_patterns=artifact.FILES,
+                )
+            )
+        return artifact.load_policy(folder, device=device, engine=engine)
 
     def act(self, observation: Mapping[str, Any], *, steps: int | None = None) -> np.ndarray:
         """The next action of the policy's own session, see `Session.act`."""

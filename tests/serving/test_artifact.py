@@ -21,7 +21,7 @@ from gtp_vision.datasets.random import EpisodeNoise
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.serving import artifact
-from gtp_vision.serving.policy import Session
+from gtp_vision.serving.policy import Policy, Session
 from gtp_vision.training.evaluation import as_seen
 from gtp_vision.training.trainer import train
 from gtp_vision.training.trials import actor_of, restore
@@ -301,3 +301,42 @@ def test_damage_is_told(exported: Exported, tmp_path: Path) -> None:
         gtp_vision.load_policy(other)
     with pytest.raises(GtpVisionError, match="device=cuda:99 is not to be had here"):
         gtp_vision.load_policy(out, device="cuda:99")
+
+
+def test_a_policy_goes_to_the_hub_and_comes_back(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, out = exported("candidates")
+    policy, seen = gtp_vision.load_policy(out), observations(out, 1)[0]
+    policy.save_pretrained(tmp_path / "saved")
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == sorted(artifact.FILES)
+    assert (tmp_path / "saved" / "policy.safetensors").read_bytes() == (out / "policy.safetensors").read_bytes()
+    again = Policy.from_pretrained(str(tmp_path / "saved"))
+    np.testing.assert_array_equal(again.act(seen), policy.act(seen))
+
+    hub = tmp_path / "hub"
+
+    class Api:  # what huggingface_hub asks of the network
+        def __init__(self, token: object) -> None: ...
+
+        def create_repo(self, repo_id: str, **_: object) -> Any:
+            return type("Url", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, **_: object) -> str:
+            shutil.copytree(folder_path, hub / repo_id)
+            return "done"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    assert policy.push_to_hub("me/policy") == "done"
+    np.testing.assert_array_equal(
+        Policy.from_pretrained(str(hub / "me/policy"), engine="eager").act(seen), policy_act(out, seen)
+    )
+    with pytest.raises(GtpVisionError, match="nobody/nothing cannot be had from the hub"):
+        Policy.from_pretrained("nobody/nothing", local_files_only=True)
+    (hub / "me/policy" / "policy.safetensors").write_bytes(b"x")
+    with pytest.raises(GtpVisionError, match="is not what was written"):
+        Policy.from_pretrained(str(hub / "me/policy"))
+
+
+def policy_act(out: Path, seen: dict[str, np.ndarray]) -> np.ndarray:
+    return gtp_vision.load_policy(out).act(seen)
