@@ -40,14 +40,16 @@ class Sampler(nn.Module):
         draws: the noise that is handed in after them.
     """
 
+    low: torch.Tensor
+    high: torch.Tensor
+
     def __init__(self, agent: Agent, schema: Schema, steps: int) -> None:
         super().__init__()
         self.agent, self.steps = agent, steps
         self.shapes = schema.shapes()
         self.observations = list(self.shapes)
-        low, high = torch.tensor(schema.action_low), torch.tensor(schema.action_high)
-        self.register_buffer("low", low)
-        self.register_buffer("high", high)
+        self.register_buffer("low", torch.tensor(schema.action_low))
+        self.register_buffer("high", torch.tensor(schema.action_high))
         recorder = NoiseRecorder(RandomStream(0, 0))
         agent.plan(self.example()[0], recorder, steps)
         self.draws: tuple[Draw, ...] = tuple(recorder.draws)

@@ -216,7 +216,10 @@ def spread_of(parts: Parts, steps: int, step: int) -> Spread:
     a = parts.accelerator
     inputs = {name: x.to(device) for name, x in source.inputs(step, a.process_index, a.num_processes).items()}
     batch = source.transitions(inputs)
-    observation = {name: x[:_OBSERVATIONS] for name, x in batch.now.items()}
+    observation = {
+        name: x[:_OBSERVATIONS, :, 0] if x.ndim == 4 else x[:_OBSERVATIONS]  # of cached views the first, not augmented
+        for name, x in batch.now.items()
+    }
     rows = len(next(iter(observation.values())))
     noise = _SameForAll(RandomStream(parts.noise_seed + _SALT, step, device=device), rows)
     training = agent.training

@@ -345,7 +345,7 @@ def seconds_in(state: Mapping[str, Any], where: Path) -> float:
         GtpVisionError: it does not.
     """
     seconds = state.get("train_seconds")
-    if not _is_number(seconds):
+    if seconds is None or not _is_number(seconds):
         raise GtpVisionError(f"{where / 'state.json'} does not tell train_seconds; use another checkpoint")
     return float(seconds)
 

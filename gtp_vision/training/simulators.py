@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing import connection
 from typing import Any
 
 import numpy as np
@@ -113,4 +114,6 @@ class Simulators:
             raise FaultyError(gone, f"raised {type(error).__name__} ({told})") from error
 
     def _dead(self) -> list[int]:
-        return [slot for slot, process in enumerate(self._vector.processes) if not process.is_alive()]
+        processes = self._vector.processes
+        connection.wait([process.sentinel for process in processes], _FAREWELL)  # a pipe closes before its process ends
+        return [slot for slot, process in enumerate(processes) if not process.is_alive()]

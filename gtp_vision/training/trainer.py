@@ -122,8 +122,8 @@ def _train(config: Config, enter: Callable[[], None], *, resume: bool, progress:
             tell(f"warning: {unlikely}")
     accelerator.wait_for_everyone()
     members = [
-        Member(*own, start=start, train_seconds=train_seconds, resume_with=folder, skips=left_out, held=rows)
-        for *own, left_out, rows in zip(configs, into, every, skips, held, strict=True)
+        Member(own, place, one, start=start, train_seconds=train_seconds, resume_with=folder, skips=left_out, held=rows)
+        for own, place, one, left_out, rows in zip(configs, into, every, skips, held, strict=True)
     ]
     try:
         with stop_requested() as stop, evaluator_of(config, parts, said) as evaluator:
