@@ -14,7 +14,7 @@ from typing import Any, SupportsFloat
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
-from gtp_vision.envs import d4rl, ogbench, robosuite
+from gtp_vision.envs import d4rl, ogbench, own, robosuite
 from gtp_vision.envs.rendering import Rendering, choose_backend
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -25,14 +25,15 @@ class EnvSpec:
     """What it takes to make an environment, in this process or another.
 
     Attributes:
-        name: environment name: D4RL's, Gymnasium's (`Hopper-v4`), OGBench's, or `robosuite`, with or without a name.
+        name: environment name: D4RL's, Gymnasium's (`Hopper-v4`, `gymnasium/MODULE:ID`), OGBench's, or
+            `robosuite`, with or without a name.
         rendering: quality of the frames.
         pixels: False makes the task with state observations (nothing is rendered).
         max_episode_steps: time limit; None takes the environment's own.
         collecting: the environment as OGBench's data were collected in (see `ogbench.make`).
         goals: what is to be reached is shown (see `ogbench.GoalTasks`).
         env_args: what a robomimic file says of its environment; robosuite's is made of it.
-        shown: names and shapes of what robosuite's shows (see `RobosuiteEnv`).
+        shown: names and shapes of what robosuite's shows (see `RobosuiteEnv`), or the user's own (see `own.make`).
     """
 
     name: str
@@ -46,6 +47,8 @@ class EnvSpec:
 
     def make(self) -> gymnasium.Env:
         """One environment in this process."""
+        if own.knows(self.name):
+            return own.make(self.name, self.shown, max_episode_steps=self.max_episode_steps, goals=self.goals)
         if d4rl.knows(self.name):
             return d4rl.make(self.name, max_episode_steps=self.max_episode_steps, goals=self.goals)
         if robosuite.knows(self.name):

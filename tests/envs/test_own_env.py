@@ -1,0 +1,119 @@
+"""Environments of the user's own: a module is imported, and what it registers is made."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from gtp_vision.envs import EnvSpec, close, make_vector, own
+from gtp_vision.errors import GtpVisionError
+
+MODULE = """
+import gymnasium
+import numpy as np
+
+class Mine(gymnasium.Env):
+    observation_space = gymnasium.spaces.Dict(
+        front=gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8),
+        arm=gymnasium.spaces.Box(-9, 9, (2,), np.float32),
+        hidden=gymnasium.spaces.Box(-9, 9, (1,), np.float32),
+    )
+    action_space = gymnasium.spaces.Box(np.float32([0, -4]), np.float32([10, 4]))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.shown(self.np_random.uniform(-1, 1, 2)), {}
+
+    def step(self, action):
+        return self.shown(action), 1.0, False, False, {"success": bool(action[0] > 9)}
+
+    def shown(self, arm):
+        return {"front": np.zeros((8, 8, 3), np.uint8), "arm": np.float32(arm), "hidden": np.zeros(1, np.float32)}
+
+gymnasium.register("Mine-v0", entry_point=Mine, max_episode_steps=3)
+gymnasium.register("Endless-v0", entry_point=Mine)
+"""
+NAME = "gymnasium/tests_own_module:Mine-v0"
+SHOWN = {"front": (8, 8, 3), "arm": (2,)}
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the path with the module in it, which is forgotten afterwards."""
+    (tmp_path / "tests_own_module.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    before = dict(gymnasium.registry)
+    yield tmp_path
+    sys.modules.pop("tests_own_module", None)
+    gymnasium.registry.clear()
+    gymnasium.registry.update(before)
+
+
+@pytest.mark.usefixtures("module")
+def test_its_actions_are_scaled_and_its_episodes_are_functions_of_their_seeds() -> None:
+    env = EnvSpec(NAME, shown=SHOWN).make()
+    first = env.reset(seed=4)[0]
+    assert set(first) == set(SHOWN), "of what it shows only what the data hold"
+    assert np.array_equal(first["arm"], env.reset(seed=4)[0]["arm"])
+    assert not np.array_equal(first["arm"], env.reset(seed=5)[0]["arm"])
+    assert env.action_space.low.tolist() == [-1, -1]
+    assert env.action_space.high.tolist() == [1, 1]
+    moved, _, _, timeout, info = env.step(np.float32([0.5, -1]))
+    assert moved["arm"] == pytest.approx([7.5, -4])
+    assert info["success"] is False
+    assert not timeout
+    env.step(np.zeros(2, np.float32))
+    assert env.step(np.float32([1, 0]))[3:] == (True, {"success": True})
+    close(env)
+
+
+@pytest.mark.usefixtures("module")
+def test_all_is_shown_where_the_data_are_not_known_and_limits_can_be_set() -> None:
+    env = EnvSpec(NAME, max_episode_steps=1).make()
+    assert set(env.reset(seed=0)[0]) == {"front", "arm", "hidden"}
+    assert env.step(np.zeros(2, np.float32))[3] is True
+    assert EnvSpec("gymnasium/tests_own_module:Endless-v0", max_episode_steps=2).make().spec.max_episode_steps == 2
+
+
+@pytest.mark.usefixtures("module")
+def test_workers_import_it_for_themselves() -> None:
+    vector = make_vector(EnvSpec(NAME, shown=SHOWN), 2)
+    observations, _ = vector.reset(seed=[1, 2])
+    assert observations["front"].shape == (2, 8, 8, 3)
+    assert not np.array_equal(*observations["arm"])
+    vector.close()
+
+
+@pytest.mark.usefixtures("module")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gymnasium/:Mine-v0", "must be gymnasium/MODULE:ID"),
+        ("gymnasium/../mine:Mine-v0", "must be gymnasium/MODULE:ID"),
+        ("gymnasium/no_such_module:Mine-v0", "there is no module 'no_such_module'; install its package, or set PYTHON"),
+        ("gymnasium/tests_own_module:Mien-v0", "registers no 'Mien-v0': did you mean 'Mine-v0'"),
+        ("gymnasium/tests_own_module:Endless-v0", "without max_episode_steps, and an episode might never end"),
+    ],
+)
+def test_what_cannot_be_made_is_told(name: str, told: str) -> None:
+    with pytest.raises(GtpVisionError, match=told):
+        EnvSpec(name).make()
+
+
+def test_faults_of_the_module_are_told(module: Path) -> None:
+    (module / "tests_own_broken.py").write_text("raise RuntimeError('no robot\\nis connected')")
+    with pytest.raises(GtpVisionError, match=r"raised RuntimeError \(no robot\); mend it"):
+        own.make("gymnasium/tests_own_broken:A-v0", None)
+    (module / "tests_own_needy.py").write_text("import no_such_driver")
+    with pytest.raises(GtpVisionError, match="importing tests_own_needy needs 'no_such_driver'; install it"):
+        own.make("gymnasium/tests_own_needy:A-v0", None)
+
+
+@pytest.mark.usefixtures("module")
+def test_it_shows_no_goals() -> None:
+    with pytest.raises(GtpVisionError, match=r"shows no observation of a goal; set task\.goals=null"):
+        EnvSpec(NAME, goals=True).make()
