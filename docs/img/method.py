@@ -107,7 +107,7 @@ def draw_jumps(policy: GTPPolicy, problem: Mixture, target: Path) -> list[float]
         "one jump": np.stack([x, jump(policy, x, START, 0.0)]),
         "two jumps": np.stack([x, middle, jump(policy, middle, policy.config.sigma_last, 0.0)]),
     }
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     shares = []
     for axes, (title, way) in zip(figure.subplots(1, 3), ways.items(), strict=True):
         shares.append(float((problem.nearest_mode(way[-1])[1] < 0.2).mean()))
@@ -115,7 +115,7 @@ def draw_jumps(policy: GTPPolicy, problem: Mixture, target: Path) -> list[float]
         for between in way[1:-1] if title == "two jumps" else ():
             axes.scatter(*between.T, s=6, color=EXACT, zorder=3)
         axes.scatter(*way[-1].T, s=14, color=LEARNED, zorder=4)
-        axes.set(title=f"{title}: {shares[-1]:.0%} on a mode", xlim=(-5, 5), ylim=(-5, 5), aspect="equal")
+        axes.set(title=f"{title}: {shares[-1]:.0%} on a mode", xlim=(-4.4, 4.4), ylim=(-4.4, 4.4), aspect="equal")
         axes.set_xticks([])
         axes.set_yticks([])
     figure.savefig(target, dpi=110)

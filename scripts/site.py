@@ -1,0 +1,72 @@
+"""Hooks of mkdocs.yml: pages of the repository's root belong to the site, and links to sources become their names."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {
+    "index.md": "README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
+    "changelog.md": "CHANGELOG.md",
+}
+_LINK = re.compile(r"(?<!!)\[(?P<text>[^\]\n]+)\]\((?P<to>[^)#\s]*)(?P<anchor>#[^)\s]*)?\)")
+_FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+
+
+_tree = tempfile.TemporaryDirectory(prefix="gtp-vision-docs-")  # removed when the build's process ends
+
+
+@event_priority(100)  # before the readers are made
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Show the package to the API pages as it is installed: its readers do not know setuptools' package-dir."""
+    package = Path(_tree.name) / "gtp_vision"
+    if not package.exists():
+        package.mkdir()
+        for path in (ROOT / "gtp_vision").iterdir():
+            (package / path.name).symlink_to(path)
+        mapping = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
+        for name, folder in mapping.items():
+            (package / name.partition(".")[2]).symlink_to(ROOT / folder)
+    config.plugins["mkdocstrings"].config["handlers"]["python"]["paths"] = [_tree.name]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the root's pages."""
+    for page, source in PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
+    """Lead links from the place that a file has in the repository to the one that it has on the site."""
+    source = PAGES.get(page.file.src_uri)
+    folder = ROOT if source else ROOT / "docs"
+    if source:
+        markdown = markdown.replace("](docs/img/", "](img/")
+    parts = _FENCED.split(markdown)
+    parts[::2] = [_LINK.sub(lambda found: _led(found, folder), part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def _led(found: re.Match[str], folder: Path) -> str:
+    text, to, anchor = found["text"], found["to"], found["anchor"] or ""
+    if not to or "://" in to:
+        return found[0]
+    target = (folder / to).resolve()
+    pages = {ROOT / name: page for page, name in PAGES.items()}
+    if target in pages:
+        return f"[{text}]({pages[target]}{anchor})"
+    if target.is_relative_to(ROOT / "docs") and target.suffix != ".py":
+        return f"[{text}]({target.relative_to(ROOT / 'docs')}{anchor})"
+    return f"`{target.relative_to(ROOT)}`" if target.exists() else found[0]  # a source, which the site does not hold
