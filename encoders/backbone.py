@@ -6,7 +6,8 @@ Axes in names: N rows (B samples, times T where the frames pass alone), K channe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -14,10 +15,27 @@ from einops import rearrange
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gtp_vision.encoders.settings import EncoderConfig
 from gtp_vision.errors import GtpVisionError
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and deviation of each channel, of values in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A backbone by its name, found wherever it stands at the top of a file of this package.
+
+    Attributes:
+        name: of `encoder.name`, and of `encoder=`.
+        make: (shape of a stack, settings) to the untrained backbone; its layers are then initialised by
+            `backbones.initialise`.
+        poolings: the values of `encoder.pooling` that it takes.
+    """
+
+    name: str
+    make: Callable[[tuple[int, ...], EncoderConfig], Backbone]
+    poolings: tuple[str, ...] = ("auto", "flatten")
 
 
 class Backbone(nn.Module, ABC):

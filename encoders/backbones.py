@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import nn
 
+from gtp_vision.discovery import by_name, instances
 from gtp_vision.encoders import normalization, timm_backbones, weights
-from gtp_vision.encoders.backbone import Backbone, Normalization
-from gtp_vision.encoders.drq import DrQ
+from gtp_vision.encoders.backbone import Backbone, Named, Normalization
 from gtp_vision.encoders.impala import SIZES, Impala
 from gtp_vision.encoders.resnet import RESNETS, ResNet
 from gtp_vision.encoders.robomimic_cores import CORES, Core
@@ -15,9 +17,15 @@ from gtp_vision.encoders.timm_backbones import Timm
 from gtp_vision.errors import GtpVisionError, propose
 
 
+@cache
+def named() -> dict[str, Named]:
+    """The backbones that their files name themselves."""
+    return by_name(instances("gtp_vision.encoders", Named))
+
+
 def known() -> list[str]:
     """The names that are spelled out; more stand behind `timm/`."""
-    return [*SIZES, "drq", *RESNETS, *CORES, "state"]
+    return [*SIZES, *named(), *RESNETS, *CORES, "state"]
 
 
 def check_name(name: str) -> None:
@@ -37,6 +45,8 @@ def poolings(name: str) -> tuple[str, ...]:
         return "auto", "spatial_softmax", "attention", "average", "flatten"
     if name in CORES:
         return "auto", "spatial_softmax", "average"
+    if name in named():
+        return named()[name].poolings
     return POOLINGS if name.startswith(timm_backbones.PREFIX) else ("auto", "flatten")
 
 
@@ -72,7 +82,7 @@ def _untrained(shape: tuple[int, ...], config: EncoderConfig, hub: bool) -> Back
     if name.startswith(timm_backbones.PREFIX):
         made_with: Normalization | None = timm_backbones.normalization_of(name) if constants else None
         return Timm(shape, config, made_with, hub)
-    plain = DrQ(shape, config.stack) if name == "drq" else Impala(name, shape, config.stack)
+    plain = named()[name].make(shape, config) if name in named() else Impala(name, shape, config.stack)
     return plain.apply(initialise)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from gtp_vision.encoders.backbone import Backbone
+from gtp_vision.encoders.backbone import Backbone, Named
 from gtp_vision.errors import GtpVisionError
 
 
@@ -46,3 +46,6 @@ class DrQ(Backbone):
     def blocks(self) -> list[nn.Module]:
         """The convolutions."""
         return [layer for layer in self.layers if next(layer.parameters(), None) is not None]
+
+
+DRQ = Named("drq", lambda shape, config: DrQ(shape, config.stack))

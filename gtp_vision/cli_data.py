@@ -24,7 +24,7 @@ _COLLECT_OPTIONS = (
     *("states_only", "compress", "policy", "steps", "medium_steps", "sets"),
 )
 WRITABLE = ("native", "robomimic", "d4rl", "lerobot")
-"""The formats that `data convert` writes; the registry is not imported for a line of help."""
+"""What help says that `data convert` writes; the registry is not imported for a line of help."""
 
 
 def add(verbs: Any) -> None:
@@ -47,7 +47,7 @@ def add(verbs: Any) -> None:
         "--to",
         required=True,
         metavar="FORMAT",
-        choices=WRITABLE,
+        type=_writable,
         help=" or ".join([", ".join(WRITABLE[:-1]), WRITABLE[-1]]),
     )
     convert.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
@@ -96,6 +96,14 @@ def add(verbs: Any) -> None:
     collect.add_argument("--processes", type=int, help="default one a core; of SAC: threads, default 1")
     collect.add_argument("--overwrite", action="store_true", default=False, help="replace what stands at --out")
     collect.set_defaults(run=_collect)
+
+
+def _writable(name: str) -> str:
+    """The name of a format that can be written; the registry is imported only for this."""
+    from gtp_vision.datasets.formats import check_writable
+
+    check_writable(name)
+    return name
 
 
 def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -24,6 +23,7 @@ from gtp_vision.datasets.placement import PLACEMENTS
 from gtp_vision.encoders import EncoderConfig, check_encoder, settings
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.networks import ACTIVATIONS
+from gtp_vision.presets import options, register
 
 ENGINES = ("auto", "eager", "compile", "graph")
 ON_NONFINITE = ("stop", "skip", "rollback")
@@ -267,6 +267,7 @@ _CHOICES: dict[str, Collection[str]] = {
 }
 
 ConfigStore.instance().store(name="schema", node=Config)
+register()
 OmegaConf.register_new_resolver("flat", lambda name: name.replace("/", "-"), replace=True)
 OmegaConf.register_new_resolver("label", lambda agent: label(_agent(agent)), replace=True)
 
@@ -324,13 +325,6 @@ def _agent(node: Any) -> AgentConfig:
     config = OmegaConf.to_object(node)
     assert isinstance(config, AgentConfig)
     return config
-
-
-def options(group: str) -> list[str]:
-    """The choices of a config group, e.g. `gtp` and `gtp_bc` of `agent`."""
-    root = importlib.resources.files("gtp_vision.configs") / group
-    folder = Path(str(root))
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
 def checked(config: Any) -> Config:

@@ -11,11 +11,19 @@ ROOMS["configs"] = "gtp_vision.configs"
 
 # From the ground up. Rooms of one floor know nothing of each other.
 FLOORS = [
-    {"gtp_vision", "gtp_vision.compilers", "gtp_vision.errors", "gtp_vision.reduce", "gtp_vision.configs"},
+    {
+        "gtp_vision",
+        "gtp_vision.compilers",
+        "gtp_vision.discovery",
+        "gtp_vision.errors",
+        "gtp_vision.reduce",
+        "gtp_vision.configs",
+    },
     {"gtp_vision.datasets"},
     {"gtp_vision.encoders", "gtp_vision.networks", "gtp_vision.envs"},
     {"gtp_vision.policies", "gtp_vision.critics"},
     {"gtp_vision.agents"},
+    {"gtp_vision.presets"},
     {"gtp_vision.config"},
     {"gtp_vision.training"},
     {"gtp_vision.experiments", "gtp_vision.benchmark", "gtp_vision.serving"},
@@ -125,8 +133,9 @@ def test_some_rooms_are_open_to_few(used: str, users: set[str]) -> None:
         ("gtp_vision.errors", set()),
         ("gtp_vision.reduce", set()),
         ("gtp_vision.envs", {"gtp_vision.datasets", "gtp_vision.errors"}),
-        ("gtp_vision.datasets", {"gtp_vision.errors"}),
-        ("gtp_vision.encoders", {"gtp_vision.datasets", "gtp_vision.errors"}),
+        ("gtp_vision.discovery", set()),
+        ("gtp_vision.datasets", {"gtp_vision.discovery", "gtp_vision.errors"}),
+        ("gtp_vision.encoders", {"gtp_vision.datasets", "gtp_vision.discovery", "gtp_vision.errors"}),
         (
             "gtp_vision.policies",
             {f"gtp_vision.{name}" for name in ("encoders", "networks", "datasets", "errors", "reduce")},

@@ -4,58 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-
 from gtp_vision.datasets import hdf5, quarantine
 from gtp_vision.datasets.files import require_space
-from gtp_vision.datasets.formats import d4rl, lerobot, lerobot_writer, minari, native, near_misses, ogbench, robomimic
+from gtp_vision.datasets.formats import d4rl, lerobot, minari, native, near_misses, ogbench, robomimic
+from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import Layout, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import misfits
+from gtp_vision.discovery import by_name, instances
 from gtp_vision.errors import GtpVisionError, propose
 
-
-@dataclass(frozen=True)
-class Format:
-    """One on-disk format.
-
-    Attributes:
-        title: what people call it.
-        layout: (path, environment name or None) to the layout; runs in the process apart.
-        hdf5: whether an open HDF5 file is of this format; None if the format is not one HDF5 file.
-        other: whether a path that is no HDF5 file is of this format; None if the format is one HDF5 file.
-        write: (path, store) writes the store in this format; None if nothing writes it.
-        states: (path) to the arrays of a layout: states that are recorded beside the observations; None if there are
-            none; runs in the process apart.
-    """
-
-    title: str
-    layout: Callable[[Path, str | None], Layout]
-    hdf5: Callable[[h5py.File, Path], bool] | None = None
-    other: Callable[[Path], bool] | None = None
-    write: Callable[[Path, Store], Any] | None = None
-    states: Callable[[Path], dict[str, Any]] | None = None
-
-
-FORMATS: dict[str, Format] = {
-    "native": Format("gtp-vision HDF5", lambda path, _: native.layout(path), hdf5=native.is_native, write=native.write),
-    "ogbench": Format("OGBench npz", ogbench.layout, other=ogbench.recognises, states=ogbench.states),
-    "d4rl": Format("D4RL HDF5", d4rl.layout, hdf5=d4rl.is_d4rl, write=d4rl.write),
-    "robomimic": Format(
-        "robomimic HDF5", lambda path, _: robomimic.layout(path), hdf5=robomimic.recognises, write=robomimic.write
-    ),
-    "minari": Format(
-        "Minari", lambda path, _: minari.layout(path), hdf5=minari.holds_episodes, other=minari.recognises
-    ),
-    "lerobot": Format(
-        "LeRobot v3", lambda path, _: lerobot.layout(path), other=lerobot.recognises, write=lerobot_writer.write
-    ),
-}
-"""The registry. A new format is a file beside these and a line here."""
+FORMATS: dict[str, Format] = by_name(sorted(instances(__name__, Format), key=lambda known: known.name != "native"))
+"""The registry: every `Format` at the top of a file beside this one; our own first, as messages name them."""
 
 
 def detect(path: Path) -> str:
@@ -96,6 +59,19 @@ def open_states(path: Path) -> Store:
     return to_store(quarantine.call(f"{__name__}:_states", path), path)
 
 
+def check_writable(name: str) -> Callable[[Path, Store], Any]:
+    """What writes a format.
+
+    Raises:
+        GtpVisionError: there is no such format, or nothing writes it.
+    """
+    write = FORMATS[name].write if name in FORMATS else None
+    if write is None:
+        known = [each for each, known in FORMATS.items() if known.write]
+        raise GtpVisionError(f"'{name}' is no format that can be written: {propose(name, known)}")
+    return write
+
+
 def convert(source: Path, target: Path, to: str, env: str | None = None, *, overwrite: bool = False) -> Store:
     """Write a data set in another format.
 
@@ -113,12 +89,7 @@ def convert(source: Path, target: Path, to: str, env: str | None = None, *, over
         GtpVisionError: the source cannot be read, its lengths disagree, or the format cannot hold it; something stands
             at the target; it cannot be written.
     """
-    write = FORMATS[to].write if to in FORMATS else None
-    if write is None:
-        raise GtpVisionError(
-            f"'{to}' is no format that can be written: "
-            f"{propose(to, [name for name, known in FORMATS.items() if known.write])}"
-        )
+    write = check_writable(to)
     if os.path.lexists(target) and not overwrite:
         raise GtpVisionError(f"{target} is there already; give --overwrite to replace it, or choose another place")
     if FORMATS[to].hdf5 and target.is_dir():
@@ -182,6 +153,7 @@ def _magic(path: Path) -> bytes:
 __all__ = [
     "FORMATS",
     "Format",
+    "check_writable",
     "convert",
     "d4rl",
     "detect",

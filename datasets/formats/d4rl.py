@@ -32,6 +32,7 @@ from gtp_vision.datasets import hdf5, quarantine
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.formats import episodes, native
+from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import COPY_BYTES, Layout, Source, piece_of, through_cache, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
@@ -246,3 +247,6 @@ def _pieces(shape: tuple[int, ...], dtype: np.dtype) -> Iterator[tuple[int, int]
     step = max(1, COPY_BYTES // max(1, hdf5.nbytes(shape[1:], dtype)))
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])
+
+
+D4RL = Format("d4rl", "D4RL HDF5", layout, hdf5=is_d4rl, write=write)

@@ -26,6 +26,7 @@ from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.files import require_space
 from gtp_vision.datasets.formats import lerobot, video
 from gtp_vision.datasets.formats import lerobot_statistics as statistics
+from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.formats.lerobot_meta import CAMERA, EPISODES, INFO, OURS, STATE, STATS, TASKS
 from gtp_vision.datasets.formats.tables import fault
 from gtp_vision.datasets.layout import COPY_BYTES
@@ -329,3 +330,6 @@ def _folder_aside(path: Path) -> Iterator[Path]:
             os.replace(before, path)
         shutil.rmtree(before, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+LEROBOT = Format("lerobot", "LeRobot v3", lambda path, _: lerobot.layout(path), other=lerobot.recognises, write=write)

@@ -35,6 +35,7 @@ from PIL import Image, UnidentifiedImageError
 from gtp_vision.datasets import documents, hdf5, quarantine
 from gtp_vision.datasets.files import fingerprint
 from gtp_vision.datasets.formats import episodes
+from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import Layout, Piece, Source, through_cache, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
@@ -342,3 +343,6 @@ def _attributes(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
         "env": str(kept.get("env_spec", {}).get("id", "")),
         "rendering": {},
     } | kept
+
+
+MINARI = Format("minari", "Minari", lambda path, _: layout(path), hdf5=holds_episodes, other=recognises)

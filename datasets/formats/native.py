@@ -31,6 +31,7 @@ from gtp_vision.datasets import hdf5, quarantine
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.files import cached, evict, from_cache, require_space, written_aside
 from gtp_vision.datasets.formats import episodes
+from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.formats.native_checks import FLAT, checked_arrays, writable
 from gtp_vision.datasets.layout import COPY_BYTES, Layout, to_store
 from gtp_vision.datasets.store import Store
@@ -226,3 +227,6 @@ def _copy(source: Any, target: h5py.Dataset, label: str | None = None) -> None:
     for start in tqdm(range(0, rows, piece), desc=label, disable=label is None):
         put(target, start, source[start : start + piece])
         quarantine.alive()
+
+
+NATIVE = Format("native", "gtp-vision HDF5", lambda path, _: layout(path), hdf5=is_native, write=write)

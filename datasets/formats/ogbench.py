@@ -25,6 +25,7 @@ import numpy as np
 from gtp_vision.datasets import documents, hdf5, quarantine
 from gtp_vision.datasets.files import cached, from_cache
 from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import Layout, Piece, Source, through_cache, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
@@ -299,3 +300,6 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
     if len(raw) != size:
         raise EOFError(f"ended {size - len(raw)} bytes early")
     return raw
+
+
+OGBENCH = Format("ogbench", "OGBench npz", layout, other=recognises, states=states)

@@ -35,6 +35,7 @@ from gtp_vision.datasets import hdf5, quarantine
 from gtp_vision.datasets.arrays import Array, Segmented, view
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.formats import episodes
+from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import COPY_BYTES, Layout, Piece, Source, check_filters, through_cache, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.errors import GtpVisionError
@@ -292,3 +293,6 @@ def _checked_filters(store: Store) -> dict[str, list[int]]:
         if "/" in episodes.checked(name, place):
             raise GtpVisionError(f"{place}: the filter '{name}' cannot be written; give it a plain name")
     return dict(filters)
+
+
+ROBOMIMIC = Format("robomimic", "robomimic HDF5", lambda path, _: layout(path), hdf5=recognises, write=write)

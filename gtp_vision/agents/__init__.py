@@ -6,37 +6,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from gtp_vision.agents.base import Agent, Improvement, Recipe
-from gtp_vision.agents.bc import GAUSSIAN_BC, Cloning
 from gtp_vision.agents.checks import check
-from gtp_vision.agents.consistency_ac import CONSISTENCY_AC, CONSISTENCY_BC
-from gtp_vision.agents.diffusion_ql import DIFFUSION_BC, DIFFUSION_QL, QGradient
-from gtp_vision.agents.eda import BDM, Alignment
-from gtp_vision.agents.fql import FQL, IFQL, Distillation
-from gtp_vision.agents.gtp import GTP, GTP_BC, AdvantageWeighting
-from gtp_vision.agents.idql import IDQL
-from gtp_vision.agents.iql import IQL
-from gtp_vision.agents.qgpo import QGPO, EnergyGuidance
 from gtp_vision.agents.settings import ActingConfig, AgentConfig, ImprovementConfig
-from gtp_vision.agents.td3_bc import REBRAC, TD3_BC
+from gtp_vision.discovery import by_name, instances, subclasses
 from gtp_vision.encoders import EncoderConfig
 from gtp_vision.errors import GtpVisionError
 
-AGENTS: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        *(GTP, GTP_BC, DIFFUSION_BC, DIFFUSION_QL, CONSISTENCY_BC, CONSISTENCY_AC, IDQL, QGPO, BDM),
-        *(FQL, IFQL, IQL, TD3_BC, REBRAC, GAUSSIAN_BC),
-    )
-}
-IMPROVEMENTS: dict[str, type[Improvement]] = {
-    "none": Cloning,
-    "advantage": AdvantageWeighting,
-    "q_gradient": QGradient,
-    "guidance": EnergyGuidance,
-    "alignment": Alignment,
-    "distillation": Distillation,
-}
-MARKS = {"none": "bc", "advantage": "a", "q_gradient": "q", "guidance": "e", "alignment": "l", "distillation": "d"}
+AGENTS: dict[str, Recipe] = by_name(instances(__name__, Recipe))
+"""The recipes of this package's files: whoever adds one is an agent."""
+IMPROVEMENTS: dict[str, type[Improvement]] = by_name(subclasses(__name__, Improvement))
+MARKS = {name: improvement.mark for name, improvement in IMPROVEMENTS.items()}
 """What a label says of an improvement that is not the agent's own, see `label`."""
 
 

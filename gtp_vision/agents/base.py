@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ class Recipe:
     """The composition by which a published system is known.
 
     Attributes:
-        name: of the agent, and of its preset in configs/agent/.
+        name: of the agent, and of its preset in configs/agent/, if it has one.
         paper: where it was published.
         family: of its policy.
         backup: what its critic bootstraps from, see `CriticConfig`.
@@ -84,9 +85,16 @@ class Improvement(nn.Module, ABC):
 
     Args:
         agent: the agent whose policy is trained, built but for this; not kept.
+
+    Attributes:
+        name: of `agent.improvement.name`.
+        mark: what a label says of it where it is not the agent's own (`gtp+q`); one letter, or two.
+        judged: whether it needs a critic.
     """
 
-    judged = True  # whether it needs a critic
+    name: ClassVar[str]
+    mark: ClassVar[str]
+    judged = True
 
     def __init__(self, agent: Agent) -> None:
         super().__init__()

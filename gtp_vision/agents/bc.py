@@ -15,6 +15,7 @@ GAUSSIAN_BC = Recipe("gaussian_bc", "Pomerleau, 1988", family="gaussian", backup
 class Cloning(Improvement):
     """No improvement: the policy's own loss. Arguments as `Improvement`."""
 
+    name, mark = "none", "bc"
     judged = False
 
     def loss(self, agent: Agent, seen: Seen) -> tuple[torch.Tensor, Metrics]:

@@ -59,6 +59,8 @@ class QGradient(Improvement):
     jump Phi(., sigma_max, 0).
     """
 
+    name, mark = "q_gradient", "q"
+
     @staticmethod
     def misfits(config: AgentConfig) -> Iterator[str]:
         """A policy that acts in other steps than those that are improved: it would not improve."""

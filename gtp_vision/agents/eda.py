@@ -40,6 +40,8 @@ class Alignment(Improvement):
     Defined for families that have a density.
     """
 
+    name, mark = "alignment", "l"
+
     def __init__(self, agent: Agent) -> None:
         super().__init__(agent)
         self.behaviour = frozen_copy(agent.policy)

@@ -37,6 +37,8 @@ class Distillation(Improvement):
     Defined for families that make one action of one noise: not for samplers that draw more on the way.
     """
 
+    name, mark = "distillation", "d"
+
     def __init__(self, agent: Agent) -> None:
         super().__init__(agent)
         one_step = replace(agent.policy.config, family="one_step")

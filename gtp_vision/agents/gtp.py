@@ -45,6 +45,8 @@ def advantage_weights(
 class AdvantageWeighting(Improvement):
     """Actions that are better than the policy's own weigh more. Defined for every family with a loss."""
 
+    name, mark = "advantage", "a"
+
     @staticmethod
     def steps_of_policy(config: AgentConfig) -> list[str]:
         """K of the actions that estimate V."""

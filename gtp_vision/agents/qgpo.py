@@ -50,6 +50,8 @@ class EnergyGuidance(Improvement):
     Defined for families that denoise step by step.
     """
 
+    name, mark = "guidance", "e"
+
     def __init__(self, agent: Agent) -> None:
         super().__init__(agent)
         policy = agent.policy

@@ -1,0 +1,37 @@
+"""What a format is: how its files are recognised, read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from gtp_vision.datasets.layout import Layout
+from gtp_vision.datasets.store import Store
+
+
+@dataclass(frozen=True)
+class Format:
+    """One on-disk format, found wherever it stands at the top of a file of `gtp_vision.datasets.formats`.
+
+    Attributes:
+        name: that `data convert --to` takes.
+        title: what people call it.
+        layout: (path, environment name or None) to the layout; runs in the process apart.
+        hdf5: whether an open HDF5 file is of this format; None if the format is not one HDF5 file.
+        other: whether a path that is no HDF5 file is of this format; None if the format is one HDF5 file.
+        write: (path, store) writes the store in this format; None if nothing writes it.
+        states: (path) to the arrays of a layout: states that are recorded beside the observations; None if there are
+            none; runs in the process apart.
+    """
+
+    name: str
+    title: str
+    layout: Callable[[Path, str | None], Layout]
+    hdf5: Callable[[h5py.File, Path], bool] | None = None
+    other: Callable[[Path], bool] | None = None
+    write: Callable[[Path, Store], Any] | None = None
+    states: Callable[[Path], dict[str, Any]] | None = None
