@@ -25,7 +25,7 @@ class Shape(ABC):
 
 
 MODULES = {
-    "b": "from test_discovery import Thing, Shape\nLAST = Thing('last')\nclass Square(Shape):\n    area = lambda self: 1.0\n",
+    "b": "from test_discovery import Thing, Shape\nLAST = Thing('last')\nclass Square(Shape):\n    area = abs\n",
     "a": "from test_discovery import Thing, Shape\nFIRST, AGAIN = [Thing('first')] * 2\nclass Half(Shape): ...\n",
     "c": "from test_discovery_package.a import FIRST\nfrom test_discovery_package.b import Square\n",
     "_hidden": "raise RuntimeError\n",
