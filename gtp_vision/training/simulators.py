@@ -115,5 +115,6 @@ class Simulators:
 
     def _dead(self) -> list[int]:
         processes = self._vector.processes
-        connection.wait([process.sentinel for process in processes], _FAREWELL)  # a pipe closes before its process ends
-        return [slot for slot, process in enumerate(processes) if not process.is_alive()]
+        # Pipes close a moment before a process can be seen to have ended; its sentinel is one of them.
+        ended = connection.wait([process.sentinel for process in processes], _FAREWELL)
+        return [slot for slot, process in enumerate(processes) if process.sentinel in ended]
