@@ -209,7 +209,8 @@ class _Run:
                 done = step + 1
                 last = done == training.steps
                 stopping = self._agreed(stop, done)
-                saving = last or stopping or self._due(done) or done % training.checkpoint_every == 0
+                planned = last or self._due(done) or done % training.checkpoint_every == 0
+                saving = planned or stopping
                 metrics: list[dict[str, float]] = []
                 if last or done % training.log_every == 0:
                     with meters.measure("update"):  # reading waits for the device
@@ -227,9 +228,10 @@ class _Run:
                     for member in members:
                         member.train_seconds += time.perf_counter() - began
                 for member, told in zip(members, metrics, strict=False):
-                    drift = member.watch.drift() if saving and member.watch else {}
+                    # Not where a run is only asked to stop: its lines would be others than an undisturbed run's.
+                    drift = member.watch.drift() if planned and member.watch else {}
                     if member.tracker:
-                        member.tracker.write(done, told | drift | (self._act(member, done) if saving else {}))
+                        member.tracker.write(done, told | drift | (self._act(member, done) if planned else {}))
                     self._tell(member, member.health.read_metrics(done, told))
                 bar.update()
                 if saving:
