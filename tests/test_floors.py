@@ -30,6 +30,7 @@ FLOORS = [
     {"gtp_vision.cli_data", "gtp_vision.cli_suite", "gtp_vision.cli_serve"},
     {"gtp_vision.cli_measure"},
     {"gtp_vision.cli"},
+    {"gtp_vision.torture"},
     {"gtp_vision.__main__"},
 ]
 # What the package itself hands out, imported when it is asked for.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,15 +67,51 @@ class EnvSpec:
         )
 
 
-def make_vector(spec: EnvSpec, count: int) -> AsyncVectorEnv:
+class _Vector(AsyncVectorEnv):
+    """Gives up on environments that do not start, for whose first answer Gymnasium waits for ever."""
+
+    patience: float | None = None
+
+    def _check_spaces(self) -> None:
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            for process in self.processes:
+                process.kill()
+
+        timer = threading.Timer(self.patience or threading.TIMEOUT_MAX, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            super()._check_spaces()
+        except (EOFError, ConnectionError) as error:
+            if late.is_set():
+                raise multiprocessing.TimeoutError from error
+            raise
+        finally:
+            timer.cancel()
+
+
+def make_vector(spec: EnvSpec, count: int, patience: float | None = None) -> AsyncVectorEnv:
     """`count` environments, a process each, reset only when asked (with a seed for each episode).
 
     Their observations, and the goal of a reset's info, are dicts (see `by_name`).
+
+    Args:
+        spec: the environment.
+        count: how many.
+        patience: seconds in which they must have started; None waits for ever.
+
+    Raises:
+        multiprocessing.TimeoutError: they have not.
+        EOFError: one ended while it started.
     """
     if spec.pixels and spec.name.startswith("visual-"):
         choose_backend()  # here, so that a missing library is one sentence and not a dead worker
     main = os.getpid()
-    return AsyncVectorEnv(
+    kind = type("_Vector", (_Vector,), {"patience": patience})  # Gymnasium asks before it has been told
+    return kind(
         [lambda: _make_in_worker(spec, main)] * count,
         context="spawn",  # a fork would inherit this process's threads and, on a GPU, its CUDA context
         autoreset_mode=AutoresetMode.DISABLED,

@@ -45,7 +45,9 @@ class Simulators:
     def __init__(self, spec: EnvSpec, count: int, patience: float) -> None:
         self._patience, self._faulty = patience, False
         try:
-            self._vector = make_vector(spec, count)
+            self._vector = make_vector(spec, count, patience)
+        except multiprocessing.TimeoutError as error:
+            raise FaultyError([], f"gave no answer for {patience:g} s while it started", late=True) from error
         except (EOFError, ConnectionError) as error:
             raise FaultyError([], "ended while it started") from error
         self.num_envs: int = self._vector.num_envs

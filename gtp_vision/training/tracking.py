@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ class Tracker:
         self._started = time.perf_counter() - seconds
         _keep_until(self._path, resume_step, evaluated)
         self._file = self._path.open("a")
+        self._before, threading.excepthook = threading.excepthook, self._in_thread
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
 
     @property
@@ -53,8 +55,16 @@ class Tracker:
 
     def close(self) -> None:
         """Flush and close both."""
-        self._file.close()
-        self._board.close()
+        try:
+            self._file.close()
+            self._board.close()
+        finally:
+            threading.excepthook = self._before
+
+    def _in_thread(self, failed: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread tells of a full disk by a traceback, and then again to who writes to it."""
+        if not isinstance(failed.exc_value, OSError):
+            self._before(failed)
 
 
 class Meters:

@@ -1,0 +1,133 @@
+"""Runs that take a second, and what is the same of two of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from gtp_vision.datasets.formats import d4rl, native
+from gtp_vision.datasets.store import Store
+from gtp_vision.training import checkpoint
+
+_SMALL = (
+    *("task=own", "task.name=small", "encoder=state", "training.device=cpu", "training.batch_size=8"),
+    *("training.steps=60", "training.log_every=4", "training.checkpoint_every=5", "agent.policy.hidden=[16]"),
+    *("agent.critic.hidden=[16]", "training.schedule=cosine", "training.videos=0", "training.probe_rows=0"),
+)
+KINDS: dict[str, tuple[str, ...]] = {
+    "states": ("agent=gtp", "training.eval_episodes=0"),
+    "evaluated": (
+        *("agent=gtp_bc", "task.env=Pendulum-v1", "task.max_episode_steps=5", "training.eval_every=15"),
+        *("training.eval_episodes=2", "training.eval_envs=1"),
+    ),
+    "seeds": ("agent=gtp_bc", "training.seeds=2", "training.eval_episodes=0"),
+    "pixels": ("agent=gtp_bc", "training.eval_episodes=0", "encoder=impala_tiny", "training.steps=12"),
+}
+"""What is trained: name to settings beside the common ones."""
+
+
+def store(*, cameras: int = 0, frames: int = 70, seed: int = 0) -> Store:
+    """Episodes of random numbers, of Pendulum's shapes; or of cameras of 8x8 pixels."""
+    random = np.random.default_rng(seed)
+    ends = np.array([frames // 2, frames], np.int64)
+    timeouts = np.zeros(frames, np.uint8)
+    timeouts[ends - 1] = 1
+    observations: dict[str, Any] = {
+        f"camera_{number}": random.integers(0, 256, (frames, 8, 8, 3), np.uint8) for number in range(cameras)
+    }
+    if not cameras:
+        observations["state"] = random.normal(size=(frames, 3)).astype(np.float32)
+    return Store(
+        observations=observations,
+        actions=random.uniform(-1, 1, (frames, 1)).astype(np.float32),
+        rewards=random.normal(size=frames).astype(np.float32),
+        terminals=np.zeros(frames, np.uint8),
+        timeouts=timeouts,
+        episode_ends=ends,
+        attributes={"made_by": "scripts/torture"},
+    )
+
+
+def data(folder: Path) -> None:
+    """Write what the runs learn from: `states.h5`, `pixels.h5`, and `foreign.hdf5`, which is to be unpacked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    native.write(folder / "states.h5", store())
+    native.write(folder / "pixels.h5", store(cameras=1))
+    d4rl.write(folder / "foreign.hdf5", store())
+
+
+def words(kind: str, data: Path, run: Path, *more: str) -> list[str]:
+    """The command line that trains a run of a kind; with `--resume` behind it, that goes on with it."""
+    file = data / ("pixels.h5" if kind == "pixels" else "states.h5")
+    return ["train", *_SMALL, f"task.dataset={file}", f"run_dir={run}", *KINDS[kind], *more]
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between two runs that should be one: tensors, metrics, results, files. Times may differ."""
+    found: list[str] = []
+    places = sorted(path.parent.relative_to(one) for path in one.rglob("metrics.jsonl"))
+    if not places:
+        return [f"{one} holds no metrics"]
+    for place in places:
+        first, second = one / place, other / place
+        found += _tensors(first / "checkpoints" / "last", second / "checkpoints" / "last")
+        for name in ("metrics.jsonl", "evaluations.json", "results.json", "checkpoints/last/state.json"):
+            if _timeless(first / name) != _timeless(second / name):
+                found.append(f"{second / name} differs")
+        for link in ("last", "best"):
+            if _step(first / "checkpoints" / link) != _step(second / "checkpoints" / link):
+                found.append(f"{second / 'checkpoints' / link} differs")
+    names = [
+        {str(path.relative_to(run)) for path in run.rglob("*") if "tensorboard" not in path.parts}
+        for run in (one, other)
+    ]
+    found += [f"{name} is in one only" for name in sorted(names[0] ^ names[1])]
+    return found
+
+
+def whole(run: Path) -> dict[str, int]:
+    """The newest step of which each run in a folder has a whole checkpoint."""
+    places = sorted({path.parent for path in run.rglob("checkpoints/step_*")})
+    newest = {str(place.relative_to(run)): checkpoint.newest(place) for place in places}
+    return {place: int(path.name.removeprefix("step_")) for place, path in newest.items() if path}
+
+
+def _tensors(one: Path, other: Path) -> list[str]:
+    found = []
+    for name in ("agent.safetensors", "optimizer.safetensors"):
+        if not (other / name).exists():
+            return [f"{other / name} is missing"]
+        first, second = load_file(one / name), load_file(other / name)
+        found += [f"{key} in one only" for key in sorted(first.keys() ^ second.keys())]
+        found += [
+            f"{other / name}: {key} differs"
+            for key in sorted(first.keys() & second.keys())
+            if not torch.equal(first[key], second[key])
+        ]
+    return found
+
+
+def _timeless(path: Path) -> Any:
+    if not path.exists():
+        return None
+    text = path.read_text()
+    return [_without_times(json.loads(line)) for line in ([text] if path.suffix == ".json" else text.splitlines())]
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _without_times(inner)
+            for key, inner in value.items()
+            if not key.endswith("seconds") and not key.startswith("time/")
+        }
+    return [_without_times(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _step(link: Path) -> str | None:
+    return link.resolve().name if link.is_symlink() else None
