@@ -226,7 +226,11 @@ def _remount_lazily(disk: Path) -> Iterator[None]:
 
 
 def _read_only(disk: Path) -> Callable[[], None]:
-    return lambda: subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True) and None
+
+    def begin() -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True) and None
+
+    return begin
 
 
 def _read_only_by_mode(place: Place) -> str:

@@ -50,7 +50,11 @@ def undisturbed(kind: str, data: Path, folder: Path) -> Undisturbed:
 def _counting(run: Path, counted: Path) -> Callable[[], None]:
     def begin() -> None:
         handle = os.open(counted, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        on_event(run, lambda event, path: os.write(handle, b".") and None)
+
+        def count(event: str, path: str) -> None:
+            os.write(handle, b".")
+
+        on_event(run, count)
 
     return begin
 
