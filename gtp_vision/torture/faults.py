@@ -326,7 +326,7 @@ def _simulators(victim: Victim) -> list[psutil.Process]:
 
 def a_simulator_hangs(place: Place) -> str:
     """An environment that never answers."""
-    _struck_simulator(place, "never_starts", signal.SIGSTOP, "gave no answer for 10 s while it started", wakes=0)
+    _struck_simulator(place, "never_starts", signal.SIGSTOP, "gave no answer for 60 s while it started", wakes=0)
     return _struck_simulator(place, "hangs", signal.SIGSTOP, "gave no answer for 10 s in episode", wakes=_STEPPING)
 
 

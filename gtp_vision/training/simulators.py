@@ -14,6 +14,7 @@ from gtp_vision.envs import EnvSpec, make_vector
 from gtp_vision.errors import GtpVisionError
 
 _FAREWELL = 2.0  # seconds to end by oneself
+_START = 60.0  # seconds that a start may take however short the patience: processes, imports, a first picture
 
 
 class FaultyError(Exception):
@@ -36,7 +37,7 @@ class Simulators:
     Args:
         spec: the environment.
         count: how many.
-        patience: seconds that a step or a reset may take.
+        patience: seconds that a step or a reset may take; a start may take a minute, or as long if that is longer.
 
     Raises:
         FaultyError: they could not be started.
@@ -44,10 +45,11 @@ class Simulators:
 
     def __init__(self, spec: EnvSpec, count: int, patience: float) -> None:
         self._patience, self._faulty = patience, False
+        start = max(patience, _START)
         try:
-            self._vector = make_vector(spec, count, patience)
+            self._vector = make_vector(spec, count, start)
         except multiprocessing.TimeoutError as error:
-            raise FaultyError([], f"gave no answer for {patience:g} s while it started", late=True) from error
+            raise FaultyError([], f"gave no answer for {start:g} s while it started", late=True) from error
         except (EOFError, ConnectionError) as error:
             raise FaultyError([], "ended while it started") from error
         self.num_envs: int = self._vector.num_envs
