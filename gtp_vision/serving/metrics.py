@@ -1,0 +1,87 @@
+"""What a server counts and times, as Prometheus reads it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+_WINDOW = 4096  # answers that percentiles are taken over
+_QUANTILES = (0.5, 0.9, 0.99)
+
+
+class Times(NamedTuple):
+    """Seconds of one answer.
+
+    Attributes:
+        waited: behind other clients' acts, before the policy looked at the observation.
+        acted: in the policy.
+        total: from the message's arrival to the answer's departure, as the server sees them.
+    """
+
+    waited: float
+    acted: float
+    total: float
+
+
+class Metrics(Collector):
+    """Counters of a server, and percentiles of the newest 4096 answers. Used from the event loop's thread alone.
+
+    Attributes:
+        requests: messages that came and were answered.
+        answers: those that were answered with actions.
+        errors: those that were answered with a sentence, by why: `request` (it was wrong), `dropped` (a newer
+            observation came), `timeout` (the policy took too long), `policy` (it failed inside), `ending` (the server
+            is being stopped).
+        resets: new episodes that clients asked for.
+        refused: connections that were refused, by why: `token`, `full`.
+        connections: those that were let in.
+        clients: those that are there now.
+    """
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        made: dict[str, Any] = {"registry": self._registry, "namespace": "gtp_vision"}
+        self.requests = Counter("requests", "Messages that came and were answered.", **made)
+        self.answers = Counter("answers", "Messages that were answered with actions.", **made)
+        self.errors = Counter("errors", "Messages that were answered with a sentence.", ["why"], **made)
+        self.resets = Counter("resets", "New episodes that clients asked for.", **made)
+        self.refused = Counter("refused", "Connections that were refused.", ["why"], **made)
+        self.connections = Counter("connections", "Connections that were let in.", **made)
+        self.clients = Gauge("clients", "Clients that are connected.", **made)
+        for why in ("request", "dropped", "timeout", "policy", "ending"):
+            self.errors.labels(why)  # a counter that is not there cannot be told from one of 0
+        for why in ("token", "full"):
+            self.refused.labels(why)
+        self._times: deque[Times] = deque(maxlen=_WINDOW)
+        self._sums = np.zeros(len(Times._fields))
+        self._count = 0
+        self._registry.register(self)
+
+    def answered(self, times: Times) -> None:
+        """Count an answer with actions."""
+        self.answers.inc()
+        self._times.append(times)
+        self._sums += times
+        self._count += 1
+
+    def collect(self) -> Iterable[Metric]:
+        """The percentiles, for Prometheus' client."""
+        summary = Metric("gtp_vision_seconds", "Seconds of an answer: quantiles of the newest 4096.", "summary")
+        recent = np.array(self._times).reshape(-1, len(Times._fields))
+        for part, values, total in zip(Times._fields, recent.T, self._sums, strict=True):
+            for quantile in _QUANTILES if len(values) else ():
+                labels = {"part": part, "quantile": str(quantile)}
+                summary.add_sample("gtp_vision_seconds", labels, float(np.quantile(values, quantile)))
+            summary.add_sample("gtp_vision_seconds_sum", {"part": part}, float(total))
+            summary.add_sample("gtp_vision_seconds_count", {"part": part}, self._count)
+        yield summary
+
+    def text(self) -> str:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self._registry).decode()
