@@ -24,6 +24,7 @@ from gtp_vision.encoders import EncoderConfig, check_encoder, settings
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.networks import ACTIVATIONS
 from gtp_vision.presets import options, register
+from gtp_vision.untrusted import plain_yaml
 
 ENGINES = ("auto", "eager", "compile", "graph")
 ON_NONFINITE = ("stop", "skip", "rollback")
@@ -297,11 +298,11 @@ def from_run(folder: Path) -> Config:
     if not path.is_file():
         raise GtpVisionError(f"{folder} is no run folder (no config.yaml in it); check the path")
     try:
-        stored = OmegaConf.create(yaml.safe_load(path.read_text()))
+        stored = OmegaConf.create(plain_yaml(path))
         if OmegaConf.select(stored, "training.precision") == "no":  # an earlier name
             stored.training.precision = "float32"
         return checked(OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), stored)))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise GtpVisionError(
             f"{path} does not fit this version's configuration: {_told(error)}; train it anew, or use the version that "
             f"made it"

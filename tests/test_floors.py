@@ -19,6 +19,7 @@ FLOORS = [
         "gtp_vision.reduce",
         "gtp_vision.configs",
     },
+    {"gtp_vision.untrusted"},
     {"gtp_vision.datasets"},
     {"gtp_vision.encoders", "gtp_vision.networks", "gtp_vision.envs"},
     {"gtp_vision.policies", "gtp_vision.critics"},
