@@ -45,13 +45,11 @@ def make(
     wanted = _NAME.fullmatch(name)
     if wanted is None:
         raise GtpVisionError(f"task.env={name} must be gymnasium/MODULE:ID, e.g. gymnasium/my_robot:Reach-v0")
-    before = set(gymnasium.registry)
     _load(wanted["module"], name)
     if wanted["id"] not in gymnasium.registry:
-        registered = sorted(set(gymnasium.registry) - before) or sorted(gymnasium.registry)
         raise GtpVisionError(
             f"task.env={name}: importing {wanted['module']} registers no '{wanted['id']}': "
-            f"{propose(wanted['id'], registered)}"
+            f"{propose(wanted['id'], _registered(wanted['module']) or gymnasium.registry)}"
         )
     if max_episode_steps is None and gymnasium.spec(wanted["id"]).max_episode_steps is None:
         raise GtpVisionError(
@@ -78,6 +76,16 @@ def _load(module: str, name: str) -> None:
             f"task.env={name}: importing {module} raised {type(error).__name__} ({told}); mend it so that "
             f"python -c 'import {module}' works"
         ) from error
+
+
+def _registered(module: str) -> list[str]:
+    """The environments of a module's package."""
+    package = module.partition(".")[0]
+    places = {
+        name: spec.entry_point if isinstance(spec.entry_point, str) else getattr(spec.entry_point, "__module__", "")
+        for name, spec in gymnasium.registry.items()
+    }
+    return [name for name, place in places.items() if re.split(r"[.:]", place)[0] == package]
 
 
 def _showing(env: gymnasium.Env, shown: Collection[str] | None) -> gymnasium.Env:

@@ -1,0 +1,66 @@
+"""The documentation's site: built as scripts/docs builds it, strictly, and asking nobody for anything."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+LOADED = re.compile(r"""<(?:script|img|link|source|iframe)\b[^>]*?\b(?:src|href)=["']?([^"'\s>]+)""")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr  # a link or an anchor that leads nowhere, a page not in nav
+    return folder
+
+
+def test_every_page_of_the_docs_is_there(site: Path) -> None:
+    pages = {path.with_suffix(".html").name for path in (ROOT / "docs").glob("*.md")}
+    pages |= {"index.html", "contributing.html", "security.html", "changelog.html"}
+    assert pages <= {path.name for path in site.glob("*.html")}
+    assert not list(site.rglob("*.py"))
+
+
+def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
+    loaded = {(page.name, link) for page in site.glob("*.html") for link in LOADED.findall(page.read_text("utf-8"))}
+    assert len(loaded) > 50
+    assert not {link for _, link in loaded if re.match(r"(https?:)?//", link)}
+    for style in site.rglob("*.css"):
+        assert not re.search(r"url\(['\"]?(https?:)?//|@import\s+['\"]http", style.read_text("utf-8")), style.name
+    assert {link for page, link in loaded if page == "method.html"} >= {"img/method-map.png", "img/method-jumps.png"}
+
+
+def test_pages_of_the_root_lead_to_the_sites_own(site: Path) -> None:
+    index = (site / "index.html").read_text("utf-8")
+    assert 'href="data.html#your-own-arrays"' in index
+    assert 'href="docs/' not in index
+    assert 'href="gtp_vision/' not in index
+    assert "gtp_vision/agents/gtp.py" in index, "sources are named, as the site does not hold them"
+
+
+def test_the_api_is_told_from_the_docstrings(site: Path) -> None:
+    api = (site / "api.html").read_text("utf-8")
+    named = re.findall(r"^::: (\S+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert len(named) > 15
+    assert all(f'id="{name}"' in api for name in named if name[name.rindex(".") + 1].isupper())
+    assert "not bootstrap" in api or "episode_ends" in api
+    assert "Raises" in api
+
+
+def test_the_nav_is_in_the_readers_order() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    nav = yaml.safe_load(text)["nav"]
+    titles = [next(iter(entry)) for entry in nav]
+    assert titles[:5] == ["gtp-vision", "First run", "Your own data", "Your own backbone", "Your own environment"]
