@@ -23,6 +23,7 @@ Offline reinforcement learning and imitation from cameras with generative trajec
   gtp-vision eval runs/... --episodes 50 --steps 2    evaluate a trained policy, acting in 2 jumps
   gtp-vision report runs/a runs/b --out page.html     one page from one or more runs
   gtp-vision export runs/... DIR                      a trained policy as a folder that is enough to act
+  gtp-vision serve DIR                                and for robots that ask it over the network
   gtp-vision data inspect PATH                        what a data set holds and what is wrong with it
   gtp-vision data convert SRC DST --to lerobot        write it in another format
   gtp-vision data download ogbench/cube-single-play   fetch a published one

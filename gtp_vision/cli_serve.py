@@ -95,7 +95,7 @@ def add_bench(bench: Any) -> None:
     act.set_defaults(run=_bench_act)
     serve = bench.add_parser("serve", help="what serving adds to the time of an action, with several robots")
     serve.add_argument("folder", type=Path, metavar="DIR", nargs="?", help="default: an untrained one of two cameras")
-    serve.add_argument("--clients", type=int, default=8, help="robots, a process each (default 8)")
+    serve.add_argument("--clients", type=int, default=8, help="robots, in one process of their own (default 8)")
     serve.add_argument("--requests", type=int, default=10_000, help="of all together (default 10 000)")
     serve.add_argument("--rate", type=float, default=10.0, help="observations a second of each robot (default 10)")
     serve.add_argument("--json", action="store_true")

@@ -2,11 +2,14 @@
 
 Half of the moments are moments of the clock, drawn over what the run takes undisturbed. The others are moments of the
 disk: just before a file is opened to write, made, renamed or removed, drawn over all of these of the undisturbed run,
-so that checkpoints, evaluations and reports that are being written are hit as often as they are written to.
+so that checkpoints, evaluations and reports that are being written are hit as often as they are written to. Most
+victims are forks, which begin at once; some are started from nothing as a person starts them, and of these some train
+by compiled steps, which a fork cannot compile.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -21,6 +24,8 @@ from gtp_vision.torture.forked import FailedError, Victim, forked, on_event, sta
 from gtp_vision.torture.runs import differences, whole, words
 
 _MIX = ("states", "evaluated", "states", "seeds", "states", "pixels")
+_STARTED = ("states", "compiled", "states", "compiled_seeds", "states")
+_LATEST = 55  # step whose checkpoint may be waited for
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,21 @@ def undisturbed(kind: str, data: Path, folder: Path) -> Undisturbed:
     """Train a run of a kind, and count."""
     counted = folder / f"{kind}.count"
     run = folder / kind
+    if kind.startswith("compiled"):
+        victim = started(words(kind, data, run), folder / f"{kind}.log")
+        victim.check(0)
+        _check_compiled(run)
+        return Undisturbed(run, time.monotonic() - victim.began, 0)
     victim = forked(words(kind, data, run), folder / f"{kind}.log", before=_counting(run, counted))
     victim.check(0)
     return Undisturbed(run, time.monotonic() - victim.began, counted.stat().st_size)
+
+
+def _check_compiled(run: Path) -> None:
+    """Raise if it fell back to eager steps: what is compared should be what it is called."""
+    found = {json.loads(path.read_text(encoding="utf-8"))["engine"] for path in run.rglob("results.json")}
+    if found != {"compile"}:
+        raise FailedError(f"{run} was trained by {', '.join(sorted(found)) or 'nothing'}, not by compiled steps")
 
 
 def _counting(run: Path, counted: Path) -> Callable[[], None]:
@@ -92,10 +109,11 @@ def kills(count: int, data: Path, folder: Path, seed: int, tell: Callable[[str],
     """
     folder.mkdir(parents=True, exist_ok=True)
     kinds = [_MIX[number % len(_MIX)] for number in range(count)]
-    kinds = ["states"] * min(real, count) + kinds[min(real, count) :]
+    real = min(real, count)
+    kinds[:real] = [_STARTED[number % len(_STARTED)] for number in range(real)]
     references = {kind: undisturbed(kind, data, folder) for kind in sorted(set(kinds))}
     slow = 0.0
-    if real and count:
+    if real:
         victim = started(words("states", data, folder / "started"), folder / "started.log")
         victim.check(0)
         slow = time.monotonic() - victim.began
@@ -104,7 +122,10 @@ def kills(count: int, data: Path, folder: Path, seed: int, tell: Callable[[str],
         random = np.random.default_rng([seed, number])
         run = folder / f"{number}_{kind}"
         try:
-            if number < real:
+            if kind.startswith("compiled"):
+                at = int(random.integers(1, 1 + _LATEST // 5)) * 5
+                when = _at_a_checkpoint(started(words(kind, data, run), run.with_suffix(".log")), run, at, random)
+            elif number < real:
                 when = _by_the_clock(started(words(kind, data, run), run.with_suffix(".log")), slow, random, 0.3)
             elif number % 2:
                 at = int(random.integers(references[kind].events))
@@ -128,6 +149,17 @@ def kills(count: int, data: Path, folder: Path, seed: int, tell: Callable[[str],
         except FailedError as error:
             tell(f"kill {number}: {kind} (kept in {run}): {error}")
     return equal
+
+
+def _at_a_checkpoint(victim: Victim, run: Path, step: int, random: np.random.Generator) -> str:
+    """Kill it when a checkpoint of a step is there, or up to a tenth of a second later; when that was."""
+    while not any(run.rglob(f"checkpoints/step_{step}")) and not victim.ended():
+        time.sleep(0.001)
+    later = float(random.uniform(0, 0.1))
+    time.sleep(later)
+    victim.kill()
+    victim.check_alone()
+    return f"{1000 * later:.0f} ms after step {step}"
 
 
 def _by_the_clock(victim: Victim, takes: float, random: np.random.Generator, first: float = 0.0) -> str:

@@ -27,6 +27,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "seeds": ("agent=gtp_bc", "training.seeds=2", "training.eval_episodes=0"),
     "pixels": ("agent=gtp_bc", "training.eval_episodes=0", "encoder=impala_tiny", "training.steps=12"),
+    "compiled": ("agent=gtp", "training.eval_episodes=0", "training.engine=compile"),
+    "compiled_seeds": ("agent=gtp_bc", "training.seeds=2", "training.eval_episodes=0", "training.engine=compile"),
 }
 """What is trained: name to settings beside the common ones."""
 
