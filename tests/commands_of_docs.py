@@ -69,7 +69,7 @@ def commands(page: Path) -> list[Command]:
                 if other.startswith("$ "):
                     break
                 told.append(other)
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line.removesuffix("&"), comments=True)
             variables = [word for word in words if _ASSIGNED.fullmatch(word)] if _ASSIGNED.fullmatch(words[0]) else []
             found.append(
                 Command(page_name(page), line, tuple(words[len(variables) :]), tuple(variables), "\n".join(told))
