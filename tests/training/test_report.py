@@ -15,8 +15,7 @@ import yaml
 from PIL import Image
 
 from gtp_vision.errors import GtpVisionError
-from gtp_vision.training import report
-from gtp_vision.training.report import build_report
+from gtp_vision.training.report import build_report, drawing
 
 CHROMIUM = Path("/usr/bin/chromium")
 HOSTILE = '<script>alert("x")</script><img src="http://example.org/x.png" onerror="y">'
@@ -323,7 +322,7 @@ def test_what_it_sees_has_a_section(tmp_path: Path, mp4: bytes) -> None:
         ("qpos", "−0.50", "–"),
     ]
     assert "b, seed 0: no linear probe: the data set records no states." in sight
-    assert page.panels["drift_front"].count(report.COLOURS[0]) >= 1
+    assert page.panels["drift_front"].count(drawing.COLOURS[0]) >= 1
     assert "Learning curves" in sight, "which come after it, and do not show the drift again"
     assert page.text.count("drift_front") == 1
     labels = [video["aria-label"] for video in page.all("video")]
@@ -356,10 +355,10 @@ def test_every_metric_with_two_points_has_a_panel_with_every_run(tmp_path: Path,
     learned = ["success", "return", "length", "actor_loss", "q_mean", "twice"]
     assert list(page.panels) == [*learned, "seconds", "data_ms", "update_ms", "eval_seconds"]
     for name, panel in page.panels.items():
-        drawn = [colour for colour in report.COLOURS if f"stroke: {colour}" in panel]
-        assert drawn == list(report.COLOURS[: 1 if name == "twice" else 2]), name
+        drawn = [colour for colour in drawing.COLOURS if f"stroke: {colour}" in panel]
+        assert drawn == list(drawing.COLOURS[: 1 if name == "twice" else 2]), name
         assert "currentColor" in panel
-        assert report.INK not in panel
+        assert drawing.INK not in panel
     meters = [row for row in page.rows if "update_ms" in row]
     assert [row["update_ms"] for row in meters] == ["190.0", "190.0"]
     assert [row["data_ms"] for row in meters] == ["1.2", "1.2"]
@@ -368,7 +367,7 @@ def test_every_metric_with_two_points_has_a_panel_with_every_run(tmp_path: Path,
 def test_seeds_of_one_agent_share_the_colour_and_differ_in_dashes(tmp_path: Path, mp4: bytes) -> None:
     page = build(tmp_path, *(make_run(tmp_path / str(seed), mp4, seed=seed) for seed in (0, 1)))
     panel = page.panels["actor_loss"]
-    assert [colour for colour in report.COLOURS if colour in panel] == [report.COLOURS[0]]
+    assert [colour for colour in drawing.COLOURS if colour in panel] == [drawing.COLOURS[0]]
     assert panel.count("stroke-dasharray") == 1
     assert "gtp, seed 1" in page.text
 
@@ -384,7 +383,7 @@ def curve(page: Page, name: str) -> list[str]:
     (path,) = [
         part
         for part in page.panels[name].split("<path ")
-        if report.COLOURS[0] in part and 'd="M' in part and "L" in part
+        if drawing.COLOURS[0] in part and 'd="M' in part and "L" in part
     ]
     return path.split('d="M')[1].split('"')[0].split("M")
 
@@ -417,7 +416,7 @@ def test_values_that_are_not_finite_break_the_curve_and_nothing_else(tmp_path: P
 
 def test_a_long_curve_is_drawn_as_means(tmp_path: Path, mp4: bytes) -> None:
     run = make_run(tmp_path / "a", mp4)
-    steps = range(8 * report.MAX_POINTS)  # every eight steps hold four zeros and four ones, in changing order
+    steps = range(8 * drawing.MAX_POINTS)  # every eight steps hold four zeros and four ones, in changing order
     add_metrics(run, *(f'{{"step": {step}, "long/zigzag": {(step + step // 8) % 2}}}' for step in steps))
     (line,) = curve(build(tmp_path, run), "zigzag")
     heights = {point.split()[1] for point in line.replace("L", "").strip().splitlines()}

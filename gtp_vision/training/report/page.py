@@ -1,0 +1,96 @@
+"""The report: what some runs learned, as one HTML file that needs no network, no script and no server.
+
+Run folders may come from strangers and may be unfinished. So every text reaches the page through
+Jinja's escaping, the curves hold no text but numbers, a link that leaves its run folder is not
+followed, and what is missing or damaged is said on the page instead of stopping it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from gtp_vision.errors import GtpVisionError
+from gtp_vision.training.report import telling
+from gtp_vision.training.report.drawing import MAX_POINTS, keys_of, panels_of, tell_apart
+from gtp_vision.training.report.reading import (
+    date_of,
+    members,
+    pictures_of,
+    probes_of,
+    read_run,
+    row_of,
+    videos_of,
+)
+from gtp_vision.training.report.telling import scalar
+
+
+def build_report(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    title: str,
+    baselines: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write one self-contained HTML file about finished or unfinished run folders; return its path.
+
+    `baselines` are rows for the table that come from no run folder, shaped like a `results.json`;
+    `notes` are sentences shown under the table. The file is written aside and renamed into place.
+    A folder of several seeds stands for their runs.
+    Raises `GtpVisionError` when no run is given, a folder is missing or is no run, or `out` is a folder.
+    """
+    if not runs:
+        raise GtpVisionError("The report was given no run folder; name at least one.")
+    if out.is_dir():
+        raise GtpVisionError(f"The report cannot be written to {out}, which is a folder; give a file name.")
+    read = [read_run(member) for folder in runs for member in members(folder)]
+    tell_apart(read)
+    videos = [(run, *videos_of(run)) for run in read]  # before rendering: it may add to what is wanting
+    pictures = pictures_of(read, "first_batch", wanted="picture of the first batch")
+    augmented = pictures_of(read, "augmentation")
+    rows = [row_of(run) for run in read]
+    rows += [{"eval_seconds": scalar(row, "last", "seconds"), **row, "run": None} for row in baselines]
+    template = _environment().get_template("page.html.j2")
+    page = template.render(
+        title=title,
+        runs=read,
+        rows=rows,
+        dates=sorted({date_of(run) for run in read}),
+        notes=notes,
+        videos=videos,
+        pictures=pictures,
+        augmented=augmented,
+        probes=[probe for run in read for probe in probes_of(run)],
+        unprobed=[(run, note) for run in read if (note := scalar(run.results, "probe", "note"))],
+        panels=panels_of(read),
+        meters=[key for key in keys_of(read) if key.startswith("time/") or key == "eval/seconds"],
+        max_points=MAX_POINTS,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        aside.write_text(page, encoding="utf-8", errors="replace")  # JSON may hold half a surrogate pair
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)
+    return out
+
+
+def _environment() -> jinja2.Environment:
+    """Where the page's templates lie, and how they tell numbers."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"get": telling.scalar, "number": telling.number_text, "percent": telling.percent_text}
+    environment.filters |= {"decimals": telling.decimals_of, "interval": telling.interval_of}
+    environment.filters |= {"median": telling.median_of}
+    return environment

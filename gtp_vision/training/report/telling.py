@@ -1,0 +1,58 @@
+"""Numbers and texts of the page: what cannot be shown becomes a dash, and never an error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+
+def known(value: Any) -> float | None:
+    """The number, or None for everything that cannot be drawn: not finite, beyond 1e100, or no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e100:
+        return None
+    return float(value)
+
+
+def scalar(tree: Any, *keys: str) -> Any:
+    """The value under `keys`; None where there is none or a container, which is no name and no number."""
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return None if isinstance(tree, Mapping | list | set | tuple) else tree
+
+
+def number_text(value: Any, decimals: int = 0) -> str:
+    """A number with separators and a true minus; a dash for nothing; any other value as its text."""
+    if (number := known(value)) is not None:
+        return f"{number:,.{decimals}f}".replace("-", "−")
+    return "–" if value is None or isinstance(value, float) else str(value)
+
+
+def percent_text(value: Any) -> str:
+    """A fraction in whole percent, or what `number_text` makes of anything else."""
+    number = known(value)
+    return number_text(value) if number is None else f"{100 * number:.0f}\u202f%"
+
+
+def interval_of(row: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """The lower end of the success interval, the success, and the upper end, as fractions; or None."""
+    last = row.get("last")
+    ends = last.get("success_interval") if isinstance(last, Mapping) else None
+    if not isinstance(ends, Sequence) or len(ends) != 2:
+        return None
+    numbers = [known(value) for value in (ends[0], scalar(last, "success"), ends[1])]
+    fractions = tuple(number for number in numbers if number is not None and 0 <= number <= 1)
+    return fractions if len(fractions) == 3 else None
+
+
+def decimals_of(values: Iterable[Any]) -> int:
+    """How many decimals a column needs, so that its points stand under each other."""
+    largest = max((abs(number) for value in values if (number := known(value)) is not None), default=0)
+    return 2 if largest < 10 else 1 if largest < 1000 else 0
+
+
+def median_of(values: Iterable[float]) -> float | None:
+    """The median of the finite values, or None."""
+    finite = [value for value in values if math.isfinite(value)]
+    return median(finite) if finite else None
