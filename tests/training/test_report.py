@@ -1,161 +1,24 @@
+"""The report page: what it says of runs, and what it makes of damaged and hostile ones."""
+
 import base64
-import html
 import json
 import math
 import os
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from report_pages import HOSTILE, Page, a_video, add_metrics, build, edit_results, make_run
 
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training.report import build_report, drawing
 
-CHROMIUM = Path("/usr/bin/chromium")
-HOSTILE = '<script>alert("x")</script><img src="http://example.org/x.png" onerror="y">'
-VOID = {"meta", "img", "br", "path", "circle", "use", "rect"}
-
-
-class Page(HTMLParser):
-    """A report as a reader meets it: its elements, its text, and its summary table by row and column."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.parts: list[str] = []
-        self.styles: list[str] = []
-        self.rows: list[dict[str, str]] = []
-        self.panels: dict[str, str] = {}
-        self.open: list[str] = []
-        self.column: str | None = None
-        source = path.read_text(encoding="utf-8")
-        self.feed(source)
-        self.close()
-        self.text = " ".join(" ".join(self.parts).split())
-        for figure in source.split("<figure>")[1:]:
-            if "<svg" in figure.split("</figure>")[0]:
-                caption = figure.split("<figcaption>")[1].split("</figcaption>")[0].split(" <")[0]
-                self.panels[html.unescape(caption)] = figure.split("</figcaption>")[1].split("</figure>")[0]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {key: value or "" for key, value in attrs}
-        self.elements.append((tag, given))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append({})
-        if tag == "td":
-            self.column = given.get("data-label", "Agent")
-            self.rows[-1][self.column] = ""
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-        if tag == "td":
-            self.rows[-1][self.column or ""] = self.rows[-1][self.column or ""].strip()
-            self.column = None
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "style":
-            self.styles.append(data)
-            return
-        self.parts.append(data)
-        if self.column:
-            self.rows[-1][self.column] += data
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [given for name, given in self.elements if name == tag]
-
-    def row(self, number: int) -> dict[str, str]:
-        return [row for row in self.rows if "Success, last" in row][number]
-
 
 @pytest.fixture(scope="module")
 def mp4(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("video") / "video.mp4"
-    frames = np.zeros((8, 64, 64, 3), np.uint8)
-    frames[:, :, :32] = np.arange(0, 256, 32, dtype=np.uint8)[:, None, None, None]
-    iio.imwrite(path, frames, fps=10)
-    return path.read_bytes()
-
-
-def make_run(
-    folder: Path,
-    mp4: bytes,
-    *,
-    agent: str = "gtp",
-    seed: int = 0,
-    shade: int = 0,
-    outcomes: str = "sfsfff",
-    finished: bool = True,
-) -> Path:
-    """A run folder as `gtp-vision train` leaves it; unfinished, it stops after the second evaluation."""
-    (folder / "images").mkdir(parents=True)
-    config = {
-        "name": "demo",
-        "seed": seed,
-        "task": {"name": "reach-pixels", "env": "Reach-v0", "dataset": "demo/reach-v1", "frame_stack": 3},
-        "agent": {"name": agent, "improvement": {"name": "none" if agent.endswith("_bc") else "advantage"}},
-        "encoder": {"name": "impala"},
-        "training": {"steps": 1500, "batch_size": 32},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    lines: list[dict[str, Any]] = []
-    for step in range(100, 1600 if finished else 1100, 100):
-        times = {"seconds": step / 10, "time/data_ms": 1.25, "time/update_ms": 90.0 + step % 200}
-        lines.append({"step": step, "train/actor_loss": 1 / step, "train/q_mean": -step / 10, **times})
-        if step % 500 == 0:
-            measured = {"eval/success": step / 2000, "eval/return": -20.5, "eval/length": 50.25}
-            lines.append({"step": step, **measured, "eval/seconds": 31.0})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    Image.fromarray(np.full((8, 16, 3), shade, np.uint8)).save(folder / "images" / "first_batch.png")
-    for step, letters in ((500, "f"), (1500, outcomes if finished else "")):
-        for number, letter in enumerate(letters):
-            outcome = {"s": "success", "f": "failure"}[letter]
-            video = folder / "videos" / f"step_{step}" / f"episode_{number:03d}_{outcome}.mp4"
-            video.parent.mkdir(parents=True, exist_ok=True)
-            video.write_bytes(mp4)
-    if finished:
-        last = {"step": 1500, "episodes": 20, "success": 0.85, "success_interval": [0.64, 0.95]}
-        last |= {"return": -1030.04, "length": 48.0, "seconds": 60.1}
-        results = {
-            "task": "reach-pixels",
-            "agent": agent,
-            "encoder": "impala",
-            "seed": seed,
-            "steps": 1500,
-            "train_seconds": 140.2,
-            "eval_seconds": 180.3,
-            "parameters": 1234567,
-            "versions": {"torch": "2.13.0"},
-            "device": "cpu",
-            "evaluations": [last],
-            "last": last,
-            "mean_last_3": {"success": 0.7333, "return": -40.0},
-            "best": last | {"step": 1000, "success": 0.9},
-        }
-        (folder / "results.json").write_text(json.dumps(results))
-    return folder
-
-
-def build(tmp_path: Path, *runs: Path, **options: Any) -> Page:
-    return Page(build_report(list(runs), tmp_path / "out" / "report.html", title="A report", **options))
-
-
-def edit_results(run: Path, **changes: Any) -> None:
-    results = json.loads((run / "results.json").read_text())
-    (run / "results.json").write_text(json.dumps(results | changes))
-
-
-def add_metrics(run: Path, *lines: str) -> None:
-    with (run / "metrics.jsonl").open("a") as file:
-        file.writelines(line + "\n" for line in lines)
+    return a_video(tmp_path_factory.mktemp("video") / "video.mp4")
 
 
 # What the page says
@@ -353,7 +216,7 @@ def test_every_metric_with_two_points_has_a_panel_with_every_run(tmp_path: Path,
     )
     page = build(tmp_path, *runs)
     learned = ["success", "return", "length", "actor_loss", "q_mean", "twice"]
-    assert list(page.panels) == [*learned, "seconds", "data_ms", "update_ms", "eval_seconds"]
+    assert list(page.panels) == ["steps_per_second", *learned, "seconds", "data_ms", "update_ms", "eval_seconds"]
     for name, panel in page.panels.items():
         drawn = [colour for colour in drawing.COLOURS if f"stroke: {colour}" in panel]
         assert drawn == list(drawing.COLOURS[: 1 if name == "twice" else 2]), name
@@ -554,63 +417,3 @@ def test_the_page_is_replaced_whole_and_is_the_same_for_the_same_runs(tmp_path: 
     build_report([run], out, title="t")
     assert out.read_bytes() == first
     assert [path.name for path in out.parent.iterdir()] == ["report.html"]
-
-
-# In a browser
-
-
-def browse(folder: Path, page: Path, *flags: str) -> str:
-    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    quiet += " --disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=8000"
-    command = [str(CHROMIUM), *quiet.split(), f"--user-data-dir={folder / 'profile'}", *flags, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
-@pytest.fixture
-def seen(tmp_path: Path, mp4: bytes) -> Path:
-    if not CHROMIUM.is_file():
-        pytest.skip(f"there is no browser at {CHROMIUM}")
-    runs = [make_run(tmp_path / name, mp4, agent=name, shade=40) for name in ("gtp", "fql", "gtp_bc")]
-    return build_report(runs, tmp_path / "report.html", title="Reach from pixels")
-
-
-def test_a_browser_follows_the_readers_colour_scheme(tmp_path: Path, seen: Path) -> None:
-    for number, low, high in ((1, 240, 255), (0, 0, 40)):  # Chromium's numbers for light and dark
-        shot = tmp_path / f"{number}.png"
-        flags = ("--window-size=1280,1600", f"--blink-settings=preferredColorScheme={number}")
-        browse(tmp_path, seen, *flags, f"--screenshot={shot}")
-        pixels = np.asarray(Image.open(shot).convert("L"))
-        assert pixels.shape == (1600, 1280)
-        assert low <= pixels[2, 2] <= high
-        assert np.abs(pixels.astype(int) - int(pixels[2, 2])).max() > 150  # there is text, and it stands out
-
-
-def test_a_browser_plays_everything_and_scrolls_nothing_sideways(tmp_path: Path, seen: Path) -> None:
-    page = html.escape(seen.read_text(encoding="utf-8"))
-    frames = "".join(
-        f'<iframe style="width:{width}px; height:900px; border:0" srcdoc="{page}"></iframe>'
-        for width in (360, 800, 1280)
-    )
-    probe = """<pre id=found></pre><script>
-    const look = (frame) => {
-      const page = frame.contentDocument, root = page.documentElement;
-      return {
-        spill: root.scrollWidth - root.clientWidth,
-        videos: [...page.querySelectorAll("video")].map((video) => video.videoWidth),
-        images: [...page.querySelectorAll("img")].map((image) => image.naturalWidth),
-        font: getComputedStyle(page.querySelector(".panels svg text")).fontFamily,
-      };
-    };
-    addEventListener("load", () => setTimeout(() => {
-      found.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(look));
-    }, 3000));
-    </script>"""
-    wrapper = tmp_path / "wrapper.html"
-    wrapper.write_text(f"<!doctype html><body>{frames}{probe}</body>", encoding="utf-8")
-    printed = browse(tmp_path, wrapper, "--window-size=1300,2800", "--dump-dom")
-    found = json.loads(html.unescape(printed.split('<pre id="found">')[1].split("</pre>")[0]))
-    assert [frame["spill"] for frame in found] == [0, 0, 0]
-    for frame in found:
-        assert frame["videos"] == [64] * 12
-        assert frame["images"] == [16]
-        assert "system-ui" in frame["font"]

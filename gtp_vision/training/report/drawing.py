@@ -19,7 +19,11 @@ from gtp_vision.training.report.reading import Run, row_of
 MAX_POINTS = 400  # of one curve: about one a pixel
 COLOURS = ("#3b7dd8", "#d9730d", "#1f9d6b", "#b74fa3", "#7a6ae0", "#c4504a", "#1296a8", "#8d7b3f")
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.6), (1.2, 1.4), (6, 1.6, 1.2, 1.6))
-METERS = {"seconds": "time/seconds", "eval/seconds": "time/eval_seconds"}  # shown with the other times
+METERS = {  # shown elsewhere than their names say
+    "time/data_share": "health/waiting_for_data",
+    "seconds": "time/seconds",
+    "eval/seconds": "time/eval_seconds",
+}
 INK = "#0a0b0c"  # stands in the curves for the page's text colour, which the reader's browser chooses
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), INK),

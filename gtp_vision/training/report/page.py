@@ -1,4 +1,4 @@
-"""The report: what some runs learned, as one HTML file that needs no network, no script and no server.
+"""The report: what some runs learned, as one HTML file that needs no network and no server.
 
 Run folders may come from strangers and may be unfinished. So every text reaches the page through
 Jinja's escaping, the curves hold no text but numbers, a link that leaves its run folder is not
@@ -7,25 +7,35 @@ followed, and what is missing or damaged is said on the page instead of stopping
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training.report import telling
+from gtp_vision.training.report.comparing import SELECTIONS, compare
 from gtp_vision.training.report.drawing import MAX_POINTS, keys_of, panels_of, tell_apart
+from gtp_vision.training.report.health import health_of
 from gtp_vision.training.report.reading import (
+    MAX_VIDEOS,
+    Clip,
+    Run,
+    chosen,
+    clips_of,
     date_of,
     members,
     pictures_of,
     probes_of,
     read_run,
     row_of,
-    videos_of,
 )
+from gtp_vision.training.report.sides import sides_of
 from gtp_vision.training.report.telling import scalar
 
 
@@ -50,11 +60,16 @@ def build_report(
         raise GtpVisionError(f"The report cannot be written to {out}, which is a folder; give a file name.")
     read = [read_run(member) for folder in runs for member in members(folder)]
     tell_apart(read)
-    videos = [(run, *videos_of(run)) for run in read]  # before rendering: it may add to what is wanting
+    # before rendering: all of these may add to what is wanting
+    clips = {place: clips_of(run) for place, run in enumerate(read)}
+    sides, used = sides_of(read, clips)
+    videos = [_videos(run, clips[place], used) for place, run in enumerate(read)]
+    health = [health_of(run) for run in read]
     pictures = pictures_of(read, "first_batch", wanted="picture of the first batch")
     augmented = pictures_of(read, "augmentation")
     rows = [row_of(run) for run in read]
     rows += [{"eval_seconds": scalar(row, "last", "seconds"), **row, "run": None} for row in baselines]
+    script = (Path(__file__).parent / "together.js").read_text(encoding="utf-8")
     template = _environment().get_template("page.html.j2")
     page = template.render(
         title=title,
@@ -63,6 +78,12 @@ def build_report(
         dates=sorted({date_of(run) for run in read}),
         notes=notes,
         videos=videos,
+        sides=sides,
+        script=Markup(script),
+        script_hash=f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
+        health=[one for one in health if one.run.series or one.warnings],
+        comparison=compare(read),
+        selections=SELECTIONS,
         pictures=pictures,
         augmented=augmented,
         probes=[probe for run in read for probe in probes_of(run)],
@@ -79,6 +100,14 @@ def build_report(
     finally:
         aside.unlink(missing_ok=True)
     return out
+
+
+def _videos(run: Run, clips: Sequence[Clip], used: Collection[Clip]) -> tuple[Any, ...]:
+    """The run, the step of its videos, a few of them that are not shown elsewhere, and those of saliency."""
+    seen = [clip for clip in clips if not clip.saliency]
+    left = MAX_VIDEOS - sum(clip in used for clip in seen)
+    shown = chosen(run, [clip for clip in seen if clip not in used], max(0, left))
+    return run, clips[0].step if clips else "", shown, chosen(run, [c for c in clips if c.saliency], MAX_VIDEOS)
 
 
 def _environment() -> jinja2.Environment:

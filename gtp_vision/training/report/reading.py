@@ -20,6 +20,8 @@ from gtp_vision.training.insight import SALIENCY
 from gtp_vision.training.report.telling import known, scalar
 
 MAX_MEGABYTES = 8  # of one video or picture: the page should still go through a mail
+MAX_TEXT = 16 << 20  # bytes of a JSON or YAML file
+MAX_LINE = 1 << 20  # characters of a line of metrics
 MAX_VIDEOS = 4  # of one run
 
 Series = dict[str, dict[float, float]]  # key -> step -> value, NaN where it was not finite
@@ -61,9 +63,11 @@ def read_run(folder: Path) -> Run:
         raise GtpVisionError(f"There is no run folder {folder}; give one that `gtp-vision train` wrote.")
     if not (config := file_of(folder, "config.yaml")):
         raise GtpVisionError(f"{folder} is no run folder, it has no config.yaml; give one that has.")
+    if config.stat().st_size > MAX_TEXT:
+        raise GtpVisionError(f"{config} is larger than {MAX_TEXT >> 20} MB and no configuration; leave this run out.")
     text = config.read_text(encoding="utf-8", errors="replace")
     try:
-        run = Run(folder, text, yaml.safe_load(text))
+        run = Run(folder, text, yaml.load(text, _Loader))
     except (yaml.YAMLError, ValueError, RecursionError):
         raise GtpVisionError(f"{config} is damaged YAML; restore it, or leave this run out.") from None
     if metrics := file_of(folder, "metrics.jsonl"):
@@ -72,11 +76,30 @@ def read_run(folder: Path) -> Run:
             run.wanting.append(f"{damaged} damaged line(s) of metrics.jsonl skipped")
     else:
         run.wanting.append("no metrics.jsonl")
-    if results := file_of(folder, "results.json"):
-        run.results = json_object(results.read_text(encoding="utf-8", errors="replace"))
+    if (results := text_of(run, "results.json")) is not None:
+        run.results = json_object(results)
     if not run.results:
-        run.wanting.append("results.json is damaged" if results else "not finished (no results.json)")
+        run.wanting.append("results.json is damaged" if results is not None else "not finished (no results.json)")
     return run
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML without aliases, with which a few lines stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
+def text_of(run: Run, name: str) -> str | None:
+    """A text file of the run; None if there is none, or one that is too large, which is noted."""
+    if (path := file_of(run.folder, name)) is None:
+        return None
+    if path.stat().st_size > MAX_TEXT:
+        run.wanting.append(f"{name} left out: larger than {MAX_TEXT >> 20} MB")
+        return None
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def file_of(folder: Path, name: str | Path) -> Path | None:
@@ -102,7 +125,9 @@ def _read_metrics(path: Path) -> tuple[Series, int]:
     series: Series = {}
     damaged = 0
     with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in filter(str.strip, lines):
+        while line := lines.readline(MAX_LINE):
+            if not line.strip():
+                continue
             record = json_object(line)
             step = known(record.pop("step", None))
             if step is None:
@@ -127,26 +152,59 @@ def _embed(run: Run, path: Path, kind: str, ending: bytes) -> str:
     return ""
 
 
-def videos_of(run: Run) -> tuple[str, list[dict[str, str]], list[dict[str, str]]]:
-    """The last step with videos; a few of them, successes and failures both where there are both; those of saliency."""
+@dataclass(frozen=True)
+class Clip:
+    """A video of an episode.
+
+    Attributes:
+        path: the file.
+        step: of training, as its folder's name writes it.
+        episode: its number in the evaluation; None if the name does not say it.
+        outcome: `success`, `failure`, or nothing if the name does not say it.
+        saliency: whether it shows where the policy looks.
+    """
+
+    path: Path
+    step: str
+    episode: int | None
+    outcome: str
+    saliency: bool
+
+    @property
+    def title(self) -> str:
+        """What the page calls it."""
+        return self.path.stem if self.episode is None else f"episode {self.episode}"
+
+
+def clips_of(run: Run) -> list[Clip]:
+    """The videos of the last step that has some, in the order of their names."""
     names = [path.relative_to(run.folder) for path in run.folder.glob("videos/step_*/*.mp4")]
     names = [name for name in names if name.parts[1][5:].isdecimal() and file_of(run.folder, name)]
     step = max((name.parts[1][5:] for name in names), key=int, default="")
-    kept: dict[str, list[dict[str, str]]] = {"success": [], "failure": [], "": [], SALIENCY: []}
+    found = []
     for name in sorted(name for name in names if name.parts[1][5:] == step):
-        match = re.fullmatch(rf"episode_0*(\d+)_(success|failure)({SALIENCY})?", name.stem)
-        outcome = match[2] if match else ""
-        title = f"episode {match[1]}" if match else name.stem
-        kind = SALIENCY if match and match[3] else outcome
-        if len(kept[kind]) == MAX_VIDEOS:
-            continue
-        if address := _embed(run, run.folder / name, "video/mp4", b"moov"):
-            kept[kind].append({"title": title, "outcome": outcome, "address": address})
-    if not step:
+        match = re.fullmatch(rf"episode_0*([0-9]{{1,9}})_(success|failure)({SALIENCY})?", name.stem)
+        episode, outcome, looks = (int(match[1]), match[2], bool(match[3])) if match else (None, "", False)
+        found.append(Clip(run.folder / name, step, episode, outcome, looks))
+    if not found:
         run.wanting.append("no videos")
+    return found
+
+
+def embedded(run: Run, clip: Clip) -> dict[str, str]:
+    """The clip as the page shows it; its address is empty if it is too large or damaged, which is noted."""
+    address = _embed(run, clip.path, "video/mp4", b"moov")
+    return {"title": clip.title, "outcome": clip.outcome, "address": address}
+
+
+def chosen(run: Run, clips: Sequence[Clip], most: int) -> list[dict[str, str]]:
+    """A few of the clips: successes and failures both where there are both."""
+    kept: dict[str, list[dict[str, str]]] = {"success": [], "failure": [], "": []}
+    for clip in clips:
+        if len(kept[clip.outcome]) < most and (shown := embedded(run, clip))["address"]:
+            kept[clip.outcome].append(shown)
     wins, losses = kept["success"], kept["failure"]
-    chosen = wins[: max(MAX_VIDEOS // 2, MAX_VIDEOS - len(losses))] + losses + kept[""]
-    return step, chosen[:MAX_VIDEOS], kept[SALIENCY]
+    return (wins[: max(most // 2, most - len(losses))] + losses + kept[""])[:most]
 
 
 def pictures_of(runs: Sequence[Run], name: str, wanted: str = "") -> dict[str, list[Run]]:
