@@ -77,7 +77,7 @@ def place(
         GtpVisionError: `device` is demanded and they do not fit.
     """
     size = store.nbytes()
-    free = _free(device)
+    free = free_memory(device)
     fits = size <= _SHARE * free
     if how == "device" and not fits:
         raise GtpVisionError(
@@ -90,7 +90,8 @@ def place(
     return store, f"data: {size / 1e9:.2f} GB of {what} mapped from {source or store.path or 'memory'}"
 
 
-def _free(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
+    """Bytes that a device, or the machine, has left."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     import psutil

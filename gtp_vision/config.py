@@ -24,7 +24,7 @@ from gtp_vision.encoders import EncoderConfig, check_encoder, settings
 from gtp_vision.errors import GtpVisionError, propose
 from gtp_vision.networks import ACTIVATIONS
 from gtp_vision.presets import options, register
-from gtp_vision.untrusted import plain_yaml
+from gtp_vision.untrusted import plain_yaml, whole_numbers
 
 ENGINES = ("auto", "eager", "compile", "graph")
 ON_NONFINITE = ("stop", "skip", "rollback")
@@ -159,6 +159,7 @@ class Config:
 
 
 _TINY = 1e-12  # stands for "above 0"
+_MOST = 2**63  # whole numbers beyond are none of PyTorch's and NumPy's
 _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, math.inf),
     "task.frame_stack": (1, math.inf),
@@ -342,6 +343,9 @@ def checked(config: Any) -> Config:
             f"tuned={config.tuned} holds what was published for {tuned_agent}, and the agent is {config.agent.name}; "
             f"set agent={tuned_agent}, or tuned=none"
         )
+    for key, number in whole_numbers(config):
+        if not -_MOST < number < _MOST:
+            raise GtpVisionError(f"{key} is a number of {number.bit_length()} bits; give one below 2^63")
     for key, (low, high) in _RANGES.items():
         value = attrgetter(key)(config)
         if value is not None and not (low <= value <= high and math.isfinite(value)):

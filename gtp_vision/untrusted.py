@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +39,18 @@ def plain_yaml(path: Path) -> Any:
         if depth > _DEPTH:
             raise GtpVisionError(f"{path} is nested deeper than any configuration ({_DEPTH} levels); check the path")
     return yaml.safe_load(text)
+
+
+def whole_numbers(value: Any, name: str = "") -> list[tuple[str, int]]:
+    """Dotted name and value of each whole number in settings: dataclasses, maps and lists within each other."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [(name, value)]
+    if is_dataclass(value):
+        inner = [(field.name, getattr(value, field.name)) for field in fields(value)]
+    elif isinstance(value, Mapping):
+        inner = [(str(key), one) for key, one in value.items()]
+    elif isinstance(value, list):
+        inner = [(str(index), one) for index, one in enumerate(value)]
+    else:
+        return []
+    return [found for key, one in inner for found in whole_numbers(one, f"{name}.{key}".strip("."))]

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gtp_vision.config import from_command_line, from_run, to_yaml
 from gtp_vision.errors import GtpVisionError
-from gtp_vision.untrusted import plain_yaml
+from gtp_vision.training.parts import build
+from gtp_vision.untrusted import plain_yaml, whole_numbers
 
 REFUSED = {
     "aliases": ("a: &x [1]\nb: *x\n", "has an alias"),
@@ -33,3 +35,29 @@ def test_plain_values_are_read(tmp_path: Path) -> None:
     path.write_text("a: !!python/object/apply:os.system [x]\n")
     with pytest.raises(yaml.YAMLError):
         plain_yaml(path)
+
+
+@pytest.mark.parametrize("digits", ["9" * 30, "f" * 400, "f" * 9000])
+def test_numbers_beyond_all_measure_are_refused(digits: str, tmp_path: Path) -> None:
+    text = to_yaml(from_command_line(["task=demo", "seed=7", "training.batch_size=77"]))
+    assert text.startswith("seed: 7\n")
+    for name in ("seed: 7\n", "batch_size: 77\n"):
+        assert name in text
+        (tmp_path / "config.yaml").write_text(text.replace(name, f"{name.partition(':')[0]}: 0x{digits}\n"))
+        with pytest.raises(GtpVisionError, match=r"give one below 2\^63"):
+            from_run(tmp_path)
+
+
+def test_numbers_are_found_in_lists_and_maps() -> None:
+    config = from_command_line(["task=demo", "agent.policy.hidden=[31, 32]"])
+    found = dict(whole_numbers(config))
+    assert (found["agent.policy.hidden.0"], found["agent.policy.hidden.1"]) == (31, 32)
+    assert found["seed"] == 0
+    assert dict(whole_numbers({"a": [True, {"b": 3}]})) == {"a.1.b": 3}
+
+
+@pytest.mark.parametrize("width", [10**6, 10**12])
+def test_networks_that_no_memory_holds_are_refused_before_they_are_made(width: int) -> None:
+    config = from_command_line(["task=demo", "agent=gtp", f"agent.policy.hidden=[{width},{width}]"])
+    with pytest.raises(GtpVisionError, match=r"the networks would take .* GB, and .* GB are free"):
+        build(config)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from gtp_vision.errors import GtpVisionError
 from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
+from gtp_vision.untrusted import whole_numbers
 
 FORMAT = 1  # of the folder
 WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST = (
@@ -178,24 +179,10 @@ def _settings(kind: type, stored: Any) -> Any:
             f"{MADE_OF} holds no {kind.__name__} of this version ({str(error).splitlines()[0]})"
         ) from error
     assert isinstance(found, kind)
-    for name, value in _numbers(found, ""):
+    for name, value in whole_numbers(found):
         if abs(value) > _MOST_COUNT:
             raise GtpVisionError(f"{MADE_OF} has {name}={value}, which is beyond all measure")
     return found
-
-
-def _numbers(value: Any, name: str) -> list[tuple[str, int]]:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return [(name, value)]
-    if is_dataclass(value):
-        inner = [(field.name, getattr(value, field.name)) for field in fields(value)]
-    elif isinstance(value, Mapping):
-        inner = [(str(key), one) for key, one in value.items()]
-    elif isinstance(value, list):
-        inner = [(str(index), one) for index, one in enumerate(value)]
-    else:
-        return []
-    return [found for key, one in inner for found in _numbers(one, f"{name}.{key}".strip("."))]
 
 
 def _check_files(folder: Path) -> None:

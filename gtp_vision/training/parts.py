@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from gtp_vision.agents import Agent
 from gtp_vision.config import Config
 from gtp_vision.datasets.files import cache_dir
 from gtp_vision.datasets.goals import ACTOR_GOALS, GOAL, HindsightGoals
-from gtp_vision.datasets.placement import place
+from gtp_vision.datasets.placement import free_memory, place
 from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.statistics import ArrayStatistics
@@ -180,13 +181,32 @@ def set_products(precision: str) -> None:
 def _agent(config: Config, store: Store, *, pretrained: bool) -> Agent:
     """The networks, as the seed begins them."""
     task = config.task
-    torch.manual_seed(config.seed)
     seen = shapes(store, task.frame_stack, goals=task.goals is not None)
+    _check_memory(lambda: agents.create(seen, store.action_dim, config.agent, config.encoder, pretrained=False))
+    torch.manual_seed(config.seed)
     agent = agents.create(seen, store.action_dim, config.agent, config.encoder, pretrained=pretrained)
     for module in agent.modules():
         if isinstance(module, Encoder):
             module.bf16 = config.training.precision == "bf16"
     return agent
+
+
+def _check_memory(create: Callable[[], Agent]) -> None:
+    """Refuse networks that this machine cannot hold, before it tries to."""
+    try:
+        with torch.device("meta"):  # takes no memory
+            plan = create()
+        size = sum(x.numel() * x.element_size() for x in (*plan.parameters(), *plan.buffers()))
+    except RuntimeError as error:
+        if "overflow" not in str(error):  # what cannot be planned may still be built
+            return
+        size = sys.maxsize
+    free = free_memory(torch.device("cpu"))
+    if size > free:
+        raise GtpVisionError(
+            f"the networks would take {size / 1e9:,.0f} GB, and {free / 1e9:.0f} GB are free; make "
+            f"agent.policy.hidden, agent.critic.hidden or the encoder smaller"
+        )
 
 
 def _prepared(
