@@ -17,7 +17,7 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
-from commands_of_docs import PAGES, PROGRAMS, ROOT, blocks, commands, page_name
+from commands_of_docs import PAGES, PROGRAMS, ROOT, Command, blocks, commands, page_name
 
 from gtp_vision import cli
 from gtp_vision.benchmark import suite
@@ -40,11 +40,18 @@ TINY += ["training.eval_episodes=1", "training.probe_rows=0", "training.videos=1
 # Pages whose commands are run, each page's in its order. Trainings of docs/encoders.md are run by
 # tests/training/test_encoders_guide.py, CONTRIBUTING's by test_contributing.py; all others are checked only.
 RUN = ("README.md", "docs/data.md", "docs/first-run.md", "docs/own-environment.md")
-# Not run of them: what takes a network, a simulator's recording, a GPU, hours or files that nobody has here.
+# Not run of them: what takes a network, a simulator's recording, a GPU, hours or files that nobody has here. Serving
+# is followed by tests/serving/test_deploying_guide.py.
 NOT_RUN = re.compile(
-    r"data (collect|download)|bench |experiment |task=ogbench|task=\.\.\.|RUN|vit_small|scripts/|accelerate|"
-    r"cube-single|training=demo agent=gtp_demo|encoder=resnet18|\. \.venv|^gtp-vision$|near\.h5|broken\.hdf5|mine\.h5"
+    r"data (collect|download)|bench |experiment |gtp-vision serve |task=ogbench|task=\.\.\.|RUN|vit_small|"
+    r"scripts/|accelerate|cube-single|training=demo agent=gtp_demo|encoder=resnet18|\. \.venv|^gtp-vision$|"
+    r"near\.h5|broken\.hdf5|mine\.h5"
 )
+
+
+def refused(command: Command) -> bool:
+    """Whether the page shows our program refusing it, not the news of a server that runs."""
+    return "gtp-vision: " in command.told and command.ours is not None and command.ours[0] != "serve"
 
 
 def test_the_commands_were_found() -> None:
@@ -86,7 +93,7 @@ def test_its_commands_are_ones(page: str) -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for command in COMMANDS[page]:
         if command.ours is not None:
-            if "gtp-vision: " in command.told or here & set(command.words):
+            if refused(command) or here & set(command.words):
                 continue  # refused, which is tested below; or known only to a copy of the package
             try:
                 planned(command.ours)
@@ -188,7 +195,7 @@ def test_its_commands_run(page: str, folder: Path) -> None:
     prepare(page, folder)
     done = 0
     for command in COMMANDS[page]:
-        if NOT_RUN.search(command.line) or "gtp-vision: " in command.told:
+        if NOT_RUN.search(command.line) or refused(command):
             continue
         if command.ours is None:
             assert command.words[0] == "python", command.line
@@ -203,7 +210,7 @@ def test_its_commands_run(page: str, folder: Path) -> None:
     assert done == {"README.md": 2, "docs/data.md": 5, "docs/first-run.md": 6, "docs/own-environment.md": 4}[page]
 
 
-REFUSED = [command for command in ALL if "gtp-vision: " in command.told and "mirror" not in command.line]
+REFUSED = [command for command in ALL if refused(command) and "mirror" not in command.line]
 
 
 def test_refusals_are_what_the_pages_say(folder: Path) -> None:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from browser import Browser
 
 from gtp_vision.benchmark import tables
 from gtp_vision.benchmark.published import beside, published, read
@@ -255,3 +256,17 @@ def test_a_table_that_does_not_tell_its_conditions_is_refused(change: dict, told
 def test_every_task_of_a_published_suite_has_published_numbers(name: str) -> None:
     for task in load(name).tasks:
         assert beside([task.name]), task.name
+
+
+def test_in_a_browser_wide_tables_scroll_and_the_page_does_not(tmp_path: Path) -> None:
+    named = [replace(record, agent=f"{record.agent}_with_a_name_that_takes_room") for record in RECORDS]
+    facts = FACTS | {"data": "/a/" + "very/" * 60 + "long/path"}
+    tables.write(named, tmp_path, title="Wide", facts=facts, selection="last")
+    with Browser(tmp_path / "profile") as browser:
+        for width in (380, 1280):
+            with browser.page(tmp_path / "results.html", width=width) as page:
+                assert page.spill() == 0
+                wide = "[...document.querySelectorAll('.wide')].some((one) => one.scrollWidth > one.clientWidth)"
+                assert page.run(wide)
+                assert page.complaints() == []
+                assert page.requests() == []
