@@ -131,7 +131,7 @@ def told(found: dict[str, Any]) -> str:
     lines = [
         f"{found['path']}: {found['format']} ({found['title']}), {found['episodes']} episodes, {found['frames']} frames"
     ]
-    for name, text in _entries(found):
+    for name, text in entries(found):
         lines += textwrap.wrap(
             text,
             _WIDTH,
@@ -144,8 +144,8 @@ def told(found: dict[str, Any]) -> str:
     return "\n".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines)
 
 
-def _entries(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names and texts of the lines."""
+def entries(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and texts of the facts, for a person; not fit for a terminal before `told`."""
     for kind in ("cameras", "states"):
         if found[kind]:
             yield kind, ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found[kind].items())

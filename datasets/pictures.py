@@ -16,8 +16,8 @@ from gtp_vision.datasets.validation import misfits, observation_fault
 from gtp_vision.errors import GtpVisionError
 
 _EPISODES = 6
-_CAMERAS = 16  # more are named, not drawn
-_SIDE = 192  # longest side of a drawn frame, in pixels
+CAMERAS = 16  # more are named, not drawn
+SIDE = 192  # longest side of a drawn frame, in pixels
 _GAP, _LINE, _TEXT = 4, 16, 12
 _READ = 1024  # a longer side is thinned out before it is scaled
 _PANELS = 64  # more dimensions are counted, not drawn
@@ -64,7 +64,7 @@ def write_contact_sheet(path: Path, store: Store) -> None:
             if why
             else f"{store.path} holds no camera: there are no frames to draw, only states"
         )
-    drawn = list(cameras)[:_CAMERAS]
+    drawn = list(cameras)[:CAMERAS]
     heads = [f"{name} {'x'.join(map(str, cameras[name].shape[1:]))}" for name in drawn]
     if len(cameras) > len(drawn):
         heads[-1] += f" ({len(cameras) - len(drawn)} more cameras are not drawn)"
@@ -196,6 +196,28 @@ def _histogram(store: Store, dimension: int, edges: np.ndarray) -> np.ndarray:
     return total
 
 
+def picture(frame: np.ndarray) -> Image.Image:
+    """A frame as an RGB picture whose longest side is at most `SIDE`.
+
+    Args:
+        frame: uint8 (H, W, C). Of more than 3 channels the first 3 are drawn, of 2 the first.
+    """
+    frame = _thinned(frame)
+    image = Image.fromarray(np.ascontiguousarray(frame[..., :3] if frame.shape[-1] > 2 else frame[..., 0]))
+    width, height = size_of(frame.shape)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BOX)
+    return image.convert("RGB")
+
+
+def size_of(shape: Sequence[int]) -> tuple[int, int]:
+    """Width and height of `picture` for a frame of a shape (H, W, C)."""
+    step = -(-max(shape[:2]) // _READ)
+    height, width = (-(-side // step) for side in shape[:2])
+    longest = max(height, width, SIDE)
+    return max(1, width * SIDE // longest), max(1, height * SIDE // longest)
+
+
 def _thinned(frame: np.ndarray) -> np.ndarray:
     """A frame of bounded size: of a larger one every n-th pixel."""
     step = -(-max(frame.shape[:2]) // _READ)
@@ -203,14 +225,10 @@ def _thinned(frame: np.ndarray) -> np.ndarray:
 
 
 def _scaled(frame: np.ndarray) -> Image.Image:
-    """As a picture whose longest side is about `_SIDE`: small ones by a whole factor, so that pixels stay pixels."""
-    image = Image.fromarray(np.ascontiguousarray(frame[..., :3] if frame.shape[-1] > 2 else frame[..., 0]))
-    longest = max(image.size)
-    if longest <= _SIDE:
-        size, filtered = [side * (_SIDE // longest) for side in image.size], Image.Resampling.NEAREST
-    else:
-        size, filtered = [max(1, side * _SIDE // longest) for side in image.size], Image.Resampling.BOX
-    return image.convert("RGB").resize((size[0], size[1]), filtered)
+    """As a picture whose longest side is about `SIDE`: small ones by a whole factor, so that pixels stay pixels."""
+    image = picture(frame)
+    factor = max(1, SIDE // max(image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def _fitting(text: str, width: int, font: Any) -> str:

@@ -25,6 +25,7 @@ Offline reinforcement learning and imitation from cameras with generative trajec
   gtp-vision export runs/... DIR                      a trained policy as a folder that is enough to act
   gtp-vision serve DIR                                and for robots that ask it over the network
   gtp-vision data inspect PATH                        what a data set holds and what is wrong with it
+  gtp-vision data view PATH                           a page on which to go through its episodes, frame by frame
   gtp-vision data convert SRC DST --to lerobot        write it in another format
   gtp-vision data download ogbench/cube-single-play   fetch a published one
   gtp-vision data collect ENV --out FILE              record demonstrations in the simulator

@@ -40,6 +40,13 @@ def add(verbs: Any) -> None:
     inspect.add_argument("--json", action="store_true")
     inspect.set_defaults(run=_inspect)
 
+    view = what.add_parser("view", help="a page on which to go through its episodes, frame by frame")
+    view.add_argument("path", type=Path)
+    view.add_argument("--out", type=Path, metavar="HTML", help="default: the data set's name with .html, here")
+    view.add_argument("--episodes", type=int, metavar="N", help="how many, evenly spread; default 6, at most 50")
+    view.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    view.set_defaults(run=_view)
+
     convert = what.add_parser("convert", help="write a data set in another format")
     convert.add_argument("source", type=Path)
     convert.add_argument("target", type=Path)
@@ -126,6 +133,23 @@ def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
                 draw(target, store)
             except GtpVisionError as error:  # there is nothing to draw: no fault of its own
                 print(f"gtp-vision: {error}", file=sys.stderr)
+    return 2 if found["problems"] else 0
+
+
+def _view(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.datasets import viewing
+    from gtp_vision.datasets.inspection import inspect
+
+    target = arguments.out or Path(f"{arguments.path.resolve().stem}.html")
+    episodes = viewing.EPISODES if arguments.episodes is None else arguments.episodes
+    viewing.check(target, episodes)
+    found, store = inspect(arguments.path, arguments.env)
+    viewing.write_page(target, found, store, episodes)
+    for kind in ("problems", "warnings"):
+        for told in found[kind]:
+            print(f"  {kind[:-1].upper()} {''.join(letter if letter.isprintable() else '?' for letter in told)}")
+    name = "".join(letter if letter.isprintable() else "?" for letter in str(target))
+    print(f"{name}: {target.stat().st_size / 1e6:.1f} MB, open it in a browser")
     return 2 if found["problems"] else 0
 
 

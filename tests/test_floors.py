@@ -16,6 +16,7 @@ FLOORS = [
         "gtp_vision.compilers",
         "gtp_vision.discovery",
         "gtp_vision.errors",
+        "gtp_vision.pages",
         "gtp_vision.reduce",
         "gtp_vision.configs",
     },
@@ -133,10 +134,11 @@ def test_some_rooms_are_open_to_few(used: str, users: set[str]) -> None:
     ("user", "allowed"),
     [
         ("gtp_vision.errors", set()),
+        ("gtp_vision.pages", set()),
         ("gtp_vision.reduce", set()),
         ("gtp_vision.envs", {"gtp_vision.datasets", "gtp_vision.errors"}),
         ("gtp_vision.discovery", set()),
-        ("gtp_vision.datasets", {"gtp_vision.discovery", "gtp_vision.errors"}),
+        ("gtp_vision.datasets", {"gtp_vision.discovery", "gtp_vision.errors", "gtp_vision.pages"}),
         ("gtp_vision.encoders", {"gtp_vision.datasets", "gtp_vision.discovery", "gtp_vision.errors"}),
         (
             "gtp_vision.policies",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jinja2
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from gtp_vision import pages
 from gtp_vision.benchmark import statistics
 from gtp_vision.benchmark.records import Record
 
@@ -32,16 +33,17 @@ def page(
     missing: Sequence[str],
 ) -> str:
     """The page as HTML; arguments as `tables.write`."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gtp_vision.benchmark", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("results.html.j2").render(
-        title=title,
-        facts=facts,
-        missing=missing,
-        tables=tables,
-        curves=Markup(curves(records)),
-        profile=Markup(profile(records, selection)),
+    return (
+        pages.environment(Path(__file__).parent)
+        .get_template("results.html.j2")
+        .render(
+            title=title,
+            facts=facts,
+            missing=missing,
+            tables=tables,
+            curves=Markup(curves(records)),
+            profile=Markup(profile(records, selection)),
+        )
     )
 
 

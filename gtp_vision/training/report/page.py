@@ -7,16 +7,14 @@ followed, and what is missing or damaged is said on the page instead of stopping
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
+from gtp_vision import pages
 from gtp_vision.errors import GtpVisionError
 from gtp_vision.training.report import telling
 from gtp_vision.training.report.comparing import SELECTIONS, compare
@@ -37,6 +35,8 @@ from gtp_vision.training.report.reading import (
 )
 from gtp_vision.training.report.sides import sides_of
 from gtp_vision.training.report.telling import scalar
+
+_HERE = Path(__file__).parent
 
 
 def build_report(
@@ -69,7 +69,6 @@ def build_report(
     augmented = pictures_of(read, "augmentation")
     rows = [row_of(run) for run in read]
     rows += [{"eval_seconds": scalar(row, "last", "seconds"), **row, "run": None} for row in baselines]
-    script = (Path(__file__).parent / "together.js").read_text(encoding="utf-8")
     template = _environment().get_template("page.html.j2")
     page = template.render(
         title=title,
@@ -79,8 +78,7 @@ def build_report(
         notes=notes,
         videos=videos,
         sides=sides,
-        script=Markup(script),
-        script_hash=f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
+        **pages.script(_HERE / "together.js"),
         health=[one for one in health if one.run.series or one.warnings],
         comparison=compare(read),
         selections=SELECTIONS,
@@ -112,13 +110,7 @@ def _videos(run: Run, clips: Sequence[Clip], used: Collection[Clip]) -> tuple[An
 
 def _environment() -> jinja2.Environment:
     """Where the page's templates lie, and how they tell numbers."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = pages.environment(_HERE)
     environment.filters |= {"get": telling.scalar, "number": telling.number_text, "percent": telling.percent_text}
     environment.filters |= {"decimals": telling.decimals_of, "interval": telling.interval_of}
     environment.filters |= {"median": telling.median_of}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import re
@@ -16,6 +15,7 @@ import yaml
 
 from gtp_vision.config import agent_label
 from gtp_vision.errors import GtpVisionError
+from gtp_vision.pages import data_uri
 from gtp_vision.training.insight import SALIENCY
 from gtp_vision.training.report.telling import known, scalar
 
@@ -148,7 +148,7 @@ def _embed(run: Run, path: Path, kind: str, ending: bytes) -> str:
     elif ending not in (data := path.read_bytes()):
         run.wanting.append(f"{path.name} left out: the file is damaged")
     else:
-        return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+        return data_uri(data, kind)
     return ""
 
 

@@ -1,0 +1,306 @@
+"""A data set as a page on which a person goes through its episodes, frame by frame, all cameras and numbers at once.
+
+One HTML file that needs no network. Its frames lie in sheets, one for each camera of each episode; its lines are drawn
+here, so that without scripts they and the first frames are still seen.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gtp_vision import pages
+from gtp_vision.datasets.files import written_aside
+from gtp_vision.datasets.inspection import entries
+from gtp_vision.datasets.pictures import CAMERAS, picture, size_of
+from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.validation import misfits, observation_fault
+from gtp_vision.errors import GtpVisionError
+
+EPISODES = 6
+MOST_EPISODES = 50
+_MOMENTS = 300  # of an episode, evenly spread; and those where something happens, if they are few
+_EVENTS = 100
+_PIXELS = 40_000_000  # of all frames on the page: as JPEG about 10 MB
+_LINES = 16  # of a panel
+_PANELS = 12  # of states
+_WIDTH, _HEIGHT = 600, 90  # of a panel's own coordinates
+_QUALITY = 80
+_FPS = 15.0  # where the data set does not say
+_HTML = (b"<!doctype html", b"<html")
+
+
+@dataclass(frozen=True)
+class Film:
+    """Frames of a camera in an episode, as one picture.
+
+    Attributes:
+        name: of the camera.
+        address: of the picture.
+        width, height: of a frame in it, in pixels.
+        columns, lines: of frames in the picture.
+        every: one of so many moments has a frame.
+    """
+
+    name: str
+    address: str
+    width: int
+    height: int
+    columns: int
+    lines: int
+    every: int
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines over an episode's frames.
+
+    Attributes:
+        name: what is drawn.
+        low, high: what the panel spans; the same in all episodes.
+        paths: one for each line, of SVG, in `_WIDTH` times `_HEIGHT`.
+        values: of each line at each moment; None where there is no number.
+        left_out: dimensions that are not drawn.
+    """
+
+    name: str
+    low: float
+    high: float
+    paths: list[str]
+    values: list[list[float | None]]
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Episode:
+    """An episode on the page.
+
+    Attributes:
+        number: as the file counts.
+        told: what it is, in words.
+        moments: those that can be looked at, from the episode's start.
+        films: of its cameras.
+        panels: of its actions, rewards and states.
+    """
+
+    number: int
+    told: str
+    moments: list[int]
+    films: list[Film] = field(default_factory=list)
+    panels: list[Panel] = field(default_factory=list)
+
+
+def check(path: Path, episodes: int) -> None:
+    """Raise unless a page of so many episodes may be written there: nothing else that stands there is replaced.
+
+    Raises:
+        GtpVisionError: another ending than .html; a folder, or a file that is no page; a path below a file; `episodes`
+            is not from 1 to `MOST_EPISODES`.
+    """
+    if not 1 <= episodes <= MOST_EPISODES:
+        raise GtpVisionError(f"{episodes} episodes cannot be shown; choose from 1 to {MOST_EPISODES}")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise GtpVisionError(f"{path} is to be a page; give a name that ends in .html")
+    if any(parent.exists() and not parent.is_dir() for parent in path.parents):
+        raise GtpVisionError(f"{path} lies below a file; choose another place")
+    if not path.exists():
+        return
+    start = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(200).lstrip().lower()
+    if not start.startswith(_HTML):
+        raise GtpVisionError(f"{path} is there already and is no page, so it is not replaced; choose another name")
+
+
+def write_page(path: Path, found: dict[str, Any], store: Store, episodes: int = EPISODES) -> None:
+    """Write the page.
+
+    Args:
+        path: the file to be.
+        found: what `inspection.inspect` said of the data set.
+        store: the data set.
+        episodes: how many are shown, from the first to the last, evenly spread.
+
+    Raises:
+        GtpVisionError: `check` refuses.
+    """
+    check(path, episodes)
+    shown: list[Episode] = []
+    notes: list[str] = []
+    if not misfits(store):
+        with np.errstate(all="ignore"):  # numbers beyond reason are told among the faults
+            shown, notes = _episodes(store, episodes)
+    text = (
+        pages.environment(Path(__file__).parent)
+        .get_template("view.html.j2")
+        .render(
+            title=Path(found["path"]).name or found["path"],
+            found=found,
+            entries=[(name, text) for name, text in entries(found) if name not in ("PROBLEM", "WARNING", "faults")],
+            episodes=shown,
+            notes=notes,
+            width=_WIDTH,
+            height=_HEIGHT,
+            values=pages.block(
+                {
+                    "fps": _fps(store),
+                    "episodes": [
+                        {"moments": one.moments, "panels": [panel.values for panel in one.panels]} for one in shown
+                    ],
+                }
+            ),
+            **pages.script(Path(__file__).with_name("view.js")),
+        )
+    )
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold half a surrogate pair
+
+
+def _episodes(store: Store, count: int) -> tuple[list[Episode], list[str]]:
+    """Some episodes, from the first to the last, and what is left out."""
+    chosen = np.linspace(0, store.episodes - 1, min(count, store.episodes)).astype(int).tolist()
+    pictured = {name: array for name, array in store.observations.items() if array.ndim > 2}
+    cameras = [name for name, array in pictured.items() if not observation_fault(name, array)]
+    states = [
+        name
+        for name, array in store.observations.items()
+        if array.ndim == 2 and array.shape[1] and array.dtype.kind in "fiub"
+    ]
+    shown = {episode: _moments(store, episode) for episode in chosen}
+    notes = []
+    if len(chosen) < store.episodes:
+        notes.append(f"{len(chosen)} of {store.episodes} episodes are shown; --episodes N shows more")
+    if any(len(rows) < store.episode_ends[episode] - store.episode_starts[episode] for episode, rows in shown.items()):
+        notes.append(f"of long episodes {_MOMENTS} evenly spread frames are shown, and those where something happens")
+    if len(cameras) > CAMERAS:
+        notes.append(f"{CAMERAS} of {len(cameras)} cameras are shown")
+    if len(states) > _PANELS:
+        notes.append(f"{_PANELS} of {len(states)} states are drawn")
+    undrawn = [name for name in pictured if name not in cameras]
+    if undrawn:
+        notes.append(f"not drawn, for what is wrong with them: {', '.join(undrawn)}")
+    cameras, states = cameras[:CAMERAS], states[:_PANELS]
+    sizes = [size_of(store.observations[name].shape[1:]) for name in cameras]
+    most = max(2, _PIXELS // max(1, len(chosen) * sum(width * height for width, height in sizes)))
+    if cameras and most < max(map(len, shown.values())):
+        notes.append(f"of each camera and episode at most {most} frames are shown")
+    drawn = [_lines(store, shown, name) for name in ("action", "reward", *states)]
+    return [
+        Episode(
+            number=int(episode if store.numbers is None else store.numbers[episode]),
+            told=_told(store, episode),
+            moments=(rows - store.episode_starts[episode]).tolist(),
+            films=[_film(store, name, rows, most) for name in cameras],
+            panels=[panels[place] for panels in drawn],
+        )
+        for place, (episode, rows) in enumerate(shown.items())
+    ], notes
+
+
+def _moments(store: Store, episode: int) -> np.ndarray:
+    """The rows of an episode that are shown: all, or some evenly spread and those where something happens."""
+    first, end = int(store.episode_starts[episode]), int(store.episode_ends[episode])
+    even = np.linspace(first, end - 1, min(_MOMENTS, end - first)).astype(np.int64)
+    changes = np.flatnonzero(np.diff(np.asarray(store.rewards[first:end]))) + first
+    events = np.union1d(changes, changes + 1)  # a flag of one row is drawn as one
+    events = np.union1d(events, np.flatnonzero(np.asarray(store.terminals[first:end])) + first)
+    return np.union1d(even, events) if len(events) <= _EVENTS else even
+
+
+def _told(store: Store, episode: int) -> str:
+    """Length, return, end and task of an episode."""
+    first, end = int(store.episode_starts[episode]), int(store.episode_ends[episode])
+    gained = float(np.asarray(store.rewards[first : int(store.last_outcomes[episode]) + 1], np.float64).sum())
+    terminals = np.flatnonzero(np.asarray(store.terminals[first:end]))
+    told = [f"{end - first} frames", f"return {gained:.4g}" if math.isfinite(gained) else "return not finite"]
+    if not len(terminals):
+        told.append("no terminal")
+    elif terminals.tolist() == [end - first - 1]:
+        told.append("ends in a terminal")
+    else:
+        told.append(f"{len(terminals)} terminals, the first at frame {terminals[0]}")
+    tasks, numbers = store.attributes.get("tasks"), store.attributes.get("episode_tasks")
+    if isinstance(tasks, list) and isinstance(numbers, list) and len(numbers) == store.episodes:
+        number = numbers[episode]
+        if isinstance(number, int) and 0 <= number < len(tasks):
+            told.append(str(tasks[number])[:200])
+    return ", ".join(told)
+
+
+def _film(store: Store, name: str, rows: np.ndarray, most: int) -> Film:
+    every = -(-len(rows) // most)
+    rows = rows[::every]
+    array = store.observations[name]
+    width, height = size_of(array.shape[1:])
+    columns = max(1, min(len(rows), round(math.sqrt(len(rows) * height / width))))
+    lines = -(-len(rows) // columns)
+    sheet = Image.new("RGB", (columns * width, lines * height))
+    for number, row in enumerate(rows.tolist()):
+        sheet.paste(picture(np.asarray(array[row])), (number % columns * width, number // columns * height))
+    file = io.BytesIO()
+    sheet.save(file, "JPEG", quality=_QUALITY, subsampling=0)
+    return Film(name, pages.data_uri(file.getvalue(), "image/jpeg"), width, height, columns, lines, every)
+
+
+def _lines(store: Store, shown: dict[int, np.ndarray], name: str) -> list[Panel]:
+    """The panels of actions, rewards or a state in all episodes shown, on one scale."""
+    pieces: list[np.ndarray] = []
+    total = 1
+    for rows in shown.values():
+        if name == "reward":
+            values = np.asarray(store.rewards[rows], np.float64)[:, None]
+        else:
+            array = store.actions if name == "action" else store.observations[name]
+            total = int(array.shape[1])
+            values = np.asarray(array[rows], np.float64)[:, :_LINES]
+        if name in ("action", "reward"):  # what stands in a last row without an outcome is nobody's action
+            values[~store.has_outcome[rows]] = np.nan
+        values[~np.isfinite(values)] = np.nan
+        pieces.append(values)
+    finite = np.concatenate([values[np.isfinite(values)] for values in pieces])
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
+    if name == "action":
+        low, high = min(low, -1.0), max(high, 1.0)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    return [
+        Panel(
+            name=name,
+            low=low,
+            high=high,
+            paths=[_path(rows - rows[0], line, low, high) for line in values.T],
+            values=[[_short(value) for value in line] for line in values.T.tolist()],
+            left_out=total - values.shape[1],
+        )
+        for rows, values in zip(shown.values(), pieces, strict=True)
+    ]
+
+
+def _path(at: np.ndarray, values: np.ndarray, low: float, high: float) -> str:
+    """A line of SVG, broken where there is no number."""
+    across = _WIDTH * at / max(1, at[-1])
+    up = _HEIGHT * (1 - (values / 2 - low / 2) / (high / 2 - low / 2))  # halves: the span of floats may not be one
+    told, pen = [], "M"
+    for x, y in zip(across.tolist(), up.tolist(), strict=True):
+        if math.isfinite(y):
+            told.append(f"{pen}{x:.1f} {y:.1f}{'h0' if pen == 'M' else ''}")  # alone it is a dot
+            pen = "L"
+        else:
+            pen = "M"
+    return "".join(told)
+
+
+def _short(value: float) -> float | None:
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def _fps(store: Store) -> float:
+    fps = store.attributes.get("fps")
+    return float(fps) if isinstance(fps, int | float) and 1 <= fps <= 120 else _FPS
