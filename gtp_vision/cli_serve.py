@@ -136,6 +136,7 @@ def _bench_serve(arguments: argparse.Namespace, _: list[str]) -> int:
 
 def _serve(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.serving.artifact import load_policy
+    from gtp_vision.serving.scheduling import go_first
     from gtp_vision.serving.settings import Settings
 
     try:
@@ -177,6 +178,7 @@ def _serve(arguments: argparse.Namespace, _: list[str]) -> int:
         await server.run(stop, ready)
 
     sys.setswitchinterval(_SWITCH)
+    go_first()
     asyncio.run(run())
     return 0
 

@@ -20,6 +20,7 @@ import numpy as np
 from websockets.sync.client import connect
 
 from gtp_vision.serving.protocol import packed, unpacked
+from gtp_vision.serving.scheduling import go_first
 
 _KINDS = 32  # observations, over and over
 
@@ -77,6 +78,7 @@ if __name__ == "__main__":
         threading.Thread(target=ask, args=(place, seed, int(count), float(rate), Path(folder) / f"{seed}.npz"))
         for seed in range(int(robots))
     ]
+    go_first()  # as robots do, which wait for no policy's core
     gc.freeze()
     for thread in threads:
         thread.start()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gtp_vision.errors import GtpVisionError
+from gtp_vision.serving.scheduling import go_after
 
 
 class Job:
@@ -134,6 +135,7 @@ class Worker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        go_after()
         while (lane := self._turns.get()) is not None:
             with self._lock:
                 job = lane.waiting.popleft() if lane.waiting else None
