@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
+from gtp_vision import envs
 from gtp_vision.benchmark import tables
 from gtp_vision.benchmark.plan import Plan, records
 from gtp_vision.benchmark.records import Record
@@ -86,7 +87,7 @@ def write(suite: Suite, plan: Plan, out: Path, *, command: str) -> list[Record]:
 
 
 def _facts(suite: Suite, command: str) -> Mapping[str, str]:
-    names = ("gtp-vision", "torch", "gymnasium", "mujoco", "ogbench")
+    versions = {name: version(name) for name in ("gtp-vision", "torch")} | envs.versions()
     return {
         "command": command,
         "protocol": " ".join(suite.protocol),
@@ -94,7 +95,7 @@ def _facts(suite: Suite, command: str) -> Mapping[str, str]:
         "gradient steps": f"{suite.steps:,}",
         "evaluations": f"{suite.episodes} episodes every {suite.eval_every:,} steps",
         "seeds": str(suite.seeds),
-        "versions": ", ".join(f"{name} {version(name)}" for name in names),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
     }
 
 

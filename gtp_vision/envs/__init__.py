@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, SupportsFloat
 
 import gymnasium
@@ -19,6 +21,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gtp_vision.envs import d4rl, ogbench, own, robosuite
 from gtp_vision.envs.rendering import Rendering, choose_backend
 
+_SIMULATORS = ("gymnasium", "gymnasium-robotics", "mujoco", "ogbench", "robosuite")
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
@@ -159,6 +162,15 @@ class _Worker(gymnasium.Wrapper):
         close(self.env)
 
 
+def versions() -> dict[str, str]:
+    """What simulates here: the distributions that are installed, and their versions."""
+    found = {}
+    for name in _SIMULATORS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def quiet_worker() -> None:
     """Settings of a process that runs one environment beside others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
@@ -181,4 +193,4 @@ def _make_in_worker(spec: EnvSpec, main: int) -> gymnasium.Env:
     return _Worker(spec.make(), spec.goals)
 
 
-__all__ = ["EnvSpec", "Rendering", "by_name", "choose_backend", "close", "make_vector", "quiet_worker"]
+__all__ = ["EnvSpec", "Rendering", "by_name", "choose_backend", "close", "make_vector", "quiet_worker", "versions"]

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gtp_vision import agents
+from gtp_vision import agents, envs
 from gtp_vision.agents.acting import best_of
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config import Config
@@ -292,7 +292,7 @@ class Member:
             "device": str(self.parts.accelerator.device),
             "processes": self.parts.accelerator.num_processes,
             "batch": self.parts.sampler.batch_size,
-            "versions": {name: version(name) for name in ("gtp-vision", "torch", "accelerate", "ogbench", "mujoco")},
+            "versions": {name: version(name) for name in ("gtp-vision", "torch", "accelerate")} | envs.versions(),
             "evaluations": self.evaluations,
             "health": self.health.warnings,
         }
