@@ -76,9 +76,9 @@ button.addEventListener("click", toggle);
 addEventListener("keydown", (event) => {
   if (event.target === chooser || event.ctrlKey || event.metaKey || event.altKey) return;
   const far = event.shiftKey ? 10 : 1;
-  const wanted = { ArrowLeft: -far, ArrowRight: far, Home: -Infinity, End: Infinity }[event.key];
+  const wanted = { ArrowLeft: -far, ArrowRight: far }[event.key];
   if (wanted !== undefined) go(Math.max(0, Math.min(Number(slider.max), Number(slider.value) + wanted)));
-  else if (event.key === " " && event.target !== button) toggle();
+  else if (event.key === " " && !event.target.closest("button, summary")) toggle();
   else return;
   event.preventDefault();
 });

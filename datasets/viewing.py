@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from gtp_vision import pages
+from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.inspection import entries
 from gtp_vision.datasets.pictures import CAMERAS, picture, size_of
@@ -191,7 +192,9 @@ def _episodes(store: Store, count: int) -> tuple[list[Episode], list[str]]:
     most = max(2, _PIXELS // max(1, len(chosen) * sum(width * height for width, height in sizes)))
     if cameras and most < max(map(len, shown.values())):
         notes.append(f"of each camera and episode at most {most} frames are shown")
-    drawn = [_lines(store, shown, name) for name in ("action", "reward", *states)]
+    drawn = [_lines(store, shown, "action", store.actions, acted=True)]
+    drawn += [_lines(store, shown, "reward", store.rewards[:, None], acted=True)]
+    drawn += [_lines(store, shown, name, store.observations[name], acted=False) for name in states]
     return [
         Episode(
             number=int(episode if store.numbers is None else store.numbers[episode]),
@@ -249,27 +252,22 @@ def _film(store: Store, name: str, rows: np.ndarray, most: int) -> Film:
     return Film(name, pages.data_uri(file.getvalue(), "image/jpeg"), width, height, columns, lines, every)
 
 
-def _lines(store: Store, shown: dict[int, np.ndarray], name: str) -> list[Panel]:
-    """The panels of actions, rewards or a state in all episodes shown, on one scale."""
+def _lines(store: Store, shown: dict[int, np.ndarray], name: str, array: Array, *, acted: bool) -> list[Panel]:
+    """The panels of an array (N, D) in all episodes shown, on one scale; `acted` if it comes of acting."""
     pieces: list[np.ndarray] = []
-    total = 1
     for rows in shown.values():
-        if name == "reward":
-            values = np.asarray(store.rewards[rows], np.float64)[:, None]
-        else:
-            array = store.actions if name == "action" else store.observations[name]
-            total = int(array.shape[1])
-            values = np.asarray(array[rows], np.float64)[:, :_LINES]
-        if name in ("action", "reward"):  # what stands in a last row without an outcome is nobody's action
+        values = np.asarray(array[rows], np.float64)[:, :_LINES]
+        if acted:  # what stands in a last row without an outcome is nobody's action
             values[~store.has_outcome[rows]] = np.nan
         values[~np.isfinite(values)] = np.nan
         pieces.append(values)
     finite = np.concatenate([values[np.isfinite(values)] for values in pieces])
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
-    if name == "action":
+    if array is store.actions:
         low, high = min(low, -1.0), max(high, 1.0)
     if low == high:
-        low, high = low - 0.5, high + 0.5
+        margin = max(0.5, abs(low) / 100)
+        low, high = low - margin, high + margin
     return [
         Panel(
             name=name,
@@ -277,7 +275,7 @@ def _lines(store: Store, shown: dict[int, np.ndarray], name: str) -> list[Panel]
             high=high,
             paths=[_path(rows - rows[0], line, low, high) for line in values.T],
             values=[[_short(value) for value in line] for line in values.T.tolist()],
-            left_out=total - values.shape[1],
+            left_out=int(array.shape[1]) - values.shape[1],
         )
         for rows, values in zip(shown.values(), pieces, strict=True)
     ]
