@@ -22,7 +22,7 @@ _NICE = 5
 def go_first() -> bool:
     """Let the calling thread begin as soon as it is woken, for a short while; whether this kernel does (Linux 6.12)."""
     number = _SCHED_SETATTR.get(platform.machine())
-    if not _LINUX or number is None:
+    if not _LINUX or number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:  # who chose another knows why
         return False
     # struct sched_attr: size, policy (0: the usual one), flags, nice, priority, runtime (here: the slice), ...
     attributes = struct.pack("=IIQiIQQQII", 56, 0, 0, _niceness(), 0, _SLICE, 0, 0, 0, 0)

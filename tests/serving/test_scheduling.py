@@ -48,6 +48,16 @@ def test_only_the_calling_thread_goes_first_and_stays_as_nice() -> None:
 
 
 @ONLY_LINUX
+def test_a_thread_of_another_class_stays_in_it() -> None:
+    def background() -> tuple[bool, int]:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        return scheduling.go_first(), os.sched_getscheduler(0)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(background).result() == (False, os.SCHED_BATCH)
+
+
+@ONLY_LINUX
 def test_the_policy_goes_after_the_network() -> None:
     worker, told = Worker(1), threading.Event()
     found: list[int] = []
