@@ -585,7 +585,7 @@ def test_without_a_network_the_place_by_hand_is_told(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sources.BASES, "d4rl", (CLOSED, "http://no-such-host.invalid"))
     start = time.monotonic()
     refused(tmp_path / "to", f"put {LOCAL} into {tmp_path / 'to'} by hand", "refused", "no-such-host.invalid")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30, "no patience with what is not there"
     assert parts(tmp_path / "to") == []
 
 

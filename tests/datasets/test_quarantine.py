@@ -113,15 +113,15 @@ def test_a_file_that_keeps_its_reader_busy_is_given_up(tmp_path: Path, monkeypat
     began = time.monotonic()
     with pytest.raises(GtpVisionError, match=r"busy for 1 s.*damaged.*GTP_VISION_PATIENCE"):
         call("hangs", tmp_path)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert child.poll() is not None, "the process was ended"
     assert call("told", tmp_path)[0] == str(tmp_path), "and another one started"
 
 
 def test_signs_of_life_keep_a_long_reading_going(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     call("told", tmp_path)
-    monkeypatch.setenv("GTP_VISION_PATIENCE", "1")
-    assert call("works_long", tmp_path, 2.5) == "done"
+    monkeypatch.setenv("GTP_VISION_PATIENCE", "2")
+    assert call("works_long", tmp_path, 4.0) == "done"
 
 
 def test_a_crash_of_the_library_is_a_sentence(tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ def test_each_k_has_an_error_and_a_time(run: Path, capsys: pytest.CaptureFixture
     told = json.loads(capsys.readouterr().out)
     assert list(told["steps"]) == ["1", "2", "3", "5", "10"]
     assert all(found["action_error"] > 0 < found["act_ms"] for found in told["steps"].values())
-    assert told["steps"]["1"]["act_ms"] < told["steps"]["10"]["act_ms"]
     assert Path(told["figure"]).read_bytes().startswith(b"\x89PNG")
     assert json.loads((run / "steps.json").read_text()) == told
 

@@ -407,7 +407,7 @@ def slow(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
 
 def until(true: Callable[[], bool]) -> None:
     """Wait for the server."""
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 60
     while not true():
         assert time.monotonic() < ends
         time.sleep(0.01)
@@ -458,10 +458,10 @@ def test_who_floods_loses_only_his_own(serve: Serve, slow: type[Slow]) -> None:
 
 
 def test_an_answer_that_does_not_come(serve: Serve, slow: type[Slow]) -> None:
-    with connect(serve(timeout=0.5).address) as connection:
+    with connect(serve(timeout=2).address) as connection:
         connection.recv()
         slow.may.clear()
-        assert "no answer within 0.5 s" in sentence(connection, packed(observations(1)[0]))
+        assert "no answer within 2 s" in sentence(connection, packed(observations(1)[0]))
         slow.may.set()
         connection.send(packed(observations(1)[0]))
         assert isinstance(connection.recv(timeout=10), bytes)

@@ -25,17 +25,24 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_every_number_is_there_and_ratios_are_those_of_the_times(told: dict[str, Any]) -> None:
     assert list(told["engines"]) == ["eager"]
     eager = told["engines"]["eager"]
-    assert eager["step_ms"] > eager["step_ms_32"] > 0
-    assert told["best_vs_eager"] == told["best_vs_eager_32"] == 1
+    assert all(0 < ms < 60_000 for ms in eager.values())  # no faster nor slower: who knows what else runs here
+    assert told["best_vs_eager"] == told["best_vs_eager_32"] == told["best_vs_eager_pixels"] == 1
     assert told["seeds"].keys() == {"4"}
     assert told["seeds"] == told["seeds_vs_eager"]
-    assert told["act_ms"]["eager"]["5"] > told["act_ms"]["eager"]["1"] > 0
-    assert 0 <= told["data_wait"]["state"] < 1
+    assert told["act_ms"].keys() == {"eager"}
+    assert told["act_ms"]["eager"].keys() == {"1", "2", "5"}
+    assert all(ms > 0 for ms in told["act_ms"]["eager"].values())
+    assert all(0 <= share <= 1 for share in told["data_wait"].values())
     assert told["gap"].keys() == {"eager seeds"}
     assert told["gap"]["eager seeds"] < 1e-4
     assert told["parts"].keys() == {"critic", "actor", "adam", "targets"}
-    assert 2 < told["floor"]["gflop"] < 3, "3 x 256 at batch 256"
-    assert 0 < told["floor"]["matrix_fraction"] < told["floor"]["fraction"] < 1.5
+    floor = told["floor"]
+    assert 2 < floor["gflop"] < 3, "3 x 256 at batch 256"
+    assert floor["floor_ms"] == pytest.approx(
+        1e3 * floor["gflop"] / floor["gflops"] + floor["mbytes"] / floor["copy_gb_s"], rel=0.2
+    )
+    assert floor["fraction"] == pytest.approx(floor["floor_ms"] / eager["step_ms"], rel=0.01, abs=1e-3)
+    assert 0 < floor["matrix_fraction"] <= floor["fraction"]
     product = 1.0
     for agent in told["agents"]:
         product *= told["ratios"][f"{agent} over the mean agent"]
