@@ -47,6 +47,7 @@ def add(verbs: Any) -> None:
     export.add_argument("--checkpoint", default="last", help="last (default), best, or step_N")
     export.add_argument("--steps", type=int, help="K, jumps an action unless asked otherwise; default: the agent's")
     export.add_argument("--onnx", action="store_true", help="and policy.onnx, for ONNX Runtime")
+    export.add_argument("--pt2", action="store_true", help="and policy.pt2, for torch.export.load")
     export.add_argument("--license", default="unknown", help="of the weights, as an SPDX name")
     export.add_argument("--data-license", default="unknown", help="of the data set")
     export.add_argument("--backbone-license", default="unknown", help="of pretrained weights it began with")
@@ -114,7 +115,7 @@ def _bench_act(arguments: argparse.Namespace, _: list[str]) -> int:
     print(f"{found['agent']}, K = {found['steps']}, one observation, one thread, medians of {found['rounds']} rounds")
     for name, ms in found["ms"].items():
         print(f"  {name:<8} {ms:8.3f} ms   {found['against_eager'][name]:.2f} of eager")
-    print(f"  ONNX and PyTorch differ by {found['difference']:.1e} at most")
+    print(f"  the graphs and PyTorch differ by {found['difference']:.1e} at most")
     return 0
 
 
@@ -212,7 +213,8 @@ def _export(arguments: argparse.Namespace, _: list[str]) -> int:
             "data": arguments.data_license,
             "backbone": arguments.backbone_license,
         },
-        graph=arguments.onnx,
+        onnx=arguments.onnx,
+        pt2=arguments.pt2,
         overwrite=arguments.overwrite,
     )
     schema = policy.schema

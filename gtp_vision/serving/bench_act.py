@@ -1,4 +1,4 @@
-"""What an action costs: eager PyTorch, compiled PyTorch and ONNX Runtime on one artifact, in turn, one thread each."""
+"""What an action costs: PyTorch eager, compiled, exported and ONNX Runtime on one artifact, in turn, a thread each."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def bench_act(folder: Path, *, steps: int = 2, rounds: int = 200) -> dict[str, A
         rounds: plans of each engine.
 
     Returns:
-        JSON-able: `ms` and `against_eager` by engine, and `difference`, the largest between ONNX and PyTorch.
+        JSON-able: `ms` and `against_eager` by engine, and `difference`, the largest between a graph and eager PyTorch.
 
     Raises:
         GtpVisionError: no artifact, a K that does not fit, or ONNX is missing or cannot hold the policy.
@@ -41,7 +41,8 @@ def bench_act(folder: Path, *, steps: int = 2, rounds: int = 200) -> dict[str, A
     try:
         with tempfile.TemporaryDirectory() as aside:
             graph = graphs.Graph(graphs.write(policy, Path(aside), steps))
-        sampler, fast = graphs.sampler_of(policy, steps), FastPolicy(policy.agent, engine="compile")
+        sampler, program = graphs.sampler_of(policy, steps), graphs.program(policy, steps).module()
+        fast = FastPolicy(policy.agent, engine="compile")
         random = np.random.default_rng(0)
         stacks = {
             name: random.integers(0, 256, (1, *shape), np.uint8)
@@ -55,9 +56,9 @@ def bench_act(folder: Path, *, steps: int = 2, rounds: int = 200) -> dict[str, A
             for _ in range(_TWINS)
         ]
 
-        def torch_plan(noise: dict[str, np.ndarray]) -> np.ndarray:
+        def torch_plan(plan: torch.nn.Module, noise: dict[str, np.ndarray]) -> np.ndarray:
             with torch.no_grad():
-                return sampler(*seen.values(), *map(torch.from_numpy, noise.values())).numpy()
+                return plan(*seen.values(), *map(torch.from_numpy, noise.values())).numpy()
 
         def eager() -> object:
             return policy.agent.plan(seen, EpisodeNoise(0, [0], [0], policy.device), steps)
@@ -66,6 +67,7 @@ def bench_act(folder: Path, *, steps: int = 2, rounds: int = 200) -> dict[str, A
             return fast.plan(seen, EpisodeNoise(0, [0], [0], policy.device), steps)
 
         engines: dict[str, Callable[[], object]] = {"eager": eager, "compile": compiled}
+        engines["export"] = lambda: torch_plan(program, noises[0])
         engines["onnx"] = lambda: graph.plan(stacks, noises[0])
         if fast.engine == "eager":  # no compiler
             del engines["compile"]
@@ -79,11 +81,16 @@ def bench_act(folder: Path, *, steps: int = 2, rounds: int = 200) -> dict[str, A
     finally:
         torch.set_num_threads(before)
     ms = {name: median(values) for name, values in spent.items()}
+    apart = 0.0
+    for noise in noises:
+        wanted = torch_plan(sampler, noise)
+        for found in (graph.plan(stacks, noise), torch_plan(program, noise)):
+            apart = max(apart, float(np.abs(found - wanted).max()))
     return {
         "agent": policy.schema.agent,
         "steps": steps,
         "rounds": rounds,
         "ms": ms,
         "against_eager": {name: value / ms["eager"] for name, value in ms.items()},
-        "difference": max(float(np.abs(graph.plan(stacks, noise) - torch_plan(noise)).max()) for noise in noises),
+        "difference": apart,
     }

@@ -39,7 +39,8 @@ def export(
     which: str = "last",
     steps: int | None = None,
     licences: Mapping[str, str] | None = None,
-    graph: bool = False,
+    onnx: bool = False,
+    pt2: bool = False,
     overwrite: bool = False,
 ) -> Policy:
     """Write the artifact of a run's checkpoint, and return it as it is loaded.
@@ -52,7 +53,8 @@ def export(
         which: `last`, `best` or `step_N`.
         steps: K unless asked otherwise when acting; None is the agent's.
         licences: of `LICENCES`, as SPDX names; unknown where they are left out.
-        graph: write the sampler as ONNX, too, see `graphs`.
+        onnx: write the sampler as a graph of ONNX, too, see `graphs`.
+        pt2: write it as a program of torch.export, too.
         overwrite: replace the artifact that stands at `out`.
 
     Raises:
@@ -80,9 +82,10 @@ def export(
                 break
         else:
             raise AssertionError("an agent with all its parts acts as another one")
-        if graph:
-            graphs.write(artifact.load_policy(aside), aside)
-            artifact.seal(aside)
+        for wanted, write in ((onnx, graphs.write), (pt2, graphs.write_program)):
+            if wanted:
+                write(artifact.load_policy(aside), aside)
+                artifact.seal(aside)
         _replace(aside, out)
     except OSError as error:
         raise GtpVisionError(f"{out} cannot be written ({error}); make room or choose another folder") from error

@@ -6,6 +6,7 @@ It holds all of acting but what has a memory: who runs it stacks frames, draws n
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import warnings
 from collections.abc import Mapping
@@ -23,8 +24,7 @@ from gtp_vision.errors import GtpVisionError
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
 
-NAME = "policy.onnx"
-_NOISE = "noise_{}"
+NAME, PROGRAM = "policy.onnx", "policy.pt2"
 
 
 class Sampler(nn.Module):
@@ -102,17 +102,15 @@ def write(policy: Policy, folder: Path, steps: int | None = None) -> Path:
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         raise GtpVisionError(f"{missing[0]} is not installed; pip install 'gtp-vision[onnx]'")
     sampler = sampler_of(policy, steps)
-    observations, noise = sampler.example()
-    names = [*sampler.observations, *(_NOISE.format(index) for index in range(len(noise)))]
-    path = folder / NAME
+    inputs, path = _inputs(sampler), folder / NAME
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 sampler,
-                (*observations.values(), *noise),
+                tuple(inputs.values()),
                 dynamo=True,
-                input_names=names,
+                input_names=list(inputs),
                 output_names=["actions"],
                 verbose=False,
             )
@@ -129,22 +127,54 @@ def write(policy: Policy, folder: Path, steps: int | None = None) -> Path:
 
 
 def program(policy: Policy, steps: int | None = None) -> torch.export.ExportedProgram:
-    """The policy's sampler by torch.export: the arguments are those of the ONNX graph.
-
-    It is not written to a file: `torch.export.save` pickles the sample inputs.
+    """The policy's sampler by torch.export: the arguments are those of the ONNX graph, in its order.
 
     Raises:
         GtpVisionError: see `sampler_of`; or what torch.export cannot trace.
     """
+    return _traced(sampler_of(policy, steps))
+
+
+def write_program(policy: Policy, folder: Path, steps: int | None = None) -> Path:
+    """Write the policy's sampler as `policy.pt2`, which `torch.export.load` reads and which holds no pickle.
+
+    Its extra files are JSON: `schema`, `steps`, and `inputs`, the arguments' shapes by name, in order.
+
+    Args:
+        policy: on the CPU.
+        folder: where to.
+        steps: K; None is the policy's own.
+
+    Raises:
+        GtpVisionError: see `program`.
+    """
     sampler = sampler_of(policy, steps)
-    observations, noise = sampler.example()
+    exported = _traced(sampler)
+    exported.example_inputs = None  # all that would be pickled
+    shapes = {name: list(tensor.shape) for name, tensor in _inputs(sampler).items()}
+    told = {"schema": policy.schema.record(), "steps": sampler.steps, "inputs": shapes}
+    file, path = io.BytesIO(), folder / PROGRAM
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weights that are views of others are stored whole
+        torch.export.save(exported, file, extra_files={name: json.dumps(value) for name, value in told.items()})
+    path.write_bytes(file.getvalue())  # a full disk is an OSError here, which torch's own writer does not raise
+    return path
+
+
+def _traced(sampler: Sampler) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad():
-            return torch.export.export(sampler, (*observations.values(), *noise))
+            return torch.export.export(sampler, tuple(_inputs(sampler).values()))
     except Exception as error:  # whatever an exporter may raise
         raise GtpVisionError(
             f"this policy cannot be traced by torch.export: {first_words(error)}; act by load_policy"
         ) from error
+
+
+def _inputs(sampler: Sampler) -> dict[str, torch.Tensor]:
+    """Examples of a graph's arguments by their names, in order."""
+    observations, noise = sampler.example()
+    return observations | {f"noise_{index}": numbers for index, numbers in enumerate(noise)}
 
 
 class Graph:

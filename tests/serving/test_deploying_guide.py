@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands_of_docs import ROOT, Command, blocks, commands
 
 from gtp_vision.cli import main
@@ -42,7 +43,7 @@ def test_the_page_is_followed(reader: Path, capsys: pytest.CaptureFixture[str]) 
     exported, graph, act, serve, bench = (each.ours or [] for each in _in_order(typed))
     assert main(exported) == 0
     assert "sees camera (64, 64, 3); answers 5 numbers" in capsys.readouterr().out
-    acting, pushing, theirs, ours = blocks(PAGE, "python")
+    acting, pushing, theirs, ours, program = blocks(PAGE, "python")
     known: dict[str, object] = {"frame": np.zeros(CAMERA, np.uint8)}
     exec(acting, known)
     assert isinstance(known["action"], np.ndarray)
@@ -68,10 +69,14 @@ def test_the_page_is_followed(reader: Path, capsys: pytest.CaptureFixture[str]) 
     assert "is gone after 2 messages" in said
 
     assert main([*graph, "--overwrite"]) == 0
+    exec(program, known)
+    assert known["inputs"] == {"camera": [1, 2, *CAMERA[2:], *CAMERA[:2]], "noise_0": [1, ACTIONS]}
+    assert isinstance(known["actions"], torch.Tensor)
+    assert known["actions"].shape == (1, ACTIONS)
     assert main([*act, "--rounds", "3"]) == 0
     assert main([*bench, "--clients", "1", "--requests", "20"]) == 0
     told = capsys.readouterr().out
-    assert "ONNX and PyTorch differ by" in told
+    assert "the graphs and PyTorch differ by" in told
     assert "0 errors" in told
 
 

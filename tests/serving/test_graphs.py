@@ -1,6 +1,9 @@
 """The sampler as a graph answers as PyTorch does."""
 
 import json
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,20 +107,52 @@ def test_the_sampler_is_the_policys_own_plan(exported: Exported) -> None:
     np.testing.assert_allclose(sampler(*seen.values(), noise).numpy(), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_an_artifact_may_carry_its_graph(exported: Exported, tmp_path: Path) -> None:
+def test_an_artifact_may_carry_its_graphs(exported: Exported, tmp_path: Path) -> None:
     run, out = exported("fql").with_name("run"), tmp_path / "policy"
-    assert main(["export", str(run), str(out), "--onnx"]) == 0
-    assert "policy.onnx" in json.loads((out / "manifest.json").read_text())
+    assert main(["export", str(run), str(out), "--onnx", "--pt2"]) == 0
+    assert {"policy.onnx", "policy.pt2"} <= set(json.loads((out / "manifest.json").read_text()))
     gtp_vision.load_policy(out)
     assert graphs.Graph(out / "policy.onnx").steps == 1
 
 
+def test_a_program_needs_no_gtp_vision_and_holds_no_pickle(exported: Exported, tmp_path: Path) -> None:
+    policy = gtp_vision.load_policy(exported("gtp"))
+    path = graphs.write_program(policy, tmp_path, 2)
+    with zipfile.ZipFile(path) as file:
+        contents = {name.partition("/")[2]: file.read(name) for name in file.namelist()}
+    assert contents.pop("data/sample_inputs/model.pt") == b""
+    assert [name for name, content in contents.items() if content.startswith((b"PK", b"\x80"))] == []
+
+    stacks, noise = drawn(policy, {"noise_0": (1, 2)}, 0)
+    np.savez(tmp_path / "given.npz", **stacks, **noise)
+    code = (
+        "import json, sys, numpy as np, torch\n"
+        "told = {'schema': '', 'steps': '', 'inputs': ''}\n"
+        "plan = torch.export.load('policy.pt2', extra_files=told).module()\n"
+        "given, shapes = np.load('given.npz'), json.loads(told['inputs'])\n"
+        "assert {name: list(given[name].shape) for name in given} == shapes\n"
+        "np.save('found.npy', plan(*(torch.from_numpy(given[name]) for name in shapes)).numpy(force=True))\n"
+        "assert not any(name.startswith('gtp_vision') for name in sys.modules)\n"
+        "print(told['steps'], json.loads(told['schema'])['agent'])\n"
+    )
+    ran = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout == "2 gtp\n"
+    with torch.no_grad():
+        wanted = graphs.sampler_of(policy, 2)(*map(torch.from_numpy, (*stacks.values(), *noise.values())))
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), wanted.numpy(), rtol=0, atol=1e-5 * 125)
+
+
 def test_what_no_graph_can_hold_is_told(exported: Exported, tmp_path: Path) -> None:
     policy = gtp_vision.load_policy(exported("softmax"))
-    for make in (lambda: graphs.write(policy, tmp_path), lambda: graphs.program(policy)):
+    for make in (
+        lambda: graphs.write(policy, tmp_path),
+        lambda: graphs.program(policy),
+        lambda: graphs.write_program(policy, tmp_path),
+    ):
         with pytest.raises(GtpVisionError, match=r"draws uniform numbers when it acts.*act by load_policy"):
             make()
-    assert main(["export", str(exported("softmax").with_name("run")), str(tmp_path / "out"), "--onnx"]) == 2
+    for flag in ("--onnx", "--pt2"):
+        assert main(["export", str(exported("softmax").with_name("run")), str(tmp_path / "out"), flag]) == 2
     assert not list(tmp_path.iterdir())
     (tmp_path / "policy.onnx").write_bytes(b"no graph")
     with pytest.raises(GtpVisionError, match=r"policy\.onnx is no graph of a policy"):
@@ -136,9 +171,9 @@ def test_missing_packages_are_named(exported: Exported, tmp_path: Path, monkeypa
 def test_an_action_is_measured(exported: Exported, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "act", str(exported("gtp")), "--rounds", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found["ms"]) >= {"eager", "onnx"}
+    assert set(found["ms"]) >= {"eager", "export", "onnx"}
     assert found["against_eager"]["eager"] == 1
     assert found["difference"] < 1e-5 * 125
     assert main(["bench", "act", str(exported("gtp")), "--rounds", "2"]) == 0
-    assert "ONNX and PyTorch differ by" in capsys.readouterr().out
+    assert "the graphs and PyTorch differ by" in capsys.readouterr().out
     assert main(["bench", "act", str(exported("gtp")), "--rounds", "0"]) == 2
