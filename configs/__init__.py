@@ -1,1 +1,1 @@
-"""The YAML files that Hydra composes; their typed schema is gtp_vision.config."""
+"""The YAML files that Hydra composes; their typed schema is gtp_vision.config.schema."""

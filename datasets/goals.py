@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 GOALS = ("hindsight",)
-GOAL = "goal/"
-"""Begins the name of an observation that is to be reached: `goal/front` is seen as `front` is."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gtp_vision.datasets import documents
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core import safe_json
+from gtp_vision.core.errors import GtpVisionError
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 WORDS = {
@@ -174,7 +174,7 @@ def json_object(node: h5py.File | h5py.Group, name: str, path: Path) -> dict[str
         GtpVisionError: it is damaged or no JSON object.
     """
     try:
-        return documents.json_object(text(node, name, path) or "{}")
+        return safe_json.json_object(text(node, name, path) or "{}")
     except ValueError as error:
         raise GtpVisionError(f"{path}: the attribute '{name}' is not a JSON object; write the file again") from error
 

@@ -22,12 +22,13 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from gtp_vision.datasets import hdf5, quarantine
+from gtp_vision.core import sandbox
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import cached, evict, from_cache, require_space, written_aside
+from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array, Segmented
-from gtp_vision.datasets.files import cached, evict, from_cache, require_space, written_aside
 from gtp_vision.datasets.mapped import mapped
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 Layout = dict[str, Any]
 
@@ -276,7 +277,7 @@ def _fill(target: h5py.Dataset, pieces: Sequence[Piece], bar: tqdm) -> None:
             native.put(target, at, values.reshape(len(values), *target.shape[1:]))
             at += len(values)
             bar.update(len(values) * row)
-            quarantine.alive()
+            sandbox.alive()
 
 
 def _mapped(entry: Mapping[str, Any], path: Path) -> Array:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from gtp_vision.datasets.files import written_aside
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import written_aside
 from gtp_vision.datasets.statistics import array_statistics
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import misfits, observation_fault
-from gtp_vision.errors import GtpVisionError
 
 _EPISODES = 6
 CAMERAS = 16  # more are named, not drawn

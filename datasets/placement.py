@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.arrays import Array, gather
 from gtp_vision.datasets.layout import COPY_BYTES
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 PLACEMENTS = ("auto", "mapped", "device")
 _TORCH = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16, np.dtype(np.float32): torch.float32}

@@ -20,11 +20,11 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import evict, require_space, touch, written_aside
 from gtp_vision.datasets import hdf5
-from gtp_vision.datasets.files import evict, require_space, touch, written_aside
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.mapped import mapped
-from gtp_vision.errors import GtpVisionError
 
 _NAME = "features"
 _SAVE_SECONDS = 1.0  # between two notes of how far it is: each waits for the disk

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from gtp_vision.core.names import GOAL
+from gtp_vision.core.random import counter_rng
 from gtp_vision.datasets import indices
 from gtp_vision.datasets.arrays import gather
-from gtp_vision.datasets.goals import GOAL, HindsightGoals
+from gtp_vision.datasets.goals import HindsightGoals
 from gtp_vision.datasets.placement import taken
-from gtp_vision.datasets.random import counter_rng
 from gtp_vision.datasets.store import Store
 
 _SAMPLER_SALT = 0x5A  # keeps the row draws apart from the noise draws of the same (seed, step)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.datasets.arrays import Array, Segmented, view
-from gtp_vision.errors import GtpVisionError, propose
 
 ACTION_BOUNDS = ("action_low", "action_high")
 """Attributes of a data set whose actions were scaled: low + (action + 1) / 2 (high - low) is the robot's action."""

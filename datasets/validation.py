@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 _PIECE = 1 << 18  # rows looked at together, so that a mapped file is streamed
 _CHANNELS = (1, 3, 4)  # of a picture; no picture is so few pixels high

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gtp_vision import pages
+from gtp_vision.core import html
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import written_aside
 from gtp_vision.datasets.arrays import Array
-from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.inspection import entries
 from gtp_vision.datasets.pictures import CAMERAS, picture, size_of
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import misfits, observation_fault
-from gtp_vision.errors import GtpVisionError
 
 EPISODES = 6
 MOST_EPISODES = 50
@@ -139,7 +139,7 @@ def write_page(path: Path, found: dict[str, Any], store: Store, episodes: int = 
         with np.errstate(all="ignore"):  # numbers beyond reason are told among the faults
             shown, notes = _episodes(store, episodes)
     text = (
-        pages.environment(Path(__file__).parent)
+        html.environment(Path(__file__).parent)
         .get_template("view.html.j2")
         .render(
             title=Path(found["path"]).name or found["path"],
@@ -149,7 +149,7 @@ def write_page(path: Path, found: dict[str, Any], store: Store, episodes: int = 
             notes=notes,
             width=_WIDTH,
             height=_HEIGHT,
-            values=pages.block(
+            values=html.block(
                 {
                     "fps": _fps(store),
                     "episodes": [
@@ -157,7 +157,7 @@ def write_page(path: Path, found: dict[str, Any], store: Store, episodes: int = 
                     ],
                 }
             ),
-            **pages.script(Path(__file__).with_name("view.js")),
+            **html.script(Path(__file__).with_name("view.js")),
         )
     )
     with written_aside(path) as aside:
@@ -249,7 +249,7 @@ def _film(store: Store, name: str, rows: np.ndarray, most: int) -> Film:
         sheet.paste(picture(np.asarray(array[row])), (number % columns * width, number // columns * height))
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=_QUALITY, subsampling=0)
-    return Film(name, pages.data_uri(file.getvalue(), "image/jpeg"), width, height, columns, lines, every)
+    return Film(name, html.data_uri(file.getvalue(), "image/jpeg"), width, height, columns, lines, every)
 
 
 def _lines(store: Store, shown: dict[int, np.ndarray], name: str, array: Array, *, acted: bool) -> list[Panel]:

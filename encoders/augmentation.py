@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from gtp_vision.datasets.random import NoiseSource
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import NoiseSource
 from gtp_vision.encoders.distortions import Blur, Color, Erasing
 from gtp_vision.encoders.encoder import GOAL
 from gtp_vision.encoders.settings import CameraConfig, EncoderConfig
 from gtp_vision.encoders.shift import RandomShift, window
-from gtp_vision.errors import GtpVisionError
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from einops import rearrange
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders.settings import EncoderConfig
-from gtp_vision.errors import GtpVisionError
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and deviation of each channel, of values in [0, 1]."""

@@ -6,7 +6,8 @@ from functools import cache
 
 from torch import nn
 
-from gtp_vision.discovery import by_name, instances
+from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.registry import by_name, instances
 from gtp_vision.encoders import normalization, timm_backbones, weights
 from gtp_vision.encoders.backbone import Backbone, Named, Normalization
 from gtp_vision.encoders.impala import SIZES, Impala
@@ -14,7 +15,6 @@ from gtp_vision.encoders.resnet import RESNETS, ResNet
 from gtp_vision.encoders.robomimic_cores import CORES, Core
 from gtp_vision.encoders.settings import POOLINGS, EncoderConfig
 from gtp_vision.encoders.timm_backbones import Timm
-from gtp_vision.errors import GtpVisionError, propose
 
 
 @cache

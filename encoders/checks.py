@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
+from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.encoders import backbones, timm_backbones, weights
 from gtp_vision.encoders.resnet import RESNETS
 from gtp_vision.encoders.settings import CameraConfig, EncoderConfig
-from gtp_vision.errors import GtpVisionError, propose
 
 
 def check_encoder(config: EncoderConfig) -> None:

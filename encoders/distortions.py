@@ -12,7 +12,7 @@ import math
 import torch
 from einops import rearrange
 
-from gtp_vision.datasets.random import NoiseSource
+from gtp_vision.core.random import NoiseSource
 from gtp_vision.encoders.settings import AugmentationConfig
 
 ERASED_ASPECT = 0.3  # of the longest erased rectangles, Zhong et al.'s r_1

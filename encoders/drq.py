@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders.backbone import Backbone, Named
-from gtp_vision.errors import GtpVisionError
 
 
 class DrQ(Backbone):

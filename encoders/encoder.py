@@ -9,12 +9,12 @@ from einops import pack, rearrange
 from torch import nn
 from torchvision.transforms.v2 import functional as pixels
 
-from gtp_vision.datasets.goals import GOAL
+from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.names import GOAL
 from gtp_vision.encoders import backbones, tuning
 from gtp_vision.encoders.backbone import Backbone
 from gtp_vision.encoders.fusion import Fusion
 from gtp_vision.encoders.settings import CameraConfig, EncoderConfig
-from gtp_vision.errors import GtpVisionError, propose
 
 
 class Encoder(nn.Module):

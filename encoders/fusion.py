@@ -11,8 +11,8 @@ import torch
 from einops import pack, rearrange, repeat
 from torch import nn
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders.settings import EncoderConfig
-from gtp_vision.errors import GtpVisionError
 
 
 def normalized_layers(inputs: int, widths: Sequence[int]) -> nn.Sequential:

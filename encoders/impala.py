@@ -6,8 +6,8 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders.backbone import Backbone
-from gtp_vision.errors import GtpVisionError
 
 # Channels of the stacks, residual blocks a stack, side of the patches that the first layer reads.
 SIZES: dict[str, tuple[tuple[int, ...], int, int]] = {

@@ -6,9 +6,9 @@ import re
 
 from torch import nn
 
+from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.encoders.backbone import Backbone, probe
 from gtp_vision.encoders.settings import LoraSettings
-from gtp_vision.errors import GtpVisionError, propose
 
 # By name, because timm is imported where it is asked for only. Classes made from these compute something else from
 # their weights (standardise them, append coordinates), and peft would build the adapters of the same class.

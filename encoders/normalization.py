@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders.backbone import Backbone
 from gtp_vision.encoders.settings import EncoderConfig
 from gtp_vision.encoders.weights import of_run
-from gtp_vision.errors import GtpVisionError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and deviation that torchvision's weights were trained with."""

@@ -6,7 +6,7 @@ import torch
 from einops import einsum, rearrange
 from torch import nn
 
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError
 
 
 class SpatialSoftmax(nn.Module):

@@ -11,10 +11,10 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders.backbone import Backbone, Normalization, probe
 from gtp_vision.encoders.normalization import IMAGENET
 from gtp_vision.encoders.settings import EncoderConfig
-from gtp_vision.errors import GtpVisionError
 
 PREFIX = "robomimic/"
 CORES = ("robomimic/ResNet18Conv", "robomimic/ShallowConv")

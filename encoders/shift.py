@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gtp_vision.datasets.random import NoiseSource
+from gtp_vision.core.random import NoiseSource
 
 
 def window(images: torch.Tensor, corner: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -15,10 +15,10 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import efficientnet_names, pooling
 from gtp_vision.encoders.backbone import Backbone, Block, Normalization, first_line, probe
 from gtp_vision.encoders.settings import EncoderConfig
-from gtp_vision.errors import GtpVisionError
 
 PREFIX = "timm/"
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import nn
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import lora
 from gtp_vision.encoders.backbone import Backbone
 from gtp_vision.encoders.settings import EncoderConfig
-from gtp_vision.errors import GtpVisionError
 
 
 def prepare(backbone: Backbone, config: EncoderConfig) -> Backbone:

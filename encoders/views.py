@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from gtp_vision.datasets.random import NoiseSource
+from gtp_vision.core.random import NoiseSource
 
 _NDIM = 4  # of (B, 1, V, W): frames have 5, states and features of one view 3
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders.backbone import Backbone, first_line
-from gtp_vision.errors import GtpVisionError
 
 HUB = "hub"
 """Stands for timm's own weights, from the Hugging Face hub."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gtp_vision.core.names import __version__
+
 if TYPE_CHECKING:
     from gtp_vision.serving.artifact import load_policy
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "load_policy"]
 
 

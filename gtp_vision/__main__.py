@@ -2,6 +2,6 @@
 
 import sys
 
-from gtp_vision.cli import main
+from gtp_vision.cli.main import main
 
 sys.exit(main())

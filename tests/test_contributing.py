@@ -42,7 +42,7 @@ def place(package: Path, name: str) -> Path:
 
 DRIVER = """
 import contextlib, io, json, sys
-from gtp_vision.cli import main
+from gtp_vision.cli.main import main
 
 done = []
 for words in json.loads(sys.argv[1]):

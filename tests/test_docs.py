@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from commands_of_docs import PAGES, PROGRAMS, ROOT, Command, blocks, commands, page_name
 
-from gtp_vision import cli
-from gtp_vision.benchmark import suite
-from gtp_vision.config import from_command_line
+from gtp_vision import collection
+from gtp_vision.cli.main import main
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.download.sources import find
-from gtp_vision.errors import GtpVisionError
-from gtp_vision.training import collection
+from gtp_vision.suites import suite
 
 COMMANDS = {page_name(page): commands(page) for page in PAGES}
 ALL = [command for found in COMMANDS.values() for command in found]
@@ -66,7 +66,7 @@ def planned(words: list[str]) -> None:
     """Follow one of our command lines to the point where its work would begin."""
     if not words:
         return  # it explains itself, see test_cli.py
-    chosen, rest = cli._parser().parse_known_args(words)
+    chosen, rest = main._parser().parse_known_args(words)
     assert not rest or getattr(chosen, "takes_overrides", False), rest
     if chosen.verb in ("train", "demo") and (rest or not getattr(chosen, "resume", None)):
         if "hydra/launcher=submitit_slurm" in rest:
@@ -159,7 +159,7 @@ def run(words: list[str]) -> tuple[int, str]:
     """Status and output of one of our commands, in this process."""
     told = io.StringIO()
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        status = cli.main(words)
+        status = main.main(words)
     return status, told.getvalue()
 
 

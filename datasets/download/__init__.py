@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.download import hub, transfer
 from gtp_vision.datasets.download.ledger import Entry, Ledger
 from gtp_vision.datasets.download.sources import Files, find
-from gtp_vision.errors import GtpVisionError
 
 _SHOWN = 8
 

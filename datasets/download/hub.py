@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import require_space
 from gtp_vision.datasets.download.ledger import Entry, Ledger, digest
 from gtp_vision.datasets.download.sources import Repository
 from gtp_vision.datasets.download.transfer import CONNECT_SECONDS, RefusalError, shown
-from gtp_vision.datasets.files import require_space
-from gtp_vision.errors import GtpVisionError
 
 
 def fetch(

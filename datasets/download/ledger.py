@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gtp_vision.datasets.files import written_aside
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import written_aside
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.datasets.formats.ogbench import dataset_name
-from gtp_vision.errors import GtpVisionError, propose
 
 # Tried in this order. The first is D4RL's own server by a protocol that D4RL does not use, but the server speaks.
 BASES: dict[str, tuple[str, ...]] = {

@@ -20,9 +20,9 @@ from urllib.parse import urljoin, urlsplit
 
 from tqdm import tqdm
 
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import require_space
 from gtp_vision.datasets.download.ledger import Entry, digest
-from gtp_vision.datasets.files import require_space
-from gtp_vision.errors import GtpVisionError
 
 if TYPE_CHECKING:
     from requests import Response

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gtp_vision.datasets import hdf5, quarantine
-from gtp_vision.datasets.files import require_space
+from gtp_vision.core import sandbox
+from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.files import require_space
+from gtp_vision.core.registry import by_name, instances
+from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import d4rl, lerobot, minari, native, near_misses, ogbench, robomimic
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import Layout, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import misfits
-from gtp_vision.discovery import by_name, instances
-from gtp_vision.errors import GtpVisionError, propose
 
 FORMATS: dict[str, Format] = by_name(sorted(instances(__name__, Format), key=lambda known: known.name != "native"))
 """The registry: every `Format` at the top of a file beside this one; our own first, as messages name them."""
@@ -27,7 +28,7 @@ def detect(path: Path) -> str:
     Raises:
         GtpVisionError: nothing there, or none of the known formats.
     """
-    return str(quarantine.call(f"{__name__}:_detect", path))
+    return str(sandbox.call(f"{__name__}:_detect", path))
 
 
 def open_store(path: Path, env: str | None = None) -> Store:
@@ -42,7 +43,7 @@ def open_store(path: Path, env: str | None = None) -> Store:
     Raises:
         GtpVisionError: it cannot be read, with the reason and the mend.
     """
-    return to_store(quarantine.call(f"{__name__}:_layout", path, env), path)
+    return to_store(sandbox.call(f"{__name__}:_layout", path, env), path)
 
 
 def open_states(path: Path) -> Store:
@@ -56,7 +57,7 @@ def open_states(path: Path) -> Store:
     Raises:
         GtpVisionError: it cannot be read, with the reason and the mend.
     """
-    return to_store(quarantine.call(f"{__name__}:_states", path), path)
+    return to_store(sandbox.call(f"{__name__}:_states", path), path)
 
 
 def check_writable(name: str) -> Callable[[Path, Store], Any]:

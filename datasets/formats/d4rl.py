@@ -28,14 +28,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from gtp_vision.datasets import hdf5, quarantine
+from gtp_vision.core import sandbox
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import written_aside
+from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array
-from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.formats import episodes, native
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import COPY_BYTES, Layout, Source, piece_of, through_cache, to_store
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 _OURS = "gtp_vision"  # the attribute in which our writer keeps what the format has no place for
 _LEAP = 1.0  # metres in a step, see above
@@ -238,7 +239,7 @@ def _broken(
         difference = there.astype(np.float64) - here
         with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite are for validation to tell
             found[start:stop] = np.linalg.norm(difference.reshape(stop - start, -1)[:, :width], axis=1) > limit
-        quarantine.alive()
+        sandbox.alive()
     return found
 
 

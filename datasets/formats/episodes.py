@@ -11,9 +11,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.layout import Piece, Source, piece_of
-from gtp_vision.errors import GtpVisionError
 
 NUMBERS = "uifb"
 """NumPy's kinds of dtype that observations, rewards and flags are accepted in."""

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gtp_vision.datasets import quarantine
+from gtp_vision.core import sandbox
 from gtp_vision.datasets.formats import tables, video
 from gtp_vision.datasets.formats.lerobot_meta import (
     EPISODES,
@@ -240,7 +240,7 @@ def _picture(encoded: bytes, feature: Feature, where: str) -> np.ndarray:
             size, mode = image.size, image.mode
             if size == (width, height) and mode in ("1", "L", "P", "RGB", "RGBA"):  # only then is it decoded
                 pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-                quarantine.alive()
+                sandbox.alive()
                 return pixels.reshape(feature.shape)
     except MemoryError:
         raise

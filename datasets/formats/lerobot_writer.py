@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from gtp_vision.core.files import require_space
 from gtp_vision.datasets.arrays import Array
-from gtp_vision.datasets.files import require_space
 from gtp_vision.datasets.formats import lerobot, video
 from gtp_vision.datasets.formats import lerobot_statistics as statistics
 from gtp_vision.datasets.formats.format import Format

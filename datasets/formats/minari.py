@@ -32,13 +32,14 @@ import h5py
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from gtp_vision.datasets import documents, hdf5, quarantine
-from gtp_vision.datasets.files import fingerprint
+from gtp_vision.core import safe_json, sandbox
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import fingerprint
+from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import Layout, Piece, Source, through_cache, to_store
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 _MAIN, _METADATA, _PREFIX = "main_data.hdf5", "metadata.json", "episode_"
 _DEEPEST = 16  # levels of nested spaces
@@ -109,7 +110,7 @@ def _says_minari(metadata: Path) -> bool:
 
 def _load(metadata: Path) -> dict[str, Any]:
     try:
-        return documents.json_object(metadata.read_text(encoding="utf-8"))
+        return safe_json.json_object(metadata.read_text(encoding="utf-8"))
     except OSError as error:
         raise GtpVisionError(
             f"{metadata} cannot be read ({error.strerror}), and it holds the spaces of the data set; "
@@ -131,7 +132,7 @@ def _opened(main: Path, metadata_path: Path, metadata: Mapping[str, Any]) -> Ite
         for name in found:
             taken, omitted = _add(recording, hdf5.group(file, name, main), observed, bounds, main)
             steps += taken
-            quarantine.alive()
+            sandbox.alive()
         if metadata.get("total_steps", steps) != steps:
             raise GtpVisionError(
                 f"{main} has {steps} steps, but {_METADATA} says {str(metadata['total_steps'])[:20]!a}; copy both again"
@@ -261,7 +262,7 @@ def _jpegs(data: h5py.Dataset, parent: h5py.Group, shape: tuple[int, ...], main:
                         f"{main}: '{whole.lstrip('/')}' has no JPEG picture of {shape[0]}x{shape[1]}x{shape[2]} at "
                         f"frame {start + row} ({reason}); copy the file again"
                     ) from error
-                quarantine.alive()
+                sandbox.alive()
         return out
 
     read(0, 1)  # a size that is not true would only be told after the room for it was asked for
@@ -281,7 +282,7 @@ def _space(metadata: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]
     try:
         if isinstance(found, dict):
             return found
-        return documents.json_object(found if isinstance(found, str) else "")
+        return safe_json.json_object(found if isinstance(found, str) else "")
     except ValueError as error:
         raise GtpVisionError(f"{path} has no '{name}' that is a JSON object; create the data set again") from error
 

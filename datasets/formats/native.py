@@ -27,15 +27,16 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from gtp_vision.datasets import hdf5, quarantine
+from gtp_vision.core import sandbox
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import cached, evict, from_cache, require_space, written_aside
+from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array
-from gtp_vision.datasets.files import cached, evict, from_cache, require_space, written_aside
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.formats.native_checks import FLAT, checked_arrays, writable
 from gtp_vision.datasets.layout import COPY_BYTES, Layout, to_store
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 FORMAT, VERSION = "gtp-vision", 1
 _ROOM = "make room, choose another place, or set GTP_VISION_CACHE to another disk if it is a file of the cache"
@@ -226,7 +227,7 @@ def _copy(source: Any, target: h5py.Dataset, label: str | None = None) -> None:
     piece = max(1, COPY_BYTES // max(1, int(np.prod(source.shape[1:])) * source.dtype.itemsize))
     for start in tqdm(range(0, rows, piece), desc=label, disable=label is None):
         put(target, start, source[start : start + piece])
-        quarantine.alive()
+        sandbox.alive()
 
 
 NATIVE = Format("native", "gtp-vision HDF5", lambda path, _: layout(path), hdf5=is_native, write=write)

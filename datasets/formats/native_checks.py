@@ -9,13 +9,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Segmented
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.layout import check_filters
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import misfits, observation_fault
-from gtp_vision.errors import GtpVisionError
 
 FLAT = {
     "actions": ("f", "", "float32 (frames, dimensions) in [-1, 1]"),

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import h5py
 
-from gtp_vision.datasets import hdf5, quarantine
+from gtp_vision.core import sandbox
+from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import lerobot, minari, native, ogbench
 
 _OTHER_NAMES = {
@@ -125,7 +126,7 @@ def _data_sets(folder: Path, levels: int, counted: Iterator[int]) -> Iterator[Pa
     except OSError:
         return
     for member in members:
-        quarantine.alive()
+        sandbox.alive()
         if next(counted) >= _LOOKED_AT:
             return
         inside = Path(member.path)

@@ -22,13 +22,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from gtp_vision.datasets import documents, hdf5, quarantine
-from gtp_vision.datasets.files import cached, from_cache
+from gtp_vision.core import safe_json, sandbox
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import cached, from_cache
+from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import Layout, Piece, Source, through_cache, to_store
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 _INFO = ("qpos", "button_states")
 _STATES = ("qpos", "qvel", "button_states")
@@ -208,7 +209,7 @@ def _record(archive: zipfile.ZipFile) -> dict[str, Any]:
     if archive.getinfo(f"{_NOTE}.npy").file_size > _LONGEST_NOTE:
         raise ValueError(f"{_NOTE} is longer than {_LONGEST_NOTE} bytes")
     try:
-        found = documents.json_object(str(_load(archive, _NOTE, kinds="U")[()]))
+        found = safe_json.json_object(str(_load(archive, _NOTE, kinds="U")[()]))
         kept = ("rendering", "recipe", "seed", "command", "versions")
         noted: dict[str, Any] = {name: found[name] for name in kept if name in found}
         quality = dict(noted.get("rendering", {}))
@@ -236,7 +237,7 @@ def _relabel(path: Path, env: str, info: dict[str, np.ndarray], frames: int) -> 
         if array.ndim != 2 or len(array) != frames:
             raise ValueError(f"{name} has shape {array.shape} for {frames} frames")
     name = env.removeprefix("visual-")  # states are enough: nothing is rendered here
-    with quarantine.unlimited(), warnings.catch_warnings():
+    with sandbox.unlimited(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Box (low|high).*")  # Gymnasium's, of OGBench's own spaces
         import gymnasium
         import ogbench

@@ -31,14 +31,15 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from gtp_vision.datasets import hdf5, quarantine
+from gtp_vision.core import sandbox
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import written_aside
+from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array, Segmented, view
-from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import COPY_BYTES, Layout, Piece, Source, check_filters, through_cache, to_store
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 _PREFIX = "demo_"
 _GYM = 2  # robomimic's number of the environment type, where a store says nothing of it
@@ -188,7 +189,7 @@ def _opened(path: Path) -> Iterator[Source]:
         omitted: dict[str, list[str]] = {}
         for name in demos:
             omitted = _add(recording, hdf5.group(data, name, path), path)
-            quarantine.alive()
+            sandbox.alive()
         yield recording.source(_attributes(file, data, demos, path) | omitted)
 
 

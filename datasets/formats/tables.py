@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gtp_vision.datasets import documents, hdf5, quarantine
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core import safe_json, sandbox
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.datasets import hdf5
 
 _JSON_BYTES = 50_000_000
 _BUFFER = 1 << 20  # bytes of a column that are read together
@@ -53,7 +54,7 @@ def json_object(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _JSON_BYTES:
             raise ValueError(f"more than {_JSON_BYTES / 1e6:.0f} MB")
-        return documents.json_object(path.read_bytes())
+        return safe_json.json_object(path.read_bytes())
     except (OSError, ValueError) as error:
         raise fault(f"{path} cannot be read as JSON ({hdf5.first_line(error)}); copy it again") from error
 
@@ -71,7 +72,7 @@ def batches(path: Path, names: Sequence[str], rows: int) -> Iterator[list[pa.Arr
                 if len(file.schema_arrow.get_all_field_indices(name)) != 1:
                     raise fault(f"{path} has not one column '{name}'; copy or convert the data set again")
             for batch in file.iter_batches(rows, columns=list(names), use_threads=False):
-                quarantine.alive()
+                sandbox.alive()
                 yield [batch.column(batch.schema.get_field_index(name)) for name in names]
 
 

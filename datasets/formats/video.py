@@ -14,8 +14,8 @@ from typing import IO
 import imageio_ffmpeg  # type: ignore[import-untyped]
 import numpy as np
 
-from gtp_vision.datasets import quarantine
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core import sandbox
+from gtp_vision.core.errors import GtpVisionError
 
 CRF = 18  # x264's quality: what eyes take for lossless
 _STALL = 0.75  # share of the reader's patience after which a silent ffmpeg is given up
@@ -43,7 +43,7 @@ class Frames:
         self._buffer = bytearray()
         self._arrival = select.poll()
         self._arrival.register(self._stdout, select.POLLIN)
-        self._limit = _STALL * quarantine.patience()
+        self._limit = _STALL * sandbox.patience()
 
     def __iter__(self) -> Frames:
         return self
@@ -56,7 +56,7 @@ class Frames:
             self._too_large("no memory for its frames")
         if frame is None:
             raise StopIteration
-        quarantine.alive()
+        sandbox.alive()
         return frame
 
     def _frame(self) -> np.ndarray | None:

@@ -15,13 +15,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gtp_vision.datasets.random import counter_rng
+from gtp_vision.core.random import counter_rng
 from gtp_vision.experiments import problems
 from gtp_vision.experiments.fitting import fit, unconditional
 from gtp_vision.experiments.maps import SETTINGS
 from gtp_vision.experiments.measures import jump
 from gtp_vision.experiments.problems import Mixture
-from gtp_vision.policies import GTPPolicy
+from gtp_vision.models import GTPPolicy
 
 STEPS = 24_000
 START = 2.0  # the noise level at which the drawn jumps begin; actions lie in [-1, 1]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from gtp_vision.agents.base import Agent, Improvement, Recipe
 from gtp_vision.agents.checks import check
 from gtp_vision.agents.settings import ActingConfig, AgentConfig, ImprovementConfig
-from gtp_vision.discovery import by_name, instances, subclasses
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.registry import by_name, instances, subclasses
 from gtp_vision.encoders import EncoderConfig
-from gtp_vision.errors import GtpVisionError
 
 AGENTS: dict[str, Recipe] = by_name(instances(__name__, Recipe))
 """The recipes of this package's files: whoever adds one is an agent."""
@@ -88,6 +92,15 @@ def label(config: AgentConfig) -> str:
     return "+".join(parts)
 
 
+def label_of(stored: Any) -> str | None:
+    """The agent's label (`gtp`, `gtp+q`) by a run's stored configuration; None if it is not one of this version."""
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AgentConfig), stored["agent"]))
+        return label(config) if isinstance(config, AgentConfig) else None
+    except (KeyError, TypeError, ValueError, OmegaConfBaseException):
+        return None
+
+
 __all__ = [
     "AGENTS",
     "IMPROVEMENTS",
@@ -101,4 +114,5 @@ __all__ = [
     "check_agent",
     "create",
     "label",
+    "label_of",
 ]

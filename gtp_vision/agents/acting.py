@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from gtp_vision.agents.settings import ActingConfig, AgentConfig
-from gtp_vision.datasets.random import EpisodeNoise
+from gtp_vision.core.random import EpisodeNoise
 
 Observation = Mapping[str, torch.Tensor]
 

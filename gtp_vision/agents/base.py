@@ -19,15 +19,15 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from gtp_vision import policies
+from gtp_vision import models
 from gtp_vision.agents.settings import ActingConfig, AgentConfig
-from gtp_vision.critics import Critic, expectile_loss, td_target
-from gtp_vision.datasets.random import NoiseSource
+from gtp_vision.core.distributed import global_mean, global_moments
+from gtp_vision.core.random import NoiseSource
 from gtp_vision.datasets.sampler import Batch, Transitions
 from gtp_vision.encoders import Augmentation, Encoder, EncoderConfig
 from gtp_vision.encoders.views import one_view
-from gtp_vision.networks import frozen_copy, polyak_
-from gtp_vision.reduce import global_mean, global_moments
+from gtp_vision.models.critic import Critic, expectile_loss, td_target
+from gtp_vision.models.networks import frozen_copy, polyak_
 
 Metrics = dict[str, torch.Tensor]
 
@@ -152,8 +152,8 @@ def weighted_loss(agent: Agent, seen: Seen, weight: torch.Tensor) -> tuple[torch
 def lacks(config: AgentConfig, ability: type, why: str) -> Iterator[str]:
     """A sentence if the agent's family of policies lacks an ability that its improvement needs; `why` it does."""
     family = config.policy.family
-    if not issubclass(policies.FAMILIES[family], ability):
-        able = [name for name, known in policies.FAMILIES.items() if issubclass(known, ability) and name != "one_step"]
+    if not issubclass(models.FAMILIES[family], ability):
+        able = [name for name, known in models.FAMILIES.items() if issubclass(known, ability) and name != "one_step"]
         yield (
             f"improvement={config.improvement.name} {why}; {family} cannot: set agent.policy.family to one of "
             f"{', '.join(able)}"
@@ -187,7 +187,7 @@ class Agent(nn.Module):
         self.actor_encoder = Encoder(shapes, encoder, pretrained=pretrained)
         self.augment = Augmentation(encoder, shapes)
         width = self.actor_encoder.width
-        self.policy = policies.create(width, config.action_chunk * actions, config.policy)
+        self.policy = models.create(width, config.action_chunk * actions, config.policy)
         self.policy_target = frozen_copy(self.policy)
         self.has_critic = config.critic.backup != "none"
         if self.has_critic:

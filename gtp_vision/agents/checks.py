@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 
 from gtp_vision.agents.base import Improvement, Recipe
 from gtp_vision.agents.settings import CHOOSES, FORMS, AgentConfig
-from gtp_vision.critics import AGGREGATES, BACKUPS
-from gtp_vision.errors import GtpVisionError, propose
-from gtp_vision.networks import ARCHITECTURES
-from gtp_vision.policies import FAMILIES
+from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.models import FAMILIES
+from gtp_vision.models.critic import AGGREGATES, BACKUPS
+from gtp_vision.models.networks import ARCHITECTURES
 
 
 def check(config: AgentConfig, recipes: Mapping[str, Recipe], improvements: Mapping[str, type[Improvement]]) -> None:

@@ -1,7 +1,7 @@
 """Consistency-BC and Consistency-AC, in the order of the paper (Ding and Jin, ICLR 2024).
 
     1. Policy: a consistency model in its training form, f(a + t z, t) = f'(a + u z, u) for neighbouring levels
-       t > u (`gtp_vision.policies.consistency`).
+       t > u (`gtp_vision.models.consistency`).
     2. Consistency-BC: this loss alone, algorithm 1.
     3. Consistency-AC: twin Q with a' from the slow policy, and the policy's loss L = L_c - eta E[Q(o, a)] / E|Q|
        with the gradient through its K = 2 steps, algorithm 2 (`gtp_vision.agents.diffusion_ql.QGradient`).

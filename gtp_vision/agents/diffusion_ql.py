@@ -1,7 +1,7 @@
 """Diffusion-BC and Diffusion-QL, in the order of the paper (Wang, Hunt and Zhou, ICLR 2023).
 
     1. Policy: a noise-predicting diffusion of N = 5 steps with a variance-preserving schedule
-       (`gtp_vision.policies.diffusion.VPDiffusionPolicy`); L_d is its loss.
+       (`gtp_vision.models.diffusion.VPDiffusionPolicy`); L_d is its loss.
     2. Q-learning: twin Q, target min_j Q'_j(o', a'), a' from the slow policy; max-Q backup on AntMaze (`Agent`).
     3. Policy improvement: L = L_d - eta E[Q(o, a0)] / E|Q|, a0 by all N steps of the sampler (`QGradient`).
     4. Acting: 50 candidates, one drawn by softmax(Q).
@@ -17,11 +17,11 @@ from collections.abc import Iterator
 
 import torch
 
-from gtp_vision import policies
+from gtp_vision import models
 from gtp_vision.agents.base import Agent, Improvement, Metrics, Recipe, Seen, weighted_loss
 from gtp_vision.agents.settings import AgentConfig
-from gtp_vision.policies.timed import TimedPolicy
-from gtp_vision.reduce import global_moments
+from gtp_vision.core.distributed import global_moments
+from gtp_vision.models.timed import TimedPolicy
 
 DIFFUSION_BC = Recipe(
     "diffusion_bc", "Wang et al., ICLR 2023", family="vp_diffusion", backup="none", improvement="none"
@@ -65,7 +65,7 @@ class QGradient(Improvement):
     def misfits(config: AgentConfig) -> Iterator[str]:
         """A policy that acts in other steps than those that are improved: it would not improve."""
         trained, acts = config.improvement.q_steps, config.acting.steps
-        if trained != acts and issubclass(policies.FAMILIES[config.policy.family], TimedPolicy):
+        if trained != acts and issubclass(models.FAMILIES[config.policy.family], TimedPolicy):
             yield (
                 f"improvement=q_gradient improves the policy in agent.improvement.q_steps={trained} steps, and it acts "
                 f"in agent.acting.steps={acts}; make them equal"

@@ -1,7 +1,7 @@
 """BDM, as GTP's tables call it, which is EDA: efficient diffusion alignment (Chen et al., NeurIPS 2024).
 
 1. Behaviour: a bottleneck diffusion model f(o, a_t, t), whose gradient in a_t is the score, so that f is the logarithm
-   of the behaviour's density up to a constant in a_t (`gtp_vision.policies.bottleneck`); cloning for `pretrain_steps`.
+   of the behaviour's density up to a constant in a_t (`gtp_vision.models.bottleneck`); cloning for `pretrain_steps`.
 2. Critic: IQL's expectile V and Q (`gtp_vision.agents.iql`).
 3. Alignment: a copy of the behaviour is frozen. Of M of its actions, noised alike, the policy's density should rise
    most where Q is high: -E[sum_m softmax(alpha Q)_m log softmax(beta (f - f_behaviour))_m] (`alignment_loss`). The
@@ -15,12 +15,12 @@ from collections.abc import Iterator
 
 import torch
 
-from gtp_vision import policies
+from gtp_vision import models
 from gtp_vision.agents.base import Agent, Improvement, Metrics, Recipe, Seen, lacks, weighted_loss
 from gtp_vision.agents.qgpo import contrastive_loss, support
 from gtp_vision.agents.settings import AgentConfig
-from gtp_vision.networks import frozen_copy
-from gtp_vision.policies import effective_sample_size
+from gtp_vision.models import effective_sample_size
+from gtp_vision.models.networks import frozen_copy
 
 BDM = Recipe(
     "bdm", "Chen et al., NeurIPS 2024", family="bottleneck", backup="expectile", improvement="alignment", chooses=True
@@ -50,7 +50,7 @@ class Alignment(Improvement):
     @staticmethod
     def misfits(config: AgentConfig) -> Iterator[str]:
         """Families that cannot say how likely an action is."""
-        yield from lacks(config, policies.Density, "compares densities")
+        yield from lacks(config, models.Density, "compares densities")
 
     @torch.no_grad()
     def begin(self, agent: Agent, step: int) -> None:
@@ -68,8 +68,8 @@ class Alignment(Improvement):
         if seen.step < self.config.pretrain_steps:
             return weighted_loss(agent, seen, torch.ones_like(seen.batch.reward))
         policy, behaviour = agent.policy, self.behaviour
-        assert isinstance(policy, policies.Density)
-        assert isinstance(behaviour, policies.Density)
+        assert isinstance(policy, models.Density)
+        assert isinstance(behaviour, models.Density)
         c = self.config
         with torch.no_grad():
             features = self.behaviour_encoder(seen.observation)

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 
 from gtp_vision.agents.base import Agent
-from gtp_vision.compilers import Captured, compiled, first_words, has_compiler
-from gtp_vision.datasets.random import Draw, NoiseRecorder, NoiseSource, NoiseTape, RandomStream
-from gtp_vision.errors import GtpVisionError, propose
+from gtp_vision.core.compile import Captured, compiled, first_words, has_compiler
+from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.random import Draw, NoiseRecorder, NoiseSource, NoiseTape, RandomStream
 
 Observation = Mapping[str, torch.Tensor]
 Run = Callable[[dict[str, torch.Tensor], list[torch.Tensor]], torch.Tensor]

@@ -2,7 +2,7 @@
 
     1. Critic: E[(Q_j(o, a) - r - gamma mask mean_j Q'_j(o', a'))^2], a' = mu(o', z) of the current one-step policy
        (`Agent`).
-    2. Flow policy: L_flow = E||v(x_r, r) - (z - a)||^2, cloning (`gtp_vision.policies.flow_matching`).
+    2. Flow policy: L_flow = E||v(x_r, r) - (z - a)||^2, cloning (`gtp_vision.models.flow_matching`).
     3. One-step policy: E[-Q(o, mu(o, z))] + alpha E||mu(o, z) - mu_flow(o, z)||^2, mu_flow the flow's answer to the
        same noise in 10 Euler steps (`Distillation`).
     4. Acting: mu(o, z), one evaluation.
@@ -18,12 +18,12 @@ from dataclasses import replace
 
 import torch
 
-from gtp_vision import policies
+from gtp_vision import models
 from gtp_vision.agents.base import Agent, Improvement, Metrics, Recipe, Seen, lacks, weighted_loss
 from gtp_vision.agents.diffusion_ql import q_term
 from gtp_vision.agents.settings import AgentConfig
-from gtp_vision.datasets.random import NoiseSource
-from gtp_vision.policies.one_step import OneStepPolicy
+from gtp_vision.core.random import NoiseSource
+from gtp_vision.models.one_step import OneStepPolicy
 
 FQL = Recipe("fql", "Park et al., ICML 2025", family="flow_matching", backup="mean", improvement="distillation")
 IFQL = Recipe(
@@ -47,13 +47,13 @@ class Distillation(Improvement):
     @staticmethod
     def misfits(config: AgentConfig) -> Iterator[str]:
         """Families whose samplers draw noise on the way."""
-        yield from lacks(config, policies.Integrable, "needs the policy's one answer to a given noise")
+        yield from lacks(config, models.Integrable, "needs the policy's one answer to a given noise")
 
     def loss(self, agent: Agent, seen: Seen) -> tuple[torch.Tensor, Metrics]:
         """L_policy + distill_weight ||mu - mu_flow||^2 + q_weight L_Q, distances as means over dimensions."""
         c, dimensions = self.config, seen.action.shape[1]
         cloning, metrics = weighted_loss(agent, seen, torch.ones_like(seen.batch.reward))
-        assert isinstance(agent.policy, policies.Integrable)
+        assert isinstance(agent.policy, models.Integrable)
         z = seen.generator.normal(len(seen.action), dimensions)
         with torch.no_grad():
             wanted = agent.policy.sample_from(seen.actor, z, c.distill_steps)

@@ -2,7 +2,7 @@
 
     1. Critic: E[(Q_j(o, a) - r - gamma mask min_j Q'_j(o', pi'(o')))^2], pi' the slow policy in K jumps (`Agent`).
     2. Weights: w = exp(eta max(0, A) / std(A)), A = min_j Q_j(o, a) - V(o) (`AdvantageWeighting`).
-    3. Actor: E[w (l_cons + lambda l_flow)] (`gtp_vision.policies.gtp`).
+    3. Actor: E[w (l_cons + lambda l_flow)] (`gtp_vision.models.gtp`).
     4. The targets of policy and critic follow at one rate (`Agent.update_targets`).
 
 GTP-BC is eta = 0: every action weighs 1, and no critic is trained.
@@ -14,7 +14,7 @@ import torch
 
 from gtp_vision.agents.base import Agent, Improvement, Metrics, Recipe, Seen, weighted_loss
 from gtp_vision.agents.settings import AgentConfig
-from gtp_vision.reduce import global_std
+from gtp_vision.core.distributed import global_std
 
 GTP = Recipe("gtp", "Feng et al., ICML 2026", family="gtp", backup="mean", improvement="advantage")
 GTP_BC = Recipe("gtp_bc", "Feng et al., ICML 2026", family="gtp", backup="none", improvement="none")

@@ -1,10 +1,10 @@
 """IQL, in the order of the paper (Kostrikov, Nair and Levine, ICLR 2022).
 
     1. V: E[L_tau(min_j Q'_j(o, a) - V(o))], the expectile of Q over the data's actions, eq. 5
-       (`gtp_vision.critics.expectile_loss`).
+       (`gtp_vision.models.critic.expectile_loss`).
     2. Q: E[(Q_j(o, a) - r - gamma mask V(o'))^2], eq. 6: no action that the data lacks is ever judged (`Agent`).
     3. Policy: E[exp(beta (Q - V)) log pi(a | o)], weights of at most 100, eq. 7: a normal distribution whose deviation
-       does not depend on the observation (`gtp_vision.policies.plain`), weighed by
+       does not depend on the observation (`gtp_vision.models.plain`), weighed by
        `gtp_vision.agents.gtp.AdvantageWeighting`.
     4. Acting: the mean.
 

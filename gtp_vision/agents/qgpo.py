@@ -1,8 +1,8 @@
 """QGPO, in the order of the paper (Lu et al., ICML 2023, "Contrastive Energy Prediction").
 
-    1. Behaviour: a diffusion that clones mu(a | o) (`gtp_vision.policies.diffusion`).
+    1. Behaviour: a diffusion that clones mu(a | o) (`gtp_vision.models.diffusion`).
     2. Q: target r + gamma mask sum_n softmax(alpha Q')_n Q'(o', a_n) over actions a_n of the behaviour at o':
-       in-support softmax Q-learning (`gtp_vision.critics.Critic.backed_up`).
+       in-support softmax Q-learning (`gtp_vision.models.critic.Critic.backed_up`).
     3. Energy: f(o, a_t, t), trained to tell by how much each of M actions of the behaviour, noised alike, is better
        than the others, -E[sum_m softmax(alpha Q)_m log softmax(f)_m]; its optimum is
        log E[exp(alpha Q(o, a)) | a_t] (`contrastive_loss`).
@@ -19,13 +19,13 @@ from collections.abc import Iterator
 
 import torch
 
-from gtp_vision import policies
+from gtp_vision import models
 from gtp_vision.agents.base import Agent, Improvement, Metrics, Recipe, Seen, lacks, weighted_loss
 from gtp_vision.agents.settings import AgentConfig
-from gtp_vision.datasets.random import NoiseSource
-from gtp_vision.networks import MLP
-from gtp_vision.policies import Policy, effective_sample_size
-from gtp_vision.policies.timed import TimedPolicy
+from gtp_vision.core.random import NoiseSource
+from gtp_vision.models import Policy, effective_sample_size
+from gtp_vision.models.networks import MLP
+from gtp_vision.models.timed import TimedPolicy
 
 QGPO = Recipe("qgpo", "Lu et al., ICML 2023", family="diffusion", backup="softmax", improvement="guidance")
 
@@ -62,7 +62,7 @@ class EnergyGuidance(Improvement):
     @staticmethod
     def misfits(config: AgentConfig) -> Iterator[str]:
         """Families that jump over the levels where the energy would steer."""
-        yield from lacks(config, policies.Guidable, "steers a sampler that denoises step by step")
+        yield from lacks(config, models.Guidable, "steers a sampler that denoises step by step")
 
     @staticmethod
     def steps_of_policy(config: AgentConfig) -> list[str]:
@@ -75,7 +75,7 @@ class EnergyGuidance(Improvement):
         features = seen.actor.detach()
         actions, q = support(agent, seen, agent.policy_target, features)
         policy = agent.policy
-        assert isinstance(policy, policies.Guidable)
+        assert isinstance(policy, models.Guidable)
         draws = policy.config.noise_draws
         actions, q, features = (x.repeat_interleave(draws, 0) for x in (actions, q, features))
         noised, t = policy.noised(actions, seen.generator)
@@ -97,7 +97,7 @@ class EnergyGuidance(Improvement):
     def act(self, agent: Agent, features: torch.Tensor, steps: int, generator: NoiseSource, draws: int) -> torch.Tensor:
         """Samples of the behaviour, steered by guidance_scale times the gradient of the energy."""
         policy = agent.policy
-        assert isinstance(policy, policies.Guidable)
+        assert isinstance(policy, models.Guidable)
         repeated = features.repeat_interleave(draws, 0)
 
         def pull(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

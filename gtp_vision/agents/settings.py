@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gtp_vision.critics import CriticConfig
-from gtp_vision.policies import PolicyConfig
+from gtp_vision.models import PolicyConfig
+from gtp_vision.models.critic import CriticConfig
 
 FORMS = ("positive", "exponential")
 CHOOSES = ("argmax", "softmax")

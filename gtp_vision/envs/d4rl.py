@@ -14,8 +14,8 @@ from typing import Any, SupportsFloat
 import gymnasium
 import numpy as np
 
+from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.envs.rendering import choose_backend
-from gtp_vision.errors import GtpVisionError, propose
 
 ROBOTS = {"hopper": "Hopper", "halfcheetah": "HalfCheetah", "walker2d": "Walker2d", "ant": "Ant"}
 HANDS = {"pen": "Pen", "hammer": "Hammer", "door": "Door", "relocate": "Relocate"}

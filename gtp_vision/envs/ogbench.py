@@ -7,8 +7,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.envs.rendering import Rendering, choose_backend
-from gtp_vision.errors import GtpVisionError, propose
 
 
 def env_id(name: str) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 
 import gymnasium
 
+from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.envs import d4rl
-from gtp_vision.errors import GtpVisionError, propose
 
 _NAME = re.compile(r"gymnasium/(?P<module>[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):(?P<id>.+)")
 _PREFIX = "gymnasium/"

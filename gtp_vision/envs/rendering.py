@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError
 
 _LIBRARIES = {"egl": "EGL", "osmesa": "OSMesa"}
 _PACKAGES = "libegl1 and libgl1-mesa-dri (or libosmesa6, with MUJOCO_GL=osmesa)"

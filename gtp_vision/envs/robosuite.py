@@ -11,8 +11,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.envs.rendering import choose_backend
-from gtp_vision.errors import GtpVisionError, propose
 
 ROBOSUITE_TYPE = 1
 """robomimic's number of the environment type."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.envs import d4rl
-from gtp_vision.errors import GtpVisionError
 
 # Returns of random actions and of an expert, from D4RL's own table. They serve all versions and kinds of data.
 REFERENCE: dict[str, tuple[float, float]] = {

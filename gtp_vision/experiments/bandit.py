@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from gtp_vision.agents import Agent, AgentConfig
-from gtp_vision.datasets.files import written_aside
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import written_aside
+from gtp_vision.core.random import RandomStream, counter_rng
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.random import RandomStream, counter_rng
-from gtp_vision.errors import GtpVisionError
 from gtp_vision.experiments.bandit_problem import (
     CONTEXTS,
     MODES,
@@ -38,9 +38,9 @@ from gtp_vision.experiments.bandit_problem import (
     shares_of,
 )
 from gtp_vision.experiments.bandit_rows import ROWS, configured
+from gtp_vision.training.build import build
+from gtp_vision.training.eager import update
 from gtp_vision.training.jobs import side_by_side
-from gtp_vision.training.parts import build
-from gtp_vision.training.update import update
 
 STEPS = 4000
 LIMITS = {"behaviour": 0.05, "optimum": 0.1, "mean": 0.1, "best": 0.9, "outside": 0.01}

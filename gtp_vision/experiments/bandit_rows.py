@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from gtp_vision.config import Config, from_command_line
+from gtp_vision.config.schema import Config, from_command_line
 
 
 @dataclass(frozen=True)

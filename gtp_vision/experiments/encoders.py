@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from gtp_vision.datasets.files import fingerprint, written_aside
+from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.files import fingerprint, written_aside
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.formats import native, open_store
-from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError, propose
+from gtp_vision.training.evaluate import restore
 from gtp_vision.training.jobs import train_all
-from gtp_vision.training.trials import restore
 
 _BACKBONE = (
     *("encoder=timm", "encoder.name=timm/tf_efficientnet_lite0"),

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gtp_vision import policies
-from gtp_vision.datasets.random import RandomStream, counter_rng
-from gtp_vision.networks import frozen_copy, polyak_
-from gtp_vision.policies import Policy, PolicyConfig
+from gtp_vision import models
+from gtp_vision.core.random import RandomStream, counter_rng
+from gtp_vision.models import Policy, PolicyConfig
+from gtp_vision.models.networks import frozen_copy, polyak_
 
 Draw = Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
@@ -54,7 +54,7 @@ def fit(
     """
     features, actions = draw(2, counter_rng(seed, 0))
     torch.manual_seed(seed)
-    student = policies.create(features.shape[1], actions.shape[1], config)
+    student = models.create(features.shape[1], actions.shape[1], config)
     teacher = frozen_copy(student)
     optimizer = torch.optim.Adam(student.parameters(), learning_rate)
     weight = torch.ones(batch_size)

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from gtp_vision import policies
-from gtp_vision.datasets.random import RandomStream, counter_rng
+from gtp_vision import models
+from gtp_vision.core.random import RandomStream, counter_rng
 from gtp_vision.experiments import multigoal, problems
 from gtp_vision.experiments.fitting import fit, unconditional
 from gtp_vision.experiments.measures import STEPS, draw, map_error, modes_hit, wasserstein
-from gtp_vision.networks import frozen_copy
-from gtp_vision.policies import GTPPolicy, PolicyConfig
+from gtp_vision.models import GTPPolicy, PolicyConfig
+from gtp_vision.models.networks import frozen_copy
 from gtp_vision.training.jobs import Job, side_by_side
 
 PROBLEMS = {"modes": problems.four_modes, "gaussian": problems.gaussian, "mixture1d": problems.two_modes}
@@ -85,7 +85,7 @@ def step_cost(rounds: int = 200) -> dict[str, float]:
     """Milliseconds of a training step (forward, backward, targets) by teacher, interleaved, medians."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several only slow networks as small as these
-    students = {c.teacher: policies.create(1, 2, c) for c in (SETTINGS, DATA)}
+    students = {c.teacher: models.create(1, 2, c) for c in (SETTINGS, DATA)}
     teachers = {name: frozen_copy(student) for name, student in students.items()}
     features, action, weight = torch.zeros(256, 1), torch.rand(256, 2), torch.ones(256)
     spent: dict[str, list[float]] = {name: [] for name in students}

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.random import RandomStream
 from gtp_vision.experiments.problems import Mixture
-from gtp_vision.policies import GTPPolicy, Policy
+from gtp_vision.models import GTPPolicy, Policy
 
 STEPS = (1, 2, 3, 5, 10)  # K
 SAMPLES = 4000

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from gtp_vision.datasets.files import written_aside
-from gtp_vision.datasets.random import RandomStream, counter_rng
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import written_aside
+from gtp_vision.core.random import RandomStream, counter_rng
 from gtp_vision.experiments.fitting import fit
 from gtp_vision.experiments.measures import act_milliseconds
-from gtp_vision.policies import PolicyConfig
+from gtp_vision.models import PolicyConfig
 from gtp_vision.training.jobs import side_by_side
 
 GOALS = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])

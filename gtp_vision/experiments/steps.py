@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from gtp_vision.agents import Agent
 from gtp_vision.agents.fast import FastPolicy
-from gtp_vision.datasets.files import written_aside
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import written_aside
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Batch, Sampler
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.evaluation.evaluator import one_thread
 from gtp_vision.experiments.measures import STEPS
 from gtp_vision.training.data import open_for
-from gtp_vision.training.evaluation import one_thread
-from gtp_vision.training.trials import actor_of, evaluator_of, restore
+from gtp_vision.training.evaluate import actor_of, evaluator_of, restore
 
 _BATCHES, _BATCH, _TIMED = 16, 256, 30
 _SEED = 0x57E95  # of acting's noise and of the observations' choice

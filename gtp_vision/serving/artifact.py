@@ -26,12 +26,12 @@ from safetensors.torch import load_file, save_file
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent, AgentConfig
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.safe_yaml import whole_numbers
 from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
-from gtp_vision.errors import GtpVisionError
 from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
-from gtp_vision.untrusted import whole_numbers
 
 FORMAT = 1  # of the folder
 WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST = (

@@ -19,15 +19,15 @@ import torch
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent
-from gtp_vision.config import Config
-from gtp_vision.datasets.random import EpisodeNoise
+from gtp_vision.config.schema import Config
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store
-from gtp_vision.errors import GtpVisionError
 from gtp_vision.serving import artifact, graphs
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
-from gtp_vision.training.parts import shapes
-from gtp_vision.training.trials import actor_of, restore
+from gtp_vision.training.build import shapes
+from gtp_vision.training.evaluate import actor_of, restore
 
 LICENCES = ("weights", "data", "backbone")
 

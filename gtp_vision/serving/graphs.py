@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from gtp_vision.agents import Agent
-from gtp_vision.compilers import first_words
-from gtp_vision.datasets.random import Draw, NoiseRecorder, NoiseTape, RandomStream
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core.compile import first_words
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import Draw, NoiseRecorder, NoiseTape, RandomStream
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
 

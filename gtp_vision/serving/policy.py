@@ -19,10 +19,10 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from gtp_vision.agents import Agent, acting_in, check_agent
 from gtp_vision.agents.acting import Executor
 from gtp_vision.agents.fast import FastPolicy
-from gtp_vision.compilers import first_words
-from gtp_vision.datasets.random import EpisodeNoise
+from gtp_vision.core.compile import first_words
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.sampler import channels_first
-from gtp_vision.errors import GtpVisionError
 from gtp_vision.serving.schema import Schema, is_goal
 
 _MOST_STEPS = 1000

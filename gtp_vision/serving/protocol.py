@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 
-from gtp_vision.errors import GtpVisionError, propose
+from gtp_vision.core.errors import GtpVisionError, propose
 
 DTYPES = ("|u1", "|i1", "|b1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8")
 """Types of arrays that are read. Images are |u1; the others are states."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gtp_vision.datasets.goals import GOAL
-from gtp_vision.errors import GtpVisionError, propose
+from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.names import GOAL
 
 _MAX_SIDE = 8192  # pixels
 _MAX_WIDTH = 100_000  # numbers of a state, of an action

@@ -29,7 +29,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.serving.metrics import Metrics, Times
 from gtp_vision.serving.policy import Policy, Session
 from gtp_vision.serving.protocol import Reader, Request, packed

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError
 
 _SHORTEST_TOKEN = 16
 

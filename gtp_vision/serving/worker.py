@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.serving.scheduling import go_after
 
 

@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gtp_vision.errors import GtpVisionError
-from gtp_vision.training import sealing
+from gtp_vision.core import manifest
+from gtp_vision.core.errors import GtpVisionError
 
 _PREFIX = "step_"
 _NAME = re.compile(_PREFIX + r"(0|[1-9]\d{0,14})")
@@ -57,12 +57,12 @@ def save(
         save_file({k: v.contiguous() for k, v in agent.state_dict().items()}, aside / "agent.safetensors")
         save_file(_optimizer_tensors(optimizer, agent), aside / "optimizer.safetensors")
         (aside / "state.json").write_text(json.dumps({"step": step, **state}))
-        sealing.seal(aside)
+        manifest.seal(aside)
         if target.exists():  # the same step again: a directory cannot be replaced in one move
             os.replace(target, aside.with_suffix(".old"))
         os.replace(aside, target)
         shutil.rmtree(aside.with_suffix(".old"), ignore_errors=True)
-        sealing.sync(folder)
+        manifest.sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         kept = newest(folder)
@@ -144,7 +144,7 @@ def newest_of_all(folders: Sequence[Path], tell: Callable[[str], None] = lambda 
 
 def problem(path: Path) -> str:
     """What is wrong with a checkpoint, or "" if its files are those that its manifest describes."""
-    return sealing.problem(path, _FILES)
+    return manifest.problem(path, _FILES)
 
 
 def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
     fault = problem(path)
     if fault:
         raise GtpVisionError(f"the checkpoint {path} is damaged: {fault}; use an earlier one")
-    stored, present = sealing.shapes(path / "agent.safetensors"), _described(agent.state_dict())
+    stored, present = manifest.shapes(path / "agent.safetensors"), _described(agent.state_dict())
     differing = sorted(name for name in stored.keys() | present.keys() if stored.get(name) != present.get(name))
     if differing:
         name = differing[0]
@@ -198,7 +198,7 @@ def _state(path: Path, name: str) -> dict[str, Any]:
     Raises:
         GtpVisionError: it cannot be read, or is of another step than the name says.
     """
-    found = sealing.document(path)
+    found = manifest.document(path)
     step = found.get("step")
     if type(step) is not int or step < 0 or (_NAME.fullmatch(name) and name != f"{_PREFIX}{step}"):
         raise GtpVisionError(f"{path} is of step {str(step)[:20]}, and lies in {name}; use another checkpoint")
@@ -228,7 +228,7 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, agent: torch.nn.Module, pa
     """
     found: dict[str, dict[str, torch.Tensor]] = {}
     parameters = dict(agent.named_parameters())
-    for key, (shape, dtype) in sealing.shapes(path).items():
+    for key, (shape, dtype) in manifest.shapes(path).items():
         name, _, moment = key.rpartition(".")
         like = parameters.get(name)
         if moment not in _MOMENTS or (moment != "step" and like is not None and shape != tuple(like.shape)):

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gtp_vision.config import Config, TaskConfig
+from gtp_vision.config.schema import Config, TaskConfig
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import written_aside
 from gtp_vision.datasets import demo_path
-from gtp_vision.datasets.files import written_aside
 from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.formats import open_states as open_states_of
 from gtp_vision.datasets.statistics import ArrayStatistics, mean_images, store_statistics
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store, mix
 from gtp_vision.datasets.validation import misfits, validate
 from gtp_vision.encoders import Encoder
-from gtp_vision.errors import GtpVisionError
 
 STATISTICS = "statistics.json"
 

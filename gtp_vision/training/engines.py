@@ -18,15 +18,15 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gtp_vision.agents.base import Metrics
-from gtp_vision.compilers import Captured, compiled, first_words, has_compiler
-from gtp_vision.config import Config
-from gtp_vision.datasets.random import NoiseTape
+from gtp_vision.config.schema import Config
+from gtp_vision.core.compile import Captured, compiled, first_words, has_compiler
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import NoiseTape
 from gtp_vision.datasets.sources import Source, source_of_all
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.training.build import Parts
+from gtp_vision.training.eager import learning_rate, update
 from gtp_vision.training.functional import State, StepFunction, draws_of, state_of, traced
 from gtp_vision.training.guard import look_at_weights
-from gtp_vision.training.parts import Parts
-from gtp_vision.training.update import learning_rate, update
 
 Inputs = Mapping[str, torch.Tensor]
 Tell = Callable[[str], None]

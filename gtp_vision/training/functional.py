@@ -18,10 +18,10 @@ from torch.optim.adam import adam
 
 from gtp_vision.agents import Agent
 from gtp_vision.agents.base import Metrics
-from gtp_vision.datasets.random import Draw, NoiseRecorder, NoiseSource, NoiseTape
+from gtp_vision.core.random import Draw, NoiseRecorder, NoiseSource, NoiseTape
 from gtp_vision.datasets.sources import Source
-from gtp_vision.networks import followed
-from gtp_vision.policies import Policy
+from gtp_vision.models import Policy
+from gtp_vision.models.networks import followed
 from gtp_vision.training.guard import NONFINITE, moved_where_finite, not_finite
 
 Tensors = dict[str, torch.Tensor]

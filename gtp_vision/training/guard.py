@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gtp_vision.agents import Agent
-from gtp_vision.networks import followed
-from gtp_vision.policies import Policy, WeightsError
+from gtp_vision.models import Policy, WeightsError
+from gtp_vision.models.networks import followed
 
 NONFINITE = "nonfinite"
 """The metric of a step that says so: 1 or 0."""

@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from gtp_vision.config import Config
-from gtp_vision.datasets.files import written_aside
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.config.schema import Config
+from gtp_vision.core.files import written_aside
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sources import source_of
 from gtp_vision.datasets.store import Store
-from gtp_vision.policies import DeterministicPolicy
-from gtp_vision.training.parts import Parts
+from gtp_vision.models import DeterministicPolicy
+from gtp_vision.training.build import Parts
 
 FILE = "health.json"
 _MARGIN = 2.0  # times what rewards can give, and 1 more: values of networks that know nothing yet

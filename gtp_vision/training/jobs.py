@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gtp_vision.config import Config, from_command_line, from_run
-from gtp_vision.errors import GtpVisionError
-from gtp_vision.training.stopping import PARENT
+from gtp_vision.config.schema import Config, from_command_line, from_run
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.signals import PARENT
 
 Job = tuple[Callable[..., Any], Mapping[str, Any]]
 """A function of a module and its arguments."""

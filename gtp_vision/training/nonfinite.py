@@ -24,15 +24,15 @@ from accelerate.utils import gather_object
 
 from gtp_vision.agents import Agent
 from gtp_vision.agents.base import Metrics
-from gtp_vision.config import Config
-from gtp_vision.datasets.files import written_aside
-from gtp_vision.datasets.random import Draw, NoiseRecorder, NoiseTape
+from gtp_vision.config.schema import Config
+from gtp_vision.core.distributed import alone
+from gtp_vision.core.files import written_aside
+from gtp_vision.core.random import Draw, NoiseRecorder, NoiseTape
 from gtp_vision.datasets.sampler import Transitions
 from gtp_vision.datasets.sources import source_of
-from gtp_vision.reduce import alone
 from gtp_vision.training import checkpoint
+from gtp_vision.training.build import Parts, begun
 from gtp_vision.training.guard import NONFINITE, look_at_weights
-from gtp_vision.training.parts import Parts, begun
 
 FILE = "nonfinite.json"
 _REPORTS = 20  # a run keeps, the newest

@@ -12,7 +12,7 @@ from gtp_vision.datasets.pictures import write_sheet
 from gtp_vision.datasets.sampler import Batch
 
 if TYPE_CHECKING:
-    from gtp_vision.training.parts import Parts
+    from gtp_vision.training.build import Parts
 
 _SAMPLES = 8
 _FRAMES, _DRAWS = 4, 7  # of the sheet of the augmentation: its rows, and its columns but the first

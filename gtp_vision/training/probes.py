@@ -22,14 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy.linalg import eigh
 
-from gtp_vision.config import Config
-from gtp_vision.datasets.files import written_aside
-from gtp_vision.datasets.goals import GOAL
-from gtp_vision.datasets.random import counter_rng
+from gtp_vision.config.schema import Config
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import written_aside
+from gtp_vision.core.names import GOAL
+from gtp_vision.core.random import counter_rng
 from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.training.build import Parts
 from gtp_vision.training.data import open_states
-from gtp_vision.training.parts import Parts
 
 START, PROBE = "features_start.safetensors", "probe.json"
 _CAMERA, _FUSED = "camera/", "fused"  # names of features: of each camera, and of all cameras and states together

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from gtp_vision.config import TrainingConfig
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.config.schema import TrainingConfig
+from gtp_vision.core.errors import GtpVisionError
 
 _BUCKET_MB = 24  # an agent of states fits one, and two ResNets' gradients travel while the next ones are computed
 _LOST = ("connection closed", "connection reset", "broken pipe", "gloo", "nccl", "timed out", "peer")

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from gtp_vision.agents import Agent
-from gtp_vision.errors import GtpVisionError
-from gtp_vision.reduce import said_anywhere
+from gtp_vision.core.distributed import said_anywhere
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.training import checkpoint
-from gtp_vision.training.member import Member, held_in
 from gtp_vision.training.nonfinite import Fault, report
+from gtp_vision.training.run import Member, held_in
 
 ROLLBACKS = 3  # to one checkpoint
 IDLE = 2  # readings without a step that could be applied

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gtp_vision.config import Config
+from gtp_vision.config.schema import Config
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
-from gtp_vision.training.features import cacheable
+from gtp_vision.training.feature_cache import cacheable
 
 _SHARED = ("task", "env", "dataset", "agent", "family", "encoder", "steps", "engine", "device", "versions")
 

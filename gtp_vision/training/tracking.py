@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from gtp_vision.datasets.files import written_aside
+from gtp_vision.core.files import written_aside
 
 
 class Tracker:

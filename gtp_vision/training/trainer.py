@@ -22,28 +22,28 @@ from tqdm import tqdm
 
 from gtp_vision import agents
 from gtp_vision.agents.base import Metrics
-from gtp_vision.config import Config, to_yaml
-from gtp_vision.datasets.files import written_aside
+from gtp_vision.config.schema import Config, to_yaml
+from gtp_vision.core.distributed import said_anywhere
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import written_aside
+from gtp_vision.core.signals import stop_requested
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.pitfalls import pitfalls
-from gtp_vision.errors import GtpVisionError
-from gtp_vision.policies import WeightsError
-from gtp_vision.reduce import said_anywhere
-from gtp_vision.training import checkpoint, engines, health, recovery, trained
+from gtp_vision.evaluation.evaluator import Evaluator
+from gtp_vision.models import WeightsError
+from gtp_vision.report import build_report
+from gtp_vision.training import checkpoint, engines, health, model_summary, recovery
+from gtp_vision.training.build import build, sibling
 from gtp_vision.training.data import constant_dimensions
 from gtp_vision.training.engines import Engine
-from gtp_vision.training.evaluation import Evaluator
+from gtp_vision.training.evaluate import check_simulator, evaluator_of
 from gtp_vision.training.guard import held_still
-from gtp_vision.training.leftovers import Place, emptied
-from gtp_vision.training.member import InterruptedRunError, Member, held_in, seconds_in
 from gtp_vision.training.nonfinite import Fault
-from gtp_vision.training.parts import build, sibling
 from gtp_vision.training.processes import is_first, shares, told_of_lost_processes
-from gtp_vision.training.report import build_report
+from gtp_vision.training.run import InterruptedRunError, Member, held_in, seconds_in
+from gtp_vision.training.run_lock import Place, emptied
 from gtp_vision.training.seeds import folders, seeds_of, summary
-from gtp_vision.training.stopping import stop_requested
 from gtp_vision.training.tracking import Meters
-from gtp_vision.training.trials import check_simulator, evaluator_of
 
 Pending = list[list[Metrics | None]]
 """Of each step since the last reading, what each run's step told; None of one that was left out."""
@@ -115,7 +115,7 @@ def _train(config: Config, enter: Callable[[], None], *, resume: bool, progress:
                 prepare_folder(place, own, empty=False)
     tell(shares(accelerator.num_processes, parts.sampler.batch_size))
     tell(parts.where)
-    tell(trained.summary(parts.agent, config))
+    tell(model_summary.summary(parts.agent, config))
     tell(constant_dimensions(parts.statistics))
     if said and not resume:
         for unlikely in pitfalls(parts.store, parts.statistics, rewarded=config.task.goals is None):

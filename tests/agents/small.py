@@ -10,8 +10,8 @@ import torch
 
 from gtp_vision import agents
 from gtp_vision.agents import AGENTS, Agent, AgentConfig
-from gtp_vision.config import from_command_line
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Batch
 from gtp_vision.encoders import AugmentationConfig, EncoderConfig
 

@@ -9,7 +9,7 @@ from small import JUDGED, NAMES, make, observation
 
 from gtp_vision.agents import ActingConfig
 from gtp_vision.agents.acting import Executor
-from gtp_vision.datasets.random import EpisodeNoise
+from gtp_vision.core.random import EpisodeNoise
 
 CPU = torch.device("cpu")
 CHUNK = 4

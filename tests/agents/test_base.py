@@ -12,12 +12,12 @@ from small import PIXELS, STATE, make, observation, owner, preset, states_of
 from gtp_vision import agents
 from gtp_vision.agents import ActingConfig, Agent
 from gtp_vision.agents.base import choose
-from gtp_vision.critics import td_target
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Batch, Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder, EncoderConfig
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.models.critic import td_target
 
 MakeStore = Callable[..., Store]
 

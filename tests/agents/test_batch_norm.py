@@ -6,7 +6,7 @@ from small import PIXELS, observation, preset
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.random import RandomStream
 from gtp_vision.encoders import EncoderConfig
 
 

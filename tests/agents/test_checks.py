@@ -5,9 +5,9 @@ from small import NAMES
 
 from gtp_vision import agents
 from gtp_vision.agents import AgentConfig, check_agent
-from gtp_vision.config import from_command_line
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import EncoderConfig
-from gtp_vision.errors import GtpVisionError
 
 
 def refusal(*overrides: str) -> str:

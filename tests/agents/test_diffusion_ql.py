@@ -10,7 +10,7 @@ from torch import nn
 
 from gtp_vision.agents.base import Agent, Seen
 from gtp_vision.agents.diffusion_ql import q_term
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Batch, Sampler
 from gtp_vision.datasets.store import Store
 

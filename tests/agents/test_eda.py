@@ -7,7 +7,7 @@ import torch
 from small import PIXELS, make, states_of
 
 from gtp_vision.agents.eda import Alignment, alignment_loss
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Batch
 
 Q = torch.tensor([[0.0, 0.0, math.log(2)]])  # alpha 1: weights 1/4, 1/4 and 1/2

@@ -9,8 +9,8 @@ from small import JUDGED, NAMES, PIXELS, make, observation, owner, preset, shrun
 
 from gtp_vision.agents import AGENTS, actions_needed, label
 from gtp_vision.agents.base import Agent
-from gtp_vision.config import from_command_line, options
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.config.schema import from_command_line, options
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Batch, Sampler
 from gtp_vision.datasets.store import Store
 

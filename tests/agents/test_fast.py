@@ -6,12 +6,12 @@ import pytest
 import torch
 from small import NAMES, PIXELS, make, observation
 
-from gtp_vision import compilers
 from gtp_vision.agents import Agent
 from gtp_vision.agents import fast as fast_module
 from gtp_vision.agents.fast import FastPolicy
-from gtp_vision.datasets.random import EpisodeNoise, RandomStream
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core import compile
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import EpisodeNoise, RandomStream
 
 TRACED = "aot_eager"  # all of compiling but the compiler
 UNTRACED = {"qgpo"}  # the energy's gradient is autograd's
@@ -144,7 +144,7 @@ def test_only_so_many_functions_are_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 # Compiled ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not compilers.has_compiler(), reason="no C++ compiler")
+@pytest.mark.skipif(not compile.has_compiler(), reason="no C++ compiler")
 def test_compiled_code_sees_weights_that_change_in_place() -> None:
     agent, other, seen = make("gtp"), make("gtp", seed=1), observation(batch=1)
     fast = FastPolicy(agent)
@@ -160,7 +160,7 @@ def test_compiled_code_sees_weights_that_change_in_place() -> None:
     assert (fast.engine, fast.told) == ("compile", "acting: compile")
 
 
-@pytest.mark.skipif(not compilers.has_compiler(), reason="no C++ compiler")
+@pytest.mark.skipif(not compile.has_compiler(), reason="no C++ compiler")
 def test_compiled_code_chooses_among_candidates_of_what_cameras_see() -> None:
     fast = FastPolicy(make("gtp", *CHOOSING, shapes=PIXELS))
     assert_same(fast, observation(PIXELS, batch=1))

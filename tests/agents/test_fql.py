@@ -10,7 +10,7 @@ from small import make, observation, states_of
 from gtp_vision.agents.base import Agent, Seen
 from gtp_vision.agents.diffusion_ql import q_term
 from gtp_vision.agents.fql import Distillation
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Batch
 
 

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from small import make, states_of
 
 from gtp_vision.agents.gtp import AdvantageWeighting, advantage_weights
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Batch
 
 

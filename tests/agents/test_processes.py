@@ -13,10 +13,10 @@ from small import make
 from torch.nn.parallel import DistributedDataParallel
 
 from gtp_vision.agents import Agent
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.distributed import global_mean, global_std
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
-from gtp_vision.reduce import global_mean, global_std
 
 BATCH, STEP, PROCESSES = 16, 3, 2
 AGENTS = ["gtp", "bdm", "qgpo", "fql", "idql", "rebrac"]

@@ -7,7 +7,7 @@ import torch
 from small import make, observation, states_of
 
 from gtp_vision.agents.qgpo import EnergyGuidance, contrastive_loss
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Batch
 
 Q = torch.tensor([[0.0, math.log(2) / 2, math.log(4) / 2]])  # alpha 2: weights 1/7, 2/7 and 4/7

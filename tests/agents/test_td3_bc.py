@@ -7,7 +7,7 @@ import pytest
 import torch
 from small import make, states_of
 
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Batch, Sampler
 from gtp_vision.datasets.store import Store
 

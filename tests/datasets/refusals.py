@@ -7,9 +7,9 @@ from typing import Any
 import h5py
 import pytest
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import open_store
 from gtp_vision.datasets.validation import validate
-from gtp_vision.errors import GtpVisionError
 
 
 def replaced(name: str, array: Any) -> Callable[[h5py.File], None]:

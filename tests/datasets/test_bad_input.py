@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from samples import FORMATS, LENGTHS
 
-from gtp_vision.cli import main
-from gtp_vision.datasets import quarantine
+from gtp_vision.cli.main import main
+from gtp_vision.core import sandbox
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import open_store, robomimic, video
 from gtp_vision.datasets.validation import problems
-from gtp_vision.errors import GtpVisionError
 
 Inspect = Callable[..., str]
 Copied = Callable[[str], Path]
@@ -641,6 +641,6 @@ def test_a_folder_of_very_many_files_is_not_counted_to_its_end(tmp_path: Path, m
     for number in range(9):
         (tmp_path / str(number)).write_bytes(b"12345")
     (tmp_path / "again").symlink_to(tmp_path)
-    assert quarantine._size(tmp_path) == 45
-    monkeypatch.setattr(quarantine, "_COUNTED", 4)
-    assert quarantine._size(tmp_path) == 20
+    assert sandbox._size(tmp_path) == 45
+    monkeypatch.setattr(sandbox, "_COUNTED", 4)
+    assert sandbox._size(tmp_path) == 20

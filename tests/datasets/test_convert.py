@@ -14,14 +14,14 @@ import psutil
 import pytest
 from samples import FORMATS as SAMPLES
 
-from gtp_vision.cli import main
-from gtp_vision.cli_data import WRITABLE
+from gtp_vision.cli.data import WRITABLE
+from gtp_vision.cli.main import main
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.differences import differences
 from gtp_vision.datasets.formats import FORMATS, convert, detect, native, open_store
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
-from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
 Copied = Callable[[str], Path]
@@ -321,7 +321,7 @@ def slowly(path, env=None):
     return store
 
 opened, formats.open_store = formats.open_store, slowly
-sys.exit(cli.main(["data", "convert", sys.argv[1], sys.argv[2], "--to", sys.argv[3], "--overwrite"]))
+sys.exit(main(["data", "convert", sys.argv[1], sys.argv[2], "--to", sys.argv[3], "--overwrite"]))
 """
 
 

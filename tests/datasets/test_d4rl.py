@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from refusals import refusal, refused
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import convert, d4rl, detect, native, open_store
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
-from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
 Contents = dict[str, Any]

@@ -5,9 +5,9 @@ import h5py
 import numpy as np
 import pytest
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import detect, native, near_misses, open_store
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
 

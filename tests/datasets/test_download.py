@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from loopback import Answer, Server, file, running, status
 
-from gtp_vision.cli import main
+from gtp_vision.cli.main import main
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.download import download, sources, transfer
 from gtp_vision.datasets.download.ledger import Ledger, digest
-from gtp_vision.errors import GtpVisionError
 
 NAME, REMOTE = "d4rl/hopper-medium-v2", "/gym_mujoco_v2/hopper_medium-v2.hdf5"
 LOCAL = "hopper_medium-v2.hdf5"

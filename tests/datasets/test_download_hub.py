@@ -13,8 +13,8 @@ import huggingface_hub.constants
 import pytest
 from loopback import Server, file, running, status
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.download import Downloaded, download
-from gtp_vision.errors import GtpVisionError
 
 NAME = "lerobot/pusht"
 OLD, NEW = "1" * 40, "2" * 40  # commits

@@ -5,8 +5,8 @@ import h5py
 import numpy as np
 import pytest
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import episodes
-from gtp_vision.errors import GtpVisionError
 
 STEPS = 4
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from samples import FORMATS
+from torture.mutations import damage
 
-from gtp_vision.datasets import quarantine
+from gtp_vision.core import sandbox
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import open_store
 from gtp_vision.datasets.inspection import facts, told
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.validation import problems
-from gtp_vision.errors import GtpVisionError
-from gtp_vision.torture.mutations import damage
 
 ROUNDS = 60  # of each sample
 PATIENCE = 5
@@ -34,7 +34,7 @@ ALLOWED = 200_000_000
 def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("GTP_VISION_PATIENCE", str(PATIENCE))
     yield
-    quarantine.stop()
+    sandbox.stop()
 
 
 def watermark(child: int) -> tuple[int, int]:
@@ -90,7 +90,7 @@ def test_a_damaged_file_opens_or_is_refused_in_a_sentence(
         path.parent.mkdir()
         (shutil.copytree if samples[name].is_dir() else shutil.copyfile)(samples[name], path)
         what = damage(path, random)
-        child = quarantine._started()
+        child = sandbox._started()
         Path(f"/proc/{child.pid}/clear_refs").write_text("5")  # forget the most that was held
         before, _ = watermark(child.pid)
         began = time.monotonic()

@@ -3,9 +3,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
 from gtp_vision.datasets.store import Store, mix
-from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
 

@@ -9,12 +9,12 @@ import h5py
 import numpy as np
 import pytest
 
-from gtp_vision.cli import main
+from gtp_vision.cli.main import main
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.inspection import facts, inspect, success, told
 from gtp_vision.datasets.statistics import array_statistics
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
 
@@ -207,7 +207,7 @@ def test_success_is_told_only_where_it_is_known(
 def test_the_command_needs_no_torch_and_draws(store: Store, tmp_path: Path) -> None:
     path = native.write(tmp_path / "data.h5", store)
     program = (
-        "import sys; from gtp_vision.cli import main; status = main(sys.argv[1:]); "
+        "import sys; from gtp_vision.cli.main import main; status = main(sys.argv[1:]); "
         "sys.exit(status or 99 * ('torch' in sys.modules))"
     )
     drawn = [tmp_path / "pictures" / "frames.png", tmp_path / "pictures" / "actions.png"]

@@ -8,11 +8,11 @@ import h5py
 import numpy as np
 import pytest
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import layout
 from gtp_vision.datasets.arrays import Segmented
 from gtp_vision.datasets.layout import Piece, Source, piece_in_memory, piece_of, through_cache, to_store
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 LENGTHS = (9, 12)
 SIZE = (60, 60, 3)  # an episode of these frames is worth mapping

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from refusals import refusal, refused
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import convert, detect, lerobot, lerobot_writer, native, open_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
-from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
 DEMO = Path(__file__).resolve().parents[2] / "datasets" / "demo" / "visual-puzzle-3x3.h5"

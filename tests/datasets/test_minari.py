@@ -14,10 +14,10 @@ from gymnasium.envs.registration import EnvSpec
 from PIL import Image
 from refusals import refused, replaced
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import detect, minari, open_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import validate
-from gtp_vision.errors import GtpVisionError
 
 Edit = Callable[[h5py.File], Any]
 Recorded = list[dict[str, Any]]

@@ -11,11 +11,11 @@ import numpy as np
 import psutil
 import pytest
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native, open_store
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems, validate
-from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
 Edit = Callable[[h5py.File], None]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from loopback import Server, file, running
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import layout
 from gtp_vision.datasets.download import sources
 from gtp_vision.datasets.formats import ogbench as reader
@@ -17,7 +18,6 @@ from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
 from gtp_vision.envs import choose_backend
-from gtp_vision.errors import GtpVisionError
 
 LENGTHS = (9, 6)  # recorded states of each trajectory
 FRAMES = sum(LENGTHS)

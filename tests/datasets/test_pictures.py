@@ -7,9 +7,9 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import pictures
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
 

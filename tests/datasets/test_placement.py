@@ -7,11 +7,11 @@ import psutil
 import pytest
 import torch
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.placement import place
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store, mix
-from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import resumable
-from gtp_vision.errors import GtpVisionError
 
 FLOAT = np.dtype(np.float32)
 pytestmark = pytest.mark.usefixtures("cache")

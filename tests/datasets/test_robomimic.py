@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from refusals import refused, replaced
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.arrays import Segmented
 from gtp_vision.datasets.formats import convert, detect, open_store, robomimic
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems, validate
-from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
 Edit = Callable[[h5py.File], Any]

@@ -4,11 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.arrays import Segmented
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store, mix
 from gtp_vision.datasets.validation import problems
-from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
 

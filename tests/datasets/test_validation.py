@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import place, problems, validate
-from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
 

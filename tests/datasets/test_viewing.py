@@ -14,12 +14,12 @@ from browser import Browser
 from PIL import Image
 from samples import FORMATS
 
-from gtp_vision.cli import main
+from gtp_vision.cli.main import main
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import viewing
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.inspection import facts
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 
 MakeStore = Callable[..., Store]
 HOSTILE = "</script><script>document.title='no'</script><img src=x onerror=alert(1)>"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import RandomStream
 from gtp_vision.encoders import (
     Augmentation,
     AugmentationConfig,
@@ -18,7 +19,6 @@ from gtp_vision.encoders import (
     RandomShift,
     check_encoder,
 )
-from gtp_vision.errors import GtpVisionError
 
 FRAMES = {"front": (2, 3, 16, 16), "wrist": (2, 3, 12, 20)}
 OFF = {"shift": 0}
@@ -272,7 +272,7 @@ def test_settings_that_would_change_nothing_are_refused(config: EncoderConfig, s
 def test_a_plain_shift_does_without_kornia() -> None:
     code = (
         "import sys, torch\n"
-        "from gtp_vision.datasets.random import RandomStream\n"
+        "from gtp_vision.core.random import RandomStream\n"
         "from gtp_vision.encoders import Augmentation, AugmentationConfig, EncoderConfig\n"
         "config = EncoderConfig(augmentation=AugmentationConfig(erase=0.5))\n"
         "augment = Augmentation(config, {'front': (1, 3, 8, 8)})\n"

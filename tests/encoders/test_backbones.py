@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import EncoderConfig, backbones, check_encoder, timm_backbones
 from gtp_vision.encoders.backbone import Backbone
 from gtp_vision.encoders.normalization import IMAGENET
-from gtp_vision.errors import GtpVisionError
 
 SHAPE = (2, 3, 64, 64)
 VIT, CONV, SWIN = "timm/test_vit", "timm/test_efficientnet", "timm/swin_tiny_patch4_window7_224"

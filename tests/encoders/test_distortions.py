@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as tv
 
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.random import RandomStream
 from gtp_vision.encoders import AugmentationConfig
 from gtp_vision.encoders.distortions import BLUR_REACH, ERASED_ASPECT, Blur, Color, Erasing
 

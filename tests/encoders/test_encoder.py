@@ -3,9 +3,9 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import CameraConfig, Encoder, EncoderConfig
 from gtp_vision.encoders.impala import SIZES, Impala
-from gtp_vision.errors import GtpVisionError
 
 IMAGES = list(SIZES)
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import EncoderConfig
 from gtp_vision.encoders.fusion import Fusion
-from gtp_vision.errors import GtpVisionError
 
 
 def parts(rows: int = 3) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from robomimic.models.base_nets import SpatialSoftmax as Robomimics
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import pooling
-from gtp_vision.errors import GtpVisionError
 
 SHAPE = (6, 3, 5)
 

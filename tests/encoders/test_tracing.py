@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.func import functional_call, grad
 
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.core.random import RandomStream
 from gtp_vision.encoders import Augmentation, AugmentationConfig, CameraConfig, Encoder, EncoderConfig
 
 SHAPES = {"front": (2, 3, 48, 48), "state": (2, 3)}

@@ -13,8 +13,9 @@ from torch import nn
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent, AgentConfig
-from gtp_vision.config import from_command_line
-from gtp_vision.datasets.random import RandomStream
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Batch, Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import EncoderConfig, LoraSettings, check_encoder
@@ -22,7 +23,6 @@ from gtp_vision.encoders.backbone import Backbone
 from gtp_vision.encoders.backbones import create
 from gtp_vision.encoders.settings import TUNINGS
 from gtp_vision.encoders.tuning import parameter_groups, prepare
-from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import checkpoint
 
 BACKBONES = ["impala_tiny", "drq", "resnet18", "robomimic/ShallowConv", "timm/test_efficientnet", "timm/test_vit"]

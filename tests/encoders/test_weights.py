@@ -21,9 +21,9 @@ from torch import nn
 from torchvision import models
 from torchvision.transforms.v2 import functional as pixels
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import Encoder, EncoderConfig, backbones, timm_backbones, weights
 from gtp_vision.encoders.backbone import Backbone
-from gtp_vision.errors import GtpVisionError
 
 LITE0 = "timm/tf_efficientnet_lite0"
 VIT, CONV = "timm/test_vit", "timm/test_efficientnet"

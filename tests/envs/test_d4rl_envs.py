@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.envs import EnvSpec
 from gtp_vision.envs.d4rl import NAMES, find, knows
 from gtp_vision.envs.scores import REFERENCE
-from gtp_vision.errors import GtpVisionError
 
 # name, numbers of an observation, of an action, time limit
 FAMILIES = [

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from gtp_vision.collection.oracles import puzzle_episodes, solution
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.envs import EnvSpec, Rendering, close
 from gtp_vision.envs.ogbench import env_id
-from gtp_vision.envs.oracles import puzzle_episodes, solution
-from gtp_vision.errors import GtpVisionError
 
 
 def test_names_lose_the_data_set_and_gain_a_version() -> None:

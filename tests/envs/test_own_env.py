@@ -8,8 +8,8 @@ import gymnasium
 import numpy as np
 import pytest
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.envs import EnvSpec, close, make_vector, own
-from gtp_vision.errors import GtpVisionError
 
 MODULE = """
 import gymnasium

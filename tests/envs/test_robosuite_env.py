@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gtp_vision.collection.lift_policy import lift_episode
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.envs import EnvSpec
-from gtp_vision.envs.lift import lift_episode
 from gtp_vision.envs.robosuite import RobosuiteEnv, lift_env_args
-from gtp_vision.errors import GtpVisionError
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="robosuite is an extra")
 

@@ -1,8 +1,8 @@
 import pytest
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.envs.d4rl import NAMES
 from gtp_vision.envs.scores import REFERENCE, has_reference, normalised
-from gtp_vision.errors import GtpVisionError
 
 
 @pytest.mark.parametrize(

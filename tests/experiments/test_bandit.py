@@ -7,10 +7,10 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from gtp_vision import policies
+from gtp_vision import models
 from gtp_vision.agents import AGENTS, AgentConfig
-from gtp_vision.cli import main
-from gtp_vision.datasets.random import RandomStream, counter_rng
+from gtp_vision.cli.main import main
+from gtp_vision.core.random import RandomStream, counter_rng
 from gtp_vision.experiments.bandit import LIMITS, bandit, judge, table, theory
 from gtp_vision.experiments.bandit_problem import (
     CONTEXTS,
@@ -27,7 +27,7 @@ from gtp_vision.experiments.bandit_problem import (
     tilted,
 )
 from gtp_vision.experiments.bandit_rows import ROWS, configured
-from gtp_vision.policies.diffusion import VPDiffusionPolicy
+from gtp_vision.models.diffusion import VPDiffusionPolicy
 
 
 def test_the_data_have_the_shares_and_the_rewards_that_are_told() -> None:
@@ -156,7 +156,7 @@ def test_five_steps_of_a_variance_preserving_diffusion_do_not_tell_narrow_modes_
 ) -> None:
     # Its last step answers E[a | x_1], and x_1 is noised by half of an action: why diffusion_bc takes 30 steps, and
     # idql and diffusion_ql 20.
-    policy = policies.create(1, 2, policies.PolicyConfig(family="vp_diffusion", grid=steps, hidden=[8]))
+    policy = models.create(1, 2, models.PolicyConfig(family="vp_diffusion", grid=steps, hidden=[8]))
     assert isinstance(policy, VPDiffusionPolicy)
     modes, shares, abar = torch.tensor(MODES).float(), torch.tensor(SHARES[1]).float(), policy.abar
 

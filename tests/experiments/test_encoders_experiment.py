@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from gtp_vision.cli import main
+from gtp_vision.cli.main import main
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 from gtp_vision.experiments import encoders
-from gtp_vision.training.trials import restore
+from gtp_vision.training.evaluate import restore
 
 ROW = "impala_small from scratch"
 

@@ -4,11 +4,11 @@ from dataclasses import fields
 
 import pytest
 
-from gtp_vision.cli import main
+from gtp_vision.cli.main import main
 from gtp_vision.experiments import ablation
 from gtp_vision.experiments.maps import DATA, SETTINGS, table
 from gtp_vision.experiments.multigoal import METHODS, one_method
-from gtp_vision.policies import PolicyConfig
+from gtp_vision.models import PolicyConfig
 from gtp_vision.training.jobs import side_by_side
 
 KS = ["1", "2", "3", "5", "10"]

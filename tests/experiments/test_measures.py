@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from gtp_vision.datasets.random import counter_rng
+from gtp_vision.core.random import counter_rng
 from gtp_vision.experiments.fitting import fit, unconditional
 from gtp_vision.experiments.measures import act_milliseconds, draw, map_error, modes_hit, wasserstein
 from gtp_vision.experiments.problems import Mixture, four_modes, gaussian
-from gtp_vision.policies import GTPPolicy, PolicyConfig
+from gtp_vision.models import GTPPolicy, PolicyConfig
 
 
 class Exact(GTPPolicy):

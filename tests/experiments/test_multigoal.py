@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gtp_vision.cli import main
-from gtp_vision.datasets.random import counter_rng
+from gtp_vision.cli.main import main
+from gtp_vision.core.random import counter_rng
 from gtp_vision.experiments.multigoal import GOALS, METHODS, demonstrate, measure, one_method, rollout
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from gtp_vision.datasets.random import counter_rng
+from gtp_vision.core.random import counter_rng
 from gtp_vision.experiments.problems import Mixture, four_modes, gaussian, two_modes
 
 

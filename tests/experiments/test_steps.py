@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gtp_vision.cli import main
-from gtp_vision.compilers import has_compiler
-from gtp_vision.config import from_command_line
+from gtp_vision.cli.main import main
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.core.compile import has_compiler
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.experiments.steps import sweep, table

@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import gtp_vision
-from gtp_vision.cli import main
-from gtp_vision.config import from_command_line
+from gtp_vision.cli.main import main
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.random import EpisodeNoise
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.evaluation.evaluator import as_seen
 from gtp_vision.serving import artifact
 from gtp_vision.serving.policy import Policy, Session
-from gtp_vision.training.evaluation import as_seen
+from gtp_vision.training.evaluate import actor_of, restore
 from gtp_vision.training.trainer import train
-from gtp_vision.training.trials import actor_of, restore
 
 SMALL = [
     *("task=own", "agent.policy.hidden=[16]", "training.device=cpu", "training.batch_size=8", "training.steps=2"),

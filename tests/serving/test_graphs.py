@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import gtp_vision
-from gtp_vision.cli import main
-from gtp_vision.config import from_command_line
+from gtp_vision.cli.main import main
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 from gtp_vision.serving import graphs
 from gtp_vision.serving.policy import Policy
 from gtp_vision.training.trainer import train

@@ -12,8 +12,8 @@ import pytest
 from websockets.sync.client import connect
 
 import gtp_vision
-from gtp_vision.cli import main
-from gtp_vision.serving.bench_serve import _two_cameras, _wrong, bench_serve
+from gtp_vision.bench.serve import _two_cameras, _wrong, bench_serve
+from gtp_vision.cli.main import main
 from gtp_vision.serving.protocol import packed, unpacked
 
 
@@ -75,7 +75,7 @@ def test_the_measurement_counts_and_compares(folder: Path, capsys: pytest.Captur
     assert found["act_ms_p50"] < found["round_trip_ms_p50"]
     policy = gtp_vision.load_policy(folder)
     assert _wrong(policy, 0, np.zeros((3, 1, 7), np.float32)) == 3, "a wrong answer is found"
-    with pytest.raises(gtp_vision.errors.GtpVisionError, match="at least one client"):
+    with pytest.raises(gtp_vision.core.errors.GtpVisionError, match="at least one client"):
         bench_serve(folder, clients=0)
 
 

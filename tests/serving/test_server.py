@@ -23,8 +23,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from gtp_vision import agents
-from gtp_vision.config import from_command_line
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.serving import server as module
 from gtp_vision.serving.policy import Policy, Session
 from gtp_vision.serving.protocol import packed, unpacked

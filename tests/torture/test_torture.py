@@ -11,14 +11,14 @@ import msgpack
 import numpy as np
 import pytest
 
-from gtp_vision.errors import GtpVisionError
-from gtp_vision.torture import messages
+from gtp_vision.core.errors import GtpVisionError
+from torture import messages
 
 
 def test_killed_runs_go_on_bit_for_bit_and_damage_is_told() -> None:
     asked = ["--kills", "5", "--real", "1", "--fault", "the clock jumps", "--inputs", "120"]
     told = subprocess.run(
-        [sys.executable, "-P", "-m", "gtp_vision.torture", *asked],
+        [sys.executable, "-P", "-m", "torture", *asked],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -55,7 +55,7 @@ def test_damage_is_done_to_messages(tmp_path: Path) -> None:
 
 
 def test_a_bad_end_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gtp_vision.torture import inputs, watched
+    from torture import inputs, watched
 
     def used(path: Path) -> str:
         number = int(path.parent.name) if path.parent.name.isdigit() else -1

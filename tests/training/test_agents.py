@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from gtp_vision.agents import AGENTS
-from gtp_vision.cli import main
-from gtp_vision.config import from_command_line
+from gtp_vision.cli.main import main
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.random import RandomStream
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.training import eager as updates
 from gtp_vision.training import trainer
-from gtp_vision.training import update as updates
-from gtp_vision.training.parts import Parts, build
+from gtp_vision.training.build import Parts, build
 
 MakeStore = Callable[..., Store]
 NAMES = sorted(AGENTS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.training import checkpoint
 
 
@@ -110,7 +110,7 @@ _FILL = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.training import checkpoint
 
 module = torch.nn.Linear(512, 512)

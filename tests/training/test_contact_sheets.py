@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gtp_vision.config import Config, from_command_line
+from gtp_vision.config.schema import Config, from_command_line
 from gtp_vision.datasets.sampler import Batch
 from gtp_vision.training import pictures, trainer
-from gtp_vision.training.parts import Parts, build
+from gtp_vision.training.build import Parts, build
 
 TINY = [
     *("task=demo", "training=demo", "agent=gtp_bc_demo", "encoder=demo", "training.batch_size=8"),

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from gtp_vision.config import Config, from_command_line
+from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder
-from gtp_vision.errors import GtpVisionError
-from gtp_vision.training import trainer, trials
+from gtp_vision.training import evaluate, trainer
+from gtp_vision.training.build import build, shapes
 from gtp_vision.training.data import constant_dimensions, fit, open_data
-from gtp_vision.training.parts import build, shapes
 
 MakeStore = Callable[..., Store]
 TINY = [
@@ -134,7 +134,7 @@ def test_own_data_need_no_simulator(folder: Path, capsys: pytest.CaptureFixture[
     assert results["env"] is None
     assert "last" not in results
     with pytest.raises(GtpVisionError, match="trained without a simulator"):
-        trials.evaluate_run(folder / "run")
+        evaluate.evaluate_run(folder / "run")
     with pytest.raises(GtpVisionError, match=r"task\.env=null names no data set"):
         from_command_line(["task=own"])
 
@@ -162,4 +162,4 @@ def test_evaluating_copies_no_frames_to_the_device(folder: Path) -> None:
     made = config(folder, f"task.dataset={folder / 'a.h5'}", "training.placement=device")
     trainer.train(made, progress=False)
     assert "on cpu" in build(made).where
-    assert "mapped from" in trials.restore(folder / "run")[1].where
+    assert "mapped from" in evaluate.restore(folder / "run")[1].where

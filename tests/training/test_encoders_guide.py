@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from gtp_vision.cli import main
+from gtp_vision.cli.main import main
 
 GUIDE = Path(__file__).parents[2] / "docs" / "encoders.md"
 SMALL = ["training.steps=2", "training.batch_size=4", "training.log_every=1", "training.device=cpu"]

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from gtp_vision.agents import AGENTS
-from gtp_vision.config import Config, from_command_line, to_yaml
+from gtp_vision.config.schema import Config, from_command_line, to_yaml
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sources import source_of, source_of_all
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import checkpoint, engines
+from gtp_vision.training.build import Parts, build, sibling
 from gtp_vision.training.engines import Eager, Engine, Functional, choose
-from gtp_vision.training.parts import Parts, build, sibling
 from gtp_vision.training.seeds import seeds_of
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import torch
 from gymnasium.spaces import Box, Dict
 
 from gtp_vision.envs import EnvSpec, by_name
-from gtp_vision.training.evaluation import Actor, Episode, EpisodeNoise, Evaluator
+from gtp_vision.evaluation.evaluator import Actor, Episode, EpisodeNoise, Evaluator
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the simulators' processes do not know the tests
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from gtp_vision.config import from_command_line
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import EpisodeNoise, RandomStream
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
-from gtp_vision.datasets.random import EpisodeNoise, RandomStream
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.evaluation.evaluator import Episode, Evaluator, random_actor, summary
+from gtp_vision.training import eager as updates
 from gtp_vision.training import trainer
-from gtp_vision.training import update as updates
-from gtp_vision.training.evaluation import Episode, Evaluator, random_actor, summary
-from gtp_vision.training.parts import build, goals_of, shapes
+from gtp_vision.training.build import build, goals_of, shapes
 
 MakeStore = Callable[..., Store]
 SMALL = [

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from gtp_vision.config import Config, from_command_line
+from gtp_vision.config.schema import Config, from_command_line
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.training import health, trainer
+from gtp_vision.training.build import build
 from gtp_vision.training.health import Health, Spread, spread_of, value_bound
-from gtp_vision.training.parts import build
 
 SMALL = [
     *("task=own", "task.name=small", "encoder=state", "training.device=cpu", "training.eval_episodes=0"),

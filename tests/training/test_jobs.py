@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gtp_vision.config import from_command_line, to_yaml
+from gtp_vision.config.schema import from_command_line, to_yaml
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import jobs
 
 SMALL = [

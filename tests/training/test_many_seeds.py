@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gtp_vision import cli
-from gtp_vision.config import Config, from_command_line
+from gtp_vision.cli.main import main
+from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import checkpoint, trainer
+from gtp_vision.training.evaluate import restore
 from gtp_vision.training.seeds import summary
-from gtp_vision.training.trials import restore
 
 SMALL = [
     *("task=own", "task.name=small", "agent=gtp", "encoder=state", "training.device=cpu", "training.eval_episodes=0"),
@@ -124,11 +124,11 @@ def test_one_seed_of_several_can_be_named_to_eval_and_all_cannot(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trainer.train(config_of(data, tmp_path, "training.steps=1", "training.seeds=2"), progress=False)
-    assert cli.main(["eval", str(tmp_path)]) == 2
+    assert main.main(["eval", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert "holds 2 runs" in told
     assert str(tmp_path / "seed_0") in told
-    assert cli.main(["report", str(tmp_path), "--out", str(tmp_path / "again.html")]) == 0
+    assert main.main(["report", str(tmp_path), "--out", str(tmp_path / "again.html")]) == 0
     assert "seed_1" in (tmp_path / "again.html").read_text()
 
 

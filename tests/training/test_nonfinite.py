@@ -17,16 +17,16 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from gtp_vision.agents import AGENTS
-from gtp_vision.config import Config, from_command_line
+from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sources import source_of, source_of_all
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import checkpoint, health, nonfinite, recovery, trainer
+from gtp_vision.training.build import Parts, build, sibling
+from gtp_vision.training.eager import update
 from gtp_vision.training.engines import Eager, Engine, Functional
-from gtp_vision.training.parts import Parts, build, sibling
 from gtp_vision.training.seeds import seeds_of
-from gtp_vision.training.update import update
 
 ROW, BATCH, STEPS = 17, 8, 12
 SMALL = [

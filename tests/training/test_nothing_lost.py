@@ -15,14 +15,14 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from gtp_vision import cli
-from gtp_vision.config import Config, from_command_line
+from gtp_vision.cli.main import main
+from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import checkpoint, engines, trainer
-from gtp_vision.training import update as updates
-from gtp_vision.training.parts import Parts
+from gtp_vision.training import eager as updates
+from gtp_vision.training.build import Parts
 from gtp_vision.training.processes import told_of_lost_processes
 
 SMALL = [
@@ -164,7 +164,7 @@ def test_a_second_training_in_a_folder_is_refused(
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with FileLock(run / ".lock"):
         more = [str(run)] if how == "--resume" else [*SMALL, f"task.dataset={data}", f"run_dir={run}"]
-        assert cli.main(["train", how, *more]) == 2
+        assert main.main(["train", how, *more]) == 2
     assert f"another process trains in {run}; wait for it" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     trainer.train(finished, overwrite=True, progress=False)
@@ -205,16 +205,16 @@ def test_a_state_that_somebody_wrote_is_refused_in_a_sentence(
     path = Path(finished.run_dir) / "checkpoints" / "step_10"
     (path / "state.json").write_text(json.dumps(STATES[state]))
     reseal(path)
-    assert cli.main(["train", "--resume", finished.run_dir]) == 2
+    assert main.main(["train", "--resume", finished.run_dir]) == 2
     assert "state.json" in capsys.readouterr().err
 
 
 def reseal(folder: Path) -> None:
     """As somebody would who wants a checkpoint of his to be believed."""
-    from gtp_vision.training import sealing
+    from gtp_vision.core import manifest
 
     (folder / "manifest.json").unlink()
-    sealing.seal(folder)
+    manifest.seal(folder)
 
 
 HEADERS = {

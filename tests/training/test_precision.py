@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from gtp_vision.config import from_command_line, from_run
+from gtp_vision.config.schema import from_command_line, from_run
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import Encoder, EncoderConfig
-from gtp_vision.errors import GtpVisionError
 from gtp_vision.training import trainer
-from gtp_vision.training.parts import build, set_products
-from gtp_vision.training.trials import restore
+from gtp_vision.training.build import build, set_products
+from gtp_vision.training.evaluate import restore
 
 SHAPES = {"front": (2, 3, 48, 48), "state": (2, 3)}
 TINY = [

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from gtp_vision.config import Config, from_command_line
+from gtp_vision.config.schema import Config, from_command_line
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.training import trainer
-from gtp_vision.training.parts import build
+from gtp_vision.training.build import build
 from gtp_vision.training.probes import PROBE, START, Watch, cosine_distance, linear_cka, linear_probe, spread
 
 EPISODES = np.repeat(np.arange(20), 15)

@@ -18,20 +18,20 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
 
-from gtp_vision.cli import main
-from gtp_vision.config import TrainingConfig, from_command_line
+from gtp_vision.cli.main import main
+from gtp_vision.config.schema import TrainingConfig, from_command_line
+from gtp_vision.core.distributed import global_moments, said_anywhere
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.random import EpisodeNoise
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec
-from gtp_vision.errors import GtpVisionError
-from gtp_vision.reduce import global_moments, said_anywhere
+from gtp_vision.evaluation.evaluator import Evaluator, StoppedError, random_actor
 from gtp_vision.training import trainer
-from gtp_vision.training.evaluation import Evaluator, StoppedError, random_actor
-from gtp_vision.training.member import InterruptedRunError
-from gtp_vision.training.parts import build
+from gtp_vision.training.build import build
+from gtp_vision.training.eager import update
 from gtp_vision.training.processes import accelerator_of, global_batch, shares
-from gtp_vision.training.update import update
+from gtp_vision.training.run import InterruptedRunError
 
 ENV, STATE, ACTIONS, EPISODES = "puzzle-3x3-play-singletask-task1", 55, 5, 3
 SMALL = [

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gtp_vision.cli import main
-from gtp_vision.config import from_command_line
+from gtp_vision.cli.main import main
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import d4rl
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs.scores import normalised
-from gtp_vision.errors import GtpVisionError
-from gtp_vision.training import member
-from gtp_vision.training.trials import evaluate_run
+from gtp_vision.training import run as training_run
+from gtp_vision.training.evaluate import evaluate_run
 
 SMALL = [
     *("task=own", "task.env=hopper-medium-replay-v2", "task.max_episode_steps=30", "encoder=state", "agent=gtp"),
@@ -69,7 +69,7 @@ def test_every_evaluation_is_made_once_more_with_several_candidates(run: Path) -
 
 def test_the_best_evaluation_has_the_highest_score_and_else_success_and_return() -> None:
     def found(success: float, total: float, **more: float) -> tuple[float, ...]:
-        return member._merit({"success": success, "return": total, **more})
+        return training_run._merit({"success": success, "return": total, **more})
 
     assert found(0.0, 9.0, score=3.0) > found(0.0, 99.0, score=2.0)
     assert found(0.5, -9.0) > found(0.4, 9.0)

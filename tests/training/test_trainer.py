@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gtp_vision.config import Config, from_command_line
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.training import eager as updates
 from gtp_vision.training import engines, trainer
-from gtp_vision.training import update as updates
-from gtp_vision.training.parts import Parts, build
+from gtp_vision.training.build import Parts, build
 
 TINY = [
     "task=demo",

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from gtp_vision.config import Config, from_command_line
+from gtp_vision.collection import collect
+from gtp_vision.collection.recording import seed_of
+from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import convert
 from gtp_vision.datasets.store import Store
-from gtp_vision.errors import GtpVisionError
+from gtp_vision.evaluation.evaluator import EpisodeNoise, Evaluator
 from gtp_vision.training import trainer
-from gtp_vision.training.collection import collect
-from gtp_vision.training.collection.parts import seed_of
 from gtp_vision.training.data import open_data
-from gtp_vision.training.evaluation import EpisodeNoise, Evaluator
-from gtp_vision.training.trials import check_simulator, env_spec, eval_seed, evaluate_run
+from gtp_vision.training.evaluate import check_simulator, env_spec, eval_seed, evaluate_run
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="robosuite is an extra")
 

@@ -1,0 +1,1 @@
+"""What training, acting, loading and serving cost: `gtp-vision bench ...`."""

@@ -1,0 +1,199 @@
+"""`gtp-vision data WHAT`: what a person types about data sets."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from gtp_vision.core.errors import GtpVisionError
+
+_COLLECT = """\
+Record demonstrations: seeded, in parallel processes, and resumable: the same command goes on where it was interrupted.
+
+  gtp-vision data collect ogbench/cube-single-play --out data/ --episodes 100           OGBench's own recipe
+  gtp-vision data collect ogbench/visual-puzzle-3x3-play-singletask-task1 --out p.h5    one task, solved or not
+  gtp-vision data collect robosuite/Lift --out lift.hdf5 --episodes 20                  robomimic's format, two cameras
+  gtp-vision data collect gymnasium/Hopper-v4 --policy sac --out data/                  D4RL's format, SAC's replay
+"""
+_COLLECT_OPTIONS = (
+    *("episodes", "seed", "limit", "noise", "expert", "wander", "shadow_size", "multisamples", "cameras", "size"),
+    *("states_only", "compress", "policy", "steps", "medium_steps", "sets"),
+)
+WRITABLE = ("native", "robomimic", "d4rl", "lerobot")
+"""What help says that `data convert` writes; the registry is not imported for a line of help."""
+
+
+def add(verbs: Any) -> None:
+    """Add the verb `data` to the command line's verbs (argparse's subparsers)."""
+    data = verbs.add_parser("data", help="inspect, convert, download or collect data sets")
+    what = data.add_subparsers(dest="what", metavar="WHAT", required=True)
+
+    inspect = what.add_parser("inspect", help="what a data set holds and what is wrong with it")
+    inspect.add_argument("path", type=Path)
+    inspect.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    inspect.add_argument("--sheet", type=Path, metavar="PNG", help="draw first, middle and last frames of all cameras")
+    inspect.add_argument("--actions", type=Path, metavar="PNG", help="draw a histogram of each action dimension")
+    inspect.add_argument("--json", action="store_true")
+    inspect.set_defaults(run=_inspect)
+
+    view = what.add_parser("view", help="a page on which to go through its episodes, frame by frame")
+    view.add_argument("path", type=Path)
+    view.add_argument("--out", type=Path, metavar="HTML", help="default: the data set's name with .html, here")
+    view.add_argument("--episodes", type=int, metavar="N", help="how many, evenly spread; default 6, at most 50")
+    view.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    view.set_defaults(run=_view)
+
+    convert = what.add_parser("convert", help="write a data set in another format")
+    convert.add_argument("source", type=Path)
+    convert.add_argument("target", type=Path)
+    convert.add_argument(
+        "--to",
+        required=True,
+        metavar="FORMAT",
+        type=_writable,
+        help=" or ".join([", ".join(WRITABLE[:-1]), WRITABLE[-1]]),
+    )
+    convert.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    convert.add_argument("--overwrite", action="store_true", help="replace what stands at the target")
+    convert.set_defaults(run=_convert)
+
+    download = what.add_parser("download", help="fetch a published data set by its name")
+    download.add_argument(
+        "name",
+        help="d4rl/hopper-medium-v2, ogbench/cube-single-play-v0, robomimic/lift/ph/low_dim_v15, lerobot/pusht, "
+        "hf://OWNER/NAME",
+    )
+    download.add_argument("--to", type=Path, metavar="FOLDER", help="default: where the set's own library looks for it")
+    download.add_argument("--mirror", action="append", default=[], metavar="URL", help="tried first; may be repeated")
+    download.add_argument("--revision", help="branch, tag or commit, of sets of the Hugging Face hub")
+    download.add_argument("--filename", metavar="PATTERN", help="only files whose names match, e.g. '*-val.npz'")
+    download.set_defaults(run=_download)
+
+    collect = what.add_parser(
+        "collect",
+        help="record demonstrations in a simulator",
+        description=_COLLECT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # each kind has its own defaults, and refuses what it does not know
+    )
+    collect.add_argument("env", help="e.g. ogbench/cube-single-play")
+    collect.add_argument("--out", type=Path, required=True, help="the file to be; a folder for OGBench's own recipes")
+    collect.add_argument("--episodes", type=int, help="how many; default 100, OGBench's number, or 20 of Lift")
+    collect.add_argument("--seed", type=int, help="default 0")
+    collect.add_argument("--limit", type=int, help="most steps of one; default 80, OGBench's number, or 100 of Lift")
+    collect.add_argument("--noise", type=float, help="largest deviation of action noise; default 0.3, or 0.1 of Lift")
+    collect.add_argument("--expert", type=float, help="share of episodes that solve the single task; default 0.5")
+    collect.add_argument("--wander", type=float, help="probability of wandering off, unrecorded; default 0.5")
+    collect.add_argument("--shadow-size", type=int, help="texels of the shadow map (default: the simulator's)")
+    collect.add_argument("--multisamples", type=int, help="samples a pixel (default: the simulator's)")
+    collect.add_argument("--cameras", help="of robosuite, with commas between; default agentview,robot0_eye_in_hand")
+    collect.add_argument("--size", type=int, help="height and width of robosuite's frames; default 84")
+    collect.add_argument("--states-only", action="store_true", help="no cameras of robosuite")
+    collect.add_argument("--policy", help="that collects Gymnasium's tasks: sac")
+    collect.add_argument("--steps", type=int, help="SAC's training steps; default 100000")
+    collect.add_argument(
+        "--sets", help="of SAC: replay, medium, medium-expert, with commas between; default the first two"
+    )
+    collect.add_argument("--medium-steps", type=int, help="steps of SAC's medium set; default as many as --steps")
+    collect.add_argument("--compress", action="store_true", help="gzip: small, but not mappable in place")
+    collect.add_argument("--processes", type=int, help="default one a core; of SAC: threads, default 1")
+    collect.add_argument("--overwrite", action="store_true", default=False, help="replace what stands at --out")
+    collect.set_defaults(run=_collect)
+
+
+def _writable(name: str) -> str:
+    """The name of a format that can be written; the registry is imported only for this."""
+    from gtp_vision.datasets.formats import check_writable
+
+    check_writable(name)
+    return name
+
+
+def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.datasets import pictures
+    from gtp_vision.datasets.inspection import inspect, told
+
+    wanted = [
+        (arguments.sheet, pictures.write_contact_sheet),
+        (arguments.actions, pictures.write_action_histograms),
+    ]
+    for target in filter(None, (arguments.sheet, arguments.actions)):
+        pictures.check_target(target)
+    if arguments.sheet and arguments.actions and arguments.sheet.resolve() == arguments.actions.resolve():
+        raise GtpVisionError(f"--sheet and --actions both name {arguments.sheet}; name two files")
+    found, store = inspect(arguments.path, arguments.env)
+    print(json.dumps(found) if arguments.json else told(found), flush=True)
+    for target, draw in wanted:
+        if target:
+            try:
+                draw(target, store)
+            except GtpVisionError as error:  # there is nothing to draw: no fault of its own
+                print(f"gtp-vision: {error}", file=sys.stderr)
+    return 2 if found["problems"] else 0
+
+
+def _view(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.datasets import viewing
+    from gtp_vision.datasets.inspection import inspect
+
+    target = arguments.out or Path(f"{arguments.path.resolve().stem}.html")
+    episodes = viewing.EPISODES if arguments.episodes is None else arguments.episodes
+    viewing.check(target, episodes)
+    found, store = inspect(arguments.path, arguments.env)
+    viewing.write_page(target, found, store, episodes)
+    for kind in ("problems", "warnings"):
+        for told in found[kind]:
+            print(f"  {kind[:-1].upper()} {''.join(letter if letter.isprintable() else '?' for letter in told)}")
+    name = "".join(letter if letter.isprintable() else "?" for letter in str(target))
+    print(f"{name}: {target.stat().st_size / 1e6:.1f} MB, open it in a browser")
+    return 2 if found["problems"] else 0
+
+
+def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.datasets.differences import differences
+    from gtp_vision.datasets.formats import convert, open_store
+
+    before = open_store(arguments.source, arguments.env)  # now: the target may be the source
+    store = convert(arguments.source, arguments.target, arguments.to, arguments.env, overwrite=arguments.overwrite)
+    name = "".join(letter if letter.isprintable() else "?" for letter in str(arguments.target))
+    print(f"{name}: {arguments.to}, {store.episodes} episodes, {len(store)} frames")
+    for told in differences(before, store) or ["every frame, action, reward and flag is as it was"]:
+        print(f"  {told}")
+    return 0
+
+
+def _download(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.datasets.download import download
+
+    found = download(
+        arguments.name,
+        arguments.to,
+        mirrors=arguments.mirror,
+        revision=arguments.revision,
+        pattern=arguments.filename,
+    )
+    print(found.told())
+    return 0
+
+
+def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.collection import collect
+
+    given = vars(arguments)
+    # SAC's networks are small: a second thread gains little, and on a busy machine the first one waits for it.
+    usual = 1 if "policy" in given else os.cpu_count() or 1
+    told = collect(
+        arguments.env,
+        arguments.out,
+        {name: given[name] for name in _COLLECT_OPTIONS if name in given},
+        processes=given.get("processes", usual),
+        command=" ".join(["gtp-vision", *arguments.words]),
+        overwrite=arguments.overwrite,
+        progress=os.environ.get("TQDM_DISABLE") != "1",  # tqdm's own switch, which an explicit argument would override
+    )
+    print(told)
+    return 0

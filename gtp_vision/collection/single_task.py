@@ -1,0 +1,181 @@
+"""Single-task puzzles and cubes, solved or not, into a native file (so the package's own data set was made)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+
+from gtp_vision.collection import oracles
+from gtp_vision.collection.recording import Parts, recorded, require_at_least, seed_of, versions
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.validation import validate
+from gtp_vision.envs import EnvSpec, Rendering, choose_backend
+
+
+@dataclass(frozen=True)
+class _Visits:
+    """Records visit k as a function of (seed, k) alone."""
+
+    kind: str
+    spec: EnvSpec
+    seed: int
+    expert: float
+    noise: float
+    wander: float
+    limit: int
+
+    def make(self) -> gymnasium.Env:
+        return self.spec.make()
+
+    def record(self, env: gymnasium.Env, episode: int) -> dict[str, np.ndarray]:
+        visit = oracles.DEMONSTRATORS[self.kind](
+            env, seed_of(self.seed, episode), self.expert, self.noise, self.wander, self.limit
+        )
+        told = {
+            "lengths": np.array([len(recording.actions) for recording in visit], np.int64),
+            "terminal": np.array([recording.terminal for recording in visit], bool),
+            "expert": np.array(any(recording.expert for recording in visit)),
+            "solved": np.array(any(recording.success for recording in visit)),
+        }
+        if visit:
+            told |= {
+                name: np.concatenate([getattr(recording, name) for recording in visit])
+                for name in ("observations", "actions", "rewards")
+            }
+            if told["observations"].dtype != np.uint8:
+                told["observations"] = told["observations"].astype(np.float32)
+        return told
+
+
+def collect(
+    env: str,
+    out: Path,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    expert: float = 0.5,
+    noise: float = 0.3,
+    wander: float = 0.5,
+    limit: int = 80,
+    shadow_size: int | None = None,
+    multisamples: int | None = None,
+    compress: bool = False,
+    processes: int,
+    command: str,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> str:
+    """Record an oracle at a single-task OGBench puzzle or cube.
+
+    Visit k is a function of (seed, k) alone, whatever the number of processes.
+
+    Args:
+        env: OGBench's environment name; frames are recorded where it is a visual one, else states.
+        out: the file to be; an existing one is replaced when the new one is whole.
+        episodes: how many visits; one gives a recording, and one more for each wandering in between.
+        seed: of the whole set.
+        expert: share of visits that press the right buttons.
+        noise: largest deviation of a visit's action noise.
+        wander: probability that the hand wanders off before a button (see `oracles.puzzle_episodes`).
+        limit: most steps of a visit.
+        shadow_size: see `Rendering`.
+        multisamples: see `Rendering`.
+        compress: gzip, for a small file to be carried in a repository.
+        processes: worker processes.
+        command: the command line, recorded in the file.
+        progress: show a bar.
+        overwrite: replace what stands there already.
+
+    Returns:
+        What was recorded, a sentence.
+
+    Raises:
+        GtpVisionError: nobody demonstrates this environment; a setting out of range; no OpenGL library.
+    """
+    kind = next((kind for kind in oracles.DEMONSTRATORS if kind in env), "")
+    if not kind:
+        raise GtpVisionError(
+            f"'{env}' cannot be collected: demonstrators know {', '.join(oracles.DEMONSTRATORS)} with a single task; "
+            f"choose an environment like visual-puzzle-3x3-play-singletask-task1"
+        )
+    require_at_least(episodes=(episodes, 1), limit=(limit, 1), processes=(processes, 1), seed=(seed, 0))
+    require_at_least(noise=(noise, 0))
+    for name, share in (("expert", expert), ("wander", wander)):
+        if not 0 <= share <= 1:
+            raise GtpVisionError(f"--{name} {share} must lie within [0, 1]")
+    rendering, pixels = Rendering(shadow_size, multisamples), env.startswith("visual-")
+    spec = EnvSpec(env, rendering, pixels=pixels, max_episode_steps=limit + 1)
+    if pixels:
+        choose_backend()
+    settings = {"env": env, "episodes": episodes, "seed": seed, "expert": expert, "noise": noise, "wander": wander}
+    settings |= {
+        "limit": limit,
+        "rendering": rendering.record(),
+        "versions": versions("ogbench", "mujoco", pixels=pixels),
+    }
+    settings |= {"compress": compress}
+    visits = _Visits(kind, spec, seed, expert, noise, wander, limit)
+    with recorded(
+        out,
+        visits,
+        episodes=episodes,
+        settings=settings,
+        command=command,
+        processes=processes,
+        progress=progress,
+        overwrite=overwrite,
+        unit="visit",
+    ) as parts:
+        outcomes = [parts.load(number, "expert", "solved") for number in range(episodes)]
+        store = _joined(parts)
+        store.attributes = {
+            "source": "OGBench's Markov oracle",
+            "suite": "ogbench",
+            "env": env,
+            "rendering": rendering.record(),
+            "seed": seed,
+            "visits": episodes,
+            "expert_visits": sum(bool(outcome["expert"]) for outcome in outcomes),
+            "solved_visits": sum(bool(outcome["solved"]) for outcome in outcomes),
+            "command": parts.command,
+            "versions": settings["versions"],
+        }
+        validate(store)
+        with parts.whole(out) as aside:
+            native.write(aside, store, compression="gzip" if compress else None)
+    return (
+        f"{out}: {store.episodes} episodes, {len(store)} frames, {store.attributes['solved_visits']} of {episodes} "
+        f"visits solved, {out.stat().st_size / 1e6:.1f} MB"
+    )
+
+
+def _joined(parts: Parts) -> Store:
+    """The store of all visits; its observations are mapped from a file beside the parts, for there may be many."""
+    marks = [parts.load(number, "lengths", "terminal") for number in range(parts.count)]
+    lengths = np.concatenate([mark["lengths"] for mark in marks])
+    if not lengths.size:
+        raise GtpVisionError("no visit recorded anything; raise --limit")
+    ends = np.cumsum(lengths)
+    terminals = np.zeros(ends[-1], bool)
+    terminals[ends - 1] = np.concatenate([mark["terminal"] for mark in marks])
+    timeouts = np.zeros(ends[-1], bool)
+    timeouts[ends - 1] = ~terminals[ends - 1]
+    recording = [number for number, mark in enumerate(marks) if mark["lengths"].size]
+    joined = {}
+    for name in ("observations", "actions", "rewards"):
+        with parts.whole(parts.folder / f"{name}.npy") as aside, aside.open("wb") as stream:
+            parts.stack(name, recording, int(ends[-1]), stream)
+        joined[name] = np.load(parts.folder / f"{name}.npy", mmap_mode="r")
+    return Store(
+        observations={"camera" if joined["observations"].dtype == np.uint8 else "state": joined["observations"]},
+        actions=joined["actions"],
+        rewards=joined["rewards"],
+        terminals=terminals,
+        timeouts=timeouts,
+        episode_ends=ends,
+    )

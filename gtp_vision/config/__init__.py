@@ -1,0 +1,1 @@
+"""The typed schema of everything under configs/, and its presets."""

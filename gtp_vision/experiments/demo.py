@@ -1,0 +1,142 @@
+"""`gtp-vision demo`: the whole pipeline on the data set that this package carries."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.envs import EnvSpec
+from gtp_vision.evaluation.evaluator import Evaluator, random_actor
+from gtp_vision.report import build_report
+from gtp_vision.training import evaluate
+from gtp_vision.training.data import open_data
+
+AGENTS = ("gtp", "gtp_bc")
+
+
+def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = (), progress: bool = True) -> dict[str, Any]:
+    """Train GTP and GTP-BC from pixels, evaluate both and random actions in the simulator, write one report.
+
+    Args:
+        out: folder for both runs and the report; a demo that stands there is replaced.
+        seed: of both runs.
+        overrides: further settings, e.g. `training.steps=100`.
+        progress: show bars.
+
+    Returns:
+        JSON-able results: success of GTP (`success`), of GTP-BC and of random actions, episodes, seconds by phase,
+        the report's path.
+    """
+    marker = out / "demo.json"
+    if out.exists() and any(out.iterdir()) and not marker.exists():
+        raise GtpVisionError(f"{out} is not empty and holds no demo; choose another folder with --out")
+    if out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    marker.write_text("{}")
+
+    started = time.perf_counter()
+    common = ["task=demo", "training=demo", "encoder=demo", f"seed={seed}", *overrides]
+    settings = {agent: [f"agent={agent}_demo", f"run_dir={out / agent}", *common] for agent in AGENTS}
+    config = from_command_line(settings["gtp"])
+    with _side_by_side(settings, progress):
+        chance = _random(config)
+    runs = {agent: json.loads((out / agent / "results.json").read_text()) for agent in AGENTS}
+    build_report(
+        [out / agent for agent in AGENTS],
+        out / "report.html",
+        title="A policy that learned from pixels",
+        baselines=[{"agent": "random", "last": chance}],
+        notes=[
+            "Two of the nine buttons must be pressed, in either order. Half of the demonstrations press wrong "
+            "buttons: cloning them all (gtp_bc) repeats their mistakes; weighing them by a critic (gtp) avoids most "
+            "of them."
+        ],
+    )
+    seconds = {f"train_{agent}": run["train_seconds"] for agent, run in runs.items()}
+    seconds |= {f"eval_{agent}": run["eval_seconds"] for agent, run in runs.items()}
+    seconds |= {"eval_random": chance["seconds"], "total": time.perf_counter() - started}
+    results = {
+        "success": runs["gtp"]["last"]["success"],
+        "success_bc": runs["gtp_bc"]["last"]["success"],
+        "success_random": chance["success"],
+        "success_interval": runs["gtp"]["last"]["success_interval"],
+        "success_bc_interval": runs["gtp_bc"]["last"]["success_interval"],
+        "success_random_interval": chance["success_interval"],
+        "episodes": runs["gtp"]["last"]["episodes"],
+        "train_seconds": sum(run["train_seconds"] for run in runs.values()),
+        "eval_seconds": sum(run["eval_seconds"] for run in runs.values()) + chance["seconds"],
+        "seconds": {phase: round(spent, 1) for phase, spent in seconds.items()},
+        "seed": seed,
+        "report": str(out / "report.html"),
+    }
+    marker.write_text(json.dumps(results, indent=1))
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as lines of text, the report's path last."""
+    lines = [f"{'agent':<8} {'success':>8}   {'95 % interval':<14} {'train s':>8} {'eval s':>7}"]
+    for agent, key in (("gtp", "success"), ("gtp_bc", "success_bc"), ("random", "success_random")):
+        low, high = results[f"{key}_interval"]
+        train = results["seconds"].get(f"train_{agent}")
+        lines.append(
+            f"{agent:<8} {results[key]:>8.0%}   {f'{low:.0%} to {high:.0%}':<14} "
+            f"{'' if train is None else f'{train:.0f}':>8} {results['seconds'][f'eval_{agent}']:>7.0f}"
+        )
+    lines.append(
+        f"{results['episodes']} episodes each, seed {results['seed']}, {results['seconds']['total']:.0f} s in all"
+    )
+    lines.append(f"report: {results['report']}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _side_by_side(settings: Mapping[str, Sequence[str]], progress: bool) -> Iterator[None]:
+    """Run `gtp-vision train` for every agent at once while the block runs, and wait for all.
+
+    Each process has its share of the cores: many small operations gain less from a second thread than from
+    not having to wait for it.
+
+    Raises:
+        GtpVisionError: a run failed; its own sentence stands on stderr.
+    """
+    threads = max(1, (os.cpu_count() or 1) // len(settings))
+    running = {}
+    try:
+        for position, (agent, overrides) in enumerate(settings.items()):
+            shown = {"TQDM_POSITION": str(2 * position)} if progress else {"TQDM_DISABLE": "1"}
+            running[agent] = subprocess.Popen(
+                [sys.executable, "-m", "gtp_vision", "train", *overrides],
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)} | shown,
+                stdout=subprocess.DEVNULL,
+            )
+        yield
+        for agent, process in running.items():
+            if process.wait():
+                raise GtpVisionError(f"the run of {agent} ended with status {process.returncode}; it says why above")
+    except BaseException:
+        for process in running.values():
+            process.terminate()  # a run ends after a checkpoint
+        raise
+    finally:
+        for process in running.values():
+            process.wait()
+
+
+def _random(config: Config) -> dict[str, Any]:
+    """Random actions on the same episodes; they look at nothing, so nothing is rendered."""
+    spec = EnvSpec(config.task.env or "", pixels=False, max_episode_steps=config.task.max_episode_steps)
+    actor = random_actor(open_data(config).action_dim)
+    with Evaluator(spec, frame_stack=1, envs=1, seed=evaluate.eval_seed(config), progress=False) as evaluator:
+        return evaluator.run(actor, config.training.eval_episodes)[0]

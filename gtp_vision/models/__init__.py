@@ -1,0 +1,59 @@
+"""How an action is generated: families of policies, all with the same two methods, `loss` and `sample`.
+
+What else a family can do (integrate given noise, follow an energy, tell densities) its class says: `abilities.py`.
+
+Diffusion uses only phi(., t, t) and integrates it; a consistency model only jumps to level 0; flow matching walks
+straight paths; GTP jumps from any level to any other.
+"""
+
+from __future__ import annotations
+
+from gtp_vision.models.abilities import Density, Guidable, Integrable, Pull
+from gtp_vision.models.bottleneck import BottleneckPolicy
+from gtp_vision.models.consistency import ConsistencyPolicy
+from gtp_vision.models.diffusion import DiffusionPolicy, VPDiffusionPolicy
+from gtp_vision.models.flow_matching import FlowMatchingPolicy, MeanFlowPolicy, ShortcutPolicy
+from gtp_vision.models.gtp import GTPPolicy
+from gtp_vision.models.one_step import OneStepPolicy
+from gtp_vision.models.plain import DeterministicPolicy, GaussianPolicy
+from gtp_vision.models.policy import Policy, PolicyConfig, WeightsError, effective_sample_size
+
+FAMILIES: dict[str, type[Policy]] = {
+    "gtp": GTPPolicy,
+    "diffusion": DiffusionPolicy,
+    "vp_diffusion": VPDiffusionPolicy,
+    "consistency": ConsistencyPolicy,
+    "flow_matching": FlowMatchingPolicy,
+    "shortcut": ShortcutPolicy,
+    "meanflow": MeanFlowPolicy,
+    "bottleneck": BottleneckPolicy,
+    "one_step": OneStepPolicy,
+    "gaussian": GaussianPolicy,
+    "deterministic": DeterministicPolicy,
+}
+
+
+def create(features: int, actions: int, config: PolicyConfig) -> Policy:
+    """The policy that `config.family` names; arguments as `Policy`.
+
+    Raises:
+        ValueError: an unknown family, or settings out of range.
+    """
+    if config.family not in FAMILIES:
+        raise ValueError(f"unknown family '{config.family}': one of {', '.join(FAMILIES)}")
+    return FAMILIES[config.family](features, actions, config)
+
+
+__all__ = [
+    "FAMILIES",
+    "Density",
+    "GTPPolicy",
+    "Guidable",
+    "Integrable",
+    "Policy",
+    "PolicyConfig",
+    "Pull",
+    "WeightsError",
+    "create",
+    "effective_sample_size",
+]

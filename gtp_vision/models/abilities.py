@@ -1,0 +1,113 @@
+"""What some families can do besides `loss` and `sample`; improvements ask for it by `isinstance` or `issubclass`.
+
+    Integrable   an action is a function of given noise                          distillation, the single jump
+    Guidable     sampling can follow an energy, (a_t, t) can be drawn for it     energy guidance
+    Density      log mu(a_t | o) is one evaluation of the network                alignment
+
+Axes in names: B batch, F features, A action dimensions, M actions an observation.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+
+from gtp_vision.core.random import NoiseSource
+from gtp_vision.models.policy import Policy, check_steps
+
+Pull = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""An energy's pull: a noised action x (B, A) and its time t (B,) to the gradient of log E[e^energy | o, x, t], (B, A).
+
+Both are the family's own, as `Guidable.noised` draws them.
+"""
+
+
+class Integrable(Policy):
+    """An action is a deterministic function of standard normal noise, and all the noise is drawn at once."""
+
+    @abstractmethod
+    def integrate(self, observed: torch.Tensor, z: torch.Tensor, steps: int) -> torch.Tensor:
+        """The action that the noise becomes in K steps.
+
+        Args:
+            observed: (B, width), what `observe` makes of the features.
+            z: (B, A), standard normal whatever the family's own scale of noise.
+            steps: K.
+
+        Returns:
+            (B, A), not clamped.
+        """
+
+    def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
+        """`integrate` from new noise."""
+        return self.integrate(observed, generator.normal(len(observed), self.actions), steps)
+
+    def sample_from(self, features: torch.Tensor, z: torch.Tensor, steps: int) -> torch.Tensor:
+        """As `sample`, from given noise: (B, F) and (B, A) to (B, A) in [-1, 1].
+
+        Raises:
+            ValueError: K below 1.
+        """
+        check_steps(steps)
+        return self.integrate(self.observe(features), z, steps).clamp(-1, 1)
+
+
+class Guidable(Policy):
+    """Knows its forward process, and can follow the gradient of an energy while it samples."""
+
+    @abstractmethod
+    def draw_time(self, rows: int, generator: NoiseSource) -> torch.Tensor:
+        """Times by the law of the family's own loss, as its network is told them: (B,)."""
+
+    @abstractmethod
+    def diffuse(self, action: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """The family's forward process: actions (B, A) or (B, M, A) at times (B,) with noise z of their shape."""
+
+    def noised(self, action: torch.Tensor, generator: NoiseSource) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noised actions and their times as the family's own loss draws them.
+
+        Args:
+            action: (B, A), or (B, M, A): M actions share their row's time, each with noise of its own.
+            generator: of times, then of noise.
+
+        Returns:
+            The noised actions in the shape of `action`, and t (B,).
+        """
+        t = self.draw_time(len(action), generator)
+        return self.diffuse(action, t, generator.normal(*action.shape)), t
+
+    @abstractmethod
+    def guided(self, observed: torch.Tensor, steps: int, generator: NoiseSource, pull: Pull) -> torch.Tensor:
+        """Sample from the policy times e^energy, in K steps.
+
+        Args:
+            observed: (B, width), what `observe` makes of the features.
+            steps: K.
+            generator: of the noise.
+            pull: the energy's gradient, see `Pull`; its rows are those of `observed`.
+
+        Returns:
+            (B, A) in [-1, 1]: the guided mean of the action is held there at every step.
+
+        Raises:
+            ValueError: K below 1.
+        """
+
+
+class Density(Policy):
+    """Tells how likely noised actions are."""
+
+    @abstractmethod
+    def log_density(self, observed: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Log mu_t(a_t | o), up to a constant of (o, t): observed (B, width), a_t (B, A) and t (B,) to (B,)."""
+
+    @abstractmethod
+    def noised(self, action: torch.Tensor, generator: NoiseSource) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `log_density` is asked about; as `Guidable.noised`."""
+
+
+def over_rows(t: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+    """(B,) in a shape that multiplies actions (B, A) or (B, M, A)."""
+    return t.view(-1, *(1 for _ in action.shape[1:]))

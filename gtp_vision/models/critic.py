@@ -1,0 +1,116 @@
+"""What an action is worth: an ensemble of Q, a V where the algorithm learns one, and what Q bootstraps from.
+
+Axes in names: B batch, E ensemble member, N next actions, F features, A action dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from gtp_vision.models.networks import MLP, EnsembleMLP
+
+BACKUPS = ("none", "mean", "max", "softmax", "expectile")
+AGGREGATES = ("min", "mean")
+
+
+@dataclass
+class CriticConfig:
+    """Settings of the critic; the reasons stand in configs/agent/.
+
+    Attributes:
+        backup: what Q bootstraps from: `mean`, `max` or `softmax` of the next actions that the policy draws,
+            `expectile` for a learned V that asks no policy (IQL), or `none` for agents without a critic.
+        members: of the ensemble.
+        aggregate: of the members into one value: `min` or `mean`.
+        next_actions: next actions that the policy draws for a target.
+        next_steps: K in which it draws them.
+        next_noise: deviation of normal noise on next actions, clipped at `next_noise_clip` (TD3).
+        next_noise_clip: the same.
+        next_penalty: factor on the squared distance of the next action from the data's, taken off the target (ReBRAC).
+        softmax_alpha: inverse temperature of the softmax backup (QGPO).
+        expectile: of the learned V; 0.5 is the mean, 1 the maximum over the data's actions.
+        chunk: whether Q judges a whole action chunk instead of its first action (Q-chunking).
+        hidden: widths of the hidden layers.
+        activation: of the networks.
+        layer_norm: normalise every hidden layer.
+    """
+
+    backup: str = "mean"
+    members: int = 2
+    aggregate: str = "min"
+    next_actions: int = 1
+    next_steps: int = 5
+    next_noise: float = 0.0
+    next_noise_clip: float = 0.5
+    next_penalty: float = 0.0
+    softmax_alpha: float = 1.0
+    expectile: float = 0.7
+    chunk: bool = False
+    hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
+    activation: str = "mish"
+    layer_norm: bool = True
+
+
+class Critic(nn.Module):
+    """An ensemble of action values Q_j(o, a), with a V(o) if `backup` is `expectile`.
+
+    Args:
+        features: width F of the observation's features.
+        actions: number A of action dimensions that are judged.
+        config: see `CriticConfig`.
+    """
+
+    def __init__(self, features: int, actions: int, config: CriticConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.q = EnsembleMLP(c.members, features + actions, c.hidden, 1, c.activation, c.layer_norm)
+        self.v = MLP(features, c.hidden, 1, c.activation, c.layer_norm) if c.backup == "expectile" else None
+
+    def forward(self, features: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Q_j: (B, F) and (B, A) to (E, B)."""
+        return self.q(torch.cat([features, action.to(features.dtype)], dim=1)).squeeze(-1)
+
+    def frozen(self, features: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Q_j as `forward`, through which gradients reach the action and neither parameters nor features."""
+        held = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        return functional_call(self, held, (features.detach(), action))
+
+    def aggregate(self, q: torch.Tensor) -> torch.Tensor:
+        """One value of the members': (E, ...) to (...)."""
+        return q.amin(0) if self.config.aggregate == "min" else q.mean(0)
+
+    def worth(self, features: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """The aggregated Q(o, a): (B,)."""
+        return self.aggregate(self(features, action))
+
+    def value(self, features: torch.Tensor) -> torch.Tensor:
+        """The learned V(o): (B, F) to (B,)."""
+        assert self.v is not None, "only backup=expectile learns a V"
+        return self.v(features).squeeze(-1)
+
+    def backed_up(self, q: torch.Tensor) -> torch.Tensor:
+        """The value of an observation from its next actions' Q: (E, B, N) to (B,).
+
+        `max` is min_j max_n Q_j, in Diffusion-QL's order; `softmax` is sum_n softmax(alpha Q)_n Q_n (QGPO),
+        and `mean` the mean over n, both of aggregated values.
+        """
+        if self.config.backup == "max":
+            return self.aggregate(q.amax(-1))
+        values = self.aggregate(q)
+        if self.config.backup == "softmax":
+            return (torch.softmax(self.config.softmax_alpha * values, -1) * values).sum(-1)
+        return values.mean(-1)
+
+
+def td_target(reward: torch.Tensor, discount: torch.Tensor, next_value: torch.Tensor) -> torch.Tensor:
+    """R + gamma mask Q', all (B,); `discount` already holds gamma^n mask."""
+    return reward + discount * next_value
+
+
+def expectile_loss(difference: torch.Tensor, expectile: float) -> torch.Tensor:
+    """|expectile - 1(u < 0)| u^2 for u = Q - V, any shape (Kostrikov et al., 2022, eq. 5)."""
+    return torch.where(difference < 0, 1 - expectile, expectile) * difference.square()

@@ -1,0 +1,188 @@
+"""Generative trajectory policy: the flow map of the ODE that carries noise to an action.
+
+Forward process a_t = a + t z with z ~ N(0, I). The network phi(o, a_t, t, s) gives the flow map
+
+    Phi(o, a_t, t, s) = (s/t) a_t + (1 - s/t) phi(o, a_t, t, s),        sigma_max >= t >= s >= 0,
+
+so Phi(., t, t) is the identity and phi(., t, t) the denoiser E[a | a_t].
+Axes in names: B batch, F features, A action dimensions.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from gtp_vision.core.random import NoiseSource
+from gtp_vision.models.abilities import Integrable
+from gtp_vision.models.policy import Losses, PolicyConfig, Rows
+from gtp_vision.models.timed import DenoisingPolicy, Time
+
+_CLOSEST = 1e-3  # nearer levels than this share of the way to 0 would be the same in float32
+
+
+class GTPPolicy(DenoisingPolicy, Integrable):
+    """Acts by K jumps of the flow map. Arguments as `Policy`.
+
+    Guided sampling does not jump: it takes Euler steps with the denoiser phi(., t, t), because an energy changes the
+    whole trajectory and a jump has learnt the one without it.
+    """
+
+    has_teacher = True
+
+    def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
+        super().__init__(features, actions, config, times=2)
+        if config.residual not in ("plain", "phi"):
+            raise ValueError(f"residual is '{config.residual}'; it must be 'plain' or 'phi'")
+        if config.teacher not in ("data", "model"):
+            raise ValueError(f"teacher is '{config.teacher}'; it must be 'data' or 'model'")
+
+    # The map -------------------------------------------------------------------------------------------------
+
+    def phi(self, features: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """The output of the network, phi of (o, a_t, t, s).
+
+        Args:
+            features: (B, F).
+            a_t: (B, A), the noised action.
+            t: (B,), the noise level of `a_t`.
+            s: (B,), the level to jump to, s <= t.
+
+        Returns:
+            (B, A).
+
+        Raises:
+            ValueError: times that do not fall from t <= sigma_max to s >= 0.
+        """
+        self._check(t, s)
+        return self._phi(self.observe(features), a_t, t, s)
+
+    def flow_map(self, features: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """Phi(o, a_t, t, s): the solution at level s of the ODE that stands at a_t at level t. As `phi`."""
+        self._check(t, s)
+        return self._flow_map(self.observe(features), a_t, t, s)
+
+    def _check(self, t: torch.Tensor, s: torch.Tensor) -> None:
+        high = self.config.sigma_max * (1 + 1e-6)  # float32 levels may round up
+        if not bool(((s >= 0) & (s <= t) & (t <= high)).all()):
+            raise ValueError(
+                f"noise levels must fall from t <= sigma_max = {self.config.sigma_max:g} to s >= 0; got t up to "
+                f"{float(t.max()):g} and s in [{float(s.min()):g}, {float(s.max()):g}]"
+            )
+
+    def denoise(self, observed: torch.Tensor, a_t: torch.Tensor, t: Time) -> torch.Tensor:
+        """D(o, a_t, t) = phi(o, a_t, t, t): (B, A)."""
+        return self._phi(observed, a_t, t, t)
+
+    def _phi(self, observed: torch.Tensor, a_t: torch.Tensor, t: Time, s: Time) -> torch.Tensor:
+        return self.evaluate(observed, a_t, t, s)
+
+    def _flow_map(self, observed: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        ratio = _ratio(s, t)[:, None]
+        return ratio * a_t + (1 - ratio) * self._phi(observed, a_t, t, s)
+
+    # The loss ------------------------------------------------------------------------------------------------
+
+    def row_losses(self, batch: Rows) -> Losses:
+        """L_cons + lambda_flow L_flow.
+
+        The trajectory through a_t meets level u in a_u = (u/t) a_t + (1 - u/t) d, and there the teacher knows how
+        it goes on: Phi(a_t, t, s) should equal Phi'(a_u, u, s). In this difference all noise cancels; with
+        c = (1 - s/u) / (1 - s/t) it is
+
+            (1 - s/t) (phi - [c phi' + (1 - c) d]),
+
+        in which no number is larger than an action; the other way loses all precision at sigma_max = 80.
+        For the paper's score approximation d is the data action, so that a_u = a + u z shares its noise with a_t:
+        a closed form. For an ODE solver d is its mean denoised action from t to u.
+        """
+        teacher = batch.teacher
+        assert isinstance(teacher, GTPPolicy)
+        action, rows, generator = batch.action, len(batch.action), batch.generator
+        t, u, s = self.triple(rows, generator)
+        a_t = action + t[:, None] * generator.normal(rows, self.actions)
+        a_flow, t_flow = self.noised(action, generator)
+
+        with torch.no_grad():
+            d = action if self.config.teacher == "data" else teacher.denoised_between(batch.teacher_observed, a_t, t, u)
+            target = teacher.target(batch.teacher_observed, a_t, d, t, u, s)
+        student = self._phi(
+            batch.observed.repeat(2, 1), torch.cat([a_t, a_flow]), torch.cat([t, t_flow]), torch.cat([s, t_flow])
+        )
+        phi_cons, phi_flow = student.float().split(rows)
+        l_cons = (phi_cons - target).square().sum(1)
+        if self.config.residual == "plain":
+            l_cons = (1 - s / t).square() * l_cons
+        l_flow = (phi_flow - action).square().sum(1)
+        metrics = {"consistency_loss": l_cons.mean(), "flow_loss": l_flow.mean()}
+        return l_cons + self.config.lambda_flow * l_flow, metrics
+
+    def target(
+        self,
+        observed: torch.Tensor,
+        a_t: torch.Tensor,
+        d: torch.Tensor,
+        t: torch.Tensor,
+        u: torch.Tensor,
+        s: torch.Tensor,
+    ) -> torch.Tensor:
+        """What phi(a_t, t, s) should be, c phi'(a_u, u, s) + (1 - c) d: (B, A).
+
+        a_u = (u/t) a_t + (1 - u/t) d and c = (1 - s/u) / (1 - s/t). As actions lie in [-1, 1], so does their mean
+        along any trajectory; holding phi' to it keeps a teacher that learns from itself from running away.
+        """
+        a_u = torch.lerp(d, a_t, (u / t)[:, None])
+        c = (1 - _ratio(s, u)) / (1 - s / t)
+        return torch.lerp(d, self._phi(observed, a_u, u, s).to(a_t.dtype).clamp(-1, 1), c[:, None])
+
+    def denoised_between(
+        self, observed: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, u: torch.Tensor
+    ) -> torch.Tensor:
+        """The mean denoised action d on the way from t to u: (B, A) in [-1, 1].
+
+        The midpoint method in log t, in which the linear part of da/dt = (a - D(a, t)) / t is solved exactly
+        (DPM-Solver++(2S) of Lu et al., 2022): D at the level sqrt(t u), reached by a step with D at t. The way to
+        u = 0 ends in effect at sigma_min, below which D hardly moves.
+        """
+        half = (t * u.clamp_min(self.config.sigma_min)).sqrt().minimum(t)
+        d_t = self._phi(observed, a_t, t, t).to(a_t.dtype).clamp(-1, 1)
+        a_half = torch.lerp(d_t, a_t, (half / t)[:, None])
+        return self._phi(observed, a_half, half, half).to(a_t.dtype).clamp(-1, 1)
+
+    def triple(self, rows: int, generator: NoiseSource) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Levels t > u >= s, three (B,) tensors.
+
+        By their places on the grid (see `level`): t is uniform. s is 0 with probability `zero_share`, because every
+        action ends with such a jump, else uniform from t to one step beyond the grid, which is 0 too. u is one step
+        of the grid below t for teacher=model, and uniform between t and s for teacher=data.
+        Where t and s are within a step of each other, u = s: there the teacher's map is the identity, and the target
+        is d. With the data's, the jumps to 0 have no other anchor (c = 1 for all u > 0): without it any shift of
+        them would cost nothing.
+        """
+        n = self.config.grid
+        at = n * generator.uniform(rows)
+        to = at + (n + 1 - at) * generator.uniform(rows).clamp_min(_CLOSEST)
+        to = torch.where(generator.uniform(rows) < self.config.zero_share, n + 1.0, to)
+        if self.config.teacher == "model":
+            over = at + 1
+        else:
+            over = at + (to.clamp_max(n) - at) * generator.uniform(rows)
+            over = torch.where(to.clamp_max(n) - at < 1, to, over)
+        t, u, s = (self.level(place) for place in (at, torch.minimum(over, to), to))
+        return t, u, s
+
+    # Acting --------------------------------------------------------------------------------------------------
+
+    def integrate(self, observed: torch.Tensor, z: torch.Tensor, steps: int) -> torch.Tensor:
+        """K jumps of Phi from N(0, sigma_max^2 I) to level 0."""
+        a_t = self.config.sigma_max * z
+        for t, s in itertools.pairwise(self.levels(steps)):
+            phi = self._phi(observed, a_t, t, s).float()
+            a_t = torch.lerp(phi, a_t, s / t) if s > 0 else phi
+        return a_t
+
+
+def _ratio(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """S / t, and 1 for s = t = 0, where the map is the identity too."""
+    return torch.where(t > s, s / t, 1.0)

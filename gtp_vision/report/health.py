@@ -1,0 +1,96 @@
+"""How a run fared as a computation: what it was warned of, what was not finite, its pace, what it waited for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from gtp_vision.report.run_folder import Run, text_of
+from gtp_vision.report.text import known, median_of, scalar
+
+SPEED = "health/steps_per_second"  # the key of the curve that is computed here
+MAX_WARNINGS = 20  # of one run
+LONGEST = 600  # characters of one
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the page says of one run's health.
+
+    Attributes:
+        run: the run.
+        warnings: step and sentence of each, in the order of steps, at most `MAX_WARNINGS`.
+        more: how many warnings are not among them.
+        holes: logged values that were not finite.
+        skipped: training steps that were skipped; None where the run does not count them.
+        speed: median of training steps a second, without evaluations; None where it is not known.
+        waiting: median share of the time in which training waited for data, as a fraction; or None.
+    """
+
+    run: Run
+    warnings: list[tuple[Any, str]]
+    more: int
+    holes: int
+    skipped: int | None
+    speed: float | None
+    waiting: float | None
+
+
+def health_of(run: Run) -> Health:
+    """Read the run's warnings, and compute its speed, which becomes a curve of the run."""
+    if speeds := _speeds(run):
+        run.series[SPEED] = speeds
+    warnings = _warnings(run)
+    skipped = run.series.get("skipped")
+    return Health(
+        run=run,
+        warnings=warnings[:MAX_WARNINGS],
+        more=max(0, len(warnings) - MAX_WARNINGS),
+        holes=sum(not math.isfinite(value) for points in run.series.values() for value in points.values()),
+        skipped=None if skipped is None else int(sum(value for value in skipped.values() if math.isfinite(value))),
+        speed=median_of(speeds.values()),
+        waiting=median_of(run.series.get("time/data_share", {}).values()),
+    )
+
+
+def _warnings(run: Run) -> list[tuple[Any, str]]:
+    """Step and sentence of each warning in health.json, or else in the results, and of each step in nonfinite.json."""
+    told = []
+    for entry in _entries(run, "health.json", run.results.get("health")):
+        step, sentence = scalar(entry, "step"), str(scalar(entry, "told") or scalar(entry, "kind") or "")
+        told.append((step, sentence.removeprefix(f"step {step}: ")))
+    for entry in _entries(run, "nonfinite.json"):
+        found = entry.get("found")
+        names = ", ".join(str(name) for name in found[:4]) if isinstance(found, list) else ""
+        told.append((scalar(entry, "step"), f"{names or 'the loss'} not finite; {scalar(entry, 'told') or ''}"))
+    told = [(step, sentence[:LONGEST].strip("; ")) for step, sentence in told]
+    return sorted(((step, sentence) for step, sentence in told if sentence), key=lambda one: known(one[0]) or 0.0)
+
+
+def _entries(run: Run, name: str, otherwise: Any = None) -> list[Mapping[str, Any]]:
+    """The JSON objects in a file's list; what is no such list is noted."""
+    found = otherwise
+    if (text := text_of(run, name)) is not None:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            run.wanting.append(f"{name} is damaged")
+            return []
+    return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+
+
+def _speeds(run: Run) -> dict[float, float]:
+    """Training steps a second between neighbouring readings of the clock; the time of evaluations does not count."""
+    clock = sorted((step, at) for step, at in run.series.get("seconds", {}).items() if math.isfinite(at))
+    evaluated = run.series.get("eval/seconds", {})
+    speeds = {}
+    for (before, since), (step, until) in pairwise(clock):
+        spent = evaluated.get(step, 0.0)
+        seconds = until - since - (spent if math.isfinite(spent) else 0.0)
+        if seconds > 0 and math.isfinite(speed := (step - before) / seconds):
+            speeds[step] = speed
+    return speeds

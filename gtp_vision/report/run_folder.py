@@ -1,0 +1,255 @@
+"""Run folders as they are read: they may come from strangers, be unfinished or damaged."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gtp_vision.agents import label_of
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.html import data_uri
+from gtp_vision.core.names import SALIENCY
+from gtp_vision.report.text import known, scalar
+
+MAX_MEGABYTES = 8  # of one video or picture: the page should still go through a mail
+MAX_TEXT = 16 << 20  # bytes of a JSON or YAML file
+MAX_LINE = 1 << 20  # characters of a line of metrics
+MAX_VIDEOS = 4  # of one run
+
+Series = dict[str, dict[float, float]]  # key -> step -> value, NaN where it was not finite
+
+
+@dataclass
+class Run:
+    """One run folder as it was read: what was asked, what came out, what is wanting, and how it is drawn."""
+
+    folder: Path
+    config_text: str
+    config: Any
+    results: Mapping[str, Any] = field(default_factory=dict)
+    series: Series = field(default_factory=dict)
+    wanting: list[str] = field(default_factory=list)
+    label: str = ""
+    colour: str = ""
+    dash: tuple[float, ...] = ()
+
+    @property
+    def made_with(self) -> list[tuple[str, str]]:
+        """The device and the packages with their versions, as names and texts."""
+        versions = self.results.get("versions")
+        named = {"device": self.results.get("device"), **(versions if isinstance(versions, Mapping) else {})}
+        return [(str(name), str(value)) for name, value in named.items() if value is not None]
+
+
+def members(folder: Path) -> list[Path]:
+    """The run folders in a folder of seeds that were trained side by side; of any other, itself."""
+    inside = [config.parent for config in folder.glob("seed_*/config.yaml")]
+    if not inside or (folder / "metrics.jsonl").exists():
+        return [folder]
+    return sorted(inside, key=lambda run: (len(run.name), run.name))
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder's texts, and note what an unfinished or damaged run lacks."""
+    if not folder.is_dir():
+        raise GtpVisionError(f"There is no run folder {folder}; give one that `gtp-vision train` wrote.")
+    if not (config := file_of(folder, "config.yaml")):
+        raise GtpVisionError(f"{folder} is no run folder, it has no config.yaml; give one that has.")
+    if config.stat().st_size > MAX_TEXT:
+        raise GtpVisionError(f"{config} is larger than {MAX_TEXT >> 20} MB and no configuration; leave this run out.")
+    text = config.read_text(encoding="utf-8", errors="replace")
+    try:
+        run = Run(folder, text, yaml.load(text, _Loader))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise GtpVisionError(f"{config} is damaged YAML; restore it, or leave this run out.") from None
+    if metrics := file_of(folder, "metrics.jsonl"):
+        run.series, damaged = _read_metrics(metrics)
+        if damaged:
+            run.wanting.append(f"{damaged} damaged line(s) of metrics.jsonl skipped")
+    else:
+        run.wanting.append("no metrics.jsonl")
+    if (results := text_of(run, "results.json")) is not None:
+        run.results = json_object(results)
+    if not run.results:
+        run.wanting.append("results.json is damaged" if results is not None else "not finished (no results.json)")
+    return run
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML without aliases, with which a few lines stand for more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)
+
+
+def text_of(run: Run, name: str) -> str | None:
+    """A text file of the run; None if there is none, or one that is too large, which is noted."""
+    if (path := file_of(run.folder, name)) is None:
+        return None
+    if path.stat().st_size > MAX_TEXT:
+        run.wanting.append(f"{name} left out: larger than {MAX_TEXT >> 20} MB")
+        return None
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def file_of(folder: Path, name: str | Path) -> Path | None:
+    """A file of the run, or None. A link out of the run is none: the page would publish what it points to."""
+    path = folder / name
+    return path if path.is_file() and path.resolve().is_relative_to(folder.resolve()) else None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object in `text`; an empty one when it is damaged or something else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _read_metrics(path: Path) -> tuple[Series, int]:
+    """Every scalar of metrics.jsonl, and the number of damaged lines.
+
+    A resumed run logs some steps twice; the later line counts.
+    """
+    series: Series = {}
+    damaged = 0
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        while line := lines.readline(MAX_LINE):
+            if not line.strip():
+                continue
+            record = json_object(line)
+            step = known(record.pop("step", None))
+            if step is None:
+                damaged += 1
+                continue
+            for key, value in record.items():
+                number = known(value)
+                if number is not None or value is None or isinstance(value, float):
+                    series.setdefault(key, {})[step] = math.nan if number is None else number
+    return series, damaged
+
+
+def _embed(run: Run, path: Path, kind: str, ending: bytes) -> str:
+    """The file as a data address; an empty one, with the reason noted, when it is too large or damaged."""
+    megabytes = path.stat().st_size / 2**20
+    if megabytes > MAX_MEGABYTES:
+        run.wanting.append(f"{path.name} left out: {megabytes:.1f} MB, the limit is {MAX_MEGABYTES} MB")
+    elif ending not in (data := path.read_bytes()):
+        run.wanting.append(f"{path.name} left out: the file is damaged")
+    else:
+        return data_uri(data, kind)
+    return ""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video of an episode.
+
+    Attributes:
+        path: the file.
+        step: of training, as its folder's name writes it.
+        episode: its number in the evaluation; None if the name does not say it.
+        outcome: `success`, `failure`, or nothing if the name does not say it.
+        saliency: whether it shows where the policy looks.
+    """
+
+    path: Path
+    step: str
+    episode: int | None
+    outcome: str
+    saliency: bool
+
+    @property
+    def title(self) -> str:
+        """What the page calls it."""
+        return self.path.stem if self.episode is None else f"episode {self.episode}"
+
+
+def clips_of(run: Run) -> list[Clip]:
+    """The videos of the last step that has some, in the order of their names."""
+    names = [path.relative_to(run.folder) for path in run.folder.glob("videos/step_*/*.mp4")]
+    names = [name for name in names if name.parts[1][5:].isdecimal() and file_of(run.folder, name)]
+    step = max((name.parts[1][5:] for name in names), key=int, default="")
+    found = []
+    for name in sorted(name for name in names if name.parts[1][5:] == step):
+        match = re.fullmatch(rf"episode_0*([0-9]{{1,9}})_(success|failure)({SALIENCY})?", name.stem)
+        episode, outcome, looks = (int(match[1]), match[2], bool(match[3])) if match else (None, "", False)
+        found.append(Clip(run.folder / name, step, episode, outcome, looks))
+    if not found:
+        run.wanting.append("no videos")
+    return found
+
+
+def embedded(run: Run, clip: Clip) -> dict[str, str]:
+    """The clip as the page shows it; its address is empty if it is too large or damaged, which is noted."""
+    address = _embed(run, clip.path, "video/mp4", b"moov")
+    return {"title": clip.title, "outcome": clip.outcome, "address": address}
+
+
+def chosen(run: Run, clips: Sequence[Clip], most: int) -> list[dict[str, str]]:
+    """A few of the clips: successes and failures both where there are both."""
+    kept: dict[str, list[dict[str, str]]] = {"success": [], "failure": [], "": []}
+    for clip in clips:
+        if len(kept[clip.outcome]) < most and (shown := embedded(run, clip))["address"]:
+            kept[clip.outcome].append(shown)
+    wins, losses = kept["success"], kept["failure"]
+    return (wins[: max(most // 2, most - len(losses))] + losses + kept[""])[:most]
+
+
+def pictures_of(runs: Sequence[Run], name: str, wanted: str = "") -> dict[str, list[Run]]:
+    """The runs' pictures of that name as data addresses, each once, with the runs that have it.
+
+    A run without one lacks what `wanted` says, or nothing.
+    """
+    pictures: dict[str, list[Run]] = {}
+    for run in runs:
+        if not (path := file_of(run.folder, f"images/{name}.png")):
+            run.wanting += [f"no {wanted}"] * bool(wanted)
+        elif address := _embed(run, path, "image/png", b"IEND"):
+            pictures.setdefault(address, []).append(run)
+    return pictures
+
+
+def probes_of(run: Run) -> list[dict[str, Any]]:
+    """R^2 of each state that was probed, before and after training."""
+    probe = run.results.get("probe")
+    before, after = (probe.get(key) if isinstance(probe, Mapping) else None for key in ("before", "after"))
+    states = [state for found in (after, before) if isinstance(found, Mapping) for state in found]
+    return [
+        {"run": run, "state": state, "before": scalar(before, state), "after": scalar(after, state)}
+        for state in dict.fromkeys(states)
+    ]
+
+
+def row_of(run: Run) -> dict[str, Any]:
+    """The run's row of the table; of an unfinished run, what it has logged so far."""
+    return {
+        "agent": label_of(run.config) or run.folder.name,
+        "encoder": scalar(run.config, "encoder", "name"),
+        "seed": scalar(run.config, "seed"),
+        "steps": max((step for points in run.series.values() for step in points), default=None),
+        "last": {key[5:]: run.series[key][max(run.series[key])] for key in run.series if key[:5] == "eval/"},
+        "eval_seconds": sum(run.series.get("eval/seconds", {}).values()) or None,
+        **run.results,
+        "run": run,
+    }
+
+
+def date_of(run: Run) -> str:
+    """The day of the results, or else of the newest of the run's files."""
+    if date := scalar(run.results, "date"):
+        return str(date)[:10]
+    files = (file_of(run.folder, name) for name in ("config.yaml", "metrics.jsonl", "results.json"))
+    newest = max(file.stat().st_mtime for file in files if file)
+    return datetime.fromtimestamp(newest, UTC).date().isoformat()

@@ -1,0 +1,262 @@
+"""What a run consists of: data, networks and optimiser, placed where Accelerate says."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from gtp_vision import agents
+from gtp_vision.agents import Agent
+from gtp_vision.config.schema import Config
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import cache_dir
+from gtp_vision.core.names import GOAL
+from gtp_vision.core.random import RandomStream
+from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
+from gtp_vision.datasets.placement import free_memory, place
+from gtp_vision.datasets.sampler import Sampler
+from gtp_vision.datasets.statistics import ArrayStatistics
+from gtp_vision.datasets.store import Store
+from gtp_vision.encoders import Encoder
+from gtp_vision.encoders.tuning import parameter_groups
+from gtp_vision.envs import choose_backend
+from gtp_vision.training import checkpoint
+from gtp_vision.training.data import fit, open_data
+from gtp_vision.training.feature_cache import cacheable, feature_store
+from gtp_vision.training.processes import accelerator_of, global_batch
+from gtp_vision.training.seeds import check_seeds
+
+
+@dataclass
+class Parts:
+    """What a run consists of, built once from its configuration.
+
+    Attributes:
+        accelerator: owns device, processes and precision.
+        store: the data set, mapped.
+        frames: draws from it the batches of training, as recorded.
+        sampler: draws the same rows, from where training wants them: placed on the device, or as features.
+        agent: the networks.
+        module: the agent as Accelerate wraps it.
+        optimizer: of what is trained.
+        noise_seed: of `stream`.
+        statistics: of actions and states.
+        where: a sentence about where the data lie.
+        augmented: whether training sees augmented frames.
+        feature_seconds: that computing or finding a frozen backbone's features took.
+    """
+
+    accelerator: Accelerator
+    store: Store
+    frames: Sampler
+    sampler: Sampler
+    agent: Agent
+    module: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    noise_seed: int
+    statistics: dict[str, ArrayStatistics]
+    where: str
+    augmented: bool
+    feature_seconds: float
+
+    def stream(self, step: int) -> RandomStream:
+        """The noise of a training step."""
+        a = self.accelerator
+        return RandomStream(self.noise_seed, step, rank=a.process_index, world_size=a.num_processes, device=a.device)
+
+
+def build(
+    config: Config,
+    *,
+    fresh: bool = True,
+    goes_on: Path | None = None,
+    check: Callable[[Store], None] | None = None,
+) -> Parts:
+    """Data, networks, optimiser, placed where Accelerate says.
+
+    Args:
+        config: of the run.
+        fresh: False for a run that is evaluated: the encoders' statistics come with its checkpoint, and no frames are
+            copied to the device.
+        goes_on: checkpoint that a run goes on from, and that will fill the agent; the file with the encoder's trained
+            weights, with which it began, may be gone.
+        check: looks at the data set, on the main process, before anything that takes long is begun.
+    """
+    choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which looks only once
+    accelerator = accelerator_of(config.training)
+    batch_size = global_batch(config.training, accelerator.num_processes)
+    if accelerator.device.type == "cuda":
+        set_products(config.training.precision)
+    with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
+        store = open_data(config)
+    check_seeds(config, store, accelerator.num_processes)
+    if check is not None and accelerator.is_main_process:
+        check(store)
+    task = config.task
+    frames = Sampler(
+        store,
+        batch_size=batch_size,
+        seed=config.seed,
+        frame_stack=task.frame_stack,
+        n_step=task.n_step,
+        discount=task.discount,
+        reward_scale=task.reward_scale,
+        reward_shift=task.reward_shift,
+        action_chunk=agents.actions_needed(config.agent, task.n_step),
+        goals=goals_of(config),
+    )
+    if config.agent.critic.backup != "none" and task.goals is None:
+        _check_rewards(config, store)
+    agent = _agent(config, store, pretrained=fresh and goes_on is None)
+    statistics = fit(agent, store, standardize=config.encoder.standardize) if fresh else {}
+    cached, began = fresh and cacheable(config.encoder, store), time.perf_counter()
+    if cached:
+        if goes_on is not None:
+            checkpoint.load(goes_on, agent)  # whose weights make the features
+        sampler, where = _of_features(config, frames, agent, accelerator)
+    else:  # what is only evaluated draws no batches: its frames stay in the file
+        placed, where = place(store, accelerator.device, config.training.placement if fresh else "mapped")
+        sampler = replace(frames, store=placed)
+    feature_seconds = time.perf_counter() - began if cached else 0.0
+    augmented = agent.augment.active and (not cached or config.encoder.views > 1)
+    agent, module, optimizer = _prepared(config, agent, accelerator)
+    return Parts(
+        *(accelerator, store, frames, sampler, agent, module, optimizer, config.seed, statistics, where, augmented),
+        feature_seconds,
+    )
+
+
+def sibling(parts: Parts, config: Config) -> Parts:
+    """The parts of a run of another seed, with the same data in the same place.
+
+    Args:
+        parts: of a run that is built, and has not begun.
+        config: of the other run; it differs in the seed alone.
+    """
+    agent = _agent(config, parts.store, pretrained=False)
+    with torch.no_grad():  # statistics of the data
+        for own, known in zip(agent.buffers(), parts.agent.buffers(), strict=True):
+            own.copy_(known)
+    agent, module, optimizer = _prepared(config, agent, parts.accelerator)
+    for (name, parameter), known in zip(agent.named_parameters(), parts.agent.parameters(), strict=True):
+        if not known.requires_grad and ".towers." in name:  # a frozen backbone with trained weights: once for all
+            parameter.data = known.data
+    seed = config.seed
+    frames, sampler = replace(parts.frames, seed=seed), replace(parts.sampler, seed=seed)
+    return replace(
+        parts, frames=frames, sampler=sampler, agent=agent, module=module, optimizer=optimizer, noise_seed=seed
+    )
+
+
+def begun(parts: Parts, config: Config) -> Agent:
+    """The agent as the run began with it, on the device.
+
+    Args:
+        parts: of the run, whose agent has moved on; the data's statistics are taken from it.
+        config: of the run.
+    """
+    agent = _agent(config, parts.store, pretrained=True)
+    with torch.no_grad():
+        for own, known in zip(agent.buffers(), parts.agent.buffers(), strict=True):
+            if bool(known.isfinite().all()):
+                own.copy_(known)
+    return agent.to(parts.accelerator.device)
+
+
+def set_products(precision: str) -> None:
+    """How GPUs multiply float32 matrices and convolve, in this process: exactly, or with 10 bits of mantissa (TF32).
+
+    All that is not a product (sums, losses, the targets' averages, Adam) is float32 in either case.
+    """
+    torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
+    torch.backends.cudnn.allow_tf32 = precision != "float32"
+
+
+def _agent(config: Config, store: Store, *, pretrained: bool) -> Agent:
+    """The networks, as the seed begins them."""
+    task = config.task
+    seen = shapes(store, task.frame_stack, goals=task.goals is not None)
+    _check_memory(lambda: agents.create(seen, store.action_dim, config.agent, config.encoder, pretrained=False))
+    torch.manual_seed(config.seed)
+    agent = agents.create(seen, store.action_dim, config.agent, config.encoder, pretrained=pretrained)
+    for module in agent.modules():
+        if isinstance(module, Encoder):
+            module.bf16 = config.training.precision == "bf16"
+    return agent
+
+
+def _check_memory(create: Callable[[], Agent]) -> None:
+    """Refuse networks that this machine cannot hold, before it tries to."""
+    try:
+        with torch.device("meta"):  # takes no memory
+            plan = create()
+        size = sum(x.numel() * x.element_size() for x in (*plan.parameters(), *plan.buffers()))
+    except RuntimeError as error:
+        if "overflow" not in str(error):  # what cannot be planned may still be built
+            return
+        size = sys.maxsize
+    free = free_memory(torch.device("cpu"))
+    if size > free:
+        raise GtpVisionError(
+            f"the networks would take {size / 1e9:,.0f} GB, and {free / 1e9:.0f} GB are free; make "
+            f"agent.policy.hidden, agent.critic.hidden or the encoder smaller"
+        )
+
+
+def _prepared(
+    config: Config, agent: Agent, accelerator: Accelerator
+) -> tuple[Agent, torch.nn.Module, torch.optim.Optimizer]:
+    """The agent on its device, as Accelerate wraps it, and its optimiser."""
+    optimizer = torch.optim.Adam(parameter_groups(agent, config.encoder), lr=config.training.learning_rate)
+    module, optimizer = accelerator.prepare(agent, optimizer)
+    return accelerator.unwrap_model(module), module, optimizer
+
+
+def _of_features(config: Config, frames: Sampler, agent: Agent, accelerator: Accelerator) -> tuple[Sampler, str]:
+    """Draws what the actor's backbones make of the frames, which all other encoders' make too; and a sentence."""
+    device, encoder = accelerator.device, config.encoder
+    with accelerator.local_main_process_first():  # one process of each machine computes, the others map it
+        features = feature_store(agent.actor_encoder.to(device), agent.augment, frames, device)
+    placed, where = place(features, device, config.training.placement, what="features", source=cache_dir())
+    told = f"{where}, computed once"
+    if encoder.views > 1:
+        told += f" in {encoder.views} views, {encoder.views - 1} of them augmented"
+    elif agent.augment.active:
+        told += " and not augmented (encoder.views=4, say, would)"
+    return replace(frames, store=placed, frame_stack=1), told
+
+
+def shapes(store: Store, frame_stack: int, *, goals: bool = False) -> dict[str, tuple[int, ...]]:
+    """Observation name to the shape of one stacked observation: (T, C, H, W) or (T, D); with goals, of theirs too."""
+    found = {
+        name: (frame_stack, array.shape[3], *array.shape[1:3]) if array.ndim == 4 else (frame_stack, array.shape[1])
+        for name, array in store.observations.items()
+    }
+    return found | ({GOAL + name: shape for name, shape in found.items()} if goals else {})
+
+
+def goals_of(config: Config) -> HindsightGoals | None:
+    """The law of a task's goals; actor and critic of an agent see the same ones, so a critic's needs decide."""
+    if config.task.goals is None:
+        return None
+    return ACTOR_GOALS if config.agent.critic.backup == "none" else HindsightGoals(discount=config.task.discount)
+
+
+def _check_rewards(config: Config, store: Store) -> None:
+    """A critic learns nothing where nothing is ever rewarded.
+
+    Raises:
+        GtpVisionError: all rewards are 0, and none are made by shifting them.
+    """
+    if not config.task.reward_shift and not np.any(store.rewards):
+        raise GtpVisionError(
+            f"{store.path or 'the data set'} holds no rewards (all are 0), and agent={config.agent.name} learns from "
+            f"them; clone it with agent=gtp_bc, or record rewards"
+        )

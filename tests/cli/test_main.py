@@ -1,0 +1,244 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gtp_vision.cli.main import main
+from gtp_vision.datasets import demo_path
+
+TINY = [
+    "training.batch_size=8",
+    "training.steps=2",
+    "training.log_every=1",
+    "training.eval_episodes=1",
+    "task.max_episode_steps=2",
+    "agent.policy.hidden=[16]",
+    "agent.critic.hidden=[16]",
+    "encoder.features=16",
+]
+
+
+def _error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    status = main(list(arguments))
+    told = capsys.readouterr()
+    assert status == 2, told
+    assert told.err.startswith("gtp-vision: ")
+    assert told.err.count("\n") == 1, "one sentence, no traceback"
+    return told.err
+
+
+def test_alone_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    told = capsys.readouterr().out
+    for verb in ("train", "eval", "demo", "data collect", "data inspect", "report", "bench step"):
+        assert f"gtp-vision {verb}" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train"], "no task is given"),
+        (["train", "task=demoo"], "did you mean 'demo'"),
+        (["train", "task=demo", "trainig.steps=3"], "did you mean 'training.steps'"),
+        (["train", "task=demo", "training.steps=many"], "training.steps"),
+        (["train", "task=demo", "agent=gpt"], "did you mean 'gtp'"),
+        (["train", "task=demo", "task.dataset=/no/such.h5"], "/no/such.h5"),
+        (["train", "--resume", "/no/such/run"], "/no/such/run is no run folder"),
+        (["eval", "/no/such/run"], "/no/such/run is no run folder"),
+        (["data", "inspect", "/no/such/file"], "/no/such/file"),
+        (["data", "inspect", "x", "--sheeet", "y"], "--sheeet"),
+        (["report", "/no/such/run"], "/no/such/run"),
+        (["demo", "training.steps=0"], "training.steps=0 must be at least 1"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_the_mend(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert told in _error(capsys, *arguments)
+
+
+def test_inspect_tells_what_the_file_holds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    assert main(["data", "inspect", str(demo_path()), "--json", "--sheet", str(sheet)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["format"] == "native"
+    assert found["cameras"] == {"camera": [64, 64, 3]}
+    assert found["problems"] == []
+    assert found["episodes"] > found["attributes"]["visits"] > found["attributes"]["solved_visits"] > 50
+    assert sheet.stat().st_size > 1000
+    assert main(["data", "inspect", str(demo_path())]) == 0
+    assert f"{found['frames']} frames" in capsys.readouterr().out
+
+
+def test_train_eval_and_report_end_to_end(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["train", "task=demo", "training=demo", "agent=gtp_demo", "encoder=demo", f"run_dir={run}", *TINY]
+    assert main(command) == 0
+    assert "success 0% of 1 episodes" in capsys.readouterr().out
+    results = json.loads((run / "results.json").read_text())
+    assert results["last"]["step"] == 2
+    assert results["last"]["length"] == 2
+    assert len(list(run.glob("videos/step_2/*.mp4"))) == 2, "an episode, and what moved its actions"
+    assert len(list(run.glob("videos/step_2/*_saliency.mp4"))) == 1
+    assert list(run.glob("tensorboard/events*"))
+    assert main(["eval", str(run), "--episodes", "1", "--steps", "1", "--json", "--videos", str(tmp_path / "v")]) == 0
+    assert json.loads(capsys.readouterr().out)["episodes"] == 1
+    assert len(list((tmp_path / "v").glob("*.mp4"))) == 1
+    assert main(["eval", str(run), "--episodes", "1", "--candidates", "3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["length"] == 2
+    assert "candidates=0 must be at least 1" in _error(capsys, "eval", str(run), "--candidates", "0")
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_text().count("<video") == 2
+    assert "did you mean 'step_2'" in _error(capsys, "eval", str(run), "--checkpoint", "step_22")
+    assert "holds a run already" in _error(capsys, *command)
+
+
+@pytest.mark.parametrize(
+    ("agent", "asked", "told"),
+    [
+        (["agent=gtp_bc_demo"], ["--candidates", "2"], "agent.acting.candidates=2 are chosen by a critic"),
+        (["agent=gtp_demo", "improvement=q_gradient"], ["--steps", "5"], "it acts in --steps=5; make them equal"),
+    ],
+    ids=["no critic", "other steps than those that Q improves"],
+)
+def test_evaluating_as_the_agent_cannot_act_is_refused(
+    agent: list[str], asked: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    trained = ["task=demo", "training=demo", *agent, "encoder=demo", f"run_dir={run}", *TINY]
+    assert main(["train", *trained, "training.eval_episodes=0"]) == 0
+    capsys.readouterr()
+    assert told in _error(capsys, "eval", str(run), *asked)
+
+
+def test_a_sweep_makes_a_run_for_each_seed(tmp_path: Path) -> None:
+    command = ["train", "-m", "task=demo", "training=demo", "agent=gtp_bc_demo", "encoder=demo", "seed=1,2", *TINY]
+    ran = subprocess.run(  # in a process of its own: Hydra sets up logging anew, and pytest's is in its way
+        [sys.executable, "-m", "gtp_vision", *command, "run_dir=seed${seed}", "training.eval_episodes=0"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"seed1", "seed2", "runs"}
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [".sweeps"]
+    assert sorted(path.parent.name for path in tmp_path.glob("seed*/results.json")) == ["seed1", "seed2"]
+
+
+def test_demo_prints_one_json_object(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "gtp_vision", "demo", "--json", "--out", str(tmp_path / "demo"), *TINY],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert {"success", "success_random", "episodes", "train_seconds", "eval_seconds", "report"} <= found.keys()
+    page = Path(found["report"]).read_text()
+    assert "gtp_bc" in page
+    assert "random" in page
+    assert page.count("<video") == 4, "an episode of each agent, and what moved its actions"
+
+
+def test_demo_replaces_only_a_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    assert "holds no demo" in _error(capsys, "demo", "--out", str(tmp_path))
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, gtp_vision.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_demo_whose_run_fails_says_which(tmp_path: Path) -> None:
+    broken = ["training.learning_rate=1e38", "training.steps=6", "training.log_every=6"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "gtp_vision", "demo", "--json", "--out", str(tmp_path / "demo"), *TINY, *broken],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 2
+    assert ran.stdout == ""
+    assert "is not finite" in ran.stderr
+    assert ran.stderr.splitlines()[-1].startswith("gtp-vision: the run of gtp")
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_real_job_trains_and_evaluates_on_a_file_in_ogbenchs_format(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rng, frames = np.random.default_rng(0), 40
+    ends = np.zeros(frames, bool)
+    ends[[19, 39]] = True
+    contents = {
+        "observations": rng.integers(0, 256, (frames, 64, 64, 3), np.uint8),
+        "actions": rng.uniform(-1, 1, (frames, 5)).astype(np.float32),
+        "terminals": ends,
+        "qpos": np.zeros((frames, 23)),
+        "button_states": rng.integers(0, 2, (frames, 9)),
+    }
+    for name in ("visual-puzzle-3x3-play-v0.npz", "visual-puzzle-3x3-play-v0-val.npz"):
+        np.savez_compressed(tmp_path / name, **contents)
+    run = tmp_path / "run"
+    task = "task=ogbench/visual-puzzle-3x3-play-singletask-task1"
+    assert main(["train", task, "agent=gtp", "encoder=impala", f"data_dir={tmp_path}", f"run_dir={run}", *TINY]) == 0
+    assert "success 0% of 1 episodes" in capsys.readouterr().out
+    results = json.loads((run / "results.json").read_text())
+    assert (results["encoder"], results["last"]["length"]) == ("impala", 2)
+
+
+def test_my_own_arrays_become_a_file_that_is_inspected_and_trained_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The commands of the README's section on own data."""
+    from gtp_vision.datasets.formats import native
+    from gtp_vision.datasets.store import Store
+
+    rng, frames, path = np.random.default_rng(0), 24, tmp_path / "my.h5"
+    timeouts = np.zeros(frames, bool)
+    timeouts[[11, 23]] = True
+    native.write(
+        path,
+        Store(
+            observations={
+                "wrist": rng.integers(0, 256, (frames, 48, 64, 3), np.uint8),
+                "state": rng.normal(size=(frames, 7)).astype(np.float32),
+            },
+            actions=rng.uniform(-1, 1, (frames, 4)).astype(np.float32),
+            rewards=rng.random(frames, np.float32),
+            terminals=np.zeros(frames, bool),
+            timeouts=timeouts,
+            episode_ends=np.array([12, 24]),
+        ),
+    )
+    assert main(["data", "inspect", str(path), "--sheet", str(tmp_path / "frames.png")]) == 0
+    assert "nothing wrong" in capsys.readouterr().out
+    run = ["task=demo", "task.name=mine", f"task.dataset={path}", f"run_dir={tmp_path / 'run'}"]
+    assert main(["train", *run, *TINY, "training.eval_episodes=0"]) == 0
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_full_disk_is_one_sentence() -> None:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "gtp_vision", "data", "inspect", str(demo_path())],
+            env=buffered,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "gtp-vision: No space left on device; make room or choose another folder\n"
+    assert "--resume" not in done.stderr

@@ -1,0 +1,158 @@
+from functools import cache
+from importlib import import_module
+
+import gymnasium
+import numpy as np
+import pytest
+
+from gtp_vision.collection import ogbench_recipes
+from gtp_vision.collection.ogbench_recipes import RECIPES, Episode
+from gtp_vision.envs import EnvSpec, ogbench
+
+
+def made(name: str, steps: int) -> gymnasium.Env:
+    return EnvSpec(name, pixels=False, max_episode_steps=steps, collecting=True).make()
+
+
+@cache
+def recorded(name: str, steps: int, seed: int = 3) -> Episode:
+    return RECIPES[name].record(made(name, steps), seed)
+
+
+def test_every_recipe_is_of_an_environment_that_ogbench_has() -> None:
+    import_module("ogbench")  # registers the environments
+    missing = [name for name in RECIPES if ogbench.env_id(name) not in gymnasium.registry]
+    assert not missing
+    assert len(RECIPES) == 9 * 2 * 2 + 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "episodes", "steps"),
+    [
+        ("visual-cube-double-noisy", 1000, 1001),
+        ("puzzle-4x5-play", 3000, 1001),
+        ("cube-quadruple-noisy", 5000, 1001),
+        ("pointmaze-giant-navigate", 500, 2001),
+        ("pointmaze-giant-stitch", 5000, 201),
+    ],
+)
+def test_sizes_are_the_published_ones(name: str, episodes: int, steps: int) -> None:
+    assert (RECIPES[name].episodes, RECIPES[name].steps) == (episodes, steps)
+
+
+@pytest.mark.parametrize("name", ["scene-play", "puzzle-3x3-noisy", "pointmaze-medium-navigate"])
+def test_an_episode_depends_on_its_seed_alone(name: str) -> None:
+    env = made(name, 60)
+    first, other, again = (RECIPES[name].record(env, seed) for seed in (3, 4, 3))
+    fresh = recorded(name, 60)
+    for key in first:
+        np.testing.assert_array_equal(first[key], again[key])
+        np.testing.assert_array_equal(first[key], fresh[key])
+    assert not np.array_equal(first["actions"], other["actions"])
+
+
+def test_rows_are_whole_episodes_of_ogbench_types_with_the_state_before_the_action() -> None:
+    episode = recorded("scene-play", 60)
+    assert {name: (array.dtype.str, len(array)) for name, array in episode.items() if array.ndim} == {
+        "observations": ("<f4", 60),
+        "actions": ("<f4", 60),
+        "terminals": ("|b1", 60),
+        "qpos": ("<f4", 60),
+        "qvel": ("<f4", 60),
+        "button_states": ("<i8", 60),
+    }
+    assert episode["terminals"].nonzero()[0].tolist() == [59]
+    assert np.abs(episode["actions"]).max() <= 1
+    # The first numbers of the observation are the arm's joints, as are those of the simulator's state.
+    np.testing.assert_array_equal(episode["qpos"][:, :6], episode["observations"][:, :6])
+
+
+def test_the_plan_oracle_reaches_its_targets() -> None:
+    episode = recorded("cube-single-play", 400)
+    assert episode["targets"] >= 3
+    assert episode["reached"] == episode["targets"]
+
+
+def test_the_noise_of_closed_loop_oracles_has_the_published_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = "ogbench.manipspace.oracles.markov.cube_markov.CubeMarkovOracle.select_action"
+    monkeypatch.setattr(oracle, lambda *_: np.zeros(5))
+    env = made("cube-single-noisy", 400)
+    for seed in range(2):
+        actions = ogbench_recipes.manipulation_episode(env, seed, noisy=True, random_actions=0.0)["actions"]
+        deviation = np.median(np.abs(actions), axis=0) / 0.6745  # of a normal law; clipped at 1, which medians survive
+        assert 0 < deviation[0] < 0.11
+        np.testing.assert_allclose(deviation / deviation[:3].mean(), [1, 1, 1, 3, 10], rtol=0.2)
+
+
+def test_random_actions_come_as_often_as_the_recipe_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = made("puzzle-3x3-play", 400)
+    asked = 0
+    select = ogbench_recipes._oracles(env, False)["button"].select_action.__func__
+
+    def counted(*arguments: object) -> np.ndarray:
+        nonlocal asked
+        asked += 1
+        return np.asarray(select(*arguments))
+
+    monkeypatch.setattr("ogbench.manipspace.oracles.plan.plan_oracle.PlanOracle.select_action", counted)
+    ogbench_recipes.manipulation_episode(env, 0, noisy=False, random_actions=0.2)
+    assert 400 - asked == pytest.approx(400 * 0.2, abs=24)  # three standard deviations
+
+
+@pytest.mark.parametrize(
+    ("place", "seen"),
+    [((0.4, 0.0, 0.02), True), ((0.4, 0.29, 0.02), False), ((0.4, -0.3, 0.02), False), ((0.4, -0.3, 0.07), True)],
+)
+def test_a_cube_is_in_sight_on_the_table_and_in_the_drawer(place: tuple[float, ...], seen: bool) -> None:
+    qpos = np.zeros((5, 25))
+    qpos[:, 14:17] = 0.4, 0.0, 0.02
+    qpos[3, 14:17] = place
+    assert ogbench_recipes._in_sight(qpos) == seen
+
+
+def test_a_scene_in_which_the_cube_is_lost_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.ndarray] = []
+
+    def lost_at_first(qpos: np.ndarray) -> bool:
+        seen.append(qpos)
+        return len(seen) == 2
+
+    monkeypatch.setattr(ogbench_recipes, "_in_sight", lost_at_first)
+    kept = RECIPES["scene-noisy"].record(made("scene-noisy", 10), 0)
+    assert len(seen) == 2
+    assert not np.array_equal(seen[0], seen[1])
+    np.testing.assert_array_equal(kept["qpos"], seen[1].astype(np.float32))
+
+
+def test_distances_are_those_of_ogbench_own_search() -> None:
+    maze = made("pointmaze-large-stitch", 5).unwrapped
+    start = (1, 1)
+    _, own = maze.get_oracle_subgoal(maze.ij_to_xy((3, 3)), maze.ij_to_xy(start))
+    found = ogbench_recipes._distances(maze.maze_map, start)
+    assert {cell: own[cell] for cell in found} == found
+    assert len(found) == (own >= 0).sum()
+
+
+def test_hallways_are_cells_that_only_go_straight_on() -> None:
+    walls = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]])
+    found = {(i, j) for i, j in np.argwhere(walls == 0) if ogbench_recipes._in_hallway(walls, i, j)}
+    assert found == {(1, 2), (2, 1), (2, 3), (3, 2)}
+
+
+@pytest.mark.parametrize(
+    ("name", "goes_on"),
+    [("pointmaze-medium-navigate", True), ("pointmaze-medium-stitch", False)],
+)
+def test_a_point_navigates_from_goal_to_goal_or_stays_at_the_one(name: str, goes_on: bool) -> None:
+    episode = recorded(name, 400)
+    assert (episode["targets"] > 1) == goes_on
+    assert episode["reached"] >= 1
+    late = episode["observations"][300:]
+    assert (np.ptp(late, axis=0).max() > 4) == goes_on, "a cell is 4 m wide"
+
+
+def test_single_tasks_still_end_at_their_goal() -> None:
+    task = EnvSpec("cube-single-play-singletask-task1", pixels=False).make().unwrapped
+    assert (task._terminate_at_goal, task._mode) == (True, "task")
+    collecting = made("cube-single-play", 5).unwrapped
+    assert (collecting._terminate_at_goal, collecting._mode) == (False, "data_collection")

@@ -1,0 +1,204 @@
+"""SAC's data sets: what it saw, in D4RL's format; stopped and gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gtp_vision.cli.main import main
+from gtp_vision.collection import sac
+from gtp_vision.collection.recording import alone
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.datasets.formats import open_store
+
+STEPS = 250
+
+
+def command(out: Path, *more: str) -> list[str]:
+    return ["data", "collect", "gymnasium/Hopper-v4", "--policy", "sac", "--out", str(out), "--processes", "1", *more]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three sets of a very short run, whose policy in between is made up: it has learnt nothing yet."""
+    out = tmp_path_factory.mktemp("sac")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sac, "medium", lambda told: min(map(int, told["returns"])))
+        sets = ["--sets", "replay,medium,medium-expert", "--medium-steps", "150"]
+        assert main(command(out, "--steps", str(STEPS), *sets)) == 0
+    return out
+
+
+def test_the_replay_set_is_all_that_sac_saw_in_order(folder: Path) -> None:
+    store = open_store(folder / "hopper-replay-sac.hdf5")
+    assert len(store) == STEPS
+    assert store.observations["state"].shape == (STEPS, 11)
+    assert np.abs(store.actions).max() <= 1
+    last = store.episode_ends - 1
+    assert np.array_equal(np.flatnonzero(store.terminals | store.timeouts), last)
+    assert not (store.terminals & store.timeouts).any()
+    assert store.terminals[last[:-1]].all(), "an untrained hopper falls, it does not run into the time limit"
+    states = np.asarray(store.observations["state"])
+    inside = np.setdiff1d(np.arange(STEPS - 1), last)
+    jumps = np.linalg.norm(states[inside + 1, :5] - states[inside, :5], axis=1)
+    assert jumps.max() < 1, "rows go on from each other"
+    assert np.all(states[np.r_[0, last[:-1] + 1], 0] > 1.2), "an episode begins standing"
+
+
+def test_medium_and_expert_sets_are_rollouts_of_so_many_steps(folder: Path) -> None:
+    one, two = (open_store(folder / f"hopper-{name}-sac.hdf5") for name in ("medium", "medium-expert"))
+    assert (len(one), len(two)) == (150, 300)
+    assert np.array_equal(two.actions[:150], one.actions)
+    assert not np.array_equal(two.actions[150:], one.actions)
+    assert one.timeouts[-1] or one.terminals[-1]
+    assert two.episode_ends[len(one.episode_ends) - 1] == 150
+
+
+def test_files_say_how_they_were_made_and_that_they_are_not_d4rls(folder: Path) -> None:
+    told = open_store(folder / "hopper-medium-sac.hdf5").attributes
+    assert (told["env"], told["set"], told["steps"], told["seed"]) == ("Hopper-v4", "medium", STEPS, 0)
+    assert "not D4RL's" in told["source"]
+    assert told["command"].startswith("gtp-vision data collect gymnasium/Hopper-v4")
+    assert {"stable_baselines3", "gymnasium", "mujoco"} <= told["versions"].keys()
+    assert told["medium_policy"]["step"] > 0
+    assert not list(folder.glob(".*")), "checkpoints are removed when all is written"
+
+
+def test_the_medium_policy_is_the_first_a_third_of_the_way() -> None:
+    told: dict[str, Any] = {"random_return": 10.0, "final_return": 100.0}
+    told["returns"] = {"10": 20.0, "20": 41.0, "30": 39.0, "40": 100.0}
+    assert sac.medium(told) == 20
+    with pytest.raises(GtpVisionError, match=r"learnt nothing: its return is 5\.0, that of random actions 10\.0"):
+        sac.medium(told | {"final_return": 5.0})
+
+
+def test_a_stopped_collection_goes_on(tmp_path: Path) -> None:
+    given = command(tmp_path, "--steps", "300", "--sets", "replay")
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "gtp_vision", *given],
+        env=os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    limit = time.monotonic() + 90
+    while not list(tmp_path.glob(".hopper-sac/policy_*.pt")):
+        assert time.monotonic() < limit
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "of 300; give the same command again to go on" in said
+    stopped = int(said.split("stopped at step ")[1].split()[0])
+    assert 0 < stopped < 300
+    with np.load(tmp_path / ".hopper-sac" / "buffer.npz", allow_pickle=False) as stored:
+        rows = {name: stored[name] for name in stored.files}
+    assert len(rows["actions"]) == stopped
+    inside = np.flatnonzero(rows["dones"][:-1] == 0)
+    assert np.array_equal(rows["next_observations"][inside], rows["observations"][inside + 1])
+    assert main(command(tmp_path, "--steps", "400", "--sets", "replay")) == 2, "other settings"
+    assert main([*given, "--overwrite"]) == 0, "which replaces a file that stands there, and what is kept goes on"
+    store = open_store(tmp_path / "hopper-replay-sac.hdf5")
+    states = np.asarray(store.observations["state"])
+    assert len(store) == 300
+    assert np.array_equal(store.actions[:stopped], rows["actions"])
+    assert np.array_equal(states[:stopped], rows["observations"].astype(np.float32))
+    assert stopped in store.episode_ends, "it goes on in a new episode"
+    starts = states[np.r_[0, store.episode_ends[:-1]]]
+    assert len(np.unique(starts, axis=0)) == len(starts), "which is not one of those that were already"
+
+
+def test_episodes_cut_by_the_time_limit_are_timeouts_and_actions_lie_in_the_unit_box(tmp_path: Path) -> None:
+    sac.collect("Pendulum-v1", tmp_path, steps=210, sets="replay", progress=False)
+    store = open_store(tmp_path / "pendulum-replay-sac.hdf5")
+    assert np.array_equal(store.episode_ends, [200, 210])
+    assert np.array_equal(np.flatnonzero(store.timeouts), [199, 209])
+    assert not store.terminals.any()
+    assert 0.5 < np.abs(store.actions).max() <= 1, "the torque goes up to 2"
+
+
+def test_checkpoints_hold_whole_steps_wherever_a_collection_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+
+    def ask() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 31
+
+    monkeypatch.setattr(sac, "stop_requested", lambda: nullcontext(ask))
+    with pytest.raises(GtpVisionError, match="stopped at step 30 of 120"):
+        sac.collect("Hopper-v4", tmp_path, steps=120, sets="replay", progress=False)
+    sac.collect("Hopper-v4", tmp_path, steps=120, sets="replay", progress=False)
+    store = open_store(tmp_path / "hopper-replay-sac.hdf5")
+    assert len(store) == 120
+    assert np.asarray(store.observations["state"]).any(axis=1).all(), "no row of zeros"
+    assert store.terminals[29] or store.timeouts[29]
+
+
+def test_a_stop_while_a_policy_is_recorded_keeps_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    def ask() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 150
+
+    monkeypatch.setattr(sac, "stop_requested", lambda: nullcontext(ask))
+    monkeypatch.setattr(sac, "medium", lambda told: min(map(int, told["returns"])))
+    with pytest.raises(GtpVisionError, match="stopped; SAC's training is kept"):
+        sac.collect("Hopper-v4", tmp_path, steps=100, medium_steps=100, progress=False)
+    assert not list(tmp_path.glob("*.hdf5"))
+    sac.collect("Hopper-v4", tmp_path, steps=100, medium_steps=100, progress=False)
+    assert asked == 150 + 100, "the training took no step again"
+    assert {len(open_store(path)) for path in tmp_path.glob("*.hdf5")} == {100}
+
+
+def test_a_damaged_checkpoint_and_a_folder_in_use_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / ".hopper-sac"
+    folder.mkdir()
+    with alone(folder), pytest.raises(GtpVisionError, match="another process is collecting into"):
+        sac.collect("Hopper-v4", tmp_path, steps=100, progress=False)
+    (folder / "settings.json").write_text(json.dumps({"env": "Hopper-v4", "policy": "sac", "steps": 100, "seed": 0}))
+    (folder / "state.pt").write_bytes(b"nothing")
+    with pytest.raises(GtpVisionError, match=r"is damaged .*remove the folder to begin anew"):
+        sac.collect("Hopper-v4", tmp_path, steps=100, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--policy", "ppo"], "--policy ppo is unknown"),
+        (["--sets", "replay,expert"], "--sets expert is unknown: did you mean"),
+        (["--sets", ","], "--sets names nothing"),
+        (["--steps", "5"], "--steps 5 must be at least 100"),
+        (["--episodes", "3"], "--episodes does not apply to Gymnasium's tasks by SAC"),
+    ],
+)
+def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str) -> None:
+    assert main([*command(tmp_path), *more]) == 2
+    assert words in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_and_discrete_environments_and_files_that_stand_there_are_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for env in ("Hoper-v4", "CartPole-v1"):
+        assert main(["data", "collect", f"gymnasium/{env}", "--out", str(tmp_path)]) == 2
+        assert env in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+    assert main(command(folder, "--steps", str(STEPS))) == 2
+    assert "stands there already" in capsys.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(command(tmp_path)) == 2
+    assert "pip install 'gtp-vision[sac]'" in capsys.readouterr().err

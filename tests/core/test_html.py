@@ -1,0 +1,36 @@
+import base64
+import hashlib
+import json
+from pathlib import Path
+
+import jinja2
+import pytest
+
+from gtp_vision.core import html
+
+
+def test_text_is_escaped_and_what_is_not_given_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.j2").write_text("<p>{{ text }}</p><style>{{ style }}</style>")
+    template = html.environment(tmp_path).get_template("a.j2")
+    told = template.render(text="<b>&")
+    assert "<p>&lt;b&gt;&amp;</p>" in told
+    assert '"Segoe UI"' in told, "our own rules are not escaped"
+    with pytest.raises(jinja2.UndefinedError):
+        template.render()
+
+
+def test_a_script_comes_with_the_hash_by_which_browsers_know_it(tmp_path: Path) -> None:
+    (tmp_path / "a.js").write_text("let a = 1 < 2;\n")
+    found = html.script(tmp_path / "a.js")
+    assert found["script"] == "let a = 1 < 2;\n"
+    digest = base64.b64encode(hashlib.sha256(b"let a = 1 < 2;\n").digest()).decode()
+    assert found["script_hash"] == f"'sha256-{digest}'"
+
+
+def test_no_text_ends_a_block_of_values() -> None:
+    value = {"</script><!--": ["<script>", "&amp;", "\u2028", None, 0.1]}
+    told = html.block(value)
+    assert not set("<>&") & set(told)
+    assert json.loads(told) == value
+    with pytest.raises(ValueError, match="JSON"):
+        html.block([float("nan")])

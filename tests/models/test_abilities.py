@@ -1,0 +1,240 @@
+"""What some families can do besides `loss` and `sample`: integrating noise, following an energy, telling densities."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from gtp_vision import models
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.random import RandomStream
+from gtp_vision.models import FAMILIES, Density, Guidable, Integrable, PolicyConfig
+from gtp_vision.models.bottleneck import BottleneckPolicy
+from gtp_vision.models.diffusion import DiffusionPolicy, VPDiffusionPolicy
+from gtp_vision.models.flow_matching import FlowMatchingPolicy
+from gtp_vision.models.gtp import GTPPolicy
+from gtp_vision.models.timed import Time
+
+F, A = 3, 2
+ABILITIES = (Integrable, Guidable, Density)
+INTEGRABLE = sorted(name for name, kind in FAMILIES.items() if issubclass(kind, Integrable))
+GUIDABLE = sorted(name for name, kind in FAMILIES.items() if issubclass(kind, Guidable))
+
+
+def policy(family: str, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    return models.create(F, A, PolicyConfig(family, **{"hidden": [16], "grid": 5, "activation": "mish"} | settings))
+
+
+@pytest.mark.parametrize(
+    ("family", "able"),
+    [
+        ("gtp", {Integrable, Guidable}),
+        ("diffusion", {Integrable, Guidable}),
+        ("vp_diffusion", {Guidable}),  # draws noise on the way
+        ("consistency", set()),  # the same
+        ("flow_matching", {Integrable, Guidable}),
+        ("shortcut", {Integrable}),
+        ("meanflow", {Integrable}),
+        ("bottleneck", {Integrable, Guidable, Density}),
+        ("one_step", {Integrable}),
+        ("gaussian", {Integrable, Density}),
+        ("deterministic", {Integrable}),
+    ],
+)
+def test_what_a_family_can_do_is_told_by_its_class(family: str, able: set[type]) -> None:
+    assert {ability for ability in ABILITIES if issubclass(FAMILIES[family], ability)} == able
+
+
+# Integrating ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", INTEGRABLE)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_action_is_a_function_of_all_the_noise_that_sampling_draws(family: str, steps: int) -> None:
+    actor, features, z = policy(family), torch.randn(8, F), RandomStream(0, 0).normal(8, A)
+    actions = actor.sample_from(features, z, steps)
+    assert torch.equal(actions, actor.sample(features, steps, RandomStream(0, 0)))
+    assert torch.equal(actions, actor.integrate(actor.observe(features), z, steps).clamp(-1, 1))
+    one = actor.sample_from(features[3:4], z[3:4], steps)
+    torch.testing.assert_close(one, actions[3:4])
+
+
+@pytest.mark.parametrize("family", sorted(set(INTEGRABLE) - {"deterministic"}))
+def test_an_action_has_a_slope_in_the_noise(family: str) -> None:
+    actor, z = policy(family), RandomStream(0, 0).normal(8, A).requires_grad_()
+    actor.integrate(actor.observe(torch.zeros(8, F)), z, 2).sum().backward()
+    assert z.grad is not None
+    assert bool((z.grad != 0).any(1).all())
+
+
+@pytest.mark.parametrize("family", INTEGRABLE)
+def test_integrating_in_no_steps_is_refused(family: str) -> None:
+    with pytest.raises(ValueError, match="steps=0"):
+        policy(family).sample_from(torch.zeros(2, F), torch.zeros(2, A), 0)
+
+
+# Following an energy --------------------------------------------------------------------------------------------
+#
+# Actions from N(m, d^2) and the energy b a, whose product is N(m + b d^2, d^2). The mean of the action given the noised
+# one is linear in it, and log E[e^(b a) | a_t] is b times this mean plus a constant: the pull is b times its slope.
+
+DEVIATION, ENERGY = 0.1, 20.0  # the energy moves the mean by b d^2 = 0.2
+
+
+class GaussianDiffusion(DiffusionPolicy):
+    mean = 0.1
+
+    def denoise(self, observed: torch.Tensor, a_t: torch.Tensor, t: Time) -> torch.Tensor:
+        return (DEVIATION**2 * a_t + t**2 * self.mean) / (DEVIATION**2 + t**2)
+
+
+class GaussianGTP(GTPPolicy):
+    mean = 0.1
+
+    def _phi(self, observed: torch.Tensor, a_t: torch.Tensor, t: Time, s: Time) -> torch.Tensor:
+        assert t == s  # guided sampling does not jump
+        return (DEVIATION**2 * a_t + t**2 * self.mean) / (DEVIATION**2 + t**2)
+
+
+class GaussianBottleneck(BottleneckPolicy):
+    mean = 0.1
+
+    def log_density(self, observed: torch.Tensor, a_t: torch.Tensor, t: Time) -> torch.Tensor:
+        return -0.5 * (a_t - self.mean).square().sum(1) / (DEVIATION**2 + t**2)
+
+
+class GaussianFlow(FlowMatchingPolicy):
+    mean = 0.1
+
+    def evaluate(self, observed: torch.Tensor, x: torch.Tensor, *times: Time) -> torch.Tensor:
+        (r,) = times
+        return (x - posterior_mean(x, 1 - r, r, self.mean)) / r
+
+
+class GaussianVP(VPDiffusionPolicy):
+    mean = 0.1
+
+    def evaluate(self, observed: torch.Tensor, x: torch.Tensor, *times: Time) -> torch.Tensor:
+        abar = self.abar[round(float(times[0]) * self.config.grid)]
+        alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+        return (x - alpha * posterior_mean(x, alpha, sigma, self.mean)) / sigma
+
+
+def posterior_mean(x: torch.Tensor, alpha: Any, sigma: Any, mean: float) -> torch.Tensor:
+    """E[a | x] for x = alpha a + sigma z."""
+    gain = alpha * DEVIATION**2 / (alpha**2 * DEVIATION**2 + sigma**2)
+    return mean + gain * (x - alpha * mean)
+
+
+def scales(family: str, actor: Any, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Alpha and sigma of the forward process."""
+    if family == "vp_diffusion":
+        abar = actor.abar[(t * actor.config.grid).round().long()]
+        return abar.sqrt(), (1 - abar).sqrt()
+    return (1 - t, t) if family == "flow_matching" else (torch.ones_like(t), t)
+
+
+EXACT: dict[str, Callable[..., Any]] = {
+    "gtp": GaussianGTP,
+    "diffusion": GaussianDiffusion,
+    "vp_diffusion": GaussianVP,
+    "flow_matching": GaussianFlow,
+    "bottleneck": GaussianBottleneck,
+}
+
+
+@pytest.mark.parametrize("steps", [5, 12])
+@pytest.mark.parametrize("family", GUIDABLE)
+def test_a_linear_energy_moves_the_mean_of_gaussian_actions_as_the_closed_form_says(family: str, steps: int) -> None:
+    settings = PolicyConfig(family, hidden=[4], activation="mish", grid=steps)
+    actor, moved = (EXACT[family](F, A, settings) for _ in range(2))
+    moved.mean = actor.mean + ENERGY * DEVIATION**2
+    seen = []
+
+    def pull(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        assert t.shape == (len(x),)
+        seen.append(t[0])
+        alpha, sigma = scales(family, actor, t)
+        return (ENERGY * alpha * DEVIATION**2 / (alpha**2 * DEVIATION**2 + sigma**2))[:, None].expand_as(x)
+
+    observed = actor.observe(torch.zeros(2000, F))
+    found = actor.guided(observed, steps, RandomStream(0, 0), pull).detach()
+    if isinstance(actor, GTPPolicy):  # unguided, it would jump
+        expected = GaussianDiffusion.integrate(moved, observed, RandomStream(0, 0).normal(2000, A), steps)
+    else:
+        expected = moved.generate(observed, steps, RandomStream(0, 0))
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-3, atol=2e-3)
+    assert float(found.mean()) == pytest.approx(0.3, abs=0.02)
+    assert len(seen) == steps
+
+
+@pytest.mark.parametrize("family", GUIDABLE)
+def test_without_an_energy_guiding_is_sampling(family: str) -> None:
+    actor = EXACT[family](F, A, PolicyConfig(family, hidden=[4], activation="mish", grid=5))
+    observed = actor.observe(torch.zeros(64, F))
+    if family == "gtp":
+        expected = GaussianDiffusion.integrate(actor, observed, RandomStream(0, 0).normal(64, A), 5)
+    else:
+        expected = actor.generate(observed, 5, RandomStream(0, 0))
+    found = actor.guided(observed, 5, RandomStream(0, 0), lambda x, t: torch.zeros_like(x))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("family", GUIDABLE)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_no_energy_drives_actions_out_of_the_box(family: str, steps: int) -> None:
+    actor = policy(family, grid=max(2, steps))
+    found = actor.guided(
+        actor.observe(torch.zeros(8, F)), actor.config.grid, RandomStream(0, 0), lambda x, t: torch.full_like(x, 1e4)
+    )
+    torch.testing.assert_close(found, torch.ones(8, A))
+
+
+@pytest.mark.parametrize("family", GUIDABLE)
+def test_guiding_in_no_steps_is_refused(family: str) -> None:
+    actor = policy(family)
+    with pytest.raises((ValueError, GtpVisionError), match="steps=0"):
+        actor.guided(actor.observe(torch.zeros(2, F)), 0, RandomStream(0, 0), lambda x, t: x)
+
+
+# Noised actions -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", sorted(set(GUIDABLE) - {"gtp"}))
+def test_noised_actions_are_those_that_the_family_learns_from(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor, seen = policy(family), []
+    network = actor.evaluate
+
+    def noted(observed: torch.Tensor, x: torch.Tensor, *times: Time) -> torch.Tensor:
+        seen.append((x.detach(), times[0]))
+        return network(observed, x, *times)
+
+    monkeypatch.setattr(actor, "evaluate", noted)
+    action = 2 * torch.rand(16, A) - 1
+    actor.loss(torch.zeros(16, F), action, torch.ones(16), RandomStream(0, 0), actor)
+    ((x, t),) = seen
+    a_t, time = actor.noised(action, RandomStream(0, 0))
+    assert torch.equal(a_t, x)
+    assert torch.equal(time, t)
+
+
+def test_noised_actions_of_gtp_are_those_of_its_flow_loss() -> None:
+    gtp, diffusion = policy("gtp"), policy("diffusion")
+    action = 2 * torch.rand(16, A) - 1
+    for ours, theirs in zip(*(p.noised(action, RandomStream(0, 0)) for p in (gtp, diffusion)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("family", GUIDABLE)
+def test_actions_of_one_observation_share_their_time_and_no_noise(family: str) -> None:
+    actor, action = policy(family), 0.4 * torch.ones(500, 6, A)
+    a_t, t = actor.noised(action, RandomStream(0, 0))
+    assert a_t.shape == (500, 6, A)
+    assert t.shape == (500,)
+    alpha, sigma = (scale[:, None, None] for scale in scales(family, actor, t))
+    z = (a_t - alpha * action) / sigma
+    assert float(z.std()) == pytest.approx(1, abs=0.03)
+    assert float((z[:, 0] * z[:, 1]).mean()) == pytest.approx(0, abs=0.1)
+    assert float(z.mean()) == pytest.approx(0, abs=0.05)

@@ -1,0 +1,152 @@
+"""What tests of reports share: run folders as training leaves them, and the page as its reader meets it."""
+
+import html
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import yaml
+from PIL import Image
+
+from gtp_vision.report import build_report
+
+HOSTILE = '<script>alert("x")</script><img src="http://example.org/x.png" onerror="y">'
+VOID = {"meta", "img", "br", "path", "circle", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """A report as a reader meets it: its elements, its text, and its summary table by row and column."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.parts: list[str] = []
+        self.styles: list[str] = []
+        self.rows: list[dict[str, str]] = []
+        self.panels: dict[str, str] = {}
+        self.open: list[str] = []
+        self.column: str | None = None
+        source = path.read_text(encoding="utf-8")
+        self.feed(source)
+        self.close()
+        self.text = " ".join(" ".join(self.parts).split())
+        for figure in source.split("<figure>")[1:]:
+            if "<svg" in figure.split("</figure>")[0]:
+                caption = figure.split("<figcaption>")[1].split("</figcaption>")[0].split(" <")[0]
+                self.panels[html.unescape(caption)] = figure.split("</figcaption>")[1].split("</figure>")[0]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {key: value or "" for key, value in attrs}
+        self.elements.append((tag, given))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append({})
+        if tag == "td":
+            self.column = given.get("data-label", "Agent")
+            self.rows[-1][self.column] = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+        if tag == "td":
+            self.rows[-1][self.column or ""] = self.rows[-1][self.column or ""].strip()
+            self.column = None
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            self.styles.append(data)
+            return
+        self.parts.append(data)
+        if self.column:
+            self.rows[-1][self.column] += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [given for name, given in self.elements if name == tag]
+
+    def row(self, number: int) -> dict[str, str]:
+        return [row for row in self.rows if "Success, last" in row][number]
+
+
+def make_run(
+    folder: Path,
+    mp4: bytes,
+    *,
+    agent: str = "gtp",
+    seed: int = 0,
+    shade: int = 0,
+    outcomes: str = "sfsfff",
+    finished: bool = True,
+) -> Path:
+    """A run folder as `gtp-vision train` leaves it; unfinished, it stops after the second evaluation."""
+    (folder / "images").mkdir(parents=True)
+    config = {
+        "name": "demo",
+        "seed": seed,
+        "task": {"name": "reach-pixels", "env": "Reach-v0", "dataset": "demo/reach-v1", "frame_stack": 3},
+        "agent": {"name": agent, "improvement": {"name": "none" if agent.endswith("_bc") else "advantage"}},
+        "encoder": {"name": "impala"},
+        "training": {"steps": 1500, "batch_size": 32},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    lines: list[dict[str, Any]] = []
+    for step in range(100, 1600 if finished else 1100, 100):
+        times = {"seconds": step / 10, "time/data_ms": 1.25, "time/update_ms": 90.0 + step % 200}
+        lines.append({"step": step, "train/actor_loss": 1 / step, "train/q_mean": -step / 10, **times})
+        if step % 500 == 0:
+            measured = {"eval/success": step / 2000, "eval/return": -20.5, "eval/length": 50.25}
+            lines.append({"step": step, **measured, "eval/seconds": 31.0})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Image.fromarray(np.full((8, 16, 3), shade, np.uint8)).save(folder / "images" / "first_batch.png")
+    for step, letters in ((500, "f"), (1500, outcomes if finished else "")):
+        for number, letter in enumerate(letters):
+            outcome = {"s": "success", "f": "failure"}[letter]
+            video = folder / "videos" / f"step_{step}" / f"episode_{number:03d}_{outcome}.mp4"
+            video.parent.mkdir(parents=True, exist_ok=True)
+            video.write_bytes(mp4)
+    if finished:
+        last = {"step": 1500, "episodes": 20, "success": 0.85, "success_interval": [0.64, 0.95]}
+        last |= {"return": -1030.04, "length": 48.0, "seconds": 60.1}
+        results = {
+            "task": "reach-pixels",
+            "agent": agent,
+            "encoder": "impala",
+            "seed": seed,
+            "steps": 1500,
+            "train_seconds": 140.2,
+            "eval_seconds": 180.3,
+            "parameters": 1234567,
+            "versions": {"torch": "2.13.0"},
+            "device": "cpu",
+            "evaluations": [last],
+            "last": last,
+            "mean_last_3": {"success": 0.7333, "return": -40.0},
+            "best": last | {"step": 1000, "success": 0.9},
+        }
+        (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def build(tmp_path: Path, *runs: Path, **options: Any) -> Page:
+    return Page(build_report(list(runs), tmp_path / "out" / "report.html", title="A report", **options))
+
+
+def edit_results(run: Path, **changes: Any) -> None:
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | changes))
+
+
+def add_metrics(run: Path, *lines: str) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(line + "\n" for line in lines)
+
+
+def a_video(path: Path) -> bytes:
+    """Eight frames of 64x64."""
+    frames = np.zeros((8, 64, 64, 3), np.uint8)
+    frames[:, :, :32] = np.arange(0, 256, 32, dtype=np.uint8)[:, None, None, None]
+    iio.imwrite(path, frames, fps=10)
+    return path.read_bytes()

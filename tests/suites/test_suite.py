@@ -1,0 +1,122 @@
+"""Suites are read as they are written down, and refused where they cannot be meant."""
+
+from pathlib import Path
+
+import pytest
+
+from gtp_vision.config.schema import from_command_line, options
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.suites.plan import settings_for
+from gtp_vision.suites.suite import Suite, load, settings_of, trained_as
+
+TASKS = {
+    "d4rl-antmaze": 6,
+    "d4rl-antmaze-v0": 6,
+    "d4rl-gym": 9,
+    "ogbench-state": 50,
+    "ogbench-visual": 5,
+    "pointmaze": 1,
+    "robomimic": 3,
+    "two-cores": 2,
+}
+SMALL = """
+title: small
+steps: 10
+eval_every: 5
+episodes: 2
+agents: [gtp, gtp+n]
+tasks: [{name: one, settings: [task.dataset=x.h5]}]
+"""
+
+
+def written(folder: Path, text: str) -> str:
+    (folder / "mine.yaml").write_text(text)
+    return str(folder / "mine.yaml")
+
+
+def test_the_suites_are_those_of_the_list() -> None:
+    assert {name: len(load(name).tasks) for name in options("suite")} == TASKS
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_every_run_of_every_suite_is_a_configuration(name: str) -> None:
+    suite = load(name)
+    for task in suite.tasks[:: max(1, len(suite.tasks) // 10)]:
+        for agent in dict.fromkeys(trained_as(label) for label in suite.agents):
+            settings = settings_for(suite, task, agent, Path("/data"))
+            config = from_command_line([*settings, "run_dir=unused"])
+            assert config.task.name == task.name
+            assert config.training.steps == suite.steps
+            assert "{" not in "".join(settings)
+
+
+def test_published_settings_reach_the_runs() -> None:
+    suite = load("ogbench-state")
+    task = next(task for task in suite.tasks if task.name == "puzzle-4x4-play-singletask-task3")
+    config = from_command_line([*settings_for(suite, task, "fql", Path("/data")), "run_dir=unused"])
+    assert config.agent.improvement.distill_weight == 1000
+    assert config.task.env == "puzzle-4x4-play-singletask-task3-v0"
+    suite = load("d4rl-antmaze-v0")
+    config = from_command_line([*settings_for(suite, suite.tasks[0], "diffusion_ql", Path("/data")), "run_dir=unused"])
+    assert (config.task.reward_shift, config.task.reward_scale) == (-0.5, 4.0)
+    assert config.agent.improvement.q_weight == 0.5
+    assert config.task.dataset == "/data/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse.hdf5"
+
+
+def test_labels_stand_for_settings() -> None:
+    assert settings_of("gtp") == ("agent=gtp",)
+    assert settings_of("gtp+q") == ("agent=gtp", "improvement=q_gradient")
+    assert settings_of("iql+n") == ("agent=iql",)
+    assert trained_as("gtp+q+n") == "gtp+q"
+    with pytest.raises(GtpVisionError, match="did you mean 'gtp'"):
+        settings_of("gpt")
+    with pytest.raises(GtpVisionError, match=r"'\+z' of 'gtp\+z' is unknown"):
+        settings_of("gtp+z")
+
+
+def test_some_agents_and_tasks_can_be_chosen(tmp_path: Path) -> None:
+    suite = load("d4rl-gym").chosen(agents=["gtp-bc", "iql"], tasks=["hopper-medium-v2"])
+    assert (suite.agents, [task.name for task in suite.tasks]) == (["gtp_bc", "iql"], ["hopper-medium-v2"])
+    with pytest.raises(GtpVisionError, match="no task 'hopper-v2'"):
+        load("d4rl-gym").chosen(agents=[], tasks=["hopper-v2"])
+
+
+def test_a_file_of_ones_own_is_a_suite(tmp_path: Path) -> None:
+    suite = load(written(tmp_path, SMALL))
+    assert suite == Suite(
+        title="small", steps=10, eval_every=5, episodes=2, agents=["gtp", "gtp+n"], best_of=["gtp"], tasks=suite.tasks
+    )
+    assert suite.tasks[0].settings == ["task.dataset=x.h5"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("steps: 10", "steps: 0"), "steps=0 must be at least 1"),
+        (("steps: 10", "stepz: 10"), "is no suite: Key 'stepz' not in 'Suite'"),
+        (("steps: 10", "steps: many"), "is no suite"),
+        (("title: small", "selection: first"), "selection=first is unknown"),
+        (("title: small", "score: points"), "score=points is unknown"),
+        (("name: one", "name: ''"), "with a name each"),
+        (("title: small", "score: d4rl"), "'one' has no reference returns for score=d4rl"),
+        (
+            (
+                "title: small",
+                "title: [",
+            ),
+            "is no suite",
+        ),
+    ],
+)
+def test_what_is_no_suite_is_refused(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    with pytest.raises(GtpVisionError) as told:
+        load(written(tmp_path, SMALL.replace(*change)))
+    assert words in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_an_unknown_suite_is_told_with_its_neighbour(tmp_path: Path) -> None:
+    with pytest.raises(GtpVisionError, match="did you mean 'd4rl-gym'"):
+        load("d4rl-gyms")
+    with pytest.raises(GtpVisionError, match="cannot be read"):
+        load(str(tmp_path / "none.yaml"))

@@ -1,0 +1,255 @@
+"""Inputs that somebody has damaged, or made with care: each is used or refused in a sentence, soon, in little memory.
+
+A kind of input is a sample, ways to damage it, and what is done with it; `KINDS` is the registry, and another kind is a
+line there. They are used in a process apart, a fork of this one, which is watched: whether it ends, how long it takes,
+what memory it and its own processes take.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from gtp_vision.core import manifest
+from gtp_vision.datasets.formats import FORMATS, open_store
+from gtp_vision.datasets.inspection import facts, told
+from gtp_vision.datasets.sampler import Sampler
+from gtp_vision.datasets.validation import problems
+from gtp_vision.report import build_report
+from gtp_vision.training import checkpoint
+from gtp_vision.training.evaluate import restore
+from gtp_vision.training.run import held_in, seconds_in
+from torture import messages
+from torture.forked import forked
+from torture.mutations import BYTES, change_json, damage, damage_json
+from torture.runs import store, words
+
+Use = Callable[[Path], str]
+"""Does with an input all that is done with one; a word for how it ended, or raises `GtpVisionError`."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of input.
+
+    Attributes:
+        share: of all inputs; only the ratios count.
+        sample: (empty folder) writes a good one; the file or folder it is.
+        damaged: (copy of the sample, generator) damages it; what was done.
+        opened: () makes what uses it; it may take its time, which is not counted.
+    """
+
+    share: int
+    sample: Callable[[Path], Path]
+    damaged: Callable[[Path, np.random.Generator], str]
+    opened: Callable[[Path], Use]
+
+
+# Data sets ----------------------------------------------------------------------------------------------------------
+
+
+def _data(name: str) -> Callable[[Path], Path]:
+    def sample(folder: Path) -> Path:
+        endings = {"lerobot": "", "native": ".h5"}
+        path = folder / f"{name}{endings.get(name, '.hdf5')}"
+        write = FORMATS[name].write
+        assert write is not None
+        write(path, store(cameras=0 if name == "d4rl" else 1))
+        return path
+
+    return sample
+
+
+def _use_data(path: Path) -> str:
+    found = open_store(path)
+    faults = problems(found)
+    with np.errstate(all="ignore"):
+        told({"path": str(path), "format": "", "title": ""} | facts(found))
+    if faults:
+        return "faulty"
+    for array in found.observations.values():
+        np.asarray(array[np.arange(len(array))]).tobytes()
+    Sampler(found, 1, 0, frame_stack=2, n_step=2, action_chunk=2).gather(found.transitions)
+    return "sound"
+
+
+# Runs ---------------------------------------------------------------------------------------------------------------
+
+
+def _run(folder: Path) -> Path:
+    """A run of two checkpoints and an evaluation, and the data set that it was trained on."""
+    from torture.runs import data
+
+    data(folder / "data")
+    run = folder / "run"
+    line = words("evaluated", folder / "data", run, "training.steps=10", "training.eval_every=5")
+    forked(line, folder / "run.log").check(0)
+    return run
+
+
+def _damage_checkpoint(run: Path, random: np.random.Generator) -> str:
+    """A file of the newest checkpoint, its manifest mended in half of the cases, as who means it would."""
+    newest = run / "checkpoints" / "step_10"
+    kind = random.random()
+    if kind < 0.1:
+        what = _header(newest / str(random.choice(["agent.safetensors", "optimizer.safetensors"])), random)
+    elif kind < 0.3:
+        what = damage_json(newest / "state.json", random)
+    else:
+        what = damage(newest, random)
+    if random.random() < 0.5 and (newest / manifest.MANIFEST).exists() and "manifest" not in what:
+        (newest / manifest.MANIFEST).unlink()
+        manifest.seal(newest)
+        what += ", and sealed again"
+    return what
+
+
+def _header(path: Path, random: np.random.Generator) -> str:
+    """The header of a safetensors file tells other sizes, shapes, kinds or places."""
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    kind = int(random.integers(4))
+    if kind == 0:
+        size = int(random.choice(np.array([0, length + 1, 1 << 20, 1 << 40, (1 << 63) - 1], object)))
+        path.write_bytes(size.to_bytes(8, "little") + raw[8:])
+        return f"{path.name} with a header of {size} bytes"
+    if kind == 1:
+        name = sorted(header)[int(random.integers(len(header)))]
+        header[name] = {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}
+        what = f"{name} of 4 TB"
+    elif kind == 2:
+        header = dict.fromkeys(["x" * 100_000], next(iter(header.values())))
+        what = "a long name"
+    else:
+        what = change_json(header, random)
+    content = json.dumps(header).encode()
+    path.write_bytes(len(content).to_bytes(8, "little") + content + raw[8 + length :])
+    return f"{path.name}, header: {what}"
+
+
+def _opened_checkpoint(run: Path) -> Use:
+    _, parts = restore(run)
+    agent, optimizer = parts.agent, parts.optimizer
+
+    def use(path: Path) -> str:
+        passed_over: list[str] = []
+        found = checkpoint.newest_of_all([path / "checkpoints"], passed_over.append)
+        assert found
+        state = checkpoint.load(found[0], agent, optimizer)
+        held_in(state, found[0])
+        seconds_in(state, found[0])
+        return "passed over" if passed_over else "sound"
+
+    return use
+
+
+_LEVELS = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+_BOMB = "\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x]", *_LEVELS]) + "\n"  # of 10 GB, once aliases are copied
+_TEXTS = (
+    _BOMB,
+    "seed: &a [*a]\n",
+    "!!python/object/apply:os.system ['true']\n",
+    "seed: " + "[" * 5000 + "]" * 5000,
+    "seed: " + "9" * 6000,
+    "seed: 0x" + "f" * 4000,
+    "",
+    "- 1\n- 2\n",
+    "\x00",
+    "a: b: c",
+    "run_dir: ${oc.env:PATH}\n",
+    "run_dir: ${run_dir}\n",
+    "task:\n  name: ???\n",
+    "seed: 1_000_000_000_000_000\n",
+    "? {a: 1}\n: 2\n",
+    "%YAML 9.9\n---\na: 1\n",
+)
+_NUMBERS = (-1, 0, 1.5, 10**6, 10**9, 10**12, 10**30, 1e308, float("nan"), float("inf"), -(10**18))
+
+
+def _damage_config(run: Path, random: np.random.Generator) -> str:
+    path = run / "config.yaml"
+    text = path.read_text()
+    kind = random.random()
+    if kind < 0.15:
+        path.write_text(_TEXTS[random.integers(len(_TEXTS))])
+        return f"config.yaml is {path.read_text()[:30]!r}"
+    if kind < 0.3:
+        path.write_text(text + _TEXTS[random.integers(len(_TEXTS))])
+        return "something follows in config.yaml"
+    if kind < 0.45:
+        mutate = BYTES[random.integers(len(BYTES))]
+        path.write_bytes(mutate(bytearray(text.encode()), random))
+        return f"{mutate.__name__} config.yaml"
+    document = yaml.safe_load(text)
+    what = change_json(document, random) if kind < 0.7 else _change_number(document, random)
+    path.write_text(yaml.safe_dump(document))
+    return f"config.yaml: {what}"
+
+
+def _change_number(document: dict, random: np.random.Generator) -> str:
+    """A number, or a list of them, becomes another: sizes are such numbers."""
+    places: list[tuple[dict, str]] = []
+
+    def walk(node: dict) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(value)
+            elif isinstance(value, int | float | list):
+                places.append((node, key))
+
+    walk(document)
+    node, key = places[random.integers(len(places))]
+    number = _NUMBERS[random.integers(len(_NUMBERS))]
+    node[key] = [number] * int(random.choice([1, 2, 3, 1000])) if isinstance(node[key], list) else number
+    return f"{key} = {str(node[key])[:40]}"
+
+
+def _use_config(run: Path) -> str:
+    restore(run)
+    return "sound"
+
+
+def _damage_records(run: Path, random: np.random.Generator) -> str:
+    names = ("metrics.jsonl", "results.json", "evaluations.json", "config.yaml", "statistics.json")
+    path = run / names[random.integers(len(names))]
+    if path.suffix == ".json" and random.random() < 0.5:
+        return damage_json(path, random)
+    mutate = BYTES[random.integers(len(BYTES))]
+    path.write_bytes(mutate(bytearray(path.read_bytes()), random))
+    return f"{mutate.__name__} {path.name}"
+
+
+def _use_records(run: Path) -> str:
+    build_report([run], run / "again.html", title="again")
+    return "sound"
+
+
+KINDS: dict[str, Kind] = {
+    **{
+        f"data {name}": Kind(15, _data(name), damage, lambda sample: _use_data)
+        for name in ("native", "d4rl", "robomimic", "lerobot")
+    },
+    "checkpoint": Kind(60, _run, _damage_checkpoint, _opened_checkpoint),
+    "config": Kind(50, _run, _damage_config, lambda run: _use_config),
+    "records": Kind(10, _run, _damage_records, lambda run: _use_records),
+    "message": Kind(40, messages.sample, messages.damaged, messages.opened),
+}
+"""By name."""
+
+
+def copied(sample: Path, to: Path) -> Path:
+    """A copy of a sample in a folder of its own."""
+    to.mkdir(parents=True)
+    path = to / sample.name
+    if sample.is_dir():
+        shutil.copytree(sample, path, symlinks=True)
+    else:
+        shutil.copyfile(sample, path)
+    return path

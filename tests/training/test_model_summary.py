@@ -1,0 +1,90 @@
+"""The table of what is trained, before a run starts."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from gtp_vision import agents
+from gtp_vision.agents import Agent
+from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.training.model_summary import counts, summary
+
+SHAPES = {"front": (1, 3, 32, 32), "wrist": (1, 3, 32, 32), "state": (1, 3)}
+
+
+def _made(*overrides: str, shapes: dict[str, Any] = SHAPES) -> tuple[Agent, Config]:
+    small = ["agent.policy.hidden=[8]", "agent.critic.hidden=[8]", "encoder.features=8", "training.learning_rate=0.001"]
+    config = from_command_line(["task=own", "task.dataset=none", "run_dir=none", *small, *overrides])
+    return agents.create(shapes, 2, config.agent, config.encoder), config
+
+
+def _size(*modules: torch.nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def _rows(text: str) -> dict[str, tuple[int, int, str]]:
+    """Name to numbers of parameters and trained ones, and what stands behind them."""
+    found = {}
+    for line in text.splitlines()[1:]:
+        row = re.fullmatch(r"(.+?) +([\d,]+) +([\d,]+) *(.*)", line)
+        assert row, line
+        found[row[1]] = (int(row[2].replace(",", "")), int(row[3].replace(",", "")), row[4])
+    return found
+
+
+def test_the_table_adds_up_over_encoders_and_cameras() -> None:
+    agent, config = _made("agent=gtp", "encoder=impala_tiny", "encoder.tuning=partial", "encoder.unfreeze_step=5")
+    rows = _rows(summary(agent, config))
+    towers = [*agent.actor_encoder.towers, *agent.critic_encoder.towers]
+    first, last = (_size(*(tower.blocks()[k] for tower in towers)) for k in (0, 1))
+    encoders = "actor_encoder + critic_encoder"
+    assert rows[f"{encoders}: layers.0 to layers.2"] == (first, 0, "")
+    assert rows[f"{encoders}: layers.3 to layers.5"] == (last, last, "1.00e-03 from step 5")
+    fusion = _size(agent.actor_encoder.fusion, agent.critic_encoder.fusion)
+    assert rows[f"fusion of {encoders}"] == (fusion, fusion, "1.00e-03")
+    assert rows["critic"][:2] == (_size(agent.critic),) * 2
+    copies = sum(p.numel() for key, p in agent.named_parameters() if "_target" in key)
+    assert rows["slow copies"] == (copies, 0, "")
+    *parts, (total, trained, memory) = rows.values()
+    assert total == sum(number for number, _, _ in parts) == _size(agent)
+    assert trained == sum(number for _, number, _ in parts)
+    assert trained == sum(p.numel() for p in agent.parameters() if p.requires_grad)
+    assert memory == f"{4 * (total + 3 * trained) / 1e6:.0f} MB with gradients and moments"
+    assert counts(agent) == {"parameters": total - copies, "trained_parameters": trained}
+
+
+def test_alike_neighbours_share_a_row_and_a_deep_backbone_stays_short() -> None:
+    vit = ["agent=gtp_bc", "encoder.name=timm/test_vit", "encoder.tuning=lora"]
+    assert "actor_encoder: model.blocks.0 to model.blocks.4" in _rows(summary(*_made(*vit)))
+    deep = ["agent=gtp_bc", "encoder.name=timm/tf_efficientnet_lite0", "encoder.tuning=layerwise"]
+    agent, config = _made(*deep, shapes={"front": SHAPES["front"]})
+    assert len(agent.actor_encoder.towers[0].blocks()) > 14
+    rows = _rows(summary(agent, config))
+    assert len(rows) < 20
+    assert any(re.fullmatch(r"\d\.\d\de-\d+ to \d\.\d\de-\d+", told) for _, _, told in rows.values())
+
+
+@pytest.mark.parametrize("encoder", ["impala_tiny", "state"])
+def test_one_line_is_enough_where_all_is_trained_alike(encoder: str) -> None:
+    shapes = {"state": (1, 3)} if encoder == "state" else SHAPES
+    agent, config = _made("agent=gtp", f"encoder={encoder}", shapes=shapes)
+    trained = sum(p.numel() for p in agent.parameters() if p.requires_grad)
+    memory = f"{4 * (_size(agent) + 3 * trained) / 1e6:,.0f} MB"
+    rate = "learning rate 1.00e-03"
+    expected = f"{trained:,} trained parameters, {rate}; {memory} with slow copies, gradients and Adam's moments"
+    assert summary(agent, config) == expected
+
+
+def test_large_backbones_are_always_told_in_full() -> None:
+    agent, config = _made("agent=gtp_bc", "encoder.name=resnet18", "encoder.pooling=average")
+    assert "trunk.layer4.1" in summary(agent, config)
+
+
+def test_a_backbone_at_a_pace_of_its_own_is_told() -> None:
+    slow = _rows(summary(*_made("agent=gtp_bc", "encoder=impala_tiny", "encoder.learning_rate_scale=0.1")))
+    assert slow["actor_encoder: layers.0 to layers.2"][2] == "1.00e-04"
+    late = _rows(summary(*_made("agent=gtp_bc", "encoder=impala_tiny", "encoder.unfreeze_step=7")))
+    assert late["actor_encoder: layers.0 to layers.2"][2] == "1.00e-03 from step 7"
+    assert late["policy"][2] == "1.00e-03"
