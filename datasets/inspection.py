@@ -15,7 +15,7 @@ from gtp_vision.datasets.formats import FORMATS, detect, open_store
 from gtp_vision.datasets.pitfalls import last_outcomes, pitfalls
 from gtp_vision.datasets.statistics import ArrayStatistics, array_statistics
 from gtp_vision.datasets.store import Store
-from gtp_vision.datasets.validation import misfits, problems
+from gtp_vision.datasets.validation import problems, shape_errors
 
 _WIDEST = 512  # a wider state has no statistics of its dimensions: it is a picture, or nobody reads them
 _WIDTH = 120  # of a line of text
@@ -62,7 +62,7 @@ def facts(store: Store) -> dict[str, Any]:
         "states": {name: shape for name, shape in shapes.items() if len(shape) != 3},
         "attributes": dict(store.attributes),
     }
-    if misfits(store) or not len(store.transitions):
+    if shape_errors(store) or not len(store.transitions):
         return dict(_strict(found))
     numbers = statistics(store)
     actions = numbers["actions"]
@@ -126,7 +126,7 @@ def success(store: Store) -> dict[str, Any]:
     return _unknown("the data set does not say whether a terminal is a success or a failure")
 
 
-def told(found: dict[str, Any]) -> str:
+def inspection_text(found: dict[str, Any]) -> str:
     """The facts as lines of text, without characters that a terminal would obey."""
     lines = [
         f"{found['path']}: {found['format']} ({found['title']}), {found['episodes']} episodes, {found['frames']} frames"
@@ -145,7 +145,7 @@ def told(found: dict[str, Any]) -> str:
 
 
 def entries(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names and texts of the facts, for a person; not fit for a terminal before `told`."""
+    """Names and texts of the facts, for a person; not fit for a terminal before `inspection_text`."""
     for kind in ("cameras", "states"):
         if found[kind]:
             yield kind, ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found[kind].items())

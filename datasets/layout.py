@@ -1,6 +1,6 @@
 """Layouts: where the arrays of a data set lie in files, and the way from a foreign file to one.
 
-A reader describes its file as a `Source`. Large arrays that lie in it as the store wants them are mapped in place;
+A reader describes its file as a `FileArrays`. Large arrays that lie in it as the store wants them are mapped in place;
 everything else is copied once into a native file in the cache. The result is a layout, a JSON object, so that it can
 cross a process boundary:
 
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import cached, evict, from_cache, require_space, written_aside
+from gtp_vision.core.files import atomic_write, cached, evict, from_cache, require_space
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array, Segmented
 from gtp_vision.datasets.mapped import mapped
@@ -77,7 +77,7 @@ def piece_in_memory(values: np.ndarray) -> Piece:
 
 
 @dataclass
-class Source:
+class FileArrays:
     """A data set as its reader understands it; rows and episodes as in `Store`.
 
     Attributes:
@@ -99,7 +99,7 @@ class Source:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
-def through_cache(path: Path, opened: Callable[[], AbstractContextManager[Source]], *key: str) -> Layout:
+def through_cache(path: Path, opened: Callable[[], AbstractContextManager[FileArrays]], *key: str) -> Layout:
     """The layout of a foreign data set, unpacked into the cache when it is not there yet.
 
     Args:
@@ -116,7 +116,7 @@ def through_cache(path: Path, opened: Callable[[], AbstractContextManager[Source
     return from_cache(target, lambda: of_unpacked(target, path), make)
 
 
-def unpack(source: Source, target: Path, path: Path) -> None:
+def unpack(source: FileArrays, target: Path, path: Path) -> None:
     """Write what is not mapped in place into the native file `target`, and beside it where the rest lies.
 
     Places are written relative to `path`, the source's file or folder, so that it may be moved.
@@ -161,7 +161,7 @@ def unpack(source: Source, target: Path, path: Path) -> None:
     shapes |= {name: (array.shape, array.dtype) for name, array in flat.items()}
     sidecar = target.with_suffix(".json")
     if in_place:
-        with written_aside(sidecar) as aside:
+        with atomic_write(sidecar) as aside:
             aside.write_text(json.dumps(in_place))
     with (
         native.create(target, shapes, source.attributes) as made,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from gtp_vision.datasets.sources import Inputs, Source
+from gtp_vision.datasets.sources import BatchSource, Inputs
 
 
 class Loader:
@@ -37,7 +37,7 @@ class Loader:
 
     def __init__(
         self,
-        source: Source,
+        source: BatchSource,
         *,
         start: int,
         stop: int,

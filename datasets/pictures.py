@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.datasets.statistics import array_statistics
 from gtp_vision.datasets.store import Store
-from gtp_vision.datasets.validation import misfits, observation_fault
+from gtp_vision.datasets.validation import observation_fault, shape_errors
 
 _EPISODES = 6
 CAMERAS = 16  # more are named, not drawn
@@ -115,7 +115,7 @@ def write_sheet(
             if captions:
                 text = _fitting(captions[number][column], lefts[column + 1] - lefts[column], font)
                 draw.text((lefts[column], upper + height - _LINE - _GAP), text, "dimgray", font)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         picture.save(aside, "PNG")
 
 
@@ -167,12 +167,12 @@ def write_action_histograms(path: Path, store: Store) -> None:
         panel.set_xlim(low, high)
         panel.set_ylim(0, max(0.02, 1.1 * share.max()))
         panel.tick_params(labelsize=6)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=120)
 
 
 def _refuse_misfits(store: Store) -> None:
-    found = misfits(store)
+    found = shape_errors(store)
     if found:
         raise GtpVisionError(f"{store.path}: {found[0]}; nothing can be drawn before")
 

@@ -10,7 +10,7 @@ import numpy as np
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.statistics import ArrayStatistics
 from gtp_vision.datasets.store import Store
-from gtp_vision.datasets.validation import place
+from gtp_vision.datasets.validation import location
 
 _PIECE = 1 << 18  # rows looked at together, so that a mapped file is streamed
 _CAMERA_BYTES = 1 << 25  # of each camera, read for one check
@@ -62,7 +62,7 @@ def _rewards(store: Store) -> Iterator[str]:
     elif not sampled.any():
         row = int(np.flatnonzero(rewards)[0])
         yield (
-            f"rewards other than 0 stand only on rows whose action has no outcome, first at {place(store, row)}, and "
+            f"rewards other than 0 stand only on rows whose action has no outcome, first at {location(store, row)}, and "
             f"those are never sampled; mark these rows as terminals, or move each reward to the row before"
         )
     elif (sampled == first).all() and not np.any(store.terminals):
@@ -77,7 +77,7 @@ def _terminals(store: Store) -> Iterator[str]:
     share = float(terminals.mean())
     if share > 0.5:
         yield (
-            f"terminals stand on {share:.0%} of the rows, first at {place(store, int(np.argmax(terminals)))}; a "
+            f"terminals stand on {share:.0%} of the rows, first at {location(store, int(np.argmax(terminals)))}; a "
             f"terminal is 1 where the MDP ended, so check that it is not the mask, which is 1 where it did not"
         )
         return
@@ -178,7 +178,7 @@ def _camera(name: str, frames: Array, store: Store) -> Iterator[str]:
     if blank:
         yield (
             f"observations/{name} shows nothing in {_count(len(blank), len(rows))} sampled frames, first at "
-            f"{place(store, blank[0])} (all {'black' if black else 'one colour'}); check the camera and leave those "
+            f"{location(store, blank[0])} (all {'black' if black else 'one colour'}); check the camera and leave those "
             f"episodes out"
         )
     rows = np.setdiff1d(rows, [*blank, *(store.episode_ends - 1)])
@@ -186,7 +186,7 @@ def _camera(name: str, frames: Array, store: Store) -> Iterator[str]:
     if len(stuck) > _IDENTICAL * len(rows):
         yield (
             f"observations/{name} is the same as in the next frame in {_count(len(stuck), len(rows))} sampled frames, "
-            f"first at {place(store, stuck[0])}; check that the camera is not stuck or slower than the actions"
+            f"first at {location(store, stuck[0])}; check that the camera is not stuck or slower than the actions"
         )
         return
     still = list(_still_episodes(frames, store, max(1, count // 3)))

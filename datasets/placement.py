@@ -20,7 +20,7 @@ _TORCH = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float16): torch.float16, 
 _SHARE = 0.6  # of a GPU's free memory that frames may take; networks and activations need the rest
 
 
-def kept(dtype: np.dtype) -> np.dtype:
+def transfer_dtype(dtype: np.dtype) -> np.dtype:
     """In which dtype rows travel: images as uint8, half floats as they are, other floats as float32."""
     return dtype if dtype in _TORCH else np.dtype(np.float32)
 
@@ -34,7 +34,7 @@ class Resident:
     """
 
     def __init__(self, array: Array, device: torch.device) -> None:
-        own = kept(array.dtype)
+        own = transfer_dtype(array.dtype)
         kind = _TORCH[own]
         self.tensor = torch.empty(array.shape, dtype=kind, device=device)
         step = max(1, COPY_BYTES // max(1, array.nbytes // max(1, len(array))))
@@ -99,12 +99,12 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def taken(array: Array | Resident, rows: np.ndarray, capacity: int) -> torch.Tensor:
-    """The rows as a tensor where the array lives, in the dtype that `kept` says.
+def take_rows(array: Array | Resident, rows: np.ndarray, capacity: int) -> torch.Tensor:
+    """The rows as a tensor where the array lives, in the dtype that `transfer_dtype` says.
 
     `rows` do not decrease; `capacity` is the most that will ever be asked for; see `gather`.
     """
     if isinstance(array, Resident):
         return array.tensor.index_select(0, torch.from_numpy(rows).to(array.tensor.device))
     frames = gather(array, rows, capacity)
-    return torch.from_numpy(np.ascontiguousarray(frames, kept(frames.dtype)))
+    return torch.from_numpy(np.ascontiguousarray(frames, transfer_dtype(frames.dtype)))

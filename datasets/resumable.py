@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import evict, require_space, touch, written_aside
+from gtp_vision.core.files import atomic_write, evict, require_space, touch
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.mapped import mapped
@@ -174,7 +174,7 @@ def _save(target: Path, file: FileIO, done: int) -> None:
 
 
 def _note(target: Path, done: int) -> None:
-    with written_aside(target.with_suffix(".json")) as aside:
+    with atomic_write(target.with_suffix(".json")) as aside:
         aside.write_text(json.dumps({"done": done}))
 
 

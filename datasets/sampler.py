@@ -14,7 +14,7 @@ from gtp_vision.core.random import counter_rng
 from gtp_vision.datasets import indices
 from gtp_vision.datasets.arrays import gather
 from gtp_vision.datasets.goals import HindsightGoals
-from gtp_vision.datasets.placement import taken
+from gtp_vision.datasets.placement import take_rows
 from gtp_vision.datasets.store import Store
 
 _SAMPLER_SALT = 0x5A  # keeps the row draws apart from the noise draws of the same (seed, step)
@@ -294,7 +294,7 @@ class Sampler:
         if padded:
             distinct = np.pad(distinct, (0, most - len(distinct)), mode="edge")
         return Batch(
-            frames={name: taken(array, distinct, most) for name, array in self.store.observations.items()},
+            frames={name: take_rows(array, distinct, most) for name, array in self.store.observations.items()},
             window=window,
             next_window=next_window,
             actions=torch.from_numpy(np.asarray(self.store.actions[chunk], dtype=np.float32)),

@@ -23,7 +23,7 @@ from gtp_vision.datasets.sampler import Batch, Sampler, Transitions
 Inputs = dict[str, torch.Tensor]
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Of the transitions that steps see."""
 
     def inputs(self, step: int, rank: int = 0, world_size: int = 1) -> Inputs:
@@ -33,16 +33,16 @@ class Source(Protocol):
         """The transitions, on the device where the inputs are by now; nothing waits for it."""
 
 
-def source_of(sampler: Sampler, device: torch.device) -> Source:
+def batch_source(sampler: Sampler, device: torch.device) -> BatchSource:
     """Where the transitions of a sampler are made when `device` trains: as near to the frames as can be."""
     if all(isinstance(array, Resident) for array in sampler.store.observations.values()):
         return ResidentSource(sampler, device)
     return HostSource(sampler) if device.type == "cpu" else CompactSource(sampler)
 
 
-def source_of_all(samplers: Sequence[Sampler], device: torch.device) -> Source:
+def batch_source_of_seeds(samplers: Sequence[Sampler], device: torch.device) -> BatchSource:
     """Of one sampler, or side by side of several samplers of the same data, whose tables on the device are shared."""
-    first = source_of(samplers[0], device)
+    first = batch_source(samplers[0], device)
     if len(samplers) == 1:
         return first
     others = [copy.copy(first) for _ in samplers]
@@ -62,11 +62,11 @@ class HostSource:
         self._sampler = sampler
 
     def inputs(self, step: int, rank: int = 0, world_size: int = 1) -> Inputs:
-        """As `Source`."""
+        """As `BatchSource`."""
         return self._sampler.batch(step, rank, world_size).stacked().tensors()
 
     def transitions(self, inputs: Mapping[str, torch.Tensor]) -> Transitions:
-        """As `Source`."""
+        """As `BatchSource`."""
         return Transitions.of(inputs)
 
 
@@ -81,14 +81,14 @@ class CompactSource:
         self._sampler = sampler
 
     def inputs(self, step: int, rank: int = 0, world_size: int = 1) -> Inputs:
-        """As `Source`; as many frames as there can ever be, of which the last ones may be one frame repeated."""
+        """As `BatchSource`; as many frames as there can ever be, of which the last ones may be one frame repeated."""
         rows, goals = self._sampler.draw(step, rank, world_size)
         batch = self._sampler.gather(rows, goals, padded=True)
         shipped = {name: getattr(batch, name) for name in _COMPACT if getattr(batch, name) is not None}
         return shipped | {_FRAMES + name: frames for name, frames in batch.frames.items()}
 
     def transitions(self, inputs: Mapping[str, torch.Tensor]) -> Transitions:
-        """As `Source`."""
+        """As `BatchSource`."""
         frames = {name.removeprefix(_FRAMES): x for name, x in inputs.items() if name.startswith(_FRAMES)}
         own = {name: inputs.get(name) for name in _COMPACT}
         return Batch(frames=frames, **own).stacked(traced=True)  # type: ignore[arg-type]
@@ -123,13 +123,13 @@ class ResidentSource:
         self._actions = kept(store.actions, np.float32)
 
     def inputs(self, step: int, rank: int = 0, world_size: int = 1) -> Inputs:
-        """As `Source`: the numbers of rows."""
+        """As `BatchSource`: the numbers of rows."""
         rows, goals = self._sampler.draw(step, rank, world_size)
         drawn = {"rows": torch.from_numpy(rows)}
         return drawn if goals is None else drawn | {"goal_rows": torch.from_numpy(goals)}
 
     def transitions(self, inputs: Mapping[str, torch.Tensor]) -> Transitions:
-        """As `Source`."""
+        """As `BatchSource`."""
         sampler, rows, goals = self._sampler, inputs["rows"], inputs.get("goal_rows")
         last = self._last[rows]
         reward, discount, following = indices.returns(
@@ -165,14 +165,14 @@ class StackedSource:
         sources: of the same data and shapes.
     """
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[BatchSource]) -> None:
         self._sources = sources
 
     def inputs(self, step: int, rank: int = 0, world_size: int = 1) -> Inputs:
-        """As `Source`, of all."""
+        """As `BatchSource`, of all."""
         each = [source.inputs(step, rank, world_size) for source in self._sources]
         return {name: torch.stack([one[name] for one in each]) for name in each[0]}
 
     def transitions(self, inputs: Mapping[str, torch.Tensor]) -> Transitions:
-        """As `Source`, of one's inputs: for use inside `torch.func.vmap`."""
+        """As `BatchSource`, of one's inputs: for use inside `torch.func.vmap`."""
         return self._sources[0].transitions(inputs)

@@ -16,7 +16,7 @@ _TOLERANCE = 1e-5  # actions that left [-1, 1] by float rounding are not an erro
 def problems(store: Store) -> list[str]:
     """Every kind of fault of the store, a sentence each: the array, the episode, the frame and the mend."""
     found: list[str] = []
-    found += misfits(store)
+    found += shape_errors(store)
     if found:  # row arithmetic below relies on the lengths
         return found
     found += _flat("rewards", store.rewards, store)
@@ -65,7 +65,7 @@ def observation_fault(name: str, array: Array) -> str | None:
     return f"{told}; wanted uint8 (N, H, W, C) or float (N, D)"
 
 
-def misfits(store: Store) -> list[str]:
+def shape_errors(store: Store) -> list[str]:
     """The faults of shapes and lengths among `problems`: all row arithmetic relies on there being none."""
     flat = {name: getattr(store, name) for name in ("rewards", "terminals", "timeouts", "episode_ends")}
     found = [
@@ -92,7 +92,7 @@ def misfits(store: Store) -> list[str]:
     inside = np.setdiff1d(np.flatnonzero(store.timeouts), ends - 1)
     if not found and len(inside):
         found.append(
-            f"timeouts stand inside an episode, first at {place(store, int(inside[0]))}; end the episode there"
+            f"timeouts stand inside an episode, first at {location(store, int(inside[0]))}; end the episode there"
         )
     return found
 
@@ -102,7 +102,7 @@ def _flat(name: str, array: Array, store: Store) -> list[str]:
         bad = ~np.isfinite(np.asarray(array[start : start + _PIECE]))
         if bad.any():
             row = start + int(np.flatnonzero(bad.reshape(len(bad), -1).any(1))[0])
-            return [f"{name} holds a value that is not finite at {place(store, row)}; remove or mend that episode"]
+            return [f"{name} holds a value that is not finite at {location(store, row)}; remove or mend that episode"]
     return []
 
 
@@ -113,13 +113,13 @@ def _range(store: Store) -> list[str]:
         if len(bad):
             row, worst = start + int(bad[0]), float(piece.max())
             return [
-                f"actions leave [-1, 1] (largest magnitude {worst:.4g}, first at {place(store, row)}); "
+                f"actions leave [-1, 1] (largest magnitude {worst:.4g}, first at {location(store, row)}); "
                 f"scale each dimension to [-1, 1] when writing the file"
             ]
     return []
 
 
-def place(store: Store, row: int) -> str:
+def location(store: Store, row: int) -> str:
     """`episode E, frame F` of a row, E as the file counts."""
     episode = int(store.episode_of(np.array([row]))[0])
     number = episode if store.numbers is None else store.numbers[episode]

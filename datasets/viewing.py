@@ -17,12 +17,12 @@ from PIL import Image
 
 from gtp_vision.core import html
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.inspection import entries
 from gtp_vision.datasets.pictures import CAMERAS, picture, size_of
 from gtp_vision.datasets.store import Store
-from gtp_vision.datasets.validation import misfits, observation_fault
+from gtp_vision.datasets.validation import observation_fault, shape_errors
 
 EPISODES = 6
 MOST_EPISODES = 50
@@ -135,7 +135,7 @@ def write_page(path: Path, found: dict[str, Any], store: Store, episodes: int = 
     check(path, episodes)
     shown: list[Episode] = []
     notes: list[str] = []
-    if not misfits(store):
+    if not shape_errors(store):
         with np.errstate(all="ignore"):  # numbers beyond reason are told among the faults
             shown, notes = _episodes(store, episodes)
     text = (
@@ -160,7 +160,7 @@ def write_page(path: Path, found: dict[str, Any], store: Store, episodes: int = 
             **html.script(Path(__file__).with_name("view.js")),
         )
     )
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold half a surrogate pair
 
 

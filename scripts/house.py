@@ -108,9 +108,7 @@ def drawing() -> str:
             f'fill="#eef2f7" stroke="#4a5b70"/><text x="{x + box / 2:g}" y="{y + 22:g}" text-anchor="middle">'
             f"{escape(name)}</text></g>"
         )
-    numbers = [
-        f'<text x="10" y="{42 + y * step}" fill="#9aa5b1">{len(rows) - y}</text>' for y in range(len(rows))
-    ]
+    numbers = [f'<text x="10" y="{42 + y * step}" fill="#9aa5b1">{len(rows) - y}</text>' for y in range(len(rows))]
     tall = len(rows) * step
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {tall}" font-family="sans-serif" '

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Ledger:
             "sets": {key: {"commit": commit, "files": names} for key, (commit, names) in sorted(sets.items())},
         }
         try:
-            with written_aside(self.path) as aside:
+            with atomic_write(self.path) as aside:
                 aside.write_text(json.dumps(told, indent=2) + "\n")
         except OSError as error:
             raise GtpVisionError(

@@ -16,7 +16,7 @@ from gtp_vision.datasets.formats import d4rl, lerobot, minari, native, near_miss
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import Layout, to_store
 from gtp_vision.datasets.store import Store
-from gtp_vision.datasets.validation import misfits
+from gtp_vision.datasets.validation import shape_errors
 
 FORMATS: dict[str, Format] = by_name(sorted(instances(__name__, Format), key=lambda known: known.name != "native"))
 """The registry: every `Format` at the top of a file beside this one; our own first, as messages name them."""
@@ -98,7 +98,7 @@ def convert(source: Path, target: Path, to: str, env: str | None = None, *, over
     if any(parent.exists() and not parent.is_dir() for parent in target.parents):
         raise GtpVisionError(f"{target} lies below a file; choose another place")
     store = open_store(source, env)
-    if faults := misfits(store):
+    if faults := shape_errors(store):
         raise GtpVisionError(f"{source}: {faults[0]}")
     require_space(target.parent, store.nbytes(), f"writing {target.name}", "choose another place")
     try:

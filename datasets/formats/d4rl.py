@@ -30,12 +30,12 @@ import numpy as np
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import episodes, native
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import COPY_BYTES, Layout, Source, piece_of, through_cache, to_store
+from gtp_vision.datasets.layout import COPY_BYTES, FileArrays, Layout, piece_of, through_cache, to_store
 from gtp_vision.datasets.store import Store
 
 _OURS = "gtp_vision"  # the attribute in which our writer keeps what the format has no place for
@@ -111,7 +111,7 @@ def write(path: Path, store: Store) -> Path:
         "timeouts": timeouts,
         "metadata/episode_ends": np.asarray(store.episode_ends, np.int64),
     }
-    with written_aside(path) as aside, h5py.File(aside, "w") as file:
+    with atomic_write(path) as aside, h5py.File(aside, "w") as file:
         file.attrs[_OURS] = json.dumps({"observation": name, "attributes": dict(store.attributes)})
         for key, array in flat.items():
             made = file.create_dataset(key, array.shape, array.dtype)
@@ -121,7 +121,7 @@ def write(path: Path, store: Store) -> Path:
 
 
 @contextmanager
-def _opened(path: Path, limit: int | None) -> Iterator[Source]:
+def _opened(path: Path, limit: int | None) -> Iterator[FileArrays]:
     with hdf5.opened(path) as file:
         observations = hdf5.array(file, "observations", path)
         camera = observations.dtype == np.uint8 and observations.ndim == 4
@@ -149,7 +149,7 @@ def _opened(path: Path, limit: int | None) -> Iterator[Source]:
         def stored(start: int, stop: int) -> np.ndarray:
             return episodes.rows(observations, start, stop, path)
 
-        yield Source(
+        yield FileArrays(
             observations={name: [replace(piece_of(observations, path), read=stored)]},
             actions=actions,
             rewards=rewards,

@@ -13,7 +13,7 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import hdf5
-from gtp_vision.datasets.layout import Piece, Source, piece_of
+from gtp_vision.datasets.layout import FileArrays, Piece, piece_of
 
 NUMBERS = "uifb"
 """NumPy's kinds of dtype that observations, rewards and flags are accepted in."""
@@ -223,10 +223,10 @@ class Recording:
         self._flat.append((*padded, timeouts))
         self._ends.append(known)
 
-    def source(self, attributes: dict[str, Any]) -> Source:
+    def source(self, attributes: dict[str, Any]) -> FileArrays:
         """What was added, as a source."""
         actions, rewards, terminals, timeouts = (np.concatenate(arrays) for arrays in zip(*self._flat, strict=True))
-        return Source(
+        return FileArrays(
             observations=self._observations,
             actions=actions,
             rewards=rewards,

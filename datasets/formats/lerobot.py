@@ -48,7 +48,7 @@ from gtp_vision.datasets.formats.lerobot_meta import (
     read_info,
 )
 from gtp_vision.datasets.formats.tables import fault
-from gtp_vision.datasets.layout import Layout, Piece, Source, through_cache, to_store
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache, to_store
 from gtp_vision.datasets.store import Store
 
 _FLAGS = ("next.success", "next.done", "next.truncated", "next.reward", "task_index")
@@ -77,7 +77,7 @@ def read(path: Path) -> Store:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Source]:
+def _opened(path: Path) -> Iterator[FileArrays]:
     info = read_info(path)
     features, left_out = read_features(info, path)
     observations = {name: feature for name, feature in features.items() if name != "action"}
@@ -113,7 +113,7 @@ def _opened(path: Path) -> Iterator[Source]:
             stack.enter_context(closing(frames))
             first = next(frames, None)  # a size that info.json declares is believed once a frame has it
             pieces[name] = [_streamed(len(last), feature, first, frames, path)]
-        yield Source(
+        yield FileArrays(
             observations=pieces,
             actions=actions,
             rewards=rows.get("next.reward", np.zeros(len(last))),

@@ -38,7 +38,7 @@ from gtp_vision.core.files import fingerprint
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import Layout, Piece, Source, through_cache, to_store
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache, to_store
 from gtp_vision.datasets.store import Store
 
 _MAIN, _METADATA, _PREFIX = "main_data.hdf5", "metadata.json", "episode_"
@@ -121,7 +121,7 @@ def _load(metadata: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _opened(main: Path, metadata_path: Path, metadata: Mapping[str, Any]) -> Iterator[Source]:
+def _opened(main: Path, metadata_path: Path, metadata: Mapping[str, Any]) -> Iterator[FileArrays]:
     observed, acted = (_space(metadata, name, metadata_path) for name in ("observation_space", "action_space"))
     bounds = _bounds(acted, metadata_path)
     with hdf5.opened(main) as file:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import cached, evict, from_cache, require_space, written_aside
+from gtp_vision.core.files import atomic_write, cached, evict, from_cache, require_space
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import episodes
@@ -66,7 +66,7 @@ def create(
     """
     filling = filled = False
     try:
-        with written_aside(path) as aside, h5py.File(aside, "w") as file:
+        with atomic_write(path) as aside, h5py.File(aside, "w") as file:
             file.attrs.update(format=FORMAT, version=VERSION, metadata=json.dumps(metadata))
             made = {}
             for name, (shape, dtype) in shapes.items():

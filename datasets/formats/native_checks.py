@@ -15,7 +15,7 @@ from gtp_vision.datasets.arrays import Segmented
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.layout import check_filters
 from gtp_vision.datasets.store import Store
-from gtp_vision.datasets.validation import misfits, observation_fault
+from gtp_vision.datasets.validation import observation_fault, shape_errors
 
 FLAT = {
     "actions": ("f", "", "float32 (frames, dimensions) in [-1, 1]"),
@@ -114,7 +114,7 @@ def writable(store: Store) -> Store:
         timeouts=(flat["timeouts"] != 0).astype(np.uint8),
         episode_ends=flat["episode_ends"].astype(np.int64),
     )
-    faults = misfits(fit)
+    faults = shape_errors(fit)
     if not observations:
         faults.append("there is no observation; give at least one camera or state")
     for name, observed in observations.items():

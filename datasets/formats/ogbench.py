@@ -28,7 +28,7 @@ from gtp_vision.core.files import cached, from_cache
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import Layout, Piece, Source, through_cache, to_store
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache, to_store
 from gtp_vision.datasets.store import Store
 
 _INFO = ("qpos", "button_states")
@@ -138,7 +138,7 @@ def read(path: Path, env: str) -> Store:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Source]:
+def _opened(path: Path) -> Iterator[FileArrays]:
     with _archive(path) as archive:
         small = {name: _load(archive, name) for name in ("actions", "terminals")}
         if small["actions"].dtype.kind in "iu":
@@ -157,7 +157,7 @@ def _opened(path: Path) -> Iterator[Source]:
                     f"{small['terminals'].shape} do not describe whole trajectories"
                 )
             frames = shape[0]
-            yield Source(
+            yield FileArrays(
                 observations={"camera" if dtype == np.uint8 else "state": [_streamed(stream, shape, dtype)]},
                 actions=small["actions"],
                 rewards=np.zeros(frames),

@@ -33,12 +33,12 @@ from tqdm import tqdm
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array, Segmented, view
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import COPY_BYTES, Layout, Piece, Source, check_filters, through_cache, to_store
+from gtp_vision.datasets.layout import COPY_BYTES, FileArrays, Layout, Piece, check_filters, through_cache, to_store
 from gtp_vision.datasets.store import Store
 
 _PREFIX = "demo_"
@@ -96,7 +96,7 @@ def write(path: Path, store: Store) -> Path:
                 f"cannot hold; remove the episode"
             )
     attributes = {name: value for name, value in store.attributes.items() if name != "filters"}
-    with written_aside(path) as aside, h5py.File(aside, "w") as file:
+    with atomic_write(path) as aside, h5py.File(aside, "w") as file:
         data = file.create_group("data")
         data.attrs["env_args"] = json.dumps(_env_args(store.attributes), indent=4)
         data.attrs["gtp_vision"] = json.dumps(attributes)
@@ -179,7 +179,7 @@ def _later(array: Array, start: int, stop: int, steps: int) -> Array:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Source]:
+def _opened(path: Path) -> Iterator[FileArrays]:
     with hdf5.opened(path) as file:
         data = hdf5.group(file, "data", path)
         demos = episodes.numbered(data, _PREFIX, path)

@@ -54,7 +54,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Seen:
+class LossInputs:
     """What the losses of a step see.
 
     Attributes:
@@ -111,10 +111,10 @@ class Improvement(nn.Module, ABC):
         return []
 
     @abstractmethod
-    def loss(self, agent: Agent, seen: Seen) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
         """The actor's loss, (), and metrics; gradients reach the policy, its encoder and this module alone."""
 
-    def next_features(self, agent: Agent, seen: Seen) -> torch.Tensor:
+    def next_features(self, agent: Agent, seen: LossInputs) -> torch.Tensor:
         """(B, F), of the next observation, for `next_action`."""
         return agent.actor_encoder_target(seen.next_observation)
 
@@ -136,7 +136,7 @@ class Improvement(nn.Module, ABC):
         return None
 
 
-def weighted_loss(agent: Agent, seen: Seen, weight: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
+def weighted_loss(agent: Agent, seen: LossInputs, weight: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
     """The policy's own loss E[w l] / E[w] of the data's actions: (), and metrics.
 
     The scale of weights drifts with the critic, and an encoder that is shared would follow the actor alone where
@@ -149,7 +149,7 @@ def weighted_loss(agent: Agent, seen: Seen, weight: torch.Tensor) -> tuple[torch
     return each.mean(), told | {"weight/effective_share": moments.effective_share.to(weight.dtype)}
 
 
-def lacks(config: AgentConfig, ability: type, why: str) -> Iterator[str]:
+def missing_ability(config: AgentConfig, ability: type, why: str) -> Iterator[str]:
     """A sentence if the agent's family of policies lacks an ability that its improvement needs; `why` it does."""
     family = config.policy.family
     if not issubclass(models.FAMILIES[family], ability):
@@ -225,7 +225,7 @@ class Agent(nn.Module):
         loss = critic_loss + actor_loss
         return loss, {"loss": loss.detach(), "actor/loss": actor_loss.detach()} | critic_metrics | metrics
 
-    def see(self, batch: Batch | Transitions, generator: NoiseSource) -> Seen:
+    def see(self, batch: Batch | Transitions, generator: NoiseSource) -> LossInputs:
         """The batch as features."""
         given = (batch.observation(), batch.next_observation() if self.has_critic else {})
         now, then = one_view(given, generator)
@@ -236,9 +236,9 @@ class Agent(nn.Module):
         if self.shared and self.gradient != "both":
             actor, critic = (actor, actor.detach()) if self.gradient == "actor" else (actor.detach(), actor)
         action = batch.actions[:, : self.config.action_chunk].flatten(1)
-        return Seen(batch, observation, following, actor, critic, action, generator, self.step)
+        return LossInputs(batch, observation, following, actor, critic, action, generator, self.step)
 
-    def critic_loss(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
+    def critic_loss(self, seen: LossInputs) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
         """Squared TD error, the mean over members and batch, and the loss of V if there is one.
 
         Returns:
@@ -271,7 +271,7 @@ class Agent(nn.Module):
         metrics |= {"critic/v_loss": v_loss.detach(), "critic/v": value.detach().mean()}
         return loss + v_loss, q.detach(), metrics
 
-    def next_value(self, seen: Seen) -> torch.Tensor:
+    def next_value(self, seen: LossInputs) -> torch.Tensor:
         """What Q bootstraps from, (B,): V(o'), or the slow Q of the next actions that the policy draws."""
         c = self.config.critic
         if c.backup == "expectile":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from gtp_vision.agents.base import Agent, Improvement, Metrics, Recipe, Seen, weighted_loss
+from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, weighted_loss
 
 GAUSSIAN_BC = Recipe("gaussian_bc", "Pomerleau, 1988", family="gaussian", backup="none", improvement="none")
 
@@ -18,6 +18,6 @@ class Cloning(Improvement):
     name, mark = "none", "bc"
     judged = False
 
-    def loss(self, agent: Agent, seen: Seen) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
         """E[l], the mean of the family's loss over the data."""
         return weighted_loss(agent, seen, torch.ones_like(seen.batch.reward))

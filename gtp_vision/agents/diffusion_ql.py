@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import torch
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, Improvement, Metrics, Recipe, Seen, weighted_loss
+from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, weighted_loss
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.core.distributed import global_moments
 from gtp_vision.models.timed import TimedPolicy
@@ -76,7 +76,7 @@ class QGradient(Improvement):
         """K of the actions that Q's gradient goes through."""
         return ["q_steps"]
 
-    def loss(self, agent: Agent, seen: Seen) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
         """bc_weight L_policy + q_weight L_Q."""
         c = self.config
         cloning, metrics = weighted_loss(agent, seen, torch.ones_like(seen.batch.reward))

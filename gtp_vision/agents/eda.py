@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, Improvement, Metrics, Recipe, Seen, lacks, weighted_loss
+from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability, weighted_loss
 from gtp_vision.agents.qgpo import contrastive_loss, support
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.models import effective_sample_size
@@ -50,7 +50,7 @@ class Alignment(Improvement):
     @staticmethod
     def misfits(config: AgentConfig) -> Iterator[str]:
         """Families that cannot say how likely an action is."""
-        yield from lacks(config, models.Density, "compares densities")
+        yield from missing_ability(config, models.Density, "compares densities")
 
     @torch.no_grad()
     def begin(self, agent: Agent, step: int) -> None:
@@ -63,7 +63,7 @@ class Alignment(Improvement):
         """Whether the alignment has begun."""
         return step >= self.config.pretrain_steps
 
-    def loss(self, agent: Agent, seen: Seen) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
         """Cloning at first, then alignment."""
         if seen.step < self.config.pretrain_steps:
             return weighted_loss(agent, seen, torch.ones_like(seen.batch.reward))

@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, Improvement, Metrics, Recipe, Seen, lacks, weighted_loss
+from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability, weighted_loss
 from gtp_vision.agents.diffusion_ql import q_term
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.core.random import NoiseSource
@@ -47,9 +47,9 @@ class Distillation(Improvement):
     @staticmethod
     def misfits(config: AgentConfig) -> Iterator[str]:
         """Families whose samplers draw noise on the way."""
-        yield from lacks(config, models.Integrable, "needs the policy's one answer to a given noise")
+        yield from missing_ability(config, models.Integrable, "needs the policy's one answer to a given noise")
 
-    def loss(self, agent: Agent, seen: Seen) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
         """L_policy + distill_weight ||mu - mu_flow||^2 + q_weight L_Q, distances as means over dimensions."""
         c, dimensions = self.config, seen.action.shape[1]
         cloning, metrics = weighted_loss(agent, seen, torch.ones_like(seen.batch.reward))
@@ -64,7 +64,7 @@ class Distillation(Improvement):
         metrics |= {"actor/distill_loss": distance.detach(), "actor/q_term": term.detach()}
         return cloning / dimensions + c.distill_weight * distance + c.q_weight * term, metrics
 
-    def next_features(self, agent: Agent, seen: Seen) -> torch.Tensor:
+    def next_features(self, agent: Agent, seen: LossInputs) -> torch.Tensor:
         """Of the current encoder: the paper keeps no slow policy."""
         return agent.actor_encoder(seen.next_observation)
 

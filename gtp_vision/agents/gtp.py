@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from gtp_vision.agents.base import Agent, Improvement, Metrics, Recipe, Seen, weighted_loss
+from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, weighted_loss
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.core.distributed import global_std
 
@@ -52,7 +52,7 @@ class AdvantageWeighting(Improvement):
         """K of the actions that estimate V."""
         return [] if config.critic.backup == "expectile" else ["value_steps"]
 
-    def loss(self, agent: Agent, seen: Seen) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
         """E[w l] / E[w]."""
         c = self.config
         advantage = self.advantage(agent, seen)
@@ -66,7 +66,7 @@ class AdvantageWeighting(Improvement):
         }
 
     @torch.no_grad()
-    def advantage(self, agent: Agent, seen: Seen) -> torch.Tensor:
+    def advantage(self, agent: Agent, seen: LossInputs) -> torch.Tensor:
         """A = min_j Q_j(o, a) - V(o): (B,).
 
         V is the critic's own if it learns one, else the mean over actions of the slow policy.

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import torch
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, Improvement, Metrics, Recipe, Seen, lacks, weighted_loss
+from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability, weighted_loss
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.core.random import NoiseSource
 from gtp_vision.models import Policy, effective_sample_size
@@ -35,7 +35,9 @@ def contrastive_loss(energy: torch.Tensor, q: torch.Tensor, alpha: float) -> tor
     return -(torch.softmax(alpha * q, -1) * torch.log_softmax(energy, -1)).sum(-1)
 
 
-def support(agent: Agent, seen: Seen, policy: Policy, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def support(
+    agent: Agent, seen: LossInputs, policy: Policy, features: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """M actions of a policy for each observation, (B, M, H A), and their values by the critic, (B, M); no gradients."""
     c = agent.config.improvement
     with torch.no_grad():
@@ -62,14 +64,14 @@ class EnergyGuidance(Improvement):
     @staticmethod
     def misfits(config: AgentConfig) -> Iterator[str]:
         """Families that jump over the levels where the energy would steer."""
-        yield from lacks(config, models.Guidable, "steers a sampler that denoises step by step")
+        yield from missing_ability(config, models.Guidable, "steers a sampler that denoises step by step")
 
     @staticmethod
     def steps_of_policy(config: AgentConfig) -> list[str]:
         """K of the behaviour's actions."""
         return ["support_steps"]
 
-    def loss(self, agent: Agent, seen: Seen) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
         """Cloning, and the contrastive loss of the energy, whose features are the policy's without gradient."""
         cloning, metrics = weighted_loss(agent, seen, torch.ones_like(seen.batch.reward))
         features = seen.actor.detach()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 
 STEPS_K = (1, 2, 5)
 _WORSE = 1.15
@@ -83,7 +83,7 @@ def disagreement(results: Mapping[str, Any]) -> str:
 
 def save(results: Mapping[str, Any], path: Path) -> None:
     """Write results as a baseline for `compare`."""
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(json.dumps(results, indent=1) + "\n")
 
 
@@ -92,7 +92,7 @@ def check_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
-        with written_aside(path.with_name(f".{path.name}.try")) as aside:
+        with atomic_write(path.with_name(f".{path.name}.try")) as aside:
             aside.touch()
         path.with_name(f".{path.name}.try").unlink()
     except OSError as error:

@@ -21,7 +21,7 @@ from gtp_vision.bench.step import synthetic
 from gtp_vision.config.schema import Config, from_command_line
 from gtp_vision.encoders import EncoderConfig, backbones
 from gtp_vision.encoders.impala import Impala
-from gtp_vision.training.build import Parts, build
+from gtp_vision.training.build import Components, build
 from gtp_vision.training.eager import update
 
 BACKBONES = ("timm/tf_efficientnet_lite0", "resnet18")
@@ -115,7 +115,7 @@ def _steps(folder: Path, name: str, rounds: int, batch: int, more: Sequence[str]
     if not data.exists():
         synthetic(data, _FRAMES, _SIDE, width)
 
-    def run(size: int, *overrides: str) -> tuple[Config, Parts]:
+    def run(size: int, *overrides: str) -> tuple[Config, Components]:
         common = ["task=own", f"task.dataset={data}", "task.frame_stack=1", "agent=gtp", f"run_dir={folder}/run"]
         config = from_command_line([*common, "training.device=cpu", f"training.batch_size={size}", *more, *overrides])
         return config, build(config)
@@ -131,7 +131,7 @@ def _steps(folder: Path, name: str, rounds: int, batch: int, more: Sequence[str]
         "live": run(small, *frozen, *still, "encoder.cache=false"),
     }
 
-    def step(config: Config, parts: Parts, turn: int) -> None:
+    def step(config: Config, parts: Components, turn: int) -> None:
         update(parts, config, turn, parts.sampler.batch(turn))
 
     ms = _interleaved({case: partial(step, *of) for case, of in cases.items()}, rounds)

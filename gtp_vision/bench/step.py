@@ -26,9 +26,9 @@ from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.loader import Loader
-from gtp_vision.datasets.sources import source_of, source_of_all
+from gtp_vision.datasets.sources import batch_source, batch_source_of_seeds
 from gtp_vision.datasets.store import Store
-from gtp_vision.training.build import Parts, build, sibling
+from gtp_vision.training.build import Components, build, components_for_seed
 from gtp_vision.training.engines import Eager, Engine, Functional
 from gtp_vision.training.seeds import seeds_of
 
@@ -170,7 +170,7 @@ class _Bench:
         }
         return results | {"ratios": ratios(results)}
 
-    def _build(self, base: Sequence[str], *more: str) -> Parts:
+    def _build(self, base: Sequence[str], *more: str) -> Components:
         return build(self._config(base, *more))
 
     def _config(self, base: Sequence[str], *more: str) -> Config:
@@ -181,8 +181,8 @@ class _Bench:
         config = self._config(base, *more)
         configs = seeds_of(config)
         first = build(configs[0])
-        members = [first, *(sibling(first, other) for other in configs[1:])]
-        source = source_of_all([member.sampler for member in members], first.accelerator.device)
+        members = [first, *(components_for_seed(first, other) for other in configs[1:])]
+        source = batch_source_of_seeds([member.sampler for member in members], first.accelerator.device)
         if name == "eager" and len(members) == 1:
             return Eager(source, config, first)
         return Functional(source, config, members, name, self._note)
@@ -229,7 +229,7 @@ class _Bench:
     def _floor(self, step_ms: float) -> dict[str, float]:
         """Products and bytes of a state step at batch 256, against what the device reaches."""
         parts = self._parts
-        batch = source_of(parts.sampler, self._device)
+        batch = batch_source(parts.sampler, self._device)
         moved = {name: tensor.to(self._device) for name, tensor in batch.inputs(0).items()}
         with FlopCounterMode(display=False) as counter:
             loss, _ = parts.agent(batch.transitions(moved), parts.stream(0))
@@ -281,9 +281,9 @@ def _apart(values: Sequence[float], eager: Sequence[float]) -> float:
     return max(abs(a - b) / max(abs(b), 0.1) for a, b in zip(values, eager, strict=True))
 
 
-def _parts_of(parts: Parts, device: torch.device) -> dict[str, float]:
+def _parts_of(parts: Components, device: torch.device) -> dict[str, float]:
     """Seconds of the parts of an eager step."""
-    agent, source = parts.agent, source_of(parts.sampler, device)
+    agent, source = parts.agent, batch_source(parts.sampler, device)
     batch = source.transitions({name: tensor.to(device) for name, tensor in source.inputs(0).items()})
     stream = parts.stream(0)
     with torch.no_grad():

@@ -95,11 +95,11 @@ def _bench_step(arguments: argparse.Namespace, _: list[str]) -> int:
     print(json.dumps(results) if arguments.json else baseline.table(results))
     if fault := baseline.disagreement(results):
         raise GtpVisionError(fault)
-    told, worse = baseline.compare(results, arguments.compare, stored) if arguments.compare else ("", [])
+    table, worse = baseline.compare(results, arguments.compare, stored) if arguments.compare else ("", [])
     if arguments.save:
         baseline.save(results, arguments.save)
-    if told:
-        print(f"\n{told}", file=sys.stderr if arguments.json else sys.stdout)
+    if table:
+        print(f"\n{table}", file=sys.stderr if arguments.json else sys.stdout)
     if worse:
         raise GtpVisionError(f"not as fast as {arguments.compare}: {'; '.join(worse)}")
     return 0
@@ -142,7 +142,7 @@ def _experiment_maps(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def _experiment_multigoal(arguments: argparse.Namespace, _: list[str]) -> int:
-    from gtp_vision.experiments.multigoal import multigoal, told
+    from gtp_vision.experiments.multigoal import multigoal, table
 
     results = multigoal(
         arguments.out,
@@ -150,7 +150,7 @@ def _experiment_multigoal(arguments: argparse.Namespace, _: list[str]) -> int:
         steps=_at_least(1, "--train-steps", arguments.train_steps),
         progress=not arguments.json,
     )
-    print(json.dumps(results) if arguments.json else "\n".join([*told(results), f"figure: {results['figure']}"]))
+    print(json.dumps(results) if arguments.json else "\n".join([*table(results), f"figure: {results['figure']}"]))
     return 0
 
 
@@ -206,7 +206,7 @@ def _at_least(low: int, option: str, value: int) -> int:
 def _experiment_steps(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.experiments.steps import sweep, table
 
-    told = sweep(
+    results = sweep(
         arguments.run_dir,
         data=arguments.data,
         episodes=arguments.episodes,
@@ -214,5 +214,5 @@ def _experiment_steps(arguments: argparse.Namespace, _: list[str]) -> int:
         compiled=arguments.compile,
         progress=not arguments.json,
     )
-    print(json.dumps(told) if arguments.json else table(told))
+    print(json.dumps(results) if arguments.json else table(results))
     return 0

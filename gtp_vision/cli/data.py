@@ -115,7 +115,7 @@ def _writable(name: str) -> str:
 
 def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.datasets import pictures
-    from gtp_vision.datasets.inspection import inspect, told
+    from gtp_vision.datasets.inspection import inspect, inspection_text
 
     wanted = [
         (arguments.sheet, pictures.write_contact_sheet),
@@ -126,7 +126,7 @@ def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
     if arguments.sheet and arguments.actions and arguments.sheet.resolve() == arguments.actions.resolve():
         raise GtpVisionError(f"--sheet and --actions both name {arguments.sheet}; name two files")
     found, store = inspect(arguments.path, arguments.env)
-    print(json.dumps(found) if arguments.json else told(found), flush=True)
+    print(json.dumps(found) if arguments.json else inspection_text(found), flush=True)
     for target, draw in wanted:
         if target:
             try:
@@ -146,8 +146,8 @@ def _view(arguments: argparse.Namespace, _: list[str]) -> int:
     found, store = inspect(arguments.path, arguments.env)
     viewing.write_page(target, found, store, episodes)
     for kind in ("problems", "warnings"):
-        for told in found[kind]:
-            print(f"  {kind[:-1].upper()} {''.join(letter if letter.isprintable() else '?' for letter in told)}")
+        for line in found[kind]:
+            print(f"  {kind[:-1].upper()} {''.join(letter if letter.isprintable() else '?' for letter in line)}")
     name = "".join(letter if letter.isprintable() else "?" for letter in str(target))
     print(f"{name}: {target.stat().st_size / 1e6:.1f} MB, open it in a browser")
     return 2 if found["problems"] else 0
@@ -161,8 +161,8 @@ def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
     store = convert(arguments.source, arguments.target, arguments.to, arguments.env, overwrite=arguments.overwrite)
     name = "".join(letter if letter.isprintable() else "?" for letter in str(arguments.target))
     print(f"{name}: {arguments.to}, {store.episodes} episodes, {len(store)} frames")
-    for told in differences(before, store) or ["every frame, action, reward and flag is as it was"]:
-        print(f"  {told}")
+    for line in differences(before, store) or ["every frame, action, reward and flag is as it was"]:
+        print(f"  {line}")
     return 0
 
 
@@ -186,7 +186,7 @@ def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
     given = vars(arguments)
     # SAC's networks are small: a second thread gains little, and on a busy machine the first one waits for it.
     usual = 1 if "policy" in given else os.cpu_count() or 1
-    told = collect(
+    message = collect(
         arguments.env,
         arguments.out,
         {name: given[name] for name in _COLLECT_OPTIONS if name in given},
@@ -195,5 +195,5 @@ def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
         overwrite=arguments.overwrite,
         progress=os.environ.get("TQDM_DISABLE") != "1",  # tqdm's own switch, which an explicit argument would override
     )
-    print(told)
+    print(message)
     return 0

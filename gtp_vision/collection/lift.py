@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from gtp_vision.collection.lift_policy import lift_episode
-from gtp_vision.collection.recording import Parts, recorded, require_at_least, seed_of, versions
+from gtp_vision.collection.recording import EpisodeParts, recorded, require_at_least, seed_of, versions
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import robomimic
 from gtp_vision.envs.rendering import choose_backend
@@ -110,7 +110,7 @@ def collect(
     return f"{out}: {episodes} episodes, {steps} steps, {successes} with success, {out.stat().st_size / 1e6:.1f} MB"
 
 
-def _write(path: Path, parts: Parts, record: dict[str, Any]) -> int:
+def _write(path: Path, parts: EpisodeParts, record: dict[str, Any]) -> int:
     """The file; returns its number of steps."""
     steps = 0
     with h5py.File(path, "w") as file:

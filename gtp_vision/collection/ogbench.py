@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gtp_vision.collection.ogbench_recipes import RECIPES, Episode
-from gtp_vision.collection.recording import Parts, recorded, require_at_least, seed_of, versions
+from gtp_vision.collection.recording import EpisodeParts, recorded, require_at_least, seed_of, versions
 from gtp_vision.envs import EnvSpec, Rendering, choose_backend
 
 _COUNTS = ("targets", "reached")
@@ -107,12 +107,12 @@ def collect(
     return f"{found}, {reached} of {targets} targets reached"
 
 
-def _counts(parts: Parts, numbers: range) -> dict[str, int]:
+def _counts(parts: EpisodeParts, numbers: range) -> dict[str, int]:
     found = [parts.load(number, *_COUNTS) for number in numbers]
     return {name: int(sum(count[name] for count in found)) for name in _COUNTS}
 
 
-def _write(path: Path, parts: Parts, numbers: range, record: dict[str, Any], progress: bool) -> None:
+def _write(path: Path, parts: EpisodeParts, numbers: range, record: dict[str, Any], progress: bool) -> None:
     """One file as `np.savez_compressed` writes it, array by array and episode by episode: memory stays small."""
     arrays = parts.load(numbers[0])
     rows = len(numbers) * len(arrays["terminals"])

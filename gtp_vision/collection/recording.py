@@ -27,7 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.core.names import __version__
 from gtp_vision.datasets.hdf5 import first_line
 from gtp_vision.envs import close, quiet_worker
@@ -55,7 +55,7 @@ class Recorder(Protocol):
 
 
 @dataclass(frozen=True)
-class Parts:
+class EpisodeParts:
     """The recorded episodes of a collection, a file each.
 
     Attributes:
@@ -119,7 +119,7 @@ class Parts:
         """
         ready = self.folder / f"joined-{target.name}"  # no name of a part
         try:
-            with written_aside(ready) as aside:
+            with atomic_write(ready) as aside:
                 yield aside
             os.replace(ready, target)
         except OSError as error:
@@ -138,7 +138,7 @@ def recorded(
     progress: bool,
     overwrite: bool,
     unit: str = "episode",
-) -> Iterator[Parts]:
+) -> Iterator[EpisodeParts]:
     """All episodes of a collection, recorded now or before an interruption; the block joins them into `target`.
 
     The parts lie in `.NAME.parts` beside the target. They stay there when recording or joining does not come to its
@@ -170,7 +170,7 @@ def recorded(
     except OSError as error:
         raise GtpVisionError(f"{folder} cannot be made ({error.strerror}); choose another --out") from error
     with alone(folder):
-        parts = Parts(folder, episodes, _agreed(folder, settings, command))
+        parts = EpisodeParts(folder, episodes, _agreed(folder, settings, command))
         try:
             _record(parts, recorder, processes, progress, unit)
             yield parts
@@ -199,7 +199,7 @@ def _agreed(folder: Path, settings: Mapping[str, Any], command: str) -> str:
     wanted = json.loads(json.dumps(settings))
     path = folder / _SETTINGS
     if not any(folder.glob("[0-9]*.npz")):
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(json.dumps({"settings": wanted, "command": command}))
         return command
     try:
@@ -239,7 +239,7 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _record(parts: Parts, recorder: Recorder, processes: int, progress: bool, unit: str) -> None:
+def _record(parts: EpisodeParts, recorder: Recorder, processes: int, progress: bool, unit: str) -> None:
     missing = parts.missing()
     if not missing:
         return
@@ -265,7 +265,7 @@ def _record(parts: Parts, recorder: Recorder, processes: int, progress: bool, un
         told.close()
 
 
-def _kept(parts: Parts) -> str:
+def _kept(parts: EpisodeParts) -> str:
     done = parts.count - len(parts.missing())
     return f"{done} of {parts.count} recordings are kept in {parts.folder}: {_AGAIN}"
 
@@ -307,7 +307,7 @@ def _keep(recorder: Recorder, episode: int, path: Path) -> None:
             # After OpenGL, which the first frame loads, has registered its own end: so this comes before it.
             atexit.register(close, _env)
     try:
-        with written_aside(path) as aside, aside.open("wb") as file:
+        with atomic_write(path) as aside, aside.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         raise GtpVisionError(f"{path} cannot be written ({error.strerror}); mend that and {_AGAIN}") from error

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from gtp_vision.collection.recording import InterruptedCollectionError, seed_of
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.datasets.hdf5 import first_line
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec, close
@@ -136,7 +136,7 @@ class Training:
         if step % max(_EVALUATE_EVERY, self._steps // _EVALUATIONS) == 0 or step == self._steps:
             value = self._judged(lambda observation: self._model.predict(observation, deterministic=True)[0], _EPISODES)
             self._returns[str(step)] = value
-            with written_aside(self.folder / f"policy_{step}.pt") as aside:
+            with atomic_write(self.folder / f"policy_{step}.pt") as aside:
                 torch.save(self._model.policy.state_dict(), aside)
             bar.set_postfix_str(f"return {value:.0f}")
         if save or step % max(_SAVE_EVERY, self._steps // _EVALUATIONS) == 0:
@@ -171,17 +171,17 @@ class Training:
             "step": step,
             "torch": torch.get_rng_state(),
         }
-        with written_aside(self.folder / "buffer.npz") as aside, aside.open("wb") as file:
+        with atomic_write(self.folder / "buffer.npz") as aside, aside.open("wb") as file:
             np.savez(file, allow_pickle=False, **self._rows(step))
-        with written_aside(self.folder / "returns.json") as aside:
+        with atomic_write(self.folder / "returns.json") as aside:
             aside.write_text(json.dumps(self._returns))
-        with written_aside(self.folder / "state.pt") as aside:  # last: its step says how much of the rest is meant
+        with atomic_write(self.folder / "state.pt") as aside:  # last: its step says how much of the rest is meant
             torch.save(state, aside)
 
     def _restore(self, settings: dict[str, Any]) -> None:
         path, kept = self.folder / "state.pt", self.folder / "settings.json"
         if not path.exists():
-            with written_aside(kept) as aside:
+            with atomic_write(kept) as aside:
                 aside.write_text(json.dumps(settings))
             return
         model, buffer = self._model, self._model.replay_buffer

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 
 from gtp_vision.collection import oracles
-from gtp_vision.collection.recording import Parts, recorded, require_at_least, seed_of, versions
+from gtp_vision.collection.recording import EpisodeParts, recorded, require_at_least, seed_of, versions
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
@@ -154,7 +154,7 @@ def collect(
     )
 
 
-def _joined(parts: Parts) -> Store:
+def _joined(parts: EpisodeParts) -> Store:
     """The store of all visits; its observations are mapped from a file beside the parts, for there may be many."""
     marks = [parts.load(number, "lengths", "terminal") for number in range(parts.count)]
     lengths = np.concatenate([mark["lengths"] for mark in marks])

@@ -65,7 +65,7 @@ def global_std(x: torch.Tensor) -> torch.Tensor:
     return global_moments(x).std.to(x.dtype)
 
 
-def said_anywhere(*says: bool, device: torch.device) -> list[bool]:
+def any_rank(*says: bool, device: torch.device) -> list[bool]:
     """Of each statement, whether any process makes it; all processes must ask together, and all get this answer."""
     if not (dist.is_available() and dist.is_initialized()):
         return list(says)

@@ -139,7 +139,7 @@ def fingerprint(path: Path, *extra: str) -> str:
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, synchronised and renamed to `path` when the block ends well.
 
     When it ends badly the temporary file is removed and whatever stood at `path` is untouched.

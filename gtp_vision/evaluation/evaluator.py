@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-from gtp_vision.core.distributed import said_anywhere
+from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise
@@ -229,7 +229,7 @@ class Evaluator:
         elif busy and steps % _ROUND:
             return True
         else:
-            stopped, going = said_anywhere(stop(), busy, device=self.device)
+            stopped, going = any_rank(stop(), busy, device=self.device)
         if stopped:
             raise StoppedError
         return going
@@ -254,7 +254,7 @@ class Evaluator:
         )
         actions = np.zeros(self._simulators.action_space.shape, np.float32)
         stacks = history | {GOAL + name: goal for name, goal in goals.items()}
-        shown = {name: as_seen(torch.from_numpy(stack[active]).to(self.device)) for name, stack in stacks.items()}
+        shown = {name: to_tensors(torch.from_numpy(stack[active]).to(self.device)) for name, stack in stacks.items()}
         actions[active] = actor(shown, noise).cpu().numpy()
         return self._step(actions, running, history)
 
@@ -313,7 +313,7 @@ class Evaluator:
             episode.seen.append(newest)
 
 
-def as_seen(stack: torch.Tensor) -> torch.Tensor:
+def to_tensors(stack: torch.Tensor) -> torch.Tensor:
     """Frames that an environment showed, stacked (B, T, ...), as networks take them: pictures (B, T, C, H, W)."""
     return channels_first(stack) if stack.ndim == 5 else stack
 

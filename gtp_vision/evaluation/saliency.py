@@ -20,7 +20,7 @@ from gtp_vision.agents import Agent
 from gtp_vision.agents.base import ScaledNoise
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise, NoiseSource
-from gtp_vision.evaluation.evaluator import VIDEO_SCALE, Episode, as_seen, scaled_up
+from gtp_vision.evaluation.evaluator import VIDEO_SCALE, Episode, scaled_up, to_tensors
 
 _DRAWS = 8  # they share the backbone's pass
 _BATCH = 64
@@ -88,9 +88,9 @@ class Saliency:
         for start in range(0, len(episode.seen), _BATCH):
             steps = torch.arange(start, min(start + _BATCH, len(episode.seen)), device=device)
             stacked = (steps[:, None] - past).clamp_min(0)
-            observation = {name: as_seen(frames[stacked]) for name, frames in seen.items()}
+            observation = {name: to_tensors(frames[stacked]) for name, frames in seen.items()}
             for name, goal in goals.items():
-                observation[name] = as_seen(goal.expand(*stacked.shape, *goal.shape))
+                observation[name] = to_tensors(goal.expand(*stacked.shape, *goal.shape))
             noise = EpisodeNoise(self.seed, [episode.number] * len(steps), steps.tolist(), device)
             found.append(saliency(self.agent, observation, episode.camera, noise, self.steps).cpu())
         return torch.cat(found).numpy()

@@ -8,7 +8,7 @@ from typing import Any
 
 from gtp_vision.experiments.maps import SETTINGS, known_answer
 from gtp_vision.experiments.measures import STEPS
-from gtp_vision.training.jobs import Job, side_by_side
+from gtp_vision.training.jobs import TrainingJob, run_parallel
 
 # Question to the changed settings; `tau` is of the training, the others are of the policy.
 QUESTIONS: dict[str, list[dict[str, Any]]] = {
@@ -42,7 +42,7 @@ def ablation(*, seeds: int = 1, steps: int = 12_000, progress: bool = True) -> d
     Returns:
         Question to variant to what `known_answer` measured with each seed.
     """
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, TrainingJob] = {}
     for question, variants in QUESTIONS.items():
         for changed in variants:
             training = {key: value for key, value in changed.items() if key == "tau"}
@@ -51,7 +51,7 @@ def ablation(*, seeds: int = 1, steps: int = 12_000, progress: bool = True) -> d
                 arguments = {"problem": "modes", "config": replace(SETTINGS, **policy), "steps": steps, "seed": seed}
                 jobs[f"{question}|{label(changed)}|{seed}"] = (known_answer, arguments | training)
     results: dict[str, Any] = {}
-    for name, found in side_by_side(jobs, progress=progress).items():
+    for name, found in run_parallel(jobs, progress=progress).items():
         question, variant, _ = name.split("|")
         results.setdefault(question, {}).setdefault(variant, []).append(found)
     return results

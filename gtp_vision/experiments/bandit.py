@@ -23,7 +23,7 @@ import torch
 
 from gtp_vision.agents import Agent, AgentConfig
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import RandomStream, counter_rng
 from gtp_vision.datasets.formats import native
 from gtp_vision.experiments.bandit_problem import (
@@ -40,7 +40,7 @@ from gtp_vision.experiments.bandit_problem import (
 from gtp_vision.experiments.bandit_rows import ROWS, configured
 from gtp_vision.training.build import build
 from gtp_vision.training.eager import update
-from gtp_vision.training.jobs import side_by_side
+from gtp_vision.training.jobs import run_parallel
 
 STEPS = 4000
 LIMITS = {"behaviour": 0.05, "optimum": 0.1, "mean": 0.1, "best": 0.9, "outside": 0.01}
@@ -80,7 +80,7 @@ def bandit(
     with tempfile.TemporaryDirectory() as folder:
         path = native.write(Path(folder) / "bandit.h5", data)
         jobs = {label: (one_row, {"label": label, "data": path, "steps": steps, "seed": seed}) for label in labels}
-        done = side_by_side(jobs, progress=progress)
+        done = run_parallel(jobs, progress=progress)
     shown = data.actions[_SHOWN::CONTEXTS][:_DRAWN]
     panels = {"behaviour": shown} | {label: np.array(found["drawn"]) for label, found in done.items()}
     _figure(out / "bandit.png", panels)
@@ -93,7 +93,7 @@ def bandit(
         "train_steps": steps,
         "seconds": round(time.perf_counter() - began, 1),
     }
-    with written_aside(out / "bandit.json") as aside:
+    with atomic_write(out / "bandit.json") as aside:
         aside.write_text(json.dumps(results, indent=1))
     return results | {"figure": str(out / "bandit.png"), "json": str(out / "bandit.json")}
 
@@ -210,5 +210,5 @@ def _figure(path: Path, panels: Mapping[str, np.ndarray]) -> None:
         axes.scatter(*actions.T, s=2, color="#3b6ea8", alpha=0.5, linewidths=0)
         axes.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", xticks=[], yticks=[])
         axes.set_title(name, fontsize=8)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=110)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from gtp_vision.core.errors import GtpVisionError, propose
-from gtp_vision.core.files import fingerprint, written_aside
+from gtp_vision.core.files import atomic_write, fingerprint
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.formats import native, open_store
 from gtp_vision.datasets.sampler import Sampler
@@ -116,7 +116,7 @@ def encoders(
             "train_seconds": [json.loads((folder / "results.json").read_text())["train_seconds"] for folder in own],
         }
     told |= {"demonstrations": demonstrations, "held_out": held_out.episodes, "seeds": seeds, "steps": steps}
-    with written_aside(out / "encoders.json") as aside:
+    with atomic_write(out / "encoders.json") as aside:
         aside.write_text(json.dumps(told, indent=1))
     return told
 

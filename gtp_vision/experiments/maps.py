@@ -20,7 +20,7 @@ from gtp_vision.experiments.fitting import fit, unconditional
 from gtp_vision.experiments.measures import STEPS, draw, map_error, modes_hit, wasserstein
 from gtp_vision.models import GTPPolicy, PolicyConfig
 from gtp_vision.models.networks import frozen_copy
-from gtp_vision.training.jobs import Job, side_by_side
+from gtp_vision.training.jobs import TrainingJob, run_parallel
 
 PROBLEMS = {"modes": problems.four_modes, "gaussian": problems.gaussian, "mixture1d": problems.two_modes}
 SETTINGS = PolicyConfig(hidden=[128, 128, 128])  # the default but for its width
@@ -40,13 +40,13 @@ def maps(*, seed: int = 0, steps: int = 24_000, progress: bool = True) -> dict[s
         `multigoal.methods`), `cost` (milliseconds a training step by teacher), `settings`, `seconds`.
     """
     began = time.perf_counter()
-    jobs: dict[str, Job] = {
+    jobs: dict[str, TrainingJob] = {
         name: (known_answer, {"problem": name, "config": SETTINGS, "steps": steps, "seed": seed}) for name in PROBLEMS
     }
     jobs["modes_data"] = (known_answer, {"problem": "modes", "config": DATA, "steps": steps, "seed": seed})
     for method in multigoal.METHODS:
         jobs[f"multigoal/{method}"] = (multigoal.one_method, {"method": method, "steps": steps, "seed": seed})
-    done = side_by_side(jobs, progress=progress)
+    done = run_parallel(jobs, progress=progress)
     results: dict[str, Any] = {name: found for name, found in done.items() if "/" not in name}
     results["multigoal"] = {
         name.removeprefix("multigoal/"): found["measured"] for name, found in done.items() if "/" in name
@@ -113,7 +113,7 @@ def table(results: Mapping[str, Any]) -> str:
             f"{name:12} relative error of Phi {found['rel_error']:6.1%}, of composing {found['composition']:6.1%}"
         )
     cost = results["cost"]
-    lines += ["", *multigoal.told(results["multigoal"]), ""]
+    lines += ["", *multigoal.table(results["multigoal"]), ""]
     lines.append(
         f"a training step: {cost['model']:.1f} ms with teacher=model, {cost['data']:.1f} ms with teacher=data "
         f"({cost['model'] / cost['data']:.2f} times)"

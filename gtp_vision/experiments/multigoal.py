@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import RandomStream, counter_rng
 from gtp_vision.experiments.fitting import fit
 from gtp_vision.experiments.measures import act_milliseconds
 from gtp_vision.models import PolicyConfig
-from gtp_vision.training.jobs import side_by_side
+from gtp_vision.training.jobs import run_parallel
 
 GOALS = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
 NEAR = 0.12  # of a goal: reached
@@ -185,17 +185,17 @@ def multigoal(out: Path, *, seed: int = 0, steps: int = 24_000, progress: bool =
             f"the folder {out} cannot be made ({error.strerror}); choose another with --out"
         ) from error
     jobs = {name: (one_method, {"method": name, "steps": steps, "seed": seed}) for name in METHODS}
-    done = side_by_side(jobs, progress=progress)
+    done = run_parallel(jobs, progress=progress)
     shown, _ = demonstrate(_ROLLOUTS, counter_rng(seed, _SALT, 3))
     results: dict[str, Any] = {"data": measure(shown)} | {name: found["measured"] for name, found in done.items()}
     panels = {"data": shown[:_DRAWN]} | {name: [np.array(path) for path in f["paths"]] for name, f in done.items()}
     _figure(out / "multigoal.png", panels)
-    with written_aside(out / "multigoal.json") as aside:
+    with atomic_write(out / "multigoal.json") as aside:
         aside.write_text(json.dumps(results, indent=1))
     return results | {"figure": str(out / "multigoal.png"), "json": str(out / "multigoal.json")}
 
 
-def told(results: Mapping[str, Any]) -> list[str]:
+def table(results: Mapping[str, Any]) -> list[str]:
     """A table's lines."""
     lines = [
         f"{'multigoal':14}{'K':>3}{'reach %':>9}  {'share of each goal %':24}{'path':>6}{'jitter':>8}{'act ms':>8}"
@@ -222,5 +222,5 @@ def _figure(path: Path, panels: Mapping[str, list[np.ndarray]]) -> None:
         axes.set(title=titles.get(name, "GTP, 2 steps"), xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal")
         axes.set_xticks([])
         axes.set_yticks([])
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=110)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gtp_vision.agents import Agent
 from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Batch, Sampler
 from gtp_vision.evaluation.evaluator import one_thread
@@ -88,7 +88,7 @@ def sweep(
     told = {"run": str(folder), "data": str(store.path), "steps": results, "figure": str(folder / "steps.png")}
     if fast:
         told["acting"] = fast.told
-    with written_aside(folder / "steps.json") as aside:
+    with atomic_write(folder / "steps.json") as aside:
         aside.write_text(json.dumps(told, indent=1))
     return told
 
@@ -149,5 +149,5 @@ def _figure(path: Path, results: Mapping[int, Mapping[str, Any]]) -> None:
             axes.annotate(f"K={k}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=8)
         axes.set(xlabel="milliseconds an action", ylabel=title, ylim=(0, None if key == "action_error" else 1))
         axes.grid(alpha=0.3)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, format="png", dpi=110)

@@ -12,7 +12,7 @@ from typing import Any
 
 from scipy import stats
 
-from gtp_vision.report.run_folder import Run, row_of
+from gtp_vision.report.run_folder import RunFolder, row_of
 from gtp_vision.report.text import known, scalar
 
 MEASURES = ("score", "success", "return")
@@ -35,7 +35,7 @@ class Group:
         label: its name on the page.
     """
 
-    runs: list[Run]
+    runs: list[RunFolder]
     settings: dict[str, str]
     label: str = ""
 
@@ -73,7 +73,7 @@ class Comparison:
     intervals: bool = False
 
 
-def compare(runs: Sequence[Run]) -> Comparison | None:
+def compare(runs: Sequence[RunFolder]) -> Comparison | None:
     """Agents side by side; None where there is one run alone, of which the summary says everything."""
     if len(runs) < 2:
         return None
@@ -100,7 +100,7 @@ def compare(runs: Sequence[Run]) -> Comparison | None:
     )
 
 
-def settings_of(run: Run) -> dict[str, str]:
+def settings_of(run: RunFolder) -> dict[str, str]:
     """Dotted name to text of each setting, but for those of the single run; at most `MAX_SETTINGS`."""
     found: dict[str, str] = {}
 
@@ -149,7 +149,7 @@ def _table(groups: Sequence[Group], measure: str) -> list[tuple[Group, list[Mean
     return rows
 
 
-def _evaluated(run: Run) -> Mapping[str, Any]:
+def _evaluated(run: RunFolder) -> Mapping[str, Any]:
     """The run's results; of an unfinished one the same from its curves, as far as they go."""
     if run.results:
         return run.results

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from gtp_vision.report.run_folder import Run, text_of
+from gtp_vision.report.run_folder import RunFolder, text_of
 from gtp_vision.report.text import known, median_of, scalar
 
 SPEED = "health/steps_per_second"  # the key of the curve that is computed here
@@ -31,7 +31,7 @@ class Health:
         waiting: median share of the time in which training waited for data, as a fraction; or None.
     """
 
-    run: Run
+    run: RunFolder
     warnings: list[tuple[Any, str]]
     more: int
     holes: int
@@ -40,7 +40,7 @@ class Health:
     waiting: float | None
 
 
-def health_of(run: Run) -> Health:
+def health_of(run: RunFolder) -> Health:
     """Read the run's warnings, and compute its speed, which becomes a curve of the run."""
     if speeds := _speeds(run):
         run.series[SPEED] = speeds
@@ -57,7 +57,7 @@ def health_of(run: Run) -> Health:
     )
 
 
-def _warnings(run: Run) -> list[tuple[Any, str]]:
+def _warnings(run: RunFolder) -> list[tuple[Any, str]]:
     """Step and sentence of each warning in health.json, or else in the results, and of each step in nonfinite.json."""
     told = []
     for entry in _entries(run, "health.json", run.results.get("health")):
@@ -71,7 +71,7 @@ def _warnings(run: Run) -> list[tuple[Any, str]]:
     return sorted(((step, sentence) for step, sentence in told if sentence), key=lambda one: known(one[0]) or 0.0)
 
 
-def _entries(run: Run, name: str, otherwise: Any = None) -> list[Mapping[str, Any]]:
+def _entries(run: RunFolder, name: str, otherwise: Any = None) -> list[Mapping[str, Any]]:
     """The JSON objects in a file's list; what is no such list is noted."""
     found = otherwise
     if (text := text_of(run, name)) is not None:
@@ -83,7 +83,7 @@ def _entries(run: Run, name: str, otherwise: Any = None) -> list[Mapping[str, An
     return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
 
 
-def _speeds(run: Run) -> dict[float, float]:
+def _speeds(run: RunFolder) -> dict[float, float]:
     """Training steps a second between neighbouring readings of the clock; the time of evaluations does not count."""
     clock = sorted((step, at) for step, at in run.series.get("seconds", {}).items() if math.isfinite(at))
     evaluated = run.series.get("eval/seconds", {})

@@ -23,7 +23,7 @@ from gtp_vision.report.plots import MAX_POINTS, keys_of, panels_of, tell_apart
 from gtp_vision.report.run_folder import (
     MAX_VIDEOS,
     Clip,
-    Run,
+    RunFolder,
     chosen,
     clips_of,
     date_of,
@@ -100,7 +100,7 @@ def build_report(
     return out
 
 
-def _videos(run: Run, clips: Sequence[Clip], used: Collection[Clip]) -> tuple[Any, ...]:
+def _videos(run: RunFolder, clips: Sequence[Clip], used: Collection[Clip]) -> tuple[Any, ...]:
     """The run, the step of its videos, a few of them that are not shown elsewhere, and those of saliency."""
     seen = [clip for clip in clips if not clip.saliency]
     left = MAX_VIDEOS - sum(clip in used for clip in seen)

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from gtp_vision.report.run_folder import Run, row_of
+from gtp_vision.report.run_folder import RunFolder, row_of
 
 MAX_POINTS = 400  # of one curve: about one a pixel
 COLOURS = ("#3b7dd8", "#d9730d", "#1f9d6b", "#b74fa3", "#7a6ae0", "#c4504a", "#1296a8", "#8d7b3f")
@@ -36,7 +36,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def tell_apart(runs: Sequence[Run]) -> None:
+def tell_apart(runs: Sequence[RunFolder]) -> None:
     """Give each run its label, the colour of its agent and the dashes of its seed."""
     names = [tuple(str(row_of(run)[key]) for key in ("agent", "seed")) for run in runs]
     agents, seeds = (list(dict.fromkeys(column)) for column in zip(*names, strict=True))
@@ -46,12 +46,12 @@ def tell_apart(runs: Sequence[Run]) -> None:
         run.dash = DASHES[(seeds.index(seed) + agents.index(agent) // len(COLOURS)) % len(DASHES)]
 
 
-def keys_of(runs: Sequence[Run]) -> list[str]:
+def keys_of(runs: Sequence[RunFolder]) -> list[str]:
     """Every metric that some run logged, in the order of logging."""
     return list(dict.fromkeys(key for run in runs for key in run.series))
 
 
-def panels_of(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
+def panels_of(runs: Sequence[RunFolder]) -> dict[str, list[dict[str, Any]]]:
     """One panel per metric with a curve, by the part of its key before the slash, evaluation first."""
     groups: dict[str, list[dict[str, Any]]] = {"eval": []}
     end = max((step for run in runs for points in run.series.values() for step in points), default=0)
@@ -65,7 +65,7 @@ def panels_of(runs: Sequence[Run]) -> dict[str, list[dict[str, Any]]]:
     return {group: panels for group, panels in groups.items() if panels}
 
 
-def _draw(key: str, runs: Sequence[Run], end: float) -> Markup:
+def _draw(key: str, runs: Sequence[RunFolder], end: float) -> Markup:
     """One metric over training steps, a curve a run, as an SVG in the page's own text colour.
 
     The picture's only text is numbers made here, which is why it may skip the escaping.

@@ -28,7 +28,7 @@ Series = dict[str, dict[float, float]]  # key -> step -> value, NaN where it was
 
 
 @dataclass
-class Run:
+class RunFolder:
     """One run folder as it was read: what was asked, what came out, what is wanting, and how it is drawn."""
 
     folder: Path
@@ -57,7 +57,7 @@ def members(folder: Path) -> list[Path]:
     return sorted(inside, key=lambda run: (len(run.name), run.name))
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunFolder:
     """Read a run folder's texts, and note what an unfinished or damaged run lacks."""
     if not folder.is_dir():
         raise GtpVisionError(f"There is no run folder {folder}; give one that `gtp-vision train` wrote.")
@@ -67,7 +67,7 @@ def read_run(folder: Path) -> Run:
         raise GtpVisionError(f"{config} is larger than {MAX_TEXT >> 20} MB and no configuration; leave this run out.")
     text = config.read_text(encoding="utf-8", errors="replace")
     try:
-        run = Run(folder, text, yaml.load(text, _Loader))
+        run = RunFolder(folder, text, yaml.load(text, _Loader))
     except (yaml.YAMLError, ValueError, RecursionError):
         raise GtpVisionError(f"{config} is damaged YAML; restore it, or leave this run out.") from None
     if metrics := file_of(folder, "metrics.jsonl"):
@@ -92,7 +92,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def text_of(run: Run, name: str) -> str | None:
+def text_of(run: RunFolder, name: str) -> str | None:
     """A text file of the run; None if there is none, or one that is too large, which is noted."""
     if (path := file_of(run.folder, name)) is None:
         return None
@@ -140,7 +140,7 @@ def _read_metrics(path: Path) -> tuple[Series, int]:
     return series, damaged
 
 
-def _embed(run: Run, path: Path, kind: str, ending: bytes) -> str:
+def _embed(run: RunFolder, path: Path, kind: str, ending: bytes) -> str:
     """The file as a data address; an empty one, with the reason noted, when it is too large or damaged."""
     megabytes = path.stat().st_size / 2**20
     if megabytes > MAX_MEGABYTES:
@@ -176,7 +176,7 @@ class Clip:
         return self.path.stem if self.episode is None else f"episode {self.episode}"
 
 
-def clips_of(run: Run) -> list[Clip]:
+def clips_of(run: RunFolder) -> list[Clip]:
     """The videos of the last step that has some, in the order of their names."""
     names = [path.relative_to(run.folder) for path in run.folder.glob("videos/step_*/*.mp4")]
     names = [name for name in names if name.parts[1][5:].isdecimal() and file_of(run.folder, name)]
@@ -191,13 +191,13 @@ def clips_of(run: Run) -> list[Clip]:
     return found
 
 
-def embedded(run: Run, clip: Clip) -> dict[str, str]:
+def embedded(run: RunFolder, clip: Clip) -> dict[str, str]:
     """The clip as the page shows it; its address is empty if it is too large or damaged, which is noted."""
     address = _embed(run, clip.path, "video/mp4", b"moov")
     return {"title": clip.title, "outcome": clip.outcome, "address": address}
 
 
-def chosen(run: Run, clips: Sequence[Clip], most: int) -> list[dict[str, str]]:
+def chosen(run: RunFolder, clips: Sequence[Clip], most: int) -> list[dict[str, str]]:
     """A few of the clips: successes and failures both where there are both."""
     kept: dict[str, list[dict[str, str]]] = {"success": [], "failure": [], "": []}
     for clip in clips:
@@ -207,12 +207,12 @@ def chosen(run: Run, clips: Sequence[Clip], most: int) -> list[dict[str, str]]:
     return (wins[: max(most // 2, most - len(losses))] + losses + kept[""])[:most]
 
 
-def pictures_of(runs: Sequence[Run], name: str, wanted: str = "") -> dict[str, list[Run]]:
+def pictures_of(runs: Sequence[RunFolder], name: str, wanted: str = "") -> dict[str, list[RunFolder]]:
     """The runs' pictures of that name as data addresses, each once, with the runs that have it.
 
     A run without one lacks what `wanted` says, or nothing.
     """
-    pictures: dict[str, list[Run]] = {}
+    pictures: dict[str, list[RunFolder]] = {}
     for run in runs:
         if not (path := file_of(run.folder, f"images/{name}.png")):
             run.wanting += [f"no {wanted}"] * bool(wanted)
@@ -221,7 +221,7 @@ def pictures_of(runs: Sequence[Run], name: str, wanted: str = "") -> dict[str, l
     return pictures
 
 
-def probes_of(run: Run) -> list[dict[str, Any]]:
+def probes_of(run: RunFolder) -> list[dict[str, Any]]:
     """R^2 of each state that was probed, before and after training."""
     probe = run.results.get("probe")
     before, after = (probe.get(key) if isinstance(probe, Mapping) else None for key in ("before", "after"))
@@ -232,7 +232,7 @@ def probes_of(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def row_of(run: Run) -> dict[str, Any]:
+def row_of(run: RunFolder) -> dict[str, Any]:
     """The run's row of the table; of an unfinished run, what it has logged so far."""
     return {
         "agent": label_of(run.config) or run.folder.name,
@@ -246,7 +246,7 @@ def row_of(run: Run) -> dict[str, Any]:
     }
 
 
-def date_of(run: Run) -> str:
+def date_of(run: RunFolder) -> str:
     """The day of the results, or else of the newest of the run's files."""
     if date := scalar(run.results, "date"):
         return str(date)[:10]

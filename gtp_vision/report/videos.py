@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gtp_vision.report.run_folder import MAX_VIDEOS, Clip, Run, embedded, row_of
+from gtp_vision.report.run_folder import MAX_VIDEOS, Clip, RunFolder, embedded, row_of
 from gtp_vision.report.text import scalar
 
 
@@ -22,11 +22,11 @@ class Side:
 
     episode: int
     seed: str
-    players: list[tuple[Run, dict[str, str]]]
+    players: list[tuple[RunFolder, dict[str, str]]]
     steps: list[str]
 
 
-def sides_of(runs: Sequence[Run], clips: Mapping[int, Sequence[Clip]]) -> tuple[list[Side], set[Clip]]:
+def sides_of(runs: Sequence[RunFolder], clips: Mapping[int, Sequence[Clip]]) -> tuple[list[Side], set[Clip]]:
     """A few episodes of which several runs have videos, and the videos that they show.
 
     Runs of one environment and one seed are evaluated in the same episodes. Those come first that most runs filmed,

@@ -34,7 +34,7 @@ from gtp_vision.serving.metrics import Metrics, Times
 from gtp_vision.serving.policy import Policy, Session
 from gtp_vision.serving.protocol import Reader, Request, packed
 from gtp_vision.serving.settings import Settings, check, encryption, reason
-from gtp_vision.serving.worker import Job, Lane, Worker
+from gtp_vision.serving.worker import Lane, PendingRequest, Worker
 
 _HANDSHAKE = 10.0  # seconds
 _PING = 20.0  # seconds between signs of life, and to answer one
@@ -59,7 +59,7 @@ class Client:
     session: Session
     seen: float
     lane: Lane = field(default_factory=Lane)
-    answers: asyncio.Queue[Job] = field(default_factory=lambda: asyncio.Queue(_UNREAD))
+    answers: asyncio.Queue[PendingRequest] = field(default_factory=lambda: asyncio.Queue(_UNREAD))
     pending: int = 0
 
 
@@ -152,7 +152,7 @@ class Server:
             seen |= {name: np.zeros(width, np.float32) for name, width in schema.states.items()}
             self._act(self._policy.session(), seen)
 
-        job = Job(act, loop, time.perf_counter())
+        job = PendingRequest(act, loop, time.perf_counter())
         self._worker.submit(Lane(), job)
         await job.answer
 
@@ -239,17 +239,17 @@ class Server:
             self._metrics.clients.dec()
             self._tell(f"{name} is gone after {count} messages; {len(self._clients)} clients")
 
-    def _job(self, client: Client, message: bytes | str) -> Job:
+    def _job(self, client: Client, message: bytes | str) -> PendingRequest:
         """What a message asks, on its way; what is wrong with it is answered in its turn."""
         received, loop = time.perf_counter(), asyncio.get_running_loop()
         client.seen = loop.time()
         try:
             request = self._reader.read(message)
         except GtpVisionError as mistake:
-            job = Job(lambda: None, loop, received)
+            job = PendingRequest(lambda: None, loop, received)
             job.refuse("request", str(mistake))
             return job
-        job = Job(lambda: self._do(client, request), loop, received, self._episode(client, request))
+        job = PendingRequest(lambda: self._do(client, request), loop, received, self._episode(client, request))
         if self._ending:
             job.refuse("ending", "the server is being stopped")
             return job
@@ -263,7 +263,7 @@ class Server:
         job.answer.add_done_callback(lambda _: timer.cancel())
         return job
 
-    def _give_up(self, client: Client, job: Job, why: str) -> None:
+    def _give_up(self, client: Client, job: PendingRequest, why: str) -> None:
         self._worker.withdraw(client.lane, job)
         job.refuse("timeout", why)
 
@@ -304,7 +304,7 @@ class Server:
                 client.pending -= 1
                 self._count(job, answer)
 
-    def _count(self, job: Job, answer: bytes | str) -> None:
+    def _count(self, job: PendingRequest, answer: bytes | str) -> None:
         self._metrics.requests.inc()
         if isinstance(answer, str):
             self._metrics.errors.labels(job.why).inc()
@@ -315,7 +315,7 @@ class Server:
             self._metrics.answered(Times(job.behind, acted, time.perf_counter() - job.received))
 
 
-def _told(job: Job, actions: np.ndarray | None) -> bytes:
+def _told(job: PendingRequest, actions: np.ndarray | None) -> bytes:
     if actions is None:
         return packed({"reset": True})
     timing = {"infer_ms": 1e3 * (job.ended - job.started), "queue_ms": 1e3 * job.behind}

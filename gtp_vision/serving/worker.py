@@ -17,7 +17,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.serving.scheduling import go_after
 
 
-class Job:
+class PendingRequest:
     """Something to do in the worker's thread, and the answer to come.
 
     Attributes:
@@ -79,7 +79,7 @@ class Lane:
     """The observations of one client that wait, oldest first, and what jobs that were dropped have left to do."""
 
     def __init__(self) -> None:
-        self.waiting: deque[Job] = deque()
+        self.waiting: deque[PendingRequest] = deque()
         self.owed: list[Callable[[], None]] = []
 
 
@@ -98,11 +98,11 @@ class Worker:
         self._turns: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()  # a turn for every waiting job
         self._lock = threading.Lock()
         self._worked = 0.0  # seconds, of the jobs that are done
-        self._current: Job | None = None
+        self._current: PendingRequest | None = None
         self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
         self._thread.start()
 
-    def submit(self, lane: Lane, job: Job) -> Job | None:
+    def submit(self, lane: Lane, job: PendingRequest) -> PendingRequest | None:
         """Let a job wait for its turn; the job that it takes the turn of, if too many waited."""
         with self._lock:
             job.behind = -self._spent()  # what has been worked by then is added when it begins
@@ -114,7 +114,7 @@ class Worker:
         self._turns.put(lane)
         return None
 
-    def withdraw(self, lane: Lane, job: Job | None = None) -> None:
+    def withdraw(self, lane: Lane, job: PendingRequest | None = None) -> None:
         """A job that nobody waits for any more, or all of a lane, will not be done unless it was begun."""
         with self._lock:
             if job is None:

@@ -9,11 +9,11 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from gtp_vision.config.schema import Config
-from gtp_vision.datasets.sources import source_of
+from gtp_vision.datasets.sources import batch_source
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import close
 from gtp_vision.evaluation.evaluator import one_thread
-from gtp_vision.suites.plan import Job, Plan
+from gtp_vision.suites.plan import Plan, PlannedRun
 from gtp_vision.training.build import build
 from gtp_vision.training.engines import Eager
 from gtp_vision.training.evaluate import env_spec
@@ -21,7 +21,7 @@ from gtp_vision.training.evaluate import env_spec
 _WARM_UP, _SECONDS = 2, 0.5
 
 
-def cost(plan: Plan, *, progress: bool = True) -> dict[Job, float]:
+def cost(plan: Plan, *, progress: bool = True) -> dict[PlannedRun, float]:
     """Seconds that each job has left, on one thread, training in the eager engine.
 
     A compiled engine, or a GPU that trains seeds side by side, is faster; episodes that end early are, too. What has
@@ -34,7 +34,7 @@ def cost(plan: Plan, *, progress: bool = True) -> dict[Job, float]:
     """
     steps: dict[tuple, float] = {}
     acts: dict[tuple, float] = {}
-    left: dict[Job, float] = {}
+    left: dict[PlannedRun, float] = {}
     with one_thread():
         for job in tqdm(plan.jobs, "measuring", unit="run", disable=not progress):
             if job.done == 1:
@@ -57,7 +57,7 @@ def cost(plan: Plan, *, progress: bool = True) -> dict[Job, float]:
     return left
 
 
-def told(plan: Plan, left: dict[Job, float], workers: int) -> str:
+def told(plan: Plan, left: dict[PlannedRun, float], workers: int) -> str:
     """The plan as text: every job with its seeds, how far it is, and hours; and the sum."""
     lines = [f"{'task':<48}{'agent':<14}{'seeds':<8}{'done':>6}{'hours':>8}"]
     for job in plan.jobs:
@@ -79,7 +79,7 @@ def _alone(config: Config) -> Config:
 
 def _step_seconds(config: Config) -> float:
     parts = build(config)
-    engine = Eager(source_of(parts.sampler, parts.accelerator.device), config, parts)
+    engine = Eager(batch_source(parts.sampler, parts.accelerator.device), config, parts)
     steps = iter(range(10**9))
 
     def step() -> None:

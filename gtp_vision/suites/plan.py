@@ -26,7 +26,7 @@ from gtp_vision.training.seeds import check_seeds, folders
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class PlannedRun:
     """One training: a task, an agent, and seeds that share a process.
 
     Attributes:
@@ -58,7 +58,7 @@ class Plan:
         stores: the data sets of the tasks, by name.
     """
 
-    jobs: list[Job] = field(default_factory=list)
+    jobs: list[PlannedRun] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     stores: dict[str, Store] = field(default_factory=dict)
 
@@ -141,7 +141,7 @@ def _filled(text: str, put: Mapping[str, str]) -> str:
 
 def _jobs(
     suite: Suite, folder: Path, task: str, agent: str, settings: Sequence[str], config: Config, store: Store
-) -> Iterator[Job]:
+) -> Iterator[PlannedRun]:
     # A folder without a configuration is one of a run that was killed before its first step: there is no such run.
     begun = {path: tuple(_seeds_in(path)) for path in folder.glob("seed*") if (path / "config.yaml").exists()}
     there = {seed for seeds in begun.values() for seed in seeds}
@@ -156,14 +156,18 @@ def _jobs(
         yield _job(task, agent, (seed,), folder / f"seed_{seed}", settings, config)
 
 
-def _job(task: str, agent: str, seeds: tuple[int, ...], path: Path, settings: Sequence[str], config: Config) -> Job:
+def _job(
+    task: str, agent: str, seeds: tuple[int, ...], path: Path, settings: Sequence[str], config: Config
+) -> PlannedRun:
     training = replace(config.training, seeds=len(seeds))
     config = replace(config, seed=seeds[0], run_dir=str(path), training=training)
     newest = [checkpoint.newest(each / "checkpoints") for each in folders(config)]
     taken = [int(each.name.removeprefix("step_")) if each else 0 for each in newest]
     finished = all((each / "results.json").exists() for each in folders(config))
     every = (*settings, f"seed={seeds[0]}", f"training.seeds={len(seeds)}")
-    return Job(task, agent, seeds, path, every, config, 1.0 if finished else min(0.999, min(taken) / training.steps))
+    return PlannedRun(
+        task, agent, seeds, path, every, config, 1.0 if finished else min(0.999, min(taken) / training.steps)
+    )
 
 
 def _side_by_side(config: Config, store: Store) -> bool:

@@ -13,7 +13,7 @@ from types import FrameType
 
 from gtp_vision import envs
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.suites import tables
 from gtp_vision.suites.plan import Plan, records
 from gtp_vision.suites.records import Record
@@ -77,7 +77,7 @@ def write(suite: Suite, plan: Plan, out: Path, *, command: str) -> list[Record]:
     """Write the tables of what the runs in `out` have scored so far, and return it."""
     found = records(suite, out)
     out.mkdir(parents=True, exist_ok=True)
-    with written_aside(out / "records.json") as aside:
+    with atomic_write(out / "records.json") as aside:
         aside.write_text(json.dumps([asdict(record) for record in found], indent=1))
     if found:
         tables.write(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.suites import page, statistics
 from gtp_vision.suites.published import MARKS, Published, beside
 from gtp_vision.suites.records import SELECTIONS, Record
@@ -76,7 +76,7 @@ def write(
         "results.html": page.page(records, every, title=title, facts=facts, selection=selection, missing=missing),
     }
     for name, text in contents.items():
-        with written_aside(folder / name) as aside:
+        with atomic_write(folder / name) as aside:
             aside.write_text(text, encoding="utf-8")
     return [folder / name for name in contents]
 

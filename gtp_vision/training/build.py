@@ -35,7 +35,7 @@ from gtp_vision.training.seeds import check_seeds
 
 
 @dataclass
-class Parts:
+class Components:
     """What a run consists of, built once from its configuration.
 
     Attributes:
@@ -78,7 +78,7 @@ def build(
     fresh: bool = True,
     goes_on: Path | None = None,
     check: Callable[[Store], None] | None = None,
-) -> Parts:
+) -> Components:
     """Data, networks, optimiser, placed where Accelerate says.
 
     Args:
@@ -127,13 +127,13 @@ def build(
     feature_seconds = time.perf_counter() - began if cached else 0.0
     augmented = agent.augment.active and (not cached or config.encoder.views > 1)
     agent, module, optimizer = _prepared(config, agent, accelerator)
-    return Parts(
+    return Components(
         *(accelerator, store, frames, sampler, agent, module, optimizer, config.seed, statistics, where, augmented),
         feature_seconds,
     )
 
 
-def sibling(parts: Parts, config: Config) -> Parts:
+def components_for_seed(parts: Components, config: Config) -> Components:
     """The parts of a run of another seed, with the same data in the same place.
 
     Args:
@@ -155,7 +155,7 @@ def sibling(parts: Parts, config: Config) -> Parts:
     )
 
 
-def begun(parts: Parts, config: Config) -> Agent:
+def initial_agent(parts: Components, config: Config) -> Agent:
     """The agent as the run began with it, on the device.
 
     Args:

@@ -11,13 +11,13 @@ from torch import nn
 
 from gtp_vision.config.schema import Config, TaskConfig
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.formats import open_states as open_states_of
 from gtp_vision.datasets.statistics import ArrayStatistics, mean_images, store_statistics
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store, mix
-from gtp_vision.datasets.validation import misfits, validate
+from gtp_vision.datasets.validation import shape_errors, validate
 from gtp_vision.encoders import Encoder
 
 STATISTICS = "statistics.json"
@@ -33,7 +33,7 @@ def open_data(config: Config) -> Store:
 def open_for(task: TaskConfig, path: Path) -> Store:
     """One data set as the task sees it: the episodes of its filter, the observations it names, validated."""
     store = open_store(path, task.env)
-    if faults := misfits(store):  # before anything relies on its lengths
+    if faults := shape_errors(store):  # before anything relies on its lengths
         raise GtpVisionError(f"{path}: {faults[0]}")
     if task.filter is not None:
         store = store.filtered(task.filter)
@@ -54,7 +54,7 @@ def open_states(config: Config) -> Store:
     stores = []
     for path in _paths(config):
         store = open_states_of(path)
-        if faults := misfits(store):
+        if faults := shape_errors(store):
             raise GtpVisionError(f"{path}: {faults[0]}")
         stores.append(store if task.filter is None else store.filtered(task.filter))
     first, *others = stores
@@ -114,5 +114,5 @@ def constant_dimensions(statistics: Mapping[str, ArrayStatistics]) -> str:
 def save_statistics(folder: Path, statistics: Mapping[str, ArrayStatistics], store: Store) -> None:
     """Write statistics.json into a run folder, with the bounds that the actions were scaled from, if they were."""
     bounds = {bound: store.attributes[bound] for bound in ACTION_BOUNDS if bound in store.attributes}
-    with written_aside(folder / STATISTICS) as aside:
+    with atomic_write(folder / STATISTICS) as aside:
         aside.write_text(json.dumps({name: found.record() for name, found in statistics.items()} | bounds, indent=1))

@@ -9,16 +9,16 @@ import torch
 
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config
-from gtp_vision.training.build import Parts
+from gtp_vision.training.build import Components
 from gtp_vision.training.guard import (
     NONFINITE,
-    followers,
-    moments,
-    moved_where_finite,
-    not_finite,
-    put_back,
+    apply_if_finite,
+    is_nonfinite,
+    optimizer_moments,
+    restore_if_nonfinite,
     running_statistics,
-    told_to_all,
+    spread_nonfinite,
+    target_tensors,
 )
 
 
@@ -31,7 +31,7 @@ def learning_rate(config: Config, step: int) -> float:
     return rate
 
 
-def update(parts: Parts, config: Config, step: int, batch: Any) -> Metrics:
+def update(parts: Components, config: Config, step: int, batch: Any) -> Metrics:
     """One gradient step and the targets' Polyak step; metrics stay on the device, `nonfinite` among them."""
     skips = config.training.on_nonfinite == "skip"
     ours = running_statistics(parts.agent) if skips and config.encoder.batch_norm == "train" else []
@@ -42,10 +42,10 @@ def update(parts: Parts, config: Config, step: int, batch: Any) -> Metrics:
     parts.agent.begin(step)
     loss, metrics = parts.module(batch, parts.stream(step))
     parts.optimizer.zero_grad(set_to_none=True)
-    parts.accelerator.backward(told_to_all(loss) if skips and parts.accelerator.num_processes > 1 else loss)
+    parts.accelerator.backward(spread_nonfinite(loss) if skips and parts.accelerator.num_processes > 1 else loss)
     trained = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
     gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    bad = metrics[NONFINITE] = not_finite(loss, torch.stack(torch._foreach_norm(gradients)).sum())
+    bad = metrics[NONFINITE] = is_nonfinite(loss, torch.stack(torch._foreach_norm(gradients)).sum())
     if config.training.clip_gradient is not None:
         awake = [group for group in parts.optimizer.param_groups if step >= group["after"]]
         moved = [parameter for group in awake for parameter in group["params"]]
@@ -60,11 +60,11 @@ def update(parts: Parts, config: Config, step: int, batch: Any) -> Metrics:
         return metrics
     with torch.no_grad():
         for statistic, kept in zip(ours, before, strict=True):
-            put_back(statistic, kept, bad)
-        moved_where_finite(bad, lambda: _moved(parts, trained), move)
+            restore_if_nonfinite(statistic, kept, bad)
+        apply_if_finite(bad, lambda: _moved(parts, trained), move)
     return metrics
 
 
-def _moved(parts: Parts, trained: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+def _moved(parts: Components, trained: list[torch.nn.Parameter]) -> list[torch.Tensor]:
     """The tensors that an update moves."""
-    return [*map(torch.detach, trained), *moments(parts.optimizer), *followers(parts.agent.targets())]
+    return [*map(torch.detach, trained), *optimizer_moments(parts.optimizer), *target_tensors(parts.agent.targets())]

@@ -22,8 +22,8 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core.compile import Captured, compiled, first_words, has_compiler
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import NoiseTape
-from gtp_vision.datasets.sources import Source, source_of_all
-from gtp_vision.training.build import Parts
+from gtp_vision.datasets.sources import BatchSource, batch_source_of_seeds
+from gtp_vision.training.build import Components
 from gtp_vision.training.eager import learning_rate, update
 from gtp_vision.training.functional import State, StepFunction, draws_of, state_of, traced
 from gtp_vision.training.guard import look_at_weights
@@ -46,7 +46,7 @@ class Engine(ABC):
 
     name: str
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: BatchSource) -> None:
         self.source = source
 
     @abstractmethod
@@ -59,7 +59,7 @@ class Eager(Engine):
 
     name = "eager"
 
-    def __init__(self, source: Source, config: Config, parts: Parts) -> None:
+    def __init__(self, source: BatchSource, config: Config, parts: Components) -> None:
         super().__init__(source)
         self._config, self._parts = config, parts
         look_at_weights(parts.agent, config.training.on_nonfinite != "skip")
@@ -83,9 +83,9 @@ class Functional(Engine):
 
     def __init__(
         self,
-        source: Source,
+        source: BatchSource,
         config: Config,
-        members: Sequence[Parts],
+        members: Sequence[Components],
         name: str,
         tell: Tell,
         backend: str = "inductor",
@@ -176,7 +176,7 @@ class _Stage:
     proven: bool = False
 
 
-def choose(config: Config, members: Sequence[Parts], tell: Tell) -> Engine:
+def choose(config: Config, members: Sequence[Components], tell: Tell) -> Engine:
     """The engine that `training.engine` names, or the best for where this runs.
 
     Args:
@@ -188,7 +188,7 @@ def choose(config: Config, members: Sequence[Parts], tell: Tell) -> Engine:
         GtpVisionError: see `check`.
     """
     first = members[0]
-    source = source_of_all([member.sampler for member in members], first.accelerator.device)
+    source = batch_source_of_seeds([member.sampler for member in members], first.accelerator.device)
     check(config, first)
     name, why = (config.training.engine, "") if config.training.engine != "auto" else _best(config, first)
     several = f", {len(members)} seeds side by side" if len(members) > 1 else ""
@@ -198,7 +198,7 @@ def choose(config: Config, members: Sequence[Parts], tell: Tell) -> Engine:
     return Functional(source, config, members, name, tell)
 
 
-def check(config: Config, parts: Parts) -> None:
+def check(config: Config, parts: Components) -> None:
     """Whether the engine that is asked for can run.
 
     Raises:
@@ -208,7 +208,7 @@ def check(config: Config, parts: Parts) -> None:
         raise GtpVisionError(f"training.engine={config.training.engine} {fault}; set training.engine=auto")
 
 
-def _best(config: Config, parts: Parts) -> tuple[str, str]:
+def _best(config: Config, parts: Components) -> tuple[str, str]:
     """The fastest engine that is safe here, and why it is that."""
     processes, cuda = parts.accelerator.num_processes, parts.accelerator.device.type == "cuda"
     if processes > 1:
@@ -226,7 +226,7 @@ def _best(config: Config, parts: Parts) -> tuple[str, str]:
     return "compile", ""
 
 
-def _faults(config: Config, parts: Parts) -> Iterator[str]:
+def _faults(config: Config, parts: Components) -> Iterator[str]:
     """Why an engine that was asked for cannot be."""
     name, processes = config.training.engine, parts.accelerator.num_processes
     if name in ("auto", "eager"):
@@ -243,13 +243,13 @@ def _faults(config: Config, parts: Parts) -> Iterator[str]:
         yield "needs a C++ compiler, and there is none on the PATH (g++ or clang++)"
 
 
-def _changes(config: Config, parts: Parts) -> bool:
+def _changes(config: Config, parts: Components) -> bool:
     """Whether the losses of early steps are all different functions."""
     warmup = config.encoder.augmentation.warmup_steps
     return warmup > _STAGES and len({parts.agent.stage(step) for step in range(_STAGES + 1)}) > _STAGES
 
 
-def _counts(parts: Parts) -> bool:
+def _counts(parts: Components) -> bool:
     """Whether a batch normalisation is trained: it writes where functions may not."""
     return any(isinstance(module, _BatchNorm) and module.training for module in parts.agent.modules())
 

@@ -16,13 +16,13 @@ from gtp_vision.envs import EnvSpec, Rendering, by_name, close
 from gtp_vision.evaluation.evaluator import Actor, Episode, Evaluator, write_videos
 from gtp_vision.evaluation.saliency import Saliency
 from gtp_vision.training import checkpoint
-from gtp_vision.training.build import Parts, build
+from gtp_vision.training.build import Components, build
 from gtp_vision.training.seeds import folders
 
 _EVAL_SEED = 100_000  # episodes of evaluations are reset with seeds from here on
 
 
-def restore(folder: Path, which: str = "last") -> tuple[Config, Parts]:
+def restore(folder: Path, which: str = "last") -> tuple[Config, Components]:
     """A run's configuration and parts, the agent as the checkpoint `which` holds it: `last`, `best` or `step_N`.
 
     Raises:
@@ -162,7 +162,7 @@ def check_simulator(config: Config, store: Store) -> None:
         )
 
 
-def evaluator_of(config: Config, parts: Parts, progress: bool) -> Evaluator:
+def evaluator_of(config: Config, parts: Components, progress: bool) -> Evaluator:
     """What evaluates the run's task, as it was evaluated in training."""
     return Evaluator(
         env_spec(config, parts.store),

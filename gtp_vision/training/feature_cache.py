@@ -27,7 +27,7 @@ from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets import resumable
 from gtp_vision.datasets.arrays import Array
-from gtp_vision.datasets.placement import taken
+from gtp_vision.datasets.placement import take_rows
 from gtp_vision.datasets.sampler import Sampler, channels_first
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Augmentation, Encoder, EncoderConfig
@@ -127,7 +127,7 @@ class _Maker:
 
         def images(rows: np.ndarray) -> torch.Tensor:
             wanted, position = np.unique(windows(rows), return_inverse=True)  # a frame of several stacks is read once
-            read = taken(array, wanted, len(rows) * self.frames.frame_stack).to(self.device)
+            read = take_rows(array, wanted, len(rows) * self.frames.frame_stack).to(self.device)
             index = torch.from_numpy(position.reshape(-1)).to(self.device)
             return channels_first(read[index].unflatten(0, (len(rows), -1)))
 

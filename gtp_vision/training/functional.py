@@ -19,10 +19,10 @@ from torch.optim.adam import adam
 from gtp_vision.agents import Agent
 from gtp_vision.agents.base import Metrics
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseSource, NoiseTape
-from gtp_vision.datasets.sources import Source
+from gtp_vision.datasets.sources import BatchSource
 from gtp_vision.models import Policy
 from gtp_vision.models.networks import followed
-from gtp_vision.training.guard import NONFINITE, moved_where_finite, not_finite
+from gtp_vision.training.guard import NONFINITE, apply_if_finite, is_nonfinite
 
 Tensors = dict[str, torch.Tensor]
 
@@ -140,7 +140,7 @@ class StepFunction:
         self,
         agent: Agent,
         optimizer: torch.optim.Optimizer,
-        source: Source,
+        source: BatchSource,
         draws: Sequence[Draw],
         *,
         awake: Sequence[bool],
@@ -176,7 +176,7 @@ class StepFunction:
                 slow = [pair[0] for _, averaged, copied in self.follows for pair in [*averaged, *copied]]
                 moved = [*state.trained.values(), *state.mean.values(), *state.square.values()]
                 moved += [(state.trained | state.held)[name] for name in slow]
-                moved_where_finite(metrics[NONFINITE], lambda: moved, lambda: self._move(state, gradients, rates))
+                apply_if_finite(metrics[NONFINITE], lambda: moved, lambda: self._move(state, gradients, rates))
             else:
                 self._move(state, gradients, rates)
         return metrics
@@ -222,7 +222,7 @@ class StepFunction:
 
         gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(trained)
         total = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum()
-        metrics = metrics | {NONFINITE: not_finite(metrics["loss"], total)}
+        metrics = metrics | {NONFINITE: is_nonfinite(metrics["loss"], total)}
         if self.clip is not None:  # as torch.nn.utils.clip_grad_norm_
             norm = torch.stack([gradients[name].square().sum() for name in self.clipped]).sum().sqrt()
             factor = (self.clip / (norm + 1e-6)).clamp_max(1)
@@ -255,7 +255,7 @@ def traced(agent: Agent) -> Iterator[None]:
             policy.traced = False
 
 
-def draws_of(agent: Agent, source: Source, inputs: Mapping[str, torch.Tensor], noise: NoiseSource) -> list[Draw]:
+def draws_of(agent: Agent, source: BatchSource, inputs: Mapping[str, torch.Tensor], noise: NoiseSource) -> list[Draw]:
     """What noise the agent's next step draws: its losses are computed once, and nothing is kept of them."""
     recorder = NoiseRecorder(noise)
     buffers = {name: buffer.clone() for name, buffer in agent.named_buffers()}

@@ -21,7 +21,7 @@ NONFINITE = "nonfinite"
 """The metric of a step that says so: 1 or 0."""
 
 
-def not_finite(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+def is_nonfinite(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
     """1 if a step cannot be applied, else 0: float32 ().
 
     Gradients whose squares overflow are among those that cannot: Adam's second moments would be infinite for good.
@@ -33,18 +33,16 @@ def not_finite(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
     return (~(loss.detach() + norm).isfinite()).float()
 
 
-def told_to_all(loss: torch.Tensor) -> torch.Tensor:
+def spread_nonfinite(loss: torch.Tensor) -> torch.Tensor:
     """The loss itself, or NaN if it is not finite: then all gradients are, also those of other processes."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
-def moved_where_finite(
-    bad: torch.Tensor, moved: Callable[[], Sequence[torch.Tensor]], move: Callable[[], None]
-) -> None:
+def apply_if_finite(bad: torch.Tensor, moved: Callable[[], Sequence[torch.Tensor]], move: Callable[[], None]) -> None:
     """Let `move` write into tensors, and put back what they held where the step is not finite.
 
     Args:
-        bad: see `not_finite`; (), or (S,) of several seeds, whose tensors have a first axis of seeds.
+        bad: see `is_nonfinite`; (), or (S,) of several seeds, whose tensors have a first axis of seeds.
         moved: the tensors. Adam's counts of steps are not among them: like learning rates, they follow the step.
         move: moves them.
     """
@@ -55,16 +53,16 @@ def moved_where_finite(
     before = [tensor.clone() for tensor in tensors]
     move()
     for tensor, kept in zip(tensors, before, strict=True):
-        put_back(tensor, kept, bad)
+        restore_if_nonfinite(tensor, kept, bad)
 
 
-def put_back(tensor: torch.Tensor, kept: torch.Tensor, bad: torch.Tensor) -> None:
-    """Write `kept` into a tensor where the step is not finite; see `moved_where_finite`."""
+def restore_if_nonfinite(tensor: torch.Tensor, kept: torch.Tensor, bad: torch.Tensor) -> None:
+    """Write `kept` into a tensor where the step is not finite; see `apply_if_finite`."""
     where = (bad > 0).view(bad.shape + (1,) * (tensor.ndim - bad.ndim))
     tensor.copy_(torch.where(where, kept, tensor))
 
 
-def moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+def optimizer_moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     """Adam's moments of all that it trains, made as it makes them if it has taken no step."""
     found = []
     for group in optimizer.param_groups:
@@ -77,7 +75,7 @@ def moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return found
 
 
-def followers(targets: Iterator[tuple[nn.Module, nn.Module, float]]) -> list[torch.Tensor]:
+def target_tensors(targets: Iterator[tuple[nn.Module, nn.Module, float]]) -> list[torch.Tensor]:
     """The tensors of slow copies that an update moves; see `Agent.targets`."""
     found: list[torch.Tensor] = []
     for slow, fast, _ in targets:
@@ -100,10 +98,10 @@ def look_at_weights(agent: Agent, looks: bool) -> None:
 
 
 @contextmanager
-def held_still(agent: Agent, optimizer: torch.optim.Optimizer, step: int) -> Iterator[None]:
+def unchanged_state(agent: Agent, optimizer: torch.optim.Optimizer, step: int) -> Iterator[None]:
     """Whatever training step `step` does to an agent and its moments in the block is undone, in every engine."""
     agent.begin(step)  # what begins with the step stays
-    moved = [*agent.state_dict().values(), *moments(optimizer)]
+    moved = [*agent.state_dict().values(), *optimizer_moments(optimizer)]
     before = [tensor.detach().clone() for tensor in moved]
     try:
         yield

@@ -26,12 +26,12 @@ import numpy as np
 import torch
 
 from gtp_vision.config.schema import Config
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets.sources import source_of
+from gtp_vision.datasets.sources import batch_source
 from gtp_vision.datasets.store import Store
 from gtp_vision.models import DeterministicPolicy
-from gtp_vision.training.build import Parts
+from gtp_vision.training.build import Components
 
 FILE = "health.json"
 _MARGIN = 2.0  # times what rewards can give, and 1 more: values of networks that know nothing yet
@@ -88,7 +88,7 @@ class Health:
             return []
         self.warnings.append({"step": step, "kind": kind, "told": told})
         if self._writes:
-            with written_aside(self._path) as aside:
+            with atomic_write(self._path) as aside:
                 aside.write_text(json.dumps(self.warnings, indent=1))
         return [f"warning: {told}"]
 
@@ -203,7 +203,7 @@ def value_bound(config: Config, store: Store) -> float | None:
 
 
 @torch.no_grad()
-def spread_of(parts: Parts, steps: int, step: int) -> Spread:
+def spread_of(parts: Components, steps: int, step: int) -> Spread:
     """How much the policy's actions differ; by noise of its own, so that training does not change.
 
     Args:
@@ -212,7 +212,7 @@ def spread_of(parts: Parts, steps: int, step: int) -> Spread:
         step: whose batch's first observations are looked at.
     """
     agent, device = parts.agent, parts.accelerator.device
-    source = source_of(parts.sampler, device)
+    source = batch_source(parts.sampler, device)
     a = parts.accelerator
     inputs = {name: x.to(device) for name, x in source.inputs(step, a.process_index, a.num_processes).items()}
     batch = source.transitions(inputs)
@@ -234,7 +234,7 @@ def spread_of(parts: Parts, steps: int, step: int) -> Spread:
     return Spread(*(float(x.mean()) for x in every))
 
 
-def noisy(parts: Parts) -> bool:
+def noisy(parts: Components) -> bool:
     """Whether the policy makes actions of noise."""
     return not isinstance(parts.agent.policy, DeterministicPolicy)
 

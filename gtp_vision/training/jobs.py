@@ -23,11 +23,11 @@ from gtp_vision.config.schema import Config, from_command_line, from_run
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.signals import PARENT
 
-Job = tuple[Callable[..., Any], Mapping[str, Any]]
+TrainingJob = tuple[Callable[..., Any], Mapping[str, Any]]
 """A function of a module and its arguments."""
 
 
-def side_by_side(jobs: Mapping[str, Job], *, progress: bool = True) -> dict[str, Any]:
+def run_parallel(jobs: Mapping[str, TrainingJob], *, progress: bool = True) -> dict[str, Any]:
     """The results of all jobs by name; as many run at once as there are cores. The first error ends them all."""
     context = multiprocessing.get_context("spawn")
     workers = min(len(jobs), os.cpu_count() or 1)

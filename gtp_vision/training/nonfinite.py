@@ -26,12 +26,12 @@ from gtp_vision.agents import Agent
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config
 from gtp_vision.core.distributed import alone
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseTape
 from gtp_vision.datasets.sampler import Transitions
-from gtp_vision.datasets.sources import source_of
+from gtp_vision.datasets.sources import batch_source
 from gtp_vision.training import checkpoint
-from gtp_vision.training.build import Parts, begun
+from gtp_vision.training.build import Components, initial_agent
 from gtp_vision.training.guard import NONFINITE, look_at_weights
 
 FILE = "nonfinite.json"
@@ -114,7 +114,7 @@ def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: total / count for name, total, count in zip(names, table.sum(0).tolist(), counts, strict=True)}
 
 
-def report(parts: Parts, config: Config, folder: Path, step: int, found: Sequence[str]) -> str:
+def report(parts: Components, config: Config, folder: Path, step: int, found: Sequence[str]) -> str:
     """Take a step once more, write what is found into the run folder, and tell it in a clause; all processes together.
 
     Args:
@@ -142,7 +142,7 @@ def report(parts: Parts, config: Config, folder: Path, step: int, found: Sequenc
     clause = told["told"] = _clause(told)
     if accelerator.is_main_process:
         kept = [one for one in reports(folder) if one["step"] != step]
-        with written_aside(folder / FILE) as aside:
+        with atomic_write(folder / FILE) as aside:
             aside.write_text(json.dumps([*kept, told][-_REPORTS:], indent=1))
     return clause
 
@@ -171,13 +171,13 @@ def _clause(told: dict[str, Any]) -> str:
     )
 
 
-def _stand_in(parts: Parts, config: Config, folder: Path, step: int) -> tuple[Agent, str]:
+def _stand_in(parts: Components, config: Config, folder: Path, step: int) -> tuple[Agent, str]:
     """A copy of the agent that the step can be taken with once more, and a word for its parameters."""
     if all(bool(x.isfinite().all()) for x in parts.agent.state_dict().values()):
         return copy.deepcopy(parts.agent), "the moment"
     kept = checkpoint.newest(folder / "checkpoints")
     if kept is None or checkpoint.step_of(kept) >= step:
-        return begun(parts, config), "the beginning"
+        return initial_agent(parts, config), "the beginning"
     agent = copy.deepcopy(parts.agent)
     checkpoint.load(kept, agent)
     return agent, f"checkpoints/{kept.name}"
@@ -192,11 +192,11 @@ class _Replay:
         step: from 0.
     """
 
-    def __init__(self, parts: Parts, agent: Agent, step: int) -> None:
+    def __init__(self, parts: Components, agent: Agent, step: int) -> None:
         self._agent, self._store = agent, parts.store
         rank, world_size = parts.accelerator.process_index, parts.accelerator.num_processes
         device = parts.accelerator.device
-        source = source_of(parts.sampler, device)
+        source = batch_source(parts.sampler, device)
         inputs = {name: x.to(device) for name, x in source.inputs(step, rank, world_size).items()}
         self._transitions = source.transitions(inputs).tensors()
         self._rows = parts.sampler.rows(step, rank, world_size)

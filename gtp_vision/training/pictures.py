@@ -12,13 +12,13 @@ from gtp_vision.datasets.pictures import write_sheet
 from gtp_vision.datasets.sampler import Batch
 
 if TYPE_CHECKING:
-    from gtp_vision.training.build import Parts
+    from gtp_vision.training.build import Components
 
 _SAMPLES = 8
 _FRAMES, _DRAWS = 4, 7  # of the sheet of the augmentation: its rows, and its columns but the first
 
 
-def first_batch(path: Path, batch: Batch, parts: Parts) -> None:
+def first_batch(path: Path, batch: Batch, parts: Components) -> None:
     """The first samples of a batch as PNG, augmented as in training: a row a sample, observation then next.
 
     Cameras stand abreast.
@@ -36,7 +36,7 @@ def first_batch(path: Path, batch: Batch, parts: Parts) -> None:
         write_sheet(path, rows, heads=[f"{name}: observation, then next" for name in both])
 
 
-def augmentation(path: Path, batch: Batch, parts: Parts) -> None:
+def augmentation(path: Path, batch: Batch, parts: Components) -> None:
     """A few frames as PNG, a row each: as recorded, then as the whole augmentation at full strength changes them.
 
     Cameras stand abreast. Nothing is written if no camera is ever changed.

@@ -24,11 +24,11 @@ from scipy.linalg import eigh
 
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import counter_rng
 from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.training.build import Parts
+from gtp_vision.training.build import Components
 from gtp_vision.training.data import open_states
 
 START, PROBE = "features_start.safetensors", "probe.json"
@@ -128,7 +128,7 @@ class Watch:
         note: what is not measured, and why; empty if all is.
     """
 
-    def __init__(self, folder: Path, config: Config, parts: Parts, *, resumed: bool) -> None:
+    def __init__(self, folder: Path, config: Config, parts: Components, *, resumed: bool) -> None:
         self.folder, self.seed = folder, config.seed
         self.encoder, self.device = parts.agent.actor_encoder, parts.accelerator.device
         self.cameras = [name for name in self.encoder.cameras if not name.startswith(GOAL)]
@@ -173,11 +173,11 @@ class Watch:
         found = self._features(self._rows if self._states else self._rows[self._few])
         if self._states:
             self._before = self._probed(found)
-            with written_aside(self.folder / PROBE) as aside:
+            with atomic_write(self.folder / PROBE) as aside:
                 aside.write_text(json.dumps(self._before))
         if not self.frozen:
             self._start = {name: x[self._few] for name, x in found.items()} if self._states else found
-            with written_aside(self.folder / START) as aside:
+            with atomic_write(self.folder / START) as aside:
                 save_file(self._start | {"rows": torch.from_numpy(self._rows[self._few])}, aside)
 
     def _read(self) -> None:

@@ -72,7 +72,7 @@ def global_batch(training: TrainingConfig, processes: int) -> int:
     return training.batch_size
 
 
-def shares(processes: int, batch: int) -> str:
+def batch_shares(processes: int, batch: int) -> str:
     """A sentence about who takes what of `batch` rows; empty if there is one process."""
     return f"{processes} processes, {batch // processes} rows each: {batch} a step" if processes > 1 else ""
 
@@ -83,7 +83,7 @@ def is_first() -> bool:
 
 
 @contextmanager
-def told_of_lost_processes(folder: Path) -> Iterator[None]:
+def report_lost_ranks(folder: Path) -> Iterator[None]:
     """Tells in a sentence that another of several processes is gone: what the others then meet is a closed connection.
 
     Args:

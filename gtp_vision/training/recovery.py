@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from gtp_vision.agents import Agent
-from gtp_vision.core.distributed import said_anywhere
+from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.training import checkpoint
 from gtp_vision.training.nonfinite import Fault, report
-from gtp_vision.training.run import Member, held_in
+from gtp_vision.training.run import TrainingRun, pending_metrics_of
 
 ROLLBACKS = 3  # to one checkpoint
 IDLE = 2  # readings without a step that could be applied
 
 
-def answer(mode: str, members: Sequence[Member], fault: Fault, tell: Callable[[str], None]) -> int:
+def answer(mode: str, members: Sequence[TrainingRun], fault: Fault, tell: Callable[[str], None]) -> int:
     """The step to go on from, with the steps to leave out noted; all processes together.
 
     Args:
@@ -43,7 +43,7 @@ def answer(mode: str, members: Sequence[Member], fault: Fault, tell: Callable[[s
         raise member.diverged(fault.step, f"{fault.what} after {before} rollbacks to step {start}", told)
     for one, path in zip(members, found, strict=True):
         state = restore(path, one.parts.agent, one.parts.optimizer)
-        one.go_back(start, held_in(state, path))
+        one.go_back(start, pending_metrics_of(state, path))
     member.skips.add(fault.step)
     what = f"step {fault.step}: {fault.what}, {told}; went back to step {start} and left step {fault.step} out"
     for line in member.health.note(fault.step, "rollback", what):
@@ -67,7 +67,7 @@ def restore(path: Path, agent: Agent, optimizer: torch.optim.Optimizer) -> dict[
     return state
 
 
-def check_parameters(members: Sequence[Member], done: int) -> None:
+def check_parameters(members: Sequence[TrainingRun], done: int) -> None:
     """Look at all that a checkpoint would hold, so that none is written that nobody can go on from.
 
     Raises:
@@ -75,12 +75,12 @@ def check_parameters(members: Sequence[Member], done: int) -> None:
     """
     for index, member in enumerate(members):
         wrong = [name for name, x in member.parts.agent.state_dict().items() if not bool(x.isfinite().all())]
-        if said_anywhere(bool(wrong), device=member.parts.accelerator.device)[0]:
+        if any_rank(bool(wrong), device=member.parts.accelerator.device)[0]:
             what = wrong[0] if wrong else "a parameter"
             raise Fault(index, done, f"{what} is not finite", [what])
 
 
-def check_idle(members: Sequence[Member], done: int) -> None:
+def check_idle(members: Sequence[TrainingRun], done: int) -> None:
     """Stop when nothing moves any more.
 
     Raises:

@@ -13,14 +13,14 @@ from gtp_vision.agents.acting import best_of
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.core.names import SALIENCY
 from gtp_vision.envs.scores import has_reference, normalised
 from gtp_vision.evaluation.evaluator import Evaluator, SimulatorError, StoppedError, write_videos
 from gtp_vision.evaluation.saliency import Saliency
 from gtp_vision.report import build_report
 from gtp_vision.training import checkpoint, model_summary, pictures
-from gtp_vision.training.build import Parts
+from gtp_vision.training.build import Components
 from gtp_vision.training.data import save_statistics
 from gtp_vision.training.evaluate import actor_of, chosen, eval_seed
 from gtp_vision.training.health import Health
@@ -39,7 +39,7 @@ class InterruptedRunError(GtpVisionError):
     exit_status = 130
 
 
-class Member:
+class TrainingRun:
     """A run that is being trained.
 
     Args:
@@ -62,7 +62,7 @@ class Member:
         self,
         config: Config,
         folder: Path,
-        parts: Parts,
+        parts: Components,
         *,
         start: int,
         train_seconds: float,
@@ -164,7 +164,7 @@ class Member:
             if step == training.steps and self.parts.agent.actor_encoder.cameras:
                 draw = Saliency(self.parts.agent, self.config.task.frame_stack, evaluator.seed, training.eval_steps)
                 write_videos(videos, filmed[:1], draw, SALIENCY)
-            with written_aside(self.folder / _EVALUATIONS) as aside:  # last: what is on record is not made again
+            with atomic_write(self.folder / _EVALUATIONS) as aside:  # last: what is on record is not made again
                 aside.write_text(json.dumps(self.evaluations, indent=1))
         self.parts.accelerator.wait_for_everyone()
 
@@ -309,7 +309,7 @@ class Member:
         if self.watch:
             results["probe"] = self.watch.probe()
         if self.parts.accelerator.is_main_process:
-            with written_aside(self.folder / "results.json") as aside:
+            with atomic_write(self.folder / "results.json") as aside:
                 aside.write_text(json.dumps(results, indent=1))
             build_report([self.folder], self.folder / "report.html", title=f"{results['agent']} on {config.task.name}")
         return results
@@ -325,7 +325,7 @@ def _merit(found: Mapping[str, Any]) -> tuple[float, ...]:
     return float(found.get("score", 0)), float(found["success"]), float(found["return"])
 
 
-def held_in(state: Mapping[str, Any], where: Path) -> list[dict[str, float]]:
+def pending_metrics_of(state: Mapping[str, Any], where: Path) -> list[dict[str, float]]:
     """The metrics that a checkpoint carries.
 
     Raises:
@@ -339,7 +339,7 @@ def held_in(state: Mapping[str, Any], where: Path) -> list[dict[str, float]]:
     return rows
 
 
-def seconds_in(state: Mapping[str, Any], where: Path) -> float:
+def train_seconds_of(state: Mapping[str, Any], where: Path) -> float:
     """The seconds of training that a checkpoint tells of.
 
     Raises:

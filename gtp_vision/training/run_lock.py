@@ -18,7 +18,7 @@ _LOCK = ".lock"
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(part|link|old)")
 
 
-class Place:
+class RunLock:
     """A run folder that this process holds against other trainings, once it has entered it.
 
     The kernel frees the lock when the process is gone, however it went. Of several processes of one training the first
@@ -31,7 +31,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self._folder, self._lock = folder, FileLock(folder / _LOCK)
 
-    def __enter__(self) -> Place:
+    def __enter__(self) -> RunLock:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,7 +63,7 @@ class Place:
             tqdm.write(f"removed what a killed process left half written: {names}", file=sys.stderr)
 
 
-def emptied(folder: Path) -> None:
+def clear_folder(folder: Path) -> None:
     """Remove what stands in a folder, but for its lock."""
     for path in folder.iterdir():
         if path.name == _LOCK:

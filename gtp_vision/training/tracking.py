@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 
 
 class Tracker:
@@ -103,5 +103,5 @@ def _keep_until(path: Path, step: int, evaluated: Collection[int]) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # cut off by a kill
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text("".join(kept))

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from gtp_vision import agents
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config, to_yaml
-from gtp_vision.core.distributed import said_anywhere
+from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import written_aside
+from gtp_vision.core.files import atomic_write
 from gtp_vision.core.signals import stop_requested
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.pitfalls import pitfalls
@@ -33,15 +33,15 @@ from gtp_vision.evaluation.evaluator import Evaluator
 from gtp_vision.models import WeightsError
 from gtp_vision.report import build_report
 from gtp_vision.training import checkpoint, engines, health, model_summary, recovery
-from gtp_vision.training.build import build, sibling
+from gtp_vision.training.build import build, components_for_seed
 from gtp_vision.training.data import constant_dimensions
 from gtp_vision.training.engines import Engine
 from gtp_vision.training.evaluate import check_simulator, evaluator_of
-from gtp_vision.training.guard import held_still
+from gtp_vision.training.guard import unchanged_state
 from gtp_vision.training.nonfinite import Fault
-from gtp_vision.training.processes import is_first, shares, told_of_lost_processes
-from gtp_vision.training.run import InterruptedRunError, Member, held_in, seconds_in
-from gtp_vision.training.run_lock import Place, emptied
+from gtp_vision.training.processes import batch_shares, is_first, report_lost_ranks
+from gtp_vision.training.run import InterruptedRunError, TrainingRun, pending_metrics_of, train_seconds_of
+from gtp_vision.training.run_lock import RunLock, clear_folder
 from gtp_vision.training.seeds import folders, seeds_of, summary
 from gtp_vision.training.tracking import Meters
 
@@ -69,7 +69,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
     """
     folder = Path(config.run_dir)
     refuse_occupied(folder, resume=resume, overwrite=overwrite)
-    with told_of_lost_processes(folder), Place(folder) as place:
+    with report_lost_ranks(folder), RunLock(folder) as place:
         if (folder / "config.yaml").exists():
             place.enter()
 
@@ -88,15 +88,15 @@ def _train(config: Config, enter: Callable[[], None], *, resume: bool, progress:
     check = (lambda store: check_simulator(config, store)) if evaluated else None
     parts = build(config, goes_on=found[0] if found else None, check=check)
     engines.check(config, parts)  # before anything is written or removed
-    every = [parts, *(sibling(parts, other) for other in configs[1:])]
+    every = [parts, *(components_for_seed(parts, other) for other in configs[1:])]
     accelerator = parts.accelerator
     start, train_seconds, skips = 0, 0.0, [set[int]() for _ in every]
     held: list[list[dict[str, float]]] = [[] for _ in every]
     if found is not None:
         states = [checkpoint.load(path, one.agent, one.optimizer) for one, path in zip(every, found, strict=True)]
-        start, train_seconds = states[-1]["step"], seconds_in(states[-1], found[-1])
+        start, train_seconds = states[-1]["step"], train_seconds_of(states[-1], found[-1])
         skips = [recovery.skips_of(state, path) for state, path in zip(states, found, strict=True)]
-        held = [held_in(state, path) for state, path in zip(states, found, strict=True)]
+        held = [pending_metrics_of(state, path) for state, path in zip(states, found, strict=True)]
         accelerator.print(f"going on from step {start} ({found[0]})")
     elif resume:
         accelerator.print(f"no whole checkpoint in {folder}: starting from step 0")
@@ -113,7 +113,7 @@ def _train(config: Config, enter: Callable[[], None], *, resume: bool, progress:
             if place != folder:
                 place.mkdir(exist_ok=True)
                 prepare_folder(place, own, empty=False)
-    tell(shares(accelerator.num_processes, parts.sampler.batch_size))
+    tell(batch_shares(accelerator.num_processes, parts.sampler.batch_size))
     tell(parts.where)
     tell(model_summary.summary(parts.agent, config))
     tell(constant_dimensions(parts.statistics))
@@ -122,7 +122,9 @@ def _train(config: Config, enter: Callable[[], None], *, resume: bool, progress:
             tell(f"warning: {unlikely}")
     accelerator.wait_for_everyone()
     members = [
-        Member(own, place, one, start=start, train_seconds=train_seconds, resume_with=folder, skips=left_out, held=rows)
+        TrainingRun(
+            own, place, one, start=start, train_seconds=train_seconds, resume_with=folder, skips=left_out, held=rows
+        )
         for own, place, one, left_out, rows in zip(configs, into, every, skips, held, strict=True)
     ]
     try:
@@ -138,7 +140,7 @@ def _train(config: Config, enter: Callable[[], None], *, resume: bool, progress:
     if len(members) == 1:
         return results[0]
     told = summary(results)
-    with written_aside(folder / "results.json") as aside:
+    with atomic_write(folder / "results.json") as aside:
         aside.write_text(json.dumps(told, indent=1))
     build_report(into, folder / "report.html", title=f"{told['agent']} on {config.task.name}, {len(into)} seeds")
     return told
@@ -156,7 +158,12 @@ class _Run:
     """
 
     def __init__(
-        self, config: Config, members: Sequence[Member], engine: Engine, progress: bool, tell: Callable[[str], None]
+        self,
+        config: Config,
+        members: Sequence[TrainingRun],
+        engine: Engine,
+        progress: bool,
+        tell: Callable[[str], None],
     ) -> None:
         self.config, self.members, self.engine, self.progress, self.tell = config, members, engine, progress, tell
         self.accelerator = members[0].parts.accelerator
@@ -252,7 +259,7 @@ class _Run:
         try:
             with ExitStack() as stack:
                 for member in itertools.compress(self.members, out):
-                    stack.enter_context(held_still(member.parts.agent, member.parts.optimizer, step))
+                    stack.enter_context(unchanged_state(member.parts.agent, member.parts.optimizer, step))
                 metrics[:] = self.engine.step(step, inputs)
         except WeightsError as error:
             if pending:
@@ -261,24 +268,24 @@ class _Run:
         return [None if left else told for left, told in zip(out, metrics, strict=True)]
 
     def _read(self, pending: Pending, done: int) -> list[dict[str, float]]:
-        """Each member's metrics, see `Member.read`."""
+        """Each member's metrics, see `TrainingRun.read`."""
         each = enumerate(zip(self.members, zip(*pending, strict=True), strict=True))
         return [member.read(own, done, index) for index, (member, own) in each]
 
-    def _act(self, member: Member, step: int) -> dict[str, float]:
+    def _act(self, member: TrainingRun, step: int) -> dict[str, float]:
         """How much the policy's actions differ, as metrics."""
         agent = member.parts.agent
         found = health.spread_of(member.parts, self.config.training.eval_steps or agent.config.acting.steps, step)
         self._tell(member, member.health.read_spread(step, found, noisy=health.noisy(member.parts)))
         return found.metrics()
 
-    def _tell(self, member: Member, lines: list[str]) -> None:
+    def _tell(self, member: TrainingRun, lines: list[str]) -> None:
         whose = f"seed {member.config.seed}: " if len(self.members) > 1 else ""
         for line in member.tell(lines):
             self.tell(whose + line)
 
     def _hold(self, pending: Pending, done: int) -> None:
-        """Read the metrics that the next line will tell of, see `Member.hold`."""
+        """Read the metrics that the next line will tell of, see `TrainingRun.hold`."""
         for index, (member, own) in enumerate(zip(self.members, zip(*pending, strict=True), strict=True)):
             member.hold(own, done, index)
         pending.clear()
@@ -295,7 +302,7 @@ class _Run:
             return stop()
         if step % min(self.config.training.log_every, _ASK):
             return False
-        return said_anywhere(stop(), device=self.accelerator.device)[0]
+        return any_rank(stop(), device=self.accelerator.device)[0]
 
     def _due(self, step: int) -> bool:
         """Whether an evaluation belongs to this step."""
@@ -331,8 +338,8 @@ def prepare_folder(folder: Path, config: Config, *, empty: bool) -> None:
     """
     try:
         if empty and (folder / "config.yaml").exists():
-            emptied(folder)
-        with written_aside(folder / "config.yaml") as aside:
+            clear_folder(folder)
+        with atomic_write(folder / "config.yaml") as aside:
             aside.write_text(to_yaml(config))
     except OSError as error:
         raise GtpVisionError(

@@ -8,7 +8,7 @@ import torch
 from small import PIXELS, make, owner, states_of
 from torch import nn
 
-from gtp_vision.agents.base import Agent, Seen
+from gtp_vision.agents.base import Agent, LossInputs
 from gtp_vision.agents.diffusion_ql import q_term
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.sampler import Batch, Sampler
@@ -46,7 +46,7 @@ def test_the_normalised_q_term_means_the_same_on_every_scale_of_rewards() -> Non
     assert float(q_term(torch.zeros(2, 3), normalize=True)) == 0
 
 
-def seen_by(learner: Agent, batch: Batch) -> Seen:
+def seen_by(learner: Agent, batch: Batch) -> LossInputs:
     """What the actor's loss of a batch sees."""
     seen = learner.see(batch, RandomStream(0, 0))
     return replace(seen, q=learner.critic(seen.critic, learner.judged(seen.action)).detach())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small import make, observation, states_of
 
-from gtp_vision.agents.base import Agent, Seen
+from gtp_vision.agents.base import Agent, LossInputs
 from gtp_vision.agents.diffusion_ql import q_term
 from gtp_vision.agents.fql import Distillation
 from gtp_vision.core.random import RandomStream
@@ -20,7 +20,7 @@ def distilling(*overrides: str) -> tuple[Agent, Distillation]:
     return learner, learner.improvement
 
 
-def seen_by(learner: Agent, batch: Batch) -> Seen:
+def seen_by(learner: Agent, batch: Batch) -> LossInputs:
     return learner.see(states_of(batch), RandomStream(0, 0))
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from gtp_vision.cli.main import main
 from gtp_vision.collection.oracles import puzzle_episodes
-from gtp_vision.collection.recording import Parts, recorded
+from gtp_vision.collection.recording import EpisodeParts, recorded
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.formats import open_store
@@ -131,7 +131,7 @@ def test_a_part_that_does_not_fit_the_others_is_told(tmp_path: Path) -> None:
 
 
 def test_two_collections_into_one_file_do_not_mix(tmp_path: Path) -> None:
-    def again(parts: Parts) -> None:
+    def again(parts: EpisodeParts) -> None:
         with pytest.raises(GtpVisionError, match="another process is collecting"):
             joined(tmp_path / "out.txt")
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import cache_dir, cached, evict, fingerprint, require_space, touch, written_aside
+from gtp_vision.core.files import atomic_write, cache_dir, cached, evict, fingerprint, require_space, touch
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "deeper" / "data.bin"
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_bytes(b"first")
         assert not path.exists()
         assert aside.parent == path.parent, "a rename is only atomic within one folder"
@@ -23,7 +23,7 @@ def test_a_failure_leaves_what_stood_there(tmp_path: Path) -> None:
     path.write_bytes(b"old")
 
     def interrupted() -> None:
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_bytes(b"half of the ne")
             raise RuntimeError("power cut")
 
@@ -114,7 +114,7 @@ def test_the_longest_name_has_an_entry_in_the_cache(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("GTP_VISION_CACHE", str(tmp_path / "cache"))
     path = tmp_path / ("\N{GREEK SMALL LETTER OMEGA}" * 125 + ".h5")
     path.write_bytes(b"x")
-    with written_aside(cached(path, "key")) as aside:
+    with atomic_write(cached(path, "key")) as aside:
         aside.write_bytes(b"unpacked")
     assert cached(path, "key").exists()
     assert cached(path, "key") != cached(path, "another")

@@ -20,7 +20,7 @@ from torture.mutations import damage
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import open_store
-from gtp_vision.datasets.inspection import facts, told
+from gtp_vision.datasets.inspection import facts, inspection_text
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.validation import problems
 
@@ -62,7 +62,7 @@ def used(path: Path) -> str:
         return "refused"
     found = problems(store)
     with np.errstate(all="ignore"):
-        told({"path": str(path), "format": "", "title": ""} | facts(store))
+        inspection_text({"path": str(path), "format": "", "title": ""} | facts(store))
     for array in store.observations.values():  # mapped pages beyond a file's end would end this process here
         for row in range(len(array)):
             np.asarray(array[row]).tobytes()

@@ -12,7 +12,7 @@ import pytest
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.inspection import facts, inspect, success, told
+from gtp_vision.datasets.inspection import facts, inspect, inspection_text, success
 from gtp_vision.datasets.statistics import array_statistics
 from gtp_vision.datasets.store import Store
 
@@ -50,7 +50,7 @@ def test_the_facts_are_those_of_the_store(store: Store, tmp_path: Path) -> None:
 
 def test_the_text_tells_the_facts(store: Store, tmp_path: Path) -> None:
     path = native.write(tmp_path / "data.h5", store)
-    text = told(inspect(path)[0])
+    text = inspection_text(inspect(path)[0])
     assert f"{path}: native (gtp-vision HDF5), 3 episodes, 16 frames" in text
     assert "cameras        front 8x6x3\n" in text
     assert "states         state 3\n" in text
@@ -67,7 +67,7 @@ def test_the_text_tells_the_facts(store: Store, tmp_path: Path) -> None:
 def test_zero_rewards_are_a_share(store: Store) -> None:
     store.rewards[7:] = 0  # of the 14 rows with an outcome 6 are left
     assert facts(store)["reward"]["nonzero"] == pytest.approx(6 / 14)
-    assert "other than 0 in 42.9% of the rows" in told(_named(facts(store)))
+    assert "other than 0 in 42.9% of the rows" in inspection_text(_named(facts(store)))
 
 
 def test_faults_inside_a_readable_file_are_listed_beside_the_facts(store: Store, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_faults_inside_a_readable_file_are_listed_beside_the_facts(store: Store,
     assert len(found["problems"]) == 1
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert max(found["actions"]["max"]) == 3
-    text = told(found)
+    text = inspection_text(found)
     assert "PROBLEM        rewards holds a value that is not finite at episode 0, frame 1" in text
     assert "rewards        not finite to not finite" in text
     assert "nothing wrong" not in text
@@ -98,14 +98,14 @@ def test_padding_after_the_last_action_counts_for_nothing(make_store: MakeStore)
 def test_without_a_transition_only_shapes_are_told(make_store: MakeStore) -> None:
     found = facts(make_store([1, 1]))
     assert "reward" not in found
-    assert "PROBLEM        no transition" in told(_named(found))
+    assert "PROBLEM        no transition" in inspection_text(_named(found))
 
 
 def test_where_lengths_disagree_only_shapes_are_told(store: Store) -> None:
     store.rewards = store.rewards[:-1]
     found = facts(store)
     assert "reward" not in found
-    assert "PROBLEM        rewards has 15 rows and actions 16" in told(_named(found))
+    assert "PROBLEM        rewards has 15 rows and actions 16" in inspection_text(_named(found))
 
 
 def test_a_file_that_cannot_be_read_is_raised(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_read_is_raised(tmp_path: Path) -> None:
 def test_warnings_are_told_and_are_no_faults(make_store: MakeStore) -> None:
     found = facts(make_store(rewards=np.zeros(12, np.float32)))
     assert found["problems"] == []
-    text = told(_named(found))
+    text = inspection_text(_named(found))
     assert "WARNING        rewards are 0 everywhere" in text
     assert "nothing wrong was found, but see the warnings" in text
 
@@ -130,7 +130,7 @@ def test_filters_and_tasks_are_counted(make_store: MakeStore) -> None:
     found = facts(make_store([3, 3, 3], attributes=attributes))
     assert found["filters"] == {"train": 2, "valid": 1}
     assert found["tasks"] == {"pick": 1, "place": 2, "wait": 0}
-    text = told(_named(found))
+    text = inspection_text(_named(found))
     assert "filters        train 2, valid 1 (episodes)" in text
     assert "tasks          pick (1 episodes); place (2 episodes); wait (0 episodes)" in text
 
@@ -148,14 +148,14 @@ def test_filters_and_tasks_are_counted(make_store: MakeStore) -> None:
 def test_attributes_of_strangers_may_be_anything(make_store: MakeStore, attributes: dict) -> None:
     found = facts(make_store(attributes=attributes))
     assert found["success"]["rate"] is None
-    assert f"{found['frames']} frames" in told(_named(found))
+    assert f"{found['frames']} frames" in inspection_text(_named(found))
 
 
 def test_long_and_wild_attributes_are_short_in_the_text_and_whole_in_the_facts(make_store: MakeStore) -> None:
     attributes = {"env_args": {"model": "<x>" * 1000}, "note": "\x1b[31mred\nline"}
     found = facts(make_store(attributes=attributes))
     assert found["attributes"] == attributes
-    text = told(_named(found))
+    text = inspection_text(_named(found))
     assert "(3013 characters; --json prints them)" in text
     assert "?[31mred line" in text
     assert all(len(line) <= 120 and (line.isprintable() or not line) for line in text.split("\n"))
@@ -173,7 +173,7 @@ def test_attributes_nested_beyond_reason_are_cut(make_store: MakeStore) -> None:
 def test_many_arrays_and_dimensions_are_wrapped(make_store: MakeStore) -> None:
     store = make_store(actions=40)
     store.observations |= {f"a_rather_long_name_of_a_sensor_{i}": store.observations["state"] for i in range(20)}
-    lines = told(_named(facts(store))).split("\n")
+    lines = inspection_text(_named(facts(store))).split("\n")
     assert max(map(len, lines)) <= 120
     assert sum("a_rather_long_name" in line for line in lines) > 4
 
@@ -234,9 +234,9 @@ def test_a_picture_never_replaces_the_data(
         assert main(["data", "inspect", "data.h5", option, "data.h5"]) == 2
         assert "ends in .png" in capsys.readouterr().err
     assert main(["data", "inspect", "data.h5", "--sheet", "a.png", "--actions", "./a.png"]) == 2
-    told = capsys.readouterr()
-    assert "name two files" in told.err
-    assert not told.out, "refused before anything is read"
+    output = capsys.readouterr()
+    assert "name two files" in output.err
+    assert not output.out, "refused before anything is read"
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["data.h5"]
 
@@ -247,9 +247,9 @@ def test_a_missing_camera_is_said_and_no_fault(
     path = native.write(tmp_path / "data.h5", make_store())
     sheet, actions = tmp_path / "sheet.png", tmp_path / "actions.png"
     assert main(["data", "inspect", str(path), "--json", "--sheet", str(sheet), "--actions", str(actions)]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["problems"] == []
-    assert "holds no camera" in told.err
+    output = capsys.readouterr()
+    assert json.loads(output.out)["problems"] == []
+    assert "holds no camera" in output.err
     assert (sheet.exists(), actions.exists()) == (False, True)
 
 
@@ -279,4 +279,4 @@ def _named(found: dict) -> dict:
 
 def test_a_camera_without_pixels_is_a_fault(make_store: MakeStore) -> None:
     found = facts(make_store(cameras={"front": (0, 4, 3)}))
-    assert "PROBLEM        observations/front is uint8 (12, 0, 4, 3)" in told(_named(found))
+    assert "PROBLEM        observations/front is uint8 (12, 0, 4, 3)" in inspection_text(_named(found))

@@ -11,7 +11,7 @@ import pytest
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import layout
 from gtp_vision.datasets.arrays import Segmented
-from gtp_vision.datasets.layout import Piece, Source, piece_in_memory, piece_of, through_cache, to_store
+from gtp_vision.datasets.layout import FileArrays, Piece, piece_in_memory, piece_of, through_cache, to_store
 from gtp_vision.datasets.store import Store
 
 LENGTHS = (9, 12)
@@ -35,7 +35,7 @@ def path(tmp_path: Path, frames: list[np.ndarray]) -> Path:
     return tmp_path / "theirs.hdf5"
 
 
-def source(observations: dict[str, Sequence[Piece]], **changed: Any) -> Source:
+def source(observations: dict[str, Sequence[Piece]], **changed: Any) -> FileArrays:
     rows = sum(LENGTHS)
     last = np.isin(np.arange(rows), np.cumsum(LENGTHS) - 1)
     fields: dict[str, Any] = {
@@ -46,11 +46,11 @@ def source(observations: dict[str, Sequence[Piece]], **changed: Any) -> Source:
         "episode_ends": np.cumsum(LENGTHS),
         "attributes": {"suite": "theirs"},
     }
-    return Source(observations, **fields | changed)
+    return FileArrays(observations, **fields | changed)
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Source]:
+def opened(path: Path) -> Iterator[FileArrays]:
     with h5py.File(path) as file:
         yield source(
             {
@@ -95,7 +95,7 @@ def test_a_file_that_was_moved_is_found_again(path: Path, frames: list[np.ndarra
 def test_a_source_is_opened_once(path: Path, cache: Path) -> None:
     count = 0
 
-    def counted() -> contextlib.AbstractContextManager[Source]:
+    def counted() -> contextlib.AbstractContextManager[FileArrays]:
         nonlocal count
         count += 1
         return opened(path)

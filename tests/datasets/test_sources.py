@@ -12,7 +12,14 @@ from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.goals import HindsightGoals
 from gtp_vision.datasets.placement import place
 from gtp_vision.datasets.sampler import Sampler, Transitions
-from gtp_vision.datasets.sources import CompactSource, HostSource, ResidentSource, Source, StackedSource, source_of
+from gtp_vision.datasets.sources import (
+    BatchSource,
+    CompactSource,
+    HostSource,
+    ResidentSource,
+    StackedSource,
+    batch_source,
+)
 from gtp_vision.datasets.store import Store
 
 MakeStore = Callable[..., Store]
@@ -28,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def source(kind: str, store: Store, seed: int = 0, **settings: Any) -> Source:
+def source(kind: str, store: Store, seed: int = 0, **settings: Any) -> BatchSource:
     """A source of 24 transitions a step."""
     if kind == "resident":
         store = place(store, CPU, "device")[0]
@@ -124,10 +131,10 @@ def test_resident_inputs_are_numbers_of_rows_alone(store: Store) -> None:
 
 def test_transitions_are_made_as_near_to_the_frames_as_can_be(make_store: MakeStore, tmp_path: Path) -> None:
     mapped = native.read(native.write(tmp_path / "data.h5", make_store()))
-    assert isinstance(source_of(Sampler(mapped, 4, 0), CPU), HostSource)
-    assert isinstance(source_of(Sampler(mapped, 4, 0), torch.device("cuda")), CompactSource)
+    assert isinstance(batch_source(Sampler(mapped, 4, 0), CPU), HostSource)
+    assert isinstance(batch_source(Sampler(mapped, 4, 0), torch.device("cuda")), CompactSource)
     placed = place(mapped, CPU, "device")[0]
-    assert isinstance(source_of(Sampler(placed, 4, 0), CPU), ResidentSource)
+    assert isinstance(batch_source(Sampler(placed, 4, 0), CPU), ResidentSource)
 
 
 @pytest.mark.parametrize("settings", [LONG, SETTINGS["goals"]], ids=["long", "goals"])
@@ -145,7 +152,7 @@ def test_several_seeds_side_by_side_see_what_each_sees_alone(store: Store, kind:
 @pytest.mark.parametrize("kind", KINDS)
 def test_transitions_are_one_graph_of_fixed_shapes(store: Store, kind: str, several: bool) -> None:
     law = LONG | {"goals": HindsightGoals()}
-    made: Source = (
+    made: BatchSource = (
         StackedSource([source(kind, store, s, **law) for s in (0, 1)]) if several else source(kind, store, **law)
     )
     graphs = []

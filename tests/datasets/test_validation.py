@@ -6,7 +6,7 @@ import pytest
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.store import Store
-from gtp_vision.datasets.validation import place, problems, validate
+from gtp_vision.datasets.validation import location, problems, validate
 
 MakeStore = Callable[..., Store]
 
@@ -153,7 +153,7 @@ def test_the_first_fault_is_raised_and_the_others_counted(make_store: MakeStore)
 
 def test_a_row_is_told_as_episode_and_frame(make_store: MakeStore) -> None:
     store = make_store((2, 1, 3))
-    assert [place(store, row) for row in (0, 1, 2, 5)] == [
+    assert [location(store, row) for row in (0, 1, 2, 5)] == [
         "episode 0, frame 0",
         "episode 0, frame 1",
         "episode 1, frame 0",

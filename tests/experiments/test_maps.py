@@ -9,7 +9,7 @@ from gtp_vision.experiments import ablation
 from gtp_vision.experiments.maps import DATA, SETTINGS, table
 from gtp_vision.experiments.multigoal import METHODS, one_method
 from gtp_vision.models import PolicyConfig
-from gtp_vision.training.jobs import side_by_side
+from gtp_vision.training.jobs import run_parallel
 
 KS = ["1", "2", "3", "5", "10"]
 
@@ -39,7 +39,7 @@ def test_an_error_in_one_job_ends_them_all() -> None:
     endless = {"method": "gtp", "steps": 10**9, "seed": 0}
     wrong = {"method": "nobody", "steps": 1, "seed": 0}
     with pytest.raises(KeyError, match="nobody"):
-        side_by_side({"one": (one_method, wrong), "two": (one_method, endless)}, progress=False)
+        run_parallel({"one": (one_method, wrong), "two": (one_method, endless)}, progress=False)
     assert not multiprocessing.active_children()
 
 

@@ -15,7 +15,7 @@ from gtp_vision.report import compare as comparing
 from gtp_vision.report.compare import Mean, compare, mean_of
 from gtp_vision.report.health import LONGEST, MAX_WARNINGS, health_of
 from gtp_vision.report.plots import tell_apart
-from gtp_vision.report.run_folder import MAX_VIDEOS, Run, read_run
+from gtp_vision.report.run_folder import MAX_VIDEOS, RunFolder, read_run
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def edit_config(run: Path, **changes: Any) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-def read(*runs: Path) -> list[Run]:
+def read(*runs: Path) -> list[RunFolder]:
     found = [read_run(run) for run in runs]
     tell_apart(found)
     return found

@@ -20,7 +20,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
-from gtp_vision.evaluation.evaluator import as_seen
+from gtp_vision.evaluation.evaluator import to_tensors
 from gtp_vision.serving import artifact
 from gtp_vision.serving.policy import Policy, Session
 from gtp_vision.training.evaluate import actor_of, restore
@@ -91,7 +91,7 @@ def test_a_policy_acts_as_its_run_is_evaluated(exported: Exported, name: str) ->
             # As the evaluator stacks them: an episode begins with its first frame, repeated.
             rows = [max(0, step - back) for back in reversed(range(frames))]
             stacks = {key: torch.from_numpy(np.stack([seen[row][key] for row in rows])[None]) for key in seen[0]}
-            shown = {key: as_seen(x if x.dtype == torch.uint8 else x.float()) for key, x in stacks.items()}
+            shown = {key: to_tensors(x if x.dtype == torch.uint8 else x.float()) for key, x in stacks.items()}
             with torch.no_grad():
                 wanted = actor(shown, EpisodeNoise(7, [episode], [step], torch.device("cpu")))[0].numpy()
             action = session.act(seen[step])

@@ -18,13 +18,13 @@ import yaml
 
 from gtp_vision.core import manifest
 from gtp_vision.datasets.formats import FORMATS, open_store
-from gtp_vision.datasets.inspection import facts, told
+from gtp_vision.datasets.inspection import facts, inspection_text
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.validation import problems
 from gtp_vision.report import build_report
 from gtp_vision.training import checkpoint
 from gtp_vision.training.evaluate import restore
-from gtp_vision.training.run import held_in, seconds_in
+from gtp_vision.training.run import pending_metrics_of, train_seconds_of
 from torture import messages
 from torture.forked import forked
 from torture.mutations import BYTES, change_json, damage, damage_json
@@ -70,7 +70,7 @@ def _use_data(path: Path) -> str:
     found = open_store(path)
     faults = problems(found)
     with np.errstate(all="ignore"):
-        told({"path": str(path), "format": "", "title": ""} | facts(found))
+        inspection_text({"path": str(path), "format": "", "title": ""} | facts(found))
     if faults:
         return "faulty"
     for array in found.observations.values():
@@ -143,8 +143,8 @@ def _opened_checkpoint(run: Path) -> Use:
         found = checkpoint.newest_of_all([path / "checkpoints"], passed_over.append)
         assert found
         state = checkpoint.load(found[0], agent, optimizer)
-        held_in(state, found[0])
-        seconds_in(state, found[0])
+        pending_metrics_of(state, found[0])
+        train_seconds_of(state, found[0])
         return "passed over" if passed_over else "sound"
 
     return use

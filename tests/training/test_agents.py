@@ -17,7 +17,7 @@ from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.training import eager as updates
 from gtp_vision.training import trainer
-from gtp_vision.training.build import Parts, build
+from gtp_vision.training.build import Components, build
 
 MakeStore = Callable[..., Store]
 NAMES = sorted(AGENTS)
@@ -98,7 +98,7 @@ def rewarded(folder: Path) -> np.ndarray:
     return best
 
 
-def error(parts: Parts, best: np.ndarray) -> float:
+def error(parts: Components, best: np.ndarray) -> float:
     """How far the agent's mean action for either half lies from the best one."""
     rows = np.arange(0, len(best), 4)
     action = parts.agent.act(parts.sampler.gather(rows).observation(), RandomStream(9, 9)).numpy()

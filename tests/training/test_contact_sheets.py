@@ -7,7 +7,7 @@ from PIL import Image
 from gtp_vision.config.schema import Config, from_command_line
 from gtp_vision.datasets.sampler import Batch
 from gtp_vision.training import pictures, trainer
-from gtp_vision.training.build import Parts, build
+from gtp_vision.training.build import Components, build
 
 TINY = [
     *("task=demo", "training=demo", "agent=gtp_bc_demo", "encoder=demo", "training.batch_size=8"),
@@ -20,7 +20,7 @@ def _config(folder: Path, *more: str) -> Config:
     return from_command_line([*TINY, f"run_dir={folder}", *more])
 
 
-def _sheet(path: Path, parts: Parts, batch: Batch) -> tuple[np.ndarray, np.ndarray, int]:
+def _sheet(path: Path, parts: Components, batch: Batch) -> tuple[np.ndarray, np.ndarray, int]:
     """The sheet's pixels, the newest frames of the batch, (B, H, W, C), and how many times they are enlarged."""
     pictures.augmentation(path, batch, parts)
     (frames,) = (x[:, -1].permute(0, 2, 3, 1).numpy() for x in batch.observation().values() if x.ndim == 5)

@@ -11,10 +11,10 @@ from gtp_vision.agents import AGENTS
 from gtp_vision.config.schema import Config, from_command_line, to_yaml
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.sources import source_of, source_of_all
+from gtp_vision.datasets.sources import batch_source, batch_source_of_seeds
 from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint, engines
-from gtp_vision.training.build import Parts, build, sibling
+from gtp_vision.training.build import Components, build, components_for_seed
 from gtp_vision.training.engines import Eager, Engine, Functional, choose
 from gtp_vision.training.seeds import seeds_of
 
@@ -49,9 +49,9 @@ def config_of(data: Path, name: str = "gtp", *more: str) -> Config:
     return from_command_line([*SMALL, f"task.dataset={data}", f"agent={name}", *own, *more])
 
 
-def functional(config: Config, members: Sequence[Parts], backend: str = "") -> Functional:
+def functional(config: Config, members: Sequence[Components], backend: str = "") -> Functional:
     """The engine of functions, compiled if a backend is given."""
-    source = source_of_all([member.sampler for member in members], CPU)
+    source = batch_source_of_seeds([member.sampler for member in members], CPU)
     name = "compile" if backend else "eager"
     return Functional(source, config, members, name, only_compiling, backend=backend or "inductor")
 
@@ -67,7 +67,9 @@ def stepped(engine: Engine) -> list[list[dict[str, float]]]:
     return [[{name: float(value) for name, value in one.items()} for one in all_of] for all_of in told]
 
 
-def assert_alike(ours: Parts, theirs: Parts, mine: list[dict[str, float]], his: list[dict[str, float]]) -> None:
+def assert_alike(
+    ours: Components, theirs: Components, mine: list[dict[str, float]], his: list[dict[str, float]]
+) -> None:
     """The same metrics, parameters and moments, up to rounding."""
     for one, other in zip(mine, his, strict=True):
         assert one.keys() == other.keys()
@@ -86,7 +88,7 @@ def assert_alike(ours: Parts, theirs: Parts, mine: list[dict[str, float]], his: 
 def check_alone(config: Config, backend: str = "") -> None:
     """One run's function against PyTorch's own step."""
     ours, theirs = build(config), build(config)
-    eager = Eager(source_of(theirs.sampler, CPU), config, theirs)
+    eager = Eager(batch_source(theirs.sampler, CPU), config, theirs)
     mine, his = stepped(functional(config, [ours], backend)), stepped(eager)
     assert_alike(ours, theirs, [m[0] for m in mine], [m[0] for m in his])
 
@@ -101,11 +103,11 @@ def test_each_of_several_seeds_takes_the_steps_that_it_takes_alone(states: Path,
     config = config_of(states, name, "training.seeds=3", "training.clip_gradient=0.5")
     alone = seeds_of(config)
     first = build(alone[0])
-    members = [first, *(sibling(first, other) for other in alone[1:])]
+    members = [first, *(components_for_seed(first, other) for other in alone[1:])]
     together = stepped(functional(config, members))
     for index, own in enumerate(alone):
         theirs = build(own)
-        his = stepped(Eager(source_of(theirs.sampler, CPU), own, theirs))
+        his = stepped(Eager(batch_source(theirs.sampler, CPU), own, theirs))
         assert_alike(members[index], theirs, [m[index] for m in together], [m[0] for m in his])
     weights = [next(member.agent.policy.parameters()) for member in members]
     assert not torch.allclose(weights[0], weights[1]), "seeds that are one and the same prove nothing"
@@ -130,10 +132,10 @@ def test_compiled_seeds_are_those_of_single_runs(states: Path) -> None:
     config = config_of(states, "gtp", "training.seeds=2")
     alone = seeds_of(config)
     first = build(alone[0])
-    members = [first, sibling(first, alone[1])]
+    members = [first, components_for_seed(first, alone[1])]
     together = stepped(functional(config, members, "aot_eager"))
     theirs = build(alone[1])
-    his = stepped(Eager(source_of(theirs.sampler, CPU), alone[1], theirs))
+    his = stepped(Eager(batch_source(theirs.sampler, CPU), alone[1], theirs))
     assert_alike(members[1], theirs, [m[1] for m in together], [m[0] for m in his])
 
 
@@ -142,7 +144,7 @@ def test_frames_on_the_device_change_no_step(pixels: Path) -> None:
     placed = config_of(pixels, "gtp", *PIXELS, "training.placement=device")
     ours, theirs = build(placed), build(config)
     mine = stepped(functional(placed, [ours]))
-    his = stepped(Eager(source_of(theirs.sampler, CPU), config, theirs))
+    his = stepped(Eager(batch_source(theirs.sampler, CPU), config, theirs))
     assert_alike(ours, theirs, [m[0] for m in mine], [m[0] for m in his])
 
 
@@ -155,14 +157,14 @@ def test_seeds_hold_a_frozen_backbone_once_and_see_its_features(pixels: Path, tm
     config = config_of(pixels, "gtp", *PIXELS, "encoder.augmentation.shift=0", *frozen)
     alone = seeds_of(config)
     first = build(alone[0])
-    members = [first, sibling(first, alone[1])]
+    members = [first, components_for_seed(first, alone[1])]
     engine = functional(config, members)
     towers = {name for name, _ in first.agent.named_parameters() if ".towers." in name}
     assert towers
     assert engine._state.shared >= towers
     together = stepped(engine)
     theirs = build(alone[1])
-    his = stepped(Eager(source_of(theirs.sampler, CPU), alone[1], theirs))
+    his = stepped(Eager(batch_source(theirs.sampler, CPU), alone[1], theirs))
     assert_alike(members[1], theirs, [m[1] for m in together], [m[0] for m in his])
 
 
@@ -170,7 +172,7 @@ def test_an_agent_acts_and_is_saved_as_the_step_left_it(states: Path, tmp_path: 
     config = config_of(states, "gtp", "training.seeds=2")
     alone = seeds_of(config)
     first = build(alone[0])
-    members = [first, sibling(first, alone[1])]
+    members = [first, components_for_seed(first, alone[1])]
     before = copy.deepcopy(members[1].agent.state_dict())
     stepped(functional(config, members))
     saved = checkpoint.save(tmp_path, STEPS, members[1].agent, members[1].optimizer, {})
@@ -192,8 +194,8 @@ def test_what_cannot_be_compiled_goes_on_eagerly_and_says_so(states: Path, monke
         raise RuntimeError("no such luck\nand more of it")
 
     ours, theirs = build(config), build(config)
-    engine = Functional(source_of(ours.sampler, CPU), config, [ours], "compile", told.append, backend=broken)
-    mine, his = stepped(engine), stepped(Eager(source_of(theirs.sampler, CPU), config, theirs))
+    engine = Functional(batch_source(ours.sampler, CPU), config, [ours], "compile", told.append, backend=broken)
+    mine, his = stepped(engine), stepped(Eager(batch_source(theirs.sampler, CPU), config, theirs))
     assert_alike(ours, theirs, [m[0] for m in mine], [m[0] for m in his])
     assert engine.name == "eager"
     assert len(told) == 2
@@ -245,8 +247,8 @@ def test_a_captured_step_is_pytorchs_step(states: Path) -> None:
     config = config_of(states, "gtp", "training.device=cuda")
     ours, theirs = build(config), build(config)
     device = ours.accelerator.device
-    graph = Functional(source_of(ours.sampler, device), config, [ours], "graph", only_compiling)
-    eager = Eager(source_of(theirs.sampler, device), config, theirs)
+    graph = Functional(batch_source(ours.sampler, device), config, [ours], "graph", only_compiling)
+    eager = Eager(batch_source(theirs.sampler, device), config, theirs)
     told = []
     for engine in (graph, eager):
         moved = [{n: x.to(device) for n, x in engine.source.inputs(step).items()} for step in range(STEPS)]

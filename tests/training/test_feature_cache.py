@@ -24,7 +24,7 @@ from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
 from gtp_vision.encoders.views import one_view
 from gtp_vision.training import eager as updates
 from gtp_vision.training import feature_cache, pictures, trainer
-from gtp_vision.training.build import Parts, build
+from gtp_vision.training.build import Components, build
 
 MakeStore = Callable[..., Store]
 CAMERAS = {"front": (16, 16, 3), "wrist": (12, 16, 3)}
@@ -52,19 +52,19 @@ def _config(data: Path, *overrides: str) -> Config:
     return from_command_line([*_overrides(data), *overrides])
 
 
-def _seen(parts: Parts, rows: np.ndarray) -> dict[str, torch.Tensor]:
+def _seen(parts: Components, rows: np.ndarray) -> dict[str, torch.Tensor]:
     """What the environment would show: stacks of frames (B, T, C, H, W) and of states (B, T, D)."""
     shown = {name: torch.from_numpy(x[parts.frames.windows(rows)]) for name, x in parts.store.observations.items()}
     return {name: channels_first(x) if x.ndim == 5 else x for name, x in shown.items()}
 
 
-def _made(parts: Parts, rows: np.ndarray) -> dict[str, torch.Tensor]:
+def _made(parts: Components, rows: np.ndarray) -> dict[str, torch.Tensor]:
     """What training is shown of the same rows: (B, 1, ...)."""
     arrays = parts.sampler.store.observations
     return {name: torch.from_numpy(np.asarray(array[rows], np.float32))[:, None] for name, array in arrays.items()}
 
 
-def _off(parts: Parts, camera: str) -> float:
+def _off(parts: Components, camera: str) -> float:
     """The largest error of a camera's features, relative to their deviation."""
     rows = np.arange(len(parts.store))
     live, found = parts.agent.actor_encoder.camera_features(camera, _seen(parts, rows)[camera]), _made(parts, rows)
@@ -413,7 +413,7 @@ def test_a_run_that_goes_on_computes_with_the_weights_of_its_checkpoint(
 
 
 def test_what_is_only_evaluated_computes_no_features(data: Path, cache: Path) -> None:
-    parts: Parts = build(_config(data), fresh=False)
+    parts: Components = build(_config(data), fresh=False)
     assert not _entries(cache)
     assert parts.sampler.batch(0).observation()["front"].ndim == 5
 

@@ -20,10 +20,10 @@ from gtp_vision.agents import AGENTS
 from gtp_vision.config.schema import Config, from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.sources import source_of, source_of_all
+from gtp_vision.datasets.sources import batch_source, batch_source_of_seeds
 from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint, health, nonfinite, recovery, trainer
-from gtp_vision.training.build import Parts, build, sibling
+from gtp_vision.training.build import Components, build, components_for_seed
 from gtp_vision.training.eager import update
 from gtp_vision.training.engines import Eager, Engine, Functional
 from gtp_vision.training.seeds import seeds_of
@@ -67,21 +67,21 @@ def bad_steps(config: Config, steps: int = STEPS) -> list[int]:
     return [step + 1 for step in range(steps) if ROW in sampler.rows(step)]
 
 
-def members_of(config: Config) -> list[Parts]:
+def members_of(config: Config) -> list[Components]:
     alone = seeds_of(config)
     first = build(alone[0])
-    return [first, *(sibling(first, other) for other in alone[1:])]
+    return [first, *(components_for_seed(first, other) for other in alone[1:])]
 
 
-def engine_of(kind: str, config: Config, members: list[Parts]) -> Engine:
+def engine_of(kind: str, config: Config, members: list[Components]) -> Engine:
     if kind == "eager":
-        return Eager(source_of(members[0].sampler, CPU), config, members[0])
-    source = source_of_all([member.sampler for member in members], CPU)
+        return Eager(batch_source(members[0].sampler, CPU), config, members[0])
+    source = batch_source_of_seeds([member.sampler for member in members], CPU)
     name, backend = ("eager", "inductor") if kind == "function" else ("compile", "aot_eager")
     return Functional(source, config, members, name, lambda line: None, backend=backend)
 
 
-def moved(parts: Parts) -> dict[str, torch.Tensor]:
+def moved(parts: Components) -> dict[str, torch.Tensor]:
     """All that a step moves, but for Adam's counts."""
     moments = checkpoint._optimizer_tensors(parts.optimizer, parts.agent)
     tensors = dict(parts.agent.state_dict()) | {n: x for n, x in moments.items() if not n.endswith(".step")}
@@ -198,11 +198,13 @@ def test_a_seed_that_skips_everything_leaves_the_others_alone(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def first_is_blown(run: str) -> None:
-        monkeypatch.setattr(trainer, "sibling", lambda parts, config: blown(sibling(parts, config), run == "blown"))
+        monkeypatch.setattr(
+            trainer, "sibling", lambda parts, config: blown(components_for_seed(parts, config), run == "blown")
+        )
         more = ["training.on_nonfinite=skip", "training.seeds=2"]
         trainer.train(config_of(folder / "good.h5", tmp_path / run, *more), progress=False)
 
-    def blown(parts: Parts, really: bool) -> Parts:
+    def blown(parts: Components, really: bool) -> Components:
         if really:
             with torch.no_grad():
                 next(parts.agent.critic.parameters()).fill_(1e38)

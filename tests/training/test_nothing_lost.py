@@ -22,8 +22,8 @@ from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint, engines, trainer
 from gtp_vision.training import eager as updates
-from gtp_vision.training.build import Parts
-from gtp_vision.training.processes import told_of_lost_processes
+from gtp_vision.training.build import Components
+from gtp_vision.training.processes import report_lost_ranks
 
 SMALL = [
     *("task=own", "task.name=small", "agent=gtp", "encoder=state", "training.device=cpu", "training.eval_episodes=0"),
@@ -78,7 +78,7 @@ def strike(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
     """Send this process a signal in the middle of a step."""
     plain = updates.update
 
-    def struck(parts: Parts, config: Config, now: int, *rest: Any) -> Any:
+    def struck(parts: Components, config: Config, now: int, *rest: Any) -> Any:
         if now + 1 == step:
             os.kill(os.getpid(), number)
         return plain(parts, config, now, *rest)
@@ -173,7 +173,7 @@ def test_a_second_training_in_a_folder_is_refused(
 def test_of_two_that_begin_the_slower_is_refused(config: Config, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = trainer.build
 
-    def slow(*arguments: Any, **more: Any) -> Parts:
+    def slow(*arguments: Any, **more: Any) -> Components:
         monkeypatch.setattr(trainer, "build", plain)
         trainer.train(config_of(data, Path(config.run_dir), "training.steps=3"), progress=False)
         return plain(*arguments, **more)
@@ -185,7 +185,7 @@ def test_of_two_that_begin_the_slower_is_refused(config: Config, data: Path, mon
 
 
 def test_an_error_of_the_machine_is_no_lost_process(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="connection closed"), told_of_lost_processes(tmp_path):
+    with pytest.raises(RuntimeError, match="connection closed"), report_lost_ranks(tmp_path):
         raise RuntimeError("connection closed by peer")  # of one process alone
 
 

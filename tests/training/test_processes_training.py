@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from gtp_vision.cli.main import main
 from gtp_vision.config.schema import TrainingConfig, from_command_line
-from gtp_vision.core.distributed import global_moments, said_anywhere
+from gtp_vision.core.distributed import any_rank, global_moments
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.formats import native
@@ -30,7 +30,7 @@ from gtp_vision.evaluation.evaluator import Evaluator, StoppedError, random_acto
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build
 from gtp_vision.training.eager import update
-from gtp_vision.training.processes import accelerator_of, global_batch, shares
+from gtp_vision.training.processes import accelerator_of, batch_shares, global_batch
 from gtp_vision.training.run import InterruptedRunError
 
 ENV, STATE, ACTIONS, EPISODES = "puzzle-3x3-play-singletask-task1", 55, 5, 3
@@ -139,7 +139,7 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
         train(folder, "mixed", "training.steps=2", UNSEEN)
         own = torch.arange(6.0).chunk(2)[rank]
         found["moments"] = [float(x) for x in (*global_moments(own), global_moments(own).std)]
-        found["said"] = said_anywhere(rank == 0, False, device=torch.device("cpu"))
+        found["said"] = any_rank(rank == 0, False, device=torch.device("cpu"))
         found["evaluation"] = evaluation(rank, processes)
         found["interrupted"] = interrupted(folder, rank)
         found["seeds"] = refused(folder, "training.seeds=2")
@@ -262,8 +262,8 @@ def test_a_batch_per_process_grows_with_their_number(folder: Path) -> None:
         assert results["batch"] == 12
     assert global_batch(TrainingConfig(batch_size=5, batch_per="process"), 3) == 15
     assert global_batch(TrainingConfig(batch_size=6), 3) == 6
-    assert shares(3, 6) == "3 processes, 2 rows each: 6 a step"
-    assert shares(1, 6) == ""
+    assert batch_shares(3, 6) == "3 processes, 2 rows each: 6 a step"
+    assert batch_shares(1, 6) == ""
 
 
 def test_what_several_processes_cannot_do_is_one_sentence(folder: Path) -> None:

@@ -15,7 +15,7 @@ from gtp_vision.config.schema import Config, from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.training import eager as updates
 from gtp_vision.training import engines, trainer
-from gtp_vision.training.build import Parts, build
+from gtp_vision.training.build import Components, build
 
 TINY = [
     "task=demo",
@@ -236,7 +236,7 @@ def test_weights_of_a_critic_that_ran_away_stop_the_run_with_the_step(
     config = _config(tmp_path, "training.steps=6", "training.log_every=3")
     plain, asked = updates.update, 0
 
-    def runs_away(parts: Parts, *rest: Any) -> Any:
+    def runs_away(parts: Components, *rest: Any) -> Any:
         nonlocal asked
         asked += 1
         if asked == 5:
