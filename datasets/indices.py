@@ -68,7 +68,9 @@ def returns(
     return total, count, here
 
 
-def towards(xp: Any, reached: Any, *, discount: float, reward_scale: float, reward_shift: float) -> tuple[Any, Any]:
+def goal_returns(
+    xp: Any, reached: Any, *, discount: float, reward_scale: float, reward_shift: float
+) -> tuple[Any, Any]:
     """Reward and discount, (B,), of rows that are, or are not, their own goals: 0 and no next value, or -1 and one."""
     there, on_the_way = ((reward + reward_shift) * reward_scale for reward in (0.0, -1.0))
     return xp.where(reached, there, on_the_way), xp.where(reached, 0.0, discount)

@@ -1,4 +1,4 @@
-"""The loader: draws and ships the next steps' inputs in a thread while the device works on this one's."""
+"""The loader: fetches and ships the next steps' batches in a thread while the device works on this one's."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
-from gtp_vision.datasets.sources import BatchSource, Inputs
+from gtp_vision.datasets.sources import BatchSource
 
 
 class Loader:
-    """Iterates over the inputs of steps `start` to `stop - 1`, made ahead by one thread and moved to `device`.
+    """Iterates over what `source` fetches for steps `start` to `stop - 1`, made ahead by one thread, on `device`.
 
-    The stream is the source's, so neither the depth of the queue nor a restart changes it. A failure in the thread is
-    raised where the step is asked for.
+    The order is the source's, so neither the depth of the queue nor a restart changes it. An exception in the thread
+    is raised again where the step is read.
 
     To a GPU the thread copies from page-locked memory on a stream of its own, so that copies run beside the step; the
     reader's stream waits for the copy that it is given, the host does not.
 
     Args:
-        source: makes inputs on the host.
+        source: fetches on the host.
         start: first step.
         stop: one behind the last step.
-        device: where to.
+        device: where the batches go.
         rank: index of this process.
         world_size: number of processes.
-        depth: steps whose inputs are kept ready, beside the one in the making; on a GPU they take its memory.
+        depth: steps that are kept ready, beside the one in the making; on a GPU they take its memory.
 
     Attributes:
         waited: seconds that the reader has waited for the thread so far.
@@ -48,7 +50,7 @@ class Loader:
     ) -> None:
         self.waited = 0.0
         self._source, self._device = source, torch.device(device)
-        if self._device.type == "cuda" and self._device.index is None:  # the thread has another idea of which is meant
+        if self._device.type == "cuda" and self._device.index is None:  # a thread's current device may be another
             self._device = torch.device("cuda", torch.cuda.current_device())
         self._start, self._stop, self._rank, self._world_size = start, stop, rank, world_size
         self._queue: queue.Queue[_Moved | BaseException] = queue.Queue(maxsize=depth)
@@ -65,14 +67,14 @@ class Loader:
             self._queue.get_nowait()
         self._thread.join(timeout=10)
 
-    def __iter__(self) -> Iterator[tuple[int, Inputs]]:
-        for step in range(self._start, self._stop):
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(self._start, self._stop):
             began = time.perf_counter()
             item = self._next()
             self.waited += time.perf_counter() - began
             if isinstance(item, BaseException):
                 raise item
-            yield step, item.received()
+            yield item.received()
 
     def _next(self) -> _Moved | BaseException:
         while True:
@@ -80,14 +82,14 @@ class Loader:
                 return self._queue.get(timeout=1.0)
             except queue.Empty:
                 if not self._thread.is_alive() and self._queue.empty():
-                    raise RuntimeError("the loader has ended: it can be iterated over once, inside its block") from None
+                    raise RuntimeError("the loader has ended: iterate over it once, inside its `with` block") from None
 
     def _work(self) -> None:
         try:
             with self._beside() as stream:
                 for step in range(self._start, self._stop):
-                    inputs = self._source.inputs(step, self._rank, self._world_size)
-                    if not self._put(_Moved(inputs, self._device, stream)):
+                    fetched = self._source.fetch(step, self._rank, self._world_size)
+                    if not self._put(_Moved(fetched, self._device, stream)):
                         return
         except BaseException as error:  # raised again in the reader's thread
             self._put(error)
@@ -113,25 +115,26 @@ class Loader:
 
 
 class _Moved:
-    """Inputs on their way to a device.
+    """A pytree of tensors on its way to a device.
 
     Args:
-        inputs: on the host.
-        device: where to.
-        stream: of the GPU, on which they are copied.
+        fetched: on the host.
+        device: where it goes.
+        stream: of the GPU, on which it is copied.
     """
 
-    def __init__(self, inputs: Inputs, device: torch.device, stream: torch.cuda.Stream | None) -> None:
-        if stream is not None:
-            inputs = {name: tensor.pin_memory() for name, tensor in inputs.items()}
-        self._inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+    def __init__(self, fetched: Any, device: torch.device, stream: torch.cuda.Stream | None) -> None:
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return (tensor if stream is None else tensor.pin_memory()).to(device, non_blocking=True)
+
+        self._fetched = pytree.tree_map(moved, fetched)
         self._device, self._copied = device, None if stream is None else stream.record_event()
 
-    def received(self) -> Inputs:
-        """The inputs, which the stream of whoever asks may use from here on."""
+    def received(self) -> Any:
+        """The tensors, which the current stream of the reader may use from here on."""
         if self._copied is not None:
             reader = torch.cuda.current_stream(self._device)
             reader.wait_event(self._copied)
-            for tensor in self._inputs.values():
-                tensor.record_stream(reader)  # the memory is the loader's again only after the reader's work on it
-        return self._inputs
+            for tensor in pytree.tree_leaves(self._fetched):
+                tensor.record_stream(reader)  # its memory is free for the loader only after the reader's work on it
+        return self._fetched

@@ -2,164 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import counter_rng
 from gtp_vision.datasets import indices
 from gtp_vision.datasets.arrays import gather
+from gtp_vision.datasets.batch import Batch, Frames
 from gtp_vision.datasets.goals import HindsightGoals
 from gtp_vision.datasets.placement import take_rows
 from gtp_vision.datasets.store import Store
 
 _SAMPLER_SALT = 0x5A  # keeps the row draws apart from the noise draws of the same (seed, step)
 _GOAL_SALT = 0x60
-
-
-@dataclass(frozen=True)
-class Transitions:
-    """A batch as a training step sees it: stacked observations, all of fixed shapes.
-
-    Attributes:
-        now: observation name to (B, T, ...): images uint8 (B, T, C, H, W), states float32 (B, T, D).
-        then: the same n steps later.
-        actions: float32 (B, H, A), see `Batch`.
-        action_mask: bool (B, H), see `Batch`.
-        reward: float32 (B,), see `Batch`.
-        discount: float32 (B,), see `Batch`.
-    """
-
-    now: dict[str, torch.Tensor]
-    then: dict[str, torch.Tensor]
-    actions: torch.Tensor
-    action_mask: torch.Tensor
-    reward: torch.Tensor
-    discount: torch.Tensor
-
-    def __len__(self) -> int:
-        return int(self.actions.shape[0])
-
-    def observation(self) -> dict[str, torch.Tensor]:
-        """`now`."""
-        return self.now
-
-    def next_observation(self) -> dict[str, torch.Tensor]:
-        """`then`."""
-        return self.then
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors by name, from which `of` makes the same transitions."""
-        named = {f"now/{name}": x for name, x in self.now.items()} | {
-            f"then/{name}": x for name, x in self.then.items()
-        }
-        return named | {name: getattr(self, name) for name in _TRANSITION}
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Transitions:
-        """The transitions of which `tensors` are the tensors."""
-        seen = {
-            when: {name.removeprefix(when): x for name, x in tensors.items() if name.startswith(when)}
-            for when in ("now/", "then/")
-        }
-        return cls(seen["now/"], seen["then/"], *(tensors[name] for name in _TRANSITION))
-
-
-_TRANSITION = ("actions", "action_mask", "reward", "discount")
-
-
-@dataclass
-class Batch:
-    """One batch, in which each distinct frame stands once.
-
-    Attributes:
-        frames: observation name to (U, ...): the distinct frames; images uint8 (U, H, W, C), states (U, D).
-        window: int64 (B, T), which frames make each observation, oldest first.
-        next_window: int64 (B, T), the same for the observation n steps later.
-        actions: float32 (B, H, A), the action of each row and of the H - 1 rows that follow it.
-        action_mask: bool (B, H), False where the episode had no further action and the last one is repeated.
-        reward: float32 (B,), the n-step return sum_k gamma^k r_k up to the terminal or the episode's end.
-        discount: float32 (B,), gamma^n times mask: what the next value counts; 0 after a terminal.
-        rows: int64 (B,), the store's rows, for messages and tests.
-        goal_window: int64 (B, T), the frame that each row is to reach, T times; None without goals.
-    """
-
-    frames: dict[str, torch.Tensor]
-    window: torch.Tensor
-    next_window: torch.Tensor
-    actions: torch.Tensor
-    action_mask: torch.Tensor
-    reward: torch.Tensor
-    discount: torch.Tensor
-    rows: torch.Tensor
-    goal_window: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return int(self.actions.shape[0])
-
-    @property
-    def action(self) -> torch.Tensor:
-        """float32 (B, A), the action of each row."""
-        return self.actions[:, 0]
-
-    def observation(self, *, traced: bool = False) -> dict[str, torch.Tensor]:
-        """Name to (B, T, ...): images uint8 (B, T, C, H, W), states float32 (B, T, D).
-
-        With goals every name has a partner `goal/<name>`: the goal's own frame T times, as a simulator shows it.
-
-        Args:
-            traced: whether by torch's operations alone, for steps that are compiled or transformed.
-        """
-        return self._stack(self.window, self._seen, traced) | self._goal(traced)
-
-    def next_observation(self, *, traced: bool = False) -> dict[str, torch.Tensor]:
-        """The observation n steps later, with the same goal, shaped like `observation`."""
-        return self._stack(self.next_window, self._seen, traced) | self._goal(traced)
-
-    def stacked(self, *, traced: bool = False) -> Transitions:
-        """The batch with its observations stacked; `traced` as in `observation`."""
-        own = (self.actions, self.action_mask, self.reward, self.discount)
-        return Transitions(self.observation(traced=traced), self.next_observation(traced=traced), *own)
-
-    def _goal(self, traced: bool) -> dict[str, torch.Tensor]:
-        if self.goal_window is None:
-            return {}
-        # Stacks that were made ahead differ from those of a moment that is shown T times, and come under its name.
-        own = {GOAL + name: self.frames.get(GOAL + name, frames) for name, frames in self._seen.items()}
-        return self._stack(self.goal_window, own, traced)
-
-    @property
-    def _seen(self) -> dict[str, torch.Tensor]:
-        return {name: frames for name, frames in self.frames.items() if not name.startswith(GOAL)}
-
-    @staticmethod
-    def _stack(window: torch.Tensor, of: Mapping[str, torch.Tensor], traced: bool) -> dict[str, torch.Tensor]:
-        index = window.flatten()
-        stacked = {name: _rows(frames, index, traced).unflatten(0, window.shape) for name, frames in of.items()}
-        stacked = {name: x.float() if x.dtype == torch.float16 else x for name, x in stacked.items()}
-        return {name: channels_first(x) if x.ndim == 5 else x for name, x in stacked.items()}
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device."""
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "frames"}
-        moved: dict[str, Any] = {name: None if x is None else x.to(device) for name, x in own.items()}
-        return replace(self, frames={name: frames.to(device) for name, frames in self.frames.items()}, **moved)
-
-
-def _rows(frames: torch.Tensor, index: torch.Tensor, traced: bool) -> torch.Tensor:
-    """`frames[index]`, which for images on a CPU took five times as long as copying whole rows does."""
-    if traced or frames.is_cuda:
-        return frames.index_select(0, index)
-    return torch.from_numpy(gather(frames.numpy(), index.numpy()))
-
-
-def channels_first(images: torch.Tensor) -> torch.Tensor:
-    """(B, T, H, W, C) to (B, T, C, H, W), as a view."""
-    return images.permute(0, 1, 4, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -257,15 +114,19 @@ class Sampler:
         return indices.chunk(np, rows, self.store.last_outcomes[self.store.episode_of(rows)], self.action_chunk)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
-        """Batch number `step`, this process's part; its frames are where the store keeps them, the rest on the CPU."""
+        """Batch number `step`, this process's part, on the CPU, or on the device where the store keeps its frames."""
         return self.gather(*self.draw(step, rank, world_size))
+
+    def gather(self, rows: np.ndarray, goal_rows: np.ndarray | None = None) -> Batch:
+        """The batch that consists of the given rows, int64 (B,), and of their goals, if given."""
+        return self.frames(rows, goal_rows).batch(take_frames)
 
     def most_frames(self, rows: int) -> int:
         """The most distinct frames that a batch of so many rows can have."""
         return rows * (self.frame_stack + min(self.n_step, self.frame_stack) + (self.goals is not None))
 
-    def gather(self, rows: np.ndarray, goal_rows: np.ndarray | None = None, *, padded: bool = False) -> Batch:
-        """The batch that consists of the given rows, and their goals if given.
+    def frames(self, rows: np.ndarray, goal_rows: np.ndarray | None = None, *, padded: bool = False) -> Frames:
+        """The batch of the given rows, each distinct frame once.
 
         Args:
             rows: int64 (B,).
@@ -275,32 +136,37 @@ class Sampler:
         reward, discount, next_rows = self.returns(rows)
         windows = [self.windows(rows), self.windows(next_rows)]
         if goal_rows is not None:
-            told = indices.towards(
+            reward, discount = indices.goal_returns(
                 np,
                 goal_rows == rows,
                 discount=self.discount,
                 reward_scale=self.reward_scale,
                 reward_shift=self.reward_shift,
             )
-            reward, discount = (each.astype(np.float32) for each in told)
             windows.append(goal_rows[:, None].repeat(self.frame_stack, 1))
-        every = np.concatenate(windows)
-        ordered = np.sort(every, axis=None)
+        all_rows = np.concatenate(windows)
+        ordered = np.sort(all_rows, axis=None)
         distinct = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
-        position = np.searchsorted(distinct, every).reshape(-1, *windows[0].shape)
+        position = np.searchsorted(distinct, all_rows).reshape(-1, *windows[0].shape)
         window, next_window, *goal_window = map(torch.from_numpy, position)
-        chunk, real = self.chunks(rows)
-        most = self.most_frames(len(rows))
+        chunk, is_real = self.chunks(rows)
+        capacity = self.most_frames(len(rows))
         if padded:
-            distinct = np.pad(distinct, (0, most - len(distinct)), mode="edge")
-        return Batch(
-            frames={name: take_rows(array, distinct, most) for name, array in self.store.observations.items()},
+            distinct = np.pad(distinct, (0, capacity - len(distinct)), mode="edge")
+        return Frames(
+            frames={name: take_rows(array, distinct, capacity) for name, array in self.store.observations.items()},
             window=window,
             next_window=next_window,
             actions=torch.from_numpy(np.asarray(self.store.actions[chunk], dtype=np.float32)),
-            action_mask=torch.from_numpy(real),
-            reward=torch.from_numpy(reward),
-            discount=torch.from_numpy(discount),
-            rows=torch.from_numpy(rows),
+            action_mask=torch.from_numpy(is_real),
+            reward=torch.from_numpy(np.asarray(reward, np.float32)),
+            discount=torch.from_numpy(np.asarray(discount, np.float32)),
             goal_window=goal_window[0] if goal_window else None,
         )
+
+
+def take_frames(frames: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
+    """`torch.index_select`, which for images on a CPU took five times as long as copying whole rows does."""
+    if frames.is_cuda:
+        return frames.index_select(axis, index.to(frames.device))
+    return torch.from_numpy(gather(frames.numpy(), index.numpy()))

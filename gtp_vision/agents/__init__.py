@@ -19,7 +19,7 @@ from gtp_vision.encoders import EncoderConfig
 AGENTS: dict[str, Recipe] = by_name(instances(__name__, Recipe))
 """The recipes of this package's files: whoever adds one is an agent."""
 IMPROVEMENTS: dict[str, type[Improvement]] = by_name(subclasses(__name__, Improvement))
-MARKS = {name: improvement.mark for name, improvement in IMPROVEMENTS.items()}
+MARKS = {name: improvement.label_suffix for name, improvement in IMPROVEMENTS.items()}
 """What a label says of an improvement that is not the agent's own, see `label`."""
 
 

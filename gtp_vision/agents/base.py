@@ -1,17 +1,17 @@
-"""What all agents share: encoders, a policy, a critic, and a step that trains both.
+"""What all agents share: encoders, a policy, a critic, and the joint loss of a step.
 
     agent = policy (how actions are generated) + critic (what they are worth)
-          + improvement (how the one makes the other better) + acting (which of its actions is taken)
+          + improvement (how the critic improves the policy) + acting (which of its actions is taken)
 
-A paper's system is a `Recipe` of these; each stands in a file of its own, in the order of its paper, with the
-improvement that it brought. All losses of a step see the same parameters and are minimised together, so that a step has
-one backward pass and, on several GPUs, one communication; papers that train the critic first are one step ahead.
+A published system is a `Recipe` of these; each stands in a file of its own, in the order of its paper, with the
+improvement that the paper introduced. All losses of a step see the same parameters and are minimised together, so that
+a step has one backward pass and, on several GPUs, one communication; papers that train the critic first are one step
+ahead.
 Axes in names: B batch, N candidates, H actions of a chunk, A action dimensions, F features.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -23,7 +23,7 @@ from gtp_vision import models
 from gtp_vision.agents.settings import ActingConfig, AgentConfig
 from gtp_vision.core.distributed import global_mean, global_moments
 from gtp_vision.core.random import NoiseSource
-from gtp_vision.datasets.sampler import Batch, Transitions
+from gtp_vision.datasets.batch import Batch
 from gtp_vision.encoders import Augmentation, Encoder, EncoderConfig
 from gtp_vision.encoders.views import one_view
 from gtp_vision.models.critic import Critic, expectile_loss, td_target
@@ -34,14 +34,14 @@ Metrics = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The composition by which a published system is known.
+    """The composition of a published system.
 
     Attributes:
         name: of the agent, and of its preset in configs/agent/, if it has one.
         paper: where it was published.
         family: of its policy.
         backup: what its critic bootstraps from, see `CriticConfig`.
-        improvement: see `ImprovementConfig`.
+        improvement: name of its `Improvement`.
         chooses: whether it draws several candidates and takes one by Q.
     """
 
@@ -55,98 +55,110 @@ class Recipe:
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What the losses of a step see.
+    """The inputs of a step's losses.
 
     Attributes:
-        batch: the batch.
+        batch: as the sampler made it.
         observation: the batch's, augmented.
-        next_observation: the same n steps later, shifted alike; empty for agents without a critic.
+        next_observation: the same n steps later, augmented alike; empty for agents without a critic.
         actor: (B, F), the actor's features, with their gradient.
         critic: (B, F), the critic's; the same tensor if the encoder is shared.
         action: (B, H A), the data's chunk.
-        generator: of noise.
+        noise: source of all noise.
         step: training step, from 0.
         q: (E, B), the critic's values of the data's actions, without gradient; None for agents without one.
     """
 
-    batch: Batch | Transitions
+    batch: Batch
     observation: Mapping[str, torch.Tensor]
     next_observation: Mapping[str, torch.Tensor]
     actor: torch.Tensor
     critic: torch.Tensor
     action: torch.Tensor
-    generator: NoiseSource
+    noise: NoiseSource
     step: int
     q: torch.Tensor | None = None
 
 
-class Improvement(nn.Module, ABC):
+class Improvement(nn.Module):
     """How a policy is trained, given a critic.
 
+    The actor minimises `loss`, in which E[w l] / E[w], the policy's own loss l with the weights w of `weights`,
+    usually stands first; the critic minimises its TD error plus `critic_loss`. Gradients of the first reach the
+    policy, its encoder and this module alone, those of the second the critic and its encoder.
+
     Args:
-        agent: the agent whose policy is trained, built but for this; not kept.
+        agent: the agent whose policy is trained, built except for this; not kept.
 
     Attributes:
-        name: of `agent.improvement.name`.
-        mark: what a label says of it where it is not the agent's own (`gtp+q`); one letter, or two.
-        judged: whether it needs a critic.
+        name: the value of `agent.improvement.name` that selects it.
+        label_suffix: marks a label where it is not the agent's own (`gtp+q`); one letter, or two.
+        needs_critic: whether it cannot do without a critic.
     """
 
     name: ClassVar[str]
-    mark: ClassVar[str]
-    judged = True
+    label_suffix: ClassVar[str]
+    needs_critic = True
 
     def __init__(self, agent: Agent) -> None:
         super().__init__()
         self.config = agent.config.improvement
 
     @staticmethod
-    def misfits(config: AgentConfig) -> Iterator[str]:
-        """Sentences that say with which of the agent's other parts it is not defined, and the mend."""
+    def conflicts(config: AgentConfig) -> Iterator[str]:
+        """Sentences that name the agent's other parts with which it is not defined, and what to set instead."""
         yield from ()
 
     @staticmethod
     def steps_of_policy(config: AgentConfig) -> list[str]:
-        """Its settings that say in how many steps the policy is to be sampled."""
+        """Its settings that hold a number of sampling steps K of the policy."""
         return []
 
-    @abstractmethod
-    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
-        """The actor's loss, (), and metrics; gradients reach the policy, its encoder and this module alone."""
+    def weights(self, agent: Agent, inputs: LossInputs) -> tuple[torch.Tensor | None, Metrics]:
+        """The weight w of each action of the data, (B,), or None where the step does without the policy's own loss."""
+        return torch.ones_like(inputs.batch.reward), {}
 
-    def next_features(self, agent: Agent, seen: LossInputs) -> torch.Tensor:
+    def loss(self, agent: Agent, inputs: LossInputs, cloning: torch.Tensor | None) -> tuple[torch.Tensor, Metrics]:
+        """The actor's loss, (), and metrics.
+
+        Args:
+            agent: the agent.
+            inputs: of the step.
+            cloning: (), E[w l] / E[w]; None where `weights` gave None.
+        """
+        assert cloning is not None, "an improvement without weights has a loss of its own"
+        return cloning, {}
+
+    def critic_loss(self, agent: Agent, inputs: LossInputs, q: torch.Tensor) -> tuple[torch.Tensor | None, Metrics]:
+        """A term beside the TD error, (), or None, and metrics.
+
+        Args:
+            agent: the agent.
+            inputs: of the step.
+            q: (E, B), values of the data's actions, with their gradient.
+        """
+        return None, {}
+
+    def next_features(self, agent: Agent, inputs: LossInputs) -> torch.Tensor:
         """(B, F), of the next observation, for `next_action`."""
-        return agent.actor_encoder_target(seen.next_observation)
+        return agent.actor_encoder_target(inputs.next_observation)
 
     def next_action(
-        self, agent: Agent, features: torch.Tensor, steps: int, generator: NoiseSource, draws: int
+        self, agent: Agent, features: torch.Tensor, steps: int, noise: NoiseSource, draws: int
     ) -> torch.Tensor:
         """Actions of the policy that the critic evaluates: (B, F) to (B * draws, H A); by default the slow copy's."""
-        return agent.policy_target.sample(features, steps, generator, draws)
+        return agent.policy_target.sample(features, steps, noise, draws)
 
-    def act(self, agent: Agent, features: torch.Tensor, steps: int, generator: NoiseSource, draws: int) -> torch.Tensor:
+    def act(self, agent: Agent, features: torch.Tensor, steps: int, noise: NoiseSource, draws: int) -> torch.Tensor:
         """Actions to take: (B, F) to (B * draws, H A) in [-1, 1]."""
-        return agent.policy.sample(features, steps, generator, draws)
+        return agent.policy.sample(features, steps, noise, draws)
 
     def begin(self, agent: Agent, step: int) -> None:
-        """Called before training step `step`; what changes between stages changes here."""
+        """Prepare training step `step`: changes between stages happen here."""
 
     def stage(self, step: int) -> Hashable:
-        """A key that is equal for steps whose loss is the same function."""
+        """A key that is equal for steps whose losses are the same function."""
         return None
-
-
-def weighted_loss(agent: Agent, seen: LossInputs, weight: torch.Tensor) -> tuple[torch.Tensor, Metrics]:
-    """The policy's own loss E[w l] / E[w] of the data's actions: (), and metrics.
-
-    The scale of weights drifts with the critic, and an encoder that is shared would follow the actor alone where
-    it is large; so they are divided by their mean over the global batch.
-    """
-    moments = global_moments(weight)
-    weight = weight / moments.mean.to(weight.dtype)
-    each, metrics = agent.policy.loss(seen.actor, seen.action, weight, seen.generator, agent.policy_target)
-    told = {f"actor/{name}": value.detach() for name, value in metrics.items()}
-    return each.mean(), told | {"weight/effective_share": moments.effective_share.to(weight.dtype)}
 
 
 def missing_ability(config: AgentConfig, ability: type, why: str) -> Iterator[str]:
@@ -197,62 +209,78 @@ class Agent(nn.Module):
                 if encoder.tuning == "frozen":  # random ones, too: both see the same features, computed once
                     self.critic_encoder.towers.load_state_dict(self.actor_encoder.towers.state_dict())
                 self.critic_encoder_target = frozen_copy(self.critic_encoder)
-            judged = (config.action_chunk if config.critic.chunk else 1) * actions
-            self.critic = Critic(width, judged, config.critic)
+            width_of_action = (config.action_chunk if config.critic.chunk else 1) * actions
+            self.critic = Critic(width, width_of_action, config.critic)
             self.critic_target = frozen_copy(self.critic)
         self.improvement = improvement(self)
-        self.step = 0
 
     # Training ------------------------------------------------------------------------------------------------
 
     def begin(self, step: int) -> None:
-        """To be called before training step `step`, from 0."""
-        self.step = step
+        """Prepare training step `step`, from 0; to be called before its `forward`."""
         self.improvement.begin(self, step)
 
     def stage(self, step: int) -> Hashable:
-        """A key of what a step does: steps of one stage differ in their batch, noise and learning rates alone."""
+        """A key of what a step computes: steps of one stage differ in their batch, noise and learning rates alone."""
         return self.improvement.stage(step), self.augment.stage(step)
 
-    def forward(self, batch: Batch | Transitions, generator: NoiseSource) -> tuple[torch.Tensor, Metrics]:
-        """The joint loss of a batch, and metrics on the device."""
-        seen = self.see(batch, generator)
+    def forward(self, batch: Batch, noise: NoiseSource, step: int) -> tuple[torch.Tensor, Metrics]:
+        """The joint loss of a batch in training step `step`, and metrics on the device."""
+        inputs = self.loss_inputs(batch, noise, step)
         if not self.has_critic:
-            loss, metrics = self.improvement.loss(self, seen)
+            loss, metrics = self.actor_loss(inputs)
             return loss, {"loss": loss.detach(), "actor/loss": loss.detach()} | metrics
-        critic_loss, q, critic_metrics = self.critic_loss(seen)
-        actor_loss, metrics = self.improvement.loss(self, replace(seen, q=q))
+        critic_loss, q, critic_metrics = self.critic_loss(inputs)
+        actor_loss, metrics = self.actor_loss(replace(inputs, q=q))
         loss = critic_loss + actor_loss
         return loss, {"loss": loss.detach(), "actor/loss": actor_loss.detach()} | critic_metrics | metrics
 
-    def see(self, batch: Batch | Transitions, generator: NoiseSource) -> LossInputs:
-        """The batch as features."""
-        given = (batch.observation(), batch.next_observation() if self.has_critic else {})
-        now, then = one_view(given, generator)
-        draws = self.augment.draw(len(batch), generator, self.step)
-        observation, following = self.augment(now, draws), self.augment(then, draws)
+    def loss_inputs(self, batch: Batch, noise: NoiseSource, step: int) -> LossInputs:
+        """Augment the observations and encode them."""
+        observations = batch.observation, batch.next_observation if self.has_critic else {}
+        observation, next_observation = one_view(observations, noise)
+        draws = self.augment.draw(len(batch), noise, step)
+        observation, next_observation = self.augment(observation, draws), self.augment(next_observation, draws)
         actor = self.actor_encoder(observation)
         critic = self.critic_encoder(observation) if self.has_critic and not self.shared else actor
         if self.shared and self.gradient != "both":
             actor, critic = (actor, actor.detach()) if self.gradient == "actor" else (actor.detach(), actor)
         action = batch.actions[:, : self.config.action_chunk].flatten(1)
-        return LossInputs(batch, observation, following, actor, critic, action, generator, self.step)
+        return LossInputs(batch, observation, next_observation, actor, critic, action, noise, step)
 
-    def critic_loss(self, seen: LossInputs) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
-        """Squared TD error, the mean over members and batch, and the loss of V if there is one.
+    def actor_loss(self, inputs: LossInputs) -> tuple[torch.Tensor, Metrics]:
+        """E[w l] / E[w] of the data's actions, combined with the improvement's own terms: (), and metrics.
+
+        The scale of the weights drifts with the critic, and a shared encoder would follow the actor alone where it is
+        large; so weights are divided by their mean over the global batch.
+        """
+        weight, metrics = self.improvement.weights(self, inputs)
+        cloning = None
+        if weight is not None:
+            moments = global_moments(weight)
+            rows = self.policy.rows(inputs.actor, inputs.action, inputs.noise, self.policy_target)
+            losses, policy_metrics = self.policy.loss(rows)
+            cloning = (weight / moments.mean.to(weight.dtype) * self.policy.per_sample(losses)).mean()
+            metrics |= {f"actor/{name}": value.detach() for name, value in policy_metrics.items()}
+            metrics |= {"weight/effective_share": moments.effective_share.to(weight.dtype)}
+        loss, more = self.improvement.loss(self, inputs, cloning)
+        return loss, metrics | more
+
+    def critic_loss(self, inputs: LossInputs) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
+        """Squared TD error, the mean over members and batch, and the losses of V and the improvement, if any.
 
         Returns:
             The loss (), the values of the data's actions (E, B) without gradient, and metrics.
         """
-        batch, action = seen.batch, self.judged(seen.action)
+        batch, action = inputs.batch, self.critic_action(inputs.action)
         with torch.no_grad():
-            target = td_target(batch.reward, batch.discount, self.next_value(seen).float())
-        q = self.critic(seen.critic, action).float()
+            target = td_target(batch.reward, batch.discount, self.next_value(inputs).float())
+        q = self.critic(inputs.critic, action).float()
         counts = torch.ones_like(batch.reward)
         if self.config.critic.chunk:
             # A chunk that the recording cut short was not carried out; after a terminal nothing matters.
-            whole = batch.action_mask[:, : self.config.action_chunk].all(1)
-            counts = (whole | (batch.discount == 0)).float()
+            is_whole = batch.action_mask[:, : self.config.action_chunk].all(1)
+            counts = (is_whole | (batch.discount == 0)).float()
             counts = counts / global_mean(counts).clamp_min(1e-6)
         loss = (counts * (q - target).square()).mean()
         metrics = {
@@ -262,37 +290,38 @@ class Agent(nn.Module):
             "critic/q_max": q.detach().amax(),
             "critic/target": target.mean(),
         }
-        if self.critic.v is None:
-            return loss, q.detach(), metrics
-        with torch.no_grad():
-            slow = self.critic_target.worth(self._critic_encoder_target(seen.observation), action).float()
-        value = self.critic.value(seen.critic).float()
-        v_loss = (counts * expectile_loss(slow - value, self.config.critic.expectile)).mean()
-        metrics |= {"critic/v_loss": v_loss.detach(), "critic/v": value.detach().mean()}
-        return loss + v_loss, q.detach(), metrics
+        if self.critic.v is not None:
+            with torch.no_grad():
+                slow = self.critic_target.worth(self._critic_encoder_target(inputs.observation), action).float()
+            value = self.critic.value(inputs.critic).float()
+            v_loss = (counts * expectile_loss(slow - value, self.config.critic.expectile)).mean()
+            metrics |= {"critic/v_loss": v_loss.detach(), "critic/v": value.detach().mean()}
+            loss = loss + v_loss
+        term, more = self.improvement.critic_loss(self, inputs, q)
+        return loss if term is None else loss + term, q.detach(), metrics | more
 
-    def next_value(self, seen: LossInputs) -> torch.Tensor:
-        """What Q bootstraps from, (B,): V(o'), or the slow Q of the next actions that the policy draws."""
+    def next_value(self, inputs: LossInputs) -> torch.Tensor:
+        """The value that Q bootstraps from, (B,): V(o'), or the slow Q of next actions drawn from the policy."""
         c = self.config.critic
         if c.backup == "expectile":
             return self.critic.value(
-                (self.actor_encoder if self.shared else self.critic_encoder)(seen.next_observation)
+                (self.actor_encoder if self.shared else self.critic_encoder)(inputs.next_observation)
             )
-        features = self.improvement.next_features(self, seen)
-        action = self.improvement.next_action(self, features, c.next_steps, seen.generator, c.next_actions)
+        features = self.improvement.next_features(self, inputs)
+        action = self.improvement.next_action(self, features, c.next_steps, inputs.noise, c.next_actions)
         if c.next_noise:
-            noise = c.next_noise * seen.generator.normal(len(action), action.shape[1])
-            action = (action + noise.clamp(-c.next_noise_clip, c.next_noise_clip)).clamp(-1, 1)
-        action = self.judged(action)
-        judged = self._critic_encoder_target(seen.next_observation).repeat_interleave(c.next_actions, 0)
-        value = self.critic_target.backed_up(self.critic_target(judged, action).view(c.members, -1, c.next_actions))
-        if c.next_penalty:  # the data's next action is the last that the sampler was asked for
-            far = (action.view(len(value), c.next_actions, -1) - seen.batch.actions[:, -1:]).square().sum(-1).mean(1)
-            value = value - c.next_penalty * far * seen.batch.action_mask[:, -1]
+            smoothing = c.next_noise * inputs.noise.normal(len(action), action.shape[1])
+            action = (action + smoothing.clamp(-c.next_noise_clip, c.next_noise_clip)).clamp(-1, 1)
+        action = self.critic_action(action)
+        features = self._critic_encoder_target(inputs.next_observation).repeat_interleave(c.next_actions, 0)
+        value = self.critic_target.backed_up(self.critic_target(features, action).view(c.members, -1, c.next_actions))
+        if c.next_penalty:  # the data's next action is the last one that the sampler gathered
+            far = (action.view(len(value), c.next_actions, -1) - inputs.batch.actions[:, -1:]).square().sum(-1).mean(1)
+            value = value - c.next_penalty * far * inputs.batch.action_mask[:, -1]
         return value
 
-    def judged(self, action: torch.Tensor) -> torch.Tensor:
-        """The part of an action chunk that the critic judges: (B, H A) to itself or to the first action (B, A)."""
+    def critic_action(self, action: torch.Tensor) -> torch.Tensor:
+        """The part of an action chunk that the critic takes: (B, H A) to itself or to the first action (B, A)."""
         return action if self.config.critic.chunk else action[:, : self.actions]
 
     def _critic_encoder_target(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -318,55 +347,55 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def plan(
-        self, observation: Mapping[str, torch.Tensor], generator: NoiseSource, steps: int | None = None
+        self, observation: Mapping[str, torch.Tensor], noise: NoiseSource, steps: int | None = None
     ) -> torch.Tensor:
         """Action chunks (B, H, A) in [-1, 1] for stacked observations, in K = `steps`; of several candidates, one."""
         if self.training:  # acting uses the statistics of batch normalisation, and teaches it nothing
             self.eval()
             try:
-                return self.plan(observation, generator, steps)
+                return self.plan(observation, noise, steps)
             finally:
                 self.train()
         acting = self.config.acting
         n, steps = acting.candidates, acting.steps if steps is None else steps
-        noise = generator if acting.noise == 1 else ScaledNoise(generator, acting.noise)
-        actions = self.improvement.act(self, self.actor_encoder(observation), steps, noise, n)
+        scaled = noise if acting.noise == 1 else ScaledNoise(noise, acting.noise)
+        actions = self.improvement.act(self, self.actor_encoder(observation), steps, scaled, n)
         if n > 1:
-            judged = self._critic_encoder_target(observation).repeat_interleave(n, 0)
-            q = self.critic_target.worth(judged, self.judged(actions)).view(-1, n)
-            chosen = choose(q, acting, generator)
+            features = self._critic_encoder_target(observation).repeat_interleave(n, 0)
+            q = self.critic_target.worth(features, self.critic_action(actions)).view(-1, n)
+            chosen = choose(q, acting, noise)
             actions = actions.view(len(q), n, -1)[torch.arange(len(q), device=q.device), chosen]
         return actions.view(len(actions), -1, self.actions)
 
     def act(
-        self, observation: Mapping[str, torch.Tensor], generator: NoiseSource, steps: int | None = None
+        self, observation: Mapping[str, torch.Tensor], noise: NoiseSource, steps: int | None = None
     ) -> torch.Tensor:
         """The first action (B, A) of each plan."""
-        return self.plan(observation, generator, steps)[:, 0]
+        return self.plan(observation, noise, steps)[:, 0]
 
 
-def choose(q: torch.Tensor, acting: ActingConfig, generator: NoiseSource) -> torch.Tensor:
+def choose(q: torch.Tensor, acting: ActingConfig, noise: NoiseSource) -> torch.Tensor:
     """Which candidate is taken, int64 (B,), by its value (B, N): the best, or one drawn by softmax(Q / temperature)."""
     if acting.choose == "argmax":
         return q.argmax(1)
-    gumbel = -(-generator.uniform(*q.shape).clamp_min(1e-20).log()).log()
+    gumbel = -(-noise.uniform(*q.shape).clamp_min(1e-20).log()).log()
     return (q / acting.temperature + gumbel).argmax(1)
 
 
 class ScaledNoise:
     """A `NoiseSource` whose normal draws are scaled, so that a policy acts closer to its most likely action."""
 
-    def __init__(self, generator: NoiseSource, scale: float) -> None:
-        self._generator, self._scale = generator, scale
+    def __init__(self, noise: NoiseSource, scale: float) -> None:
+        self._noise, self._scale = noise, scale
 
     def normal(self, rows: int, *shape: int) -> torch.Tensor:
         """Normal (rows, *shape) of deviation `scale`."""
-        return self._scale * self._generator.normal(rows, *shape)
+        return self._scale * self._noise.normal(rows, *shape)
 
     def uniform(self, rows: int, *shape: int) -> torch.Tensor:
         """Uniform in [0, 1), (rows, *shape)."""
-        return self._generator.uniform(rows, *shape)
+        return self._noise.uniform(rows, *shape)
 
     def integers(self, high: int, rows: int, *shape: int) -> torch.Tensor:
         """Uniform integers in [0, high), (rows, *shape)."""
-        return self._generator.integers(high, rows, *shape)
+        return self._noise.integers(high, rows, *shape)

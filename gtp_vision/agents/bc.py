@@ -5,19 +5,13 @@ Gaussian BC: the policy is one normal distribution, so of several ways to act it
 
 from __future__ import annotations
 
-import torch
-
-from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, weighted_loss
+from gtp_vision.agents.base import Improvement, Recipe
 
 GAUSSIAN_BC = Recipe("gaussian_bc", "Pomerleau, 1988", family="gaussian", backup="none", improvement="none")
 
 
 class Cloning(Improvement):
-    """No improvement: the policy's own loss. Arguments as `Improvement`."""
+    """No improvement: E[l], the mean of the policy's own loss over the data. Arguments as `Improvement`."""
 
-    name, mark = "none", "bc"
-    judged = False
-
-    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
-        """E[l], the mean of the family's loss over the data."""
-        return weighted_loss(agent, seen, torch.ones_like(seen.batch.reward))
+    name, label_suffix = "none", "bc"
+    needs_critic = False

@@ -30,15 +30,15 @@ def check(config: AgentConfig, recipes: Mapping[str, Recipe], improvements: Mapp
     for key, (value, choices) in known.items():
         if value not in choices:
             raise GtpVisionError(f"{key}={value} is unknown: {propose(value, choices)}")
-    for fault in _misfits(config, improvements[config.improvement.name]):
+    for fault in _conflicts(config, improvements[config.improvement.name]):
         raise GtpVisionError(fault)
 
 
-def _misfits(config: AgentConfig, improvement: type[Improvement]) -> Iterator[str]:
+def _conflicts(config: AgentConfig, improvement: type[Improvement]) -> Iterator[str]:
     critic, acting, family = config.critic, config.acting, config.policy.family
     if critic.backup == "none":
         mend = "take an agent that trains one, e.g. agent=gtp, or set agent.critic.backup=expectile"
-        if improvement.judged:
+        if improvement.needs_critic:
             yield f"improvement={config.improvement.name} needs a critic, and agent={config.name} trains none; {mend}"
         if acting.candidates > 1:
             chosen = f"agent.acting.candidates={acting.candidates} are chosen by a critic"
@@ -60,7 +60,7 @@ def _misfits(config: AgentConfig, improvement: type[Improvement]) -> Iterator[st
             "agent.policy.family=flow_matching"
         )
     yield from _fixed_steps(config, improvement)
-    yield from improvement.misfits(config)
+    yield from improvement.conflicts(config)
     chunk = config.action_chunk
     if critic.next_penalty and (chunk > 1 or critic.chunk):
         yield f"agent.critic.next_penalty judges single actions; set it to 0, or agent.action_chunk={chunk} to 1"

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import torch
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, weighted_loss
+from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.core.distributed import global_moments
 from gtp_vision.models.timed import TimedPolicy
@@ -59,10 +59,10 @@ class QGradient(Improvement):
     jump Phi(., sigma_max, 0).
     """
 
-    name, mark = "q_gradient", "q"
+    name, label_suffix = "q_gradient", "q"
 
     @staticmethod
-    def misfits(config: AgentConfig) -> Iterator[str]:
+    def conflicts(config: AgentConfig) -> Iterator[str]:
         """A policy that acts in other steps than those that are improved: it would not improve."""
         trained, acts = config.improvement.q_steps, config.acting.steps
         if trained != acts and issubclass(models.FAMILIES[config.policy.family], TimedPolicy):
@@ -76,14 +76,14 @@ class QGradient(Improvement):
         """K of the actions that Q's gradient goes through."""
         return ["q_steps"]
 
-    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, agent: Agent, inputs: LossInputs, cloning: torch.Tensor | None) -> tuple[torch.Tensor, Metrics]:
         """bc_weight L_policy + q_weight L_Q."""
         c = self.config
-        cloning, metrics = weighted_loss(agent, seen, torch.ones_like(seen.batch.reward))
+        assert cloning is not None
         if c.per_dimension:
-            cloning = cloning / seen.action.shape[1]
-        action = agent.policy.sample(seen.actor, c.q_steps, seen.generator)
-        q = agent.critic.frozen(seen.critic, agent.judged(action)).float()
+            cloning = cloning / inputs.action.shape[1]
+        action = agent.policy.sample(inputs.actor, c.q_steps, inputs.noise)
+        q = agent.critic.frozen(inputs.critic, agent.critic_action(action)).float()
         term = q_term(q, normalize=c.normalize_q)
-        metrics |= {"actor/q_term": term.detach(), "actor/q": q.detach().mean(), "actor/cloning": cloning.detach()}
+        metrics = {"actor/q_term": term.detach(), "actor/q": q.detach().mean(), "actor/cloning": cloning.detach()}
         return c.bc_weight * cloning + c.q_weight * term, metrics

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability, weighted_loss
+from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability
 from gtp_vision.agents.qgpo import contrastive_loss, support
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.models import effective_sample_size
@@ -40,7 +40,7 @@ class Alignment(Improvement):
     Defined for families that have a density.
     """
 
-    name, mark = "alignment", "l"
+    name, label_suffix = "alignment", "l"
 
     def __init__(self, agent: Agent) -> None:
         super().__init__(agent)
@@ -48,7 +48,7 @@ class Alignment(Improvement):
         self.behaviour_encoder = frozen_copy(agent.actor_encoder)  # the policy's moves on with it
 
     @staticmethod
-    def misfits(config: AgentConfig) -> Iterator[str]:
+    def conflicts(config: AgentConfig) -> Iterator[str]:
         """Families that cannot say how likely an action is."""
         yield from missing_ability(config, models.Density, "compares densities")
 
@@ -63,23 +63,27 @@ class Alignment(Improvement):
         """Whether the alignment has begun."""
         return step >= self.config.pretrain_steps
 
-    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
+    def weights(self, agent: Agent, inputs: LossInputs) -> tuple[torch.Tensor | None, Metrics]:
+        """Every action alike while cloning; None once the alignment has begun."""
+        return super().weights(agent, inputs) if inputs.step < self.config.pretrain_steps else (None, {})
+
+    def loss(self, agent: Agent, inputs: LossInputs, cloning: torch.Tensor | None) -> tuple[torch.Tensor, Metrics]:
         """Cloning at first, then alignment."""
-        if seen.step < self.config.pretrain_steps:
-            return weighted_loss(agent, seen, torch.ones_like(seen.batch.reward))
+        if cloning is not None:
+            return cloning, {}
         policy, behaviour = agent.policy, self.behaviour
         assert isinstance(policy, models.Density)
         assert isinstance(behaviour, models.Density)
         c = self.config
         with torch.no_grad():
-            features = self.behaviour_encoder(seen.observation)
-        actions, q = support(agent, seen, behaviour, features)
+            features = self.behaviour_encoder(inputs.observation)
+        actions, q = support(agent, inputs, behaviour, features)
         draws = policy.config.noise_draws
         actions, q = (x.repeat_interleave(draws, 0) for x in (actions, q))
-        noised, t = policy.noised(actions, seen.generator)
+        noised, t = policy.noised(actions, inputs.noise)
         rows, m, _ = noised.shape
         place = (noised.flatten(0, 1), t.repeat_interleave(m))
-        log_density = policy.log_density(policy.observe(seen.actor).repeat_interleave(draws * m, 0), *place)
+        log_density = policy.log_density(policy.observe(inputs.actor).repeat_interleave(draws * m, 0), *place)
         with torch.no_grad():
             log_behaviour = behaviour.log_density(behaviour.observe(features).repeat_interleave(draws * m, 0), *place)
         each = alignment_loss(log_density.view(rows, m), log_behaviour.view(rows, m), q, c.alpha, c.beta)

@@ -19,7 +19,7 @@ from dataclasses import replace
 import torch
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability, weighted_loss
+from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability
 from gtp_vision.agents.diffusion_ql import q_term
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.core.random import NoiseSource
@@ -37,7 +37,7 @@ class Distillation(Improvement):
     Defined for families that make one action of one noise: not for samplers that draw more on the way.
     """
 
-    name, mark = "distillation", "d"
+    name, label_suffix = "distillation", "d"
 
     def __init__(self, agent: Agent) -> None:
         super().__init__(agent)
@@ -45,35 +45,35 @@ class Distillation(Improvement):
         self.one_step = OneStepPolicy(agent.actor_encoder.width, agent.policy.actions, one_step)
 
     @staticmethod
-    def misfits(config: AgentConfig) -> Iterator[str]:
+    def conflicts(config: AgentConfig) -> Iterator[str]:
         """Families whose samplers draw noise on the way."""
         yield from missing_ability(config, models.Integrable, "needs the policy's one answer to a given noise")
 
-    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, agent: Agent, inputs: LossInputs, cloning: torch.Tensor | None) -> tuple[torch.Tensor, Metrics]:
         """L_policy + distill_weight ||mu - mu_flow||^2 + q_weight L_Q, distances as means over dimensions."""
-        c, dimensions = self.config, seen.action.shape[1]
-        cloning, metrics = weighted_loss(agent, seen, torch.ones_like(seen.batch.reward))
+        c, dimensions = self.config, inputs.action.shape[1]
+        assert cloning is not None
         assert isinstance(agent.policy, models.Integrable)
-        z = seen.generator.normal(len(seen.action), dimensions)
+        z = inputs.noise.normal(len(inputs.action), dimensions)
         with torch.no_grad():
-            wanted = agent.policy.sample_from(seen.actor, z, c.distill_steps)
-        action = self.one_step.integrate(self.one_step.observe(seen.actor), z, 1).float()
+            wanted = agent.policy.sample_from(inputs.actor, z, c.distill_steps)
+        action = self.one_step.integrate(self.one_step.observe(inputs.actor), z, 1).float()
         distance = (action - wanted).square().mean()
-        q = agent.critic.frozen(seen.critic, agent.judged(action.clamp(-1, 1))).float()
+        q = agent.critic.frozen(inputs.critic, agent.critic_action(action.clamp(-1, 1))).float()
         term = q_term(q, normalize=c.normalize_q)
-        metrics |= {"actor/distill_loss": distance.detach(), "actor/q_term": term.detach()}
+        metrics = {"actor/distill_loss": distance.detach(), "actor/q_term": term.detach()}
         return cloning / dimensions + c.distill_weight * distance + c.q_weight * term, metrics
 
-    def next_features(self, agent: Agent, seen: LossInputs) -> torch.Tensor:
+    def next_features(self, agent: Agent, inputs: LossInputs) -> torch.Tensor:
         """Of the current encoder: the paper keeps no slow policy."""
-        return agent.actor_encoder(seen.next_observation)
+        return agent.actor_encoder(inputs.next_observation)
 
     def next_action(
-        self, agent: Agent, features: torch.Tensor, steps: int, generator: NoiseSource, draws: int
+        self, agent: Agent, features: torch.Tensor, steps: int, noise: NoiseSource, draws: int
     ) -> torch.Tensor:
         """mu(o', z) of the current one-step policy."""
-        return self.one_step.sample(features, 1, generator, draws)
+        return self.one_step.sample(features, 1, noise, draws)
 
-    def act(self, agent: Agent, features: torch.Tensor, steps: int, generator: NoiseSource, draws: int) -> torch.Tensor:
+    def act(self, agent: Agent, features: torch.Tensor, steps: int, noise: NoiseSource, draws: int) -> torch.Tensor:
         """mu(o, z)."""
-        return self.one_step.sample(features, 1, generator, draws)
+        return self.one_step.sample(features, 1, noise, draws)

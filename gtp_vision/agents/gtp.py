@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, weighted_loss
+from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.core.distributed import global_std
 
@@ -45,37 +45,36 @@ def advantage_weights(
 class AdvantageWeighting(Improvement):
     """Actions that are better than the policy's own weigh more. Defined for every family with a loss."""
 
-    name, mark = "advantage", "a"
+    name, label_suffix = "advantage", "a"
 
     @staticmethod
     def steps_of_policy(config: AgentConfig) -> list[str]:
         """K of the actions that estimate V."""
         return [] if config.critic.backup == "expectile" else ["value_steps"]
 
-    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
-        """E[w l] / E[w]."""
+    def weights(self, agent: Agent, inputs: LossInputs) -> tuple[torch.Tensor, Metrics]:
+        """The weights w = exp(eta max(0, A) / (std(A) + eps)), eq. 13."""
         c = self.config
-        advantage = self.advantage(agent, seen)
+        advantage = self.advantage(agent, inputs)
         std = global_std(advantage)
         weight = advantage_weights(advantage, c.eta, c.weight_clip, form=c.form, standardize=c.standardize, std=std)
-        loss, metrics = weighted_loss(agent, seen, weight)
-        return loss, metrics | {
+        return weight, {
             "weight/mean": weight.mean(),
             "weight/advantage": advantage.mean(),
             "weight/advantage_std": std,
         }
 
     @torch.no_grad()
-    def advantage(self, agent: Agent, seen: LossInputs) -> torch.Tensor:
+    def advantage(self, agent: Agent, inputs: LossInputs) -> torch.Tensor:
         """A = min_j Q_j(o, a) - V(o): (B,).
 
         V is the critic's own if it learns one, else the mean over actions of the slow policy.
         """
         critic = agent.critic
-        assert seen.q is not None
+        assert inputs.q is not None
         if critic.v is not None:
-            return critic.aggregate(seen.q) - critic.value(seen.critic).float()
+            return critic.aggregate(inputs.q) - critic.value(inputs.critic).float()
         k = self.config.value_samples
-        samples = agent.policy_target.sample(seen.actor, self.config.value_steps, seen.generator, k)
-        value = critic.worth(seen.critic.repeat_interleave(k, 0), agent.judged(samples)).float()
-        return critic.aggregate(seen.q) - value.view(-1, k).mean(1)
+        samples = agent.policy_target.sample(inputs.actor, self.config.value_steps, inputs.noise, k)
+        value = critic.worth(inputs.critic.repeat_interleave(k, 0), agent.critic_action(samples)).float()
+        return critic.aggregate(inputs.q) - value.view(-1, k).mean(1)

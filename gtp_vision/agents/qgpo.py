@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import torch
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability, weighted_loss
+from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.core.random import NoiseSource
 from gtp_vision.models import Policy, effective_sample_size
@@ -36,13 +36,15 @@ def contrastive_loss(energy: torch.Tensor, q: torch.Tensor, alpha: float) -> tor
 
 
 def support(
-    agent: Agent, seen: LossInputs, policy: Policy, features: torch.Tensor
+    agent: Agent, inputs: LossInputs, policy: Policy, features: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """M actions of a policy for each observation, (B, M, H A), and their values by the critic, (B, M); no gradients."""
     c = agent.config.improvement
     with torch.no_grad():
-        actions = policy.sample(features, c.support_steps, seen.generator, c.support_actions)
-        q = agent.critic.worth(seen.critic.repeat_interleave(c.support_actions, 0), agent.judged(actions)).float()
+        actions = policy.sample(features, c.support_steps, inputs.noise, c.support_actions)
+        q = agent.critic.worth(
+            inputs.critic.repeat_interleave(c.support_actions, 0), agent.critic_action(actions)
+        ).float()
     return actions.view(len(features), c.support_actions, -1), q.view(len(features), c.support_actions)
 
 
@@ -52,7 +54,7 @@ class EnergyGuidance(Improvement):
     Defined for families that denoise step by step.
     """
 
-    name, mark = "guidance", "e"
+    name, label_suffix = "guidance", "e"
 
     def __init__(self, agent: Agent) -> None:
         super().__init__(agent)
@@ -62,7 +64,7 @@ class EnergyGuidance(Improvement):
         self.energy = MLP(width, policy.config.hidden, 1, policy.config.activation)
 
     @staticmethod
-    def misfits(config: AgentConfig) -> Iterator[str]:
+    def conflicts(config: AgentConfig) -> Iterator[str]:
         """Families that jump over the levels where the energy would steer."""
         yield from missing_ability(config, models.Guidable, "steers a sampler that denoises step by step")
 
@@ -71,21 +73,21 @@ class EnergyGuidance(Improvement):
         """K of the behaviour's actions."""
         return ["support_steps"]
 
-    def loss(self, agent: Agent, seen: LossInputs) -> tuple[torch.Tensor, Metrics]:
+    def loss(self, agent: Agent, inputs: LossInputs, cloning: torch.Tensor | None) -> tuple[torch.Tensor, Metrics]:
         """Cloning, and the contrastive loss of the energy, whose features are the policy's without gradient."""
-        cloning, metrics = weighted_loss(agent, seen, torch.ones_like(seen.batch.reward))
-        features = seen.actor.detach()
-        actions, q = support(agent, seen, agent.policy_target, features)
+        assert cloning is not None
+        features = inputs.actor.detach()
+        actions, q = support(agent, inputs, agent.policy_target, features)
         policy = agent.policy
         assert isinstance(policy, models.Guidable)
         draws = policy.config.noise_draws
         actions, q, features = (x.repeat_interleave(draws, 0) for x in (actions, q, features))
-        noised, t = policy.noised(actions, seen.generator)
+        noised, t = policy.noised(actions, inputs.noise)
         rows, m, _ = noised.shape
         energy = self.of(policy, features.repeat_interleave(m, 0), noised.flatten(0, 1), t.repeat_interleave(m))
         contrast = contrastive_loss(energy.view(rows, m).float(), q, self.config.alpha).mean()
         share = effective_sample_size(torch.softmax(self.config.alpha * q, -1).flatten())
-        metrics |= {"actor/energy_loss": contrast.detach(), "actor/support_q": q.mean(), "weight/support_share": share}
+        metrics = {"actor/energy_loss": contrast.detach(), "actor/support_q": q.mean(), "weight/support_share": share}
         return cloning + contrast, metrics
 
     def of(self, policy: Policy, features: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -96,7 +98,7 @@ class EnergyGuidance(Improvement):
         energy = self.energy(torch.cat([features, place.to(features.dtype)], dim=1)).squeeze(-1)
         return scale[:, 0] / policy.config.input_gain * energy
 
-    def act(self, agent: Agent, features: torch.Tensor, steps: int, generator: NoiseSource, draws: int) -> torch.Tensor:
+    def act(self, agent: Agent, features: torch.Tensor, steps: int, noise: NoiseSource, draws: int) -> torch.Tensor:
         """Samples of the behaviour, steered by guidance_scale times the gradient of the energy."""
         policy = agent.policy
         assert isinstance(policy, models.Guidable)
@@ -109,4 +111,4 @@ class EnergyGuidance(Improvement):
             return self.config.guidance_scale * gradient
 
         observed = policy.observe(features).repeat_interleave(draws, 0)
-        return policy.guided(observed, steps, generator, pull).clamp(-1, 1)
+        return policy.guided(observed, steps, noise, pull).clamp(-1, 1)

@@ -18,11 +18,12 @@ from torch import nn
 from tqdm import tqdm
 
 from gtp_vision.bench.step import synthetic
-from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.datasets.sources import batch_source
 from gtp_vision.encoders import EncoderConfig, backbones
 from gtp_vision.encoders.impala import Impala
 from gtp_vision.training.build import Components, build
-from gtp_vision.training.eager import update
+from gtp_vision.training.eager import Eager
 
 BACKBONES = ("timm/tf_efficientnet_lite0", "resnet18")
 _FRAMES, _SIDE = 800, 96
@@ -115,10 +116,11 @@ def _steps(folder: Path, name: str, rounds: int, batch: int, more: Sequence[str]
     if not data.exists():
         synthetic(data, _FRAMES, _SIDE, width)
 
-    def run(size: int, *overrides: str) -> tuple[Config, Components]:
+    def run(size: int, *overrides: str) -> tuple[Eager, Components]:
         common = ["task=own", f"task.dataset={data}", "task.frame_stack=1", "agent=gtp", f"run_dir={folder}/run"]
         config = from_command_line([*common, "training.device=cpu", f"training.batch_size={size}", *more, *overrides])
-        return config, build(config)
+        parts = build(config)
+        return Eager(batch_source(parts.sampler, parts.accelerator.device), config, parts), parts
 
     # Of impala_small's preset all that is left is an encoder each for actor and critic.
     frozen = ["task.observations=[camera]", "encoder=impala_small", f"encoder.name={name}", "encoder.tuning=frozen"]
@@ -131,10 +133,10 @@ def _steps(folder: Path, name: str, rounds: int, batch: int, more: Sequence[str]
         "live": run(small, *frozen, *still, "encoder.cache=false"),
     }
 
-    def step(config: Config, parts: Components, turn: int) -> None:
-        update(parts, config, turn, parts.sampler.batch(turn))
+    def step(engine: Eager, turn: int) -> None:
+        engine.step(turn, engine.source.fetch(turn))
 
-    ms = _interleaved({case: partial(step, *of) for case, of in cases.items()}, rounds)
+    ms = _interleaved({case: partial(step, engine) for case, (engine, _) in cases.items()}, rounds)
     features = cases["cached"][1].sampler.store.observations["camera"]
     return {
         **{f"{case}_ms": round(value, 2) for case, value in ms.items()},

@@ -129,19 +129,15 @@ def _case(files: tuple[Path, Path], cameras: dict[str, Any], rounds: int, label:
     def drawn() -> np.ndarray:
         return sampler.rows(next(steps))
 
-    def stacked(step: int) -> None:
-        batch = sampler.batch(step)
-        batch.observation(), batch.next_observation()
-
     for array in arrays:  # a mapped page is slow the first time it is touched, whoever touches it
         np.add.reduce(np.asarray(array).reshape(-1)[::1024])
     spent: dict[str, list[float]] = {}
     with h5py.File(ours, "r") as file, contextlib.ExitStack() as stack:
         # Each prepares what is not its own before it is timed.
         short: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-            "native": (lambda: next(steps), sampler.batch),
+            "native": (lambda: next(steps), lambda step: sampler.frames(sampler.rows(step))),
             "gather": (distinct, lambda rows: [array[rows] for array in arrays]),
-            "native_stacked": (lambda: next(steps), stacked),
+            "native_stacked": (lambda: next(steps), sampler.batch),
             "h5py": (drawn, lambda rows: _by_h5py(file, cameras, rows)),
         }
         ways: dict[str, Callable[[], None]] = {"short": lambda: _in_a_row(short, spent)}
@@ -253,7 +249,7 @@ def _memory(path: Path, frames: int, batches: int) -> dict[str, float]:
     before = _anonymous_mb()
     sampler = Sampler(store, _BATCH, seed=0, frame_stack=_STACK)
     for step in range(batches):
-        sampler.batch(step)
+        sampler.frames(sampler.rows(step))
     after = _anonymous_mb()
     return {
         "private_mb": round(after, 1),
@@ -277,7 +273,7 @@ def _beyond_cache(path: Path, limit: int) -> dict[str, float] | None:
         for step in range(2 * _COLD_BATCHES):
             rows = sampler.rows(step)
             if step % 2:
-                spent["native"].append(_seconds(lambda: sampler.gather(rows)))  # noqa: B023
+                spent["native"].append(_seconds(lambda: sampler.frames(rows)))  # noqa: B023
             else:
                 windows = np.concatenate([sampler.windows(rows), sampler.windows(sampler.returns(rows)[2])])
                 spent["gather"].append(_seconds(lambda: array[np.unique(windows)]))  # noqa: B023

@@ -176,7 +176,7 @@ class _Training:
 
     def step(self) -> None:
         self.agent.begin(self.steps)
-        loss, _ = self.agent(self.batch, RandomStream(0, self.steps))
+        loss, _ = self.agent(self.batch, RandomStream(0, self.steps), self.steps)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -196,7 +196,7 @@ class _Cost:
         own = config.acting
         self._acts = [(k, 1) for k in (_MAP_STEPS if config.policy.family == "gtp" else (own.steps,))]
         self._acts += [(own.steps, own.candidates)] if own.candidates > 1 else []
-        self._observation = {name: x[:1] for name, x in self._training.batch.observation().items()}
+        self._observation = {name: x[:1] for name, x in self._training.batch.observation.items()}
         self._noise = RandomStream(1, 0)
         self._step_ms: list[float] = []
         self._act_ms: dict[tuple[int, int], list[float]] = {kind: [] for kind in self._acts}

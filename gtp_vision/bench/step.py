@@ -26,10 +26,11 @@ from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.loader import Loader
-from gtp_vision.datasets.sources import batch_source, batch_source_of_seeds
+from gtp_vision.datasets.sources import batch_source_of_seeds
 from gtp_vision.datasets.store import Store
 from gtp_vision.training.build import Components, build, components_for_seed
-from gtp_vision.training.engines import Eager, Engine, Functional
+from gtp_vision.training.eager import Eager
+from gtp_vision.training.engines import Engine, Functional
 from gtp_vision.training.seeds import seeds_of
 
 _STATE = ["task=own", "task.frame_stack=1", "task.observations=[state]", "encoder=state", "encoder.share=true"]
@@ -193,11 +194,11 @@ class _Bench:
 
     def _add(self, key: tuple[str, ...], name: str, base: Sequence[str], *more: str) -> None:
         engine = self._engine(name, base, *more)
-        inputs = {name: tensor.to(self._device) for name, tensor in engine.source.inputs(0).items()}
+        fetched = engine.source.fetch(0).to(self._device)
         steps = iter(range(10**9))
 
         def run() -> float:
-            return _timed(lambda: engine.step(next(steps), inputs), self._device)
+            return _timed(lambda: engine.step(next(steps), fetched), self._device)
 
         self._runs[key] = run
 
@@ -218,21 +219,19 @@ class _Bench:
         engine = self._engine(self._names[-1], base, f"training.batch_size={batch}")
         with Loader(engine.source, start=0, stop=steps + 2, device=self._device) as loader:
             began = waited = 0.0
-            for step, inputs in loader:
+            for step, fetched in enumerate(loader):
                 if step == 2:  # the first ones compile
                     _settle(self._device)
                     began, waited = time.perf_counter(), loader.waited
-                engine.step(step, inputs)
+                engine.step(step, fetched)
             _settle(self._device)
             return round((loader.waited - waited) / (time.perf_counter() - began), 4)
 
     def _floor(self, step_ms: float) -> dict[str, float]:
         """Products and bytes of a state step at batch 256, against what the device reaches."""
         parts = self._parts
-        batch = batch_source(parts.sampler, self._device)
-        moved = {name: tensor.to(self._device) for name, tensor in batch.inputs(0).items()}
         with FlopCounterMode(display=False) as counter:
-            loss, _ = parts.agent(batch.transitions(moved), parts.stream(0))
+            loss, _ = parts.agent(parts.batch(0), parts.stream(0), 0)
             loss.backward()
         trained = sum(p.numel() for group in parts.optimizer.param_groups for p in group["params"])
         # Forward and backward passes read the parameters; Adam reads and writes them and two moments, and reads
@@ -272,9 +271,8 @@ class _Bench:
 
     def _losses(self, name: str, base: Sequence[str], *more: str) -> list[float]:
         engine = self._engine(name, base, "training.batch_size=32", *more)
-        inputs = [engine.source.inputs(step) for step in range(3)]
-        on_device = [{key: x.to(self._device) for key, x in each.items()} for each in inputs]
-        return [float(engine.step(step, each)[0]["loss"]) for step, each in enumerate(on_device)]
+        fetched = [engine.source.fetch(step).to(self._device) for step in range(3)]
+        return [float(engine.step(step, each)[0]["loss"]) for step, each in enumerate(fetched)]
 
 
 def _apart(values: Sequence[float], eager: Sequence[float]) -> float:
@@ -283,17 +281,16 @@ def _apart(values: Sequence[float], eager: Sequence[float]) -> float:
 
 def _parts_of(parts: Components, device: torch.device) -> dict[str, float]:
     """Seconds of the parts of an eager step."""
-    agent, source = parts.agent, batch_source(parts.sampler, device)
-    batch = source.transitions({name: tensor.to(device) for name, tensor in source.inputs(0).items()})
+    agent, batch = parts.agent, parts.batch(0)
     stream = parts.stream(0)
     with torch.no_grad():
-        judged = agent.critic_loss(agent.see(batch, stream))[1]
+        q = agent.critic_loss(agent.loss_inputs(batch, stream, 0))[1]
 
     def critic() -> None:
-        agent.critic_loss(agent.see(batch, stream))[0].backward()
+        agent.critic_loss(agent.loss_inputs(batch, stream, 0))[0].backward()
 
     def actor() -> None:
-        agent.improvement.loss(agent, replace(agent.see(batch, stream), q=judged))[0].backward()
+        agent.actor_loss(replace(agent.loss_inputs(batch, stream, 0), q=q))[0].backward()
 
     works: dict[str, Callable[[], Any]] = {
         "critic": critic,

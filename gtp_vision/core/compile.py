@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 _WARM_UP = 3
 
@@ -47,36 +48,28 @@ def compiled(run: Callable[..., Any], backend: str = "inductor", **options: Any)
 class Captured:
     """A function of tensors captured in a CUDA graph: one launch for all of its kernels.
 
-    The function is called some times before: what it writes to is the caller's to put back.
+    The function is called a few times first: the caller restores what it has written.
 
     Args:
         run: the function; it must not touch the host.
-        named: tensors of the shapes that it always sees.
-        drawn: likewise.
+        arguments: pytrees of tensors, of the shapes of all later calls.
     """
 
-    def __init__(
-        self,
-        run: Callable[[dict[str, torch.Tensor], list[torch.Tensor]], Any],
-        named: Mapping[str, torch.Tensor],
-        drawn: Sequence[torch.Tensor],
-    ) -> None:
-        self._named = {name: tensor.clone() for name, tensor in named.items()}
-        self._drawn = [tensor.clone() for tensor in drawn]
+    def __init__(self, run: Callable[..., Any], *arguments: Any) -> None:
+        self._arguments = pytree.tree_map(torch.clone, arguments)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):  # compiles, and lets libraries find their work spaces
-                run(self._named, self._drawn)
+            for _ in range(_WARM_UP):  # compiles, and lets libraries allocate their work spaces
+                run(*self._arguments)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads, a loader's or a camera's, go on copying to the GPU meanwhile.
+        # Other threads, a loader's or a camera's, keep copying to the GPU meanwhile.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._result = run(self._named, self._drawn)
+            self._result = run(*self._arguments)
 
-    def __call__(self, named: Mapping[str, torch.Tensor], drawn: Sequence[torch.Tensor]) -> Any:
-        """As the function; the next call writes over what it returns."""
-        torch._foreach_copy_(list(self._named.values()), [named[name] for name in self._named])
-        torch._foreach_copy_(self._drawn, list(drawn))
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function; the next call overwrites what it returns."""
+        torch._foreach_copy_(pytree.tree_leaves(self._arguments), pytree.tree_leaves(arguments))
         self._graph.replay()
         return self._result

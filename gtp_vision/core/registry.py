@@ -33,6 +33,7 @@ def subclasses(package: str, kind: type[T]) -> list[type[T]]:
         for value in vars(module).values()
         if inspect.isclass(value)
         and issubclass(value, kind)
+        and value is not kind
         and not inspect.isabstract(value)
         and value.__module__ == module.__name__
     ]

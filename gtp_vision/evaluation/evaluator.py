@@ -21,7 +21,7 @@ from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise
-from gtp_vision.datasets.sampler import channels_first
+from gtp_vision.datasets.batch import channels_first
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.vector_env import FaultyError, Simulators
 

@@ -26,6 +26,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import RandomStream, counter_rng
 from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.sources import batch_source
 from gtp_vision.experiments.bandit_problem import (
     CONTEXTS,
     MODES,
@@ -39,7 +40,7 @@ from gtp_vision.experiments.bandit_problem import (
 )
 from gtp_vision.experiments.bandit_rows import ROWS, configured
 from gtp_vision.training.build import build
-from gtp_vision.training.eager import update
+from gtp_vision.training.eager import Eager
 from gtp_vision.training.jobs import run_parallel
 
 STEPS = 4000
@@ -113,8 +114,9 @@ def one_row(label: str, data: Path, steps: int, seed: int) -> dict[str, Any]:
     config = configured(label, data, steps, seed)
     began = time.perf_counter()
     parts = build(config)
+    engine = Eager(batch_source(parts.sampler, parts.accelerator.device), config, parts)
     for step in range(config.training.steps):
-        update(parts, config, step, parts.sampler.batch(step))
+        engine.step(step, engine.source.fetch(step))
     seconds = round(time.perf_counter() - began, 1)
     actions = acted(parts.agent, seed)
     return {

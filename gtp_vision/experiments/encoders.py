@@ -147,7 +147,7 @@ def held_out_error(folder: Path, store: Store) -> float:
     for start in range(0, len(store.transitions), _ROWS_AT_ONCE):
         batch = sampler.gather(store.transitions[start : start + _ROWS_AT_ONCE]).to(device)
         with torch.no_grad():
-            features = parts.agent.actor_encoder(batch.observation())
+            features = parts.agent.actor_encoder(batch.observation)
             noise = RandomStream(0, start, device=device)
             drawn = parts.agent.improvement.act(parts.agent, features, config.agent.acting.steps, noise, _DRAWS)
         actions = drawn.view(len(batch), _DRAWS, -1)[..., : store.action_dim].mean(1)

@@ -57,13 +57,13 @@ def fit(
     student = models.create(features.shape[1], actions.shape[1], config)
     teacher = frozen_copy(student)
     optimizer = torch.optim.Adam(student.parameters(), learning_rate)
-    weight = torch.ones(batch_size)
     began = time.perf_counter()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
         observed, action = (torch.from_numpy(x).float() for x in draw(batch_size, counter_rng(seed, 1 + step)))
-        loss = student.loss(observed, action, weight, RandomStream(seed, step), teacher)[0].mean()
+        rows = student.rows(observed, action, RandomStream(seed, step), teacher)
+        loss = student.loss(rows)[0].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

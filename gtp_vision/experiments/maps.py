@@ -87,12 +87,13 @@ def step_cost(rounds: int = 200) -> dict[str, float]:
     torch.set_num_threads(1)  # several only slow networks as small as these
     students = {c.teacher: models.create(1, 2, c) for c in (SETTINGS, DATA)}
     teachers = {name: frozen_copy(student) for name, student in students.items()}
-    features, action, weight = torch.zeros(256, 1), torch.rand(256, 2), torch.ones(256)
+    features, action = torch.zeros(256, 1), torch.rand(256, 2)
     spent: dict[str, list[float]] = {name: [] for name in students}
     for turn in range(rounds + 10):
         for name, student in students.items():
             began = time.perf_counter()
-            student.loss(features, action, weight, RandomStream(0, turn), teachers[name])[0].mean().backward()
+            rows = student.rows(features, action, RandomStream(0, turn), teachers[name])
+            student.loss(rows)[0].mean().backward()
             if turn >= 10:
                 spent[name].append(1e3 * (time.perf_counter() - began))
     torch.set_num_threads(threads)

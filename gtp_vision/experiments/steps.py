@@ -17,7 +17,8 @@ from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets.sampler import Batch, Sampler
+from gtp_vision.datasets.batch import Batch
+from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.evaluation.evaluator import one_thread
 from gtp_vision.experiments.measures import STEPS
 from gtp_vision.training.data import open_for
@@ -95,7 +96,7 @@ def sweep(
 
 def _error(agent: Agent, batches: Sequence[Batch], k: int) -> float:
     squares = [
-        (agent.act(batch.observation(), _noise(batch, i), k) - batch.action).square().sum(1)
+        (agent.act(batch.observation, _noise(batch, i), k) - batch.action).square().sum(1)
         for i, batch in enumerate(batches)
     ]
     return float(torch.cat(squares).mean().sqrt())
@@ -109,7 +110,7 @@ def _act_ms(
     actors: Mapping[str, Agent | FastPolicy | None], batch: Batch, steps: Sequence[int]
 ) -> dict[str, dict[int, float]]:
     """The median milliseconds of an action for the first observation, by actor and K, each in turn."""
-    observation = {name: x[:1] for name, x in batch.observation().items()}
+    observation = {name: x[:1] for name, x in batch.observation.items()}
     spent: dict[str, dict[int, list[float]]] = {name: {k: [] for k in steps} for name, actor in actors.items() if actor}
     for turn in range(_TIMED + 3):
         for name, times in spent.items():

@@ -16,7 +16,7 @@ from gtp_vision.models.flow_matching import FlowMatchingPolicy, MeanFlowPolicy, 
 from gtp_vision.models.gtp import GTPPolicy
 from gtp_vision.models.one_step import OneStepPolicy
 from gtp_vision.models.plain import DeterministicPolicy, GaussianPolicy
-from gtp_vision.models.policy import Policy, PolicyConfig, WeightsError, effective_sample_size
+from gtp_vision.models.policy import Policy, PolicyConfig, effective_sample_size
 
 FAMILIES: dict[str, type[Policy]] = {
     "gtp": GTPPolicy,
@@ -53,7 +53,6 @@ __all__ = [
     "Policy",
     "PolicyConfig",
     "Pull",
-    "WeightsError",
     "create",
     "effective_sample_size",
 ]

@@ -40,9 +40,9 @@ class Integrable(Policy):
             (B, A), not clamped.
         """
 
-    def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
+    def generate(self, observed: torch.Tensor, steps: int, noise: NoiseSource) -> torch.Tensor:
         """`integrate` from new noise."""
-        return self.integrate(observed, generator.normal(len(observed), self.actions), steps)
+        return self.integrate(observed, noise.normal(len(observed), self.actions), steps)
 
     def sample_from(self, features: torch.Tensor, z: torch.Tensor, steps: int) -> torch.Tensor:
         """As `sample`, from given noise: (B, F) and (B, A) to (B, A) in [-1, 1].
@@ -58,34 +58,34 @@ class Guidable(Policy):
     """Knows its forward process, and can follow the gradient of an energy while it samples."""
 
     @abstractmethod
-    def draw_time(self, rows: int, generator: NoiseSource) -> torch.Tensor:
+    def draw_time(self, rows: int, noise: NoiseSource) -> torch.Tensor:
         """Times by the law of the family's own loss, as its network is told them: (B,)."""
 
     @abstractmethod
     def diffuse(self, action: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """The family's forward process: actions (B, A) or (B, M, A) at times (B,) with noise z of their shape."""
 
-    def noised(self, action: torch.Tensor, generator: NoiseSource) -> tuple[torch.Tensor, torch.Tensor]:
+    def noised(self, action: torch.Tensor, noise: NoiseSource) -> tuple[torch.Tensor, torch.Tensor]:
         """Noised actions and their times as the family's own loss draws them.
 
         Args:
             action: (B, A), or (B, M, A): M actions share their row's time, each with noise of its own.
-            generator: of times, then of noise.
+            noise: source of times, then of noise.
 
         Returns:
             The noised actions in the shape of `action`, and t (B,).
         """
-        t = self.draw_time(len(action), generator)
-        return self.diffuse(action, t, generator.normal(*action.shape)), t
+        t = self.draw_time(len(action), noise)
+        return self.diffuse(action, t, noise.normal(*action.shape)), t
 
     @abstractmethod
-    def guided(self, observed: torch.Tensor, steps: int, generator: NoiseSource, pull: Pull) -> torch.Tensor:
+    def guided(self, observed: torch.Tensor, steps: int, noise: NoiseSource, pull: Pull) -> torch.Tensor:
         """Sample from the policy times e^energy, in K steps.
 
         Args:
             observed: (B, width), what `observe` makes of the features.
             steps: K.
-            generator: of the noise.
+            noise: source of the noise.
             pull: the energy's gradient, see `Pull`; its rows are those of `observed`.
 
         Returns:
@@ -104,7 +104,7 @@ class Density(Policy):
         """Log mu_t(a_t | o), up to a constant of (o, t): observed (B, width), a_t (B, A) and t (B,) to (B,)."""
 
     @abstractmethod
-    def noised(self, action: torch.Tensor, generator: NoiseSource) -> tuple[torch.Tensor, torch.Tensor]:
+    def noised(self, action: torch.Tensor, noise: NoiseSource) -> tuple[torch.Tensor, torch.Tensor]:
         """What `log_density` is asked about; as `Guidable.noised`."""
 
 

@@ -46,23 +46,21 @@ class BottleneckPolicy(DiffusionPolicy, Density):
 
     def score(self, observed: torch.Tensor, a_t: torch.Tensor, t: Time) -> torch.Tensor:
         """The gradient of f by a_t: (B, A), itself differentiable where gradients are recorded."""
-        t = (
-            t if isinstance(t, torch.Tensor) else a_t.new_full((len(a_t),), t)
-        )  # what is kept of numbers is no gradient's
+        t = t if isinstance(t, torch.Tensor) else a_t.new_full((len(a_t),), t)  # embeddings kept for numbers have none
         slope = torch.func.grad(lambda x: self.log_density(observed, x, t).sum())
-        if self.traced or torch.compiler.is_compiling():
+        if not torch.is_inference_mode_enabled():
             return slope(a_t)
-        with torch.inference_mode(False):
-            return slope(a_t.clone() if a_t.is_inference() else a_t)  # in inference nothing can be remembered
+        with torch.inference_mode(False):  # in inference mode no gradient can be recorded
+            return slope(a_t.clone())
 
     def denoise(self, observed: torch.Tensor, a_t: torch.Tensor, t: Time) -> torch.Tensor:
         """D(o, a_t, t) = a_t + t^2 grad f: (B, A)."""
         return a_t + column(t) ** 2 * self.score(observed, a_t, t)
 
-    def row_losses(self, batch: Rows) -> Losses:
+    def loss(self, batch: Rows) -> Losses:
         """||eps(a + t z, t) - z||^2, t by a uniform place on the grid."""
-        rows, generator = len(batch.action), batch.generator
-        t, z = self.draw_time(rows, generator), generator.normal(rows, self.actions)
+        rows, noise = len(batch.action), batch.noise
+        t, z = self.draw_time(rows, noise), noise.normal(rows, self.actions)
         eps = -t[:, None] * self.score(batch.observed, self.diffuse(batch.action, t, z), t)
         each = (eps - z).square().sum(1)
         return each, {"flow_loss": each.mean()}

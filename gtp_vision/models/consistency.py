@@ -25,24 +25,24 @@ class ConsistencyPolicy(LevelPolicy):
         c_out = column(data * above * (t**2 + data**2) ** -0.5)
         return c_skip * a_t + c_out * self.evaluate(observed, a_t, t).float()
 
-    def row_losses(self, batch: Rows) -> Losses:
+    def loss(self, batch: Rows) -> Losses:
         """||f(a + t z, t) - f'(a + u z, u)||^2, t by a uniform place on the grid and u a step below."""
         teacher = batch.teacher
         assert isinstance(teacher, ConsistencyPolicy)
-        action, rows, generator = batch.action, len(batch.action), batch.generator
-        place = (self.config.grid - 1) * generator.uniform(rows)
-        t, u, z = self.level(place), self.level(place + 1), generator.normal(rows, self.actions)
+        action, rows, noise = batch.action, len(batch.action), batch.noise
+        place = (self.config.grid - 1) * noise.uniform(rows)
+        t, u, z = self.level(place), self.level(place + 1), noise.normal(rows, self.actions)
         with torch.no_grad():
             target = teacher.jump(batch.teacher_observed, action + u[:, None] * z, u)
         each = (self.jump(batch.observed, action + t[:, None] * z, t) - target).square().sum(1)
         return each, {"consistency_loss": each.mean()}
 
-    def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
+    def generate(self, observed: torch.Tensor, steps: int, noise: NoiseSource) -> torch.Tensor:
         """A jump to level 0, then K - 1 times new noise up to a lower level and a jump from there."""
         rows, low = len(observed), self.config.sigma_min
         highest, *lower = self.levels(steps)[:-1]
-        action = self.jump(observed, highest * generator.normal(rows, self.actions), highest)
+        action = self.jump(observed, highest * noise.normal(rows, self.actions), highest)
         for t in lower:
-            a_t = torch.add(action, generator.normal(rows, self.actions), alpha=(t**2 - low**2) ** 0.5)
+            a_t = torch.add(action, noise.normal(rows, self.actions), alpha=(t**2 - low**2) ** 0.5)
             action = self.jump(observed, a_t, t)
         return action

@@ -27,9 +27,9 @@ class DiffusionPolicy(DenoisingPolicy, Integrable):
         """D(o, a_t, t), the network's output: (B, A)."""
         return self.evaluate(observed, a_t, t)
 
-    def row_losses(self, batch: Rows) -> Losses:
+    def loss(self, batch: Rows) -> Losses:
         """||D(a + t z, t) - a||^2, t by a uniform place on the grid: GTP's flow loss."""
-        a_t, t = self.noised(batch.action, batch.generator)
+        a_t, t = self.noised(batch.action, batch.noise)
         each = (self.denoise(batch.observed, a_t, t).float() - batch.action).square().sum(1)
         return each, {"flow_loss": each.mean()}
 
@@ -60,53 +60,53 @@ class VPDiffusionPolicy(TimedPolicy, Guidable):
         self.register_buffer("abar", torch.tensor(falling), persistent=False)  # (N + 1,)
         self._steps = [_coefficients(*pair) for pair in itertools.pairwise(falling)]
 
-    def draw_time(self, rows: int, generator: NoiseSource) -> torch.Tensor:
+    def draw_time(self, rows: int, noise: NoiseSource) -> torch.Tensor:
         """Times i / N with i uniform in 1..N: (B,)."""
-        return (1 + generator.integers(self.config.grid, rows)) / self.config.grid
+        return (1 + noise.integers(self.config.grid, rows)) / self.config.grid
 
     def diffuse(self, action: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """The noised x_i = sqrt(abar_i) a + sqrt(1 - abar_i) z."""
         abar = over_rows(self.abar[(t * self.config.grid).round().long()], action)
         return abar.sqrt() * action + (1 - abar).sqrt() * z
 
-    def row_losses(self, batch: Rows) -> Losses:
+    def loss(self, batch: Rows) -> Losses:
         """||eps(x_i, i) - z||^2, i uniform in 1..N."""
-        action, rows, generator = batch.action, len(batch.action), batch.generator
-        t, z = self.draw_time(rows, generator), generator.normal(rows, self.actions)
+        action, rows, noise = batch.action, len(batch.action), batch.noise
+        t, z = self.draw_time(rows, noise), noise.normal(rows, self.actions)
         x = self.diffuse(action, t, z)
         each = (self.evaluate(batch.observed, x, t).float() - z).square().sum(1)
         return each, {"flow_loss": each.mean()}
 
-    def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
+    def generate(self, observed: torch.Tensor, steps: int, noise: NoiseSource) -> torch.Tensor:
         """The mean of q(x_{i-1} | x_i, a) with the predicted action, clipped to [-1, 1], plus its noise.
 
         Raises:
             GtpVisionError: K is not the number of steps that was trained.
         """
-        return self._ancestral(observed, steps, generator, None)
+        return self._ancestral(observed, steps, noise, None)
 
-    def guided(self, observed: torch.Tensor, steps: int, generator: NoiseSource, pull: Pull) -> torch.Tensor:
+    def guided(self, observed: torch.Tensor, steps: int, noise: NoiseSource, pull: Pull) -> torch.Tensor:
         """As `generate` with the noise eps - sqrt(1 - abar_i) pull(x_i, i / N): eps is -sqrt(1 - abar_i) score.
 
         Raises:
             GtpVisionError: as `generate`.
         """
-        return self._ancestral(observed, steps, generator, pull)
+        return self._ancestral(observed, steps, noise, pull)
 
-    def _ancestral(self, observed: torch.Tensor, steps: int, generator: NoiseSource, pull: Pull | None) -> torch.Tensor:
+    def _ancestral(self, observed: torch.Tensor, steps: int, noise: NoiseSource, pull: Pull | None) -> torch.Tensor:
         n, rows = self.config.grid, len(observed)
         if steps != n:
             raise GtpVisionError(f"steps={steps}: this vp_diffusion was trained for {n} steps and acts in {n}")
-        x = generator.normal(rows, self.actions)
+        x = noise.normal(rows, self.actions)
         for i in range(n, 0, -1):
             scale, share, to_action, to_x, deviation = self._steps[i - 1]
-            noise = self.evaluate(observed, x, i / n).float()
+            eps = self.evaluate(observed, x, i / n).float()
             if pull is not None:
-                noise = noise - share / scale * pull(x, x.new_full((rows,), i / n))
-            action = torch.sub(scale * x, noise, alpha=share).clamp(-1, 1)
+                eps = eps - share / scale * pull(x, x.new_full((rows,), i / n))
+            action = torch.sub(scale * x, eps, alpha=share).clamp(-1, 1)
             x = torch.add(to_action * action, x, alpha=to_x)
             if i > 1:
-                x = torch.add(x, generator.normal(rows, self.actions), alpha=deviation)
+                x = torch.add(x, noise.normal(rows, self.actions), alpha=deviation)
         return x
 
 

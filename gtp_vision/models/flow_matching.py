@@ -20,18 +20,18 @@ class FlowMatchingPolicy(TimedPolicy, Integrable, Guidable):
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__(features, actions, config, embed=UnitTimeEmbedding())
 
-    def draw_time(self, rows: int, generator: NoiseSource) -> torch.Tensor:
+    def draw_time(self, rows: int, noise: NoiseSource) -> torch.Tensor:
         """Uniform times r: (B,)."""
-        return generator.uniform(rows)
+        return noise.uniform(rows)
 
     def diffuse(self, action: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """The noised x_r = (1 - r) a + r z."""
         return torch.lerp(action, z, over_rows(t, action))
 
-    def row_losses(self, batch: Rows) -> Losses:
+    def loss(self, batch: Rows) -> Losses:
         """||v(x_r, r) - (z - a)||^2, r uniform."""
-        action, rows, generator = batch.action, len(batch.action), batch.generator
-        r, z = self.draw_time(rows, generator), generator.normal(rows, self.actions)
+        action, rows, noise = batch.action, len(batch.action), batch.noise
+        r, z = self.draw_time(rows, noise), noise.normal(rows, self.actions)
         x = self.diffuse(action, r, z)
         each = (self.evaluate(batch.observed, x, r).float() - (z - action)).square().sum(1)
         return each, {"flow_loss": each.mean()}
@@ -43,7 +43,7 @@ class FlowMatchingPolicy(TimedPolicy, Integrable, Guidable):
             x = torch.sub(x, self.evaluate(observed, x, k / steps).float(), alpha=1 / steps)
         return x
 
-    def guided(self, observed: torch.Tensor, steps: int, generator: NoiseSource, pull: Pull) -> torch.Tensor:
+    def guided(self, observed: torch.Tensor, steps: int, noise: NoiseSource, pull: Pull) -> torch.Tensor:
         """As `integrate`, towards the guided mean D + r^2 / (1 - r) pull(x_r, r) of the action, held to [-1, 1].
 
         D = x - r v is E[a | x_r], and the score is ((1 - r) D - x) / r^2. At r = 1, where x is noise alone, the pull
@@ -51,7 +51,7 @@ class FlowMatchingPolicy(TimedPolicy, Integrable, Guidable):
         """
         check_steps(steps)
         rows = len(observed)
-        x = generator.normal(rows, self.actions)
+        x = noise.normal(rows, self.actions)
         for k in range(steps, 0, -1):
             r, at = k / steps, min(k / steps, 1 - 0.5 / steps)
             denoised = x - r * self.evaluate(observed, x, r).float()
@@ -78,14 +78,14 @@ class ShortcutPolicy(TimedPolicy, Integrable):
         """The mean velocity of the step from r to r - h: (B, A)."""
         return self.evaluate(observed, x, r, h).float()
 
-    def row_losses(self, batch: Rows) -> Losses:
+    def loss(self, batch: Rows) -> Losses:
         """||v(x_r, r, h) - target||^2: z - a for h = 0, the teacher's two half steps for the others."""
         teacher = batch.teacher
         assert isinstance(teacher, ShortcutPolicy)
-        action, rows, generator = batch.action, len(batch.action), batch.generator
-        z, r = generator.normal(rows, self.actions), generator.uniform(rows)
-        h = 0.5 ** generator.integers(self.halvings, rows).float()  # 1, 1/2, ...; two halves make it
-        composes = generator.uniform(rows) >= self.flow_share
+        action, rows, noise = batch.action, len(batch.action), batch.noise
+        z, r = noise.normal(rows, self.actions), noise.uniform(rows)
+        h = 0.5 ** noise.integers(self.halvings, rows).float()  # 1, 1/2, ...; two halves make it
+        composes = noise.uniform(rows) >= self.flow_share
         r = torch.where(composes, (r / h).floor() * h + h, r)  # such steps start at multiples of their size
         x = torch.lerp(action, z, r[:, None])
         with torch.no_grad():
@@ -121,11 +121,11 @@ class MeanFlowPolicy(TimedPolicy, Integrable):
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__(features, actions, config, times=2, embed=UnitTimeEmbedding())
 
-    def row_losses(self, batch: Rows) -> Losses:
+    def loss(self, batch: Rows) -> Losses:
         """||m - sg(v - (r - q) dm/dr)||^2, weighted by 1 / (its own value + damping)."""
-        action, rows, generator = batch.action, len(batch.action), batch.generator
-        z, pair = generator.normal(rows, self.actions), generator.uniform(rows, 2)
-        flows = generator.uniform(rows) < self.flow_share
+        action, rows, noise = batch.action, len(batch.action), batch.noise
+        z, pair = noise.normal(rows, self.actions), noise.uniform(rows, 2)
+        flows = noise.uniform(rows) < self.flow_share
         r = pair.amax(1)
         q = torch.where(flows, r, pair.amin(1))
         x, v = torch.lerp(action, z, r[:, None]), z - action

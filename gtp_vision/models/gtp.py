@@ -84,7 +84,7 @@ class GTPPolicy(DenoisingPolicy, Integrable):
 
     # The loss ------------------------------------------------------------------------------------------------
 
-    def row_losses(self, batch: Rows) -> Losses:
+    def loss(self, batch: Rows) -> Losses:
         """L_cons + lambda_flow L_flow.
 
         The trajectory through a_t meets level u in a_u = (u/t) a_t + (1 - u/t) d, and there the teacher knows how
@@ -99,10 +99,10 @@ class GTPPolicy(DenoisingPolicy, Integrable):
         """
         teacher = batch.teacher
         assert isinstance(teacher, GTPPolicy)
-        action, rows, generator = batch.action, len(batch.action), batch.generator
-        t, u, s = self.triple(rows, generator)
-        a_t = action + t[:, None] * generator.normal(rows, self.actions)
-        a_flow, t_flow = self.noised(action, generator)
+        action, rows, noise = batch.action, len(batch.action), batch.noise
+        t, u, s = self.triple(rows, noise)
+        a_t = action + t[:, None] * noise.normal(rows, self.actions)
+        a_flow, t_flow = self.noised(action, noise)
 
         with torch.no_grad():
             d = action if self.config.teacher == "data" else teacher.denoised_between(batch.teacher_observed, a_t, t, u)
@@ -150,7 +150,7 @@ class GTPPolicy(DenoisingPolicy, Integrable):
         a_half = torch.lerp(d_t, a_t, (half / t)[:, None])
         return self._phi(observed, a_half, half, half).to(a_t.dtype).clamp(-1, 1)
 
-    def triple(self, rows: int, generator: NoiseSource) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def triple(self, rows: int, noise: NoiseSource) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Levels t > u >= s, three (B,) tensors.
 
         By their places on the grid (see `level`): t is uniform. s is 0 with probability `zero_share`, because every
@@ -161,13 +161,13 @@ class GTPPolicy(DenoisingPolicy, Integrable):
         them would cost nothing.
         """
         n = self.config.grid
-        at = n * generator.uniform(rows)
-        to = at + (n + 1 - at) * generator.uniform(rows).clamp_min(_CLOSEST)
-        to = torch.where(generator.uniform(rows) < self.config.zero_share, n + 1.0, to)
+        at = n * noise.uniform(rows)
+        to = at + (n + 1 - at) * noise.uniform(rows).clamp_min(_CLOSEST)
+        to = torch.where(noise.uniform(rows) < self.config.zero_share, n + 1.0, to)
         if self.config.teacher == "model":
             over = at + 1
         else:
-            over = at + (to.clamp_max(n) - at) * generator.uniform(rows)
+            over = at + (to.clamp_max(n) - at) * noise.uniform(rows)
             over = torch.where(to.clamp_max(n) - at < 1, to, over)
         t, u, s = (self.level(place) for place in (at, torch.minimum(over, to), to))
         return t, u, s

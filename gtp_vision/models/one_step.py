@@ -24,7 +24,7 @@ class OneStepPolicy(Integrable):
         self.locate = nn.Linear(actions, config.hidden[0], bias=False)
         self.network = self.deeper_layers(actions)
 
-    def row_losses(self, batch: Rows) -> Losses:
+    def loss(self, batch: Rows) -> Losses:
         """There is none.
 
         Raises:

@@ -41,7 +41,7 @@ class GaussianPolicy(PlainPolicy, Integrable, Density):
         super().__init__(features, actions, config)
         self.log_deviation = nn.Parameter(torch.zeros(actions))
 
-    def row_losses(self, batch: Rows) -> Losses:
+    def loss(self, batch: Rows) -> Losses:
         """-log N(a; mean(o), deviation^2)."""
         each = -self._log_likelihood(batch.observed, batch.action)
         return each, {"negative_log_likelihood": each.mean(), "deviation": self._log_deviation().exp().mean()}
@@ -54,7 +54,7 @@ class GaussianPolicy(PlainPolicy, Integrable, Density):
         """The exact log-likelihood of actions without noise, whatever `t`."""
         return self._log_likelihood(observed, a_t)
 
-    def noised(self, action: torch.Tensor, generator: NoiseSource) -> tuple[torch.Tensor, torch.Tensor]:
+    def noised(self, action: torch.Tensor, noise: NoiseSource) -> tuple[torch.Tensor, torch.Tensor]:
         """The actions themselves, and zeros."""
         return action, action.new_zeros(len(action))
 
@@ -70,7 +70,7 @@ class GaussianPolicy(PlainPolicy, Integrable, Density):
 class DeterministicPolicy(PlainPolicy, Integrable):
     """One action an observation. Arguments as `Policy`."""
 
-    def row_losses(self, batch: Rows) -> Losses:
+    def loss(self, batch: Rows) -> Losses:
         """||a - mean(o)||^2."""
         each = (self.mean(batch.observed) - batch.action).square().sum(1)
         return each, {"squared_error": each.mean()}
@@ -79,6 +79,6 @@ class DeterministicPolicy(PlainPolicy, Integrable):
         """The action, whatever the noise."""
         return self.mean(observed)
 
-    def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
+    def generate(self, observed: torch.Tensor, steps: int, noise: NoiseSource) -> torch.Tensor:
         """The action; draws nothing."""
         return self.mean(observed)

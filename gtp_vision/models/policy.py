@@ -1,7 +1,7 @@
 """What all policies share: the configuration, the observation's layer, and two methods, `loss` and `sample`.
 
-A policy is a conditional distribution of actions. `loss` fits it to data, each sample with its own weight, and
-`sample` draws from it in K steps. No policy knows a critic.
+A policy is a conditional distribution of actions. `loss` fits it to data, and `sample` draws from it in K steps.
+No policy knows a critic.
 Axes in names: B batch, F features, A action dimensions.
 """
 
@@ -63,38 +63,34 @@ class PolicyConfig:
 
 
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
-"""The loss of each row, (B,), and metrics."""
+"""The loss of each row, (B,), and metrics on the device."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a family's loss sees: a row for each noise draw of each sample.
+    """The inputs of a family's loss: a row for each noise draw of each sample.
 
     Attributes:
-        observed: (B, width), what the student's `observe` makes of the features.
+        observed: (B, width), the student's `observe` of the features.
         action: (B, A).
-        generator: of noise and times.
+        noise: source of noise and times.
         teacher: the slow copy of the policy.
-        teacher_observed: (B, width), what the teacher's `observe` makes of the same features; in families without
-            `has_teacher` it is `observed`.
+        teacher_observed: (B, width), the teacher's `observe` of the same features; `observed` in families without
+            `has_teacher`.
     """
 
     observed: torch.Tensor
     action: torch.Tensor
-    generator: NoiseSource
+    noise: NoiseSource
     teacher: Policy
     teacher_observed: torch.Tensor
 
 
-class WeightsError(ValueError):
-    """Weights from which nothing can be learnt."""
-
-
 class Policy(nn.Module, ABC):
-    """A policy: what follows the observation's layer is the family's own. Its abilities: `abilities.py`.
+    """A policy; what follows the observation's layer is the family's own. Optional abilities: `abilities.py`.
 
     The network's first layer is in two parts, `observe` for the features and, in families that have one, `locate`
-    for the noise and the times: the observation's is computed once for all steps and noise draws.
+    for the noise and the times: the observation's part is computed once for all steps and noise draws.
 
     Args:
         features: width F of the observation's features.
@@ -105,9 +101,7 @@ class Policy(nn.Module, ABC):
         ValueError: an action dimension below 1, or a setting out of range.
     """
 
-    has_teacher = False  # whether the loss learns from a slow copy of the policy too
-    looks = True  # whether weights from which nothing can be learnt are refused, where looking costs nothing
-    traced = False  # whether it runs in a step that is compiled or transformed: there nothing is kept or looked at
+    has_teacher = False  # whether the loss also learns from a slow copy of the policy
 
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__()
@@ -119,59 +113,46 @@ class Policy(nn.Module, ABC):
         self.observe = nn.Linear(features, config.hidden[0])
 
     def deeper_layers(self, outputs: int, bias: bool = True) -> nn.Sequential:
-        """The network behind its first layer, as the configuration wants it; `bias` is the output's."""
+        """The network behind its first layer; `bias` is the output's."""
         c = self.config
         return after_first_layer(c.architecture, c.hidden, outputs, c.activation, bias)
 
-    def loss(
-        self,
-        features: torch.Tensor,
-        action: torch.Tensor,
-        weight: torch.Tensor,
-        generator: NoiseSource,
-        teacher: Policy,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of each sample.
+    def rows(self, features: torch.Tensor, action: torch.Tensor, noise: NoiseSource, teacher: Policy) -> Rows:
+        """The inputs of `loss` for samples: `config.noise_draws` rows of each, side by side.
 
         Args:
             features: (B, F).
             action: (B, A) in [-1, 1].
-            weight: (B,), the weights w of eq. 13, 1 for behaviour cloning.
-            generator: of noise and times.
-            teacher: the slow copy of this policy, for families that learn from one; reads the student's features.
-
-        Returns:
-            (B,) losses, and metrics on the device.
-
-        Raises:
-            WeightsError: weights that are not finite, negative, or all zero; looked at on the CPU only, because
-                on a GPU looking waits for the device, and not in steps that are compiled (there the trainer finds
-                losses that are not finite, and nobody finds negative weights).
-            GtpVisionError: a family that does not learn from data.
+            noise: source of noise and times.
+            teacher: the slow copy of this policy, for families that learn from one; it reads the student's features.
         """
-        if self.looks and not self.traced and weight.device.type == "cpu":
-            check_weights(weight)
         draws = self.config.noise_draws
-        action = repeated(action, draws)
         observed = teacher_observed = repeated(self.observe(features), draws)
         if self.has_teacher:
             with torch.no_grad():
                 teacher_observed = repeated(teacher.observe(features), draws)
-        each, metrics = self.row_losses(Rows(observed, action, generator, teacher, teacher_observed))
-        return weight * each.view(-1, draws).mean(1), metrics
+        return Rows(observed, repeated(action, draws), noise, teacher, teacher_observed)
 
     @abstractmethod
-    def row_losses(self, batch: Rows) -> Losses:
-        """The family's unweighted loss of each row, (B,), and metrics."""
+    def loss(self, batch: Rows) -> Losses:
+        """The family's loss of each row, (B,), and metrics on the device.
 
-    def sample(self, features: torch.Tensor, steps: int, generator: NoiseSource, draws: int = 1) -> torch.Tensor:
+        Raises:
+            GtpVisionError: a family that does not learn from data.
+        """
+
+    def per_sample(self, losses: torch.Tensor) -> torch.Tensor:
+        """The mean over the noise draws of each sample: (B * draws,) to (B,)."""
+        return losses.view(-1, self.config.noise_draws).mean(1)
+
+    def sample(self, features: torch.Tensor, steps: int, noise: NoiseSource, draws: int = 1) -> torch.Tensor:
         """Actions in K steps.
 
         Args:
             features: (B, F).
             steps: K, chosen when acting, not when training; a family of one step ignores it.
-            generator: of the noise.
-            draws: actions an observation.
+            noise: source of the noise.
+            draws: actions per observation.
 
         Returns:
             (B * draws, A) in [-1, 1], the draws of one observation side by side.
@@ -180,11 +161,11 @@ class Policy(nn.Module, ABC):
             ValueError: K below 1.
         """
         check_steps(steps)
-        return self.generate(repeated(self.observe(features), draws), steps, generator).clamp(-1, 1)
+        return self.generate(repeated(self.observe(features), draws), steps, noise).clamp(-1, 1)
 
     @abstractmethod
-    def generate(self, observed: torch.Tensor, steps: int, generator: NoiseSource) -> torch.Tensor:
-        """The family's way from noise to actions (B, A) in K steps."""
+    def generate(self, observed: torch.Tensor, steps: int, noise: NoiseSource) -> torch.Tensor:
+        """Actions (B, A) from noise in K steps, not clamped; `observed` is (B, width)."""
 
 
 def repeated(rows: torch.Tensor, draws: int) -> torch.Tensor:
@@ -200,17 +181,6 @@ def check_steps(steps: int) -> None:
     """
     if steps < 1:
         raise ValueError(f"steps={steps}: a policy acts in at least 1 step")
-
-
-def check_weights(weight: torch.Tensor) -> None:
-    """Refuse weights from which nothing can be learnt.
-
-    Raises:
-        WeightsError: not finite, negative, or all zero.
-    """
-    low, high = (float(x) for x in torch.aminmax(weight.detach()))
-    if not (low >= 0 and 0 < high < float("inf")):
-        raise WeightsError(f"weights lie in [{low:g}, {high:g}]; wanted finite ones of at least 0, and one above 0")
 
 
 def effective_sample_size(weight: torch.Tensor) -> torch.Tensor:

@@ -75,7 +75,7 @@ class TimedPolicy(Policy):
 
     def _shared(self, x: torch.Tensor, times: tuple[Time, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """`_seen` for times that all rows of `x` share: no parameter changes it, so it is made once."""
-        if self.traced or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return self._seen(*(x.new_full((len(x),), float(time)) for time in times))
         key = (times, x.shape, x.device, x.dtype)
         if key not in self._kept:
@@ -148,22 +148,22 @@ class DenoisingPolicy(LevelPolicy, Guidable):
     def denoise(self, observed: torch.Tensor, a_t: torch.Tensor, t: Time) -> torch.Tensor:
         """D(o, a_t, t): (B, A)."""
 
-    def draw_time(self, rows: int, generator: NoiseSource) -> torch.Tensor:
+    def draw_time(self, rows: int, noise: NoiseSource) -> torch.Tensor:
         """Levels at uniform places on the grid: (B,)."""
-        return self.level(self.config.grid * generator.uniform(rows))
+        return self.level(self.config.grid * noise.uniform(rows))
 
     def diffuse(self, action: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """The noised a_t = a + t z."""
         return action + over_rows(t, action) * z
 
-    def guided(self, observed: torch.Tensor, steps: int, generator: NoiseSource, pull: Pull) -> torch.Tensor:
+    def guided(self, observed: torch.Tensor, steps: int, noise: NoiseSource, pull: Pull) -> torch.Tensor:
         """K Euler steps along the levels with the guided denoiser D + t^2 pull(a_t, t), held to [-1, 1].
 
         The score of the product is the sum of the scores, and D = a_t + t^2 score.
         """
         check_steps(steps)
         rows = len(observed)
-        a_t = self.config.sigma_max * generator.normal(rows, self.actions)
+        a_t = self.config.sigma_max * noise.normal(rows, self.actions)
         for t, s in itertools.pairwise(self.levels(steps)):
             denoised = self.denoise(observed, a_t, t).float() + t**2 * pull(a_t, a_t.new_full((rows,), t))
             a_t = torch.lerp(denoised.clamp(-1, 1), a_t, s / t)

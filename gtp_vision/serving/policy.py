@@ -22,7 +22,7 @@ from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.core.compile import first_words
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
-from gtp_vision.datasets.sampler import channels_first
+from gtp_vision.datasets.batch import channels_first
 from gtp_vision.serving.schema import Schema, is_goal
 
 _MOST_STEPS = 1000

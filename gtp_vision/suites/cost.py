@@ -15,7 +15,7 @@ from gtp_vision.envs import close
 from gtp_vision.evaluation.evaluator import one_thread
 from gtp_vision.suites.plan import Plan, PlannedRun
 from gtp_vision.training.build import build
-from gtp_vision.training.engines import Eager
+from gtp_vision.training.eager import Eager
 from gtp_vision.training.evaluate import env_spec
 
 _WARM_UP, _SECONDS = 2, 0.5
@@ -84,7 +84,7 @@ def _step_seconds(config: Config) -> float:
 
     def step() -> None:
         at = next(steps)
-        engine.step(at, engine.source.inputs(at))
+        engine.step(at, engine.source.fetch(at))
 
     return _seconds_of(step)
 

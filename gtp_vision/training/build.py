@@ -19,9 +19,11 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import cache_dir
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import RandomStream
+from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
 from gtp_vision.datasets.placement import free_memory, place
 from gtp_vision.datasets.sampler import Sampler
+from gtp_vision.datasets.sources import batch_source
 from gtp_vision.datasets.statistics import ArrayStatistics
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder
@@ -65,6 +67,11 @@ class Components:
     where: str
     augmented: bool
     feature_seconds: float
+
+    def batch(self, step: int) -> Batch:
+        """This process's part of the batch of a training step, on the device."""
+        a, source = self.accelerator, batch_source(self.sampler, self.accelerator.device)
+        return source.batch(source.fetch(step, a.process_index, a.num_processes).to(a.device))
 
     def stream(self, step: int) -> RandomStream:
         """The noise of a training step."""

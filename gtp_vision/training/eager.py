@@ -1,4 +1,4 @@
-"""One gradient step of one run as PyTorch runs it, and the learning rates."""
+"""The eager engine: one gradient step of one run as PyTorch and Accelerate run it, and the learning rate."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config
+from gtp_vision.datasets.sources import BatchSource
 from gtp_vision.training.build import Components
 from gtp_vision.training.guard import (
     NONFINITE,
@@ -31,40 +32,58 @@ def learning_rate(config: Config, step: int) -> float:
     return rate
 
 
-def update(parts: Components, config: Config, step: int, batch: Any) -> Metrics:
-    """One gradient step and the targets' Polyak step; metrics stay on the device, `nonfinite` among them."""
-    skips = config.training.on_nonfinite == "skip"
-    ours = running_statistics(parts.agent) if skips and config.encoder.batch_norm == "train" else []
-    before = [statistic.clone() for statistic in ours]
-    rate = learning_rate(config, step)
-    for group in parts.optimizer.param_groups:
-        group["lr"] = rate * group["scale"] * (step >= group["after"])
-    parts.agent.begin(step)
-    loss, metrics = parts.module(batch, parts.stream(step))
-    parts.optimizer.zero_grad(set_to_none=True)
-    parts.accelerator.backward(spread_nonfinite(loss) if skips and parts.accelerator.num_processes > 1 else loss)
-    trained = [parameter for group in parts.optimizer.param_groups for parameter in group["params"]]
-    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-    bad = metrics[NONFINITE] = is_nonfinite(loss, torch.stack(torch._foreach_norm(gradients)).sum())
-    if config.training.clip_gradient is not None:
-        awake = [group for group in parts.optimizer.param_groups if step >= group["after"]]
-        moved = [parameter for group in awake for parameter in group["params"]]
-        metrics["gradient_norm"] = parts.accelerator.clip_grad_norm_(moved, config.training.clip_gradient)
+class Eager:
+    """One run, step by step: autograd, PyTorch's Adam, and DistributedDataParallel where there are several processes.
 
-    def move() -> None:
-        parts.optimizer.step()
-        parts.agent.update_targets()
+    Args:
+        source: of the batches.
+        config: of the run.
+        parts: of the run.
+    """
 
-    if not skips:
-        move()
-        return metrics
-    with torch.no_grad():
-        for statistic, kept in zip(ours, before, strict=True):
-            restore_if_nonfinite(statistic, kept, bad)
-        apply_if_finite(bad, lambda: _moved(parts, trained), move)
-    return metrics
+    name = "eager"
 
+    def __init__(self, source: BatchSource, config: Config, parts: Components) -> None:
+        self.source, self._config, self._parts = source, config, parts
 
-def _moved(parts: Components, trained: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """The tensors that an update moves."""
-    return [*map(torch.detach, trained), *optimizer_moments(parts.optimizer), *target_tensors(parts.agent.targets())]
+    def step(self, step: int, fetched: Any) -> list[Metrics]:
+        """One gradient step and the targets' Polyak step; the one run's metrics, `nonfinite` among them."""
+        config, parts = self._config, self._parts
+        agent, optimizer = parts.agent, parts.optimizer
+        skips = config.training.on_nonfinite == "skip"
+        statistics = running_statistics(agent) if skips and config.encoder.batch_norm == "train" else []
+        statistics_before = [statistic.clone() for statistic in statistics]
+
+        rate = learning_rate(config, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["scale"] * (step >= group["after"])
+
+        # Loss and gradients
+        agent.begin(step)
+        loss, metrics = parts.module(self.source.batch(fetched), parts.stream(step), step)
+        optimizer.zero_grad(set_to_none=True)
+        parts.accelerator.backward(spread_nonfinite(loss) if skips and parts.accelerator.num_processes > 1 else loss)
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+        bad = metrics[NONFINITE] = is_nonfinite(loss, torch.stack(torch._foreach_norm(gradients)).sum())
+        if config.training.clip_gradient is not None:
+            awake = [group for group in optimizer.param_groups if step >= group["after"]]
+            clipped = [parameter for group in awake for parameter in group["params"]]
+            metrics["gradient_norm"] = parts.accelerator.clip_grad_norm_(clipped, config.training.clip_gradient)
+
+        # Adam and the targets
+        def move() -> None:
+            optimizer.step()
+            agent.update_targets()
+
+        if not skips:
+            move()
+            return [metrics]
+        with torch.no_grad():
+            for statistic, before in zip(statistics, statistics_before, strict=True):
+                restore_if_nonfinite(statistic, before, bad)
+            detached = [parameter.detach() for parameter in trained]
+            apply_if_finite(
+                bad, lambda: [*detached, *optimizer_moments(optimizer), *target_tensors(agent.targets())], move
+            )
+        return [metrics]

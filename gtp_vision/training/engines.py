@@ -10,12 +10,13 @@ compile it.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config
@@ -24,52 +25,30 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import NoiseTape
 from gtp_vision.datasets.sources import BatchSource, batch_source_of_seeds
 from gtp_vision.training.build import Components
-from gtp_vision.training.eager import learning_rate, update
-from gtp_vision.training.functional import State, StepFunction, draws_of, state_of, traced
-from gtp_vision.training.guard import look_at_weights
+from gtp_vision.training.eager import Eager, learning_rate
+from gtp_vision.training.functional import State, StepFunction, draws_of, state_of
 
-Inputs = Mapping[str, torch.Tensor]
 Tell = Callable[[str], None]
 _PAYS = 10_000  # steps from which on compiling on a CPU, which takes half a minute, is surely worth it
-_STAGES = 4  # each is compiled anew
+_STAGES = 4  # each is compiled separately
 
 
-class Engine(ABC):
+class Engine(Protocol):
     """Runs steps of the runs that are trained side by side.
-
-    Args:
-        source: of what a step sees; with several runs its inputs have a first axis of runs.
 
     Attributes:
         name: eager, compile or graph.
+        source: of the batches; with several runs what it fetches has a first axis of runs.
     """
 
     name: str
+    source: BatchSource
 
-    def __init__(self, source: BatchSource) -> None:
-        self.source = source
-
-    @abstractmethod
-    def step(self, step: int, inputs: Inputs) -> list[Metrics]:
+    def step(self, step: int, fetched: Any) -> list[Metrics]:
         """Training step `step`, from 0, of every run; metrics of each, on the device."""
 
 
-class Eager(Engine):
-    """One run, step by step as PyTorch runs it."""
-
-    name = "eager"
-
-    def __init__(self, source: BatchSource, config: Config, parts: Components) -> None:
-        super().__init__(source)
-        self._config, self._parts = config, parts
-        look_at_weights(parts.agent, config.training.on_nonfinite != "skip")
-
-    def step(self, step: int, inputs: Inputs) -> list[Metrics]:
-        """One step of the one run."""
-        return [update(self._parts, self._config, step, self.source.transitions(inputs))]
-
-
-class Functional(Engine):
+class Functional:
     """Steps as functions of tensors.
 
     Args:
@@ -90,38 +69,35 @@ class Functional(Engine):
         tell: Tell,
         backend: str = "inductor",
     ) -> None:
-        super().__init__(source)
-        self.name, self._tell, self._backend = name, tell, backend
+        self.source, self.name, self._tell, self._backend = source, name, tell, backend
         self._config, self._members = config, members
         self._state = state_of([m.agent for m in members], [m.optimizer for m in members])
         device = members[0].accelerator.device
         self._rates = [torch.zeros((), device=device) for _ in members[0].optimizer.param_groups]
         self._functions: dict[Hashable, _Stage] = {}
 
-    def step(self, step: int, inputs: Inputs) -> list[Metrics]:
+    def step(self, step: int, fetched: Any) -> list[Metrics]:
         """One step of every run."""
         for member in self._members:
             member.agent.begin(step)
         base = learning_rate(self._config, step)
         for rate, group in zip(self._rates, self._members[0].optimizer.param_groups, strict=True):
             rate.fill_(base * group["scale"] * (step >= group["after"]))
-        stage = self._stage(step, inputs)
-        self._members[0].agent.step = stage.first  # a number that changed would be compiled anew
-        with traced(self._members[0].agent):
-            metrics = self._run(stage, inputs, self._noise(stage.function, step))
+        stage = self._stage(step, fetched)
+        metrics = self._run(stage, fetched, self._noise(stage.function, step))
         if len(self._members) == 1:
             return [metrics]
         return [{name: value[index] for name, value in metrics.items()} for index in range(len(self._members))]
 
-    def _run(self, stage: _Stage, inputs: Inputs, noise: list[torch.Tensor]) -> Metrics:
+    def _run(self, stage: _Stage, fetched: Any, noise: list[torch.Tensor]) -> Metrics:
         try:
-            metrics = stage.run(self._state, inputs, noise, self._rates)
+            metrics = stage.run(self._state, fetched, noise, self._rates)
         except Exception as error:  # whatever a compiler may raise; nothing has moved then
             if stage.proven or self.name == "eager":
                 raise
             self._tell(f"engine: eager, because training.engine={self.name} does not work here: {first_words(error)}")
             self.name, stage.run = "eager", stage.function
-            return stage.run(self._state, inputs, noise, self._rates)
+            return stage.run(self._state, fetched, noise, self._rates)
         stage.proven = True
         return metrics
 
@@ -129,18 +105,19 @@ class Functional(Engine):
         drawn = [NoiseTape.draw(function.draws, member.stream(step)) for member in self._members]
         return drawn[0] if len(drawn) == 1 else [torch.stack(each) for each in zip(*drawn, strict=True)]
 
-    def _stage(self, step: int, inputs: Inputs) -> _Stage:
+    def _stage(self, step: int, fetched: Any) -> _Stage:
         first = self._members[0]
         awake = tuple(step >= group["after"] for group in first.optimizer.param_groups)
         key = first.agent.stage(step), awake
         if key not in self._functions:
             several = len(self._members) > 1
-            one = {name: value[0] for name, value in inputs.items()} if several else inputs
+            one = pytree.tree_map(lambda x: x[0], fetched) if several else fetched
             function = StepFunction(
                 first.agent,
                 first.optimizer,
                 self.source,
-                draws_of(first.agent, self.source, one, first.stream(step)),
+                draws_of(first.agent, self.source, one, first.stream(step), step),
+                step=step,
                 awake=awake,
                 clip=self._config.training.clip_gradient,
                 skips=self._config.training.on_nonfinite == "skip",
@@ -148,7 +125,7 @@ class Functional(Engine):
             )
             while len(self._functions) >= _STAGES:  # one that ended long ago
                 self._functions.pop(next(iter(self._functions)))
-            self._functions[key] = _Stage(step, function, self._made(function))
+            self._functions[key] = _Stage(function, self._made(function))
         return self._functions[key]
 
     def _made(self, function: StepFunction) -> Callable[..., Metrics]:
@@ -164,13 +141,11 @@ class _Stage:
     """The step of a stage.
 
     Attributes:
-        first: the stage's first step that was seen.
         function: what a step does.
         run: the same, made fast.
         proven: whether `run` has worked.
     """
 
-    first: int
     function: StepFunction
     run: Callable[..., Metrics]
     proven: bool = False
@@ -265,19 +240,23 @@ class Graph:
         self._run = run
         self._captured: Captured | None = None
 
-    def __call__(self, state: State, inputs: Inputs, noise: list[torch.Tensor], rates: list[torch.Tensor]) -> Metrics:
-        """The step; what it returns is the caller's to keep."""
+    def __call__(self, state: State, fetched: Any, noise: list[torch.Tensor], rates: list[torch.Tensor]) -> Metrics:
+        """The step; the caller may keep what it returns."""
         if self._captured is None:
             before = [tensor.clone() for tensor in _tensors(state)]
             try:
-                self._captured = Captured(lambda seen, drawn: self._run(state, seen, drawn, rates), inputs, noise)
-            finally:  # what warming up has moved is put back
+                self._captured = Captured(lambda batch, drawn: self._run(state, batch, drawn, rates), fetched, noise)
+            finally:  # undo what warming up has moved
                 for tensor, kept in zip(_tensors(state), before, strict=True):
                     tensor.copy_(kept)
-        metrics: Metrics = self._captured(inputs, noise)
-        told = torch.stack([value.float() for value in metrics.values()])
-        return dict(zip(metrics, told.unbind(), strict=True))
+        metrics: Metrics = self._captured(fetched, noise)
+        values = torch.stack([value.float() for value in metrics.values()])
+        return dict(zip(metrics, values.unbind(), strict=True))
 
 
 def _tensors(state: State) -> list[torch.Tensor]:
-    return [tensor for part in vars(state).values() for tensor in part.values()]
+    return [
+        tensor
+        for part in (state.trained, state.held, state.mean, state.square, state.steps)
+        for tensor in part.values()
+    ]

@@ -27,8 +27,9 @@ from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets import resumable
 from gtp_vision.datasets.arrays import Array
+from gtp_vision.datasets.batch import channels_first
 from gtp_vision.datasets.placement import take_rows
-from gtp_vision.datasets.sampler import Sampler, channels_first
+from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Augmentation, Encoder, EncoderConfig
 

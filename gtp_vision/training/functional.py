@@ -2,15 +2,15 @@
 
     (parameters, moments, batch, noise, learning rates) -> metrics, and parameters and moments moved in place
 
-It computes what `update.update` computes, but knows no module that changes and no generator, so that it can be
-compiled as a whole, captured in a CUDA graph, and mapped over seeds (`torch.func.vmap`).
+It computes what `eager.Eager` computes, but reads no module that changes and no generator, so that it can be compiled
+as a whole, captured in a CUDA graph, and mapped over seeds (`torch.func.vmap`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.func import functional_call, grad_and_value, vmap
@@ -20,7 +20,6 @@ from gtp_vision.agents import Agent
 from gtp_vision.agents.base import Metrics
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseSource, NoiseTape
 from gtp_vision.datasets.sources import BatchSource
-from gtp_vision.models import Policy
 from gtp_vision.models.networks import followed
 from gtp_vision.training.guard import NONFINITE, apply_if_finite, is_nonfinite
 
@@ -126,14 +125,15 @@ class StepFunction:
     """The step of one stage (see `Agent.stage`).
 
     Args:
-        agent: whose losses are computed; of several agents the first. Its own tensors are not looked at.
+        agent: whose losses are computed; of several agents the first. Its own tensors are not read.
         optimizer: whose groups and settings are used.
-        source: makes transitions of a step's inputs.
-        draws: what noise a step draws.
+        source: makes batches of what it fetched.
+        draws: the noise that a step draws.
+        step: a training step of the stage; it stands for all of them.
         awake: of each of the optimiser's groups, whether it is trained in this stage.
         clip: largest gradient norm of the groups that are awake; None for none.
         skips: steps that are not finite are not applied.
-        held: if tensors, inputs and noise have a first axis of seeds, that of each tensor that is held, see `State`.
+        held: if tensors, batches and noise have a first axis of seeds, that of each tensor that is held, see `State`.
     """
 
     def __init__(
@@ -143,12 +143,14 @@ class StepFunction:
         source: BatchSource,
         draws: Sequence[Draw],
         *,
+        step: int,
         awake: Sequence[bool],
         clip: float | None,
         skips: bool = False,
         held: Mapping[str, int | None] | None = None,
     ) -> None:
         self.agent, self.source, self.draws, self.clip, self.skips = agent, source, tuple(draws), clip, skips
+        self._step = step
         names = {parameter: name for name, parameter in agent.named_parameters()}
         self.groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
         self.clipped = [name for group, on in zip(self.groups, awake, strict=True) if on for name in group]
@@ -159,19 +161,17 @@ class StepFunction:
         if held is not None:
             self.gradients = vmap(self._gradients, in_dims=(0, dict(held), 0, 0))
 
-    def __call__(
-        self, state: State, inputs: Mapping[str, torch.Tensor], noise: list[torch.Tensor], rates: list[torch.Tensor]
-    ) -> Metrics:
-        """One step: `state` is moved, and metrics come back, () or (S,).
+    def __call__(self, state: State, fetched: Any, noise: list[torch.Tensor], rates: list[torch.Tensor]) -> Metrics:
+        """One step: moves `state` and returns metrics, () or (S,).
 
         Args:
             state: of the agents.
-            inputs: of the source.
-            noise: what `draws` asked for.
+            fetched: by the source.
+            noise: one tensor for each of `draws`.
             rates: learning rate of each of the optimiser's groups, ().
         """
         with torch.no_grad():
-            gradients, metrics = self.gradients(state.trained, state.held, inputs, noise)
+            gradients, metrics = self.gradients(state.trained, state.held, fetched, noise)
             if self.skips:
                 slow = [pair[0] for _, averaged, copied in self.follows for pair in [*averaged, *copied]]
                 moved = [*state.trained.values(), *state.mean.values(), *state.square.values()]
@@ -212,13 +212,13 @@ class StepFunction:
                 every[slow].copy_(every[fast])
 
     def _gradients(
-        self, trained: Tensors, held: Tensors, inputs: Mapping[str, torch.Tensor], noise: list[torch.Tensor]
+        self, trained: Tensors, held: Tensors, fetched: Any, noise: list[torch.Tensor]
     ) -> tuple[Tensors, Metrics]:
         """The gradients of one agent's loss, clipped, and metrics."""
-        batch = self.source.transitions(inputs)
+        batch = self.source.batch(fetched)
 
         def loss(parameters: Tensors) -> tuple[torch.Tensor, Metrics]:
-            return functional_call(self.agent, parameters | held, (batch, NoiseTape(self.draws, noise)))
+            return functional_call(self.agent, parameters | held, (batch, NoiseTape(self.draws, noise), self._step))
 
         gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(trained)
         total = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum()
@@ -242,23 +242,10 @@ def _follows(agent: Agent) -> list[tuple[float, list[tuple[str, str]], list[tupl
     return told
 
 
-@contextmanager
-def traced(agent: Agent) -> Iterator[None]:
-    """Tells the agent's policies that a step which is compiled or transformed runs through them."""
-    policies = [module for module in agent.modules() if isinstance(module, Policy)]
-    for policy in policies:
-        policy.traced = True
-    try:
-        yield
-    finally:
-        for policy in policies:
-            policy.traced = False
-
-
-def draws_of(agent: Agent, source: BatchSource, inputs: Mapping[str, torch.Tensor], noise: NoiseSource) -> list[Draw]:
-    """What noise the agent's next step draws: its losses are computed once, and nothing is kept of them."""
+def draws_of(agent: Agent, source: BatchSource, fetched: Any, noise: NoiseSource, step: int) -> list[Draw]:
+    """The noise that the agent's step `step` draws: its losses are computed once, and nothing is kept of them."""
     recorder = NoiseRecorder(noise)
     buffers = {name: buffer.clone() for name, buffer in agent.named_buffers()}
     with torch.no_grad():
-        functional_call(agent, buffers, (source.transitions(inputs), recorder))
+        functional_call(agent, buffers, (source.batch(fetched), recorder, step))
     return recorder.draws

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gtp_vision.agents import Agent
-from gtp_vision.models import Policy, WeightsError
 from gtp_vision.models.networks import followed
 
 NONFINITE = "nonfinite"
@@ -90,13 +89,6 @@ def running_statistics(module: nn.Module) -> list[torch.Tensor]:
     return [buffer for each in trained for buffer in each.buffers()]
 
 
-def look_at_weights(agent: Agent, looks: bool) -> None:
-    """Whether the agent's policies refuse weights that are not finite; else the loss tells."""
-    for module in agent.modules():
-        if isinstance(module, Policy):
-            module.looks = looks
-
-
 @contextmanager
 def unchanged_state(agent: Agent, optimizer: torch.optim.Optimizer, step: int) -> Iterator[None]:
     """Whatever training step `step` does to an agent and its moments in the block is undone, in every engine."""
@@ -105,8 +97,6 @@ def unchanged_state(agent: Agent, optimizer: torch.optim.Optimizer, step: int) -
     before = [tensor.detach().clone() for tensor in moved]
     try:
         yield
-    except WeightsError:
-        pass  # nothing has moved
     finally:
         with torch.no_grad():
             for tensor, kept in zip(moved, before, strict=True):

@@ -28,7 +28,6 @@ import torch
 from gtp_vision.config.schema import Config
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets.sources import batch_source
 from gtp_vision.datasets.store import Store
 from gtp_vision.models import DeterministicPolicy
 from gtp_vision.training.build import Components
@@ -212,13 +211,10 @@ def spread_of(parts: Components, steps: int, step: int) -> Spread:
         step: whose batch's first observations are looked at.
     """
     agent, device = parts.agent, parts.accelerator.device
-    source = batch_source(parts.sampler, device)
-    a = parts.accelerator
-    inputs = {name: x.to(device) for name, x in source.inputs(step, a.process_index, a.num_processes).items()}
-    batch = source.transitions(inputs)
+    batch = parts.batch(step)
     observation = {
         name: x[:_OBSERVATIONS, :, 0] if x.ndim == 4 else x[:_OBSERVATIONS]  # of cached views the first, not augmented
-        for name, x in batch.now.items()
+        for name, x in batch.observation.items()
     }
     rows = len(next(iter(observation.values())))
     noise = _SameForAll(RandomStream(parts.noise_seed + _SALT, step, device=device), rows)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch.utils import _pytree as pytree
 
 from gtp_vision.agents import Agent
 from gtp_vision.agents.base import Metrics
@@ -28,11 +29,10 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core.distributed import alone
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseTape
-from gtp_vision.datasets.sampler import Transitions
-from gtp_vision.datasets.sources import batch_source
+from gtp_vision.datasets.batch import Batch
 from gtp_vision.training import checkpoint
 from gtp_vision.training.build import Components, initial_agent
-from gtp_vision.training.guard import NONFINITE, look_at_weights
+from gtp_vision.training.guard import NONFINITE
 
 FILE = "nonfinite.json"
 _REPORTS = 20  # a run keeps, the newest
@@ -195,16 +195,12 @@ class _Replay:
     def __init__(self, parts: Components, agent: Agent, step: int) -> None:
         self._agent, self._store = agent, parts.store
         rank, world_size = parts.accelerator.process_index, parts.accelerator.num_processes
-        device = parts.accelerator.device
-        source = batch_source(parts.sampler, device)
-        inputs = {name: x.to(device) for name, x in source.inputs(step, rank, world_size).items()}
-        self._transitions = source.transitions(inputs).tensors()
+        self._batch, self._step = parts.batch(step), step
         self._rows = parts.sampler.rows(step, rank, world_size)
         self._recorder = NoiseRecorder(parts.stream(step))
         agent.train()
         agent.begin(step)
-        look_at_weights(agent, False)
-        self._whole = self._faults(self._transitions, self._recorder)
+        self._whole = self._faults(self._batch, self._recorder)
         agent.eval()  # a row alone has no statistics of a batch
         self._drawn = NoiseTape.draw(self._recorder.draws, parts.stream(step))
 
@@ -235,14 +231,14 @@ class _Replay:
 
     def _of(self, places: list[int]) -> tuple[list[str], list[str]]:
         """As `_faults`, of some rows of the batch, with the noise that is theirs; nothing if their loss is finite."""
-        rows = {name: x[places] for name, x in self._transitions.items()}
+        rows = pytree.tree_map(lambda x: x[places], self._batch)
         return self._faults(rows, _NoiseOfRows(self._recorder.draws, self._drawn, places, len(self._rows)))
 
-    def _faults(self, transitions: dict[str, torch.Tensor], noise: Any) -> tuple[list[str], list[str]]:
+    def _faults(self, batch: Batch, noise: Any) -> tuple[list[str], list[str]]:
         """Names of metrics and of modules with a gradient that are not finite; none if loss and gradients are."""
         named = [(name, x) for name, x in self._agent.named_parameters() if x.requires_grad]
         with torch.enable_grad():
-            loss, metrics = self._agent(Transitions.of(transitions), noise)
+            loss, metrics = self._agent(batch, noise, self._step)
             gradients = torch.autograd.grad(loss, [x for _, x in named], allow_unused=True)
         wrong = {
             ".".join(name.split(".")[:2])

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.pictures import write_sheet
-from gtp_vision.datasets.sampler import Batch
 
 if TYPE_CHECKING:
     from gtp_vision.training.build import Components
@@ -26,7 +26,7 @@ def first_batch(path: Path, batch: Batch, parts: Components) -> None:
     batch = batch.to(parts.accelerator.device)
     agent = parts.agent
     draws = agent.augment.draw(len(batch), parts.stream(0), 0)
-    now, then = batch.observation(), batch.next_observation()
+    now, then = batch.observation, batch.next_observation
     if parts.augmented:
         now, then = agent.augment(now, draws), agent.augment(then, draws)
     both = {name: torch.cat([now[name], then[name]], dim=1)[:_SAMPLES] for name, x in now.items() if x.ndim == 5}
@@ -44,7 +44,7 @@ def augmentation(path: Path, batch: Batch, parts: Components) -> None:
     augment = parts.agent.augment
     if not parts.augmented:
         return
-    observation = batch.to(parts.accelerator.device).observation()
+    observation = batch.to(parts.accelerator.device).observation
     frames = {name: observation[name][:_FRAMES, -1:] for name in augment.cameras}
     count = len(next(iter(frames.values())))
     draws = augment.draw(count * _DRAWS, parts.stream(0))

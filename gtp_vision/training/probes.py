@@ -222,8 +222,7 @@ class Watch:
         self.encoder.eval()
         try:
             for start in range(0, len(rows), _BATCH):
-                seen: dict[str, torch.Tensor] = self._sampler.gather(rows[start : start + _BATCH]).observation()
-                seen = {name: x.to(self.device) for name, x in seen.items()}
+                seen = dict(self._sampler.gather(rows[start : start + _BATCH]).to(self.device).observation)
                 for camera in self.cameras:
                     features = self.encoder.camera_features(camera, seen[camera])
                     seen[camera] = features[:, None]  # what the encoder takes in place of frames

@@ -1,4 +1,4 @@
-"""One of the runs that are trained side by side: its folder, and what it has measured so far."""
+"""One of the runs that are trained side by side: its folder, its metrics, evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gtp_vision.training import checkpoint, model_summary, pictures
 from gtp_vision.training.build import Components
 from gtp_vision.training.data import save_statistics
 from gtp_vision.training.evaluate import actor_of, chosen, eval_seed
-from gtp_vision.training.health import Health
+from gtp_vision.training.health import Health, noisy, spread_of
 from gtp_vision.training.nonfinite import FILE as NONFINITE_FILE
 from gtp_vision.training.nonfinite import Fault, means, reading, report
 from gtp_vision.training.probes import Watch
@@ -34,7 +34,7 @@ _SKIPPED = "skipped"  # stands for the metrics of a step that was not applied, a
 
 
 class InterruptedRunError(GtpVisionError):
-    """The user or the scheduler asked the run to stop; it did, after a checkpoint."""
+    """The run stopped after a checkpoint because the user or the scheduler asked it to."""
 
     exit_status = 130
 
@@ -45,12 +45,14 @@ class TrainingRun:
     Args:
         config: of this run alone.
         folder: of this run.
-        parts: what it consists of.
-        start: the step it goes on from.
+        parts: its components.
+        index: its number among those that are trained side by side.
+        start: the step from which it continues.
         train_seconds: spent on training before.
-        resume_with: what to give to `gtp-vision train --resume` after an interruption.
+        resume_with: the argument of `gtp-vision train --resume` after an interruption.
         skips: steps, from 1, that it leaves out; see `recovery`.
-        held: metrics of the last steps before `start`, which no line of metrics.jsonl holds yet.
+        pending: metrics of the last steps before `start`, which no line of metrics.jsonl holds yet.
+        log: prints a line for the user.
 
     Attributes:
         health: its warnings.
@@ -64,28 +66,30 @@ class TrainingRun:
         folder: Path,
         parts: Components,
         *,
+        index: int = 0,
         start: int,
         train_seconds: float,
         resume_with: Path,
         skips: Collection[int] = (),
-        held: Sequence[Mapping[str, float]] = (),
+        pending: Sequence[Mapping[str, float]] = (),
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.config, self.folder, self.parts, self.train_seconds = config, folder, parts, train_seconds
+        self.config, self.folder, self.parts, self.index = config, folder, parts, index
+        self.train_seconds, self.log = train_seconds, log
         self.evaluations = _read_evaluations(folder, start)
-        self._held = list(held)
-        spent = train_seconds + sum(found["seconds"] for found in self.evaluations)
-        main, evaluated = parts.accelerator.is_main_process, [found["step"] for found in self.evaluations]
-        if main:
+        self._pending = list(pending)
+        spent = train_seconds + sum(evaluation["seconds"] for evaluation in self.evaluations)
+        is_main, evaluated = parts.accelerator.is_main_process, [found["step"] for found in self.evaluations]
+        if is_main:
             self._tidy(start)
-        self.tracker = Tracker(folder, resume_step=start, seconds=spent, evaluated=evaluated) if main else None
-        self.health = Health(folder, config, parts.store, start=start, writes=main)
+        self.tracker = Tracker(folder, resume_step=start, seconds=spent, evaluated=evaluated) if is_main else None
+        self.health = Health(folder, config, parts.store, start=start, writes=is_main)
         self.skips, self.idle, self.idle_since = set(skips), 0, start + 1
-        self.unsaid: list[str] = []
         self.watch: Watch | None = None
         self._start, self._resume_with = start, resume_with
 
     def begin(self) -> None:
-        """What is written before the first step, on the main process."""
+        """Write what belongs before the first step, on the main process."""
         config, parts, folder = self.config, self.parts, self.folder
         if not parts.accelerator.is_main_process:
             return
@@ -97,7 +101,7 @@ class TrainingRun:
             self.watch = Watch(folder, config, parts, resumed=self._start > 0)
 
     def _tidy(self, start: int) -> None:
-        """Leave the checkpoints as they were at step `start`: a kill may have come before their links."""
+        """Restore the checkpoints and links of step `start`: a kill may have come before the links."""
         checkpoints = self.folder / "checkpoints"
         checkpoint.forget_after(checkpoints, start)
         best = max(self.evaluations, key=_merit, default=None)
@@ -106,7 +110,7 @@ class TrainingRun:
                 checkpoint.link(checkpoints, name, checkpoints / f"step_{step}")
 
     def save(self, step: int) -> None:
-        """A checkpoint with all that resuming needs."""
+        """Write a checkpoint with everything that resuming needs."""
         if self.tracker:
             self.tracker.sync()
         if self.parts.accelerator.is_main_process:
@@ -115,7 +119,7 @@ class TrainingRun:
                 step,
                 self.parts.agent,
                 self.parts.optimizer,
-                {"train_seconds": self.train_seconds, "skip_steps": sorted(self.skips), "metrics": self._held},
+                {"train_seconds": self.train_seconds, "skip_steps": sorted(self.skips), "metrics": self._pending},
                 keep=None,
             )
         self.parts.accelerator.wait_for_everyone()
@@ -126,11 +130,11 @@ class TrainingRun:
             checkpoint.prune(self.folder / "checkpoints", self.config.training.keep_checkpoints)
 
     def evaluated(self, step: int) -> bool:
-        """Whether an evaluation of this step is on record."""
+        """Whether an evaluation of this step is recorded."""
         return any(found["step"] == step for found in self.evaluations)
 
     def evaluate(self, step: int, evaluator: Evaluator, stop: Callable[[], bool]) -> None:
-        """Evaluate on all processes; the main one keeps `best`, and writes videos and what was found."""
+        """Evaluate on all processes; the main one updates `best`, and writes videos and results."""
         training = self.config.training
         actor = actor_of(self.parts.agent, training.eval_steps)
         evaluator.seed = eval_seed(self.config)
@@ -144,7 +148,7 @@ class TrainingRun:
             raise self.interrupted(step) from None
         except SimulatorError as error:
             raise SimulatorError(
-                f"{error}; training has lost nothing, and goes on from step {step} with: gtp-vision train --resume "
+                f"{error}; no training step is lost: continue from step {step} with gtp-vision train --resume "
                 f"{self._resume_with}"
             ) from error
         found = self._scored(found) | (
@@ -156,17 +160,44 @@ class TrainingRun:
             filmed, videos = chosen(episodes, training.videos), self.folder / "videos" / f"step_{step}"
             write_videos(videos, filmed)
             if self.tracker:
-                told = {f"eval/{key}": value for key, value in found.items() if isinstance(value, float)}
-                self.tracker.write(step, told)
+                numbers = {f"eval/{key}": value for key, value in found.items() if isinstance(value, float)}
+                self.tracker.write(step, numbers)
             folder = self.folder / "checkpoints"
             if _merit(found) > best:
                 checkpoint.link(folder, "best", folder / f"step_{step}")
             if step == training.steps and self.parts.agent.actor_encoder.cameras:
                 draw = Saliency(self.parts.agent, self.config.task.frame_stack, evaluator.seed, training.eval_steps)
                 write_videos(videos, filmed[:1], draw, SALIENCY)
-            with atomic_write(self.folder / _EVALUATIONS) as aside:  # last: what is on record is not made again
+            with atomic_write(self.folder / _EVALUATIONS) as aside:  # last: a recorded evaluation is not repeated
                 aside.write_text(json.dumps(self.evaluations, indent=1))
         self.parts.accelerator.wait_for_everyone()
+        self.report(self.health.read_evaluations(self.evaluations))
+
+    def write_metrics(self, step: int, metrics: Mapping[str, float], *, is_planned: bool) -> None:
+        """Write a line of metrics, and report what looks wrong in it.
+
+        Args:
+            step: from 1.
+            metrics: of the steps since the last line.
+            is_planned: whether the features' drift and the spread of the actions belong into the line. They do not
+                where a run is only asked to stop: its lines would differ from an undisturbed run's.
+        """
+        more: dict[str, float] = {}
+        if is_planned and self.watch:
+            more |= self.watch.drift()
+        if is_planned and self.tracker:
+            agent = self.parts.agent
+            spread = spread_of(self.parts, self.config.training.eval_steps or agent.config.acting.steps, step)
+            self.report(self.health.read_spread(step, spread, noisy=noisy(self.parts)))
+            more |= spread.metrics()
+        if self.tracker:
+            self.tracker.write(step, dict(metrics) | more)
+        self.report(self.health.read_metrics(step, metrics))
+
+    def report(self, lines: Sequence[str]) -> None:
+        """Print lines for the user."""
+        for line in lines:
+            self.log(line)
 
     def _scored(self, found: dict[str, Any]) -> dict[str, Any]:
         """With D4RL's normalised score, where the task has one."""
@@ -174,41 +205,39 @@ class TrainingRun:
         return found | ({"score": normalised(env, found["return"])} if has_reference(env) else {})
 
     def interrupted(self, step: int) -> InterruptedRunError:
-        """The error that ends a run which was asked to stop."""
+        """The error that ends a run that was asked to stop."""
         return InterruptedRunError(
             f"stopped at step {step} of {self.config.training.steps}; "
-            f"go on with: gtp-vision train --resume {self._resume_with}"
+            f"continue with: gtp-vision train --resume {self._resume_with}"
         )
 
-    def read(self, pending: Sequence[Metrics | None], done: int, index: int = 0) -> dict[str, float]:
+    def read(self, pending: Sequence[Metrics | None], done: int) -> dict[str, float]:
         """Means over the steps since the last reading that have them; only here the host waits for the device.
 
         Args:
             pending: metrics of the steps before step `done`; None for a step that was left out.
             done: steps that were taken.
-            index: number of this run among those that are trained side by side.
 
         Raises:
             Fault: one of them is not finite, and was applied.
         """
-        self.hold(pending, done, index)
-        rows, self._held = self._held, []
-        found = means([row for row in rows if _SKIPPED not in row])
+        self.hold(pending, done)
+        rows, self._pending = self._pending, []
+        line = means([row for row in rows if _SKIPPED not in row])
         skipped = sum(_SKIPPED in row for row in rows)
         mode = self.config.training.on_nonfinite
         if mode == "skip" and rows and skipped == len(rows):
             self.idle += 1
         else:
             self.idle, self.idle_since = 0, done + 1
-        return found if mode == "stop" else found | {_SKIPPED: float(skipped)}
+        return line if mode == "stop" else line | {_SKIPPED: float(skipped)}
 
-    def hold(self, pending: Sequence[Metrics | None], done: int, index: int = 0) -> None:
-        """Read the metrics of steps, and keep them for the next line: a checkpoint carries them to a run that goes on.
+    def hold(self, pending: Sequence[Metrics | None], done: int) -> None:
+        """Read the metrics of steps, and keep them for the next line; a checkpoint stores them for a resumed run.
 
         Args:
             pending: as `read` takes them.
             done: steps that were taken.
-            index: number of this run among those that are trained side by side.
 
         Raises:
             Fault: one of them is not finite, and was applied.
@@ -216,50 +245,45 @@ class TrainingRun:
         if not pending:
             return
         found = reading(pending, self.parts.accelerator, skips=self.config.training.on_nonfinite == "skip")
-        begun = done - len(pending) + 1
+        first = done - len(pending) + 1
         if found.first is not None:
-            raise Fault(index, begun + found.first, f"{found.names[0]} is not finite", found.names)
+            raise Fault(self.index, first + found.first, f"{found.names[0]} is not finite", found.names)
         if found.skipped:
-            self._first_skipped(begun + found.skipped[0], found.names)
-        self._held += [{_SKIPPED: 1.0} if row is None else row for row in found.rows]
+            self._first_skipped(first + found.skipped[0], found.names)
+        self._pending += [{_SKIPPED: 1.0} if row is None else row for row in found.rows]
 
     def _first_skipped(self, step: int, names: Sequence[str]) -> None:
-        """Look into the first step that was skipped; of later ones the metric `skipped` tells."""
-        if not any(one["kind"] == "skipped" for one in self.health.warnings):
-            told = report(self.parts, self.config, self.folder, step, names)
-            self.unsaid += self.health.note(step, "skipped", f"step {step}: {names[0]} is not finite, {told}; skipped")
-
-    def tell(self, told: list[str]) -> list[str]:
-        """What is to be told: these lines, after those that waited."""
-        lines, self.unsaid = [*self.unsaid, *told], []
-        return lines
+        """Examine the first step that was skipped; the metric `skipped` counts later ones."""
+        if not any(warning["kind"] == "skipped" for warning in self.health.warnings):
+            what = report(self.parts, self.config, self.folder, step, names)
+            self.report(self.health.note(step, "skipped", f"step {step}: {names[0]} is not finite, {what}; skipped"))
 
     def diverged(self, step: int, what: str, told: str) -> GtpVisionError:
-        """The error that ends a run in which nothing can be learnt any more.
+        """The error that ends a run that cannot learn any more.
 
         Args:
             step: from 1.
             what: was not finite.
-            told: what was found about it, see `nonfinite.report`; may be empty.
+            told: the clause of `nonfinite.report` about it; may be empty.
         """
         kept = checkpoint.newest(self.folder / "checkpoints")
         looked = f"{told} ({self.folder / NONFINITE_FILE}); " if told else ""
-        mends = ["lower training.learning_rate", "set training.clip_gradient"]
+        fixes = ["lower training.learning_rate", "set training.clip_gradient"]
         if self.config.training.on_nonfinite == "stop":
-            mends.append("set training.on_nonfinite=skip")
+            fixes.append("set training.on_nonfinite=skip")
         return GtpVisionError(
-            f"step {step}: {what}; the last good checkpoint is {kept or 'none'}; {looked}{', or '.join(mends)}"
+            f"step {step}: {what}; the last good checkpoint is {kept or 'none'}; {looked}{', or '.join(fixes)}"
         )
 
-    def go_back(self, step: int, held: Sequence[Mapping[str, float]]) -> None:
-        """Forget what was written after step `step`; parameters and moments are the caller's.
+    def go_back(self, step: int, pending: Sequence[Mapping[str, float]]) -> None:
+        """Forget what was written after step `step`; the caller restores parameters and moments.
 
         Args:
             step: of the checkpoint.
-            held: the metrics that it carries.
+            pending: the metrics that it holds.
         """
         self.evaluations = [found for found in self.evaluations if found["step"] <= step]
-        self.idle, self.idle_since, self._held = 0, step + 1, list(held)
+        self.idle, self.idle_since, self._pending = 0, step + 1, list(pending)
         if self.tracker:
             seconds = self.tracker.seconds
             self.tracker.close()
@@ -268,7 +292,7 @@ class TrainingRun:
             self.tracker = Tracker(self.folder, resume_step=step, seconds=seconds, evaluated=evaluated)
 
     def finish(self, engine: str, beside: int) -> dict[str, Any]:
-        """results.json and report.html, on the main process.
+        """Write results.json and report.html, on the main process.
 
         Args:
             engine: that ran the steps.
@@ -321,33 +345,33 @@ class TrainingRun:
 
 
 def _merit(found: Mapping[str, Any]) -> tuple[float, ...]:
-    """What the best evaluation has most of: score, successes, and among equals return."""
+    """The order of evaluations: by score, then success, then return."""
     return float(found.get("score", 0)), float(found["success"]), float(found["return"])
 
 
 def pending_metrics_of(state: Mapping[str, Any], where: Path) -> list[dict[str, float]]:
-    """The metrics that a checkpoint carries.
+    """The pending metrics in a checkpoint's state.
 
     Raises:
-        GtpVisionError: they are none.
+        GtpVisionError: they are not metrics.
     """
     rows = state.get("metrics", [])
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows
     ):
-        raise GtpVisionError(f"{where / 'state.json'} holds metrics that are no numbers; use another checkpoint")
+        raise GtpVisionError(f"{where / 'state.json'} holds metrics that are not numbers; use another checkpoint")
     return rows
 
 
 def train_seconds_of(state: Mapping[str, Any], where: Path) -> float:
-    """The seconds of training that a checkpoint tells of.
+    """The seconds of training in a checkpoint's state.
 
     Raises:
-        GtpVisionError: it does not.
+        GtpVisionError: they are missing.
     """
     seconds = state.get("train_seconds")
     if seconds is None or not _is_number(seconds):
-        raise GtpVisionError(f"{where / 'state.json'} does not tell train_seconds; use another checkpoint")
+        raise GtpVisionError(f"{where / 'state.json'} holds no train_seconds; use another checkpoint")
     return float(seconds)
 
 
@@ -356,7 +380,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _read_evaluations(folder: Path, until: int) -> list[dict[str, Any]]:
-    """What a run that goes on from step `until` had evaluated by then."""
+    """The evaluations up to step `until`, of a run that continues from there."""
     path = folder / _EVALUATIONS
     try:
         stored = json.loads(path.read_text())
@@ -367,4 +391,4 @@ def _read_evaluations(folder: Path, until: int) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise GtpVisionError(f"{path} is damaged ({error}); remove it to go on without it") from error
+        raise GtpVisionError(f"{path} is damaged ({error}); remove it to continue without it") from error

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from gtp_vision.datasets.sampler import Batch, Sampler
+from gtp_vision.datasets.batch import Batch
+from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 
 

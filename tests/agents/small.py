@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -12,7 +13,7 @@ from gtp_vision import agents
 from gtp_vision.agents import AGENTS, Agent, AgentConfig
 from gtp_vision.config.schema import from_command_line
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets.sampler import Batch
+from gtp_vision.datasets.batch import Batch
 from gtp_vision.encoders import AugmentationConfig, EncoderConfig
 
 NAMES = sorted(AGENTS)
@@ -78,7 +79,8 @@ def observation(
 
 def states_of(batch: Batch) -> Batch:
     """The batch without its cameras."""
-    return Batch(**{**vars(batch), "frames": {"state": batch.frames["state"]}})
+    seen = {name: {"state": getattr(batch, name)["state"]} for name in ("observation", "next_observation")}
+    return replace(batch, **seen)
 
 
 def owner(name: str) -> str:

@@ -14,7 +14,8 @@ from gtp_vision.agents import ActingConfig, Agent
 from gtp_vision.agents.base import choose
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets.sampler import Batch, Sampler
+from gtp_vision.datasets.batch import Batch
+from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder, EncoderConfig
 from gtp_vision.models.critic import td_target
@@ -34,8 +35,8 @@ def test_the_critics_loss_is_the_squared_td_error_over_members_and_batch(
     with torch.no_grad():  # targets of their own
         for parameter in learner.critic_target.parameters():
             parameter.add_(0.1)
-    features, following = few.observation()["state"].flatten(1), few.next_observation()["state"].flatten(1)
-    loss, found, _ = learner.critic_loss(learner.see(few, RandomStream(0, 0)))
+    features, following = few.observation["state"].flatten(1), few.next_observation["state"].flatten(1)
+    loss, found, _ = learner.critic_loss(learner.loss_inputs(few, RandomStream(0, 0), 0))
     target = few.reward + few.discount * learner.critic_target(following, next_action).min(0).values
     q = learner.critic(features, few.action)
     assert loss.item() == pytest.approx(torch.stack([(one - target) ** 2 for one in q]).mean().item(), rel=1e-5)
@@ -51,8 +52,8 @@ def test_what_follows_a_terminal_does_not_reach_the_critic(batch: Batch, name: s
     assert not ended.all()
 
     def critic_loss(rows: torch.Tensor) -> float:
-        seen = learner.see(few, RandomStream(0, 0))
-        changed = {"state": few.next_observation()["state"] + 5 * rows[:, None, None]}
+        seen = learner.loss_inputs(few, RandomStream(0, 0), 0)
+        changed = {"state": few.next_observation["state"] + 5 * rows[:, None, None]}
         return learner.critic_loss(replace(seen, next_observation=changed))[0].item()
 
     untouched = critic_loss(torch.zeros(12))
@@ -89,7 +90,7 @@ def test_n_step_targets_across_a_timeout_and_a_terminal(
     batch = Sampler(counted, 6, 0, n_step=3, discount=0.5, frame_stack=1).gather(ROWS)
     learner = make(name, shapes={"state": (1, 3)})
     values_are_rows(learner, monkeypatch)
-    seen = learner.see(batch, RandomStream(0, 0))
+    seen = learner.loss_inputs(batch, RandomStream(0, 0), 0)
     target = td_target(batch.reward, batch.discount, learner.next_value(seen))
     assert target.tolist() == pytest.approx(TARGETS)
     loss, q, metrics = learner.critic_loss(seen)
@@ -105,7 +106,7 @@ def test_an_expectile_critic_bootstraps_from_its_v_across_a_timeout_and_a_termin
     values_are_rows(learner, monkeypatch)
     assert learner.critic.v is not None
     monkeypatch.setattr(learner.critic.v, "forward", lambda features: features[:, :1])
-    seen = learner.see(batch, RandomStream(0, 0))
+    seen = learner.loss_inputs(batch, RandomStream(0, 0), 0)
     target = td_target(batch.reward, batch.discount, learner.next_value(seen))
     assert target.tolist() == pytest.approx(TARGETS)
     loss, q, metrics = learner.critic_loss(seen)
@@ -119,7 +120,7 @@ def test_chunks_that_the_recording_cut_short_teach_the_critic_nothing_unless_the
     batch = Sampler(counted, 6, 0, n_step=3, discount=0.5, frame_stack=1, action_chunk=3).gather(ROWS)
     learner = make("gtp", "agent.action_chunk=3", "agent.critic.chunk=true", "task.n_step=3", shapes={"state": (1, 3)})
     values_are_rows(learner, monkeypatch)
-    seen = learner.see(batch, RandomStream(0, 0))
+    seen = learner.loss_inputs(batch, RandomStream(0, 0), 0)
     assert seen.action.shape == (6, 6)
     loss, q, _ = learner.critic_loss(seen)
     whole = [0, 3, 4, 5]  # rows 0, 6, 7 and 9; chunks from 3 and 4 reach the frame that timed out
@@ -134,7 +135,7 @@ def test_chunks_that_the_recording_cut_short_teach_v_nothing_either(counted: Sto
 
     def v_loss(rows: list[int]) -> float:
         some = Sampler(counted, len(rows), 0, n_step=3, discount=0.5, frame_stack=1, action_chunk=3)
-        seen = learner.see(some.gather(ROWS[rows]), RandomStream(0, 0))
+        seen = learner.loss_inputs(some.gather(ROWS[rows]), RandomStream(0, 0), 0)
         return float(learner.critic_loss(seen)[2]["critic/v_loss"])
 
     assert v_loss(cut) == 0
@@ -146,7 +147,9 @@ def test_chunks_that_the_recording_cut_short_teach_v_nothing_either(counted: Sto
 
 def test_observation_and_next_observation_are_shifted_alike(batch: Batch) -> None:
     learner = make(shapes=PIXELS, shift=3, shift_probability=1.0)
-    batch.next_window = batch.window  # the same frames, so that only the shift could tell them apart
+    batch = replace(
+        batch, next_observation=batch.observation
+    )  # the same frames, so that only the shift could tell them apart
     seen: dict[str, torch.Tensor] = {}
     for name in ("actor_encoder", "critic_encoder", "actor_encoder_target", "critic_encoder_target"):
 
@@ -154,19 +157,19 @@ def test_observation_and_next_observation_are_shifted_alike(batch: Batch) -> Non
             seen[name] = arguments[0]["front"]
 
         getattr(learner, name).register_forward_pre_hook(note)
-    learner(batch, RandomStream(0, 0))
+    learner(batch, RandomStream(0, 0), 0)
     assert len(seen) == 4
     assert all(torch.equal(images, seen["actor_encoder"]) for images in seen.values())
-    assert not torch.equal(seen["actor_encoder"], batch.observation()["front"]), "nothing was shifted"
-    moved = [not torch.equal(*pair) for pair in zip(seen["actor_encoder"], batch.observation()["front"], strict=True)]
+    assert not torch.equal(seen["actor_encoder"], batch.observation["front"]), "nothing was shifted"
+    moved = [not torch.equal(*pair) for pair in zip(seen["actor_encoder"], batch.observation["front"], strict=True)]
     assert sum(moved) >= 10, "each sample has a shift of its own"
 
 
 def test_states_are_not_augmented(batch: Batch) -> None:
     learner = make("gtp_bc", shapes=PIXELS, shift=3, shift_probability=1.0)
-    shifted = learner.augment(batch.observation(), learner.augment.draw(12, RandomStream(0, 0)))
-    assert torch.equal(shifted["state"], batch.observation()["state"])
-    assert not torch.equal(shifted["front"], batch.observation()["front"])
+    shifted = learner.augment(batch.observation, learner.augment.draw(12, RandomStream(0, 0)))
+    assert torch.equal(shifted["state"], batch.observation["state"])
+    assert not torch.equal(shifted["front"], batch.observation["front"])
 
 
 # Whose gradient trains a shared encoder ---------------------------------------------------------------------------
@@ -177,7 +180,7 @@ def _encoder_gradients(batch: Batch, gradient: str) -> torch.Tensor:
         PIXELS, 2, preset("gtp"), EncoderConfig(name="impala_tiny", features=8, share=True, gradient=gradient)
     )
     learner.load_state_dict(make(shapes=PIXELS, share=True).state_dict())
-    learner(batch, RandomStream(0, 0))[0].backward()
+    learner(batch, RandomStream(0, 0), 0)[0].backward()
     return torch.cat([p.grad.flatten() for p in learner.actor_encoder.parameters() if p.grad is not None])
 
 
@@ -227,10 +230,10 @@ def test_behaviour_cloning_has_no_critic() -> None:
 
 def test_behaviour_cloning_weighs_every_action_1(batch: Batch) -> None:
     learner, few = make("gtp_bc"), states_of(batch)
-    loss, metrics = learner(few, RandomStream(0, 3))
+    loss, metrics = learner(few, RandomStream(0, 3), 0)
     noise = RandomStream(0, 3)
     learner.augment.draw(12, noise)  # comes first in the stream
-    features = few.observation()["state"].flatten(1)
+    features = few.observation["state"].flatten(1)
     each, _ = learner.policy.loss(features, few.action, torch.ones(12), noise, learner.policy_target)
     assert loss.item() == pytest.approx(each.mean().item(), rel=1e-6)
     assert not any(name.startswith("critic/") for name in metrics)

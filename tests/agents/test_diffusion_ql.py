@@ -11,7 +11,8 @@ from torch import nn
 from gtp_vision.agents.base import Agent, LossInputs
 from gtp_vision.agents.diffusion_ql import q_term
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets.sampler import Batch, Sampler
+from gtp_vision.datasets.batch import Batch
+from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 
 Q = torch.tensor([[1.0, -3.0], [2.0, 4.0]])  # means -1 and 3, mean sizes 2 and 3
@@ -48,8 +49,8 @@ def test_the_normalised_q_term_means_the_same_on_every_scale_of_rewards() -> Non
 
 def seen_by(learner: Agent, batch: Batch) -> LossInputs:
     """What the actor's loss of a batch sees."""
-    seen = learner.see(batch, RandomStream(0, 0))
-    return replace(seen, q=learner.critic(seen.critic, learner.judged(seen.action)).detach())
+    seen = learner.loss_inputs(batch, RandomStream(0, 0), 0)
+    return replace(seen, q=learner.critic(seen.critic, learner.critic_action(seen.action)).detach())
 
 
 @pytest.mark.parametrize("name", ["diffusion_ql", "consistency_ac", "fql", "td3_bc"])

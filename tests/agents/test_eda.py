@@ -8,7 +8,7 @@ from small import PIXELS, make, states_of
 
 from gtp_vision.agents.eda import Alignment, alignment_loss
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets.sampler import Batch
+from gtp_vision.datasets.batch import Batch
 
 Q = torch.tensor([[0.0, 0.0, math.log(2)]])  # alpha 1: weights 1/4, 1/4 and 1/2
 
@@ -37,7 +37,7 @@ def test_it_clones_until_the_behaviour_is_frozen_and_begins_to_align_from_there(
 
     def step(number: int) -> dict[str, torch.Tensor]:
         learner.begin(number)
-        loss, metrics = learner(few, RandomStream(0, number))
+        loss, metrics = learner(few, RandomStream(0, number), 0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -64,7 +64,7 @@ def test_the_behaviours_encoder_is_frozen_with_it(batch: Batch) -> None:
         for parameter in learner.actor_encoder.parameters():
             parameter.add_(0.1)
     learner.begin(0)
-    seen = batch.observation()
+    seen = batch.observation
     assert not torch.equal(aligning.behaviour_encoder(seen), learner.actor_encoder(seen))
     learner.begin(2)
     assert torch.equal(aligning.behaviour_encoder(seen), learner.actor_encoder(seen))
@@ -79,14 +79,14 @@ def test_the_policys_density_rises_where_q_is_high(batch: Batch, monkeypatch: py
     optimizer = torch.optim.Adam(learner.policy.parameters(), lr=3e-3)
     losses = []
     for number in range(60):
-        seen = learner.see(few, RandomStream(0, number))
+        seen = learner.loss_inputs(few, RandomStream(0, number), 0)
         loss, _ = learner.improvement.loss(learner, seen)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-10:]) < 0.97 * sum(losses[:10])
-    features, noise = few.observation()["state"].flatten(1), RandomStream(1, 0)
+    features, noise = few.observation["state"].flatten(1), RandomStream(1, 0)
     before = learner.improvement.behaviour.sample(features, 5, RandomStream(1, 0), 20)  # type: ignore[union-attr, operator]
     after = learner.policy.sample(features, 5, noise, 20)
     assert float(after[:, 0].mean()) > float(before[:, 0].mean()) + 0.03

@@ -11,7 +11,8 @@ from gtp_vision.agents import AGENTS, actions_needed, label
 from gtp_vision.agents.base import Agent
 from gtp_vision.config.schema import from_command_line, options
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets.sampler import Batch, Sampler
+from gtp_vision.datasets.batch import Batch
+from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 
 STAGES = [(name, 0) for name in NAMES] + [("bdm", step) for step in (1, 2, 3)]  # pretrain_steps is 2
@@ -78,7 +79,7 @@ def test_a_batch_holds_the_actions_that_an_agent_needs() -> None:
 def stepped(learner: Agent, batch: Batch, stage: int, step: int = 0) -> dict[str, torch.Tensor]:
     """Gradients and metrics of one step at a stage."""
     learner.begin(stage)
-    loss, metrics = learner(batch, RandomStream(0, step))
+    loss, metrics = learner(batch, RandomStream(0, step), 0)
     loss.backward()
     assert loss.isfinite()
     return metrics
@@ -116,7 +117,7 @@ def test_a_steps_gradients_reach_exactly_what_is_trained(batch: Batch, name: str
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_is_the_critics_and_the_actors(batch: Batch, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = make(name)
-    _, metrics = learner(states_of(batch), RandomStream(0, 0))
+    _, metrics = learner(states_of(batch), RandomStream(0, 0), 0)
     parts = [float(value) for key, value in metrics.items() if key in ("actor/loss", "critic/loss", "critic/v_loss")]
     assert float(metrics["loss"]) == pytest.approx(sum(parts), rel=1e-5)
 
@@ -128,7 +129,7 @@ def test_a_loss_is_a_function_of_the_batch_and_the_noise(batch: Batch, name: str
     with torch.no_grad():  # a policy that is its own behaviour has one loss, whatever the noise
         for parameter in learner.policy.parameters():
             parameter.mul_(1.1)
-    first, again, other = (learner(states_of(batch), RandomStream(0, step))[0].item() for step in (0, 0, 1))
+    first, again, other = (learner(states_of(batch), RandomStream(0, step), 0)[0].item() for step in (0, 0, 1))
     assert first == again
     if name not in ("gaussian_bc", "iql"):  # those two draw nothing
         assert first != other
@@ -151,7 +152,7 @@ def test_steps_of_the_optimiser_lower_the_losses_of_their_batch(batch: Batch, na
     losses = []
     learner.begin(0)
     for _ in range(20):
-        loss, metrics = learner(few, RandomStream(0, 0))
+        loss, metrics = learner(few, RandomStream(0, 0), 0)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

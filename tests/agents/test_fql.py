@@ -11,7 +11,7 @@ from gtp_vision.agents.base import Agent, LossInputs
 from gtp_vision.agents.diffusion_ql import q_term
 from gtp_vision.agents.fql import Distillation
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets.sampler import Batch
+from gtp_vision.datasets.batch import Batch
 
 
 def distilling(*overrides: str) -> tuple[Agent, Distillation]:
@@ -21,7 +21,7 @@ def distilling(*overrides: str) -> tuple[Agent, Distillation]:
 
 
 def seen_by(learner: Agent, batch: Batch) -> LossInputs:
-    return learner.see(states_of(batch), RandomStream(0, 0))
+    return learner.loss_inputs(states_of(batch), RandomStream(0, 0), 0)
 
 
 def test_both_policies_answer_the_same_noise(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:

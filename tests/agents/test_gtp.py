@@ -13,7 +13,7 @@ from small import make, states_of
 
 from gtp_vision.agents.gtp import AdvantageWeighting, advantage_weights
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets.sampler import Batch
+from gtp_vision.datasets.batch import Batch
 
 
 def plain_weights(advantage: np.ndarray, eta: float, clip: float) -> np.ndarray:
@@ -75,7 +75,7 @@ def test_the_advantage_is_the_value_above_the_mean_over_policy_samples(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = make("gtp", "agent.improvement.value_steps=2")
-    seen = learner.see(states_of(batch), RandomStream(0, 0))
+    seen = learner.loss_inputs(states_of(batch), RandomStream(0, 0), 0)
     seen = replace(seen, critic=torch.randn(12, 6), actor=torch.randn(12, 6))
     seen = replace(seen, q=learner.critic(seen.critic, seen.action).detach())
     samples = torch.rand(36, 2)
@@ -103,7 +103,7 @@ def test_the_advantage_is_the_value_above_the_mean_over_policy_samples(
 
 def test_where_the_critic_learns_a_v_the_advantage_is_over_it(batch: Batch) -> None:
     learner, few = make("iql"), states_of(batch)
-    seen = learner.see(few, RandomStream(0, 0))
+    seen = learner.loss_inputs(few, RandomStream(0, 0), 0)
     assert isinstance(learner.improvement, AdvantageWeighting)
     advantage = learner.improvement.advantage(learner, replace(seen, q=learner.critic(seen.critic, seen.action)))
     expected = learner.critic(seen.critic, few.action).min(0).values - learner.critic.value(seen.critic)
@@ -133,6 +133,6 @@ def test_the_actors_loss_is_the_weighted_mean_whatever_the_scale_of_the_weights(
     for scale in (1.0, 40.0):
         weight = scale * torch.arange(12.0)
         monkeypatch.setattr("gtp_vision.agents.gtp.advantage_weights", lambda *_, weight=weight, **__: weight)
-        losses.append(float(learner(few, RandomStream(0, 0))[1]["actor/loss"]))
+        losses.append(float(learner(few, RandomStream(0, 0), 0)[1]["actor/loss"]))
         torch.testing.assert_close(used[-1], weight / weight.mean())
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

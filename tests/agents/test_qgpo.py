@@ -8,7 +8,7 @@ from small import make, observation, states_of
 
 from gtp_vision.agents.qgpo import EnergyGuidance, contrastive_loss
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets.sampler import Batch
+from gtp_vision.datasets.batch import Batch
 
 Q = torch.tensor([[0.0, math.log(2) / 2, math.log(4) / 2]])  # alpha 2: weights 1/7, 2/7 and 4/7
 
@@ -45,9 +45,9 @@ def test_the_energy_is_learned_by_the_critics_order_of_the_behaviours_actions(
     guidance = learner.improvement
     assert isinstance(guidance, EnergyGuidance)
     optimizer = torch.optim.Adam(guidance.parameters(), lr=1e-2)
-    seen = learner.see(few, RandomStream(0, 0))
+    seen = learner.loss_inputs(few, RandomStream(0, 0), 0)
     for step in range(150):
-        seen.generator._generator.manual_seed(step)  # type: ignore[attr-defined]
+        seen.noise._generator.manual_seed(step)  # type: ignore[attr-defined]
         loss, _ = guidance.loss(learner, seen)
         optimizer.zero_grad()
         loss.backward()
@@ -81,7 +81,7 @@ def test_guidance_moves_actions_up_the_energy(monkeypatch: pytest.MonkeyPatch) -
 def test_the_energys_loss_trains_no_encoder_and_no_policy(batch: Batch) -> None:
     learner = make("qgpo")
     guidance = learner.improvement
-    seen = learner.see(states_of(batch), RandomStream(0, 0))
+    seen = learner.loss_inputs(states_of(batch), RandomStream(0, 0), 0)
     together, _ = guidance.loss(learner, seen)
     together.backward()
     policy = [p.grad.clone() for p in learner.policy.parameters() if p.grad is not None]
@@ -98,12 +98,12 @@ def test_support_actions_are_noised_as_often_as_noise_draws_says(batch: Batch) -
     learner, few = make("qgpo", "agent.policy.noise_draws=3"), states_of(batch)
     asked: list[int] = []
     learner.improvement.energy.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))  # type: ignore[union-attr, operator]
-    learner(few, RandomStream(0, 0))
+    learner(few, RandomStream(0, 0), 0)
     assert asked == [3 * len(few) * learner.config.improvement.support_actions]
 
 
 def test_guidance_acts_under_inference_mode(batch: Batch) -> None:
-    learner, few = make("qgpo"), states_of(batch).observation()
+    learner, few = make("qgpo"), states_of(batch).observation
     expected = learner.act(few, RandomStream(0, 0))
     with torch.inference_mode():
         acted = learner.act(few, RandomStream(0, 0))

@@ -8,7 +8,8 @@ import torch
 from small import make, states_of
 
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets.sampler import Batch, Sampler
+from gtp_vision.datasets.batch import Batch
+from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 
 
@@ -26,7 +27,7 @@ def test_noise_on_the_next_action_stays_within_its_clip_and_the_box(
 
     monkeypatch.setattr(learner.policy_target, "sample", lambda *_: policy)
     monkeypatch.setattr(learner.critic_target, "forward", noted)
-    learner.next_value(learner.see(states_of(batch), RandomStream(0, 0)))
+    learner.next_value(learner.loss_inputs(states_of(batch), RandomStream(0, 0), 0))
     (action,) = judged
     assert float(action.abs().max()) <= 1
     away = (action - policy).abs()
@@ -52,7 +53,7 @@ def test_rebracs_penalty_is_the_squared_distance_from_the_datas_next_action_and_
     action = torch.rand(6, 2)
     monkeypatch.setattr(learner.policy_target, "sample", lambda *_: action)
     monkeypatch.setattr(learner.critic_target, "forward", lambda features, _: torch.full((2, len(features)), 10.0))
-    value = learner.next_value(learner.see(batch, RandomStream(0, 0)))
+    value = learner.next_value(learner.loss_inputs(batch, RandomStream(0, 0), 0))
     expected = []
     for position, row in enumerate(rows):
         follows = row in (0, 1, 4, 5)  # row 2's next frame is the last of a recording that timed out
@@ -71,16 +72,16 @@ def test_rebracs_penalty_over_several_steps_compares_with_the_action_after_them(
     action = torch.rand(2, 2)
     monkeypatch.setattr(learner.policy_target, "sample", lambda *_: action)
     monkeypatch.setattr(learner.critic_target, "forward", lambda features, _: torch.zeros(2, len(features)))
-    value = learner.next_value(learner.see(batch, RandomStream(0, 0)))
+    value = learner.next_value(learner.loss_inputs(batch, RandomStream(0, 0), 0))
     following = torch.from_numpy(store.actions[[3, 5]])
     torch.testing.assert_close(value, -(action - following).square().sum(1))
 
 
 def test_the_policy_itself_is_cloned_by_squared_error_and_acts_without_noise(batch: Batch) -> None:
     learner, few = make("td3_bc"), states_of(batch)
-    features = few.observation()["state"].flatten(1)
-    action = learner.act(few.observation(), RandomStream(0, 0))
-    assert torch.equal(action, learner.act(few.observation(), RandomStream(7, 7)))
-    _, metrics = learner(few, RandomStream(0, 0))
+    features = few.observation["state"].flatten(1)
+    action = learner.act(few.observation, RandomStream(0, 0))
+    assert torch.equal(action, learner.act(few.observation, RandomStream(7, 7)))
+    _, metrics = learner(few, RandomStream(0, 0), 0)
     expected = (learner.policy.sample(features, 1, RandomStream(0, 0)) - few.action).square().mean()
     assert float(metrics["actor/cloning"]) == pytest.approx(expected.item(), rel=1e-5)

@@ -43,8 +43,8 @@ def assert_same_transitions(before: Store, after: Store, *, exact: bool = True) 
         np.testing.assert_array_equal(getattr(one, field), getattr(other, field), err_msg=field)
     assert list(before.observations) == list(after.observations) or set(before.observations) == set(after.observations)
     for frames, theirs in (
-        (one.observation(), other.observation()),
-        (one.next_observation(), other.next_observation()),
+        (one.observation, other.observation),
+        (one.next_observation, other.next_observation),
     ):
         for name, wanted in frames.items():
             mine, found = wanted.numpy(), theirs[name].numpy()

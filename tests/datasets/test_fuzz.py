@@ -70,7 +70,7 @@ def used(path: Path) -> str:
     if found:
         return "faulty"
     batch = Sampler(store, 1, 0, frame_stack=2, n_step=2, action_chunk=2).gather(store.transitions)
-    for name, stacked in {**batch.observation(), **batch.next_observation()}.items():
+    for name, stacked in {**batch.observation, **batch.next_observation}.items():
         assert stacked.shape[:2] == (len(store.transitions), 2), name
     return "sound"
 

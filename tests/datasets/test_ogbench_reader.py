@@ -103,7 +103,7 @@ def test_single_tasks_are_read_as_ogbench_reads_them(env: str, tmp_path: Path, c
     np.testing.assert_allclose(batch.discount, 0.9 * theirs["masks"])
     alive = theirs["masks"] == 1  # after a terminal the next observation counts for nothing
     np.testing.assert_array_equal(
-        batch.next_observation()["state"][:, 0][alive], theirs["next_observations"][alive].astype(np.float32)
+        batch.next_observation["state"][:, 0][alive], theirs["next_observations"][alive].astype(np.float32)
     )
 
 

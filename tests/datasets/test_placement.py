@@ -28,8 +28,8 @@ def test_batches_do_not_depend_on_the_placement(store: Store, make_store: MakeSt
         assert "on cpu" in told
         mapped, device = (Sampler(s, 16, 0, frame_stack=3).batch(2) for s in (each, here))
         for name in ("front", "state"):
-            assert torch.equal(mapped.observation()[name], device.observation()[name])
-            assert torch.equal(mapped.next_observation()[name], device.next_observation()[name])
+            assert torch.equal(mapped.observation[name], device.observation[name])
+            assert torch.equal(mapped.next_observation[name], device.next_observation[name])
         np.testing.assert_array_equal(np.asarray(here.observations["front"]), np.asarray(each.observations["front"]))
         np.testing.assert_array_equal(here.observations["front"][2:5], each.observations["front"][2:5])
         np.testing.assert_array_equal(here.observations["state"][[4, 1]], each.observations["state"][[4, 1]])

@@ -343,7 +343,7 @@ def test_robomimic_reads_what_is_written(
     rows = ours.store.transitions
     assert len(theirs) == len(rows)
     batch = ours.gather(rows)
-    now, later = batch.observation(), batch.next_observation()
+    now, later = batch.observation, batch.next_observation
     for index, row in enumerate(rows):
         item = theirs[index]
         for name in ("front", "state"):

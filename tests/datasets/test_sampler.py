@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from torch.utils import _pytree as pytree
 
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
 from gtp_vision.datasets.sampler import Sampler
@@ -93,7 +94,7 @@ def test_an_observation_repeats_its_episodes_first_frame_instead_of_crossing_the
         [max(episode(store, row)[0], row - back) for back in reversed(range(frame_stack))]
         for row in store.transitions.tolist()
     ]
-    assert sampled_rows(batch.observation()["state"]).tolist() == expected
+    assert sampled_rows(batch.observation["state"]).tolist() == expected
 
 
 @MANY
@@ -123,7 +124,7 @@ def test_the_next_observation_is_n_frames_on_and_never_beyond_the_episodes_end(
 ) -> None:
     store = make_store(**recording)
     batch = Sampler(store, 4, 0, frame_stack=frame_stack, n_step=n_step).gather(store.transitions)
-    given_rows = sampled_rows(batch.next_observation()["state"])
+    given_rows = sampled_rows(batch.next_observation["state"])
     for row, stack, discount in zip(store.transitions.tolist(), given_rows, batch.discount.tolist(), strict=True):
         start, end = episode(store, row)
         assert start <= stack.min()
@@ -140,23 +141,24 @@ def test_a_batch_gathers_each_distinct_frame_once(
 ) -> None:
     store = make_store(**recording)
     sampler = Sampler(store, 4, 0, frame_stack=frame_stack, n_step=n_step)
-    batch = sampler.gather(np.repeat(store.transitions, 2))
+    rows = np.repeat(store.transitions, 2)
+    batch, frames = sampler.gather(rows), sampler.frames(rows)
     used = np.concatenate(
-        [sampled_rows(batch.observation()["state"]).ravel(), sampled_rows(batch.next_observation()["state"]).ravel()]
+        [sampled_rows(batch.observation["state"]).ravel(), sampled_rows(batch.next_observation["state"]).ravel()]
     )
-    gathered = batch.frames["state"][:, 0].numpy().astype(int)
+    gathered = frames.frames["state"][:, 0].numpy().astype(int)
     assert sorted(gathered.tolist()) == sorted(set(used.tolist()))
 
 
 def test_all_observations_of_a_batch_come_from_its_rows(make_store: MakeStore) -> None:
     store = make_store((4, 5), cameras={"front": (6, 5, 3), "wrist": (4, 4, 1)})
-    batch = Sampler(store, 8, 3, frame_stack=2).batch(0)
-    rows = batch.rows.numpy()
+    sampler = Sampler(store, 8, 3, frame_stack=2)
+    batch, rows = sampler.batch(0), sampler.rows(0)
     before = np.where(np.isin(rows, store.episode_starts), rows, rows - 1)
     for name in ("front", "wrist"):
         expected = store.observations[name][np.stack([before, rows], 1)].transpose(0, 1, 4, 2, 3)
-        assert batch.observation()[name].dtype == torch.uint8
-        np.testing.assert_array_equal(batch.observation()[name], expected)
+        assert batch.observation[name].dtype == torch.uint8
+        np.testing.assert_array_equal(batch.observation[name], expected)
     np.testing.assert_array_equal(batch.action, store.actions[rows])
     assert len(batch) == 8
 
@@ -164,9 +166,10 @@ def test_all_observations_of_a_batch_come_from_its_rows(make_store: MakeStore) -
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, ">f4"])
 def test_states_reach_the_network_as_float32_whatever_float_the_file_holds(make_store: MakeStore, dtype: Any) -> None:
     states = make_store().observations["state"]
-    batch = Sampler(make_store(observations={"state": states.astype(dtype)}), 4, 0).batch(0)
-    assert batch.observation()["state"].dtype == torch.float32
-    np.testing.assert_allclose(batch.observation()["state"][:, 0], states[batch.rows.numpy()], rtol=1e-3)
+    sampler = Sampler(make_store(observations={"state": states.astype(dtype)}), 4, 0)
+    batch = sampler.batch(0)
+    assert batch.observation["state"].dtype == torch.float32
+    np.testing.assert_allclose(batch.observation["state"][:, 0], states[sampler.rows(0)], rtol=1e-3)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -187,11 +190,11 @@ def test_processes_together_draw_the_batch_of_one_in_its_order(
 def test_processes_together_gather_the_batch_of_one(make_store: MakeStore) -> None:
     sampler = Sampler(make_store((40, 60), terminals={20, 99}), 12, 5, frame_stack=3, n_step=4)
     whole, parts = sampler.batch(7), [sampler.batch(7, rank, 3) for rank in range(3)]
-    for name in ("action", "reward", "discount", "rows"):
+    for name in ("action", "reward", "discount"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
     for name in ("observation", "next_observation"):
-        together = torch.cat([getattr(part, name)()["state"] for part in parts])
-        assert torch.equal(together, getattr(whole, name)()["state"])
+        together = torch.cat([getattr(part, name)["state"] for part in parts])
+        assert torch.equal(together, getattr(whole, name)["state"])
 
 
 def test_rows_are_a_function_of_seed_and_step_alone(make_store: MakeStore) -> None:
@@ -226,12 +229,9 @@ def test_a_batch_that_cannot_be_divided_is_refused_with_the_mend(make_store: Mak
 
 def test_a_moved_batch_holds_the_same_numbers(make_store: MakeStore) -> None:
     batch = Sampler(make_store(cameras={"front": (4, 4, 3)}), 4, 0, frame_stack=2).batch(1)
-    moved = batch.to("meta")
-    assert {str(x.device) for x in [*moved.frames.values(), moved.window, moved.action, moved.rows]} == {"meta"}
-    same = batch.to("cpu")
-    for name in ("window", "next_window", "action", "reward", "discount", "rows"):
-        assert torch.equal(getattr(same, name), getattr(batch, name))
-    assert all(torch.equal(same.frames[name], frames) for name, frames in batch.frames.items())
+    assert {str(x.device) for x in pytree.tree_leaves(batch.to("meta"))} == {"meta"}
+    for x, other in zip(pytree.tree_leaves(batch.to("cpu")), pytree.tree_leaves(batch), strict=True):
+        assert torch.equal(x, other)
 
 
 # Chunks, goals, weights ------------------------------------------------------------------------------------------
@@ -256,7 +256,7 @@ def test_goals_are_drawn_for_the_whole_batch_and_shown_as_one_frame_that_stands_
     wanted = sampler.goal_rows(3)
     assert wanted is not None
     parts = [sampler.batch(3, rank, world_size) for rank in range(world_size)]
-    for shown in ([b.observation() for b in parts], [b.next_observation() for b in parts]):
+    for shown in ([b.observation for b in parts], [b.next_observation for b in parts]):
         assert list(shown[0]) == ["front", "state", "goal/front", "goal/state"]
         states = np.concatenate([seen["goal/state"] for seen in shown])
         np.testing.assert_array_equal(states, store.observations["state"][wanted][:, None].repeat(2, 1))
@@ -271,7 +271,7 @@ def test_rewards_are_those_of_goals_and_the_files_are_left_aside(make_store: Mak
     batch = Sampler(store, 1, 0, goals=HindsightGoals(), discount=0.9).gather(rows, goals)
     np.testing.assert_array_equal(batch.reward, [0, -1, 0, -1, -1])
     np.testing.assert_allclose(batch.discount, [0, 0.9, 0, 0.9, 0.9], rtol=1e-6)
-    now, following = (seen["state"][:, 0, 0] for seen in (batch.observation(), batch.next_observation()))
+    now, following = (seen["state"][:, 0, 0] for seen in (batch.observation, batch.next_observation))
     np.testing.assert_array_equal(now, rows)
     np.testing.assert_array_equal(following, [2, 2, 3, 3, 8], "what ended elsewhere stays there, and costs on")
     made = Sampler(store, 1, 0, goals=HindsightGoals(), reward_shift=1, reward_scale=10).gather(rows, goals)
@@ -282,7 +282,7 @@ def test_goals_do_not_change_which_rows_are_drawn(make_store: MakeStore) -> None
     store = make_store((9, 11))
     plain, told = Sampler(store, 16, 0), Sampler(store, 16, 0, goals=ACTOR_GOALS)
     np.testing.assert_array_equal(plain.rows(5), told.rows(5))
-    assert list(plain.batch(5).observation()) == ["state"]
+    assert list(plain.batch(5).observation) == ["state"]
 
 
 def test_goals_of_a_batch_are_a_function_of_seed_and_step(make_store: MakeStore) -> None:
@@ -297,10 +297,7 @@ def test_goals_of_a_batch_are_a_function_of_seed_and_step(make_store: MakeStore)
 def test_a_goals_frames_are_gathered_once_with_the_others(make_store: MakeStore) -> None:
     store = make_store((4,))
     sampler = Sampler(store, 64, 0, frame_stack=2, goals=HindsightGoals(current=0, trajectory=0, random=1))
-    batch = sampler.batch(0)
-    assert len(batch.frames["state"]) == 4
-    moved = batch.to("cpu").observation()
-    np.testing.assert_array_equal(moved["goal/state"], batch.observation()["goal/state"])
+    assert len(sampler.frames(*sampler.draw(0)).frames["state"]) == 4
 
 
 def test_rows_are_drawn_by_their_weights(make_store: MakeStore) -> None:

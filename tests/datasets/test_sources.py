@@ -7,24 +7,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
 
+from gtp_vision.datasets.batch import Batch, Rows
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.goals import HindsightGoals
 from gtp_vision.datasets.placement import place
-from gtp_vision.datasets.sampler import Sampler, Transitions
+from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.sources import (
     BatchSource,
-    CompactSource,
+    FramesSource,
     HostSource,
     ResidentSource,
-    StackedSource,
+    SeedsSource,
     batch_source,
 )
 from gtp_vision.datasets.store import Store
 
 MakeStore = Callable[..., Store]
 CPU = torch.device("cpu")
-KINDS = ("host", "compact", "resident")
+KINDS = ("host", "frames", "resident")
 LONG: dict[str, Any] = {"frame_stack": 3, "n_step": 4, "action_chunk": 3, "reward_scale": 3.0, "reward_shift": -0.3}
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -36,24 +38,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def source(kind: str, store: Store, seed: int = 0, **settings: Any) -> BatchSource:
-    """A source of 24 transitions a step."""
+    """A source of batches of 24 rows."""
     if kind == "resident":
-        store = place(store, CPU, "device")[0]
-    sampler = Sampler(store, 24, seed, **settings)
-    return (
-        ResidentSource(sampler, CPU)
-        if kind == "resident"
-        else {"host": HostSource, "compact": CompactSource}[kind](sampler)
-    )
+        return ResidentSource(Sampler(place(store, CPU, "device")[0], 24, seed, **settings), CPU)
+    return {"host": HostSource, "frames": FramesSource}[kind](Sampler(store, 24, seed, **settings))
 
 
-def assert_equal(some: Transitions, others: Transitions) -> None:
-    """All tensors are, to the bit."""
-    assert list(some.tensors()) == list(others.tensors())
-    for name, x in some.tensors().items():
-        other = others.tensors()[name]
-        assert (x.dtype, x.shape) == (other.dtype, other.shape), name
-        assert torch.equal(x, other), name
+def assert_equal(batch: Batch, expected: Batch) -> None:
+    """The same structure, dtypes, shapes and bits."""
+    (leaves, structure), (wanted, wanted_structure) = pytree.tree_flatten(batch), pytree.tree_flatten(expected)
+    assert structure == wanted_structure
+    for x, other in zip(leaves, wanted, strict=True):
+        assert (x.dtype, x.shape) == (other.dtype, other.shape)
+        assert torch.equal(x, other)
 
 
 @pytest.fixture
@@ -63,21 +60,18 @@ def store(make_store: MakeStore) -> Store:
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_transitions_are_those_of_the_samplers_batch_to_the_bit(
-    store: Store, kind: str, settings: dict[str, Any]
-) -> None:
+def test_every_source_makes_the_samplers_batch_bit_for_bit(store: Store, kind: str, settings: dict[str, Any]) -> None:
     store.weights = np.linspace(0, 1, len(store))
     made, sampler = source(kind, store, **settings), Sampler(store, 24, 0, **settings)
-    for step in (0, 7):
-        for rank in range(2):
-            expected = sampler.batch(step, rank, 2).stacked()
-            assert len(expected) == 12
-            assert_equal(made.transitions(made.inputs(step, rank, 2)), expected)
+    for step, rank in ((0, 0), (7, 1)):
+        expected = sampler.batch(step, rank, 2)
+        assert len(expected) == 12
+        assert_equal(made.batch(made.fetch(step, rank, 2)), expected)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.data(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 4))
-def test_arithmetic_on_the_device_is_that_of_the_host_for_every_recording(
+def test_arithmetic_on_the_device_equals_the_hosts_for_every_recording(
     make_store: MakeStore, data: st.DataObject, frame_stack: int, n_step: int, action_chunk: int
 ) -> None:
     lengths = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4).filter(lambda all_: max(all_) > 1))
@@ -88,72 +82,71 @@ def test_arithmetic_on_the_device_is_that_of_the_host_for_every_recording(
         timeouts=data.draw(st.sets(st.sampled_from((ends - 1).tolist()))),
     )
     law = {"frame_stack": frame_stack, "n_step": n_step, "action_chunk": action_chunk, "discount": 0.9}
-    made = source("resident", recorded, **law)
     rows = recorded.transitions
-    expected = Sampler(recorded, 24, 0, **law).gather(rows).stacked()
-    assert_equal(made.transitions({"rows": torch.from_numpy(rows)}), expected)
+    expected = Sampler(recorded, 24, 0, **law).gather(rows)
+    assert_equal(source("resident", recorded, **law).batch(Rows(torch.from_numpy(rows))), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stacks_that_were_made_ahead_are_shown_as_they_are(make_store: MakeStore, kind: str) -> None:
+def test_stored_features_of_goals_are_used_as_they_are(make_store: MakeStore, kind: str) -> None:
     rng = np.random.default_rng(0)
     features = {name: rng.standard_normal((12, 6)).astype(np.float16) for name in ("front", "goal/front")}
     recorded = make_store(observations=features)
     law = {"goals": HindsightGoals(), "n_step": 3}
     made = source(kind, recorded, **law)
-    expected = Sampler(recorded, 24, 0, **law).batch(3)
-    seen = made.transitions(made.inputs(3))
-    assert_equal(seen, expected.stacked())
-    assert seen.now["goal/front"].dtype == torch.float32
-    wanted = Sampler(recorded, 24, 0, **law).goal_rows(3)
-    np.testing.assert_array_equal(seen.now["goal/front"][:, 0], features["goal/front"][wanted].astype(np.float32))
+    batch = made.batch(made.fetch(3))
+    assert_equal(batch, Sampler(recorded, 24, 0, **law).batch(3))
+    goal_rows = Sampler(recorded, 24, 0, **law).goal_rows(3)
+    expected = features["goal/front"][goal_rows].astype(np.float32)
+    np.testing.assert_array_equal(batch.observation["goal/front"][:, 0], expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_inputs_have_the_same_shapes_at_every_step(store: Store, kind: str) -> None:
+def test_what_is_fetched_has_the_same_shapes_at_every_step(store: Store, kind: str) -> None:
     made = source(kind, store, **LONG)
-    shapes = {tuple((name, x.shape, x.dtype) for name, x in made.inputs(step).items()) for step in range(6)}
+    shapes = {tuple((x.shape, x.dtype) for x in pytree.tree_leaves(made.fetch(step))) for step in range(6)}
     assert len(shapes) == 1
 
 
-def test_what_is_shipped_has_room_for_rows_that_share_no_frame(make_store: MakeStore) -> None:
+def test_fetched_frames_have_room_for_rows_that_share_none(make_store: MakeStore) -> None:
     for frame_stack, n_step in ((3, 2), (2, 3), (1, 1)):
         sampler = Sampler(make_store((4000,)), 8, 0, frame_stack=frame_stack, n_step=n_step)
         rows = np.arange(100, 4000, 500)
-        full, padded = sampler.gather(rows), sampler.gather(rows, padded=True)
+        full, padded = sampler.frames(rows), sampler.frames(rows, padded=True)
         assert len(full.frames["state"]) == len(padded.frames["state"]) == sampler.most_frames(8)
 
 
-def test_resident_inputs_are_numbers_of_rows_alone(store: Store) -> None:
-    assert list(source("resident", store).inputs(0)) == ["rows"]
-    assert list(source("resident", store, goals=HindsightGoals()).inputs(0)) == ["rows", "goal_rows"]
+def test_resident_sources_ship_row_numbers_alone(store: Store) -> None:
+    assert len(pytree.tree_leaves(source("resident", store).fetch(0))) == 1
+    fetched = source("resident", store, goals=HindsightGoals()).fetch(0)
+    assert fetched.goal_rows is not None
+    assert len(pytree.tree_leaves(fetched)) == 2
 
 
-def test_transitions_are_made_as_near_to_the_frames_as_can_be(make_store: MakeStore, tmp_path: Path) -> None:
+def test_the_source_stacks_as_near_to_the_frames_as_the_device_allows(make_store: MakeStore, tmp_path: Path) -> None:
     mapped = native.read(native.write(tmp_path / "data.h5", make_store()))
     assert isinstance(batch_source(Sampler(mapped, 4, 0), CPU), HostSource)
-    assert isinstance(batch_source(Sampler(mapped, 4, 0), torch.device("cuda")), CompactSource)
+    assert isinstance(batch_source(Sampler(mapped, 4, 0), torch.device("cuda")), FramesSource)
     placed = place(mapped, CPU, "device")[0]
     assert isinstance(batch_source(Sampler(placed, 4, 0), CPU), ResidentSource)
 
 
 @pytest.mark.parametrize("settings", [LONG, SETTINGS["goals"]], ids=["long", "goals"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_seeds_side_by_side_see_what_each_sees_alone(store: Store, kind: str, settings: dict[str, Any]) -> None:
+def test_seeds_side_by_side_get_the_batches_of_each_alone(store: Store, kind: str, settings: dict[str, Any]) -> None:
     alone = [source(kind, store, seed, **settings) for seed in (3, 5, 8)]
-    together = StackedSource(alone)
-    mapped = torch.func.vmap(lambda inputs: together.transitions(inputs).tensors())(together.inputs(2))
+    together = SeedsSource(alone)
+    mapped = torch.func.vmap(together.batch)(together.fetch(2))
     for index, one in enumerate(alone):
-        own = Transitions.of({name: x[index] for name, x in mapped.items()})
-        assert_equal(own, one.transitions(one.inputs(2)))
+        assert_equal(pytree.tree_map(lambda x, i=index: x[i], mapped), one.batch(one.fetch(2)))
 
 
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_transitions_are_one_graph_of_fixed_shapes(store: Store, kind: str, several: bool) -> None:
+def test_a_batch_is_one_graph_of_fixed_shapes(store: Store, kind: str, several: bool) -> None:
     law = LONG | {"goals": HindsightGoals()}
     made: BatchSource = (
-        StackedSource([source(kind, store, s, **law) for s in (0, 1)]) if several else source(kind, store, **law)
+        SeedsSource([source(kind, store, s, **law) for s in (0, 1)]) if several else source(kind, store, **law)
     )
     graphs = []
 
@@ -161,14 +154,14 @@ def test_transitions_are_one_graph_of_fixed_shapes(store: Store, kind: str, seve
         graphs.append(graph)
         return graph.forward
 
-    def run(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: x.clone() for name, x in made.transitions(inputs).tensors().items()}
+    def run(fetched: Any) -> list[torch.Tensor]:
+        batch = made.batch(fetched)
+        return [x.clone() for x in (*batch.observation.values(), *batch.next_observation.values(), batch.reward)]
 
     whole = torch.func.vmap(run) if several else run
     compiled = torch.compile(whole, fullgraph=True, dynamic=False, backend=backend)
     for step in range(3):
-        inputs = made.inputs(step)
-        found, expected = compiled(inputs), whole(inputs)
-        for name, x in expected.items():
-            assert torch.equal(found[name], x), name
+        fetched = made.fetch(step)
+        for x, expected in zip(compiled(fetched), whole(fetched), strict=True):
+            assert torch.equal(x, expected)
     assert len(graphs) == 1

@@ -16,7 +16,8 @@ from gtp_vision.agents import Agent, AgentConfig
 from gtp_vision.config.schema import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets.sampler import Batch, Sampler
+from gtp_vision.datasets.batch import Batch
+from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import EncoderConfig, LoraSettings, check_encoder
 from gtp_vision.encoders.backbone import Backbone
@@ -166,7 +167,7 @@ def test_statistics_of_batch_norm_move_only_when_asked(make_store: Callable[...,
 
 def test_actor_and_critic_see_the_same_frozen_features(make_store: Callable[..., Store]) -> None:
     config = _encoder(tuning="frozen")
-    agent, observation = _agent(config), _batch(make_store).observation()
+    agent, observation = _agent(config), _batch(make_store).observation
     features = agent.actor_encoder.camera_features("front", observation["front"])
     assert features.std() > 0
     for encoder in (agent.critic_encoder, agent.actor_encoder_target, agent.critic_encoder_target):

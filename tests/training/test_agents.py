@@ -14,6 +14,7 @@ from gtp_vision.config.schema import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.sources import HostSource
 from gtp_vision.datasets.store import Store
 from gtp_vision.training import eager as updates
 from gtp_vision.training import trainer
@@ -101,7 +102,7 @@ def rewarded(folder: Path) -> np.ndarray:
 def error(parts: Components, best: np.ndarray) -> float:
     """How far the agent's mean action for either half lies from the best one."""
     rows = np.arange(0, len(best), 4)
-    action = parts.agent.act(parts.sampler.gather(rows).observation(), RandomStream(9, 9)).numpy()
+    action = parts.agent.act(parts.sampler.gather(rows).observation, RandomStream(9, 9)).numpy()
     halves = [best[rows, 0] > 0, best[rows, 0] < 0]
     return float(np.mean([np.linalg.norm((action - best[rows])[half].mean(0)) for half in halves]))
 
@@ -116,7 +117,10 @@ def test_every_agent_learns_from_pixels_in_200_steps(tmp_path: Path, name: str) 
     config = from_command_line([*overrides, "agent.policy_tau=0.02", "task.discount=0", *HASTE.get(name, [])])
     parts = build(config)
     before = error(parts, best)
-    metrics = [updates.update(parts, config, step, parts.sampler.batch(step)) for step in range(200)]
+    metrics = [
+        updates.Eager(HostSource(parts.sampler), config, parts).step(step, parts.sampler.batch(step))[0]
+        for step in range(200)
+    ]
     assert all(bool(value.isfinite()) for found in metrics for value in found.values())
     after = error(parts, best)
     assert after < 0.5 * before, f"from {before:.2f} to {after:.2f}"

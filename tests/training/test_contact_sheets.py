@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from gtp_vision.config.schema import Config, from_command_line
-from gtp_vision.datasets.sampler import Batch
+from gtp_vision.datasets.batch import Batch
 from gtp_vision.training import pictures, trainer
 from gtp_vision.training.build import Components, build
 
@@ -23,7 +23,7 @@ def _config(folder: Path, *more: str) -> Config:
 def _sheet(path: Path, parts: Components, batch: Batch) -> tuple[np.ndarray, np.ndarray, int]:
     """The sheet's pixels, the newest frames of the batch, (B, H, W, C), and how many times they are enlarged."""
     pictures.augmentation(path, batch, parts)
-    (frames,) = (x[:, -1].permute(0, 2, 3, 1).numpy() for x in batch.observation().values() if x.ndim == 5)
+    (frames,) = (x[:, -1].permute(0, 2, 3, 1).numpy() for x in batch.observation.values() if x.ndim == 5)
     return np.asarray(Image.open(path)), frames, 192 // max(frames.shape[1:3])
 
 

@@ -63,7 +63,7 @@ def only_compiling(line: str) -> None:
 
 def stepped(engine: Engine) -> list[list[dict[str, float]]]:
     """Metrics of each member, step by step."""
-    told = [engine.step(step, engine.source.inputs(step)) for step in range(STEPS)]
+    told = [engine.step(step, engine.source.fetch(step)) for step in range(STEPS)]
     return [[{name: float(value) for name, value in one.items()} for one in all_of] for all_of in told]
 
 
@@ -251,7 +251,7 @@ def test_a_captured_step_is_pytorchs_step(states: Path) -> None:
     eager = Eager(batch_source(theirs.sampler, device), config, theirs)
     told = []
     for engine in (graph, eager):
-        moved = [{n: x.to(device) for n, x in engine.source.inputs(step).items()} for step in range(STEPS)]
+        moved = [engine.source.fetch(step).to(device) for step in range(STEPS)]
         found = [engine.step(step, inputs)[0] for step, inputs in enumerate(moved)]
         told.append([{name: float(value) for name, value in one.items()} for one in found])
     assert_alike(ours, theirs, *told)

@@ -17,8 +17,9 @@ import torch
 from gtp_vision.config.schema import Config, from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
+from gtp_vision.datasets.batch import channels_first
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.sampler import channels_first
+from gtp_vision.datasets.sources import HostSource
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
 from gtp_vision.encoders.views import one_view
@@ -121,7 +122,7 @@ def test_training_on_features_equals_training_live_without_augmentation(data: Pa
     assert runs[1].sampler.store.observations["front"].ndim == 4
     for step in range(5):
         ours, live = (
-            updates.update(parts, config, step, parts.sampler.batch(step))
+            updates.Eager(HostSource(parts.sampler), config, parts).step(step, parts.sampler.batch(step))[0]
             for parts, config in zip(runs, configs, strict=True)
         )
         for name in live:
@@ -145,11 +146,11 @@ def test_goals_are_features_too(data: Path, stack: int) -> None:
     parts = build(config)
     seen, made = (sampler.batch(0) for sampler in (parts.frames, parts.sampler))
     encoder = parts.agent.actor_encoder
-    assert sorted(seen.observation()) == sorted(made.observation()) == sorted(encoder.shapes)
-    for live, cached in ((seen.observation(), made.observation()), (seen.next_observation(), made.next_observation())):
+    assert sorted(seen.observation) == sorted(made.observation) == sorted(encoder.shapes)
+    for live, cached in ((seen.observation, made.observation), (seen.next_observation, made.next_observation)):
         wanted = encoder(live)
         assert (wanted - encoder(cached)).abs().max() < 0.01 * wanted.std()
-    assert torch.isfinite(updates.update(parts, config, 0, made)["loss"])
+    assert torch.isfinite(updates.Eager(HostSource(parts.sampler), config, parts).step(0, made)[0]["loss"])
 
 
 def test_the_middle_of_frames_is_cut_out_and_resized_as_in_acting(data: Path) -> None:
@@ -415,7 +416,7 @@ def test_a_run_that_goes_on_computes_with_the_weights_of_its_checkpoint(
 def test_what_is_only_evaluated_computes_no_features(data: Path, cache: Path) -> None:
     parts: Components = build(_config(data), fresh=False)
     assert not _entries(cache)
-    assert parts.sampler.batch(0).observation()["front"].ndim == 5
+    assert parts.sampler.batch(0).observation["front"].ndim == 5
 
 
 # What is stored -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise, RandomStream
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
+from gtp_vision.datasets.sources import HostSource
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.evaluator import Episode, Evaluator, random_actor, summary
@@ -81,7 +82,7 @@ def test_the_action_leads_to_the_goal_that_is_shown(make_store: MakeStore, tmp_p
     config.agent.acting.candidates = 1
     parts = build(config)  # though the file holds no rewards
     for step in range(200):
-        updates.update(parts, config, step, parts.sampler.batch(step))
+        updates.Eager(HostSource(parts.sampler), config, parts).step(step, parts.sampler.batch(step))[0]
     at, goals = torch.zeros(40, 1, 1), torch.linspace(0.3, 1, 20).repeat(2)
     goals[20:] *= -1
     with torch.no_grad():

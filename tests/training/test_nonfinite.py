@@ -20,11 +20,11 @@ from gtp_vision.agents import AGENTS
 from gtp_vision.config.schema import Config, from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.sources import batch_source, batch_source_of_seeds
+from gtp_vision.datasets.sources import HostSource, batch_source, batch_source_of_seeds
 from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint, health, nonfinite, recovery, trainer
+from gtp_vision.training import eager as updates
 from gtp_vision.training.build import Components, build, components_for_seed
-from gtp_vision.training.eager import update
 from gtp_vision.training.engines import Eager, Engine, Functional
 from gtp_vision.training.seeds import seeds_of
 
@@ -114,7 +114,7 @@ def test_skipping_changes_no_bit_of_a_run_that_is_finite(folder: Path, kind: str
         config = config_of(folder / "good.h5", folder, *more, agent=AGENT[kind])
         members = members_of(config)
         engine = engine_of(kind, config, members)
-        told = [engine.step(step, engine.source.inputs(step)) for step in range(3)]
+        told = [engine.step(step, engine.source.fetch(step)) for step in range(3)]
         assert not any(float(one["nonfinite"]) for each in told for one in each)
         ends.append([moved(member) for member in members])
     for one, other in zip(*ends, strict=True):
@@ -131,10 +131,10 @@ def test_a_skipped_step_moves_nothing_of_its_run_and_all_of_the_others(folder: P
     step = next(step for step, bad in enumerate(held) if bad in ([True], [True, False]))
     engine, theirs = engine_of(kind, config, members), engine_of("function" if seeds == 2 else kind, config, good)
     for each in (engine, theirs):  # a step before, so that there are moments
-        each.step(0, theirs.source.inputs(0))
+        each.step(0, theirs.source.fetch(0))
     before = [moved(member) for member in members]
-    told = engine.step(step, engine.source.inputs(step))
-    theirs.step(step, theirs.source.inputs(step))
+    told = engine.step(step, engine.source.fetch(step))
+    theirs.step(step, theirs.source.fetch(step))
     assert [float(one["nonfinite"]) for one in told] == [1.0, 0.0][:seeds]
     assert_same(moved(members[0]), before[0])
     if seeds == 2:
@@ -151,7 +151,7 @@ def test_statistics_of_a_batch_normalisation_are_put_back(make_store: Callable[.
     before = moved(parts)
     running = [name for name in before if name.endswith("running_mean")]
     assert running
-    told = update(parts, config, 0, parts.sampler.batch(0))
+    told = updates.Eager(HostSource(parts.sampler), config, parts).step(0, parts.sampler.batch(0))[0]
     assert float(told["nonfinite"]) == 1
     after = moved(parts)
     assert_same({name: after[name] for name in before if name in after}, before)

@@ -20,7 +20,7 @@ from gtp_vision.config.schema import Config, from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
-from gtp_vision.training import checkpoint, engines, trainer
+from gtp_vision.training import checkpoint, trainer
 from gtp_vision.training import eager as updates
 from gtp_vision.training.build import Components
 from gtp_vision.training.processes import report_lost_ranks
@@ -76,14 +76,14 @@ def assert_equal_runs(one: Path, other: Path) -> None:
 
 def strike(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
     """Send this process a signal in the middle of a step."""
-    plain = updates.update
+    plain = updates.Eager.step
 
-    def struck(parts: Components, config: Config, now: int, *rest: Any) -> Any:
+    def struck(engine: updates.Eager, now: int, fetched: Any) -> Any:
         if now + 1 == step:
             os.kill(os.getpid(), number)
-        return plain(parts, config, now, *rest)
+        return plain(engine, now, fetched)
 
-    monkeypatch.setattr(engines, "update", struck)
+    monkeypatch.setattr(updates.Eager, "step", struck)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])

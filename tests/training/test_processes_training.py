@@ -24,12 +24,13 @@ from gtp_vision.core.distributed import any_rank, global_moments
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.sources import HostSource
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.evaluator import Evaluator, StoppedError, random_actor
+from gtp_vision.training import eager as updates
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build
-from gtp_vision.training.eager import update
 from gtp_vision.training.processes import accelerator_of, batch_shares, global_batch
 from gtp_vision.training.run import InterruptedRunError
 
@@ -56,7 +57,7 @@ def communications(folder: Path) -> dict[str, int]:
     for step in range(3):  # before the second the buckets are laid out anew
         batch = parts.sampler.batch(step, parts.accelerator.process_index, parts.accelerator.num_processes)
         with profile(activities=[ProfilerActivity.CPU]) as seen:
-            update(parts, config, step, batch)
+            updates.Eager(HostSource(parts.sampler), config, parts).step(step, batch)[0]
     found = {event.key: event.count for event in seen.key_averages() if event.key.startswith("c10d::")}
     size = sum(p.numel() * p.element_size() for group in parts.optimizer.param_groups for p in group["params"])
     return found | {"bytes": size}

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 from gtp_vision.config.schema import Config, from_command_line
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.datasets.sources import HostSource
 from gtp_vision.training import eager as updates
-from gtp_vision.training import engines, trainer
-from gtp_vision.training.build import Components, build
+from gtp_vision.training import trainer
+from gtp_vision.training.build import build
 
 TINY = [
     "task=demo",
@@ -89,7 +90,7 @@ def test_groups_learn_at_their_own_rates_and_all_are_clipped(tmp_path: Path) -> 
     config = _config(tmp_path, "encoder.unfreeze_step=1", "training.clip_gradient=1e-3", *more)
     parts = build(config)
     for step, scales in enumerate([[1, 0, 0], [1, 0.05, 0.1]]):
-        metrics = updates.update(parts, config, step, parts.sampler.batch(step))
+        metrics = updates.Eager(HostSource(parts.sampler), config, parts).step(step, parts.sampler.batch(step))[0]
         rate = updates.learning_rate(config, step)
         assert [group["lr"] for group in parts.optimizer.param_groups] == pytest.approx([rate * s for s in scales])
     gradients = [p.grad for group in parts.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -234,20 +235,16 @@ def test_weights_of_a_critic_that_ran_away_stop_the_run_with_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = _config(tmp_path, "training.steps=6", "training.log_every=3")
-    plain, asked = updates.update, 0
+    plain = updates.Eager.step
 
-    def runs_away(parts: Components, *rest: Any) -> Any:
-        nonlocal asked
-        asked += 1
-        if asked == 5:
+    def runs_away(engine: updates.Eager, step: int, fetched: Any) -> Any:
+        if step == 4:
             with torch.no_grad():
-                next(parts.agent.critic.parameters()).fill_(float("nan"))
-        return plain(parts, *rest)
+                next(engine._parts.agent.critic.parameters()).fill_(float("nan"))
+        return plain(engine, step, fetched)
 
-    monkeypatch.setattr(engines, "update", runs_away)
-    with pytest.raises(
-        GtpVisionError, match=r"step 5: the actor's weights lie in \[nan, nan\].*last good checkpoint is"
-    ):
+    monkeypatch.setattr(updates.Eager, "step", runs_away)
+    with pytest.raises(GtpVisionError, match=r"step 5: .*is not finite.*last good checkpoint is"):
         trainer.train(config, progress=False)
 
 
