@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -27,21 +28,26 @@ def first_words(error: BaseException) -> str:
 def compiled(run: Callable[..., Any], backend: str = "inductor", **options: Any) -> Callable[..., Any]:
     """A function of tensors as one compiled graph, for shapes, strides and settings that never change.
 
-    Checks whether compiled code still fits would take as long as a small network: there are none, and who calls must
-    make a function of its own of whatever changes but tensors' values.
+    Guards, which check at each call whether compiled code still fits, would take as long as a small network: there are
+    none, so the caller makes a function for each combination of everything that changes besides the tensors' values.
 
     Args:
-        run: the function; it must not look at tensors' values on the host.
+        run: the function; it must not read tensors' values on the host.
         backend: of torch.compile.
         options: of the backend.
     """
-    return torch.compile(  # type: ignore[call-overload]  # its stubs lack the last, without which the code of another
-        run,  # function that was made at the same place would fit as well
+
+    def call(*arguments: Any) -> Any:
+        return run(*arguments)
+
+    # torch.compile keeps compiled code by code object: without one of its own, this function's would fit another's.
+    own = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)
+    return torch.compile(
+        own,
         fullgraph=True,
         dynamic=False,
         backend=backend,
-        options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe, **options},
-        isolate_recompiles=True,
+        options={"guard_filter_fn": lambda guards: [False] * len(guards), **options},
     )
 
 
