@@ -1,4 +1,4 @@
-"""Hindsight goals: which later (or other) frame a row is told to reach."""
+"""Hindsight goals: the later (or other) frame that a row is to reach."""
 
 from __future__ import annotations
 

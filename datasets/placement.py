@@ -26,7 +26,7 @@ def transfer_dtype(dtype: np.dtype) -> np.dtype:
 
 
 class Resident:
-    """An array whose rows live on a device; looks like an `Array` to who asks for shapes.
+    """An array whose rows live on a device; has the shape attributes of an `Array`.
 
     Args:
         array: (N, ...), copied in pieces.

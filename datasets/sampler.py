@@ -58,7 +58,7 @@ class Sampler:
         return self._own(self._global_rows(step), rank, world_size)
 
     def goal_rows(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray | None:
-        """int64 (B / world_size,), the rows that `rows` are told to reach; None without goals."""
+        """int64 (B / world_size,), the rows that `rows` are to reach; None without goals."""
         return self.draw(step, rank, world_size)[1]
 
     def draw(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[np.ndarray, np.ndarray | None]:

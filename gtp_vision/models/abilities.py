@@ -59,7 +59,7 @@ class Guidable(Policy):
 
     @abstractmethod
     def draw_time(self, rows: int, noise: NoiseSource) -> torch.Tensor:
-        """Times by the law of the family's own loss, as its network is told them: (B,)."""
+        """Times by the law of the family's own loss, as its network gets them: (B,)."""
 
     @abstractmethod
     def diffuse(self, action: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:

@@ -44,7 +44,7 @@ class DiffusionPolicy(DenoisingPolicy, Integrable):
 class VPDiffusionPolicy(TimedPolicy, Guidable):
     """Learns the noise in x_i = sqrt(abar_i) a + sqrt(1 - abar_i) z, and acts by ancestral sampling (DDPM).
 
-    Its N = `grid` steps are fixed when training; the network is told i / N. Arguments as `Policy`.
+    Its N = `grid` steps are fixed when training; the network gets i / N. Arguments as `Policy`.
     """
 
     beta_min, beta_max = 0.1, 10.0

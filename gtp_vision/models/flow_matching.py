@@ -63,7 +63,7 @@ class FlowMatchingPolicy(TimedPolicy, Integrable, Guidable):
 class ShortcutPolicy(TimedPolicy, Integrable):
     """Learns steps of any size h = 1, 1/2, 1/4, ...: one step is as two of half the size (Frans et al., 2025).
 
-    Arguments as `Policy`; the smallest step is the smallest power of 1/2 that is not below 1 / `grid`, told as 0.
+    Arguments as `Policy`; the smallest step is the smallest power of 1/2 that is not below 1 / `grid`, for which the network gets 0.
     """
 
     has_teacher = True
@@ -72,7 +72,7 @@ class ShortcutPolicy(TimedPolicy, Integrable):
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__(features, actions, config, times=2, embed=UnitTimeEmbedding())
         self.halvings = config.grid.bit_length() - 1
-        self._smallest = 1.5 * 0.5**self.halvings  # steps below are told as 0
+        self._smallest = 1.5 * 0.5**self.halvings  # the network gets smaller steps as 0
 
     def velocity(self, observed: torch.Tensor, x: torch.Tensor, r: Time, h: Time) -> torch.Tensor:
         """The mean velocity of the step from r to r - h: (B, A)."""
@@ -89,7 +89,7 @@ class ShortcutPolicy(TimedPolicy, Integrable):
         r = torch.where(composes, (r / h).floor() * h + h, r)  # such steps start at multiples of their size
         x = torch.lerp(action, z, r[:, None])
         with torch.no_grad():
-            half = self._told(h / 2)
+            half = self._step_input(h / 2)
             first = teacher.velocity(batch.teacher_observed, x, r, half)
             second = teacher.velocity(batch.teacher_observed, x - h[:, None] / 2 * first, r - h / 2, half)
             target = torch.where(composes[:, None], (first + second) / 2, z - action)
@@ -103,8 +103,8 @@ class ShortcutPolicy(TimedPolicy, Integrable):
             x = torch.sub(x, self.velocity(observed, x, k / steps, h), alpha=1 / steps)
         return x
 
-    def _told(self, h: torch.Tensor) -> torch.Tensor:
-        """How the network is told a step: the smallest, and any below, is the velocity itself."""
+    def _step_input(self, h: torch.Tensor) -> torch.Tensor:
+        """The step size that the network gets: 0, the velocity itself, for the smallest and any below."""
         return torch.where(h > self._smallest, h, 0.0)
 
 

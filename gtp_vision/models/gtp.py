@@ -87,8 +87,8 @@ class GTPPolicy(DenoisingPolicy, Integrable):
     def loss(self, batch: Rows) -> Losses:
         """L_cons + lambda_flow L_flow.
 
-        The trajectory through a_t meets level u in a_u = (u/t) a_t + (1 - u/t) d, and there the teacher knows how
-        it goes on: Phi(a_t, t, s) should equal Phi'(a_u, u, s). In this difference all noise cancels; with
+        The trajectory through a_t meets level u in a_u = (u/t) a_t + (1 - u/t) d, and there the teacher knows the
+        rest: Phi(a_t, t, s) should equal Phi'(a_u, u, s). In this difference all noise cancels; with
         c = (1 - s/u) / (1 - s/t) it is
 
             (1 - s/t) (phi - [c phi' + (1 - c) d]),

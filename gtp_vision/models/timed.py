@@ -1,4 +1,4 @@
-"""Families whose network is told times: levels of noise (gtp, diffusion, consistency) or times in [0, 1].
+"""Families whose network gets times: levels of noise (gtp, diffusion, consistency) or times in [0, 1].
 
 Axes in names: B batch, A action dimensions.
 """
@@ -30,7 +30,7 @@ class TimedPolicy(Policy):
         features: as `Policy`.
         actions: as `Policy`.
         config: as `Policy`.
-        times: how many times the network is told.
+        times: number of times that the network gets.
         embed: of the times.
         outputs: width of the network's output; None is `actions`.
 
@@ -59,8 +59,8 @@ class TimedPolicy(Policy):
 
         The first time is that of `x`; either all are (B,) or all are numbers.
         """
-        scale, told = self._seen(*times) if _of_rows(times) else self._shared(x, times)
-        place = torch.cat([x * scale, told], dim=1)
+        scale, embedded = self._seen(*times) if _of_rows(times) else self._shared(x, times)
+        place = torch.cat([x * scale, embedded], dim=1)
         return self.network(observed + self.locate(place.to(observed.dtype)))
 
     def scale(self, t: torch.Tensor) -> torch.Tensor:
@@ -70,8 +70,8 @@ class TimedPolicy(Policy):
     def _seen(self, *times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The scale at the first of the times, and the embeddings of all, side by side."""
         first = self.embed(times[0])  # once, where all are the same
-        told = [first if time is times[0] else self.embed(time) for time in times]
-        return self.scale(times[0]), torch.cat(told, dim=1)
+        embedded = [first if time is times[0] else self.embed(time) for time in times]
+        return self.scale(times[0]), torch.cat(embedded, dim=1)
 
     def _shared(self, x: torch.Tensor, times: tuple[Time, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """`_seen` for times that all rows of `x` share: no parameter changes it, so it is made once."""
@@ -82,8 +82,8 @@ class TimedPolicy(Policy):
             while len(self._kept) >= _KEPT:
                 self._kept.pop(next(iter(self._kept)))  # the oldest
             with torch.inference_mode(False), torch.no_grad():  # training may use what acting has kept
-                scale, told = self._seen(*torch.tensor(times, dtype=x.dtype, device=x.device)[:, None])
-                self._kept[key] = scale, told.expand(len(x), -1)
+                scale, embedded = self._seen(*torch.tensor(times, dtype=x.dtype, device=x.device)[:, None])
+                self._kept[key] = scale, embedded.expand(len(x), -1)
         return self._kept[key]
 
 
@@ -127,7 +127,7 @@ class LevelPolicy(TimedPolicy):
     def levels(self, count: int) -> tuple[float, ...]:
         """`count` + 1 noise levels to act by: sigma_max, ..., sigma_last, 0, spaced as `level`.
 
-        The last jump starts where it can mend what earlier ones left between two modes: low enough to tell modes
+        The last jump starts where it can correct what earlier ones left between two modes: low enough to tell modes
         apart, high enough to move the action.
         """
         c = self.config

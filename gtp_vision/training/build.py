@@ -1,4 +1,4 @@
-"""What a run consists of: data, networks and optimiser, placed where Accelerate says."""
+"""The components of a run: data, networks and optimizer, on the devices that Accelerate chooses."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from gtp_vision.training.seeds import check_seeds
 
 @dataclass
 class Components:
-    """What a run consists of, built once from its configuration.
+    """The components of a run, built once from its configuration.
 
     Attributes:
-        accelerator: owns device, processes and precision.
+        accelerator: owns device and processes.
         store: the data set, mapped.
         frames: draws from it the batches of training, as recorded.
         sampler: draws the same rows, from where training wants them: placed on the device, or as features.
@@ -83,20 +83,20 @@ def build(
     config: Config,
     *,
     fresh: bool = True,
-    goes_on: Path | None = None,
+    resumes: Path | None = None,
     check: Callable[[Store], None] | None = None,
 ) -> Components:
-    """Data, networks, optimiser, placed where Accelerate says.
+    """Build the data, networks and optimizer of a run.
 
     Args:
         config: of the run.
-        fresh: False for a run that is evaluated: the encoders' statistics come with its checkpoint, and no frames are
-            copied to the device.
-        goes_on: checkpoint that a run goes on from, and that will fill the agent; the file with the encoder's trained
-            weights, with which it began, may be gone.
-        check: looks at the data set, on the main process, before anything that takes long is begun.
+        fresh: False for a run that is only evaluated: the encoders' statistics come with its checkpoint, and no frames
+            are copied to the device.
+        resumes: checkpoint from which the run resumes and which will fill the agent; the file with the encoder's
+            trained weights need not exist any more.
+        check: called with the data set on the main process, before anything that takes long.
     """
-    choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which looks only once
+    choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which reads it once
     accelerator = accelerator_of(config.training)
     batch_size = global_batch(config.training, accelerator.num_processes)
     if accelerator.device.type == "cuda":
@@ -121,12 +121,12 @@ def build(
     )
     if config.agent.critic.backup != "none" and task.goals is None:
         _check_rewards(config, store)
-    agent = _agent(config, store, pretrained=fresh and goes_on is None)
+    agent = _agent(config, store, pretrained=fresh and resumes is None)
     statistics = fit(agent, store, standardize=config.encoder.standardize) if fresh else {}
     cached, began = fresh and cacheable(config.encoder, store), time.perf_counter()
     if cached:
-        if goes_on is not None:
-            checkpoint.load(goes_on, agent)  # whose weights make the features
+        if resumes is not None:
+            checkpoint.load(resumes, agent)  # whose weights make the features
         sampler, where = _of_features(config, frames, agent, accelerator)
     else:  # what is only evaluated draws no batches: its frames stay in the file
         placed, where = place(store, accelerator.device, config.training.placement if fresh else "mapped")

@@ -195,7 +195,7 @@ def _best(config: Config, parts: Components) -> tuple[str, str]:
     if cuda:
         return "graph", ""
     if not has_compiler():
-        return "eager", "there is no C++ compiler to compile with"
+        return "eager", "a C++ compiler is missing"
     if config.training.steps < _PAYS:
         return "eager", f"compiling takes half a minute, which pays from {_PAYS} steps on: training.engine=compile"
     return "compile", ""

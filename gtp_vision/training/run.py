@@ -258,16 +258,16 @@ class TrainingRun:
             what = report(self.parts, self.config, self.folder, step, names)
             self.report(self.health.note(step, "skipped", f"step {step}: {names[0]} is not finite, {what}; skipped"))
 
-    def diverged(self, step: int, what: str, told: str) -> GtpVisionError:
+    def diverged(self, step: int, what: str, clause: str) -> GtpVisionError:
         """The error that ends a run that cannot learn any more.
 
         Args:
             step: from 1.
             what: was not finite.
-            told: the clause of `nonfinite.report` about it; may be empty.
+            clause: the one of `nonfinite.report` about it; may be empty.
         """
         kept = checkpoint.newest(self.folder / "checkpoints")
-        looked = f"{told} ({self.folder / NONFINITE_FILE}); " if told else ""
+        looked = f"{clause} ({self.folder / NONFINITE_FILE}); " if clause else ""
         fixes = ["lower training.learning_rate", "set training.clip_gradient"]
         if self.config.training.on_nonfinite == "stop":
             fixes.append("set training.on_nonfinite=skip")

@@ -237,7 +237,7 @@ def _prepare(
     found = checkpoint.newest_of_all([each / "checkpoints" for each in run_folders], _warn) if resume else None
     evaluates = config.training.eval_episodes > 0
     check = (lambda store: check_simulator(config, store)) if evaluates else None
-    first = build(config, goes_on=found[0] if found else None, check=check)
+    first = build(config, resumes=found[0] if found else None, check=check)
     engines.check(config, first)  # before anything is written or removed
     all_parts = [first, *(components_for_seed(first, other) for other in configs[1:])]
     accelerator = first.accelerator
