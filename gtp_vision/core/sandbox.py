@@ -27,6 +27,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.registry import QUIET
 
 _PATIENCE = 20.0  # seconds without a sign of life
 _ALLOWANCE = 200_000_000  # bytes of memory beyond the file's size
@@ -148,6 +149,7 @@ def _started() -> subprocess.Popen:
     if _child is None or _child.poll() is not None:
         _child = subprocess.Popen(
             [sys.executable, "-P", "-m", "gtp_vision.core.sandbox"],
+            env=os.environ | {QUIET: "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             # An interrupt belongs to the parent, which then ends the child.

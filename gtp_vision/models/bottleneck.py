@@ -31,6 +31,8 @@ class BottleneckPolicy(DiffusionPolicy, Density):
         ValueError: activation=relu, or as `Policy`.
     """
 
+    family = "bottleneck"
+
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         if config.activation == "relu":
             raise ValueError("bottleneck learns through its network's slope, which relu makes steps; take another")

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from gtp_vision.agents import AGENTS, MARKS
+from gtp_vision.agents import AGENTS, IMPROVEMENTS
 from gtp_vision.config.schema import options
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.envs.scores import has_reference
@@ -139,7 +139,7 @@ def settings_of(label: str) -> tuple[str, ...]:
     if name not in AGENTS:
         raise GtpVisionError(f"there is no agent '{name}' (of '{label}'): {propose(name, AGENTS)}")
     settings = [f"agent={name}"]
-    improvements = {mark: improvement for improvement, mark in MARKS.items()}
+    improvements = {improvement.label_suffix: name for name, improvement in IMPROVEMENTS.items()}
     for mark in marks:
         if mark in improvements:
             settings.append(f"improvement={improvements[mark]}")

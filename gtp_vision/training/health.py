@@ -29,7 +29,7 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.store import Store
-from gtp_vision.models import DeterministicPolicy
+from gtp_vision.models.plain import DeterministicPolicy
 from gtp_vision.training.build import Components
 
 FILE = "health.json"
