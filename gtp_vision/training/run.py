@@ -15,7 +15,6 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.names import SALIENCY
-from gtp_vision.envs.scores import has_reference, normalised
 from gtp_vision.evaluation.evaluator import Evaluator, SimulatorError, StoppedError, write_videos
 from gtp_vision.evaluation.saliency import Saliency
 from gtp_vision.report import build_report
@@ -151,9 +150,7 @@ class TrainingRun:
                 f"{error}; no training step is lost: continue from step {step} with gtp-vision train --resume "
                 f"{self._resume_with}"
             ) from error
-        found = self._scored(found) | (
-            {"candidates": {count: self._scored(one) for count, one in several.items()}} if several else {}
-        )
+        found |= {"candidates": several} if several else {}
         best = max(map(_merit, self.evaluations), default=())
         self.evaluations.append({"step": step, **found})
         if self.parts.accelerator.is_main_process:
@@ -198,11 +195,6 @@ class TrainingRun:
         """Print lines for the user."""
         for line in lines:
             self.log(line)
-
-    def _scored(self, found: dict[str, Any]) -> dict[str, Any]:
-        """With D4RL's normalised score, where the task has one."""
-        env = self.config.task.env or ""
-        return found | ({"score": normalised(env, found["return"])} if has_reference(env) else {})
 
     def interrupted(self, step: int) -> InterruptedRunError:
         """The error that ends a run that was asked to stop."""

@@ -287,7 +287,7 @@ def test_a_sweep_by_slurm_is_refused_where_there_is_none(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     assert main(["train", "-m", "hydra/launcher=submitit_slurm", "task=demo", "seed=0,1"]) == 2
-    assert "hands jobs to SLURM, and there is no srun on the PATH" in capsys.readouterr().err
+    assert "srun is not on the PATH" in capsys.readouterr().err
 
 
 def test_what_is_wrong_with_a_launcher_is_told(capsys: pytest.CaptureFixture[str]) -> None:
