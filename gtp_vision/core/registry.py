@@ -12,6 +12,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from functools import cache, cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
@@ -28,7 +29,7 @@ QUIET = "GTP_VISION_QUIET_PLUGINS"
 class Registry(Mapping[str, T]):
     """What stands at the top of a package's modules and of its plug-ins, by name. It is filled at the first look-up.
 
-    Of an abstract class these are the subclasses that can be built, of any other class the instances.
+    Of a dataclass these are the instances, of any other class the subclasses that can be built.
 
     Args:
         package: its modules are searched, but not its subpackages and not `_private` modules.
@@ -93,7 +94,7 @@ def _scan(package: str, group: str, kinds: tuple[type, ...], key: str) -> tuple[
 
 def _members(module: ModuleType, kind: type, key: str) -> list[tuple[str, object]]:
     """Names and objects of a kind at the top of a module, in the order of lines; imported classes are left out."""
-    if not inspect.isabstract(kind):
+    if is_dataclass(kind):
         return [(getattr(value, key), value) for value in vars(module).values() if isinstance(value, kind)]
     return [
         (getattr(value, key), value)
