@@ -23,10 +23,10 @@ PLUGIN = ROOT / "tests" / "plugin"
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"`tests/plugin/(\S+\.py)`:\n\n```python\n(.*?)```", TEXT, re.DOTALL))
 COMMANDS = [
-    line
+    shlex.split(line)[1:]
     for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
     for line in block.splitlines()
-    if line.startswith("gtp-vision")
+    if line.startswith("gtp-vision ")
 ]
 SMALL = ["training.steps=30", "training.batch_size=8", "training.log_every=10", "training.device=cpu"]
 SMALL += ["agent.policy.hidden=[16]", "agent.critic.hidden=[16]", "encoder.features=16", "training.probe_rows=0"]
@@ -115,21 +115,19 @@ def test_without_the_plugin_its_names_are_unknown(run: Run) -> None:
 
 
 def test_its_commands_train_evaluate_export_and_act(run: Run) -> None:
-    commands = []
-    for line in COMMANDS:
-        words = shlex.split(line, comments=True)[1:]
-        commands.append([*words, *SMALL] if words[0] == "train" else words)
-    assert {words[0] for words in commands} == {"train", "eval", "export", "data"}
-    done = run(*commands, ["act", "policy"], ["hello"])
+    assert {words[0] for words in COMMANDS} == {"train", "eval", "export", "data"}
+    commands = [[*words, *SMALL] if words[0] == "train" else words for words in COMMANDS]
+    commands += [["act", "policy"], ["hello"]]
     outputs = {}
-    for words, (status, output, errors) in zip([*commands, ["act"], ["hello"]], done, strict=True):
+    for words, (status, output, errors) in zip(commands, run(*commands), strict=True):
         assert status == 0, f"{words}\n{output}\n{errors}"
         assert "plug-in" not in errors
-        outputs[" ".join(words[:2])] = output
-    assert "rig (the rig's HDF5), 3 episodes, 18 frames" in outputs["data inspect"]
-    assert "every frame, action, reward and flag is as it was" in outputs["data convert"]
-    assert json.loads(outputs["eval runs/cql"])["median_length"] <= 50
-    assert len(json.loads(outputs["act"])) == 2
+        outputs[" ".join(words)] = output
+    assert "rig (the rig's HDF5), 3 episodes, 18 frames" in outputs["data inspect rig.h5"]
+    for words in ("data convert rig.h5 native.h5 --to native", "data convert native.h5 rig-again.h5 --to rig"):
+        assert "every frame, action, reward and flag is as it was" in outputs[words]
+    assert json.loads(outputs["eval runs/cql --episodes 2 --json"])["median_length"] <= 50
+    assert len(json.loads(outputs["act policy"])) == 2
     assert outputs["hello"] == "hello\n"
 
 

@@ -34,7 +34,7 @@ _GYMNASIUM = re.compile(r"(?:gymnasium/(?P<named>[^:]+)|(?P<bare>[A-Z]\w*-v\d+))
 
 
 def _names() -> dict[str, tuple[str, ...]]:
-    """D4RL's names without their versions, and the versions that each has."""
+    """D4RL's names without version, each with its versions."""
     found: dict[str, tuple[str, ...]] = {}
     kinds = ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
     for robot, kind in product(ROBOTS, kinds):
@@ -114,7 +114,7 @@ def _make_gymnasium(wanted: str, limit: int | None) -> gymnasium.Env:
     try:
         env = _registered(wanted, limit)
     except gymnasium.error.Error as error:
-        raise GtpVisionError(f"Gymnasium cannot make {wanted} here; do what it asks for: {error}") from error
+        raise GtpVisionError(f"Gymnasium cannot make {wanted}: {error}") from error
     actions = env.action_space
     if not isinstance(actions, gymnasium.spaces.Box) or not actions.is_bounded():
         raise GtpVisionError(
@@ -135,7 +135,7 @@ def _make_maze(name: str, family: str, size: str, *, dense: bool, limit: int | N
 
 
 def _kitchen(tasks: tuple[str, ...], limit: int) -> gymnasium.Env:
-    # Noise as D4RL had it; that of the objects is drawn by KitchenTask, the simulator's stands one joint off.
+    # D4RL's noise. KitchenTask draws that of the objects: the simulator's is off by one joint.
     noise = {"robot_noise_ratio": KitchenTask.NOISE, "object_noise_ratio": 0.0}
     return _registered("FrankaKitchen-v1", limit, tasks_to_complete=list(tasks), **noise)
 
@@ -155,7 +155,7 @@ def _need_robotics(name: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without notices of newer versions: v4 is what D4RL's data fit, and v5 is another task."""
+    """Hide the notices of newer versions: D4RL's data fit v4, and v5 is another task."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
@@ -168,8 +168,8 @@ def _quiet() -> Iterator[None]:
 class AntObservation(gymnasium.ObservationWrapper):
     """Ant's 27 numbers and 84 zeros where its contact forces were.
 
-    MuJoCo 2.0 and 2.1 did not compute them by default, so D4RL's v2 sets hold zeros there (D4RL issue 143), and so did
-    what its evaluation showed.
+    MuJoCo 2.0 and 2.1 did not compute them by default, so D4RL's v2 sets and its evaluation have zeros there (D4RL
+    issue 143).
     """
 
     def __init__(self, env: gymnasium.Env) -> None:
@@ -184,8 +184,8 @@ class AntObservation(gymnasium.ObservationWrapper):
 class AdroitTask(gymnasium.Wrapper):
     """Gymnasium-Robotics' AdroitHand*-v1 as D4RL has it.
 
-    D4RL's reward takes away 0.1 times the distance from palm to hammer, handle or ball; v1 adds it by mistake
-    (Gymnasium-Robotics pull request 220). D4RL ends an episode when the pen has fallen; v1 goes on.
+    D4RL's reward subtracts 0.1 times the distance from palm to hammer, handle or ball; v1 adds it by mistake
+    (Gymnasium-Robotics pull request 220). D4RL ends an episode when the pen has fallen; v1 does not.
     """
 
     _FALLEN = 0.075  # height of the pen, m

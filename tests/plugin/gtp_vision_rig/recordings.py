@@ -30,7 +30,7 @@ def read(path: Path) -> Iterator[FileArrays]:
             found = {key: observation(run, key, path, len(actions)) for key in ("rgb", "joints")}
             pieces = {key: [piece] for key, piece in usable(found, name, path).items()}
             recording.add(name, pieces, actions, success, success)
-        yield recording.source({"source": path.name})
+        yield recording.source({})
 
 
 def write(path: Path, store: Store) -> None:
