@@ -59,8 +59,8 @@ def test_every_verb_has_help_of_its_own(capsys: pytest.CaptureFixture[str]) -> N
         (["train", "task=demo", "training.steps=many"], "training.steps"),
         (["train", "task=demo", "agent=gpt"], "did you mean 'gtp'"),
         (["train", "task=demo", "task.dataset=/no/such.h5"], "/no/such.h5"),
-        (["train", "--resume", "/no/such/run"], "/no/such/run run folder"),
-        (["eval", "/no/such/run"], "/no/such/run run folder"),
+        (["train", "--resume", "/no/such/run"], "/no/such/run"),
+        (["eval", "/no/such/run"], "/no/such/run"),
         (["data", "inspect", "/no/such/file"], "/no/such/file"),
         (["data", "inspect", "x", "--sheeet", "y"], "--sheeet"),
         (["data", "convert", "x"], "required: target, --to"),
@@ -221,38 +221,6 @@ def test_the_real_job_trains_and_evaluates_on_a_file_in_ogbenchs_format(
     assert "success 0% of 1 episodes" in capsys.readouterr().out
     results = json.loads((run / "results.json").read_text())
     assert (results["encoder"], results["last"]["length"]) == ("impala", 2)
-
-
-@pytest.mark.trains
-def test_my_own_arrays_become_a_file_that_is_inspected_and_trained_on(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """The commands of the README's section on own data."""
-    from gtp_vision.datasets.formats import native
-    from gtp_vision.datasets.store import Store
-
-    rng, frames, path = np.random.default_rng(0), 24, tmp_path / "my.h5"
-    timeouts = np.zeros(frames, bool)
-    timeouts[[11, 23]] = True
-    native.write(
-        path,
-        Store(
-            observations={
-                "wrist": rng.integers(0, 256, (frames, 48, 64, 3), np.uint8),
-                "state": rng.normal(size=(frames, 7)).astype(np.float32),
-            },
-            actions=rng.uniform(-1, 1, (frames, 4)).astype(np.float32),
-            rewards=rng.random(frames, np.float32),
-            terminals=np.zeros(frames, bool),
-            timeouts=timeouts,
-            episode_ends=np.array([12, 24]),
-        ),
-    )
-    assert main(["data", "inspect", str(path), "--sheet", str(tmp_path / "frames.png")]) == 0
-    assert "nothing wrong" in capsys.readouterr().out
-    run = ["task=demo", "task.name=mine", f"task.dataset={path}", f"run_dir={tmp_path / 'run'}"]
-    assert main(["train", *run, *TINY, "training.eval_episodes=0"]) == 0
-    assert (tmp_path / "run" / "results.json").exists()
 
 
 @pytest.mark.processes
