@@ -81,7 +81,7 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
         idle=arguments.idle,
         threads=arguments.threads,
     )
-    server = Server(policy, settings, lambda told: print(f"gtp-vision: {told}", file=sys.stderr, flush=True))
+    server = Server(policy, settings, lambda line: print(f"gtp-vision: {line}", file=sys.stderr, flush=True))
     schema = policy.schema
 
     def ready(address: str) -> None:

@@ -90,7 +90,7 @@ def make(spec: EnvSpec) -> gymnasium.Env:
     chosen = _GYMNASIUM.fullmatch(name)
     if body is None and chosen is None:
         known = [f"{body}-{version}" for body, versions in NAMES.items() for version in versions]
-        raise GtpVisionError(f"there is no D4RL environment '{name}': {propose(name, known)}")
+        raise GtpVisionError(f"unknown D4RL environment '{name}': {propose(name, known)}")
     if body is None:
         assert chosen is not None
         return _make_gymnasium(chosen["named"] or chosen["bare"], limit)
@@ -110,7 +110,7 @@ def make(spec: EnvSpec) -> gymnasium.Env:
 
 def _make_gymnasium(wanted: str, limit: int | None) -> gymnasium.Env:
     if wanted not in gymnasium.registry:
-        raise GtpVisionError(f"there is no Gymnasium environment '{wanted}': {propose(wanted, gymnasium.registry)}")
+        raise GtpVisionError(f"unknown Gymnasium environment '{wanted}': {propose(wanted, gymnasium.registry)}")
     try:
         env = _registered(wanted, limit)
     except gymnasium.error.Error as error:

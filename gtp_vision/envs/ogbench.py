@@ -39,7 +39,7 @@ def make(spec: EnvSpec) -> gymnasium.Env:
 
     if wanted not in gymnasium.registry:
         known = [key for key in gymnasium.registry if key.startswith("visual-") == is_visual and "oraclerep" not in key]
-        raise GtpVisionError(f"there is no OGBench environment '{wanted}': {propose(wanted, known)}")
+        raise GtpVisionError(f"unknown OGBench environment '{wanted}': {propose(wanted, known)}")
     if not spec.pixels:
         wanted = wanted.removeprefix("visual-")
     # The checker would render several frames at once before the quality is set.

@@ -54,7 +54,7 @@ def _load(module: str, name: str) -> None:
     except ModuleNotFoundError as error:
         if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
             raise GtpVisionError(
-                f"task.env={name}: there is no module '{error.name}'; install its package, or set PYTHONPATH to its "
+                f"task.env={name}: the module '{error.name}' is missing; install its package, or set PYTHONPATH to its "
                 f"folder"
             ) from error
         raise GtpVisionError(f"task.env={name}: importing {module} needs '{error.name}'; install it") from error

@@ -43,7 +43,7 @@ def choose_backend(*, required: bool = True) -> str:
         required: False for simulators without cameras, which run without any OpenGL ("" is returned then).
 
     Raises:
-        GtpVisionError: neither EGL nor OSMesa is installed, or the library that MUJOCO_GL asks for is not.
+        GtpVisionError: neither EGL nor OSMesa is installed, or the library that MUJOCO_GL names is not.
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower()
     if chosen:

@@ -56,7 +56,7 @@ class RobosuiteEnv(gymnasium.Env):
     An observation is a dict: `<camera>_image` uint8 (H, W, 3), upright; `robot<i>_eef_pos`, `robot<i>_eef_quat`
     (x, y, z, w) and `robot<i>_gripper_qpos`; `object`, the state of the objects. Lengths in metres.
     The reward is the environment's own, `info["success"]` says whether the task is solved, and it terminates then;
-    there is no time limit.
+    time is not limited.
 
     Args:
         env_args: `env_name` and `env_kwargs`, as in the attribute of that name of a robomimic file.
@@ -84,9 +84,7 @@ class RobosuiteEnv(gymnasium.Env):
         choose_backend(required=self._cameras)
         robosuite = _robosuite()
         if name not in robosuite.ALL_ENVIRONMENTS:
-            raise GtpVisionError(
-                f"there is no robosuite environment '{name}': {propose(name, robosuite.ALL_ENVIRONMENTS)}"
-            )
+            raise GtpVisionError(f"unknown robosuite environment '{name}': {propose(name, robosuite.ALL_ENVIRONMENTS)}")
         try:
             self.simulator: Any = robosuite.make(name, **settings)
         except Exception as error:  # a controller, a robot or a camera may fail in any way

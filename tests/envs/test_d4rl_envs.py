@@ -282,10 +282,10 @@ def test_making_old_versions_says_nothing(capfd: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("hoper-medium-v2", "there is no D4RL environment 'hoper-medium-v2': did you mean 'hopper-medium-v2'"),
+        ("hoper-medium-v2", "unknown D4RL environment 'hoper-medium-v2': did you mean 'hopper-medium-v2'"),
         ("antmaze-medium-diverze-v2", "did you mean 'antmaze-medium-diverse-v2'"),
-        ("kitchen-nearly-v0", "there is no D4RL environment 'kitchen-nearly-v0'"),
-        ("Hoper-v4", "there is no Gymnasium environment 'Hoper-v4': did you mean 'Hopper-v4'"),
+        ("kitchen-nearly-v0", "unknown D4RL environment 'kitchen-nearly-v0'"),
+        ("Hoper-v4", "unknown Gymnasium environment 'Hoper-v4': did you mean 'Hopper-v4'"),
         ("CartPole-v1", r"CartPole-v1 takes Discrete\(2\), and only bounded continuous actions are supported"),
     ],
 )

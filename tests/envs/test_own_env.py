@@ -95,7 +95,7 @@ def test_workers_import_it_for_themselves() -> None:
     [
         ("gymnasium/:Mine-v0", "must be gymnasium/MODULE:ID"),
         ("gymnasium/../mine:Mine-v0", "must be gymnasium/MODULE:ID"),
-        ("gymnasium/no_such_module:Mine-v0", "there is no module 'no_such_module'; install its package, or set PYTHON"),
+        ("gymnasium/no_such_module:Mine-v0", "'no_such_module' is missing; install its package, or set PYTHON"),
         ("gymnasium/tests_own_module:Mien-v0", "registers no 'Mien-v0': did you mean 'Mine-v0'"),
         ("gymnasium/tests_own_module:Endless-v0", "without max_episode_steps"),
     ],

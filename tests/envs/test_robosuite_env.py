@@ -103,7 +103,7 @@ def test_frames_stand_upright() -> None:
         ({"env_name": "Lift", "env_kwargs": 3}, "env_kwargs"),
         ({"env_name": "Lift", "env_kwargs": {"robots": ["Panda"], "wheels": 4}}, "robosuite 1"),
         ({"env_name": "Lift", "env_kwargs": {"robots": ["Toaster"]}}, "cannot make 'Lift'"),
-        ({}, "there is no robosuite environment ''"),
+        ({}, "unknown robosuite environment ''"),
     ],
 )
 def test_what_cannot_be_made_is_told(env_args: dict[str, Any], told: str) -> None:
