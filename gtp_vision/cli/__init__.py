@@ -1,1 +1,1 @@
-"""The command line: one file a verb; `main` finds them."""
+"""The command line: one verb a file; `main` runs them."""
