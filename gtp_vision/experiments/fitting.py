@@ -20,15 +20,10 @@ Draw = Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained policy and what it took.
+    """A trained policy and its training time."""
 
-    Attributes:
-        policy: the slow copy, whose parameters are averaged over the last steps.
-        seconds: of training.
-    """
-
-    policy: Policy
-    seconds: float
+    policy: Policy  # the slow copy, whose parameters are averaged over the last steps
+    seconds: float  # of training
 
 
 def fit(
