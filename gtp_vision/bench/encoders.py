@@ -56,13 +56,6 @@ def bench_encoders(
     The first two are the worst over the backbones; `backbones` has the milliseconds of each. They start from random
     weights, which do not change the times.
 
-    Args:
-        rounds: interleaved rounds; results are medians.
-        names: of the backbones.
-        batch: of the first.
-        overrides: of the configuration.
-        progress: show a bar.
-
     Returns:
         JSON-able.
     """

@@ -56,10 +56,6 @@ def bench_loader(*, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
     `beyond_cache` samples a file twice as large as the page cache may grow, in a control group that sets that limit;
     None where the user may not create one.
 
-    Args:
-        rounds: interleaved rounds.
-        progress: show a bar.
-
     Returns:
         One JSON-able object; the first case's numbers on top, those of two cameras under `two_cameras`.
     """

@@ -76,12 +76,6 @@ def bench_profile(
 
     Times are medians over interleaved rounds; agents whose steps take seconds sit out some of them.
 
-    Args:
-        rounds: the largest number of rounds.
-        names: of agents.
-        networks: by title; the first one's results also stand on top.
-        progress: show a bar.
-
     Returns:
         JSON-able: `networks`, by title `agents`, which holds the above by name, and `ratios`, GTP's times to its
         rivals' (as far as measured); the first network's `agents` and `ratios`; `published`, by agent the `hours`

@@ -66,11 +66,7 @@ def bench_step(*, rounds: int = 15, engines: Sequence[str] = (), progress: bool 
     * `ratios`: what `compare` looks at; lower is better.
 
     Times are medians over interleaved rounds.
-
-    Args:
-        rounds: that count.
-        engines: besides eager; all that this machine has, if none is named.
-        progress: show a bar.
+    `engines` are timed besides eager; by default all that this machine has.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = write_noise(Path(folder) / "data.h5", state=_FEATURES, actions=_ACTIONS)

@@ -54,13 +54,6 @@ def bandit(
 ) -> dict[str, Any]:
     """Train the agents and judge their actions; write `bandit.png` and `bandit.json` into a folder.
 
-    Args:
-        out: the folder.
-        seed: of the data, of networks, trainings and acting.
-        steps: gradient steps of each agent.
-        labels: which of `ROWS`.
-        progress: show a bar.
-
     Returns:
         JSON-able: `rows`, by label the results of `judge` and the training's `seconds`; `behaviour` and `rewards`,
         (C, M); `limits`; `seed`, `train_steps`, `seconds`; `figure` and `json`, their paths.
@@ -94,11 +87,7 @@ def bandit(
 def train_row(label: str, data: Path, steps: int, seed: int) -> dict[str, Any]:
     """Train one agent as `gtp-vision train` does, and judge its actions.
 
-    Args:
-        label: of the row.
-        data: file of the demonstrations.
-        steps: of the longest training.
-        seed: of networks, training and acting.
+    The training takes the row's share of `steps`.
 
     Returns:
         `row`, see `judge`, with the training's `steps` and `seconds`; `drawn`, actions in one context, for the figure.

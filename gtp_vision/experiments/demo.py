@@ -27,11 +27,7 @@ AGENTS = ("gtp", "gtp_bc")
 def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = (), progress: bool = True) -> dict[str, Any]:
     """Train GTP and GTP-BC from pixels, evaluate both and random actions in the simulator, write one report.
 
-    Args:
-        out: folder for both runs and the report; an earlier demo there is replaced.
-        seed: of both runs.
-        overrides: further settings, e.g. `training.steps=100`.
-        progress: show bars.
+    An earlier demo in the folder is replaced.
 
     Returns:
         JSON-able: success of GTP (`success`), of GTP-BC and of random actions, episodes, seconds by phase, the

@@ -29,10 +29,7 @@ DATA = replace(SETTINGS, teacher="data")  # with the paper's score approximation
 def maps(*, seed: int = 0, steps: int = 24_000, progress: bool = True) -> dict[str, Any]:
     """Train the default policy on each problem, the paper's target on the modes, and the multigoal methods.
 
-    Args:
-        seed: of all trainings.
-        steps: gradient steps of each GTP; methods with cheaper steps take more of them, at the same cost.
-        progress: show a bar.
+    Methods with cheaper steps than GTP's take more steps, at the same cost.
 
     Returns:
         JSON-able: `modes`, `modes_data`, `gaussian`, `mixture1d` (see `known_answer`), `multigoal` (see

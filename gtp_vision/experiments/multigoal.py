@@ -118,10 +118,7 @@ def measure(paths: list[np.ndarray]) -> dict[str, Any]:
 def train_method(method: str, steps: int, seed: int) -> dict[str, Any]:
     """Train one of `METHODS` on the demonstrations, roll it out, and measure.
 
-    Args:
-        method: its name.
-        steps: gradient steps of GTP; the others make as many more as cost the same.
-        seed: of demonstrations, training and acting.
+    `steps` are those of GTP; methods with cheaper steps take more of them, at the same cost.
 
     Returns:
         `measured` (see `measure`, with `act_ms`, `train_seconds`, `train_steps`, K as `steps`), `paths` to be drawn.
@@ -157,12 +154,6 @@ def train_method(method: str, steps: int, seed: int) -> dict[str, Any]:
 
 def multigoal(out: Path, *, seed: int = 0, steps: int = 24_000, progress: bool = True) -> dict[str, Any]:
     """Train all methods at the same cost, and write `multigoal.png` and `multigoal.json` into a folder.
-
-    Args:
-        out: the folder.
-        seed: of everything.
-        steps: see `train_method`.
-        progress: show a bar.
 
     Returns:
         The measures by method and of the `data`; `figure` and `json`, their paths.

@@ -24,10 +24,6 @@ def sides_of(runs: Sequence[RunFolder], clips: Mapping[int, Sequence[Clip]]) -> 
 
     Runs of one environment and one seed are evaluated in the same episodes. Episodes with videos of the most runs come
     first, among them those with different outcomes.
-
-    Args:
-        runs: of the report.
-        clips: of each run, by its index.
     """
     together: dict[tuple[str, str], list[int]] = {}
     for index, run in enumerate(runs):

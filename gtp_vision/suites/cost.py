@@ -28,10 +28,6 @@ def cost(plan: Plan, *, progress: bool = True) -> dict[PlannedRun, float]:
 
     A compiled engine, a GPU that trains seeds side by side and episodes that end early are faster. Jobs with the same
     networks and observations are measured once. A frozen backbone is timed without the cache of its features.
-
-    Args:
-        plan: see `plan.plan`.
-        progress: show a bar.
     """
     steps: dict[tuple, float] = {}
     episodes: dict[tuple, float] = {}

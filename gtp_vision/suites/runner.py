@@ -41,16 +41,8 @@ def run(
     """Train the unfinished runs of a plan, `workers` at once, and write the tables, also when stopped.
 
     A run that fails does not stop the others and is reported at the end.
-
-    Args:
-        suite: to run.
-        plan: its runs.
-        out: folder of the runs and tables.
-        workers: runs at once.
-        threads: of each run.
-        launcher: settings of a Hydra launcher, which starts the runs (see `jobs.trained`).
-        command: the command line, for the tables.
-        progress: show a bar of runs.
+    `launcher` are settings of a Hydra launcher that starts the runs (see `jobs.trained`); `command` is the command line
+    for the tables.
 
     Returns:
         The scores of all runs.

@@ -54,13 +54,8 @@ def write(
 ) -> list[Path]:
     """Write results.md, results.csv and results.html; the same records give the same bytes.
 
-    Args:
-        records: of a suite, at least one.
-        folder: for the files.
-        title: of the suite.
-        facts: lines of its protocol.
-        selection: which of a run's evaluations counts, see `records.SELECTIONS`; the others have tables, too.
-        missing: sentences about tasks that were not run.
+    `selection` is one of `records.SELECTIONS`; the others have tables, too. `missing` are sentences about tasks that
+    were not run.
 
     Raises:
         GtpVisionError: rliable is not installed.

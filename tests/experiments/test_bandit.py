@@ -87,8 +87,10 @@ def test_advantage_weighting_reproduces_its_own_fixed_point(form: str, standardi
     [
         ("positive", 1, 1, 0.075),
         ("positive", 2, 1, 0.050),
+        ("positive", 4, 1, 0.031),
         ("exponential", 1, 1, 0.134),
         ("exponential", 2, 1, 0.081),
+        ("exponential", 4, 1, 0.044),
         ("exponential", 1, 1.35, 0.002),  # V's noise is alike for all actions of a context: it only widens std(A)
     ],
 )
