@@ -105,7 +105,7 @@ def d4rl_file(folder: Path) -> Example:
 
 
 def maze_file(folder: Path) -> Example:
-    """D4RL's mazes: a terminal means "at the goal", and the recording goes on."""
+    """D4RL's mazes: a terminal means "at the goal", and the recording continues."""
     place = np.array([[0, 0], [0.3, 0], [0.6, 0], [0.9, 0], [8, 8], [8.3, 8], [8.6, 8]], np.float32)
     with h5py.File(folder / "antmaze.hdf5", "w") as file:
         file["observations"], file["actions"] = state([0, 1, 2, 3, *P]), action([1, 2, 3, 4, *B])
@@ -116,7 +116,7 @@ def maze_file(folder: Path) -> Example:
     return Example(
         "D4RL, mazes",
         [
-            "A terminal means: at the goal. The recording goes on, here without a timeout at its end, so",
+            "A terminal means: at the goal. The recording continues, here without a timeout at its end, so",
             "ends are rebuilt: where next_observations disagree, or where the position leaps (drawn).",
         ],
         [

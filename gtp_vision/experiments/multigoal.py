@@ -133,13 +133,13 @@ def train_method(method: str, steps: int, seed: int) -> dict[str, Any]:
 
     train_steps = round(steps * METHODS["gtp"].passes / chosen.passes)
     fitted = fit(chosen.config, draw, steps=train_steps, seed=seed)
-    asked = 0
+    calls = 0
 
     @torch.no_grad()
     def act(position: np.ndarray) -> np.ndarray:
-        nonlocal asked
-        asked += 1
-        noise = RandomStream(seed, _SALT + asked)
+        nonlocal calls
+        calls += 1
+        noise = RandomStream(seed, _SALT + calls)
         return fitted.policy.sample(torch.from_numpy(position).float(), chosen.steps, noise).double().numpy()
 
     paths, _ = rollout(act, _ROLLOUTS, counter_rng(seed, _SALT, 2))

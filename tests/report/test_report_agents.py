@@ -34,19 +34,19 @@ def read(*runs: Path) -> list[RunFolder]:
 # Health
 
 
-def test_speed_is_without_evaluations(tmp_path: Path, new_run: MakeRun) -> None:
+def test_speed_is_without_evaluations(new_run: MakeRun) -> None:
     run = new_run()
     lines = [{"step": 0, "seconds": 1}, {"step": 100, "seconds": 11, "time/data_share": 0.25}]
     lines += [{"step": 200, "seconds": 61, "eval/seconds": 30, "time/data_share": 0.5}]
     lines += [{"step": 300, "seconds": 66, "time/data_share": 0.5}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (one,) = read(run)
-    health = health_of(one)
-    assert one.series["health/steps_per_second"] == {100: 10, 200: 5, 300: 20}
+    (folder,) = read(run)
+    health = health_of(folder)
+    assert folder.series["health/steps_per_second"] == {100: 10, 200: 5, 300: 20}
     assert (health.speed, health.waiting, health.holes, health.skipped) == (10, 0.5, 0, None)
 
 
-def test_warnings_and_steps_that_were_not_finite_are_listed(tmp_path: Path, new_run: MakeRun) -> None:
+def test_warnings_and_steps_that_were_not_finite_are_listed(new_run: MakeRun) -> None:
     run = new_run()
     warnings = [{"step": 900, "kind": "collapse", "told": "step 900: success fell from 80 % to 10 %"}]
     warnings += [{"step": 400, "kind": "few_rows", "told": "step 400: weights leave 1 % of a batch"}]
@@ -65,7 +65,7 @@ def test_warnings_and_steps_that_were_not_finite_are_listed(tmp_path: Path, new_
     assert "at step 3 : actions hardly differ" in build(run).text, "from the results if the file is missing"
 
 
-def test_untrusted_warnings_are_few_short_and_text(tmp_path: Path, new_run: MakeRun) -> None:
+def test_untrusted_warnings_are_few_short_and_text(new_run: MakeRun) -> None:
     run = new_run()
     odd: list[Any] = [{"step": HOSTILE, "told": HOSTILE}, {"step": [1], "kind": {}}, 5, {"told": "x" * 9999}]
     odd += [{"step": step, "told": f"the warning {step}"} for step in range(1, 60)]
@@ -95,7 +95,7 @@ def test_a_mean_has_students_interval() -> None:
     assert mean_of([0.7]) == Mean(0.7)
 
 
-def test_seeds_are_one_agent_and_other_settings_another(tmp_path: Path, new_run: MakeRun) -> None:
+def test_seeds_are_one_agent_and_other_settings_another(new_run: MakeRun) -> None:
     runs = [new_run(f"gtp{seed}", seed=seed) for seed in (0, 1, 2)]
     for run, success in zip(runs, (0.5, 0.6, 0.7), strict=True):
         last = {"step": 1500, "episodes": 20, "success": success, "return": -100.0 * success}
@@ -103,21 +103,21 @@ def test_seeds_are_one_agent_and_other_settings_another(tmp_path: Path, new_run:
     other = new_run("wide", seed=0)
     edit_config(other, batch_size=256)
     alone = new_run("fql", agent="fql", seed=1)
-    found = compare(read(*runs, other, alone))
-    assert found
-    assert [(group.label, group.seeds) for group in found.groups] == [
+    comparison = compare(read(*runs, other, alone))
+    assert comparison
+    assert [(group.label, group.seeds) for group in comparison.groups] == [
         ("gtp (batch_size=32)", "0, 1, 2"),
         ("gtp (batch_size=256)", "0"),
         ("fql", "1"),
     ]
-    group, (last_mean, _, best) = found.tables["success"][0]
-    assert group is found.groups[0]
+    group, (last_mean, _, best) = comparison.tables["success"][0]
+    assert group is comparison.groups[0]
     assert last_mean
     assert last_mean.value == pytest.approx(0.6)
     half = stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3)
     assert last_mean.low == pytest.approx(0.6 - half)
     assert best == last_mean
-    differing = dict(found.differing)
+    differing = dict(comparison.differing)
     assert differing["training.batch_size"] == ["32", "256", "32"]
     assert differing["agent.name"] == ["gtp", "gtp", "fql"]
     assert not {"seed", "run_dir"} & set(differing)
@@ -127,21 +127,21 @@ def test_seeds_are_one_agent_and_other_settings_another(tmp_path: Path, new_run:
     assert "Comparison" in page.text
 
 
-def test_unfinished_seeds_leave_a_dash(tmp_path: Path, new_run: MakeRun) -> None:
+def test_unfinished_seeds_leave_a_dash(new_run: MakeRun) -> None:
     runs = [new_run("0"), new_run("1", seed=1, finished=False)]
-    found = compare(read(*runs))
-    assert found
-    _, (last_mean, _, _) = found.tables["success"][0]
+    comparison = compare(read(*runs))
+    assert comparison
+    _, (last_mean, _, _) = comparison.tables["success"][0]
     assert last_mean
     assert last_mean.value == pytest.approx((0.85 + 0.5) / 2), "the curve of the unfinished one stands for it"
     (runs[1] / "metrics.jsonl").write_text('{"step": 100, "train/actor_loss": 1.0}\n')
-    found = compare(read(*runs))
-    assert found
-    assert found.tables["success"][0][1] == [None, None, None]
+    comparison = compare(read(*runs))
+    assert comparison
+    assert comparison.tables["success"][0][1] == [None, None, None]
     assert compare(read(runs[0])) is None
 
 
-def test_untrusted_settings_are_bounded(tmp_path: Path, new_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_untrusted_settings_are_bounded(new_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparing, "MAX_SETTINGS", 40)
     monkeypatch.setattr(comparing, "MAX_DIFFERENCES", 5)
     runs = [new_run(name, agent=name) for name in ("a", "b")]
@@ -149,21 +149,21 @@ def test_untrusted_settings_are_bounded(tmp_path: Path, new_run: MakeRun, monkey
     for _ in range(40):
         deep = {"x": deep}
     edit_config(runs[1], **{f"odd_{n}": n for n in range(60)}, deep=deep, steps=[HOSTILE] * 500)
-    found = compare(read(*runs))
-    assert found
-    assert len(found.differing) == 5
-    assert found.left_out > 0
-    assert all(len(group.settings) <= 40 for group in found.groups)
+    comparison = compare(read(*runs))
+    assert comparison
+    assert len(comparison.differing) == 5
+    assert comparison.left_out > 0
+    assert all(len(group.settings) <= 40 for group in comparison.groups)
     page = build(*runs)
     assert "more settings differ" in page.text
     assert [tag for tag, _ in page.elements].count("script") == 1, "the page's own"
-    assert not [given for _, given in page.elements if "onerror" in given]
+    assert not [tag for tag, attributes in page.elements if "onerror" in attributes]
 
 
 # Side by side
 
 
-def test_an_episode_is_shown_side_by_side_and_once(tmp_path: Path, new_run: MakeRun) -> None:
+def test_an_episode_is_shown_side_by_side_and_once(new_run: MakeRun) -> None:
     runs = [
         new_run("gtp", outcomes="sfs"),
         new_run("fql", agent="fql", outcomes="ff"),
@@ -180,11 +180,11 @@ def test_an_episode_is_shown_side_by_side_and_once(tmp_path: Path, new_run: Make
     assert sorted(labels) == sorted(set(labels)), "no video is there twice"
     assert [label for label in labels if label.startswith("gtp, seed 0")][-1] == "gtp, seed 0, episode 2, success"
     assert sum("seed 5" in label for label in labels) == 2
-    (policy,) = [given["content"] for given in page.all("meta") if "http-equiv" in given]
+    (policy,) = [meta["content"] for meta in page.all("meta") if "http-equiv" in meta]
     assert "script-src 'sha256-" in policy
 
 
-def test_episodes_with_different_outcomes_come_first(tmp_path: Path, new_run: MakeRun) -> None:
+def test_episodes_with_different_outcomes_come_first(new_run: MakeRun) -> None:
     outcomes = ("ffffffs", "fffffff")
     runs = [new_run(o, agent=o, outcomes=o) for o in outcomes]
     labels = [video["aria-label"] for video in build(*runs).all("video")]
@@ -192,7 +192,7 @@ def test_episodes_with_different_outcomes_come_first(tmp_path: Path, new_run: Ma
     assert [label.split("episode ")[1] for label in together] == [f"{n}, failure" for n in range(3)] + ["6, success"]
 
 
-def test_a_damaged_video_is_not_shown_beside_another(tmp_path: Path, mp4: bytes, new_run: MakeRun) -> None:
+def test_a_damaged_video_is_not_shown_beside_another(mp4: bytes, new_run: MakeRun) -> None:
     runs = [new_run(name, agent=name, outcomes="s") for name in ("gtp", "fql")]
     (runs[1] / "videos/step_1500/episode_000_success.mp4").write_bytes(b"no film")
     page = build(*runs)
