@@ -90,7 +90,7 @@ def load(name: str) -> Suite:
     if name.endswith((".yaml", ".yml")):
         text, where = _read(Path(name)), name
     else:
-        if name not in options("benchmark"):
+        if name not in options("suite"):
             raise GtpVisionError(f"unknown suite '{name}': {propose(name, options('benchmark'))}")
         where = f"configs/suite/{name}.yaml"
         text = files("gtp_vision.configs").joinpath(f"suite/{name}.yaml").read_text()

@@ -2,6 +2,7 @@
 
 import csv
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.metadata import version
@@ -12,7 +13,7 @@ import pytest
 from browser import Browser
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.suites import tables
+from gtp_vision.suites import statistics, tables
 from gtp_vision.suites.published import Published, beside, published, read
 from gtp_vision.suites.records import SELECTIONS, Record
 from gtp_vision.suites.suite import load
@@ -30,6 +31,13 @@ PAGE: dict[str, Any] = {
     "selection": "last",
     "missing": ["ant-medium-v2 is left out: there is no data set"],
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_resamples() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "_REPS", 200)
+        yield
 
 
 @pytest.fixture(scope="module")
