@@ -62,7 +62,7 @@ def _warnings(run: RunFolder) -> list[tuple[Any, str]]:
 
 
 def _entries(run: RunFolder, name: str, default: Any = None) -> list[Mapping[str, Any]]:
-    """The JSON objects in a file's list, or in `default` if there is no file; a damaged file is noted."""
+    """The JSON objects in a file's list, or in `default` if the file is missing; a damaged file is noted."""
     entries = default
     if (text := text_of(run, name)) is not None:
         try:

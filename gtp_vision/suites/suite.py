@@ -91,7 +91,7 @@ def load(name: str) -> Suite:
         text, where = _read(Path(name)), name
     else:
         if name not in options("suite"):
-            raise GtpVisionError(f"unknown suite '{name}': {propose(name, options('benchmark'))}")
+            raise GtpVisionError(f"unknown suite '{name}': {propose(name, options('suite'))}")
         where = f"configs/suite/{name}.yaml"
         text = files("gtp_vision.configs").joinpath(f"suite/{name}.yaml").read_text()
     try:
