@@ -24,8 +24,8 @@ SUITE = """
 title: A tiny suite
 protocol: [Nothing is learnt here.]
 selection: last
-steps: 40
-eval_every: 20
+steps: 60
+eval_every: 30
 episodes: 2
 seeds: 2
 agents: [gtp, gtp+n, iql]
@@ -105,7 +105,7 @@ def test_a_suite_ends_with_scores_of_every_agent_and_seed_and_tables(whole: Path
     assert [(record["agent"], record["seed"]) for record in found] == [
         (agent, seed) for agent in ("gtp", "gtp+n", "iql") for seed in (0, 1)
     ]
-    assert all(record["steps"] == [20, 40] and not record["unfinished"] for record in found)
+    assert all(record["steps"] == [30, 60] and not record["unfinished"] for record in found)
     evaluations = json.loads((whole / "maze" / "gtp" / "seeds_0-1" / "seed_1" / "evaluations.json").read_text())
     assert evaluations[0]["candidates"]["32"]["episodes"] == 2
     for name in ("results.md", "results.csv", "results.html"):
