@@ -69,9 +69,9 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     else:
         if not planned.jobs:
             raise GtpVisionError(f"nothing of the suite can be run here: {'; '.join(planned.missing)}")
-        told = cost.told(planned, cost.cost(planned, progress=progress), workers)
+        costs = cost.table(planned, cost.cost(planned, progress=progress), workers)
         if arguments.plan or not arguments.json:
-            print(told, flush=True)
+            print(costs, flush=True)
         if arguments.plan:
             return 0
         launcher = [f"hydra.launcher.{setting}" for setting in arguments.launcher_setting]

@@ -172,7 +172,7 @@ def test_demo_prints_one_json_object(tmp_path: Path) -> None:
 
 def test_demo_replaces_only_a_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
-    assert "holds no demo" in _error(capsys, "demo", "--out", str(tmp_path))
+    assert "does not hold a demo" in _error(capsys, "demo", "--out", str(tmp_path))
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
