@@ -138,7 +138,7 @@ def test_seeds_that_cannot_share_what_they_see_are_refused(
     store = make_store((20,), cameras={"front": (12, 12, 3)}, state=None)
     pixels = native.write(tmp_path / "pixels.h5", store)
     more = ["training.seeds=2", "encoder=impala_tiny"]
-    with pytest.raises(GtpVisionError, match="camera 'front' for each seed; freeze trained weights"):
+    with pytest.raises(GtpVisionError, match="camera 'front' differently for each seed; freeze trained weights"):
         trainer.train(config_of(pixels, tmp_path / "run", *more), progress=False)
     with pytest.raises(GtpVisionError, match=r"training.seeds=0 must be within \[1, 64\]"):
         config_of(data, tmp_path, "training.seeds=0")

@@ -164,7 +164,7 @@ def test_a_run_stops_and_names_step_term_row_and_mend(folder: Path, tmp_path: Pa
         trainer.train(config, progress=False)
     kept = 3 * ((step - 1) // 3)
     assert str(told.value).startswith(f"step {step}: loss is not finite; the last good checkpoint is {tmp_path}/")
-    assert f"step_{kept}; it comes of " in str(told.value)
+    assert f"step_{kept}; caused by " in str(told.value)
     assert f"first row {ROW} (episode 0, frame {ROW}): critic/loss, loss" in str(told.value)
     assert str(told.value).endswith("or set training.on_nonfinite=skip")
     (found,) = nonfinite.reports(tmp_path)
@@ -271,7 +271,7 @@ def test_a_run_goes_back_so_often_and_no_more(folder: Path, tmp_path: Path) -> N
 def test_no_checkpoint_is_written_that_is_not_finite(folder: Path, tmp_path: Path) -> None:
     more = ["training.learning_rate=1e36", "training.checkpoint_every=1", "training.log_every=100"]
     with pytest.raises(
-        GtpVisionError, match=r"step 2: .* is not finite; .*step_1; it comes of 8 of the 8 rows of its b"
+        GtpVisionError, match=r"step 2: .* is not finite; .*step_1; caused by 8 of the 8 rows of its b"
     ):
         trainer.train(config_of(folder / "good.h5", tmp_path, *more, agent="gtp_bc"), progress=False)
     (kept,) = (tmp_path / "checkpoints").glob("step_*")
@@ -281,7 +281,7 @@ def test_no_checkpoint_is_written_that_is_not_finite(folder: Path, tmp_path: Pat
 def test_parameters_that_ran_away_are_told_from_bad_rows(folder: Path, tmp_path: Path) -> None:
     more = ["training.learning_rate=1e36", "training.checkpoint_every=100", "training.log_every=100"]
     with pytest.raises(
-        GtpVisionError, match="none; its batch is finite with the parameters of the beginning, so the pa"
+        GtpVisionError, match="none; its batch is finite with the initial parameters, so the pa"
     ):
         trainer.train(config_of(folder / "good.h5", tmp_path, *more, agent="gtp_bc"), progress=False)
     assert not list(tmp_path.glob("checkpoints/step_*"))
@@ -340,7 +340,7 @@ def test_the_first_step_that_is_not_finite_is_read(tmp_path: Path) -> None:
 def test_a_checkpoint_with_other_steps_to_skip_is_refused(tmp_path: Path) -> None:
     assert recovery.skips_of({"skip_steps": [4]}, tmp_path) == {4}
     for stored in ("4", [0], ["4"], {"4": 4}):
-        with pytest.raises(GtpVisionError, match=r"state\.json names steps to skip that are none"):
+        with pytest.raises(GtpVisionError, match=r"state\.json : skip_steps is not a list"):
             recovery.skips_of({"skip_steps": stored}, tmp_path)
 
 
