@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from gtp_vision.core.random import RandomStream
+from gtp_vision.core.random import NoiseSource, RandomStream
 from gtp_vision.models import Policy
 from gtp_vision.models.networks import frozen_copy, polyak_
 
@@ -15,10 +15,18 @@ F, A = 3, 2  # features and actions
 Samples = Callable[[RandomStream], tuple[torch.Tensor, torch.Tensor]]
 
 
-def sample_batch(rows: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features (rows, F), actions (rows, A) and weights (rows,)."""
+def sample_batch(rows: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features (rows, F) and actions (rows, A)."""
     noise = RandomStream(7, 0)
-    return noise.normal(rows, F), 2 * noise.uniform(rows, A) - 1, 0.5 + noise.uniform(rows)
+    return noise.normal(rows, F), 2 * noise.uniform(rows, A) - 1
+
+
+def loss_of(
+    student: Policy, features: torch.Tensor, action: torch.Tensor, noise: NoiseSource, teacher: Policy
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of each sample, (rows,), and metrics."""
+    losses, metrics = student.loss(student.rows(features, action, noise, teacher))
+    return student.per_sample(losses), metrics
 
 
 def learn(student: Policy, samples: Samples, steps: int, rate: float) -> None:
@@ -28,8 +36,7 @@ def learn(student: Policy, samples: Samples, steps: int, rate: float) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         noise = RandomStream(0, step)
-        features, action = samples(noise)
-        loss = student.loss(features, action, torch.ones(len(action)), noise, teacher)[0].mean()
+        loss = loss_of(student, *samples(noise), noise, teacher)[0].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from learning import A, F
+from learning import A, F, loss_of
 
 from gtp_vision import models
 from gtp_vision.core.errors import GtpVisionError
@@ -192,7 +192,7 @@ def test_noised_actions_are_those_that_the_family_learns_from(family: str, monke
 
     monkeypatch.setattr(actor, "evaluate", noted)
     action = 2 * torch.rand(16, A) - 1
-    actor.loss(torch.zeros(16, F), action, torch.ones(16), RandomStream(0, 0), actor)
+    loss_of(actor, torch.zeros(16, F), action, RandomStream(0, 0), actor)
     ((x, t),) = seen
     a_t, time = actor.noised(action, RandomStream(0, 0))
     assert torch.equal(a_t, x)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from learning import A, F, learn
+from learning import A, F, learn, loss_of
 
 from gtp_vision.core.random import RandomStream
 from gtp_vision.models import PolicyConfig
@@ -46,8 +46,8 @@ def test_denoiser_and_loss_follow_from_the_density(monkeypatch: pytest.MonkeyPat
     action = RandomStream(1, 0).uniform(6, A).double()
     expected = a_t + t[:, None] ** 2 * slopes(model, features, a_t, t)
     torch.testing.assert_close(model.denoise(model.observe(features), a_t, t), expected, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(model, "draw_time", lambda rows, generator: t)
-    each, _ = model.loss(features, action, torch.ones(6), RandomStream(2, 0), model)
+    monkeypatch.setattr(model, "draw_time", lambda rows, noise: t)
+    each, _ = loss_of(model, features, action, RandomStream(2, 0), model)
     z = RandomStream(2, 0).normal(6, A)
     eps = -t[:, None] * slopes(model, features, action + t[:, None] * z, t)
     torch.testing.assert_close(each, (eps - z).square().sum(1), rtol=1e-4, atol=1e-4)

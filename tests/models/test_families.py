@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from learning import A, F, learn, sample_batch
+from learning import A, F, learn, loss_of, sample_batch
 
 from gtp_vision import models
 from gtp_vision.core.errors import GtpVisionError
@@ -35,28 +35,30 @@ def steps_of(family: str) -> int:
 
 
 @LEARNING
-def test_each_samples_loss_scales_with_its_weight_and_depends_on_the_noise(family: str) -> None:
-    features, action, weight = sample_batch()
-    student, teacher = policy(family), policy(family, seed=1)
+@pytest.mark.parametrize("draws", [1, 4])
+def test_the_loss_of_each_sample_is_a_function_of_the_noise_averaged_over_its_draws(family: str, draws: int) -> None:
+    features, action = sample_batch()
+    student, teacher = policy(family, noise_draws=draws), policy(family, seed=1)
 
-    def loss(w: torch.Tensor, step: int = 0) -> torch.Tensor:
-        each, metrics = student.loss(features, action, w, RandomStream(0, step), teacher)
+    def loss(step: int) -> torch.Tensor:
+        each, metrics = loss_of(student, features, action, RandomStream(0, step), teacher)
         assert each.shape == (32,)
         assert metrics
         assert all(value.ndim == 0 and bool(value.isfinite()) for value in metrics.values())
         return each
 
-    torch.testing.assert_close(loss(weight), weight * loss(torch.ones(32)))
-    assert loss(torch.eye(32)[5]).nonzero().flatten().tolist() == [5]
-    assert torch.equal(loss(weight), loss(weight))
-    assert torch.equal(loss(weight), loss(weight, 1)) == (family in ("deterministic", "gaussian"))
+    assert torch.equal(loss(0), loss(0))
+    assert torch.equal(loss(0), loss(1)) == (family in ("deterministic", "gaussian"))
+    once, repeated = policy(family), [x.repeat_interleave(draws, 0) for x in (features, action)]
+    apart, _ = loss_of(once, *repeated, RandomStream(0, 0), teacher)
+    torch.testing.assert_close(loss(0), apart.view(32, draws).mean(1))
 
 
 @LEARNING
 def test_a_batch_of_one_has_finite_metrics(family: str) -> None:
     student, teacher = policy(family), policy(family, seed=1)
     for step in range(8):
-        _, metrics = student.loss(torch.zeros(1, F), torch.zeros(1, A), torch.ones(1), RandomStream(0, step), teacher)
+        _, metrics = loss_of(student, torch.zeros(1, F), torch.zeros(1, A), RandomStream(0, step), teacher)
         assert all(bool(value.isfinite()) for value in metrics.values())
 
 
@@ -64,11 +66,11 @@ def test_a_batch_of_one_has_finite_metrics(family: str) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_the_student_learns_and_the_teacher_does_not(family: str, architecture: str, precision: torch.dtype) -> None:
-    features, action, weight = sample_batch()
+    features, action = sample_batch()
     features.requires_grad_()
     student, teacher = (policy(family, seed, architecture=architecture, activation="mish") for seed in (0, 1))
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        each, _ = student.loss(features, action, weight, RandomStream(0, 0), teacher)
+        each, _ = loss_of(student, features, action, RandomStream(0, 0), teacher)
         actions = student.sample(features, steps_of(family), RandomStream(0, 0))
     each.mean().backward()
     assert each.dtype == actions.dtype == torch.float32
@@ -92,16 +94,6 @@ def test_actions_are_a_function_of_noise_and_features_within_the_box(family: str
         for parameter in actor.parameters():
             parameter.mul_(5)
     assert float(actor.sample(features, k, RandomStream(0, 0)).detach().abs().max()) <= 1
-
-
-@LEARNING
-def test_noise_draws_are_averaged(family: str) -> None:
-    features, action, weight = sample_batch()
-    several, once, teacher = policy(family, noise_draws=4), policy(family), policy(family, seed=1)
-    each, _ = several.loss(features, action, weight, RandomStream(0, 0), teacher)
-    repeated = (part.repeat_interleave(4, 0) for part in (features, action))
-    apart, _ = once.loss(*repeated, torch.ones(128), RandomStream(0, 0), teacher)
-    torch.testing.assert_close(each, weight * apart.view(32, 4).mean(1))
 
 
 @EVERY
@@ -153,14 +145,10 @@ def test_a_short_training_learns_actions_that_depend_on_the_observation(family: 
 
 
 @EVERY
-def test_bad_steps_weights_and_dimensions_are_refused(family: str) -> None:
+def test_bad_steps_and_dimensions_are_refused(family: str) -> None:
     for steps in (0, -1):
         with pytest.raises(ValueError, match=f"steps={steps}"):
             policy(family).sample(torch.zeros(2, F), steps, RandomStream(0, 0))
-    features, action, _ = sample_batch()
-    for bad in (0.0, float("nan"), float("inf"), -1.0):
-        with pytest.raises(ValueError, match="weights lie in"):
-            policy(family).loss(features, action, torch.full((32,), bad), RandomStream(0, 0), policy(family))
     with pytest.raises(ValueError, match="0 dimensions"):
         policy(family, actions=0)
 
@@ -223,7 +211,7 @@ def test_at_the_lowest_level_a_consistency_model_is_the_identity() -> None:
 
 
 def test_a_consistency_models_neighbours_share_their_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, action, weight = sample_batch()
+    features, action = sample_batch()
     student, teacher = policy("consistency"), policy("consistency", seed=1)
     seen = []
     for model in (teacher, student):
@@ -234,7 +222,7 @@ def test_a_consistency_models_neighbours_share_their_noise(monkeypatch: pytest.M
             return plain(observed, a_t, t)
 
         monkeypatch.setattr(model, "jump", noted)
-    student.loss(features, action, weight, RandomStream(0, 0), teacher)
+    loss_of(student, features, action, RandomStream(0, 0), teacher)
     (z_u, u), (z_t, t) = seen
     torch.testing.assert_close(z_u, z_t, rtol=1e-3, atol=1e-3)
     assert bool((t > u).all())
@@ -263,7 +251,7 @@ class PointMeanFlow(PointVelocity, MeanFlowPolicy):
 def test_the_exact_velocity_of_a_point_costs_nothing_and_ends_there(kind: type[Policy]) -> None:
     exact = kind(F, A, PolicyConfig(hidden=[4], grid=16))  # type: ignore[call-arg, arg-type]
     action = torch.full((64, A), 0.3)
-    each, _ = exact.loss(torch.zeros(64, F), action, torch.ones(64), RandomStream(0, 0), exact)
+    each, _ = loss_of(exact, torch.zeros(64, F), action, RandomStream(0, 0), exact)
     assert float(each.detach().max()) < 1e-4
     for steps in (1, 2, 5):
         actions = exact.sample(torch.zeros(8, F), steps, RandomStream(0, 0))
@@ -271,7 +259,7 @@ def test_the_exact_velocity_of_a_point_costs_nothing_and_ends_there(kind: type[P
 
 
 def test_a_shortcut_starts_at_multiples_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, action, weight = sample_batch()
+    features, action = sample_batch()
     student, teacher = policy("shortcut", grid=16), policy("shortcut", seed=1, grid=16)
     seen: list[tuple[Any, Any]] = []
     plain = student.velocity
@@ -282,7 +270,7 @@ def test_a_shortcut_starts_at_multiples_of_its_size(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(student, "velocity", noted)
     for step in range(20):
-        student.loss(features, action, weight, RandomStream(0, step), teacher)
+        loss_of(student, features, action, RandomStream(0, step), teacher)
     r, h = (torch.cat(x) for x in zip(*seen, strict=True))
     jumps = h > 0
     assert set(h[jumps].tolist()) == {1.0, 0.5, 0.25, 0.125}
@@ -297,7 +285,7 @@ def test_a_shortcut_starts_at_multiples_of_its_size(monkeypatch: pytest.MonkeyPa
 
 def test_meanflows_target_is_its_identity() -> None:
     """Against finite differences along the path: m = v - (r - q) (m(r + e) - m(r - e)) / 2e."""
-    features, action, _ = sample_batch()
+    features, action = sample_batch()
     model: MeanFlowPolicy = policy("meanflow", activation="mish").double()
     features, action = features.double(), action.double()
     noise = RandomStream(0, 0)
@@ -315,5 +303,5 @@ def test_meanflows_target_is_its_identity() -> None:
     error = (along(0) - (v - (r - q)[:, None] * slope)).square().sum(1)
     expected = error / (error + model.damping)
     given = Rows(observed.float(), action.float(), RandomStream(0, 0), model, observed.float())
-    each, _ = model.float().row_losses(given)
+    each, _ = model.float().loss(given)
     torch.testing.assert_close(each.double(), expected, rtol=1e-3, atol=1e-4)

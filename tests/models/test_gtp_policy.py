@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learning import A, F, learn, sample_batch
+from learning import A, F, learn, loss_of, sample_batch
 from scipy.stats import chisquare
 
 from gtp_vision.core.random import RandomStream
@@ -149,12 +149,12 @@ def falling(rows: int, sigma_max: float) -> tuple[torch.Tensor, ...]:
 def test_cancelled_noise_residual_equals_the_plain_form_in_double_precision(
     monkeypatch: pytest.MonkeyPatch, teaches: str, residual: str, sigma_max: float
 ) -> None:
-    features, action, _ = sample_batch()
+    features, action = sample_batch()
     chosen = {"residual": residual, "sigma_max": sigma_max, "lambda_flow": 0.0, "teacher": teaches, "input_gain": 1.0}
     student, teacher = policy(0, **chosen), policy(1, **chosen)
     t, u, s = falling(32, sigma_max)
-    monkeypatch.setattr(student, "triple", lambda rows, generator: (t, u, s))
-    each, _ = student.loss(features, action, torch.ones(32), RandomStream(0, 0), teacher)
+    monkeypatch.setattr(student, "triple", lambda rows, noise: (t, u, s))
+    each, _ = loss_of(student, features, action, RandomStream(0, 0), teacher)
 
     student, teacher = student.double(), teacher.double()
     o, a, t, u, s = (part.double() for part in (features, action, t, u, s))
@@ -172,15 +172,15 @@ def test_cancelled_noise_residual_equals_the_plain_form_in_double_precision(
 
 
 def test_flow_loss_is_the_squared_error_of_the_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, action, weight = sample_batch()
+    features, action = sample_batch()
     losses = {}
     for factor in (0.0, 0.7):
         student = policy(0, lambda_flow=factor)
         calls = note_calls(student, monkeypatch)
-        losses[factor], metrics = student.loss(features, action, weight, RandomStream(0, 0), policy(1))
+        losses[factor], metrics = loss_of(student, features, action, RandomStream(0, 0), policy(1))
     a_t, t = denoisings(calls)
     flow = (student.phi(features, a_t, t, t) - action).square().sum(1)
-    torch.testing.assert_close(losses[0.7] - losses[0.0], 0.7 * weight * flow, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses[0.7] - losses[0.0], 0.7 * flow, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(metrics["flow_loss"], flow.mean())
     assert bool((t > 0).all())
     assert float(((a_t - action) / t[:, None]).std()) == pytest.approx(1, abs=0.3)
@@ -189,7 +189,7 @@ def test_flow_loss_is_the_squared_error_of_the_denoiser(monkeypatch: pytest.Monk
 def test_flow_loss_covers_all_positive_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = policy(0, hidden=[1]), policy(1, hidden=[1])
     calls = note_calls(student, monkeypatch)
-    student.loss(torch.zeros(10_000, F), torch.zeros(10_000, A), torch.ones(10_000), RandomStream(5, 0), teacher)
+    loss_of(student, torch.zeros(10_000, F), torch.zeros(10_000, A), RandomStream(5, 0), teacher)
     high, low = 10.0 ** (1 / 7), 0.002 ** (1 / 7)
     places = (high - denoisings(calls)[1].pow(1 / 7)) / (high - low)
     assert chisquare(np.histogram(places, 10, (0, 1))[0]).pvalue > 1e-3
@@ -267,7 +267,7 @@ def test_a_shift_of_jumps_to_level_0_increases_the_loss(residual: str) -> None:
     for shift in (0.0, 0.5):
         flow = GaussianFlow(1, 1, PolicyConfig(hidden=[4], grid=6, sigma_max=3.0, residual=residual))
         flow.shift = shift
-        each, _ = flow.loss(features, action, torch.ones(4096), RandomStream(0, 0), flow)
+        each, _ = loss_of(flow, features, action, RandomStream(0, 0), flow)
         losses.append(float(each.mean()))
     assert losses[1] > losses[0] + 0.01 * 0.5**2
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from learning import A, F
+from learning import A, F, loss_of
 
 from gtp_vision import models
 from gtp_vision.core.errors import GtpVisionError
@@ -28,11 +28,11 @@ def gaussian(log_deviation: tuple[float, ...] = (-1.5, 0.3)) -> GaussianPolicy:
 
 def test_a_gaussians_loss_is_torchs_negative_log_likelihood() -> None:
     actor, noise = gaussian(), RandomStream(0, 0)
-    features, action, weight = noise.normal(8, F), 2 * noise.uniform(8, A) - 1, noise.uniform(8)
-    each, metrics = actor.loss(features, action, weight, noise, actor)
+    features, action = noise.normal(8, F), 2 * noise.uniform(8, A) - 1
+    each, metrics = loss_of(actor, features, action, noise, actor)
     observed = actor.observe(features)
     known = torch.distributions.Normal(actor.mean(observed), torch.tensor([-1.5, 0.3]).exp())
-    torch.testing.assert_close(each, -weight * known.log_prob(action).sum(1))
+    torch.testing.assert_close(each, -known.log_prob(action).sum(1))
     torch.testing.assert_close(metrics["negative_log_likelihood"], -known.log_prob(action).sum(1).mean())
     torch.testing.assert_close(actor.log_density(observed, action, torch.ones(8)), known.log_prob(action).sum(1))
 
@@ -63,10 +63,10 @@ def test_noised_actions_of_a_gaussian_are_the_actions_themselves() -> None:
 
 def test_a_deterministic_policys_loss_is_the_squared_error_of_its_action() -> None:
     actor, noise = DeterministicPolicy(F, A, config()), RandomStream(0, 0)
-    features, action, weight = noise.normal(8, F), 2 * noise.uniform(8, A) - 1, noise.uniform(8)
-    each, _ = actor.loss(features, action, weight, noise, actor)
+    features, action = noise.normal(8, F), 2 * noise.uniform(8, A) - 1
+    each, _ = loss_of(actor, features, action, noise, actor)
     sampled = actor.sample(features, 1, None)  # type: ignore[arg-type]
-    torch.testing.assert_close(each, weight * (sampled - action).square().sum(1))
+    torch.testing.assert_close(each, (sampled - action).square().sum(1))
     assert torch.equal(sampled, actor.sample_from(features, torch.randn(8, A), 7))
 
 
@@ -80,7 +80,7 @@ def test_plain_policies_have_no_parameters_for_times(kind: type[GaussianPolicy] 
 def test_a_one_step_policy_has_no_loss_from_data() -> None:
     actor = OneStepPolicy(F, A, config())
     with pytest.raises(GtpVisionError, match=r"one_step learns from another policy only \(agent=fql"):
-        actor.loss(torch.zeros(2, F), torch.zeros(2, A), torch.ones(2), RandomStream(0, 0), actor)
+        loss_of(actor, torch.zeros(2, F), torch.zeros(2, A), RandomStream(0, 0), actor)
 
 
 def test_a_one_step_policy_is_a_linear_output_of_noise_and_observation() -> None:

@@ -9,7 +9,8 @@ import torch
 from gtp_vision.config.schema import Config
 from gtp_vision.datasets.sources import batch_source, batch_source_of_seeds
 from gtp_vision.training.build import Components, build, components_for_seed
-from gtp_vision.training.engines import Eager, Engine, Functional
+from gtp_vision.training.eager import Eager
+from gtp_vision.training.engines import Engine, Functional
 from gtp_vision.training.seeds import seeds_of
 
 CPU = torch.device("cpu")

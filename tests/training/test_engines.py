@@ -18,6 +18,7 @@ from gtp_vision.datasets.sources import batch_source
 from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint, engines
 from gtp_vision.training.build import Components, build
+from gtp_vision.training.eager import Eager
 from gtp_vision.training.engines import Engine, Functional, choose
 from gtp_vision.training.seeds import seeds_of
 
@@ -202,6 +203,6 @@ def test_a_captured_step_equals_pytorchs_step(folder: Path) -> None:
     ours, theirs = build(config), build(config)
     device = ours.accelerator.device
     graph = Functional(batch_source(ours.sampler, device), config, [ours], "graph", only_compiling)
-    eager = engines.Eager(batch_source(theirs.sampler, device), config, theirs)
+    eager = Eager(batch_source(theirs.sampler, device), config, theirs)
     (mine,), (his,) = steps_of(graph, device), steps_of(eager, device)
     assert_alike(ours, theirs, mine, his)

@@ -57,7 +57,7 @@ def test_only_backbones_compute_in_half_precision(half: Config) -> None:
                 lambda _, __, made, is_tower=".towers." in name: types[is_tower].add(made.dtype)
             )
     engine = engine_of("eager", half, [parts])
-    (metrics,) = engine.step(0, engine.source.inputs(0))
+    (metrics,) = engine.step(0, engine.source.fetch(0))
     assert types == {True: {torch.bfloat16}, False: {torch.float32}}
     assert all(value.dtype in (torch.float32, torch.float64) for value in metrics.values())
 
