@@ -79,9 +79,9 @@ class Health:
         self._bound = value_bound(config, store)
         self._losses: deque[float] = deque(maxlen=_SAME_LOSSES)
         self._suspected: set[str] = set()
-        self.warnings = [warning for warning in read(folder) if warning["step"] <= start]
+        self.warnings = [warning for warning in read_warnings(folder) if warning["step"] <= start]
 
-    def note(self, step: int, kind: str, message: str, *, once: bool = False) -> list[str]:
+    def add(self, step: int, kind: str, message: str, *, once: bool = False) -> list[str]:
         """Record a warning unless the step, or with `once` the run, already has one of its kind."""
         if any(warning["kind"] == kind and (once or warning["step"] == step) for warning in self.warnings):
             return []
@@ -91,7 +91,7 @@ class Health:
                 aside.write_text(json.dumps(self.warnings, indent=1))
         return [f"warning: {message}"]
 
-    def read_metrics(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+    def check_metrics(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Check the metrics that are logged at a step."""
         problems = {}
         if self._bound is not None and {"critic/q_min", "critic/q_max"} <= metrics.keys():
@@ -117,19 +117,19 @@ class Health:
         return [
             line
             for kind, problem in problems.items()
-            for line in self.note(step, kind, f"step {step}: {problem}", once=True)
+            for line in self.add(step, kind, f"step {step}: {problem}", once=True)
         ]
 
-    def read_spread(self, step: int, spread: Spread, *, noisy: bool) -> list[str]:
+    def check_spread(self, step: int, spread: Spread, *, has_noise: bool) -> list[str]:
         """Check the policy's actions; one small spread may be chance, two in a row are not.
 
         Args:
             step: at which the actions were sampled.
             spread: of the actions.
-            noisy: whether the policy's actions depend on noise.
+            has_noise: whether the policy's actions depend on noise.
         """
         is_blind = self._is_repeated("blind", spread.observations < _MIN_SPREAD * spread.data)
-        is_certain = self._is_repeated("certain", noisy and spread.noise < _MIN_NOISE_SPREAD)
+        is_certain = self._is_repeated("certain", has_noise and spread.noise < _MIN_NOISE_SPREAD)
         if not is_blind and not is_certain:
             return []
         message = (
@@ -137,9 +137,9 @@ class Health:
             f"(spread over observations {spread.observations:.2g}, over noise {spread.noise:.2g}, of the data "
             f"{spread.data:.2g}); check its loss, the observations and the learning rates"
         )
-        return self.note(step, "dead_policy", message, once=True)
+        return self.add(step, "dead_policy", message, once=True)
 
-    def read_evaluations(self, evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    def check_evaluations(self, evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
         """Check the newest of all evaluations."""
         has_succeeded = any(evaluation["success"] for evaluation in evaluations)
         name = "score" if "score" in evaluations[0] else "success" if has_succeeded else "return"
@@ -150,7 +150,7 @@ class Health:
             f"step {now['step']}: {name} is {now[name]:.3g}, and was {best[name]:.3g} at step {best['step']}, which is "
             f"kept as checkpoints/best; more training made the policy worse"
         )
-        return self.note(now["step"], "collapse", message, once=True)
+        return self.add(now["step"], "collapse", message, once=True)
 
     def _is_repeated(self, name: str, is_suspect: bool) -> bool:
         """Whether something is suspect now, and was the last time."""
@@ -159,7 +159,7 @@ class Health:
         return is_suspect and was_suspect
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read_warnings(folder: Path) -> list[dict[str, Any]]:
     """The warnings in a run folder; none if the file is missing or damaged."""
     try:
         stored = json.loads((folder / FILE).read_text())
@@ -224,7 +224,7 @@ def spread_of(parts: Components, steps: int, step: int) -> Spread:
     return Spread(*(float(x.mean()) for x in spreads))
 
 
-def noisy(parts: Components) -> bool:
+def has_noise(parts: Components) -> bool:
     """Whether the policy's actions depend on noise."""
     return not isinstance(parts.agent.policy, DeterministicPolicy)
 

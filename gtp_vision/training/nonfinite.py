@@ -55,7 +55,7 @@ class Fault(Exception):  # noqa: N818 - caught by the training loop; users see t
 
 
 @dataclass
-class Reading:
+class StepReadings:
     """The metrics of several steps, read from the device at once.
 
     Attributes:
@@ -71,7 +71,7 @@ class Reading:
     names: list[str]
 
 
-def reading(pending: Sequence[Metrics | None], accelerator: Accelerator, *, skips: bool) -> Reading:
+def read_steps(pending: Sequence[Metrics | None], accelerator: Accelerator, *, skips: bool) -> StepReadings:
     """Wait for the device and read the metrics of steps; all processes read together, and get the same means.
 
     Args:
@@ -79,7 +79,7 @@ def reading(pending: Sequence[Metrics | None], accelerator: Accelerator, *, skip
         accelerator: of the processes.
         skips: whether steps marked as not finite were not applied.
     """
-    result = Reading([None] * len(pending), [], None, [])
+    result = StepReadings([None] * len(pending), [], None, [])
     present = [(index, metrics) for index, metrics in enumerate(pending) if metrics is not None]
     if not present:
         return result
@@ -113,7 +113,7 @@ def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: total / count for name, total, count in zip(names, table.sum(0).tolist(), counts, strict=True)}
 
 
-def report(parts: Components, config: Config, folder: Path, step: int, found: Sequence[str]) -> str:
+def diagnose(parts: Components, config: Config, folder: Path, step: int, found: Sequence[str]) -> str:
     """Repeat a step, write the diagnosis into the run folder, and return it as a clause; all processes together.
 
     Args:
@@ -140,13 +140,13 @@ def report(parts: Components, config: Config, folder: Path, step: int, found: Se
     }
     entry["told"] = _clause(entry)
     if parts.accelerator.is_main_process:
-        earlier = [other for other in reports(folder) if other["step"] != step]
+        earlier = [other for other in read_reports(folder) if other["step"] != step]
         with atomic_write(folder / FILE) as aside:
             aside.write_text(json.dumps([*earlier, entry][-_REPORTS:], indent=1))
     return entry["told"]
 
 
-def reports(folder: Path) -> list[dict[str, Any]]:
+def read_reports(folder: Path) -> list[dict[str, Any]]:
     """The reports in a run folder; none if the file is missing or damaged."""
     try:
         stored = json.loads((folder / FILE).read_text())

@@ -13,14 +13,14 @@ from gtp_vision.agents import Agent
 from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.training import checkpoint
-from gtp_vision.training.nonfinite import Fault, report
+from gtp_vision.training.nonfinite import Fault, diagnose
 from gtp_vision.training.run import TrainingRun, pending_metrics_of
 
 ROLLBACKS = 3  # to one checkpoint
 IDLE = 2  # readings of metrics without an applied step
 
 
-def answer(mode: str, members: Sequence[TrainingRun], fault: Fault, tell: Callable[[str], None]) -> int:
+def handle_fault(mode: str, members: Sequence[TrainingRun], fault: Fault, tell: Callable[[str], None]) -> int:
     """Roll back, note the step to leave out, and return the step to continue from; all processes together.
 
     Args:
@@ -33,7 +33,7 @@ def answer(mode: str, members: Sequence[TrainingRun], fault: Fault, tell: Callab
         GtpVisionError: the mode is not rollback, there were too many rollbacks, or there is no checkpoint.
     """
     member = members[fault.member]
-    diagnosis = report(member.parts, member.config, member.folder, fault.step, fault.names)
+    diagnosis = diagnose(member.parts, member.config, member.folder, fault.step, fault.names)
     paths = checkpoint.newest_of_all([run.folder / "checkpoints" for run in members]) if mode == "rollback" else None
     if paths is None:
         raise member.diverged(fault.step, fault.what, diagnosis)
@@ -48,7 +48,7 @@ def answer(mode: str, members: Sequence[TrainingRun], fault: Fault, tell: Callab
     message = (
         f"step {fault.step}: {fault.what}, {diagnosis}; rolled back to step {start} and left step {fault.step} out"
     )
-    for line in member.health.note(fault.step, "rollback", message):
+    for line in member.health.add(fault.step, "rollback", message):
         tell(line)
     return start
 

@@ -49,7 +49,7 @@ def test_a_healthy_run_has_no_warnings(data: Path, tmp_path: Path, capsys: pytes
 def test_diverging_values_are_warned_of_once(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = trainer.train(config_of(data, tmp_path, "task.discount=0.5", "training.learning_rate=3"))
     (found,) = [one for one in results["health"] if one["kind"] == "q_explosion"]
-    assert health.read(tmp_path) == results["health"]
+    assert health.read_warnings(tmp_path) == results["health"]
     assert capsys.readouterr().err.count(f"warning: {found['told']}\n") == 1
 
 
@@ -59,25 +59,25 @@ def test_a_policy_that_ignores_the_observation_is_warned_of(make_store: MakeStor
     store.observations["state"][:] = 1
     data = native.write(tmp_path / "same.h5", store)
     trainer.train(config_of(data, tmp_path / "run"), progress=False)
-    (found,) = health.read(tmp_path / "run")
+    (found,) = health.read_warnings(tmp_path / "run")
     assert (found["kind"], found["step"]) == ("dead_policy", 8)
     assert "spread over observations 0, " in found["told"]
 
 
 def test_a_policy_that_ignores_the_noise_is_warned_of_unless_it_has_none(data: Path, tmp_path: Path) -> None:
-    assert not health.noisy(build(config_of(data, tmp_path, *DETERMINISTIC)))
+    assert not health.has_noise(build(config_of(data, tmp_path, *DETERMINISTIC)))
     parts = build(config_of(data, tmp_path))
     with torch.no_grad():  # all actions at the bounds
         list(parts.agent.policy.parameters())[-1].fill_(1e6)
-    assert health.noisy(parts)
+    assert health.has_noise(parts)
     found = spread_of(parts, 2, 0)
     assert (found.noise, found.observations) == (0, 0)
     own, seen = watch(tmp_path, parts.store), Spread(0, 0.5, 0.5)
-    assert own.read_spread(4, seen, noisy=False) == own.read_spread(8, seen, noisy=False) == []
-    assert own.read_spread(12, seen, noisy=True) == []
-    (line,) = own.read_spread(16, seen, noisy=True)
+    assert own.check_spread(4, seen, has_noise=False) == own.check_spread(8, seen, has_noise=False) == []
+    assert own.check_spread(12, seen, has_noise=True) == []
+    (line,) = own.check_spread(16, seen, has_noise=True)
     assert line.startswith("warning: step 16: ")
-    assert own.read_spread(20, seen, noisy=True) == []
+    assert own.check_spread(20, seen, has_noise=True) == []
 
 
 def test_measuring_the_spread_changes_nothing_and_depends_on_the_step(data: Path, tmp_path: Path) -> None:
@@ -108,9 +108,9 @@ def test_metrics_are_checked(
     make_store: MakeStore, tmp_path: Path, metrics: dict[str, float], kind: str, at: int
 ) -> None:
     own = watch(tmp_path, make_store(), "task.discount=0.5")
-    warned = [bool(own.read_metrics(step, metrics)) for step in range(8)]
+    warned = [bool(own.check_metrics(step, metrics)) for step in range(8)]
     assert warned == [bool(kind) and step == at for step in range(8)]
-    assert [one["kind"] for one in health.read(tmp_path)] == [kind] * bool(kind)
+    assert [one["kind"] for one in health.read_warnings(tmp_path)] == [kind] * bool(kind)
 
 
 def evaluation(step: int, success: float, reward: float, *, score: float | None = None) -> dict[str, Any]:
@@ -138,10 +138,10 @@ def test_an_evaluation_far_below_the_best_is_warned_of(
     make_store: MakeStore, tmp_path: Path, evaluations: list[dict[str, Any]], words: str
 ) -> None:
     own = watch(tmp_path, make_store())
-    warned = [line for end in range(len(evaluations)) for line in own.read_evaluations(evaluations[: end + 1])]
+    warned = [line for end in range(len(evaluations)) for line in own.check_evaluations(evaluations[: end + 1])]
     assert len(warned) == bool(words)
     assert words in "".join(warned)
-    assert [one["kind"] for one in health.read(tmp_path)] == ["collapse"] * bool(words)
+    assert [one["kind"] for one in health.read_warnings(tmp_path)] == ["collapse"] * bool(words)
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_warnings_are_kept_by_step_and_damaged_files_are_ignored(make_store: Mak
     store = make_store()
     own = watch(tmp_path, store)
     for step in (3, 6):
-        assert own.note(step, "rollback", "rolled back") == ["warning: rolled back"]
-        assert own.note(step, "rollback", "rolled back") == []
+        assert own.add(step, "rollback", "rolled back") == ["warning: rolled back"]
+        assert own.add(step, "rollback", "rolled back") == []
     assert [one["step"] for one in watch(tmp_path, store, start=5).warnings] == [3]
     (tmp_path / health.FILE).write_text('[{"step": 1, "kind": "a", "told": "b", "more": 1}, {"step": "1"}, 7]')
-    assert health.read(tmp_path) == [{"step": 1, "kind": "a", "told": "b"}]
+    assert health.read_warnings(tmp_path) == [{"step": 1, "kind": "a", "told": "b"}]
     for text in ("", "{}", "[" * 100_000):
         (tmp_path / health.FILE).write_text(text)
-        assert health.read(tmp_path) == []
+        assert health.read_warnings(tmp_path) == []

@@ -141,7 +141,7 @@ def test_stop_names_step_term_row_and_fix(folder: Path, tmp_path: Path) -> None:
         "training.on_nonfinite=skip",
     ):
         assert part in str(raised.value)
-    (found,) = nonfinite.reports(tmp_path)
+    (found,) = nonfinite.read_reports(tmp_path)
     assert found["step"] == step
     assert set(found["found"]) >= {"loss", "critic/loss"} == set(found["terms"])
     assert {row["row"] for row in found["rows"]} == {ROW}
@@ -157,7 +157,7 @@ def test_skip_skips_and_counts(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert all(math.isfinite(x) for line in lines(tmp_path) for x in line.values() if x is not None)
     assert all(bool(x.isfinite().all()) for x in saved(tmp_path).values())
     assert [(one["kind"], one["step"]) for one in results["health"]] == [("skipped", bad[0])]
-    assert health.read(tmp_path) == results["health"]
+    assert health.read_warnings(tmp_path) == results["health"]
     assert capsys.readouterr().err.count(f"warning: step {bad[0]}: loss is not finite") == 1
 
 
@@ -178,7 +178,7 @@ def test_a_seed_that_skips_everything_does_not_affect_the_others(
     assert_equal(saved(tmp_path / "whole" / "seed_0"), saved(tmp_path / "broken" / "seed_0"))
     broken = tmp_path / "broken" / "seed_1"
     assert {(line["skipped"], line["loss"]) for line in lines(broken)} == {(2.0, None)}
-    assert next(one["kind"] for one in health.read(broken)) == "skipped"
+    assert next(one["kind"] for one in health.read_warnings(broken)) == "skipped"
 
 
 @pytest.mark.trains
@@ -190,8 +190,8 @@ def test_rollback_leaves_the_bad_steps_out(folder: Path, tmp_path: Path, seeds: 
     for own in seeds_of(config):
         run, bad = Path(own.run_dir), bad_steps(own, 20)
         assert json.loads((run / "checkpoints" / "last" / "state.json").read_text())["skip_steps"] == bad
-        assert [one["step"] for one in health.read(run)] == bad
-        assert [one["step"] for one in nonfinite.reports(run)] == bad
+        assert [one["step"] for one in health.read_warnings(run)] == bad
+        assert [one["step"] for one in nonfinite.read_reports(run)] == bad
         steps = [line["step"] for line in lines(run)]
         assert steps == sorted(set(steps))
     skipping = config_of(folder / "reward.h5", tmp_path / "skip", "training.on_nonfinite=skip", more[1])
@@ -285,8 +285,8 @@ def test_bad_rows_of_every_agent_are_found(folder: Path, tmp_path: Path, name: s
         parts.agent.actor_encoder.register_forward_hook(hide)
     step = next(step for step in range(100) if ROW in parts.sampler.rows(step))
     before = state_of(parts)
-    clause = nonfinite.report(parts, config, tmp_path, step + 1, ["loss"])
-    (found,) = nonfinite.reports(tmp_path)
+    clause = nonfinite.diagnose(parts, config, tmp_path, step + 1, ["loss"])
+    (found,) = nonfinite.read_reports(tmp_path)
     assert {row["row"] for row in found["rows"]} == {ROW}
     assert "loss" in found["terms"]
     assert clause == found["told"]
@@ -300,15 +300,15 @@ def test_the_first_step_that_is_not_finite_is_read() -> None:
         return {"loss": torch.tensor(loss), "nonfinite": torch.tensor(bad)}
 
     steps = [step(1, 0), None, step(3, 0), step(math.nan, 1), step(5, 1)]
-    found = nonfinite.reading(steps, accelerator, skips=True)
+    found = nonfinite.read_steps(steps, accelerator, skips=True)
     assert found.rows == [{"loss": 1}, None, {"loss": 3}, None, None]
     assert (found.skipped, found.first, found.names) == ([3, 4], None, ["loss"])
     assert nonfinite.means([row for row in found.rows if row]) == {"loss": 2}
-    found = nonfinite.reading(steps, accelerator, skips=False)
+    found = nonfinite.read_steps(steps, accelerator, skips=False)
     assert (found.first, found.names) == (3, ["loss"])
-    assert nonfinite.reading(steps[4:], accelerator, skips=False).names == ["the gradient"]
+    assert nonfinite.read_steps(steps[4:], accelerator, skips=False).names == ["the gradient"]
     for nothing in ([None], steps[3:]):
-        assert not any(nonfinite.reading(nothing, accelerator, skips=True).rows)
+        assert not any(nonfinite.read_steps(nothing, accelerator, skips=True).rows)
     assert math.isnan(nonfinite.means([])["loss"])
 
 
@@ -319,7 +319,7 @@ def test_damaged_files_are_refused_or_ignored(tmp_path: Path) -> None:
             recovery.skips_of({"skip_steps": stored}, tmp_path)
     for text in ("", "{", '{"step": 1}', "[1, {}]", "[" * 100_000):
         (tmp_path / nonfinite.FILE).write_text(text)
-        assert nonfinite.reports(tmp_path) == []
+        assert nonfinite.read_reports(tmp_path) == []
 
 
 # Two processes ---------------------------------------------------------------------------------------------------
