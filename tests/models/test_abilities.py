@@ -199,13 +199,6 @@ def test_noised_actions_are_those_that_the_family_learns_from(family: str, monke
     assert torch.equal(time, t)
 
 
-def test_noised_actions_of_gtp_are_those_of_its_flow_loss() -> None:
-    gtp, diffusion = policy("gtp"), policy("diffusion")
-    action = 2 * torch.rand(16, A) - 1
-    for ours, theirs in zip(*(p.noised(action, RandomStream(0, 0)) for p in (gtp, diffusion)), strict=True):
-        assert torch.equal(ours, theirs)
-
-
 @pytest.mark.parametrize("family", GUIDABLE)
 def test_actions_of_one_observation_share_their_time_and_no_noise(family: str) -> None:
     actor, action = policy(family), 0.4 * torch.ones(500, 6, A)

@@ -65,15 +65,6 @@ def test_flow_map_mixes_noised_action_and_network_by_s_over_t() -> None:
     torch.testing.assert_close(actor.flow_map(features, a_t, t, s), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_network_depends_on_features_action_and_both_levels() -> None:
-    actor, noise = policy(), RandomStream(0, 0)
-    inputs = [noise.normal(4, F), noise.normal(4, A), torch.full((4,), 2.0), torch.full((4,), 1.0)]
-    before = actor.phi(*inputs)
-    for index in range(4):
-        changed = [x + 0.5 if position == index else x for position, x in enumerate(inputs)]
-        assert not torch.allclose(actor.phi(*changed), before), index
-
-
 @pytest.mark.parametrize(("t", "s"), [(10.1, 1.0), (5.0, -0.1), (1.0, 2.0), (float("nan"), 0.0)])
 def test_times_outside_the_trajectory_are_refused(t: float, s: float) -> None:
     for function in (policy().phi, policy().flow_map):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from learning import A, F, loss_of
 
-from gtp_vision import models
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
 from gtp_vision.models import PolicyConfig
@@ -70,13 +69,6 @@ def test_a_deterministic_policys_loss_is_the_squared_error_of_its_action() -> No
     assert torch.equal(sampled, actor.sample_from(features, torch.randn(8, A), 7))
 
 
-@pytest.mark.parametrize("kind", [GaussianPolicy, DeterministicPolicy])
-def test_plain_policies_have_no_parameters_for_times(kind: type[GaussianPolicy] | type[DeterministicPolicy]) -> None:
-    names = set(kind(F, A, config()).state_dict())
-    assert {name.split(".")[0] for name in names} <= {"observe", "network", "log_deviation"}
-    kind(F, A, config(sigma_min=5.0))  # they have no levels of noise
-
-
 def test_a_one_step_policy_has_no_loss_from_data() -> None:
     actor = OneStepPolicy(F, A, config())
     with pytest.raises(GtpVisionError, match=r"one_step learns from another policy only \(agent=fql"):
@@ -89,22 +81,3 @@ def test_a_one_step_policy_is_a_linear_output_of_noise_and_observation() -> None
     expected = actor.network(actor.observe(features) + actor.locate(2 * z))
     torch.testing.assert_close(actor.integrate(actor.observe(features), z, 1), expected)
     torch.testing.assert_close(actor.sample_from(features, z, 1), expected.clamp(-1, 1))
-
-
-def test_a_one_step_policy_learns_the_actions_of_another_from_the_same_noise() -> None:
-    torch.manual_seed(0)
-    teacher = models.create(F, A, config(family="flow_matching"))
-    assert isinstance(teacher, models.Integrable)
-    student = OneStepPolicy(F, A, config(hidden=[32, 32], input_gain=1.0))
-    optimizer, errors = torch.optim.Adam(student.parameters(), lr=1e-2), []
-    for step in range(120):
-        noise = RandomStream(0, step)
-        features, z = noise.normal(64, F), noise.normal(64, A)
-        with torch.no_grad():
-            target = teacher.sample_from(features, z, 3)
-        error = (student.integrate(student.observe(features), z, 1) - target).square().sum(1).mean()
-        optimizer.zero_grad()
-        error.backward()
-        optimizer.step()
-        errors.append(float(error.detach()))
-    assert sum(errors[-20:]) / 20 < 0.05 * errors[0]

@@ -74,11 +74,6 @@ def test_compiled_code_caches_nothing_and_gives_the_same_actions(actor: GTPPolic
     assert actor._kept
 
 
-def test_integers_are_levels_too(actor: GTPPolicy) -> None:
-    assert actor.levels(1) == (10.0, 0.0)
-    assert all(isinstance(level, float) for level in actor.levels(1) + actor.levels(3))
-
-
 def test_only_families_with_levels_of_noise_check_their_order() -> None:
     FlowMatchingPolicy(F, A, PolicyConfig("flow_matching", hidden=[4], sigma_min=5.0))
     with pytest.raises(ValueError, match="sigma_min < sigma_last"):
