@@ -16,7 +16,6 @@ observations are sampled for it, at checkpoints, and logged as metrics of their 
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,11 +25,11 @@ import numpy as np
 import torch
 
 from gtp_vision.config.schema import Config
-from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import NoiseRecorder, NoiseTape, RandomStream
 from gtp_vision.datasets.store import Store
 from gtp_vision.models import DeterministicPolicy
 from gtp_vision.training.build import Components
+from gtp_vision.training.tracking import read_entries, write_entries
 
 FILE = "health.json"
 _MARGIN = 2.0  # times the largest value that the rewards allow, plus 1: untrained networks exceed small bounds
@@ -87,8 +86,7 @@ class Health:
             return []
         self.warnings.append({"step": step, "kind": kind, "told": message})
         if self._writes:
-            with atomic_write(self._path) as aside:
-                aside.write_text(json.dumps(self.warnings, indent=1))
+            write_entries(self._path, self.warnings)
         return [f"warning: {message}"]
 
     def check_metrics(self, step: int, metrics: Mapping[str, float]) -> list[str]:
@@ -161,16 +159,8 @@ class Health:
 
 def read_warnings(folder: Path) -> list[dict[str, Any]]:
     """The warnings in a run folder; none if the file is missing or damaged."""
-    try:
-        stored = json.loads((folder / FILE).read_text())
-    except (OSError, ValueError, RecursionError):
-        return []
     types = {"step": int, "kind": str, "told": str}
-    return [
-        {name: entry[name] for name in types}
-        for entry in (stored if isinstance(stored, list) else [])
-        if isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in types.items())
-    ]
+    return [{name: entry[name] for name in types} for entry in read_entries(folder / FILE, types)]
 
 
 def value_bound(config: Config, store: Store) -> float | None:

@@ -11,7 +11,6 @@ the last checkpoint, else the initial ones.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,12 +26,12 @@ from gtp_vision.agents import Agent
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config
 from gtp_vision.core.distributed import alone
-from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import NoiseRecorder, NoiseSource, NoiseTape
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.training import checkpoint
 from gtp_vision.training.build import Components, initial_agent
 from gtp_vision.training.guard import NONFINITE
+from gtp_vision.training.tracking import read_entries, write_entries
 
 FILE = "nonfinite.json"
 _REPORTS = 20  # kept in a run folder, the newest
@@ -107,10 +106,8 @@ def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each metric over the steps that have it; without steps a loss of NaN."""
     if not rows:
         return {"loss": math.nan}
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    table = torch.tensor([[row.get(name, 0.0) for name in names] for row in rows])
-    counts = [sum(name in row for row in rows) for name in names]
-    return {name: total / count for name, total, count in zip(names, table.sum(0).tolist(), counts, strict=True)}
+    columns = {name: [row[name] for row in rows if name in row] for row in rows for name in row}
+    return {name: sum(values) / len(values) for name, values in columns.items()}
 
 
 def diagnose(parts: Components, config: Config, folder: Path, step: int, found: Sequence[str]) -> str:
@@ -141,19 +138,13 @@ def diagnose(parts: Components, config: Config, folder: Path, step: int, found: 
     entry["told"] = _clause(entry)
     if parts.accelerator.is_main_process:
         earlier = [other for other in read_reports(folder) if other["step"] != step]
-        with atomic_write(folder / FILE) as aside:
-            aside.write_text(json.dumps([*earlier, entry][-_REPORTS:], indent=1))
+        write_entries(folder / FILE, [*earlier, entry][-_REPORTS:])
     return entry["told"]
 
 
 def read_reports(folder: Path) -> list[dict[str, Any]]:
     """The reports in a run folder; none if the file is missing or damaged."""
-    try:
-        stored = json.loads((folder / FILE).read_text())
-    except (OSError, ValueError, RecursionError):
-        return []
-    entries = stored if isinstance(stored, list) else []
-    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("step"), int)]
+    return read_entries(folder / FILE, {"step": int})
 
 
 def _clause(entry: dict[str, Any]) -> str:

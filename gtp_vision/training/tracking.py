@@ -7,9 +7,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -88,6 +89,26 @@ class Meters:
         total = sum(spent.values())
         times = {f"time/{phase}_ms": 1e3 * seconds / max(1, steps) for phase, seconds in spent.items()}
         return times | {f"time/{phase}_share": seconds / total for phase, seconds in spent.items()}
+
+
+def read_entries(path: Path, types: Mapping[str, type]) -> list[dict[str, Any]]:
+    """The entries of a JSON list with fields of these types; none if the file is missing or damaged."""
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return []
+    entries = stored if isinstance(stored, list) else []
+    return [
+        entry
+        for entry in entries
+        if isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in types.items())
+    ]
+
+
+def write_entries(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write a JSON list."""
+    with atomic_write(path) as aside:
+        aside.write_text(json.dumps(entries, indent=1))
 
 
 def _truncate(path: Path, step: int, evaluated: Collection[int]) -> None:
