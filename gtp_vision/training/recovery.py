@@ -30,7 +30,7 @@ def handle_fault(mode: str, members: Sequence[TrainingRun], fault: Fault, tell: 
         tell: prints a warning.
 
     Raises:
-        GtpVisionError: the mode is not rollback, there were too many rollbacks, or there is no checkpoint.
+        GtpVisionError: the mode is not rollback, there were too many rollbacks, or no checkpoint exists.
     """
     member = members[fault.member]
     diagnosis = diagnose(member.parts, member.config, member.folder, fault.step, fault.names)

@@ -172,7 +172,7 @@ def test_updating_the_targets_is_exactly_polyaks_step(name: str, share: bool) ->
             assert not torch.equal(value, before[key])
             moved.add(part)
         else:
-            assert torch.equal(value, before[key]), f"{key} is no target"
+            assert torch.equal(value, before[key]), f"{key} is not a target"
     critics = {"critic_target", "actor_encoder_target"} | (set() if share else {"critic_encoder_target"})
     assert moved == {"policy_target"} | (critics if name in JUDGED else set())
 

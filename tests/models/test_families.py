@@ -277,10 +277,10 @@ def test_a_shortcut_starts_at_multiples_of_its_size(monkeypatch: pytest.MonkeyPa
     assert torch.equal((r / h)[jumps], (r / h)[jumps].round())
     assert bool((r >= h).all() and (r <= 1).all())
     assert float(jumps.float().mean()) == pytest.approx(0.25, abs=0.06)
-    for steps, told in ((1, 1.0), (8, 0.125), (16, 0.0), (40, 0.0)):  # 1/16 is never trained: it is the velocity
+    for steps, expected in ((1, 1.0), (8, 0.125), (16, 0.0), (40, 0.0)):  # 1/16 is never trained: it is the velocity
         seen.clear()
         student.sample(features, steps, RandomStream(0, 0))
-        assert seen[0][1] == told
+        assert seen[0][1] == expected
 
 
 def test_meanflows_target_is_its_identity() -> None:
