@@ -196,16 +196,16 @@ class _Replay:
     def faults(self) -> dict[str, Any]:
         """`terms` and modules with `gradients` of the batch that are not finite, and the `rows` that cause it alone."""
         terms, gradients = self._of_batch
-        bad = []
-        if terms or gradients:
-            everything = range(len(self._rows))
-            size = math.isqrt(len(self._rows) - 1) + 1
-            groups = [list(everything[first : first + size]) for first in everything[::size]]
-            suspects = [index for group in groups if any(self._of(group)) for index in group]
-            bad = [self._describe(index, terms) for index in suspects if any(self._of([index]))]
-        return {"terms": terms, "gradients": gradients, "rows": bad}
+        if not terms and not gradients:
+            return {"terms": [], "gradients": [], "rows": []}
+        everything, size = range(len(self._rows)), math.isqrt(len(self._rows) - 1) + 1
+        groups = [list(everything[first : first + size]) for first in everything[::size]]
+        suspects = [index for group in groups if any(self._of(group)) for index in group]
+        alone = {index: self._of([index]) for index in suspects}
+        rows = [self._describe(index, [x for x in bad[0] if x in terms]) for index, bad in alone.items() if any(bad)]
+        return {"terms": terms, "gradients": gradients, "rows": rows}
 
-    def _describe(self, index: int, terms: Sequence[str]) -> dict[str, Any]:
+    def _describe(self, index: int, terms: list[str]) -> dict[str, Any]:
         row = int(self._rows[index])
         episode = int(self._store.episode_of(self._rows[index : index + 1])[0])
         numbers = self._store.numbers
@@ -213,7 +213,7 @@ class _Replay:
             "row": row,
             "episode": episode if numbers is None else int(numbers[episode]),
             "frame": row - int(self._store.episode_starts[episode]),
-            "terms": [name for name in self._of([index])[0] if name in terms],
+            "terms": terms,
         }
 
     def _of(self, indices: list[int]) -> tuple[list[str], list[str]]:
