@@ -86,7 +86,7 @@ def test_a_step_as_a_function_equals_pytorchs_step_alone_and_side_by_side(folder
 @pytest.mark.parametrize(
     ("name", "backend", "more"),
     [
-        ("gtp", "inductor", []),
+        ("gtp_bc", "inductor", []),
         ("bdm", "aot_eager", ["training.steps=9"]),
         ("gtp", "aot_eager", [*PIXELS, "encoder.tuning=layerwise", "encoder.unfreeze_step=2"]),
         ("gtp", "aot_eager", ["training.seeds=2"]),
