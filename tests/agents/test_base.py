@@ -17,7 +17,7 @@ from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
-from gtp_vision.encoders import Encoder, EncoderConfig
+from gtp_vision.encoders import EncoderConfig
 from gtp_vision.models.critic import td_target
 
 MakeStore = Callable[..., Store]
@@ -42,23 +42,6 @@ def test_the_critics_loss_is_the_squared_td_error_over_members_and_batch(
     assert loss.item() == pytest.approx(torch.stack([(one - target) ** 2 for one in q]).mean().item(), rel=1e-5)
     torch.testing.assert_close(found, q.detach())
     assert not found.requires_grad
-
-
-@pytest.mark.parametrize("name", ["gtp", "iql", "qgpo", "fql", "rebrac"])
-def test_observations_after_a_terminal_do_not_reach_the_critic(batch: Batch, name: str) -> None:
-    learner, few = make(name), states_of(batch)
-    ended = few.discount == 0
-    assert ended.any()
-    assert not ended.all()
-
-    def critic_loss(rows: torch.Tensor) -> float:
-        seen = learner.loss_inputs(few, RandomStream(0, 0), 0)
-        changed = {"state": few.next_observation["state"] + 5 * rows[:, None, None]}
-        return learner.critic_loss(replace(seen, next_observation=changed))[0].item()
-
-    untouched = critic_loss(torch.zeros(12))
-    assert critic_loss(ended.float()) == pytest.approx(untouched, rel=1e-6)
-    assert critic_loss((~ended).float()) != pytest.approx(untouched, rel=1e-3)
 
 
 @pytest.fixture
@@ -176,17 +159,6 @@ def test_targets_begin_as_copies() -> None:
         assert all(torch.equal(value, online[key]) for key, value in parts[name].state_dict().items())
 
 
-def test_the_policys_target_may_have_its_own_rate() -> None:
-    learner = make("gtp", "agent.tau=0.5", "agent.policy_tau=0")
-    with torch.no_grad():
-        for parameter in learner.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    before = {key: value.clone() for key, value in learner.state_dict().items()}
-    learner.update_targets()
-    moved = {owner(key) for key, value in learner.state_dict().items() if not torch.equal(value, before[key])}
-    assert moved == {"critic_target"}
-
-
 # Behaviour cloning ----------------------------------------------------------------------------------------------
 
 
@@ -261,15 +233,6 @@ def test_a_soft_choice_follows_the_softmax_of_q_over_the_temperature(temperature
 
 
 # Construction ---------------------------------------------------------------------------------------------------
-
-
-def test_a_shared_encoder_is_one() -> None:
-    separate, shared = make(shapes=PIXELS), make(shapes=PIXELS, share=True)
-
-    def encoders(learner: Agent) -> int:
-        return sum(isinstance(part, Encoder) for part in learner.children())
-
-    assert (encoders(separate), encoders(shared)) == (4, 2)
 
 
 def test_networks_that_cannot_be_built_are_refused_with_the_agents_name() -> None:
