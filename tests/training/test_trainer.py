@@ -33,7 +33,8 @@ def data(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFact
 
 
 def config_of(data: Path, run: Path, *more: str, agent: str = "gtp") -> Config:
-    return small_run(data, run, "training.schedule=constant", *more, agent=agent)
+    seen = [] if PIXELS[0] in more else ["task.observations=[state]"]
+    return small_run(data, run, "training.schedule=constant", *seen, *more, agent=agent)
 
 
 def demo(run: Path, *more: str) -> Config:
