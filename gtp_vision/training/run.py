@@ -22,9 +22,9 @@ from gtp_vision.training import checkpoint, model_summary, pictures
 from gtp_vision.training.build import Components
 from gtp_vision.training.data import save_statistics
 from gtp_vision.training.evaluate import actor_of, chosen, eval_seed
-from gtp_vision.training.health import Health, noisy, spread_of
+from gtp_vision.training.health import Health, has_noise, spread_of
 from gtp_vision.training.nonfinite import FILE as NONFINITE_FILE
-from gtp_vision.training.nonfinite import Fault, means, reading, report
+from gtp_vision.training.nonfinite import Fault, diagnose, means, read_steps
 from gtp_vision.training.probes import Watch
 from gtp_vision.training.tracking import Tracker
 
@@ -168,7 +168,7 @@ class TrainingRun:
             with atomic_write(self.folder / _EVALUATIONS) as aside:  # last: a recorded evaluation is not repeated
                 aside.write_text(json.dumps(self.evaluations, indent=1))
         self.parts.accelerator.wait_for_everyone()
-        self.report(self.health.read_evaluations(self.evaluations))
+        self.report(self.health.check_evaluations(self.evaluations))
 
     def write_metrics(self, step: int, metrics: Mapping[str, float], *, is_planned: bool) -> None:
         """Write a line of metrics, and report what looks wrong in it.
@@ -185,11 +185,11 @@ class TrainingRun:
         if is_planned and self.tracker:
             agent = self.parts.agent
             spread = spread_of(self.parts, self.config.training.eval_steps or agent.config.acting.steps, step)
-            self.report(self.health.read_spread(step, spread, noisy=noisy(self.parts)))
+            self.report(self.health.check_spread(step, spread, has_noise=has_noise(self.parts)))
             more |= spread.metrics()
         if self.tracker:
             self.tracker.write(step, dict(metrics) | more)
-        self.report(self.health.read_metrics(step, metrics))
+        self.report(self.health.check_metrics(step, metrics))
 
     def report(self, lines: Sequence[str]) -> None:
         """Print lines for the user."""
@@ -236,7 +236,7 @@ class TrainingRun:
         """
         if not pending:
             return
-        found = reading(pending, self.parts.accelerator, skips=self.config.training.on_nonfinite == "skip")
+        found = read_steps(pending, self.parts.accelerator, skips=self.config.training.on_nonfinite == "skip")
         first = done - len(pending) + 1
         if found.first is not None:
             raise Fault(self.index, first + found.first, f"{found.names[0]} is not finite", found.names)
@@ -247,8 +247,8 @@ class TrainingRun:
     def _first_skipped(self, step: int, names: Sequence[str]) -> None:
         """Examine the first step that was skipped; the metric `skipped` counts later ones."""
         if not any(warning["kind"] == "skipped" for warning in self.health.warnings):
-            what = report(self.parts, self.config, self.folder, step, names)
-            self.report(self.health.note(step, "skipped", f"step {step}: {names[0]} is not finite, {what}; skipped"))
+            what = diagnose(self.parts, self.config, self.folder, step, names)
+            self.report(self.health.add(step, "skipped", f"step {step}: {names[0]} is not finite, {what}; skipped"))
 
     def diverged(self, step: int, what: str, clause: str) -> GtpVisionError:
         """The error that ends a run that cannot learn any more.
