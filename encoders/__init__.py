@@ -1,10 +1,10 @@
-"""Pixels (and states) in, features out: one interface over all encoders."""
+"""Encoders: camera frames and states in, features out."""
 
 from gtp_vision.encoders.augmentation import Augmentation
 from gtp_vision.encoders.checks import check_encoder
+from gtp_vision.encoders.distortions import RandomShift
 from gtp_vision.encoders.encoder import Encoder
 from gtp_vision.encoders.settings import AugmentationConfig, CameraConfig, EncoderConfig, LoraSettings
-from gtp_vision.encoders.shift import RandomShift
 
 __all__ = [
     "Augmentation",

@@ -1,4 +1,4 @@
-"""What every backbone is: one camera's stacked frames in, one vector out.
+"""The interface of backbones: one camera's stacked frames in, one vector out.
 
 Axes in names: N rows (B samples, times T where the frames pass alone), K channels of the first layer, W width.
 """
@@ -19,7 +19,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders.settings import EncoderConfig
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and deviation of each channel, of values in [0, 1]."""
+"""Mean and standard deviation of each channel, of values in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +50,28 @@ class Backbone(nn.Module, ABC):
 
     Args:
         shape: (T, C, H, W) of a stack.
-        normalization: what trained weights were made with; None subtracts the data set's mean frame instead, once
-            `centre` has been told it. A camera of one channel is shown to three constants as three equal channels.
+        normalization: constants that trained weights were made with; None subtracts the data set's mean frame instead,
+            which `Encoder.centre` sets. A camera of one channel is repeated to three where there are three constants.
         stack: the T frames enter as `channels` of the first layer, or one after another as `frames`, whose vectors are
-            joined in the order of time.
+            concatenated in the order of time.
 
     Attributes:
         shape: (T, C, H, W).
         width: of the vector.
-        colours: channels of a frame as the layers see it.
-        inputs: channels K of the first layer.
+        frame_channels: channels of a frame as the layers see it.
+        in_channels: channels K of the first layer.
         passes: how often a stack goes through the layers: 1, or T.
-        centred: whether it subtracts the data set's mean frame.
+        uses_mean_frame: whether it subtracts the data set's mean frame.
         mean: float32 (C, H, W), in [0, 255], subtracted from every frame.
-        scale: float32 (C, 1, 1), what is divided by.
-        statistics_frozen: its batch normalisation uses the running statistics, also in training.
-        first_layers: names, within `described`, of the layers that see the channels.
+        scale: float32 (C, 1, 1), the divisor.
+        has_frozen_statistics: its batch normalization uses the running statistics, also in training.
+        first_layers: names, within `weights_module()`, of the layers that see the channels.
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
     width: int
-    statistics_frozen = False
+    has_frozen_statistics = False
     first_layers: tuple[str, ...] = ()
 
     def __init__(
@@ -79,31 +79,27 @@ class Backbone(nn.Module, ABC):
     ) -> None:
         super().__init__()
         frames, channels, height, width = self.shape = shape
-        self.centred = normalization is None
+        self.uses_mean_frame = normalization is None
         mean, scale = normalization or ((0.0,) * channels, (1.0,) * channels)
         if channels not in (1, len(mean)):
-            raise GtpVisionError(
-                f"the trained weights were made with {len(mean)} channels, and the camera has {channels}; set "
-                f"encoder.weights=null"
-            )
+            raise _channel_error(len(mean), channels)
         self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1).repeat(1, height, width))
         self.register_buffer("scale", 255 * torch.tensor(scale).view(-1, 1, 1))
         self.passes = frames if stack == "frames" else 1
-        self.colours = len(mean)
-        self.inputs = self.colours * frames // self.passes
+        self.frame_channels = len(mean)
+        self.in_channels = self.frame_channels * frames // self.passes
 
     def normalized(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, T, C, H, W) in [0, 255] to float of the scale that the layers expect.
+        """(B, T, C, H, W) in [0, 255] to float of the scale that the layers expect, channels last in memory.
 
-        They lie in memory as convolutions like them, all channels of a place together. Bytes are brought into that
-        order before they become floats of four times their size: a third of the time of doing it afterwards.
+        Bytes are reordered before they become floats of four times their size: a third of the time of doing it after.
         """
         order = "h w t c" if self.passes == 1 else "t h w c"
-        images = images.expand(-1, -1, self.colours, -1, -1).contiguous()  # faster in two steps
+        images = images.expand(-1, -1, self.frame_channels, -1, -1).contiguous()  # faster in two steps
         x = rearrange(images, f"b t c h w -> b {order}").contiguous().to(torch.float32, copy=True)
         mean, scale = (
-            rearrange(part.expand(images.shape[1:]), f"t c h w -> {order}").contiguous()
-            for part in (self.mean, self.scale)
+            rearrange(constant.expand(images.shape[1:]), f"t c h w -> {order}").contiguous()
+            for constant in (self.mean, self.scale)
         )
         return rearrange(x.sub_(mean).div_(scale), f"b {order} -> b t c h w")
 
@@ -116,58 +112,71 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Scaled float (N, K, H, W) to (N, W), with `width` = `passes` W."""
+        """Normalized float (N, K, H, W) to (N, W), with `width` = `passes` W."""
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """Its blocks from the frames to the vector; together they hold all parameters, each in one of them.
+        """Blocks from the frames to the vector; every parameter is in exactly one of them.
 
-        What comes before the first block is one of its own; what follows the last one (its norm, head and pooling)
-        belongs to it, so that whoever trains the last block trains the layers that no trained weights fill.
+        Layers before the first block are a block of their own; layers after the last one (norm, head and pooling)
+        belong to it, so that training the last block trains the layers that trained weights do not fill.
         """
 
-    def described(self) -> nn.Module:
-        """The part of it that files of trained weights describe."""
+    def weights_module(self) -> nn.Module:
+        """The submodule that files of trained weights fill."""
         return self
 
-    def translated(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A file's tensors under the names that `described` has; those of no use left out."""
+    def convert_weights(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Rename a file's tensors to the names of `weights_module()`; drops those that it does not need."""
         return dict(state)
 
-    def constants_of(self, state: Mapping[str, torch.Tensor]) -> Normalization | None:
-        """What a file's weights were made with, where that depends on the file; None where it does not."""
+    def normalization_of(self, state: Mapping[str, torch.Tensor]) -> Normalization | None:
+        """The constants that a file's weights were made with, where they depend on the file; else None."""
         return None
 
-    def scale_as(self, constants: Normalization) -> None:
-        """Scale frames by the constants of trained weights from now on, not by the data set's mean frame.
+    def set_normalization(self, constants: Normalization) -> None:
+        """Normalize frames by the constants of trained weights instead of the data set's mean frame.
 
         Raises:
             GtpVisionError: another number of channels.
         """
-        if len(constants[0]) != self.colours:
-            raise GtpVisionError(
-                f"the trained weights were made with {len(constants[0])} channels, and the camera has {self.colours}; "
-                f"set encoder.weights=null"
-            )
-        self.centred = False
+        if len(constants[0]) != self.frame_channels:
+            raise _channel_error(len(constants[0]), self.frame_channels)
+        self.keep_normalization()
         for buffer, values in zip((self.mean, self.scale), constants, strict=True):
             buffer.copy_(255 * torch.tensor(values).view(-1, 1, 1))
 
+    def keep_normalization(self) -> None:
+        """Keep the present mean and scale, whatever the data set's mean frame is."""
+        self.uses_mean_frame = False
+
+    def freeze_statistics(self) -> None:
+        """Let batch normalization use its running statistics from now on, also in training."""
+        self.has_frozen_statistics = True
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`, but frozen batch statistics stay so."""
+        """Set training mode as `nn.Module.train`, except for frozen batch statistics."""
         super().train(mode)
-        if self.statistics_frozen:
+        if self.has_frozen_statistics:
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
         return self
 
 
+def _channel_error(expected: int, channels: int) -> GtpVisionError:
+    return GtpVisionError(
+        f"the trained weights were made with {expected} channels, and the camera has {channels}; set "
+        f"encoder.weights=null"
+    )
+
+
 class Block(nn.Module):
-    """Parts of a backbone, by reference: whole modules, and parameters that stand alone.
+    """References to parts of a backbone: whole modules, and parameters that stand alone.
 
     Args:
-        module: that holds them.
+        module: the backbone.
         names: of its parameters that belong to the block.
     """
 
@@ -177,7 +186,7 @@ class Block(nn.Module):
             setattr(self, name.replace(".", "_"), part)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """A block is a list of parts; they are run by their backbone."""
+        """Not available: the backbone runs its layers itself."""
         raise NotImplementedError
 
 
@@ -187,16 +196,21 @@ def _largest(module: nn.Module, names: set[str], prefix: str = "") -> Iterator[t
         if prefix + name in names:
             yield prefix + name, parameter
     for name, child in module.named_children():
-        held = {f"{prefix}{name}.{inner}" for inner, _ in child.named_parameters()}
-        if held and held <= names:
+        inside = {f"{prefix}{name}.{inner}" for inner, _ in child.named_parameters()}
+        if inside and inside <= names:
             yield prefix + name, child
         else:
             yield from _largest(child, names, f"{prefix}{name}.")
 
 
 @torch.no_grad()
-def probe(module: nn.Module, shape: tuple[int, ...], who: str) -> torch.Tensor:
-    """What a module makes of one black input (K, H, W), without changing it.
+def probe(module: nn.Module, shape: tuple[int, ...], name: str) -> torch.Tensor:
+    """The output of a module for one black input (K, H, W); the module is not changed.
+
+    Args:
+        module: any.
+        shape: of the input.
+        name: `encoder.name`, for the message.
 
     Raises:
         GtpVisionError: it cannot take this size.
@@ -207,8 +221,9 @@ def probe(module: nn.Module, shape: tuple[int, ...], who: str) -> torch.Tensor:
         return module(torch.zeros(1, *shape))
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
         raise GtpVisionError(
-            f"encoder.name={who} cannot see {shape[0]} channels of {shape[1]}x{shape[2]} pixels ({first_line(error)}); "
-            f"give it another encoder.cameras.<name>.size, or set encoder.stack=frames if it insists on three channels"
+            f"encoder.name={name} cannot take {shape[0]} channels of {shape[1]}x{shape[2]} pixels "
+            f"({first_line(error)}); set another encoder.cameras.<name>.size, or encoder.stack=frames if it needs "
+            f"three channels"
         ) from error
     finally:
         for part, mode in modes.items():
@@ -216,5 +231,5 @@ def probe(module: nn.Module, shape: tuple[int, ...], who: str) -> torch.Tensor:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of somebody else's says, short enough for a sentence."""
+    """The first line of an exception's message, at most 200 characters, or its class's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -42,20 +42,20 @@ def poolings(name: str) -> tuple[str, ...]:
     return backbone.poolings if backbone else ("auto", "flatten")
 
 
-def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = True, place: int = 0) -> Backbone:
+def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = True, index: int = 0) -> Backbone:
     """The backbone of a camera.
 
-    Untrained ones begin as their architecture does (torchvision's, timm's, robomimic's), IMPALA's and DrQ's by
-    `initialise`. Trained ones see frames as their weights were made with; with a run's weights, as that run did.
+    Untrained backbones of torchvision, timm and robomimic are initialized by those libraries, all others by
+    `initialise`. Trained ones normalize frames as their weights were made with, or as the run of the weights did.
 
     Args:
         shape: (T, C, H, W) of a stack, cropped and resized.
         config: see `EncoderConfig`.
-        pretrained: read `config.weights`; False for what a checkpoint will fill.
-        place: of the camera among those with a backbone of their own, see `weights.load`.
+        pretrained: load `config.weights`; False where a checkpoint will be loaded.
+        index: of the backbone among those of the encoder, see `weights.load`.
 
     Raises:
-        GtpVisionError: an unknown name, one that does not fit the frames, or weights that do not fit it.
+        GtpVisionError: an unknown name, frames that the backbone cannot take, or weights that do not fit it.
     """
     check_name(config.name)
     named = find(config.name)
@@ -65,14 +65,14 @@ def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = 
     backbone = (named.fetch if named.fetch and is_fetched else named.make)(shape, config)
     if not named.is_initialized:
         backbone.apply(initialise)
-    normalization.settle(backbone, config)
+    normalization.configure_batch_norm(backbone, config)
     if pretrained and config.weights and config.weights != weights.HUB:
-        weights.load(backbone, config.weights, config.name, place=place)
+        weights.load(backbone, config.weights, config.name, index=index)
     return backbone
 
 
 def initialise(module: nn.Module) -> None:
-    """Xavier's uniform weights and no biases, as FQL's encoders: signals keep their scale on the way up."""
+    """Set Xavier's uniform weights and zero biases, as FQL's encoders do."""
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

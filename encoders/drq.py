@@ -13,14 +13,14 @@ class DrQ(Backbone):
     """Four 3x3 convolutions of 32 channels, the first with stride 2, each with a ReLU.
 
     DrQ-v2 scales frames to [-0.5, 0.5]; here the data set's mean frame is subtracted, as from all untrained backbones.
-    Its projection (a linear layer and a layer norm, to 50 features) is that of `Fusion`.
+    DrQ-v2's projection (linear layer and layer norm) is part of `Fusion`.
 
     Args:
         shape: (T, C, H, W) of a stack.
         stack: see `Backbone`.
 
     Raises:
-        GtpVisionError: frames too small to leave a place after the last layer.
+        GtpVisionError: frames too small for the layers.
     """
 
     def __init__(self, shape: tuple[int, ...], stack: str = "channels") -> None:
@@ -28,10 +28,10 @@ class DrQ(Backbone):
         height, width = ((side - 3) // 2 + 1 - 6 for side in shape[2:])
         if min(height, width) < 1:
             raise GtpVisionError(
-                f"encoder.name=drq needs frames of at least 15x15 pixels, and these have {shape[2]}x{shape[3]}; "
-                f"enlarge them by encoder.cameras.<name>.size"
+                f"encoder.name=drq needs frames of at least 15x15 pixels, and these are {shape[2]}x{shape[3]}; "
+                f"enlarge them with encoder.cameras.<name>.size"
             )
-        layers: list[nn.Module] = [nn.Conv2d(self.inputs, 32, 3, stride=2), nn.ReLU()]
+        layers: list[nn.Module] = [nn.Conv2d(self.in_channels, 32, 3, stride=2), nn.ReLU()]
         for _ in range(3):
             layers += [nn.Conv2d(32, 32, 3), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
@@ -40,7 +40,7 @@ class DrQ(Backbone):
         self.width = self.passes * 32 * height * width
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Scaled float (N, K, H, W) to (N, W)."""
+        """Normalized float (N, K, H, W) to (N, W)."""
         return self.layers(x.contiguous(memory_format=torch.channels_last)).flatten(1)
 
     def blocks(self) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Named observations in, one feature vector out."""
+"""The encoder: named observations in, one feature vector out."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from gtp_vision.encoders.settings import CameraConfig, EncoderConfig
 class Encoder(nn.Module):
     """Named observations to one feature vector.
 
-    Every camera has a backbone, of its own or shared; `Fusion` joins their vectors and the states, which are scaled as
-    `standardize` says. In place of a camera's frames its backbone's vectors may be given, computed earlier.
+    Every camera has a backbone, its own or a shared one; `Fusion` joins their vectors and the standardized states.
+    A camera may be given as the vectors of its backbone, computed in advance, instead of its frames.
 
     Args:
         shapes: observation name to the shape of one stacked observation: (T, C, H, W) or (T, D).
         config: see `EncoderConfig`.
-        pretrained: read `config.weights`; False for what a checkpoint will fill.
+        pretrained: load `config.weights`; False where a checkpoint will be loaded.
 
     Attributes:
         shapes: as given.
         width: of the feature vector.
-        bf16: whether backbones compute in bfloat16; their vectors, and all that follows, are float32.
-        towers: the backbones, by position: a camera may have a name that a module may not.
+        bf16: whether backbones compute in bfloat16, see `use_bf16`.
+        preprocessing: camera name to how its frames are cropped and resized.
+        towers: the backbones, by index: the name of a camera may be invalid as the name of a module.
 
     Raises:
-        GtpVisionError: unknown encoder, or one that does not fit the observations.
+        GtpVisionError: an unknown encoder, or one that does not fit the observations.
     """
 
     def __init__(
@@ -48,11 +49,11 @@ class Encoder(nn.Module):
         self.states = [name for name, shape in shapes.items() if len(shape) == 2]
         if config.name == "state" and self.cameras:
             raise GtpVisionError(f"encoder=state cannot see the cameras {self.cameras}; choose encoder=impala_small")
-        self.looks = {name: _look(name, config, shapes) for name in self.cameras}
+        self.preprocessing = {name: _preprocessing(name, config, shapes) for name in self.cameras}
         self._tower_of: dict[str, int] = {}
         self.towers = nn.ModuleList()
         for name in self.cameras:
-            self._tower_of[name] = self._find_or_make_tower(name, pretrained)
+            self._tower_of[name] = self._find_or_create_tower(name, pretrained)
         for index, name in enumerate(self.states):
             self.register_buffer(f"state_mean_{index}", torch.zeros(shapes[name][1]))
             self.register_buffer(f"state_scale_{index}", torch.ones(shapes[name][1]))
@@ -62,53 +63,58 @@ class Encoder(nn.Module):
         self.width = self.fusion.width
 
     def tower(self, camera: str) -> Backbone:
-        """The backbone that looks through a camera."""
+        """The backbone of a camera."""
         tower = self.towers[self._tower_of[camera]]
         assert isinstance(tower, Backbone)
         return tower
 
-    def _find_or_make_tower(self, name: str, pretrained: bool) -> int:
-        frames, channels, *_ = self.shapes[name]
-        shape = (frames, channels, *_seen_size(self.shapes[name], self.looks[name]))
-        config, earlier = self.config, name.removeprefix(GOAL) if name.startswith(GOAL) else None
-        if earlier is None and config.share_cameras and self._tower_of:
-            earlier = next(iter(self._tower_of))
-        if earlier is None:
+    def use_bf16(self, enabled: bool = True) -> None:
+        """Let the backbones compute in bfloat16; their vectors, and all layers that follow, stay float32."""
+        self.bf16 = enabled
+
+    def _find_or_create_tower(self, name: str, pretrained: bool) -> int:
+        frames, channels, *size = self.shapes[name]
+        settings = self.preprocessing[name]
+        shape = (frames, channels, *(settings.size or settings.crop or size))
+        config, shared = self.config, name.removeprefix(GOAL) if name.startswith(GOAL) else None
+        if shared is None and config.share_cameras and self._tower_of:
+            shared = next(iter(self._tower_of))
+        if shared is None:
             try:
-                tower = backbones.create(shape, config, pretrained=pretrained, place=len(self.towers))
+                tower = backbones.create(shape, config, pretrained=pretrained, index=len(self.towers))
             except GtpVisionError as error:
                 raise GtpVisionError(f"camera '{name}': {error}") from error
             self.towers.append(tuning.prepare(tower, config))
             return len(self.towers) - 1
-        if earlier not in self._tower_of or self.tower(earlier).shape != shape:
-            has = self.tower(earlier).shape if earlier in self._tower_of else "none"
+        if shared not in self._tower_of or self.tower(shared).shape != shape:
+            other = self.tower(shared).shape if shared in self._tower_of else "none"
             raise GtpVisionError(
-                f"the cameras '{name}' and '{earlier}' share a backbone, but one shows {shape} and the other {has}; "
-                f"give both the same encoder.cameras.<name>.size, or set encoder.share_cameras=false"
+                f"the cameras '{name}' and '{shared}' share a backbone, but their frames differ: {shape} and {other}; "
+                f"set the same encoder.cameras.<name>.size for both, or encoder.share_cameras=false"
             )
-        return self._tower_of[earlier]
+        return self._tower_of[shared]
 
     @torch.no_grad()
     def centre(self, means: Mapping[str, torch.Tensor]) -> None:
-        """Subtract each camera's mean frame from what it sees, from now on; saved with the parameters.
+        """Subtract each camera's mean frame from its frames from now on; saved with the parameters.
 
-        Most of a frame is the same in all of them. Without its mean, untrained features differ by half a percent of
-        their variance between observations, and whatever learns first pushes them all one way. Backbones with trained
-        weights keep the constants that those were made with. Cameras that share a backbone share the mean of theirs.
+        Otherwise untrained features differ by half a percent of their variance between observations, and the first
+        gradients move them all in one direction. Backbones with trained weights keep the constants that those were
+        made with. Cameras that share a backbone share the mean of their means.
 
         Args:
             means: camera name to float32 (C, H, W) in [0, 255].
         """
         for index, tower in enumerate(self.towers):
-            names = [name for name, of in self._tower_of.items() if of == index and name in means]
+            names = [name for name, own in self._tower_of.items() if own == index and name in means]
             assert isinstance(tower, Backbone)
-            if tower.centred and names:
-                seen = [self._looked_at(name, rearrange(means[name], "c h w -> 1 1 c h w"))[0, 0] for name in names]
-                tower.mean.copy_(torch.stack(seen).mean(0))
+            if tower.uses_mean_frame and names:
+                frames = [self._preprocessed(name, rearrange(means[name], "c h w -> 1 1 c h w")) for name in names]
+                tower.mean.copy_(torch.stack([frame[0, 0] for frame in frames]).mean(0))
 
     @torch.no_grad()
     def standardize(self, scales: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Subtract each state's mean and divide by its scale, from now on; saved with the parameters.
+        """Subtract each state's mean and divide by its scale from now on; saved with the parameters.
 
         Args:
             scales: state name to float32 (D,) mean and (D,) scale.
@@ -121,26 +127,26 @@ class Encoder(nn.Module):
     def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Name to uint8 (B, T, C, H, W), cropped or not, or float (B, T, D), to float (B, width).
 
-        Float frames are taken to lie in [0, 1]; a camera may also be given as its `camera_features`, (B, 1, width).
+        Float frames must be in [0, 1]; a camera may also be given as its `camera_features`, (B, 1, width).
 
         Raises:
-            GtpVisionError: an observation is missing or has another shape than the encoder was built for.
+            GtpVisionError: an observation is missing, or has another shape than the encoder was built for.
         """
         for name in self.shapes:
             if name not in observation:
                 raise GtpVisionError(f"the observation '{name}' is missing; given: {sorted(observation)}")
             if not isinstance(observation[name], torch.Tensor):
                 raise GtpVisionError(f"the observation '{name}' is a {type(observation[name]).__name__}; give a tensor")
-        seen = [self.camera_features(name, observation[name]) for name in self.cameras]
-        felt = [self._scaled(index, observation[name]) for index, name in enumerate(self.states)]
-        return self.fusion(seen, pack(felt, "b *")[0] if felt else None)
+        cameras = [self.camera_features(name, observation[name]) for name in self.cameras]
+        states = [self._standardized(index, observation[name]) for index, name in enumerate(self.states)]
+        return self.fusion(cameras, pack(states, "b *")[0] if states else None)
 
     def camera_features(self, name: str, images: torch.Tensor) -> torch.Tensor:
-        """What a camera's backbone makes of its frames, before anything is joined.
+        """Vectors of a camera's backbone, before fusion.
 
         Args:
             name: of the camera.
-            images: (B, T, C, H, W) as in `forward`, or (B, 1, W), this method's result at an earlier time.
+            images: (B, T, C, H, W) as in `forward`, or this method's earlier result as (B, 1, W).
 
         Returns:
             float (B, W).
@@ -148,69 +154,62 @@ class Encoder(nn.Module):
         tower = self.tower(name)
         if images.ndim == 3 and images.shape[1:] == (1, tower.width):
             return images[:, 0].float()
-        seen = self._looked_at(name, self._checked(name, images))
-        # Without its cache of cast weights: that would outlive a step that is transformed or captured.
-        with torch.autocast(seen.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
-            return tower(seen).float()
+        images = self._preprocessed(name, self._checked(name, images))
+        # Without the cache of cast weights, which would outlive a step that is transformed or captured.
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+            return tower(images).float()
 
-    def _looked_at(self, name: str, images: torch.Tensor) -> torch.Tensor:
-        """Frames (B, T, C, H, W) as the backbone wants them: the middle cut out, resized."""
-        look, whole = self.looks[name], tuple(self.shapes[name][2:])
-        if look.crop is not None and tuple(images.shape[3:]) == whole:
-            images = pixels.center_crop(images, look.crop)
-        if look.size is not None:
-            images = pixels.resize(images, look.size, antialias=True)
+    def _preprocessed(self, name: str, images: torch.Tensor) -> torch.Tensor:
+        """Frames (B, T, C, H, W), center-cropped unless they are already, and resized."""
+        settings = self.preprocessing[name]
+        if settings.crop is not None and tuple(images.shape[3:]) == tuple(self.shapes[name][2:]):
+            images = pixels.center_crop(images, settings.crop)
+        if settings.size is not None:
+            images = pixels.resize(images, settings.size, antialias=True)
         return images
 
     def _checked(self, name: str, images: torch.Tensor) -> torch.Tensor:
-        shape, look = self.shapes[name], self.looks[name]
-        given = tuple(images.shape[1:])
-        cropped = None if look.crop is None else (*shape[:2], *look.crop)
-        if given != shape and given != cropped:
-            raise GtpVisionError(f"the observation '{name}' has shape {given}, the encoder was made for {shape}")
+        shape, crop, given = self.shapes[name], self.preprocessing[name].crop, tuple(images.shape[1:])
+        if given != shape and (crop is None or given != (*shape[:2], *crop)):
+            raise GtpVisionError(f"the observation '{name}' has shape {given}, the encoder was built for {shape}")
         if images.dtype == torch.uint8:
             return images
         if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
             raise GtpVisionError(
-                f"the camera '{name}' is given as {images.dtype} within [{images.min():.4g}, {images.max():.4g}]; give "
-                f"uint8 frames, or float ones within [0, 1]"
+                f"the frames of camera '{name}' are {images.dtype} within [{images.min():.4g}, {images.max():.4g}]; "
+                f"give uint8, or float within [0, 1]"
             )
         return images * 255
 
-    def _scaled(self, index: int, state: torch.Tensor) -> torch.Tensor:
+    def _standardized(self, index: int, state: torch.Tensor) -> torch.Tensor:
         name = self.states[index]
         frames, width = self.shapes[name]
         if state[0].numel() != frames * width:
             raise GtpVisionError(
-                f"the observation '{name}' has shape {tuple(state.shape[1:])}, the encoder was made for "
+                f"the observation '{name}' has shape {tuple(state.shape[1:])}, the encoder was built for "
                 f"{(frames, width)}"
             )
-        mean, scale = (self.get_buffer(f"state_{what}_{index}") for what in ("mean", "scale"))
+        mean, scale = (self.get_buffer(f"state_{kind}_{index}") for kind in ("mean", "scale"))
         return rearrange((state.reshape(len(state), frames, width) - mean) / scale, "b t d -> b (t d)")
 
 
-def _look(name: str, config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> CameraConfig:
-    """How a camera is looked at, checked.
+def _preprocessing(name: str, config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> CameraConfig:
+    """The checked crop and size of a camera.
 
     Raises:
-        GtpVisionError: settings for a camera that there is not, or a size that is no height and width.
+        GtpVisionError: settings for an unknown camera, or invalid sizes.
     """
     cameras = [camera for camera, shape in shapes.items() if len(shape) == 4]
     for camera in config.cameras:
         if camera not in cameras:
-            raise GtpVisionError(f"encoder.cameras.{camera}: there is no such camera: {propose(camera, cameras)}")
-    look = config.cameras.get(name.removeprefix(GOAL), CameraConfig())
+            raise GtpVisionError(f"encoder.cameras.{camera}: unknown camera: {propose(camera, cameras)}")
+    settings = config.cameras.get(name.removeprefix(GOAL), CameraConfig())
     height, width = shapes[name][2:]
-    for key, size in (("crop", look.crop), ("size", look.size)):
+    for key, size in (("crop", settings.crop), ("size", settings.size)):
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise GtpVisionError(f"encoder.cameras.{name}.{key}={size} must be a height and a width of at least 1")
-    if look.crop is not None and (look.crop[0] > height or look.crop[1] > width):
+    if settings.crop is not None and (settings.crop[0] > height or settings.crop[1] > width):
         raise GtpVisionError(
-            f"encoder.cameras.{name}.crop={look.crop} is larger than the camera's {height}x{width} pixels"
+            f"encoder.cameras.{name}.crop={settings.crop} is larger than the camera's {height}x{width} pixels"
         )
-    return look
-
-
-def _seen_size(shape: tuple[int, ...], look: CameraConfig) -> tuple[int, int]:
-    height, width = look.size or look.crop or shape[2:]
-    return height, width
+    return settings

@@ -1,6 +1,6 @@
-"""How the vectors of cameras and states become one feature vector.
+"""Fusion of the vectors of cameras and states to one feature vector.
 
-Axes in names: B batch, W width of a part, F features.
+Axes in names: B batch, D dimensions of all states, W width of an input, F features.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def normalized_layers(inputs: int, widths: Sequence[int]) -> nn.Sequential:
 
 
 class Fusion(nn.Module):
-    """Joins what was seen and what was felt.
+    """Joins the vectors of the cameras and the states.
 
-    `concat` projects all cameras together to F features and appends the states; `transformer` makes a token of each
-    camera and one of the states, lets them attend to each other, and reads a token of its own. States go through an
-    MLP first if `state_hidden` says so.
+    `concat` projects all cameras together to F features and appends the states; `transformer` attends over a token of
+    each camera, one of the states and a readout token, whose output it returns. States pass an MLP first if
+    `state_hidden` is set.
 
     Args:
         cameras: width of each camera's vector.
@@ -46,35 +46,37 @@ class Fusion(nn.Module):
     def __init__(self, cameras: Sequence[int], states: int, config: EncoderConfig) -> None:
         super().__init__()
         self.states = states
-        self.felt: nn.Module = nn.Identity()
+        self.felt: nn.Module = nn.Identity()  # the states' MLP, under its name in checkpoints
         if states and config.state_hidden:
             self.felt = normalized_layers(states, config.state_hidden)
             states = config.state_hidden[-1]
         self.transformer: Transformer | None = None
         if config.fusion == "transformer":
             if not cameras:
-                raise GtpVisionError("encoder.fusion=transformer joins cameras, and there are none; set it to concat")
+                raise GtpVisionError(
+                    "encoder.fusion=transformer needs cameras, and there are none; set encoder.fusion=concat"
+                )
             self.transformer = Transformer([*cameras, *([states] if states else [])], config)
             self.width = config.features
             return
         self.project: nn.Module | None = normalized_layers(sum(cameras), [config.features]) if cameras else None
         self.width = states + (config.features if cameras else 0)
 
-    def forward(self, seen: Sequence[torch.Tensor], felt: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, cameras: Sequence[torch.Tensor], states: torch.Tensor | None) -> torch.Tensor:
         """Each camera's (B, W), and the states (B, D) or None, to (B, width)."""
-        parts = [] if felt is None else [self.felt(felt)]
+        vectors = [] if states is None else [self.felt(states)]
         if self.transformer is not None:
-            return self.transformer([*seen, *parts])
+            return self.transformer([*cameras, *vectors])
         if self.project is not None:
-            parts.append(self.project(pack(list(seen), "b *")[0]))
-        return pack(parts, "b *")[0] if len(parts) > 1 else parts[0]
+            vectors.append(self.project(pack(list(cameras), "b *")[0]))
+        return pack(vectors, "b *")[0] if len(vectors) > 1 else vectors[0]
 
 
 class Transformer(nn.Module):
-    """Attention over one token for each part, read by a token of its own (pre-norm, no dropout).
+    """Attention over one token for each input and a readout token (pre-norm, no dropout).
 
     Args:
-        widths: of the parts.
+        widths: of the inputs.
         config: `features` is the width of the tokens.
     """
 
@@ -83,9 +85,9 @@ class Transformer(nn.Module):
         width, heads = config.features, config.fusion_heads
         if width % heads:
             raise GtpVisionError(
-                f"encoder.features={width} cannot be divided over encoder.fusion_heads={heads}; make it a multiple"
+                f"encoder.features={width} is not divisible by encoder.fusion_heads={heads}; set it to a multiple"
             )
-        self.tokens = nn.ModuleList(nn.Linear(part, width) for part in widths)
+        self.tokens = nn.ModuleList(nn.Linear(inputs, width) for inputs in widths)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in widths)
         self.places = nn.Parameter(0.02 * torch.randn(len(widths), width))
         self.read = nn.Parameter(0.02 * torch.randn(1, width))
@@ -95,12 +97,12 @@ class Transformer(nn.Module):
         self.layers = nn.TransformerEncoder(
             layer, config.fusion_layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
         )
-        for copied in self.layers.layers:  # or all of them would begin alike
-            nn.init.xavier_uniform_(copied.self_attn.in_proj_weight)
+        for layer in self.layers.layers:  # the copies start with equal weights
+            nn.init.xavier_uniform_(layer.self_attn.in_proj_weight)
 
-    def forward(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Each part's (B, W) to (B, F)."""
-        made = zip(self.tokens, self.norms, parts, strict=True)
-        tokens = rearrange([norm(token(part)) for token, norm, part in made], "n b f -> b n f") + self.places
+    def forward(self, vectors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Each input's (B, W) to (B, F)."""
+        layers = zip(self.tokens, self.norms, vectors, strict=True)
+        tokens = rearrange([norm(token(x)) for token, norm, x in layers], "n b f -> b n f") + self.places
         read = repeat(self.read, "one f -> b one f", b=len(tokens))
         return self.layers(pack([read, tokens], "b * f")[0])[:, 0]

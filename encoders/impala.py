@@ -1,4 +1,4 @@
-"""IMPALA's residual encoder (Espeholt et al., 2018), the field's standard for 64x64 cameras."""
+"""IMPALA's residual encoder (Espeholt et al., 2018), the standard for 64x64 cameras."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Residual(nn.Module):
 
 
 class Impala(Backbone):
-    """IMPALA's tower.
+    """IMPALA's residual network.
 
     Args:
-        name: of `SIZES`.
+        name: key of `SIZES`.
         shape: (T, C, H, W) of a stack.
         stack: see `Backbone`.
 
     Raises:
-        GtpVisionError: the first layer reads patches that do not divide the frames.
+        GtpVisionError: patches that do not divide the frames.
     """
 
     def __init__(self, name: str, shape: tuple[int, ...], stack: str = "channels") -> None:
@@ -52,9 +52,9 @@ class Impala(Backbone):
                 f"encoder={name} reads patches of {patch}x{patch} pixels, which do not divide frames of "
                 f"{height}x{width}; choose encoder=impala_small"
             )
-        # Pixels of a patch become channels first, which loses nothing and saves the layers at full resolution.
+        # The pixels of a patch become channels, which loses nothing and avoids layers at full resolution.
         self.patch = patch
-        channels, height, width = self.inputs * patch**2, height // patch, width // patch
+        channels, height, width = self.in_channels * patch**2, height // patch, width // patch
         layers: list[nn.Module] = []
         for depth in stacks:
             layers += [nn.Conv2d(channels, depth, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)]
@@ -66,15 +66,15 @@ class Impala(Backbone):
         self.width = self.passes * channels * height * width
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Scaled float (N, K, H, W) to (N, W)."""
+        """Normalized float (N, K, H, W) to (N, W)."""
         x = rearrange(x, "n k (h p) (w q) -> n (k p q) h w", p=self.patch, q=self.patch)
         x = x.contiguous(memory_format=torch.channels_last)
         return self.layers(x).relu().flatten(1)
 
     def blocks(self) -> list[nn.Module]:
-        """The stacks: a convolution, its pooling and its residual blocks."""
+        """The stacks: a convolution with its pooling and residual blocks."""
         layers = list(self.layers)
-        # By the poolings behind the convolutions, which adapters may stand in front of.
+        # Found by their max pooling, as adapters may have replaced the convolution before it.
         starts = [i - 1 for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         return [nn.Sequential(*layers[a:b]) for a, b in zip(starts, [*starts[1:], len(layers)], strict=True)]
 

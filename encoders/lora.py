@@ -10,53 +10,53 @@ from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.encoders.backbone import Backbone, probe
 from gtp_vision.encoders.settings import LoraSettings
 
-# By name, because timm is imported where it is asked for only. Classes made from these compute something else from
-# their weights (standardise them, append coordinates), and peft would build the adapters of the same class.
-_ADAPTED = {"Linear", "Conv2d", "Conv2dSame"}
+# By name, so that timm is not imported here. Subclasses of these are excluded: they transform their weights
+# (standardize them, append coordinates), and peft would build the adapters of the same class.
+_ADAPTABLE = {"Linear", "Conv2d", "Conv2dSame"}
 
 
 def inject(backbone: Backbone, settings: LoraSettings) -> None:
-    """Freeze the backbone and set B A x alpha / rank beside its layers; B is 0 at first, so that nothing changes.
+    """Freeze the backbone and add B A x alpha / rank to its layers; B starts at 0, so that nothing changes.
 
-    A layer W x takes one if it is linear, or convolutional without groups or dilation, and if the backbone calls it:
-    some attention of timm's uses the weight of a layer and would pass its adapter by.
+    Adapters fit linear layers, and convolutions without groups or dilation, that the backbone calls: some of timm's
+    attention uses the weight of a layer without calling it, which would skip the adapter.
 
     Args:
-        backbone: changed in place; what stood at `name` stands at `name.base_layer`.
+        backbone: changed in place; the layer `name` becomes `name.base_layer`.
         settings: see `LoraSettings`.
 
     Raises:
-        GtpVisionError: peft is not installed, or a target matches no layer that takes an adapter.
+        GtpVisionError: peft is not installed, or a target matches no layer that an adapter fits.
     """
     try:
         import peft  # takes 3 s, and is an extra
     except ImportError as error:
         raise GtpVisionError(
-            "encoder.tuning=lora needs peft, which is missing; pip install gtp-vision[lora]"
+            "encoder.tuning=lora needs peft, which is not installed; pip install gtp-vision[lora]"
         ) from error
-    able = _able(backbone)
-    targets = able if settings.targets is None else _matched(settings.targets, able)
+    layers = _adaptable_layers(backbone)
+    targets = layers if settings.targets is None else _matched(settings.targets, layers)
     config = peft.LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number will do
-        target_modules="|".join(map(re.escape, targets)),  # whole names; in a list they would match as endings
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # floats work as well
+        target_modules="|".join(map(re.escape, targets)),  # whole names; a list would match endings
     )
     peft.inject_adapter_in_model(config, backbone)
 
 
-def _matched(targets: list[str], able: list[str]) -> list[str]:
+def _matched(targets: list[str], layers: list[str]) -> list[str]:
     for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in able):
-            near = propose(target, {name.rpartition(".")[2] for name in able})
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            near = propose(target, {name.rpartition(".")[2] for name in layers})
             raise GtpVisionError(
-                f"encoder.lora.targets={list(targets)}: '{target}' ends the name of no layer that takes an adapter: "
-                f"{near}"
+                f"encoder.lora.targets={list(targets)}: no layer that an adapter fits has a name that ends in "
+                f"'{target}': {near}"
             )
-    return [name for name in able if any(f".{name}".endswith(f".{target}") for target in targets)]
+    return [name for name in layers if any(f".{name}".endswith(f".{target}") for target in targets)]
 
 
-def _able(backbone: Backbone) -> list[str]:
-    """The names of the layers that take an adapter, found by showing the backbone a black frame."""
+def _adaptable_layers(backbone: Backbone) -> list[str]:
+    """Names of the layers that an adapter fits, found by running the backbone on a black frame."""
     called: set[nn.Module] = set()
     plain = {name: layer for name, layer in backbone.named_modules() if _is_plain(layer)}
     hooks = [layer.register_forward_hook(lambda layer, *_: called.add(layer)) for layer in plain.values()]
@@ -67,7 +67,7 @@ def _able(backbone: Backbone) -> list[str]:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    if type(layer).__name__ not in _ADAPTED:
+    if type(layer).__name__ not in _ADAPTABLE:
         return False
     return isinstance(layer, nn.Linear) or (
         isinstance(layer, nn.Conv2d)

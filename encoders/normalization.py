@@ -1,4 +1,4 @@
-"""What becomes of a backbone's batch normalisation, whose statistics few and correlated frames would spoil."""
+"""Freeze, train or replace batch normalization, whose statistics are poor on few and correlated frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gtp_vision.encoders.settings import EncoderConfig
 from gtp_vision.encoders.weights import of_run
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and deviation that torchvision's weights were trained with."""
+"""Mean and standard deviation that torchvision's weights were trained with."""
 
 
 def has_trained_constants(config: EncoderConfig) -> bool:
@@ -20,40 +20,38 @@ def has_trained_constants(config: EncoderConfig) -> bool:
     return bool(config.weights) and not of_run(config.weights)
 
 
-def settle(backbone: Backbone, config: EncoderConfig) -> None:
-    """Freeze, keep or replace its batch normalisation, as `encoder.batch_norm` says, in place.
+def configure_batch_norm(backbone: Backbone, config: EncoderConfig) -> None:
+    """Freeze, train or replace a backbone's batch normalization in place, as `encoder.batch_norm` says.
 
     Raises:
-        GtpVisionError: it has none and the setting is not `auto`; `train` on several processes.
+        GtpVisionError: the backbone has none and the setting is not `auto`; `train` with several processes.
     """
-    how = config.batch_norm
+    mode = config.batch_norm
     if not any(isinstance(module, _BatchNorm) for module in backbone.modules()):
-        if how != "auto":
+        if mode != "auto":
             raise GtpVisionError(
-                f"encoder.batch_norm={how}: encoder.name={config.name} has no batch normalisation; set it to auto"
+                f"encoder.batch_norm={mode}: encoder.name={config.name} has no batch normalization; set it to auto"
             )
         return
-    if how == "auto":
-        how = "frozen" if has_trained_constants(config) else "group"
-    if how == "group":
+    if mode == "auto":
+        mode = "frozen" if has_trained_constants(config) else "group"
+    if mode == "group":
         _replace(backbone)
-    elif how == "frozen":
-        backbone.statistics_frozen = True
-        backbone.train(backbone.training)
-    elif _several_processes():
+    elif mode == "frozen":
+        backbone.freeze_statistics()
+    elif (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
         raise GtpVisionError(
-            "encoder.batch_norm=train takes the statistics of each process's share of a batch, so that several "
-            "processes would not learn what one does; set it to frozen or group"
+            "encoder.batch_norm=train computes statistics of each process's share of a batch, so that several "
+            "processes would not learn the same as one; set it to frozen or group"
         )
 
 
-def _several_processes() -> bool:
-    group = torch.distributed
-    return group.is_available() and group.is_initialized() and group.get_world_size() > 1
-
-
 def _replace(module: nn.Module) -> None:
-    """Group normalisation of at least 16 channels a group, as diffusion_policy, with the learned scale and shift."""
+    """Replace batch by group normalization of at least 16 channels a group, as diffusion_policy does."""
     for name, child in module.named_children():
         if not isinstance(child, _BatchNorm):
             _replace(child)
@@ -62,7 +60,7 @@ def _replace(module: nn.Module) -> None:
         groups = max(g for g in range(1, max(1, channels // 16) + 1) if channels % g == 0)
         group: nn.Module = nn.GroupNorm(groups, channels, child.eps, child.affine)
         if child.affine:
-            group.load_state_dict({"weight": child.weight, "bias": child.bias})  # some begin at 0, on purpose
-        if hasattr(child, "act"):  # timm's batch norms may hold what follows them
+            group.load_state_dict({"weight": child.weight, "bias": child.bias})  # some begin at 0 on purpose
+        if hasattr(child, "act"):  # timm's batch norms may include the layers that follow
             group = nn.Sequential(group, child.get_submodule("drop"), child.get_submodule("act"))
         setattr(module, name, group)

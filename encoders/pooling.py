@@ -1,4 +1,4 @@
-"""How a map of features becomes a vector. Axes in names: B batch, C channels, H and W places, K keypoints."""
+"""Pooling of feature maps to vectors. Axes in names: B batch, C channels, H and W positions, K keypoints."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gtp_vision.core.errors import GtpVisionError
 
 
 class SpatialSoftmax(nn.Module):
-    """Where each keypoint is: the mean place under a softmax over all places (Finn et al., 2016).
+    """Position of each keypoint: the mean position under a softmax over all positions (Finn et al., 2016).
 
-    As robomimic's, with its temperature of 1: places from -1 to 1, of a keypoint first x, then y.
+    As robomimic's, with its temperature of 1: coordinates from -1 to 1, of a keypoint first x, then y.
 
     Args:
         shape: (C, H, W) of the map.
@@ -25,7 +25,6 @@ class SpatialSoftmax(nn.Module):
         super().__init__()
         channels, height, width = shape
         self.keypoints = nn.Conv2d(channels, keypoints, 1) if keypoints else nn.Identity()
-        self.width = 2 * (keypoints or channels)
         y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
         self.register_buffer("places", torch.stack([x, y]), persistent=False)
 
@@ -36,56 +35,36 @@ class SpatialSoftmax(nn.Module):
 
 
 class Attention(nn.Module):
-    """The mean of the places' features, weighed by how well each answers one learned query.
+    """Mean of the positions' features, weighted by their attention to one learned query.
 
-    Features are compared after a layer norm, as maps differ in scale by orders of magnitude. The query begins at 0, and
-    the result with it as the plain mean.
+    Features are compared after a layer norm, as maps differ in scale by orders of magnitude. The query starts at 0, so
+    that the result starts as the plain mean.
 
     Args:
-        shape: (C, H, W) of the map.
+        channels: C of the map.
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.width = shape[0]
-        self.query = nn.Parameter(torch.zeros(shape[0]))
+        self.query = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to (B, C)."""
         x = rearrange(x, "b c h w -> b (h w) c")
-        score = nn.functional.layer_norm(x, x.shape[-1:]) @ self.query / self.width**0.5
+        score = nn.functional.layer_norm(x, x.shape[-1:]) @ self.query / len(self.query) ** 0.5
         return einsum(score.softmax(1), x, "b p, b p c -> b c")
 
 
 class Average(nn.Module):
-    """The mean over all places."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.width = shape[0]
+    """Mean over all positions."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) to (B, C)."""
         return x.mean((2, 3))
 
 
-class Flatten(nn.Module):
-    """Every place's features side by side."""
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.width = shape[0] * shape[1] * shape[2]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) to (B, C H W)."""
-        return x.flatten(1)
-
-
-Pooling = SpatialSoftmax | Attention | Average | Flatten
-
-
-def create(name: str, shape: tuple[int, ...], keypoints: int) -> Pooling:
-    """The pooling of a map.
+def create(name: str, shape: tuple[int, ...], keypoints: int) -> tuple[nn.Module, int]:
+    """The pooling of a map, and the width of its vector.
 
     Args:
         name: spatial_softmax, attention, average or flatten.
@@ -93,15 +72,16 @@ def create(name: str, shape: tuple[int, ...], keypoints: int) -> Pooling:
         keypoints: of spatial_softmax.
 
     Raises:
-        GtpVisionError: spatial_softmax of a map with a single place, whose keypoints never move.
+        GtpVisionError: spatial_softmax of a map with a single position, whose keypoints never move.
     """
+    channels, height, width = shape
     if name == "spatial_softmax":
-        if shape[1] * shape[2] == 1:
+        if height * width == 1:
             raise GtpVisionError(
-                "encoder.pooling=spatial_softmax finds keypoints in a map, and that of these frames has a single "
-                "place; give larger ones (encoder.cameras.<name>.size), or set encoder.pooling=average"
+                "encoder.pooling=spatial_softmax needs a map of several positions, and that of these frames has one; "
+                "use larger frames (encoder.cameras.<name>.size), or set encoder.pooling=average"
             )
-        return SpatialSoftmax(shape, keypoints)
-    others: dict[str, type[Attention | Average | Flatten]]
-    others = {"attention": Attention, "average": Average, "flatten": Flatten}
-    return others[name](shape)
+        return SpatialSoftmax(shape, keypoints), 2 * (keypoints or channels)
+    if name == "flatten":
+        return nn.Flatten(), channels * height * width
+    return Attention(channels) if name == "attention" else Average(), channels

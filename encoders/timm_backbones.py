@@ -1,6 +1,6 @@
 """Any backbone of timm (Wightman, 2019), convolutional or ViT, as `timm/<model>`.
 
-timm is imported when one is asked for: it takes longer than torch.
+timm is imported only where it is needed: its import takes longer than torch's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import nn
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.encoders import efficientnet_names, pooling
+from gtp_vision.encoders import pooling
 from gtp_vision.encoders.backbone import Backbone, Block, Named, Normalization, first_line, probe
 from gtp_vision.encoders.normalization import has_trained_constants
 from gtp_vision.encoders.settings import POOLINGS, EncoderConfig
@@ -41,7 +41,7 @@ def is_known(name: str) -> bool:
 
 
 def normalization_of(name: str) -> Normalization:
-    """What timm's weights of this model were trained with."""
+    """The constants that timm's weights of this model were trained with."""
     import timm
 
     config = timm.get_pretrained_cfg(name.removeprefix(PREFIX)) or timm.models.PretrainedCfg()
@@ -49,17 +49,17 @@ def normalization_of(name: str) -> Normalization:
 
 
 def make(name: str, inputs: int, size: tuple[int, int], *, classes: int = 0, hub: bool = False) -> nn.Module:
-    """A model of timm's.
+    """Create a model of timm's.
 
     Args:
         name: `timm/<model>`.
         inputs: channels of the first layer.
-        size: height and width of the frames; models that must know it are made for it.
+        size: height and width of the frames, for models that depend on it.
         classes: of its classifier; 0 for none.
-        hub: fill it with timm's own weights, from the Hugging Face hub or its cache.
+        hub: load timm's own weights, from the Hugging Face hub or its cache.
 
     Raises:
-        GtpVisionError: patches that do not divide the frames, other frames than it can be made for, or no download.
+        GtpVisionError: frames that the model cannot take, patches that do not divide them, or a failed download.
     """
     import timm
 
@@ -75,21 +75,21 @@ def make(name: str, inputs: int, size: tuple[int, int], *, classes: int = 0, hub
             return timm.create_model(model, pretrained=pretrained, **arguments)
 
     try:
-        made = create(False)
-    except Exception as error:  # whatever an architecture makes of sizes that it cannot take
+        created = create(False)
+    except Exception as error:  # architectures raise anything for sizes that they cannot take
         raise GtpVisionError(
-            f"encoder.name={name} cannot be made for {inputs} channels of {size[0]}x{size[1]} pixels "
-            f"({first_line(error)}); give it another encoder.cameras.<name>.size, or set encoder.stack=frames"
+            f"encoder.name={name} cannot be built for {inputs} channels of {size[0]}x{size[1]} pixels "
+            f"({first_line(error)}); set another encoder.cameras.<name>.size, or encoder.stack=frames"
         ) from error
-    _check_patches(name, made, size)
+    _check_patches(name, created, size)
     if not hub:
-        return made
+        return created
     try:
         return create(True)
-    except Exception as error:  # of the network, its cache, or a model without weights: many classes of exceptions
+    except Exception as error:  # network, cache, or a model without weights: many classes of exceptions
         raise GtpVisionError(
-            f"encoder.weights=hub: the weights of {name} could not be fetched ({first_line(error)}); "
-            f"fetch them on another machine and give the file as encoder.weights"
+            f"encoder.weights=hub: the weights of {name} could not be downloaded ({first_line(error)}); "
+            f"download them on another machine and set encoder.weights to the file"
         ) from error
 
 
@@ -100,7 +100,7 @@ class Timm(Backbone):
         shape: (T, C, H, W) of a stack.
         config: `name` is `timm/<model>`.
         normalization: see `Backbone`.
-        hub: read timm's own weights.
+        hub: load timm's own weights.
 
     Raises:
         GtpVisionError: frames, pooling or weights that the model cannot take.
@@ -111,49 +111,47 @@ class Timm(Backbone):
     ) -> None:
         super().__init__(shape, normalization, config.stack)
         height, width = shape[2:]
-        self.model: Any = make(config.name, self.inputs, (height, width), hub=hub)
-        _drop_nothing(self.model)
+        self.model: Any = make(config.name, self.in_channels, (height, width), hub=hub)
+        _disable_dropout(self.model)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-        self.how = config.pooling
-        self.classifiers = _classifiers(self.model)
-        self.cut: set[str] = set()  # tensors of the layers behind `level`
-        self.first_layers = _first_layers(self.model, self.inputs)
+        self.pooling_kind = config.pooling
+        self.classifiers = _configured(self.model, "classifier")
+        self.removed: set[str] = set()  # tensors of the layers behind `level`
+        self.first_layers = _first_layers(self.model, self.in_channels)
         self.level = config.level
         if self.level is not None:
-            self.how = "average" if self.how == "auto" else self.how
-            self.cut = _end_at(self.model, config.name, self.level)
-        elif self.how != "auto":
-            self.classifiers += _unpool(self.model)
-        seen = probe(_Called(self.features, self.model), (self.inputs, height, width), config.name)
-        if not isinstance(seen, torch.Tensor) or seen.ndim not in ((2,) if self.how == "auto" else (3, 4)):
+            self.pooling_kind = "average" if config.pooling == "auto" else config.pooling
+            self.removed = _end_at(self.model, config.name, self.level)
+        elif config.pooling != "auto":
+            self.classifiers += _remove_pooling(self.model)
+        kind = self.pooling_kind
+        features = probe(_Function(self.features, self.model), (self.in_channels, height, width), config.name)
+        if not isinstance(features, torch.Tensor) or features.ndim not in ((2,) if kind == "auto" else (3, 4)):
             raise GtpVisionError(
-                f"encoder.pooling={self.how}: encoder.name={config.name} cannot be pooled so; "
-                f"set it to {'average' if self.how == 'auto' else 'auto'}"
+                f"encoder.pooling={kind} does not fit encoder.name={config.name}; "
+                f"set it to {'average' if kind == 'auto' else 'auto'}"
+            )
+        if kind == "class_token" and (getattr(self.model, "cls_token", None) is None or features.ndim != 3):
+            raise GtpVisionError(
+                f"encoder.pooling=class_token: encoder.name={config.name} has no class token; choose average, "
+                f"attention or spatial_softmax"
             )
         self.pooling: nn.Module | None = None
-        if self.how == "auto":
-            self.width = self.passes * seen.shape[-1]
-        elif self.how == "class_token":
-            if getattr(self.model, "cls_token", None) is None or seen.ndim != 3:
-                raise GtpVisionError(
-                    f"encoder.pooling=class_token: encoder.name={config.name} has no class token; choose average, "
-                    f"attention or spatial_softmax"
-                )
-            self.width = self.passes * seen.shape[-1]
-        else:
-            shown = tuple(self._as_map(seen).shape[1:])
-            made = pooling.create(self.how, shown, config.keypoints)
-            self.pooling, self.width = made, self.passes * made.width
+        width = features.shape[-1]
+        if kind not in ("auto", "class_token"):
+            shape = tuple(self._as_map(features).shape[1:])
+            self.pooling, width = pooling.create(kind, shape, config.keypoints)
+        self.width = self.passes * width
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Scaled float (N, K, H, W) to (N, W)."""
+        """Normalized float (N, K, H, W) to (N, W)."""
         x = self.features(x.contiguous(memory_format=torch.channels_last))
         if self.pooling is not None:
             return self.pooling(self._as_map(x))
-        return x[:, 0] if self.how == "class_token" else x
+        return x[:, 0] if self.pooling_kind == "class_token" else x
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """What the model makes of its input, up to `level`, before our pooling."""
+        """The model's output, or its map at `level`, before our pooling."""
         if self.level is None:
             return self.model(x)
         return self.model.forward_intermediates(x, indices=[self.level], stop_early=True, intermediates_only=True)[0]
@@ -161,52 +159,53 @@ class Timm(Backbone):
     def _as_map(self, x: torch.Tensor) -> torch.Tensor:
         """Unpooled features, of tokens or channels last, to (N, C, h, w)."""
         if self.level is not None:
-            return x  # timm's intermediate maps are so already
+            return x  # timm's intermediate maps already are
         if x.ndim == 4:
             return rearrange(x, "n h w c -> n c h w") if getattr(self.model, "output_fmt", "") == "NHWC" else x
-        before = int(getattr(self.model, "cls_token", None) is not None)  # places, unless the model knows better
-        tokens = x[:, getattr(self.model, "num_prefix_tokens", before) :]
+        prefix = int(getattr(self.model, "cls_token", None) is not None)
+        tokens = x[:, getattr(self.model, "num_prefix_tokens", prefix) :]
         height, width = self.shape[2:]
         rows = max(1, round((tokens.shape[1] * height / width) ** 0.5))
         if tokens.shape[1] == 0 or tokens.shape[1] % rows:
             raise GtpVisionError(
-                f"encoder.pooling={self.how}: the {tokens.shape[1]} tokens of frames of {height}x{width} pixels make "
-                f"no rectangle; set encoder.pooling=auto, or give square frames by encoder.cameras.<name>.size"
+                f"encoder.pooling={self.pooling_kind}: the {tokens.shape[1]} tokens of frames of {height}x{width} "
+                f"pixels do not form a rectangle; set encoder.pooling=auto, or use square frames with "
+                f"encoder.cameras.<name>.size"
             )
         return rearrange(tokens, "n (h w) c -> n c h w", h=rows)
 
     def blocks(self) -> list[nn.Module]:
-        """By timm's own grouping of layers; what it leaves over at the end, and the pooling, belong to the last."""
+        """Timm's own groups of layers; layers after the last group, and the pooling, belong to the last."""
         from timm.models._manipulate import group_with_matcher
 
-        end = "~.~"  # a name that no pattern of timm's matches: it falls among the layers after the last block
+        end = "~.~"  # no pattern of timm's matches this name, so it is grouped with the layers after the last block
         names = [name for name, _ in self.model.named_parameters()]
-        found = group_with_matcher(((name, None) for name in [*names, end]), _matcher(self.model), reverse=True)
-        blocks: list[list[str]] = [[] for _ in range(max(1, found[end]))]
+        block_of = group_with_matcher(((name, None) for name in [*names, end]), _matcher(self.model), reverse=True)
+        blocks: list[list[str]] = [[] for _ in range(max(1, block_of[end]))]
         for name in names:
-            blocks[min(found[name], len(blocks) - 1)].append(f"model.{name}")
+            blocks[min(block_of[name], len(blocks) - 1)].append(f"model.{name}")
         blocks[-1] += [name for name, _ in self.named_parameters() if name.startswith("pooling.")]
-        return [Block(self, held) for held in blocks if held]
+        return [Block(self, block) for block in blocks if block]
 
-    def described(self) -> nn.Module:
-        """The model of timm's."""
+    def weights_module(self) -> nn.Module:
+        """Timm's model."""
         return self.model
 
-    def translated(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """See `translated`, and without classifiers and the model's own pooling."""
-        present = self.model.state_dict().keys()
-        # Blocks behind `level` have no stage here, by which they would be renamed.
+    def convert_weights(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Convert names and sizes by `convert_weights`; drops classifiers and the model's own pooling."""
+        own = self.model.state_dict().keys()
+        # Blocks behind `level` have no stage here, so they cannot be renamed.
         unused = (*self.classifiers, *(["_blocks"] if self.level is not None else []))
         return {
             name: value
-            for name, value in translated(self.model, state).items()
-            if name in present or not (name in self.cut or any(f"{name}.".startswith(f"{part}.") for part in unused))
+            for name, value in convert_weights(self.model, state).items()
+            if name in own or not (name in self.removed or any(f"{name}.".startswith(f"{part}.") for part in unused))
         }
 
 
-def translated(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A file's tensors under a timm model's names, position embeddings and patches resampled to its size, by timm."""
-    state = efficientnet_names.translated(state, model)
+def convert_weights(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Convert a file's tensors to a timm model's names, and position embeddings and patches to its size, by timm."""
+    state = _from_efficientnet_pytorch(state, model)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # timm's name for it
     if convert is None:
         return state
@@ -214,23 +213,23 @@ def translated(model: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str,
     try:
         return dict(convert(dict(state), model, **more))
     except (RuntimeError, KeyError, AttributeError, ValueError, TypeError, AssertionError, IndexError):
-        return state  # of another architecture: whoever compares the names can say what does not fit
+        return state  # of another architecture: `weights.fill` reports the differences
 
 
 def _first_layers(model: Any, inputs: int) -> tuple[str, ...]:
     """The convolutions that see the channels in the order in which they are stacked."""
-    named = model.pretrained_cfg.get("first_conv") or ()
-    layers = {name: model.get_submodule(name) for name in ([named] if isinstance(named, str) else named)}
+    layers = {name: model.get_submodule(name) for name in _configured(model, "first_conv")}
     return tuple(n for n, layer in layers.items() if isinstance(layer, nn.Conv2d) and layer.in_channels == inputs)
 
 
-def _classifiers(model: Any) -> tuple[str, ...]:
-    named = model.pretrained_cfg.get("classifier") or ()
-    return (named,) if isinstance(named, str) else tuple(named)
+def _configured(model: Any, key: str) -> tuple[str, ...]:
+    """The layers that timm's configuration of a model names, one or several."""
+    names = model.pretrained_cfg.get(key) or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _matcher(model: Any) -> Any:
-    """What tells timm the block of a parameter by its name: the model's own patterns, or the parts that it lists."""
+    """Patterns or function from a parameter's name to its block: the model's own, or by the layers that it lists."""
     if hasattr(model, "group_matcher"):
         return model.group_matcher(coarse=False)
     parts: list[str] = []
@@ -241,29 +240,29 @@ def _matcher(model: Any) -> Any:
 
     def block(name: str) -> int:
         if "." not in name:
-            return 0  # class tokens and position embeddings stand alone
+            return 0  # class tokens and position embeddings
         return next((place for place, part in enumerate(parts) if name.startswith(part)), len(parts))
 
     return block
 
 
-class _Called(nn.Module):
-    """A function as a module, which holds those that the function calls."""
+class _Function(nn.Module):
+    """A function as a module that contains the model which the function calls."""
 
     def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], model: nn.Module) -> None:
         super().__init__()
         self.function, self.model = function, model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the function makes of it."""
+        """The function's result."""
         return self.function(x)
 
 
 def _end_at(model: Any, name: str, level: int) -> set[str]:
-    """Remove the layers behind a level of a model's maps, and tell the names of their tensors.
+    """Remove the layers behind a level of a model's maps, and return the names of their tensors.
 
     Raises:
-        GtpVisionError: the model has no levels, or not so many.
+        GtpVisionError: the model has no such level.
     """
     levels = len(getattr(model, "feature_info", ())) if hasattr(model, "forward_intermediates") else 0
     if level >= levels:
@@ -271,21 +270,21 @@ def _end_at(model: Any, name: str, level: int) -> set[str]:
             f"encoder.level={level}: encoder.name={name} has {levels} levels of maps, counted from 0; "
             f"{f'set it below {levels}' if levels else 'set it to null'}"
         )
-    held = set(model.state_dict())
+    before = set(model.state_dict())
     model.prune_intermediate_layers([level], prune_norm=True, prune_head=True)
-    return held - set(model.state_dict())
+    return before - set(model.state_dict())
 
 
-def _unpool(model: Any) -> tuple[str, ...]:
-    """Switch its own pooling off, if it can be, and tell the modules that went with it."""
-    held = dict(model.named_modules())
+def _remove_pooling(model: Any) -> tuple[str, ...]:
+    """Remove the model's own pooling, if possible, and return the names of the modules that it removed."""
+    before = dict(model.named_modules())
     with contextlib.suppress(AssertionError):
         model.reset_classifier(0, "")
-    return tuple(held.keys() - dict(model.named_modules()).keys())
+    return tuple(before.keys() - dict(model.named_modules()).keys())
 
 
-def _drop_nothing(model: nn.Module) -> None:
-    """No dropped layers in training: they are drawn by torch's global generator, and a resumed run would differ."""
+def _disable_dropout(model: nn.Module) -> None:
+    """Disable dropout, which draws from torch's global generator, so that a resumed run would differ."""
     from timm.layers import DropPath
 
     for module in model.modules():
@@ -293,12 +292,12 @@ def _drop_nothing(model: nn.Module) -> None:
             module.drop_prob = 0.0
         elif isinstance(module, nn.Dropout):
             module.p = 0.0
-        elif "drop_rate" in vars(module):  # of those that call dropout as a function
+        elif "drop_rate" in vars(module):  # modules that call dropout as a function
             vars(module)["drop_rate"] = 0.0
 
 
 def _check_patches(name: str, model: Any, size: tuple[int, int]) -> None:
-    """A patch embedding would leave the last rows and columns out, without a word.
+    """Refuse frames of which a patch embedding would silently ignore the last rows and columns.
 
     Raises:
         GtpVisionError: patches that do not divide the frames.
@@ -315,6 +314,44 @@ def _check_patches(name: str, model: Any, size: tuple[int, int]) -> None:
             f"encoder.name={name} reads patches of {down}x{across} pixels, which do not divide frames of "
             f"{size[0]}x{size[1]}; set encoder.cameras.<name>.size=[{near[0]},{near[1]}]"
         )
+
+
+# Names of `efficientnet_pytorch` (Melas-Kyriazi, 2019), under which many EfficientNets are published, to timm's.
+# A block that does not expand its channels lacks the first convolution, so that the others count differently.
+_OUTSIDE = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_SQUEEZE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+_EXPANDING = _SQUEEZE | {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_PLAIN = _SQUEEZE | {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+
+def _from_efficientnet_pytorch(state: Mapping[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """Rename tensors of efficientnet_pytorch, which numbers blocks through all stages, to timm's names."""
+    stages = getattr(model, "blocks", None)
+    if "_conv_stem.weight" not in state or not isinstance(stages, nn.Sequential):
+        return dict(state)
+    blocks = [f"blocks.{s}.{i}" for s, stage in enumerate(stages.children()) for i, _ in enumerate(stage.children())]
+    converted = {}
+    for name, value in state.items():
+        first, *rest = name.split(".")
+        if first == "_blocks" and len(rest) > 1 and rest[0].isdigit() and int(rest[0]) < len(blocks):
+            table = _EXPANDING if f"_blocks.{rest[0]}._expand_conv.weight" in state else _PLAIN
+            converted[".".join([blocks[int(rest[0])], table.get(rest[1], rest[1]), *rest[2:]])] = value
+        else:
+            converted[".".join([_OUTSIDE.get(first, first), *rest])] = value
+    return converted
 
 
 def _make(shape: tuple[int, ...], config: EncoderConfig, hub: bool = False) -> Timm:

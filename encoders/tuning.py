@@ -1,13 +1,13 @@
-"""What of a backbone is trained, and how fast.
+"""Which parameters of a backbone are trained, and at which learning rate.
 
-full       all of it
+full       all parameters
 partial    its last blocks
-frozen     nothing, its pooling included
+frozen     none, including its pooling
 lora       low-rank adapters beside its layers (`gtp_vision.encoders.lora`)
-layerwise  all of it, each block more slowly than the one after it (Howard & Ruder, 2018; Clark et al., 2020)
+layerwise  all parameters, each block at a lower rate than the next (Howard & Ruder, 2018; Clark et al., 2020)
 
-What is not trained has `requires_grad=False`: neither Adam nor other processes hear of it. What stands behind the
-backbones (fusion, policy, critic) is always trained at the full rate.
+Parameters that are not trained have `requires_grad=False`, so that neither Adam nor the gradient reduction includes
+them. Fusion, policy and critic are always trained at the full rate.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from gtp_vision.encoders.settings import EncoderConfig
 
 
 def prepare(backbone: Backbone, config: EncoderConfig) -> Backbone:
-    """The backbone with what `config.tuning` leaves alone frozen, changed in place.
+    """Freeze the parameters that `config.tuning` does not train, in place.
 
     Raises:
-        GtpVisionError: more blocks than it has, or adapters that do not fit it.
+        GtpVisionError: more blocks than the backbone has, or adapters that do not fit it.
     """
     if config.tuning in ("frozen", "partial"):
         backbone.requires_grad_(False)
@@ -45,25 +45,25 @@ def prepare(backbone: Backbone, config: EncoderConfig) -> Backbone:
 
 
 def parameter_groups(agent: nn.Module, config: EncoderConfig) -> list[dict[str, Any]]:
-    """An optimiser's groups of all trained parameters; one group if they all learn alike.
+    """Groups of all trained parameters for an optimizer; one group if all have the same learning rate.
 
-    In training step k (from 0) a group's learning rate is `scale` times the step's, and 0 while k < `after`. It is
-    computed with a gradient all the same, so Adam's moments of a backbone that rests until `unfreeze_step` have
-    gathered when it starts.
+    In training step k (from 0) a group's learning rate is `scale` times the step's, and 0 while k < `after`. Gradients
+    are computed meanwhile, so that Adam's moments are ready when a backbone starts to learn at `unfreeze_step`.
 
     Args:
-        agent: any module; the backbones in it are found.
-        config: what they were made with.
+        agent: any module that contains backbones.
+        config: of its encoders.
 
     Returns:
         Dictionaries of `params`, `scale` and `after`, the full rate first; parameters in the agent's order.
     """
-    scales = {parameter: scale for backbone in _backbones(agent) for parameter, scale in _scales(backbone, config)}
+    backbones = (module for module in agent.modules() if isinstance(module, Backbone))
+    scales = {parameter: scale for backbone in backbones for parameter, scale in _scales(backbone, config)}
     groups: dict[tuple[float, int], list[nn.Parameter]] = {(1.0, 0): []}
     for parameter in agent.parameters():
         if parameter.requires_grad:
-            pace = (scales[parameter], config.unfreeze_step) if parameter in scales else (1.0, 0)
-            groups.setdefault(pace, []).append(parameter)
+            schedule = (scales[parameter], config.unfreeze_step) if parameter in scales else (1.0, 0)
+            groups.setdefault(schedule, []).append(parameter)
     return [
         {"params": parameters, "scale": scale, "after": after}
         for (scale, after), parameters in groups.items()
@@ -71,12 +71,8 @@ def parameter_groups(agent: nn.Module, config: EncoderConfig) -> list[dict[str, 
     ]
 
 
-def _backbones(agent: nn.Module) -> list[Backbone]:
-    return [module for module in agent.modules() if isinstance(module, Backbone)]
-
-
 def _scales(backbone: Backbone, config: EncoderConfig) -> list[tuple[nn.Parameter, float]]:
-    """What the learning rate is multiplied by: decay^d at d blocks from the end, for `layerwise`."""
+    """Factors on the learning rate; for `layerwise`, decay^d at d blocks from the end."""
     if config.tuning != "layerwise":
         return [(parameter, config.learning_rate_scale) for parameter in backbone.parameters()]
     return [

@@ -1,4 +1,4 @@
-"""Features that were computed earlier, of each frame in several views: as it is, and augmented."""
+"""Choice of one view among features that were computed in advance for several augmented views."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _NDIM = 4  # of (B, 1, V, W): frames have 5, states and features of one view 3
 def one_view(
     observations: Sequence[Mapping[str, torch.Tensor]], generator: NoiseSource
 ) -> list[dict[str, torch.Tensor]]:
-    """One of the V views for each sample, the same in all observations and for all cameras.
+    """Choose one of the V views for each sample, the same in all observations and cameras.
 
     Args:
         observations: of the same samples, e.g. observation and next observation; name to (B, 1, V, W) for a camera of
             which several views were computed.
-        generator: draws V-sided dice, and nothing if there are no views.
+        generator: of the choice; not used if there are no views.
 
     Returns:
-        The observations with (B, 1, W) in place of (B, 1, V, W); all else as it was.
+        The observations with (B, 1, W) in place of (B, 1, V, W); all others unchanged.
     """
     several = [x for observation in observations for x in observation.values() if x.ndim == _NDIM]
     if not several:

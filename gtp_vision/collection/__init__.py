@@ -1,43 +1,22 @@
-"""Collecting demonstrations: seeded, in parallel processes, resumable, the recipe recorded in the file.
+"""Collection of demonstrations: seeded, in parallel processes, resumable, the recipe recorded in the file.
 
-Four kinds: single tasks of OGBench solved by a wandering oracle (`single_task`), OGBench's data sets by its own
-recipes (`official`), robosuite's Lift by a scripted policy (`lift`), and Gymnasium's tasks by SAC (`sac`).
+Four kinds: single tasks of OGBench solved by oracles (`single_task`), OGBench's data sets by its own recipes
+(`ogbench`), robosuite's Lift by a scripted policy (`lift`), and Gymnasium's tasks by SAC (`sac`).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gtp_vision.collection import lift, ogbench, oracles, sac, single_task
 from gtp_vision.collection.ogbench_recipes import RECIPES
+from gtp_vision.collection.recording import Execution
 from gtp_vision.core.errors import GtpVisionError, propose
 
-_RENDERING = frozenset({"shadow_size", "multisamples"})
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """A way of collecting: what people call it, what does it, and the options that it knows."""
-
-    title: str
-    collect: Callable[..., str]
-    options: frozenset[str]
-
-
-_SINGLE_TASK = _Kind(
-    "single tasks",
-    single_task.collect,
-    frozenset({"episodes", "seed", "expert", "noise", "wander", "limit", "compress"}),
-)
-_OFFICIAL = _Kind("OGBench's own recipes", ogbench.collect, frozenset({"episodes", "seed", "limit"}))
-_LIFT = _Kind(
-    "robosuite", lift.collect, frozenset({"episodes", "seed", "noise", "limit", "cameras", "size", "states_only"})
-)
-
-_SAC = _Kind("Gymnasium's tasks by SAC", sac.collect, frozenset({"policy", "steps", "medium_steps", "sets", "seed"}))
+_RENDERING = {"shadow_size", "multisamples"}
 
 
 def collect(
@@ -55,45 +34,45 @@ def collect(
     Args:
         env: `ogbench/NAME` or `NAME`, a single-task environment or a data set of OGBench; `robosuite/Lift`; or
             `gymnasium/NAME`.
-        out: the file to be, or the folder of OGBench's and Gymnasium's.
-        options: those that were given, by the names of the keywords of the kinds' own `collect`.
-        processes: worker processes.
+        out: the file to write, or the folder for OGBench's and Gymnasium's files.
+        options: the options that were given, by the names of the keywords of each kind's `collect`.
+        processes: number of worker processes.
         command: the command line, recorded in the file.
         progress: show a bar.
-        overwrite: replace what stands there already.
+        overwrite: replace an existing file.
 
     Returns:
-        What was recorded, a sentence.
+        A summary, one sentence.
 
     Raises:
-        GtpVisionError: nothing demonstrates this environment; an option that does not apply to it; see the kinds.
+        GtpVisionError: an environment that cannot be collected; an option that does not apply to it; see the kinds.
     """
-    kind, name = _kind_of(env)
-    known = kind.options
-    if kind not in (_LIFT, _SAC) and name.startswith("visual-"):
-        known |= _RENDERING
+    title, function, name = _kind(env)
+    known = set(inspect.signature(function).parameters) - {"env", "out", "execution"}
+    if not name.startswith("visual-"):
+        if known & _RENDERING & options.keys():
+            title = f"states ({name})"
+        known -= _RENDERING
     for option in options:
         if option not in known:
-            states = option in _RENDERING and kind not in (_LIFT, _SAC)
             raise GtpVisionError(
-                f"--{option.replace('_', '-')} does not apply to {f'states ({name})' if states else kind.title}: "
-                f"leave it out; known are {', '.join('--' + each.replace('_', '-') for each in sorted(known))}"
+                f"--{option.replace('_', '-')} does not apply to {title}: leave it out; known are "
+                f"{', '.join('--' + key.replace('_', '-') for key in sorted(known))}"
             )
-    return kind.collect(
-        name, out, **options, processes=processes, command=command, progress=progress, overwrite=overwrite
-    )
+    return function(name, out, **options, execution=Execution(processes, command, progress, overwrite))
 
 
-def _kind_of(env: str) -> tuple[_Kind, str]:
+def _kind(env: str) -> tuple[str, Callable[..., str], str]:
+    """Title and function of the kind that collects an environment, and the environment's name in it."""
     if env.startswith("robosuite/"):
-        return _LIFT, env.removeprefix("robosuite/")
+        return "robosuite", lift.collect, env.removeprefix("robosuite/")
     if env.startswith("gymnasium/"):
-        return _SAC, env.removeprefix("gymnasium/")
+        return "Gymnasium's tasks by SAC", sac.collect, env.removeprefix("gymnasium/")
     name = env.removeprefix("ogbench/")
     if "singletask" in name.split("-"):
-        return _SINGLE_TASK, name
+        return "single tasks", single_task.collect, name
     if name.removesuffix("-v0") in RECIPES:
-        return _OFFICIAL, name
+        return "OGBench's own recipes", ogbench.collect, name
     raise GtpVisionError(
         f"'{env}' cannot be collected: {propose(name.removesuffix('-v0'), [*RECIPES, 'robosuite/Lift'])} Known are "
         f"OGBench's data sets by its recipes, {' and '.join(oracles.DEMONSTRATORS)} with a single task "

@@ -1,7 +1,7 @@
 """OGBench's data sets by its own recipes, into its own files: `name.npz` and `name-val.npz`.
 
-OGBench's `make_env_and_datasets(name, dataset_dir=...)` loads them. Beside its arrays each file has the member
-`gtp_vision`, a JSON object as text: recipe, rendering, seed, versions and command.
+OGBench's `make_env_and_datasets(name, dataset_dir=...)` loads them. Each file also has the member `gtp_vision`, a JSON
+object as text: recipe, rendering, seed, versions and command.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gtp_vision.collection.ogbench_recipes import RECIPES, Episode
-from gtp_vision.collection.recording import EpisodeParts, recorded, require_at_least, seed_of, versions
+from gtp_vision.collection.recording import EpisodeParts, Execution, recorded, require_at_least, seed_of, versions
 from gtp_vision.envs import EnvSpec, Rendering, choose_backend
 
 _COUNTS = ("targets", "reached")
@@ -25,7 +25,7 @@ _COUNTS = ("targets", "reached")
 
 @dataclass(frozen=True)
 class _Episodes:
-    """Records episode k as a function of (seed, k) alone."""
+    """Records episode k as a function of (seed, k) only."""
 
     spec: EnvSpec
     seed: int
@@ -46,30 +46,24 @@ def collect(
     limit: int | None = None,
     shadow_size: int | None = None,
     multisamples: int | None = None,
-    processes: int,
-    command: str,
-    progress: bool = True,
-    overwrite: bool = False,
+    execution: Execution,
 ) -> str:
-    """Record one of OGBench's data sets anew.
+    """Record one of OGBench's data sets again.
 
-    Episode k is a function of (seed, k) alone; the validation set's episodes follow the training set's.
+    Episode k is a function of (seed, k) only; the validation set's episodes follow the training set's.
 
     Args:
         env: OGBench's name of the data set, a key of `RECIPES`, with or without version.
-        out: a folder, where the files get OGBench's names; or the training file, ending in .npz.
+        out: a folder, in which the files get OGBench's names; or the training file, ending in .npz.
         episodes: of the training set, and a tenth as many (at least one) for validation; None is OGBench's number.
-        seed: of the whole set.
+        seed: of all episodes.
         limit: rows of an episode; None is OGBench's number, 1001 for manipulation.
         shadow_size: see `Rendering`; for visual data sets only.
         multisamples: see `Rendering`; for visual data sets only.
-        processes: worker processes.
-        command: the command line, recorded in the files.
-        progress: show bars.
-        overwrite: replace what stands there already.
+        execution: how it is run.
 
     Returns:
-        What was recorded, a sentence.
+        A summary, one sentence.
 
     Raises:
         GtpVisionError: a setting out of range; no OpenGL library; rendering options for states.
@@ -77,7 +71,7 @@ def collect(
     name = env.removesuffix("-v0")
     recipe, pixels = RECIPES[name], name.startswith("visual-")
     episodes, limit = recipe.episodes if episodes is None else episodes, recipe.steps if limit is None else limit
-    require_at_least(episodes=(episodes, 1), limit=(limit, 2), processes=(processes, 1), seed=(seed, 0))
+    require_at_least(episodes=(episodes, 1), limit=(limit, 2), seed=(seed, 0))
     rendering = Rendering(shadow_size, multisamples)
     if pixels:
         choose_backend()
@@ -92,34 +86,31 @@ def collect(
         _Episodes(spec, seed),
         episodes=numbers[validation].stop,
         settings=settings,
-        command=command,
-        processes=processes,
-        progress=progress,
-        overwrite=overwrite,
+        execution=execution,
     ) as parts:
-        record = {"suite": "ogbench", "recipe": recipe.told, "command": parts.command, **settings}
+        record = {"suite": "ogbench", "recipe": recipe.description, "command": parts.command, **settings}
         counts = {path: _counts(parts, numbers[path]) for path in numbers}
         with parts.whole(validation) as second, parts.whole(train) as first:
-            _write(first, parts, numbers[train], record | {"split": "training"} | counts[train], progress)
-            _write(second, parts, numbers[validation], record | {"split": "validation"} | counts[validation], progress)
-    found = ", ".join(f"{path}: {len(numbers[path])} episodes, {len(numbers[path]) * limit} frames" for path in numbers)
+            _write(first, parts, numbers[train], record | {"split": "training"} | counts[train], execution)
+            _write(second, parts, numbers[validation], record | {"split": "validation"} | counts[validation], execution)
+    files = ", ".join(f"{path}: {len(numbers[path])} episodes, {len(numbers[path]) * limit} frames" for path in numbers)
     reached, targets = (sum(count[name] for count in counts.values()) for name in ("reached", "targets"))
-    return f"{found}, {reached} of {targets} targets reached"
+    return f"{files}, {reached} of {targets} targets reached"
 
 
 def _counts(parts: EpisodeParts, numbers: range) -> dict[str, int]:
-    found = [parts.load(number, *_COUNTS) for number in numbers]
-    return {name: int(sum(count[name] for count in found)) for name in _COUNTS}
+    counts = [parts.load(number, *_COUNTS) for number in numbers]
+    return {name: int(sum(count[name] for count in counts)) for name in _COUNTS}
 
 
-def _write(path: Path, parts: EpisodeParts, numbers: range, record: dict[str, Any], progress: bool) -> None:
-    """One file as `np.savez_compressed` writes it, array by array and episode by episode: memory stays small."""
+def _write(path: Path, parts: EpisodeParts, numbers: range, record: dict[str, Any], execution: Execution) -> None:
+    """Write one file as `np.savez_compressed` does, but by array and episode, so that memory stays small."""
     arrays = parts.load(numbers[0])
     rows = len(numbers) * len(arrays["terminals"])
     names = [name for name in arrays if name not in _COUNTS]
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-        tqdm(total=len(names) * len(numbers), desc="joining", unit="part", disable=not progress) as bar,
+        tqdm(total=len(names) * len(numbers), desc="joining", unit="part", disable=not execution.progress) as bar,
     ):
         for name in names:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:

@@ -1,7 +1,7 @@
-"""OGBench's own data sets, made again: its oracles in its environments, by its published recipes.
+"""OGBench's own data sets: its oracles in its environments, by its published recipes.
 
-What is ours is the seeding: an episode depends on its seed alone, where OGBench draws a whole data set from one
-stream. The distributions are the same, the episodes are not.
+Only the seeding differs: an episode depends on its own seed, whereas OGBench draws a whole data set from one stream.
+The distributions are the same, the episodes are not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Episode = dict[str, np.ndarray]
 
 observations (T, ...) uint8 frames or float32 states, actions float32 (T, A), terminals bool (T,) with True at the
 last row, qpos and qvel float32 of the state before the action, button_states int64 where there are buttons; and
-`targets` and `reached`, int64 (): how many targets there were, and how many of them were reached.
+`targets` and `reached`, int64 (): number of targets, and of those that were reached.
 """
 
 _PLAN = {"noise": 0.1, "noise_smoothing": 0.5}
@@ -34,32 +34,31 @@ _STITCH_CELLS = 4  # from the start to the goal
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one of OGBench's data sets is made.
+    """How one of OGBench's data sets is recorded.
 
     Attributes:
         episodes: of the published training set; a tenth as many are for validation.
         steps: rows of each episode.
-        told: the recipe in words, recorded in the file.
+        description: the recipe in words, recorded in the file.
         record: (environment made with `collecting`, seed) to the episode.
     """
 
     episodes: int
     steps: int
-    told: str
+    description: str
     record: Callable[[gymnasium.Env, int], Episode]
 
 
 def manipulation_episode(env: gymnasium.Env, seed: int, *, noisy: bool, random_actions: float) -> Episode:
-    """One episode of cube, scene or puzzle: an oracle goes from one random target to the next.
+    """Record one episode of cube, scene or puzzle: an oracle moves from one random target to the next.
 
-    A scene's episode in which the cube leaves what the camera sees (other than into the drawer) is thrown away and
-    drawn again.
+    A scene's episode in which the cube leaves the camera's view (other than into the drawer) is recorded again.
 
     Args:
-        env: made with `collecting`.
+        env: created with `collecting`.
         seed: of everything in the episode.
         noisy: False follows OGBench's plan oracle with smooth noise; True its closed-loop (Markov) oracle with Gaussian
-            noise of a deviation uniform in [0, 0.1], three times that in the yaw and ten times in the gripper.
+            noise of a standard deviation uniform in [0, 0.1], three times that in yaw and ten times in the gripper.
         random_actions: probability that an action is uniform in [-1, 1] instead.
     """
     np.random.seed(seed)  # the oracles draw from NumPy's global generator
@@ -68,16 +67,16 @@ def manipulation_episode(env: gymnasium.Env, seed: int, *, noisy: bool, random_a
     start: int | None = seed
     while True:
         rows, counts = _manipulate(env, start, rng, oracles, noisy, random_actions)
-        if len(oracles) == 1 or _in_sight(np.stack(rows["qpos"])):
+        if len(oracles) == 1 or _is_visible(np.stack(rows["qpos"])):
             return _stacked(rows) | counts
-        start = None  # the environment's generator goes on from where it is
+        start = None  # continue with the environment's own generator
 
 
 def maze_episode(env: gymnasium.Env, seed: int, *, stitch: bool) -> Episode:
-    """One episode of a point in a maze, which follows the shortest path with Gaussian noise of deviation 0.5.
+    """Record one episode of a point in a maze: the shortest path with Gaussian noise of deviation 0.5.
 
     Args:
-        env: made with `collecting`.
+        env: created with `collecting`.
         seed: of everything in the episode.
         stitch: False sets a new goal, at a corner or crossing anywhere, whenever one is reached; True has one goal,
             four cells from the start, and stays there.
@@ -87,7 +86,7 @@ def maze_episode(env: gymnasium.Env, seed: int, *, stitch: bool) -> Episode:
     env.action_space.seed(seed)
     maze: Any = env.unwrapped
     free = [(int(i), int(j)) for i, j in np.argwhere(maze.maze_map == 0)]
-    corners = [cell for cell in free if not _in_hallway(maze.maze_map, *cell)]
+    corners = [cell for cell in free if not _is_hallway(maze.maze_map, *cell)]
     start = free[rng.integers(len(free))]
     near = [cell for cell, steps in _distances(maze.maze_map, start).items() if steps == _STITCH_CELLS]
     goals = (near or [start]) if stitch else corners
@@ -141,8 +140,7 @@ def _manipulate(
         done = bool(terminated or truncated)
         if oracle.done:
             targets, reached = targets + 1, reached + int(info["success"])
-            # The info of the step is not replaced: OGBench's closed-loop oracle, too, takes its first action towards
-            # the old target.
+            # The step's info is kept: OGBench's closed-loop oracle also takes its first action towards the old target.
             simulator.set_new_target(return_info=False, p_stack=stacking)
             aim = simulator.get_reset_info()
             oracle = oracles[aim["privileged/target_task"]]
@@ -152,7 +150,7 @@ def _manipulate(
 
 
 def _oracles(env: gymnasium.Env, noisy: bool) -> dict[str, Any]:
-    """What acts towards each kind of target that an environment sets."""
+    """The oracle of each kind of target that an environment sets."""
     from ogbench.manipspace.envs.cube_env import CubeEnv
     from ogbench.manipspace.envs.puzzle_env import PuzzleEnv
     from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
@@ -164,44 +162,44 @@ def _oracles(env: gymnasium.Env, noisy: bool) -> dict[str, Any]:
     from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
     from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
-    how = _MARKOV if noisy else _PLAN
+    arguments = _MARKOV if noisy else _PLAN
     cube, button, drawer, window = (
         (CubeMarkovOracle, ButtonMarkovOracle, DrawerMarkovOracle, WindowMarkovOracle)
         if noisy
         else (CubePlanOracle, ButtonPlanOracle, DrawerPlanOracle, WindowPlanOracle)
     )
     if isinstance(env.unwrapped, CubeEnv):
-        return {"cube": cube(env=env, **how)}
+        return {"cube": cube(env=env, **arguments)}
     if isinstance(env.unwrapped, PuzzleEnv):
-        return {"button": button(env=env, gripper_always_closed=True, **how)}
+        return {"button": button(env=env, gripper_always_closed=True, **arguments)}
     kinds = {"cube": cube, "button": button, "drawer": drawer, "window": window}
-    return {name: oracle(env=env, **how) for name, oracle in kinds.items()}
+    return {name: oracle(env=env, **arguments) for name, oracle in kinds.items()}
 
 
-def _in_sight(qpos: np.ndarray) -> bool:
-    """Whether a scene's cube stays where the camera sees it, or lies in the drawer; metres."""
+def _is_visible(qpos: np.ndarray) -> bool:
+    """Whether a scene's cube stays in the camera's view or in the drawer; meters."""
     y, z = qpos[:, 15], qpos[:, 16]
     right = y >= 0.29
     left = (y <= -0.3) & ((z < 0.06) | (z > 0.08))
     return not (right | left).any()
 
 
-def _in_hallway(walls: np.ndarray, i: int, j: int) -> bool:
-    """Whether a cell only lets one go straight on."""
+def _is_hallway(walls: np.ndarray, i: int, j: int) -> bool:
+    """Whether a cell has exactly two opposite exits."""
     along_i, along_j = walls[[i - 1, i + 1], j], walls[i, [j - 1, j + 1]]
     return bool((not along_i.any() and along_j.all()) or (not along_j.any() and along_i.all()))
 
 
 def _distances(walls: np.ndarray, start: tuple[int, int]) -> dict[tuple[int, int], int]:
-    """Steps from a cell to each that can be reached."""
-    found, queue = {start: 0}, deque([start])
+    """Steps from a cell to each reachable one."""
+    distances, queue = {start: 0}, deque([start])
     while queue:
         i, j = queue.popleft()
         for cell in ((i - 1, j), (i, j - 1), (i + 1, j), (i, j + 1)):
-            if walls[cell] == 0 and cell not in found:
-                found[cell] = found[i, j] + 1
+            if walls[cell] == 0 and cell not in distances:
+                distances[cell] = distances[i, j] + 1
                 queue.append(cell)
-    return found
+    return distances
 
 
 def _add(rows: dict[str, list[Any]], observation: np.ndarray, action: np.ndarray, done: bool, info: Any) -> None:
@@ -214,7 +212,7 @@ def _add(rows: dict[str, list[Any]], observation: np.ndarray, action: np.ndarray
 
 
 def _stacked(rows: dict[str, list[Any]]) -> Episode:
-    """The rows as arrays of the types that OGBench's files have."""
+    """The rows as arrays, with the dtypes of OGBench's files."""
     types: dict[str, Any] = {"terminals": bool, "button_states": np.int64}
     if rows["observations"][0].dtype == np.uint8:
         types["observations"] = np.uint8
@@ -222,7 +220,7 @@ def _stacked(rows: dict[str, list[Any]]) -> Episode:
 
 
 def _recipes() -> dict[str, Recipe]:
-    found = {}
+    recipes = {}
     tasks = {
         **dict.fromkeys(("cube-single", "cube-double", "scene", "puzzle-3x3", "puzzle-4x4"), 1000),
         **dict.fromkeys(("cube-triple", "puzzle-4x5"), 3000),
@@ -230,31 +228,22 @@ def _recipes() -> dict[str, Recipe]:
     }
     for task, episodes in tasks.items():
         share = 0.2 if task.startswith("puzzle") else 0.1
-        play = partial(manipulation_episode, noisy=False, random_actions=0.0)
-        noisy = partial(manipulation_episode, noisy=True, random_actions=share)
+        play = "plan oracle, noise 0.1, smoothing 0.5, a new target when it is done"
+        noisy = f"Markov oracle, noise up to 0.1 an episode, random actions {share}, a new target when it is done"
         for visual in ("", "visual-"):
-            found[f"{visual}{task}-play"] = Recipe(
-                episodes, 1001, "plan oracle, noise 0.1, smoothing 0.5, a new target when it is done", play
-            )
-            found[f"{visual}{task}-noisy"] = Recipe(
-                episodes,
-                1001,
-                f"Markov oracle, noise up to 0.1 an episode, random actions {share}, a new target when it is done",
-                noisy,
-            )
+            record = partial(manipulation_episode, noisy=False, random_actions=0.0)
+            recipes[f"{visual}{task}-play"] = Recipe(episodes, 1001, play, record)
+            record = partial(manipulation_episode, noisy=True, random_actions=share)
+            recipes[f"{visual}{task}-noisy"] = Recipe(episodes, 1001, noisy, record)
+    navigate = "shortest path, noise 0.5, a new goal when it is reached"
+    stitch = "shortest path, noise 0.5, one goal 4 cells away"
     for size in ("medium", "large", "giant", "teleport"):
         episodes, steps = (500, 2001) if size == "giant" else (1000, 1001)
-        found[f"pointmaze-{size}-navigate"] = Recipe(
-            episodes,
-            steps,
-            "shortest path, noise 0.5, a new goal when it is reached",
-            partial(maze_episode, stitch=False),
-        )
-        found[f"pointmaze-{size}-stitch"] = Recipe(
-            5000, 201, "shortest path, noise 0.5, one goal 4 cells away", partial(maze_episode, stitch=True)
-        )
-    return found
+        navigating, stitching = (partial(maze_episode, stitch=stitches) for stitches in (False, True))
+        recipes[f"pointmaze-{size}-navigate"] = Recipe(episodes, steps, navigate, navigating)
+        recipes[f"pointmaze-{size}-stitch"] = Recipe(5000, 201, stitch, stitching)
+    return recipes
 
 
 RECIPES: dict[str, Recipe] = _recipes()
-"""OGBench's name of a data set, without its version, to how it is made."""
+"""OGBench's name of a data set, without its version, to its recipe."""

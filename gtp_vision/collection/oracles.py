@@ -1,4 +1,4 @@
-"""Scripted demonstrators: OGBench's own oracles, pressing buttons of its puzzle and carrying its cube."""
+"""Single-task demonstrations by OGBench's own oracles: pressing buttons of the puzzle, carrying the cube."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from gtp_vision.core.errors import GtpVisionError
 
 _WANDER_STEPS = 12
-_WANDER_BOUNDS = np.array([[0.25, -0.2, 0.03], [0.6, 0.2, 0.25]])  # metres: over, beside and below the buttons
-_CUBE_BOUNDS = np.array([[0.3, -0.2, 0.02], [0.55, 0.2, 0.02]])  # metres: where a cube may lie on the table
-_CLEAR = 0.16  # height in metres above which the hand may move on to the next button
+_WANDER_BOUNDS = np.array([[0.25, -0.2, 0.03], [0.6, 0.2, 0.25]])  # meters: above, beside and below the buttons
+_CUBE_BOUNDS = np.array([[0.3, -0.2, 0.02], [0.55, 0.2, 0.02]])  # meters: positions of a cube on the table
+_CLEAR = 0.16  # height in meters above which the hand may move to the next button
 
 
 @dataclass
 class Recording:
-    """One recorded episode of T frames: frame t, the action taken in it, its reward, and whether the MDP ended.
+    """One recorded episode of T frames: frame t, its action and reward, and whether the last one is terminal.
 
-    A last row that is not terminal only shows where the last action led; its own action has no outcome.
+    A last row that is not terminal only holds the observation after the last action.
     """
 
     observations: np.ndarray
@@ -31,8 +31,8 @@ class Recording:
     expert: bool
 
 
-class _Tape:
-    """The recordings of a visit, the last of them in progress."""
+class _Recorder:
+    """Collects the recordings of a visit, the last of them in progress."""
 
     def __init__(self, expert: bool) -> None:
         self.expert = expert
@@ -43,26 +43,18 @@ class _Tape:
         self._rows.append((observation, action, reward))
 
     def cut(self, observation: np.ndarray, terminal: bool, success: bool) -> None:
-        """End the recording in progress; one without any outcome is dropped."""
+        """End the recording in progress; an empty one is dropped."""
         if self._rows and not terminal:
             self.add(observation, np.zeros_like(self._rows[-1][1]), 0.0)
         if self._rows:
             observations, actions, rewards = (np.stack(column) for column in zip(*self._rows, strict=True))
-            self.recordings.append(
-                Recording(
-                    observations,
-                    actions,
-                    rewards.astype(np.float32),
-                    terminal=terminal,
-                    success=success,
-                    expert=self.expert,
-                )
-            )
+            rewards = rewards.astype(np.float32)
+            self.recordings.append(Recording(observations, actions, rewards, terminal, success, self.expert))
         self._rows.clear()
 
 
 def solution(init: np.ndarray, goal: np.ndarray, rows: int, columns: int) -> list[int]:
-    """The fewest buttons of Lights Out that turn `init` into `goal`, each flipping itself and its neighbours.
+    """The smallest set of Lights Out buttons that turns `init` into `goal`; each flips itself and its neighbors.
 
     Args:
         init: {0, 1} of shape (rows * columns,).
@@ -81,7 +73,7 @@ def solution(init: np.ndarray, goal: np.ndarray, rows: int, columns: int) -> lis
             if 0 <= x + dx < rows and 0 <= y + dy < columns:
                 flips[button, (x + dx) * columns + y + dy] = 1
     if count > 16:
-        raise GtpVisionError(f"a puzzle of {rows}x{columns} buttons has too many presses to search; use 3x3 or 4x4")
+        raise GtpVisionError(f"a puzzle of {rows}x{columns} buttons is too large to search; use 3x3 or 4x4")
     presses = (np.arange(2**count)[:, None] >> np.arange(count)) & 1
     solves = ((presses @ flips) % 2 == (init + goal) % 2).all(1)
     if not solves.any():
@@ -93,23 +85,22 @@ def solution(init: np.ndarray, goal: np.ndarray, rows: int, columns: int) -> lis
 def puzzle_episodes(
     env: gymnasium.Env, seed: int, expert_share: float, noise: float, wander: float, limit: int
 ) -> list[Recording]:
-    """What one visit to a single-task puzzle records, pressing buttons by OGBench's closed-loop (Markov) oracle.
+    """Record one visit to a single-task puzzle, pressing buttons by OGBench's closed-loop (Markov) oracle.
 
-    An expert visit presses the buttons of the task's solution, in random order. Any other presses one or two
-    wrong buttons and then stops: the mixture is what a critic must tell apart. Before a button the hand may
-    wander off, unrecorded, to a random place; what it does from there teaches recovery, without which clones
-    get stuck beside a button that they missed.
+    An expert visit presses the buttons of the task's solution, in random order. Any other presses one or two wrong
+    buttons and stops: a critic must distinguish the two. Before a button the hand may wander off, unrecorded, to a
+    random position, so that the data show recovery; without it clones get stuck beside a button that they missed.
 
     Args:
         env: a single-task puzzle environment, pixels or states.
         seed: of the reset, the choice of buttons, the wandering and the noise.
         expert_share: probability of an expert visit.
-        noise: each visit adds Gaussian noise to its actions, of a deviation uniform in [0, noise].
+        noise: largest standard deviation of the Gaussian action noise; the visit's own is uniform in [0, noise].
         wander: probability of wandering off before a button.
-        limit: most steps of the visit, wandering included.
+        limit: maximum steps of the visit, including wandering.
 
     Returns:
-        One recording, and one more for each time the hand wandered off in between.
+        One recording, and one more for each time that the hand wandered off.
     """
     from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
 
@@ -126,11 +117,11 @@ def puzzle_episodes(
     deviation = rng.uniform(0, noise)
     oracle = ButtonMarkovOracle(env=env, gripper_always_closed=True, max_step=limit)
 
-    tape = _Tape(expert)
+    recorder = _Recorder(expert)
     steps, ended, success = 0, False, False
     for button in map(int, plan):
         if rng.random() < wander and not ended:
-            tape.cut(observation, terminal=False, success=False)
+            recorder.cut(observation, terminal=False, success=False)
             observation, info, walked, ended = _wander(env, info, rng, gripper=1.0)
             steps += walked
         oracle.reset(observation, info)
@@ -149,20 +140,19 @@ def puzzle_episodes(
             action = np.clip(action + deviation * rng.normal(size=len(action)), -1, 1).astype(np.float32)
             before = observation
             observation, reward, ended, _, info = env.step(action)
-            tape.add(before, action, float(reward))
+            recorder.add(before, action, float(reward))
             steps, success = steps + 1, bool(info["success"])
-    tape.cut(observation, terminal=ended and success, success=success)
-    return tape.recordings
+    recorder.cut(observation, terminal=ended and success, success=success)
+    return recorder.recordings
 
 
 def cube_episodes(
     env: gymnasium.Env, seed: int, expert_share: float, noise: float, wander: float, limit: int
 ) -> list[Recording]:
-    """What one visit to the single-task cube records: OGBench's closed-loop (Markov) oracle carries it.
+    """Record one visit to the single-task cube, carrying it by OGBench's closed-loop (Markov) oracle.
 
-    An expert visit brings the cube to the task's goal, any other to a random place on the table. Before it begins,
-    and with the cube in the air, the hand may wander off, unrecorded (see `puzzle_episodes`, whose arguments these
-    are).
+    An expert visit brings the cube to the task's goal, any other to a random position on the table. Before it starts,
+    and with the cube in the air, the hand may wander off, unrecorded. Arguments are those of `puzzle_episodes`.
     """
     from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
 
@@ -175,16 +165,16 @@ def cube_episodes(
     target = goal if expert else rng.uniform(*_CUBE_BOUNDS)
     deviation = rng.uniform(0, noise)
     oracle = CubeMarkovOracle(env=env)
-    tape = _Tape(expert)
+    recorder = _Recorder(expert)
     steps, ended, success = 0, False, False
     wanderings = [rng.random() < wander, rng.random() < wander]  # at the start, and on the way with the cube
     oracle.reset(observation, info)
-    oracle._max_step = limit  # its reset knows no other than 200
+    oracle._max_step = limit  # its reset sets 200
     while steps < limit and not (ended or oracle.done):
         carrying = bool(info["proprio/gripper_contact"][0] > 0.5 and info["proprio/effector_pos"][2] > _CLEAR)
         if wanderings[carrying] and (carrying or steps == 0):
             wanderings[carrying] = False
-            tape.cut(observation, terminal=False, success=False)
+            recorder.cut(observation, terminal=False, success=False)
             observation, info, walked, ended = _wander(env, info, rng, gripper=1.0 if carrying else -1.0)
             steps += walked
             continue
@@ -197,16 +187,16 @@ def cube_episodes(
         action = np.clip(action + deviation * rng.normal(size=len(action)), -1, 1).astype(np.float32)
         before = observation
         observation, reward, ended, _, info = env.step(action)
-        tape.add(before, action, float(reward))
+        recorder.add(before, action, float(reward))
         steps, success = steps + 1, bool(info["success"])
-    tape.cut(observation, terminal=ended and success, success=success)
-    return tape.recordings
+    recorder.cut(observation, terminal=ended and success, success=success)
+    return recorder.recordings
 
 
 def _wander(
     env: gymnasium.Env, info: dict[str, Any], rng: np.random.Generator, gripper: float
 ) -> tuple[np.ndarray, dict[str, Any], int, bool]:
-    """Move the hand towards a random place for some steps: the observation, info, steps, and whether all ended."""
+    """Move the hand towards a random position: observation, info, number of steps, whether the episode ended."""
     goal, ended, steps = rng.uniform(*_WANDER_BOUNDS), False, 0
     for steps in range(1, 1 + int(rng.integers(2, _WANDER_STEPS))):  # noqa: B007
         toward = 20 * (goal - info["proprio/effector_pos"])  # an action of 1 is 5 cm
@@ -219,4 +209,4 @@ def _wander(
 
 
 DEMONSTRATORS = {"puzzle": puzzle_episodes, "cube-single": cube_episodes}
-"""What demonstrates an environment, by a part of its name."""
+"""Recorders of a visit, by a part of the environment's name."""

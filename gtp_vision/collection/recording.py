@@ -1,4 +1,4 @@
-"""Recording episodes in parallel processes, each kept as a part on disk until all are there and joined."""
+"""Recording of episodes in parallel processes; each is a part on disk until all are complete and joined."""
 
 from __future__ import annotations
 
@@ -33,35 +33,52 @@ from gtp_vision.datasets.hdf5 import first_line
 from gtp_vision.envs import close, quiet_worker
 
 _SETTINGS = "settings.json"
-_AGAIN = "give the same command again to go on"
+_AGAIN = "give the same command again to resume"
 
 
 class InterruptedCollectionError(GtpVisionError):
-    """The user stopped a collection; what is recorded is kept."""
+    """The user stopped a collection; its recorded parts are kept."""
 
     exit_status = 130
 
 
 class Recorder(Protocol):
-    """What records episodes. It is sent to the worker processes, so it must be picklable."""
+    """Records episodes. It is sent to the worker processes, so it must be picklable."""
 
     def make(self) -> Any:
-        """The environment; made once in a worker."""
+        """Create the environment, once in a worker."""
         ...
 
     def record(self, env: Any, episode: int) -> Mapping[str, np.ndarray]:
-        """An episode, as a function of its number alone, whatever the environment did before."""
+        """Record an episode, as a function of its number only, whatever the environment did before."""
         ...
 
 
 @dataclass(frozen=True)
-class EpisodeParts:
-    """The recorded episodes of a collection, a file each.
+class Execution:
+    """How a collection is run; the data do not depend on it.
 
     Attributes:
-        folder: where they lie.
-        count: how many there are when all are recorded.
-        command: the command line that began the collection.
+        processes: number of worker processes.
+        command: the command line, recorded with the data.
+        progress: show a bar.
+        overwrite: replace existing files.
+    """
+
+    processes: int = 1
+    command: str = ""
+    progress: bool = True
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class EpisodeParts:
+    """The recorded episodes of a collection, one file each.
+
+    Attributes:
+        folder: of the files.
+        count: number of episodes when all are recorded.
+        command: the command line that started the collection.
     """
 
     folder: Path
@@ -73,11 +90,11 @@ class EpisodeParts:
         return self.folder / f"{episode:06d}.npz"
 
     def missing(self) -> list[int]:
-        """Numbers of the episodes that are not recorded yet."""
+        """Numbers of the episodes that are not yet recorded."""
         return [episode for episode in range(self.count) if not self.path(episode).exists()]
 
     def load(self, episode: int, *names: str) -> dict[str, np.ndarray]:
-        """An episode's arrays; all, or those of the given names.
+        """Load an episode's arrays; all, or those of the given names.
 
         Raises:
             GtpVisionError: the file is damaged.
@@ -95,11 +112,11 @@ class EpisodeParts:
         """Write an array of some episodes, one after another, as one NumPy file (.npy), an episode at a time.
 
         Raises:
-            GtpVisionError: a part is damaged, or not of the others' row shape and dtype, or not of the right length.
+            GtpVisionError: a part is damaged, or differs in row shape, dtype or length.
         """
         first = self.load(episodes[0], name)[name]
-        described = {"descr": first.dtype.str, "fortran_order": False, "shape": (rows, *first.shape[1:])}
-        np.lib.format.write_array_header_1_0(stream, described)
+        header = {"descr": first.dtype.str, "fortran_order": False, "shape": (rows, *first.shape[1:])}
+        np.lib.format.write_array_header_1_0(stream, header)
         for episode in episodes:
             array = self.load(episode, name)[name]
             rows -= len(array)
@@ -112,18 +129,18 @@ class EpisodeParts:
 
     @contextmanager
     def whole(self, target: Path) -> Iterator[Path]:
-        """A name to write what is joined under; it replaces `target` when the block ends well.
+        """Yield a temporary path, which replaces `target` when the block succeeds.
 
         Raises:
-            GtpVisionError: there is no room, or another fault of the disk.
+            GtpVisionError: a full disk, or another fault of the disk.
         """
-        ready = self.folder / f"joined-{target.name}"  # no name of a part
+        ready = self.folder / f"joined-{target.name}"  # not the name of a part
         try:
             with atomic_write(ready) as aside:
                 yield aside
             os.replace(ready, target)
         except OSError as error:
-            raise GtpVisionError(f"{target} cannot be written ({first_line(error)}); mend that and {_AGAIN}") from error
+            raise GtpVisionError(f"{target} cannot be written ({first_line(error)}); fix that and {_AGAIN}") from error
 
 
 @contextmanager
@@ -133,60 +150,55 @@ def recorded(
     *,
     episodes: int,
     settings: Mapping[str, Any],
-    command: str,
-    processes: int,
-    progress: bool,
-    overwrite: bool,
+    execution: Execution,
     unit: str = "episode",
 ) -> Iterator[EpisodeParts]:
-    """All episodes of a collection, recorded now or before an interruption; the block joins them into `target`.
+    """Record all missing episodes of a collection; the block joins them into `target`.
 
-    The parts lie in `.NAME.parts` beside the target. They stay there when recording or joining does not come to its
-    end, and are removed when the block ends well.
+    The parts are in `.NAME.parts` beside the target. They stay there when recording or joining fails, and are removed
+    when the block succeeds.
 
     Args:
-        target: the file to be.
+        target: the file to write.
         recorder: records an episode.
         episodes: how many.
         settings: JSON-able, everything that the episodes depend on.
-        command: the command line, recorded with the data.
-        processes: worker processes.
-        progress: show a bar.
-        overwrite: replace a file that stands at the target.
+        execution: how it is run.
         unit: what the bar counts.
 
     Raises:
         InterruptedCollectionError: Ctrl-C.
-        GtpVisionError: the target is there and not to be replaced; parts of other settings are there; another process
-            collects them right now; a worker died.
+        GtpVisionError: the target exists and may not be replaced; parts of other settings exist; another process is
+            collecting them; a worker died.
     """
+    require_at_least(processes=(execution.processes, 1))
     folder = target.with_name(f".{target.name}.parts")
     if target.is_dir():
-        raise GtpVisionError(f"{target} is a folder, and a file is to be written there; choose another --out")
-    if target.exists() and not overwrite:
-        raise GtpVisionError(f"{target} is there already; give --overwrite to replace it, or choose another --out")
+        raise GtpVisionError(f"{target} is a folder, and a file must be written there; choose another --out")
+    if target.exists() and not execution.overwrite:
+        raise GtpVisionError(f"{target} exists; give --overwrite to replace it, or choose another --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise GtpVisionError(f"{folder} cannot be made ({error.strerror}); choose another --out") from error
+        raise GtpVisionError(f"{folder} cannot be created ({error.strerror}); choose another --out") from error
     with alone(folder):
-        parts = EpisodeParts(folder, episodes, _agreed(folder, settings, command))
+        parts = EpisodeParts(folder, episodes, _check_settings(folder, settings, execution.command))
         try:
-            _record(parts, recorder, processes, progress, unit)
+            _record(parts, recorder, execution, unit)
             yield parts
         except KeyboardInterrupt:
             raise InterruptedCollectionError(f"interrupted; {_kept(parts)}") from None
         finally:
             if len(parts.missing()) == episodes:
-                shutil.rmtree(folder)  # nothing is lost
+                shutil.rmtree(folder)  # nothing was recorded
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_at_least(**settings: tuple[float, float]) -> None:
-    """Raise unless each option's (value, lowest value) are in order; `option_name` is told as --option-name."""
-    for name, (value, lowest) in settings.items():
-        if not lowest <= value < math.inf:
-            raise GtpVisionError(f"--{name.replace('_', '-')} {value} must be at least {lowest}")
+    """Raise unless each (value, minimum) is in order; `option_name` is reported as --option-name."""
+    for name, (value, minimum) in settings.items():
+        if not minimum <= value < math.inf:
+            raise GtpVisionError(f"--{name.replace('_', '-')} {value} must be at least {minimum}")
 
 
 def seed_of(seed: int, episode: int) -> int:
@@ -194,32 +206,31 @@ def seed_of(seed: int, episode: int) -> int:
     return int(np.random.SeedSequence((seed, episode)).generate_state(1)[0])
 
 
-def _agreed(folder: Path, settings: Mapping[str, Any], command: str) -> str:
-    """Check that the parts are of these settings, or note the settings: the command that began the collection."""
-    wanted = json.loads(json.dumps(settings))
+def _check_settings(folder: Path, settings: Mapping[str, Any], command: str) -> str:
+    """Compare the settings with those of existing parts, or store them; returns the command that started it."""
+    given = json.loads(json.dumps(settings))
     path = folder / _SETTINGS
     if not any(folder.glob("[0-9]*.npz")):
         with atomic_write(path) as aside:
-            aside.write_text(json.dumps({"settings": wanted, "command": command}))
+            aside.write_text(json.dumps({"settings": given, "command": command}))
         return command
     try:
-        noted = json.loads(path.read_text())
-        found, command = dict(noted["settings"]), str(noted["command"])
+        content = json.loads(path.read_text())
+        stored, command = dict(content["settings"]), str(content["command"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise GtpVisionError(f"{path} is damaged; remove the folder {folder} to begin anew") from error
-    for name in sorted({*wanted, *found}):
-        if found.get(name) != wanted.get(name):
+        raise GtpVisionError(f"{path} is damaged; remove the folder {folder} to start again") from error
+    for name in sorted({*given, *stored}):
+        if stored.get(name) != given.get(name):
             raise GtpVisionError(
-                f"{folder} holds parts of a collection with {name} {_short(found.get(name))}, not "
-                f"{_short(wanted.get(name))}; "
-                f"use the same settings to go on with it, or remove the folder to begin anew"
+                f"{folder} has parts of a collection with {name} {_short(stored.get(name))}, not "
+                f"{_short(given.get(name))}; use the same settings to resume it, or remove the folder to start again"
             )
     return command
 
 
 def _short(value: Any) -> str:
-    told = repr(value)
-    return told if len(told) <= 120 else f"{told[:117]}..."
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 @contextmanager
@@ -239,18 +250,18 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _record(parts: EpisodeParts, recorder: Recorder, processes: int, progress: bool, unit: str) -> None:
+def _record(parts: EpisodeParts, recorder: Recorder, execution: Execution, unit: str) -> None:
     missing = parts.missing()
     if not missing:
         return
     context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads and CUDA context
     told, hold = context.Pipe(duplex=False)  # closed by us, or by our death, it ends the workers at once
-    executor = ProcessPoolExecutor(min(processes, len(missing)), context, _begin, (told,))
+    executor = ProcessPoolExecutor(min(execution.processes, len(missing)), context, _begin, (told,))
     try:
         with _interrupts_held():  # the workers inherit that, from their first moment
             futures = [executor.submit(_keep, recorder, episode, parts.path(episode)) for episode in missing]
         done = parts.count - len(missing)
-        with tqdm(total=parts.count, initial=done, desc="collecting", unit=unit, disable=not progress) as bar:
+        with tqdm(total=parts.count, initial=done, desc="collecting", unit=unit, disable=not execution.progress) as bar:
             for future in as_completed(futures):
                 future.result()
                 bar.update()
@@ -304,16 +315,16 @@ def _keep(recorder: Recorder, episode: int, path: Path) -> None:
         arrays = recorder.record(_env, episode)
     finally:
         if first:
-            # After OpenGL, which the first frame loads, has registered its own end: so this comes before it.
+            # Registered after the exit handler of OpenGL, which the first frame loads, so that this one runs first.
             atexit.register(close, _env)
     try:
         with atomic_write(path) as aside, aside.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
-        raise GtpVisionError(f"{path} cannot be written ({error.strerror}); mend that and {_AGAIN}") from error
+        raise GtpVisionError(f"{path} cannot be written ({error.strerror}); fix that and {_AGAIN}") from error
 
 
 def versions(*packages: str, pixels: bool) -> dict[str, str]:
-    """Versions of the given packages, of NumPy and of this one, and the OpenGL that frames are rendered with."""
+    """Versions of the given packages, of NumPy and of this one, and the OpenGL backend of frames."""
     found = {name: version(name) for name in (*packages, "numpy")} | {"gtp-vision": __version__}
     return found | ({"MUJOCO_GL": os.environ.get("MUJOCO_GL", "")} if pixels else {})

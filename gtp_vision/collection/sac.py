@@ -1,11 +1,10 @@
-"""Data sets in D4RL's format from SAC (Haarnoja et al., 2018) in Gymnasium's environments: made here, and not D4RL's.
+"""Data sets in D4RL's format by SAC (Haarnoja et al., 2018) in Gymnasium's environments; not D4RL's own data.
 
-    replay          all that SAC saw while it learnt, in order
-    medium          by the policy that first got a third of the way from random actions to the final policy
+    replay          all transitions of SAC's training, in order
+    medium          by the first policy with a third of the return between random actions and the final policy
     medium-expert   that, and as many steps by the final policy
 
-A collection that was stopped goes on from its last checkpoint in a new episode: it is another run of the same law, not
-the same bytes.
+A stopped collection resumes from its last checkpoint in a new episode: the distribution is the same, the bytes are not.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gtp_vision.collection.recording import alone, require_at_least, versions
+from gtp_vision.collection.recording import Execution, alone, require_at_least, versions
 from gtp_vision.collection.sac_training import Training
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.signals import stop_requested
@@ -40,10 +39,7 @@ def collect(
     medium_steps: int | None = None,
     sets: str = "replay,medium",
     seed: int = 0,
-    processes: int = 1,
-    command: str = "",
-    progress: bool = True,
-    overwrite: bool = False,
+    execution: Execution,
 ) -> str:
     """Train SAC, and write `<robot>-<set>-sac.hdf5` for each set into a folder.
 
@@ -53,83 +49,80 @@ def collect(
         policy: sac.
         steps: of training, and of the replay set.
         medium_steps: of the medium set; None is as many as `steps`.
-        sets: with commas between.
+        sets: names separated by commas.
         seed: of everything random.
-        processes: threads of PyTorch.
-        command: the command line, recorded in the files.
-        progress: show bars.
-        overwrite: replace files that stand there.
+        execution: how it is run; its processes are threads of PyTorch.
 
     Returns:
-        What was recorded, a sentence.
+        A summary, one sentence.
 
     Raises:
-        GtpVisionError: an unknown policy, set or environment, a setting out of range, files that stand there already,
-            no stable-baselines3, or nothing learnt where a policy in between is asked for.
-        InterruptedCollectionError: asked to stop by SIGINT or SIGTERM; a checkpoint was written.
+        GtpVisionError: an unknown policy, set or environment, a setting out of range, existing files, no
+            stable-baselines3, or a medium set of a policy that learned nothing.
+        InterruptedCollectionError: SIGINT or SIGTERM; a checkpoint was written.
     """
     names = [name.strip() for name in sets.split(",") if name.strip()]
     for option, given, known in [("policy", policy, ("sac",)), *(("sets", name, SETS) for name in names)]:
         if given not in known:
             raise GtpVisionError(f"--{option} {given} is unknown: {propose(given, known)}")
     if not names:
-        raise GtpVisionError(f"--sets names nothing; name some of {', '.join(SETS)}")
+        raise GtpVisionError(f"--sets is empty; name some of {', '.join(SETS)}")
     medium_steps = steps if medium_steps is None else medium_steps
-    require_at_least(steps=(steps, 100), medium_steps=(medium_steps, 1), seed=(seed, 0), processes=(processes, 1))
+    require_at_least(steps=(steps, 100), medium_steps=(medium_steps, 1), seed=(seed, 0))
     if importlib.util.find_spec("stable_baselines3") is None:
         raise GtpVisionError("stable-baselines3 is not installed; pip install 'gtp-vision[sac]'")
     robot = re.sub(r"-v\d+$", "", env).replace("/", "-").lower()
     files = {name: out / f"{robot}-{name}-sac.hdf5" for name in names}
     for path in files.values():
-        if path.exists() and not overwrite:
-            raise GtpVisionError(f"{path} stands there already; give --overwrite to replace it, or another --out")
-    torch.set_num_threads(processes)
+        if path.exists() and not execution.overwrite:
+            raise GtpVisionError(f"{path} exists; give --overwrite to replace it, or another --out")
+    torch.set_num_threads(execution.processes)
     settings = {"env": env, "policy": policy, "steps": steps, "seed": seed}
     folder = out / f".{robot}-sac"
-    with stop_requested() as stop, _begun(folder, settings, stop, progress) as training:
+    with stop_requested() as stop, _begun(folder, settings, stop, execution.progress) as training:
         training.run()
-        told = training.told()
-        made = {
+        returns = training.returns()
+        attributes = {
             "source": "SAC of stable-baselines3, made by gtp-vision; this is not D4RL's data set",
-            "command": command,
+            "command": execution.command,
             **settings,
-            **{name: told[name] for name in ("random_return", "final_return")},
+            **{name: returns[name] for name in ("random_return", "final_return")},
             "versions": versions("stable_baselines3", "gymnasium", "mujoco", pixels=False),
         }
         stores = {"replay": training.replay()} if "replay" in names else {}
         if {"medium", "medium-expert"} & set(names):
-            at = medium(told)
-            made["medium_policy"] = {"step": at, "return": told["returns"][str(at)]}
+            at = medium(returns)
+            attributes["medium_policy"] = {"step": at, "return": returns["returns"][str(at)]}
             stores["medium"] = training.rollout(at, medium_steps, seed + 1)
         if "medium-expert" in names:
-            expert = training.rollout(max(map(int, told["returns"])), medium_steps, seed + 2)
+            expert = training.rollout(max(map(int, returns["returns"])), medium_steps, seed + 2)
             stores["medium-expert"] = joined(stores["medium"], expert)
         for name, path in files.items():
-            stores[name].attributes = made | {"set": name}
+            stores[name].attributes = attributes | {"set": name}
             d4rl.write(path, stores[name])
     shutil.rmtree(folder)
     rows = ", ".join(f"{path.name} ({len(stores[name])} steps)" for name, path in files.items())
-    return f"{out}: {rows}; returns: random {told['random_return']:.0f}, final {told['final_return']:.0f}"
+    return f"{out}: {rows}; returns: random {returns['random_return']:.0f}, final {returns['final_return']:.0f}"
 
 
-def medium(told: Mapping[str, Any]) -> int:
+def medium(returns: Mapping[str, Any]) -> int:
     """The step of the first policy a third of the way from random actions to the final policy.
 
     Raises:
         GtpVisionError: the final policy is no better than random actions.
     """
-    low, high = told["random_return"], told["final_return"]
+    low, high = returns["random_return"], returns["final_return"]
     if high <= low:
         raise GtpVisionError(
-            f"SAC has learnt nothing: its return is {high:.1f}, that of random actions {low:.1f}; give more --steps, "
+            f"SAC has learned nothing: its return is {high:.1f}, that of random actions {low:.1f}; give more --steps, "
             f"or leave medium out of --sets"
         )
-    reached = [int(step) for step, value in told["returns"].items() if value >= low + (high - low) / 3]
-    return min(reached, default=max(map(int, told["returns"])))
+    reached = [int(step) for step, value in returns["returns"].items() if value >= low + (high - low) / 3]
+    return min(reached, default=max(map(int, returns["returns"])))
 
 
 def joined(first: Store, second: Store) -> Store:
-    """One data set after the other."""
+    """Concatenate two data sets."""
 
     def both(name: str) -> np.ndarray:
         return np.concatenate([getattr(store, name) for store in (first, second)])
@@ -146,11 +139,11 @@ def joined(first: Store, second: Store) -> Store:
 
 @contextmanager
 def _begun(folder: Path, settings: Mapping[str, Any], stop: Callable[[], bool], progress: bool) -> Iterator[Training]:
-    """The training of a folder, alone in it; a folder in which nothing was kept is removed again."""
+    """Lock a folder and yield its training; the folder is removed if it has no checkpoint afterwards."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise GtpVisionError(f"{folder} cannot be made ({error.strerror}); choose another --out") from error
+        raise GtpVisionError(f"{folder} cannot be created ({error.strerror}); choose another --out") from error
     with alone(folder):
         try:
             with Training(folder, settings, stop=stop, progress=progress) as training:

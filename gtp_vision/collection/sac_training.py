@@ -1,4 +1,4 @@
-"""SAC's training, evaluated on its way and kept on disk, so that it goes on where it was stopped."""
+"""SAC's training, evaluated regularly and checkpointed, so that it can resume."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from gtp_vision.datasets.hdf5 import first_line
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec, close
 
-_SAVE_EVERY = 5000  # steps; more in long runs, whose memory takes its time to write
+_SAVE_EVERY = 5000  # steps; more in long runs, whose replay buffer takes long to write
 _EVALUATIONS, _EPISODES = 50, 5
-_EVALUATE_EVERY = 200  # steps at the least, or short runs would do little else
+_EVALUATE_EVERY = 200  # steps at least, or short runs would mostly evaluate
 _LEARN_AFTER = 10_000  # random steps first; a tenth of a short run
 _ROWS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
-_AGAIN = "give the same command again to go on"
+_AGAIN = "give the same command again to resume"
 
 
 class Training:
-    """SAC with checkpoints of our own: tensors and arrays, nothing that runs code when it is read.
+    """SAC with checkpoints of tensors and arrays, which do not run code when they are loaded.
 
     Args:
-        folder: of the checkpoints; a training of the same settings that lies there is gone on with.
+        folder: of the checkpoints; a training of the same settings in it is resumed.
         settings: env, policy, steps and seed.
-        stop: whether to stop, asked after every step.
+        stop: whether to stop, called after every step.
         progress: show bars.
 
     Raises:
-        GtpVisionError: an environment that is unknown, or does not show states and take bounded actions; a folder that
-            cannot be made, holds a training of other settings, or is damaged.
+        GtpVisionError: an unknown environment, or one without states or bounded actions; a folder with a training of
+            other settings, or a damaged one.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, stop: Callable[[], bool], progress: bool) -> None:
@@ -47,10 +47,10 @@ class Training:
         self.folder, self._steps, self._progress = folder, settings["steps"], progress
         self._seed, self._stop = settings["seed"], stop
         spec = EnvSpec(name=f"gymnasium/{settings['env']}", pixels=False)
-        self._env, self._judge = spec.make(), spec.make()
+        self._env, self._evaluation_env = spec.make(), spec.make()
         space = self._env.observation_space
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
-            raise GtpVisionError(f"{settings['env']} shows {space}, and SAC's data are states; choose another one")
+            raise GtpVisionError(f"{settings['env']} has observations {space}; SAC needs states")
         self._model = SAC(
             "MlpPolicy",
             self._env,
@@ -67,13 +67,13 @@ class Training:
 
     def __exit__(self, *_: object) -> None:
         close(self._env)
-        close(self._judge)
+        close(self._evaluation_env)
 
     def run(self) -> None:
-        """Take the steps that are left.
+        """Take the remaining steps.
 
         Raises:
-            InterruptedCollectionError: asked to stop; a checkpoint was written.
+            InterruptedCollectionError: `stop` returned True; a checkpoint was written.
         """
         from stable_baselines3.common.callbacks import BaseCallback
 
@@ -81,14 +81,14 @@ class Training:
         if first == self._steps:
             return
         if not self._returns:
-            self._returns["0"] = self._judged(lambda observation: self._env.action_space.sample(), 2 * _EPISODES)
+            self._returns["0"] = self._evaluate(lambda observation: self._env.action_space.sample(), 2 * _EPISODES)
 
         class Watch(BaseCallback):
             """Evaluates, saves and stops between two steps."""
 
             def _on_step(self) -> bool:
                 bar.update()
-                done, stopping = self.num_timesteps - 1, outer._stop()  # the newest step is not in memory yet
+                done, stopping = self.num_timesteps - 1, outer._stop()  # the newest step is not in the buffer yet
                 if done > first:
                     outer._after_step(done, bar, save=stopping)
                 if stopping:
@@ -99,8 +99,8 @@ class Training:
             self._model.learn(self._steps - first, callback=Watch(), reset_num_timesteps=False)
             self._after_step(self._steps, bar, save=True)
 
-    def told(self) -> dict[str, Any]:
-        """Mean returns: of random actions, of the policy by step, and at the end, where three evaluations are one."""
+    def returns(self) -> dict[str, Any]:
+        """Mean returns: of random actions, of the policy by step, and of the last three evaluations together."""
         returns = {step: value for step, value in self._returns.items() if step != "0"}
         final = float(np.mean(list(returns.values())[-3:]))
         return {"random_return": self._returns["0"], "final_return": final, "returns": returns}
@@ -110,31 +110,33 @@ class Training:
         return _store(self._rows(self._model.num_timesteps))
 
     def rollout(self, at: int, steps: int, seed: int) -> Store:
-        """So many steps by the policy of step `at`, as it acts while it learns: noisily.
+        """Record `steps` steps by the stochastic policy of step `at`.
 
         Raises:
-            InterruptedCollectionError: asked to stop.
+            InterruptedCollectionError: `stop` returned True.
         """
         policy = self._model.policy
         policy.load_state_dict(torch.load(self.folder / f"policy_{at}.pt", weights_only=True))
         torch.manual_seed(seed)
         rows: dict[str, list[Any]] = {name: [] for name in ("observations", "actions", "rewards", "dones", "timeouts")}
-        observation, _ = self._judge.reset(seed=seed)
+        observation, _ = self._evaluation_env.reset(seed=seed)
         for step in tqdm(range(steps), "recording", unit="step", disable=not self._progress):
             action, _ = policy.predict(observation)
-            following, reward, terminated, truncated, _ = self._judge.step(action)
+            following, reward, terminated, truncated, _ = self._evaluation_env.step(action)
             if self._stop():
-                raise InterruptedCollectionError(f"stopped; SAC's training is kept in {self.folder}: {_AGAIN}")
+                raise InterruptedCollectionError(f"stopped; SAC's checkpoint is kept in {self.folder}: {_AGAIN}")
             cut = truncated or step == steps - 1
-            told = (observation, action, reward, terminated or cut, cut and not terminated)
-            for name, value in zip(rows, told, strict=True):
+            row = (observation, action, reward, terminated or cut, cut and not terminated)
+            for name, value in zip(rows, row, strict=True):
                 rows[name].append(value)
-            observation = self._judge.reset()[0] if terminated or truncated else following
+            observation = self._evaluation_env.reset()[0] if terminated or truncated else following
         return _store({name: np.array(values) for name, values in rows.items()})
 
     def _after_step(self, step: int, bar: tqdm, *, save: bool) -> None:
         if step % max(_EVALUATE_EVERY, self._steps // _EVALUATIONS) == 0 or step == self._steps:
-            value = self._judged(lambda observation: self._model.predict(observation, deterministic=True)[0], _EPISODES)
+            value = self._evaluate(
+                lambda observation: self._model.predict(observation, deterministic=True)[0], _EPISODES
+            )
             self._returns[str(step)] = value
             with atomic_write(self.folder / f"policy_{step}.pt") as aside:
                 torch.save(self._model.policy.state_dict(), aside)
@@ -142,19 +144,19 @@ class Training:
         if save or step % max(_SAVE_EVERY, self._steps // _EVALUATIONS) == 0:
             self._save(step)
 
-    def _judged(self, act: Callable[[np.ndarray], np.ndarray], episodes: int) -> float:
-        """The mean return of some episodes, the same ones each time."""
+    def _evaluate(self, act: Callable[[np.ndarray], np.ndarray], episodes: int) -> float:
+        """Mean return of some episodes, whose seeds are the same each time."""
         total = 0.0
         for episode in range(episodes):
-            observation, _ = self._judge.reset(seed=10_000 + self._seed + episode)
+            observation, _ = self._evaluation_env.reset(seed=10_000 + self._seed + episode)
             over = False
             while not over:
-                observation, reward, terminated, truncated, _ = self._judge.step(act(observation))
+                observation, reward, terminated, truncated, _ = self._evaluation_env.step(act(observation))
                 total, over = total + float(reward), terminated or truncated
         return total / episodes
 
     def _rows(self, count: int) -> dict[str, np.ndarray]:
-        """The first transitions in memory; the last one ends its episode."""
+        """The first transitions of the replay buffer; the last one ends its episode."""
         buffer = self._model.replay_buffer
         assert buffer is not None
         return _ended({name: np.array(getattr(buffer, name)[:count, 0]) for name in _ROWS})
@@ -175,22 +177,24 @@ class Training:
             np.savez(file, allow_pickle=False, **self._rows(step))
         with atomic_write(self.folder / "returns.json") as aside:
             aside.write_text(json.dumps(self._returns))
-        with atomic_write(self.folder / "state.pt") as aside:  # last: its step says how much of the rest is meant
+        with atomic_write(self.folder / "state.pt") as aside:  # last: its step says how much of the rest is valid
             torch.save(state, aside)
 
     def _restore(self, settings: dict[str, Any]) -> None:
-        path, kept = self.folder / "state.pt", self.folder / "settings.json"
+        path, settings_path = self.folder / "state.pt", self.folder / "settings.json"
         if not path.exists():
-            with atomic_write(kept) as aside:
+            with atomic_write(settings_path) as aside:
                 aside.write_text(json.dumps(settings))
             return
         model, buffer = self._model, self._model.replay_buffer
         assert buffer is not None
-        anew = "or remove the folder to begin anew"
+        restart = "or remove the folder to start again"
         try:
-            noted = json.loads(kept.read_text())
-            if noted != settings:
-                raise GtpVisionError(f"{self.folder} holds SAC's training with {noted}; give the same settings, {anew}")
+            stored_settings = json.loads(settings_path.read_text())
+            if stored_settings != settings:
+                raise GtpVisionError(
+                    f"{self.folder} has a training with {stored_settings}; give the same settings, {restart}"
+                )
             state = torch.load(path, weights_only=True)
             step = int(state["step"])
             with np.load(self.folder / "buffer.npz", allow_pickle=False) as stored:
@@ -199,26 +203,26 @@ class Training:
                 getattr(buffer, name)[:step, 0] = values
             model.set_parameters(state["parameters"], exact_match=True)
             self._entropy().data.copy_(state["log_ent_coef"])
-            model.set_random_seed(seed_of(self._seed, step))  # not the first seed: the first episodes would come again
+            model.set_random_seed(seed_of(self._seed, step))  # with the first seed the first episodes would repeat
             torch.set_rng_state(state["torch"])
             returns = json.loads((self.folder / "returns.json").read_text())
             self._returns = {at: value for at, value in returns.items() if int(at) <= step}
         except GtpVisionError:
             raise
-        except Exception as error:  # whatever a damaged file makes torch and NumPy raise
-            raise GtpVisionError(f"{self.folder} is damaged ({first_line(error)}); mend it, {anew}") from error
+        except Exception as error:  # torch and NumPy raise anything for damaged files
+            raise GtpVisionError(f"{self.folder} is damaged ({first_line(error)}); restore it, {restart}") from error
         model.num_timesteps, buffer.pos, buffer.full = step, step % self._steps, step == self._steps
 
 
 def _ended(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same rows; the last one ends its episode: the simulator's state is not kept."""
+    """End the episode of the last row, as the simulator's state is not saved."""
     if not rows["dones"][-1]:
         rows["dones"][-1] = rows["timeouts"][-1] = 1
     return rows
 
 
 def _store(rows: Mapping[str, np.ndarray]) -> Store:
-    """Transitions in order; episodes end where they are done, at the time limit without a terminal."""
+    """A store of transitions in order; episodes end where they are done, at the time limit without a terminal."""
     done, cut = rows["dones"].astype(bool), rows["timeouts"].astype(bool)
     return Store(
         observations={"state": rows["observations"].astype(np.float32)},

@@ -1,4 +1,4 @@
-"""Single-task puzzles and cubes, solved or not, into a native file (so the package's own data set was made)."""
+"""Single-task puzzles and cubes, solved or not, into a native file; the demo data set was made with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 
 from gtp_vision.collection import oracles
-from gtp_vision.collection.recording import EpisodeParts, recorded, require_at_least, seed_of, versions
+from gtp_vision.collection.recording import EpisodeParts, Execution, recorded, require_at_least, seed_of, versions
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
@@ -19,7 +19,7 @@ from gtp_vision.envs import EnvSpec, Rendering, choose_backend
 
 @dataclass(frozen=True)
 class _Visits:
-    """Records visit k as a function of (seed, k) alone."""
+    """Records visit k as a function of (seed, k) only."""
 
     kind: str
     spec: EnvSpec
@@ -36,20 +36,20 @@ class _Visits:
         visit = oracles.DEMONSTRATORS[self.kind](
             env, seed_of(self.seed, episode), self.expert, self.noise, self.wander, self.limit
         )
-        told = {
+        arrays = {
             "lengths": np.array([len(recording.actions) for recording in visit], np.int64),
             "terminal": np.array([recording.terminal for recording in visit], bool),
             "expert": np.array(any(recording.expert for recording in visit)),
             "solved": np.array(any(recording.success for recording in visit)),
         }
         if visit:
-            told |= {
+            arrays |= {
                 name: np.concatenate([getattr(recording, name) for recording in visit])
                 for name in ("observations", "actions", "rewards")
             }
-            if told["observations"].dtype != np.uint8:
-                told["observations"] = told["observations"].astype(np.float32)
-        return told
+            if arrays["observations"].dtype != np.uint8:
+                arrays["observations"] = arrays["observations"].astype(np.float32)
+        return arrays
 
 
 def collect(
@@ -65,46 +65,39 @@ def collect(
     shadow_size: int | None = None,
     multisamples: int | None = None,
     compress: bool = False,
-    processes: int,
-    command: str,
-    progress: bool = True,
-    overwrite: bool = False,
+    execution: Execution,
 ) -> str:
     """Record an oracle at a single-task OGBench puzzle or cube.
 
-    Visit k is a function of (seed, k) alone, whatever the number of processes.
+    Visit k is a function of (seed, k) only, whatever the number of processes.
 
     Args:
-        env: OGBench's environment name; frames are recorded where it is a visual one, else states.
-        out: the file to be; an existing one is replaced when the new one is whole.
-        episodes: how many visits; one gives a recording, and one more for each wandering in between.
-        seed: of the whole set.
-        expert: share of visits that press the right buttons.
-        noise: largest deviation of a visit's action noise.
-        wander: probability that the hand wanders off before a button (see `oracles.puzzle_episodes`).
-        limit: most steps of a visit.
+        env: OGBench's environment name; a visual one records frames, any other states.
+        out: the file; an existing one is replaced when the new one is complete.
+        episodes: number of visits; each gives one recording, and one more for each time that the hand wanders off.
+        seed: of all visits.
+        expert: share of visits that solve the task.
+        noise: largest standard deviation of a visit's action noise.
+        wander: probability that the hand wanders off (see `oracles.puzzle_episodes`).
+        limit: maximum steps of a visit.
         shadow_size: see `Rendering`.
         multisamples: see `Rendering`.
-        compress: gzip, for a small file to be carried in a repository.
-        processes: worker processes.
-        command: the command line, recorded in the file.
-        progress: show a bar.
-        overwrite: replace what stands there already.
+        compress: use gzip.
+        execution: how it is run.
 
     Returns:
-        What was recorded, a sentence.
+        A summary, one sentence.
 
     Raises:
-        GtpVisionError: nobody demonstrates this environment; a setting out of range; no OpenGL library.
+        GtpVisionError: an environment without an oracle; a setting out of range; no OpenGL library.
     """
     kind = next((kind for kind in oracles.DEMONSTRATORS if kind in env), "")
     if not kind:
         raise GtpVisionError(
-            f"'{env}' cannot be collected: demonstrators know {', '.join(oracles.DEMONSTRATORS)} with a single task; "
+            f"'{env}' cannot be collected: oracles solve {', '.join(oracles.DEMONSTRATORS)} with a single task; "
             f"choose an environment like visual-puzzle-3x3-play-singletask-task1"
         )
-    require_at_least(episodes=(episodes, 1), limit=(limit, 1), processes=(processes, 1), seed=(seed, 0))
-    require_at_least(noise=(noise, 0))
+    require_at_least(episodes=(episodes, 1), limit=(limit, 1), seed=(seed, 0), noise=(noise, 0))
     for name, share in (("expert", expert), ("wander", wander)):
         if not 0 <= share <= 1:
             raise GtpVisionError(f"--{name} {share} must lie within [0, 1]")
@@ -113,22 +106,14 @@ def collect(
     if pixels:
         choose_backend()
     settings = {"env": env, "episodes": episodes, "seed": seed, "expert": expert, "noise": noise, "wander": wander}
-    settings |= {
-        "limit": limit,
-        "rendering": rendering.record(),
-        "versions": versions("ogbench", "mujoco", pixels=pixels),
-    }
-    settings |= {"compress": compress}
-    visits = _Visits(kind, spec, seed, expert, noise, wander, limit)
+    settings |= {"limit": limit, "rendering": rendering.record(), "compress": compress}
+    settings |= {"versions": versions("ogbench", "mujoco", pixels=pixels)}
     with recorded(
         out,
-        visits,
+        _Visits(kind, spec, seed, expert, noise, wander, limit),
         episodes=episodes,
         settings=settings,
-        command=command,
-        processes=processes,
-        progress=progress,
-        overwrite=overwrite,
+        execution=execution,
         unit="visit",
     ) as parts:
         outcomes = [parts.load(number, "expert", "solved") for number in range(episodes)]
@@ -155,26 +140,26 @@ def collect(
 
 
 def _joined(parts: EpisodeParts) -> Store:
-    """The store of all visits; its observations are mapped from a file beside the parts, for there may be many."""
-    marks = [parts.load(number, "lengths", "terminal") for number in range(parts.count)]
-    lengths = np.concatenate([mark["lengths"] for mark in marks])
+    """The store of all visits; its arrays are mapped from files beside the parts, to limit memory."""
+    visits = [parts.load(number, "lengths", "terminal") for number in range(parts.count)]
+    lengths = np.concatenate([visit["lengths"] for visit in visits])
     if not lengths.size:
-        raise GtpVisionError("no visit recorded anything; raise --limit")
+        raise GtpVisionError("none of the visits recorded anything; raise --limit")
     ends = np.cumsum(lengths)
     terminals = np.zeros(ends[-1], bool)
-    terminals[ends - 1] = np.concatenate([mark["terminal"] for mark in marks])
+    terminals[ends - 1] = np.concatenate([visit["terminal"] for visit in visits])
     timeouts = np.zeros(ends[-1], bool)
     timeouts[ends - 1] = ~terminals[ends - 1]
-    recording = [number for number, mark in enumerate(marks) if mark["lengths"].size]
-    joined = {}
+    recorded_visits = [number for number, visit in enumerate(visits) if visit["lengths"].size]
+    arrays = {}
     for name in ("observations", "actions", "rewards"):
         with parts.whole(parts.folder / f"{name}.npy") as aside, aside.open("wb") as stream:
-            parts.stack(name, recording, int(ends[-1]), stream)
-        joined[name] = np.load(parts.folder / f"{name}.npy", mmap_mode="r")
+            parts.stack(name, recorded_visits, int(ends[-1]), stream)
+        arrays[name] = np.load(parts.folder / f"{name}.npy", mmap_mode="r")
     return Store(
-        observations={"camera" if joined["observations"].dtype == np.uint8 else "state": joined["observations"]},
-        actions=joined["actions"],
-        rewards=joined["rewards"],
+        observations={"camera" if arrays["observations"].dtype == np.uint8 else "state": arrays["observations"]},
+        actions=arrays["actions"],
+        rewards=arrays["rewards"],
         terminals=terminals,
         timeouts=timeouts,
         episode_ends=ends,

@@ -158,7 +158,7 @@ def _filled(
     agent.load_state_dict(load_file(path), strict=False)
     for module in agent.modules():
         if isinstance(module, Encoder):
-            module.bf16 = bf16
+            module.use_bf16(bf16)
     return trimmed(agent, parts).eval().requires_grad_(False)
 
 

@@ -195,7 +195,7 @@ def _agent(config: Config, store: Store, *, pretrained: bool) -> Agent:
     agent = agents.create(seen, store.action_dim, config.agent, config.encoder, pretrained=pretrained)
     for module in agent.modules():
         if isinstance(module, Encoder):
-            module.bf16 = config.training.precision == "bf16"
+            module.use_bf16(config.training.precision == "bf16")
     return agent
 
 

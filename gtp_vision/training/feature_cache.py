@@ -1,12 +1,11 @@
-"""Frozen is fast: what a frozen backbone makes of every frame is computed once before training, and kept in the cache.
+"""Cache of a frozen backbone's features, which are computed once for every frame before training.
 
-Training then runs on a store whose cameras are features, (N, W) or in V views (N, V, W): a row for the stack of T
-frames that ends at each frame. States are stacked ahead, (N, T D). Acting goes through the live backbone, which makes
-the same of the same frames.
+Training then reads a store whose cameras are features, (N, W) or in V views (N, V, W): a row for the stack of T frames
+that ends at each frame. States are stacked in advance, (N, T D). Acting uses the backbone itself.
 
-An entry of the cache is named by everything it depends on: the recordings, the backbone with its weights, the stack,
-crop and size, and for augmented views the augmentation and the seed. Whatever is not named, the versions of libraries,
-say, is caught by comparing a few rows with the live backbone whenever an entry is used again.
+An entry of the cache is named by what it depends on: the recordings, the backbone with its weights, the stack, crop and
+size, and for augmented views the augmentation and the seed. Other differences, as of library versions, are detected by
+comparing a few rows with the backbone whenever an entry is reused.
 """
 
 from __future__ import annotations
@@ -33,59 +32,62 @@ from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Augmentation, Encoder, EncoderConfig
 
-_VERSION = "2"  # of how features are computed: another one makes the cache's entries anew
+_VERSION = "2"  # of the computation: another one invalidates the cache's entries
 _PIECE = 256  # rows: augmented views are a function of (seed, piece, view)
-_SALT = 1 << 62  # keeps the augmentation's draws apart from those of training steps
-_VALUES = {"cpu": 1 << 23, "cuda": 1 << 26}  # that a backbone is given at once: its layers hold many times as much
-_APART = {  # settings that the features of a frozen backbone do not depend on, or that are named apart
+_SALT = 1 << 62  # separates the augmentation's draws from those of training steps
+_VALUES = {
+    "cpu": 1 << 23,
+    "cuda": 1 << 26,
+}  # input values at once: the layers need many times as much memory
+_EXCLUDED = {  # settings that do not affect the features of a frozen backbone, or that are named separately
     *("weights", "cameras", "views", "augmentation", "cache", "share", "gradient", "share_cameras", "features"),
     *("fusion", "fusion_layers", "fusion_heads", "state_hidden", "standardize", "tuning", "blocks", "decay"),
     *("learning_rate_scale", "unfreeze_step", "lora"),
 }
-_SAMPLE = 32  # rows that are looked at before anything is stored, and compared when it is used again
-_ROUNDING = 2e-3  # of float16, relative to the features' deviation between rows, below which it is as good as float32
-_SAME = 0.02  # difference from the live backbone, relative to the same, below which an entry is what it should be
+_SAMPLE = 32  # rows that decide the dtype, and that are compared when an entry is reused
+_ROUNDING = 2e-3  # largest error of float16, relative to the features' deviation between rows
+_SAME = 0.02  # largest difference of a valid entry from the backbone, relative to the same
 
 Rows = Callable[[np.ndarray], np.ndarray]
 """Rows (B,) of the data set to the (B, T) frames of their stacks."""
 
 
 def cacheable(config: EncoderConfig, store: Store) -> bool:
-    """Whether training is to run on features that are computed once."""
+    """Whether training uses features that are computed once."""
     return config.tuning == "frozen" and config.cache and any(x.ndim == 4 for x in store.observations.values())
 
 
 def feature_store(encoder: Encoder, augment: Augmentation, frames: Sampler, device: torch.device) -> Store:
-    """The data set with what the backbones make of its frames in place of them, computed if the cache has it not yet.
+    """The data set with features in place of frames, computed unless the cache has them.
 
     Args:
-        encoder: whose backbones are frozen, on `device`, with the weights that are to be used.
-        augment: of the views but the first.
-        frames: over the data set itself, with its stack, its goals and the run's seed.
-        device: that computes.
+        encoder: on `device`, with frozen backbones and their final weights.
+        augment: of all views except the first.
+        frames: of the data set itself, with its stack, its goals and the run's seed.
+        device: of the computation.
 
     Returns:
-        The same rows: for each camera float16 or float32 (N, W) or (N, V, W), for each state (N, T D). A goal of more
-        than one frame has arrays of its own, `goal/<name>`: it shows one moment T times.
+        The same rows: for each camera float16 or float32 (N, W) or (N, V, W), for each state (N, T D). Goals of more
+        than one frame have separate arrays, `goal/<name>`, as they repeat one frame T times.
 
     Raises:
-        GtpVisionError: several views that would all be the same; what `resumable.made` refuses.
+        GtpVisionError: several views without augmentation; see `resumable.made`.
     """
     if encoder.config.views > 1 and not augment.active:
         raise GtpVisionError(
-            f"encoder.views={encoder.config.views} augments all views but the first, and encoder.augmentation changes "
-            f"nothing; set encoder.augmentation.shift=3, say, or encoder.views=1"
+            f"encoder.views={encoder.config.views} augments all views except the first, but encoder.augmentation is "
+            f"off; set e.g. encoder.augmentation.shift=3, or encoder.views=1"
         )
     modes = {module: module.training for module in encoder.modules()}
     encoder.eval()
     try:
-        maker = _Maker(encoder, augment, frames, device)
+        builder = _Builder(encoder, augment, frames, device)
         observations: dict[str, Array] = {}
         for name, array in frames.store.observations.items():
-            observations[name] = maker.array(name, array, frames.windows, "")
+            observations[name] = builder.array(name, array, frames.windows, "")
         if frames.goals is not None and frames.frame_stack > 1:
             for name, array in frames.store.observations.items():
-                observations[GOAL + name] = maker.array(name, array, maker.still, "goal")
+                observations[GOAL + name] = builder.array(name, array, builder.repeated, "goal")
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -93,7 +95,7 @@ def feature_store(encoder: Encoder, augment: Augmentation, frames: Sampler, devi
 
 
 @dataclass
-class _Maker:
+class _Builder:
     encoder: Encoder
     augment: Augmentation
     frames: Sampler
@@ -103,12 +105,12 @@ class _Maker:
         self.config, self.store = self.encoder.config, self.frames.store
         self.recordings = _recordings(self.store)
 
-    def still(self, rows: np.ndarray) -> np.ndarray:
-        """The stacks of moments that stand still."""
+    def repeated(self, rows: np.ndarray) -> np.ndarray:
+        """The frames of stacks that repeat one frame."""
         return rows[:, None].repeat(self.frames.frame_stack, 1)
 
     def array(self, name: str, array: Array, windows: Rows, kind: str) -> Array:
-        """The features of a camera, or the stacks of a state, of all rows."""
+        """Features of a camera, or stacks of a state, of all rows."""
         if array.ndim == 4:
             return self._camera(name, array, windows, kind)
         if self.frames.frame_stack == 1:
@@ -118,7 +120,7 @@ class _Maker:
         def piece(start: int, stop: int) -> np.ndarray:
             return np.asarray(array[windows(np.arange(start, stop))]).reshape(-1, width)
 
-        target = self._target(kind, name, str(self.frames.frame_stack), _of_rows(array))
+        target = self._target(kind, name, str(self.frames.frame_stack), _rows_hash(array))
         shape, dtype = (len(array), width), np.dtype(np.float32)
         return resumable.made(target, shape, dtype, _PIECE**2, piece, f"stacks of '{name}'")
 
@@ -127,30 +129,30 @@ class _Maker:
         label = f"features of '{GOAL if kind else ''}{name}'"
 
         def images(rows: np.ndarray) -> torch.Tensor:
-            wanted, position = np.unique(windows(rows), return_inverse=True)  # a frame of several stacks is read once
-            read = take_rows(array, wanted, len(rows) * self.frames.frame_stack).to(self.device)
+            needed, position = np.unique(windows(rows), return_inverse=True)  # frames of several stacks are read once
+            read = take_rows(array, needed, len(rows) * self.frames.frame_stack).to(self.device)
             index = torch.from_numpy(position.reshape(-1)).to(self.device)
             return channels_first(read[index].unflatten(0, (len(rows), -1)))
 
         def piece(start: int, stop: int) -> np.ndarray:
-            seen = images(np.arange(start, stop))
-            found = [self._features(name, seen), *(self._features(name, x) for x in self._changed(name, seen, start))]
-            return np.stack(found, 1) if views > 1 else found[0]
+            frames = images(np.arange(start, stop))
+            features = [self._features(name, x) for x in (frames, *self._augmented(name, frames, start))]
+            return np.stack(features, 1) if views > 1 else features[0]
 
         target = self._target(kind, *self._description(name, tower, array))
         some = np.unique(np.linspace(0, len(array) - 1, _SAMPLE).astype(np.int64))
         sample = self._features(name, images(some))
         shape = (len(array), *((views,) if views > 1 else ()), tower.width)
-        found = resumable.whole(target)
-        if found is not None:
-            first = found[some, 0] if found.ndim == 3 else found[some]
-            if found.shape == shape and _off(first, sample) <= _SAME:
-                return found
+        entry = resumable.whole(target)
+        if entry is not None:
+            first = entry[some, 0] if entry.ndim == 3 else entry[some]
+            if entry.shape == shape and _relative_error(first, sample) <= _SAME:
+                return entry
             resumable.discard(target)
         dtype = storage(sample)
         try:
             return resumable.made(target, shape, dtype, _PIECE, piece, label)
-        except resumable.OutOfRangeError:  # what the sample did not show
+        except resumable.OutOfRangeError:  # beyond the values of the sample
             resumable.discard(target)
             return resumable.made(target, shape, np.dtype(np.float32), _PIECE, piece, label)
 
@@ -161,8 +163,8 @@ class _Maker:
         parts = [self.encoder.camera_features(name, some).float().cpu() for some in images.split(limit)]
         return torch.cat(parts).numpy()
 
-    def _changed(self, name: str, images: torch.Tensor, start: int) -> Iterator[torch.Tensor]:
-        """The frames of the piece that begins at row `start`, augmented, for each view but the first."""
+    def _augmented(self, name: str, images: torch.Tensor, start: int) -> Iterator[torch.Tensor]:
+        """The frames of the piece that starts at row `start`, augmented, for each view except the first."""
         episodes, position = np.unique(
             self.store.episode_of(np.arange(start, start + len(images))), return_inverse=True
         )
@@ -171,15 +173,15 @@ class _Maker:
             yield self.augment({name: images}, self.augment.draw(len(images), _Repeated(noise, position)))[name]
 
     def _description(self, name: str, tower: nn.Module, array: Array) -> Iterator[str]:
-        """Everything about the computation that another result could come from."""
-        config, look = self.config, self.encoder.looks[name]
-        yield from (name, weights_hash(tower), _of_rows(array))
-        yield json.dumps([self.encoder.shapes[name], look.crop, look.size, config.views])
-        yield json.dumps({key: value for key, value in asdict(config).items() if key not in _APART})
+        """Everything that the features depend on."""
+        config, settings = self.config, self.encoder.preprocessing[name]
+        yield from (name, weights_hash(tower), _rows_hash(array))
+        yield json.dumps([self.encoder.shapes[name], settings.crop, settings.size, config.views])
+        yield json.dumps({key: value for key, value in asdict(config).items() if key not in _EXCLUDED})
         if self.encoder.bf16:
             yield "bf16"
         if config.views > 1:
-            cameras = {camera: self.encoder.looks[camera].crop for camera in self.augment.cameras}
+            cameras = {camera: self.encoder.preprocessing[camera].crop for camera in self.augment.cameras}
             yield json.dumps([asdict(config.augmentation), cameras, self.frames.seed, self.device.type])
 
     def _target(self, *key: str) -> Path:
@@ -188,10 +190,10 @@ class _Maker:
 
 
 class _Repeated:
-    """A `NoiseSource` of rows of which all of an episode draw the same.
+    """A `NoiseSource` that draws the same for all rows of an episode.
 
-    A view changes an episode's frames alike, so that it changes an observation and the next one alike: a critic would
-    see a jump between them that no action made.
+    A view changes all frames of an episode alike; otherwise a critic would see a jump between an observation and the
+    next one.
     """
 
     def __init__(self, noise: EpisodeNoise, position: np.ndarray) -> None:
@@ -200,28 +202,29 @@ class _Repeated:
 
     def normal(self, rows: int, *shape: int) -> torch.Tensor:
         """Standard normal (rows, *shape)."""
-        return self._spread(self._noise.normal(self._episodes, *shape))
+        return self._by_row(self._noise.normal(self._episodes, *shape))
 
     def uniform(self, rows: int, *shape: int) -> torch.Tensor:
         """Uniform in [0, 1), (rows, *shape)."""
-        return self._spread(self._noise.uniform(self._episodes, *shape))
+        return self._by_row(self._noise.uniform(self._episodes, *shape))
 
     def integers(self, high: int, rows: int, *shape: int) -> torch.Tensor:
         """Uniform integers in [0, high), (rows, *shape)."""
-        return self._spread(self._noise.integers(high, self._episodes, *shape))
+        return self._by_row(self._noise.integers(high, self._episodes, *shape))
 
-    def _spread(self, draw: torch.Tensor) -> torch.Tensor:
+    def _by_row(self, draw: torch.Tensor) -> torch.Tensor:
         return draw[self._position.to(draw.device)]
 
 
 def storage(sample: np.ndarray) -> np.dtype:
-    """The dtype in which features (n, W) are kept: float16 where its rounding is lost in what tells rows apart."""
-    half = np.abs(sample).max() < np.finfo(np.float16).max / 10 and _off(_rounded(sample), sample) <= _ROUNDING
-    return np.dtype(np.float16 if half else np.float32)
+    """The dtype to store features (n, W): float16 where its rounding is small against the deviation between rows."""
+    is_small = np.abs(sample).max() < np.finfo(np.float16).max / 10
+    rounded = sample.astype(np.float16).astype(np.float32)
+    return np.dtype(np.float16 if is_small and _relative_error(rounded, sample) <= _ROUNDING else np.float32)
 
 
 def weights_hash(module: nn.Module) -> str:
-    """A short name for a module's parameters and buffers."""
+    """A hash of a module's parameters and buffers."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
@@ -229,28 +232,24 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _rounded(sample: np.ndarray) -> np.ndarray:
-    return sample.astype(np.float16).astype(np.float32)
-
-
-def _off(values: np.ndarray, true: np.ndarray) -> float:
-    """The size of the difference, relative to the deviation of the true ones between rows."""
-    wrong = float(np.square(values.astype(np.float64) - true).mean())
-    spread = float(np.square(true - true.mean(0, dtype=np.float64)).mean())
-    return (wrong / max(spread, np.finfo(float).tiny)) ** 0.5 if np.isfinite(wrong) else np.inf
+def _relative_error(values: np.ndarray, true: np.ndarray) -> float:
+    """Root mean squared error relative to the deviation of the true values between rows."""
+    error = float(np.square(values.astype(np.float64) - true).mean())
+    variance = float(np.square(true - true.mean(0, dtype=np.float64)).mean())
+    return (error / max(variance, np.finfo(float).tiny)) ** 0.5 if np.isfinite(error) else np.inf
 
 
 def _paths(store: Store) -> list[Path]:
-    """Where the recordings lie: one place, or those of a mixture."""
+    """Paths of the recordings: one, or those of a mixture."""
     mixed = store.attributes.get("mixed")
     if isinstance(mixed, list):
-        return [Path(each["path"]) for each in mixed]
-    assert store.path is not None, "data sets that are trained on come from files"
+        return [Path(source["path"]) for source in mixed]
+    assert store.path is not None, "training data come from files"
     return [store.path]
 
 
 def _recordings(store: Store) -> str:
-    """A short name for which rows of its files a store holds."""
+    """A hash of the rows of its files that a store contains."""
     digest = hashlib.blake2b(digest_size=16)
     for array in (store.episode_ends, store.actions):
         digest.update(f"{array.dtype}:{array.shape}".encode())
@@ -258,8 +257,8 @@ def _recordings(store: Store) -> str:
     return digest.hexdigest()
 
 
-def _of_rows(array: Array) -> str:
-    """A short name for a few rows, which other ways of reading the same file would show otherwise."""
+def _rows_hash(array: Array) -> str:
+    """A hash of a few rows, which differs between different ways of reading the same file."""
     some = np.unique(np.linspace(0, len(array) - 1, _SAMPLE).astype(np.int64))
     rows = np.ascontiguousarray(array[some])
     return hashlib.blake2b(rows.data, digest_size=16).hexdigest() + f":{array.dtype}:{tuple(array.shape)}"

@@ -1,4 +1,4 @@
-"""What a run trains, told before it starts: a table if it is not simply everything, or if the backbones are large."""
+"""Summary of an agent's parameters: a table if only a part is trained, or if the backbones are large."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from gtp_vision.encoders.backbone import Backbone
 from gtp_vision.encoders.tuning import parameter_groups
 
 _LARGE = 1_000_000  # parameters of a backbone
-_BLOCKS = 14  # rows of a backbone; neighbours share one if it has more
+_ROWS = 14  # of a backbone; neighbors are merged if it has more
 
 Part = tuple[str, list[nn.Parameter]]
-"""A name and what belongs to it."""
-Pace = tuple[float, int]
+"""A name and its parameters."""
+Schedule = tuple[float, int]
 """A learning rate, and the training step before which it is 0."""
 
 
 def counts(agent: Agent) -> dict[str, int]:
-    """`parameters` without slow copies of what is trained, and `trained_parameters`."""
+    """Numbers of `parameters`, without target networks, and of `trained_parameters`."""
     live = [parameter for _, parameters in _live(agent) for parameter in parameters]
     return {"parameters": _size(live), "trained_parameters": _size(p for p in live if p.requires_grad)}
 
 
 def summary(agent: Agent, config: Config) -> str:
-    """Rows of parts with their numbers of parameters and learning rates, or one line where all is trained alike.
+    """A table of parts with numbers of parameters and learning rates, or one line where all rates are equal.
 
-    Encoders are built alike, and so are their cameras' backbones: a row holds those of all together.
+    Encoders have equal architectures, as have their cameras' backbones, so a row includes those of all together.
     """
     live = _live(agent)
-    held = {parameter for _, parameters in live for parameter in parameters}
-    copies = [parameter for parameter in agent.parameters() if parameter not in held]
-    trained = _size(parameter for parameter in held if parameter.requires_grad)
+    own = {parameter for _, parameters in live for parameter in parameters}
+    copies = [parameter for parameter in agent.parameters() if parameter not in own]
+    trained = _size(parameter for parameter in own if parameter.requires_grad)
     memory = 4 * (_size(agent.parameters()) + 3 * trained) / 1e6  # float32; a gradient and two moments each
     towers = [module for module in agent.modules() if isinstance(module, Backbone)]
     large = max((_size(tower.parameters()) for tower in towers), default=0) > _LARGE
@@ -46,32 +46,34 @@ def summary(agent: Agent, config: Config) -> str:
             f"{trained:,} trained parameters, learning rate {config.training.learning_rate:.2e}; {memory:,.0f} MB with "
             f"slow copies, gradients and Adam's moments"
         )
-    paces: dict[nn.Parameter, Pace] = {
+    schedules: dict[nn.Parameter, Schedule] = {
         parameter: (config.training.learning_rate * group["scale"], group["after"])
         for group in groups
         for parameter in group["params"]
     }
-    parts = [*_shortened(live, paces), ("slow copies", copies)]
-    rows = [(name, *_numbers(parameters, paces)) for name, parameters in parts if parameters]
+    parts = [*_shortened(live, schedules), ("slow copies", copies)]
+    rows = [(name, *_numbers(parameters, schedules)) for name, parameters in parts if parameters]
     table = [
         (f"encoder.tuning={config.encoder.tuning}", "parameters", "trained", "learning rate"),
-        *((name, f"{number:,}", f"{moved:,}", _told(rates)) for name, number, moved, rates in rows),
+        *((name, f"{number:,}", f"{moved:,}", _format_rates(rates)) for name, number, moved, rates in rows),
         ("total", f"{_size(agent.parameters()):,}", f"{trained:,}", f"{memory:,.0f} MB with gradients and moments"),
     ]
     width = max(len(name) for name, *_ in table)
-    return "\n".join(f"{name:<{width}}{a:>14}{b:>14}  {told}".rstrip() for name, a, b, told in table)
+    return "\n".join(
+        f"{name:<{width}}{number:>14}{moved:>14}  {rates}".rstrip() for name, number, moved, rates in table
+    )
 
 
 def _live(agent: Agent) -> list[Part]:
-    """All but slow copies: blocks of the backbones, fusion, policy, critic, networks of the improvement's own."""
-    kept = [
+    """All parts except target networks: blocks of the backbones, fusion, policy, critic, the agent's other networks."""
+    encoders = [
         (name, module)
         for name, module in agent.named_children()
         if isinstance(module, Encoder) and not name.endswith("_target")
     ]
-    title = " + ".join(name for name, _ in kept)
+    title = " + ".join(name for name, _ in encoders)
     parts: dict[str, list[nn.Parameter]] = {}
-    for _, encoder in kept:
+    for _, encoder in encoders:
         for tower in encoder.towers:
             assert isinstance(tower, Backbone)
             for name, parameters in _blocks(tower):
@@ -84,7 +86,7 @@ def _live(agent: Agent) -> list[Part]:
 
 
 def _blocks(tower: Backbone) -> Iterator[Part]:
-    """By their place in the backbone; a block without one by those of its first and last part."""
+    """Blocks by their name in the backbone; blocks without one by those of their first and last module."""
     names = {module: name for name, module in tower.named_modules()}
     for number, block in enumerate(tower.blocks()):
         places = [names[part] for part in (block, *block.children()) if part in names]
@@ -92,12 +94,12 @@ def _blocks(tower: Backbone) -> Iterator[Part]:
         yield " to ".join(ends) or f"block {number}", list(block.parameters())
 
 
-def _shortened(parts: list[Part], paces: Mapping[nn.Parameter, Pace]) -> Iterator[Part]:
-    """Neighbouring parts of one owner as one where they are alike, and where they are too many."""
+def _shortened(parts: list[Part], schedules: Mapping[nn.Parameter, Schedule]) -> Iterator[Part]:
+    """Merge neighboring parts of one owner where they are equal, and where they are too many."""
     for _, of_owner in groupby(parts, lambda part: part[0].partition(": ")[0]):
-        alike = groupby(of_owner, lambda part: _numbers(part[1], paces))
-        rows = [_joined(list(group)) for _, group in alike]
-        step = -(-len(rows) // _BLOCKS)
+        equal = groupby(of_owner, lambda part: _numbers(part[1], schedules))
+        rows = [_joined(list(group)) for _, group in equal]
+        step = -(-len(rows) // _ROWS)
         for start in range(0, len(rows), step):
             yield _joined(rows[start : start + step])
 
@@ -108,17 +110,19 @@ def _joined(parts: list[Part]) -> Part:
     return first if len(parts) == 1 else name, [parameter for _, parameters in parts for parameter in parameters]
 
 
-def _numbers(parameters: Iterable[nn.Parameter], paces: Mapping[nn.Parameter, Pace]) -> tuple[int, int, list[Pace]]:
-    """How many there are, how many are trained, and at which rates."""
+def _numbers(
+    parameters: Iterable[nn.Parameter], schedules: Mapping[nn.Parameter, Schedule]
+) -> tuple[int, int, list[Schedule]]:
+    """Number of parameters, of trained ones, and their rates."""
     parameters = list(parameters)
-    trained = [parameter for parameter in parameters if parameter in paces]
-    return _size(parameters), _size(trained), sorted({paces[parameter] for parameter in trained})
+    trained = [parameter for parameter in parameters if parameter in schedules]
+    return _size(parameters), _size(trained), sorted({schedules[parameter] for parameter in trained})
 
 
-def _told(rates: list[Pace]) -> str:
-    """One rate or a span of them, and when they begin."""
-    told = " to ".join(dict.fromkeys(f"{rate:.2e}" for rate, _ in (*rates[:1], *rates[-1:])))
-    return f"{told} from step {rates[0][1]}" if rates and rates[0][1] else told
+def _format_rates(rates: list[Schedule]) -> str:
+    """One rate or a range of rates, and the step from which they apply."""
+    text = " to ".join(dict.fromkeys(f"{rate:.2e}" for rate, _ in (*rates[:1], *rates[-1:])))
+    return f"{text} from step {rates[0][1]}" if rates and rates[0][1] else text
 
 
 def _size(parameters: Iterable[nn.Parameter]) -> int:

@@ -1,4 +1,4 @@
-"""Contact sheets: what the encoder really sees, the cheapest check there is."""
+"""Contact sheets of the frames that the encoder gets."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _FRAMES, _DRAWS = 4, 7  # of the sheet of the augmentation: its rows, and its co
 
 
 def first_batch(path: Path, batch: Batch, parts: Components) -> None:
-    """The first samples of a batch as PNG, augmented as in training: a row a sample, observation then next.
+    """Write the first samples of a batch as PNG, augmented as in training; one row a sample, observation then next.
 
-    Cameras stand abreast.
+    Cameras are side by side.
     """
     batch = batch.to(parts.accelerator.device)
     agent = parts.agent
     draws = agent.augment.draw(len(batch), parts.stream(0), 0)
-    now, then = batch.observation, batch.next_observation
+    first, second = batch.observation, batch.next_observation
     if parts.augmented:
-        now, then = agent.augment(now, draws), agent.augment(then, draws)
-    both = {name: torch.cat([now[name], then[name]], dim=1)[:_SAMPLES] for name, x in now.items() if x.ndim == 5}
+        first, second = agent.augment(first, draws), agent.augment(second, draws)
+    both = {name: torch.cat([x, second[name]], dim=1)[:_SAMPLES] for name, x in first.items() if x.ndim == 5}
     if both:
         frames = [images.permute(0, 1, 3, 4, 2).cpu().numpy() for images in both.values()]  # (B, 2T, H, W, C)
         rows = [[image for images in frames for image in images[sample]] for sample in range(len(frames[0]))]
@@ -37,9 +37,9 @@ def first_batch(path: Path, batch: Batch, parts: Components) -> None:
 
 
 def augmentation(path: Path, batch: Batch, parts: Components) -> None:
-    """A few frames as PNG, a row each: as recorded, then as the whole augmentation at full strength changes them.
+    """Write a few frames as PNG, one row each: as recorded, then augmented at full strength.
 
-    Cameras stand abreast. Nothing is written if no camera is ever changed.
+    Cameras are side by side. Nothing is written without augmentation.
     """
     augment = parts.agent.augment
     if not parts.augmented:

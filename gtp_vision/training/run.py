@@ -25,7 +25,7 @@ from gtp_vision.training.evaluate import actor_of, chosen, eval_seed
 from gtp_vision.training.health import Health, has_noise, spread_of
 from gtp_vision.training.nonfinite import FILE as NONFINITE_FILE
 from gtp_vision.training.nonfinite import Fault, diagnose, means, read_steps
-from gtp_vision.training.probes import Watch
+from gtp_vision.training.probes import FeatureMonitor
 from gtp_vision.training.tracking import Tracker
 
 _EVALUATIONS = "evaluations.json"
@@ -84,7 +84,7 @@ class TrainingRun:
         self.tracker = Tracker(folder, resume_step=start, seconds=spent, evaluated=evaluated) if is_main else None
         self.health = Health(folder, config, parts.store, start=start, writes=is_main)
         self.skips, self.idle, self.idle_since = set(skips), 0, start + 1
-        self.watch: Watch | None = None
+        self.watch: FeatureMonitor | None = None
         self._start, self._resume_with = start, resume_with
 
     def begin(self) -> None:
@@ -97,7 +97,7 @@ class TrainingRun:
             pictures.first_batch(folder / "images" / "first_batch.png", parts.frames.batch(0), parts)
             pictures.augmentation(folder / "images" / "augmentation.png", parts.frames.batch(0), parts)
         if config.training.probe_rows and parts.agent.actor_encoder.cameras:
-            self.watch = Watch(folder, config, parts, resumed=self._start > 0)
+            self.watch = FeatureMonitor(folder, config, parts, resumed=self._start > 0)
 
     def _tidy(self, start: int) -> None:
         """Restore the checkpoints and links of step `start`: a kill may have come before the links."""

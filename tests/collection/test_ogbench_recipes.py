@@ -9,6 +9,8 @@ from gtp_vision.collection import ogbench_recipes
 from gtp_vision.collection.ogbench_recipes import RECIPES, Episode
 from gtp_vision.envs import EnvSpec, ogbench
 
+pytestmark = pytest.mark.simulates
+
 
 def made(name: str, steps: int) -> gymnasium.Env:
     return EnvSpec(name, pixels=False, max_episode_steps=steps, collecting=True).make()
@@ -30,9 +32,7 @@ def test_every_recipe_is_of_an_environment_that_ogbench_has() -> None:
     ("name", "episodes", "steps"),
     [
         ("visual-cube-double-noisy", 1000, 1001),
-        ("puzzle-4x5-play", 3000, 1001),
         ("cube-quadruple-noisy", 5000, 1001),
-        ("pointmaze-giant-navigate", 500, 2001),
         ("pointmaze-giant-stitch", 5000, 201),
     ],
 )
@@ -41,10 +41,10 @@ def test_sizes_are_the_published_ones(name: str, episodes: int, steps: int) -> N
 
 
 @pytest.mark.parametrize("name", ["scene-play", "puzzle-3x3-noisy", "pointmaze-medium-navigate"])
-def test_an_episode_depends_on_its_seed_alone(name: str) -> None:
-    env = made(name, 60)
+def test_an_episode_depends_only_on_its_seed(name: str) -> None:
+    env = made(name, 30)
     first, other, again = (RECIPES[name].record(env, seed) for seed in (3, 4, 3))
-    fresh = recorded(name, 60)
+    fresh = recorded(name, 30)
     for key in first:
         np.testing.assert_array_equal(first[key], again[key])
         np.testing.assert_array_equal(first[key], fresh[key])
@@ -52,16 +52,16 @@ def test_an_episode_depends_on_its_seed_alone(name: str) -> None:
 
 
 def test_rows_are_whole_episodes_of_ogbench_types_with_the_state_before_the_action() -> None:
-    episode = recorded("scene-play", 60)
+    episode = recorded("scene-play", 30)
     assert {name: (array.dtype.str, len(array)) for name, array in episode.items() if array.ndim} == {
-        "observations": ("<f4", 60),
-        "actions": ("<f4", 60),
-        "terminals": ("|b1", 60),
-        "qpos": ("<f4", 60),
-        "qvel": ("<f4", 60),
-        "button_states": ("<i8", 60),
+        "observations": ("<f4", 30),
+        "actions": ("<f4", 30),
+        "terminals": ("|b1", 30),
+        "qpos": ("<f4", 30),
+        "qvel": ("<f4", 30),
+        "button_states": ("<i8", 30),
     }
-    assert episode["terminals"].nonzero()[0].tolist() == [59]
+    assert episode["terminals"].nonzero()[0].tolist() == [29]
     assert np.abs(episode["actions"]).max() <= 1
     # The first numbers of the observation are the arm's joints, as are those of the simulator's state.
     np.testing.assert_array_equal(episode["qpos"][:, :6], episode["observations"][:, :6])
@@ -76,7 +76,7 @@ def test_the_plan_oracle_reaches_its_targets() -> None:
 def test_the_noise_of_closed_loop_oracles_has_the_published_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     oracle = "ogbench.manipspace.oracles.markov.cube_markov.CubeMarkovOracle.select_action"
     monkeypatch.setattr(oracle, lambda *_: np.zeros(5))
-    env = made("cube-single-noisy", 400)
+    env = made("cube-single-noisy", 250)
     for seed in range(2):
         actions = ogbench_recipes.manipulation_episode(env, seed, noisy=True, random_actions=0.0)["actions"]
         deviation = np.median(np.abs(actions), axis=0) / 0.6745  # of a normal law; clipped at 1, which medians survive
@@ -103,21 +103,21 @@ def test_random_actions_come_as_often_as_the_recipe_says(monkeypatch: pytest.Mon
     ("place", "seen"),
     [((0.4, 0.0, 0.02), True), ((0.4, 0.29, 0.02), False), ((0.4, -0.3, 0.02), False), ((0.4, -0.3, 0.07), True)],
 )
-def test_a_cube_is_in_sight_on_the_table_and_in_the_drawer(place: tuple[float, ...], seen: bool) -> None:
+def test_a_cube_is_is_visible_on_the_table_and_in_the_drawer(place: tuple[float, ...], seen: bool) -> None:
     qpos = np.zeros((5, 25))
     qpos[:, 14:17] = 0.4, 0.0, 0.02
     qpos[3, 14:17] = place
-    assert ogbench_recipes._in_sight(qpos) == seen
+    assert ogbench_recipes._is_visible(qpos) == seen
 
 
-def test_a_scene_in_which_the_cube_is_lost_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scene_without_a_visible_cube_is_recorded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
 
-    def lost_at_first(qpos: np.ndarray) -> bool:
+    def hidden_at_first(qpos: np.ndarray) -> bool:
         seen.append(qpos)
         return len(seen) == 2
 
-    monkeypatch.setattr(ogbench_recipes, "_in_sight", lost_at_first)
+    monkeypatch.setattr(ogbench_recipes, "_is_visible", hidden_at_first)
     kept = RECIPES["scene-noisy"].record(made("scene-noisy", 10), 0)
     assert len(seen) == 2
     assert not np.array_equal(seen[0], seen[1])
@@ -133,22 +133,19 @@ def test_distances_are_those_of_ogbench_own_search() -> None:
     assert len(found) == (own >= 0).sum()
 
 
-def test_hallways_are_cells_that_only_go_straight_on() -> None:
+def test_hallways_are_cells_with_two_opposite_exits() -> None:
     walls = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 0, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]])
-    found = {(i, j) for i, j in np.argwhere(walls == 0) if ogbench_recipes._in_hallway(walls, i, j)}
+    found = {(i, j) for i, j in np.argwhere(walls == 0) if ogbench_recipes._is_hallway(walls, i, j)}
     assert found == {(1, 2), (2, 1), (2, 3), (3, 2)}
 
 
-@pytest.mark.parametrize(
-    ("name", "goes_on"),
-    [("pointmaze-medium-navigate", True), ("pointmaze-medium-stitch", False)],
-)
-def test_a_point_navigates_from_goal_to_goal_or_stays_at_the_one(name: str, goes_on: bool) -> None:
+@pytest.mark.parametrize(("name", "several"), [("pointmaze-medium-navigate", True), ("pointmaze-medium-stitch", False)])
+def test_a_point_navigates_from_goal_to_goal_or_stays_at_the_one(name: str, several: bool) -> None:
     episode = recorded(name, 400)
-    assert (episode["targets"] > 1) == goes_on
+    assert (episode["targets"] > 1) == several
     assert episode["reached"] >= 1
     late = episode["observations"][300:]
-    assert (np.ptp(late, axis=0).max() > 4) == goes_on, "a cell is 4 m wide"
+    assert (np.ptp(late, axis=0).max() > 4) == several, "a cell is 4 m wide"
 
 
 def test_single_tasks_still_end_at_their_goal() -> None:

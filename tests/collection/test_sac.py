@@ -1,4 +1,4 @@
-"""SAC's data sets: what it saw, in D4RL's format; stopped and gone on with."""
+"""SAC's data sets in D4RL's format; stopping and resuming."""
 
 import json
 import os
@@ -15,11 +15,13 @@ import pytest
 
 from gtp_vision.cli.main import main
 from gtp_vision.collection import sac
-from gtp_vision.collection.recording import alone
+from gtp_vision.collection.recording import Execution, alone
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import open_store
 
-STEPS = 250
+pytestmark = [pytest.mark.simulates, pytest.mark.trains]
+STEPS = 150
+QUIET = Execution(progress=False)
 
 
 def command(out: Path, *more: str) -> list[str]:
@@ -28,16 +30,16 @@ def command(out: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All three sets of a very short run, whose policy in between is made up: it has learnt nothing yet."""
+    """All three sets of a very short run, in which the choice of the medium policy is patched: it has not learned."""
     out = tmp_path_factory.mktemp("sac")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sac, "medium", lambda told: min(map(int, told["returns"])))
-        sets = ["--sets", "replay,medium,medium-expert", "--medium-steps", "150"]
+        patch.setattr(sac, "medium", lambda returns: min(map(int, returns["returns"])))
+        sets = ["--sets", "replay,medium,medium-expert", "--medium-steps", "80"]
         assert main(command(out, "--steps", str(STEPS), *sets)) == 0
     return out
 
 
-def test_the_replay_set_is_all_that_sac_saw_in_order(folder: Path) -> None:
+def test_the_replay_set_has_all_transitions_in_order(folder: Path) -> None:
     store = open_store(folder / "hopper-replay-sac.hdf5")
     assert len(store) == STEPS
     assert store.observations["state"].shape == (STEPS, 11)
@@ -55,14 +57,14 @@ def test_the_replay_set_is_all_that_sac_saw_in_order(folder: Path) -> None:
 
 def test_medium_and_expert_sets_are_rollouts_of_so_many_steps(folder: Path) -> None:
     one, two = (open_store(folder / f"hopper-{name}-sac.hdf5") for name in ("medium", "medium-expert"))
-    assert (len(one), len(two)) == (150, 300)
-    assert np.array_equal(two.actions[:150], one.actions)
-    assert not np.array_equal(two.actions[150:], one.actions)
+    assert (len(one), len(two)) == (80, 160)
+    assert np.array_equal(two.actions[:80], one.actions)
+    assert not np.array_equal(two.actions[80:], one.actions)
     assert one.timeouts[-1] or one.terminals[-1]
-    assert two.episode_ends[len(one.episode_ends) - 1] == 150
+    assert two.episode_ends[len(one.episode_ends) - 1] == 80
 
 
-def test_files_say_how_they_were_made_and_that_they_are_not_d4rls(folder: Path) -> None:
+def test_files_record_how_they_were_collected_and_that_they_are_not_d4rls(folder: Path) -> None:
     told = open_store(folder / "hopper-medium-sac.hdf5").attributes
     assert (told["env"], told["set"], told["steps"], told["seed"]) == ("Hopper-v4", "medium", STEPS, 0)
     assert "not D4RL's" in told["source"]
@@ -73,14 +75,15 @@ def test_files_say_how_they_were_made_and_that_they_are_not_d4rls(folder: Path) 
 
 
 def test_the_medium_policy_is_the_first_a_third_of_the_way() -> None:
-    told: dict[str, Any] = {"random_return": 10.0, "final_return": 100.0}
-    told["returns"] = {"10": 20.0, "20": 41.0, "30": 39.0, "40": 100.0}
-    assert sac.medium(told) == 20
-    with pytest.raises(GtpVisionError, match=r"learnt nothing: its return is 5\.0, that of random actions 10\.0"):
-        sac.medium(told | {"final_return": 5.0})
+    returns: dict[str, Any] = {"random_return": 10.0, "final_return": 100.0}
+    returns["returns"] = {"10": 20.0, "20": 41.0, "30": 39.0, "40": 100.0}
+    assert sac.medium(returns) == 20
+    with pytest.raises(GtpVisionError, match=r"5\.0.* 10\.0"):
+        sac.medium(returns | {"final_return": 5.0})
 
 
-def test_a_stopped_collection_goes_on(tmp_path: Path) -> None:
+@pytest.mark.processes
+def test_a_stopped_collection_resumes(tmp_path: Path) -> None:
     given = command(tmp_path, "--steps", "300", "--sets", "replay")
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "gtp_vision", *given],
@@ -96,7 +99,7 @@ def test_a_stopped_collection_goes_on(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "of 300; give the same command again to go on" in said
+    assert "of 300; give the same command again to resume" in said
     stopped = int(said.split("stopped at step ")[1].split()[0])
     assert 0 < stopped < 300
     with np.load(tmp_path / ".hopper-sac" / "buffer.npz", allow_pickle=False) as stored:
@@ -105,19 +108,19 @@ def test_a_stopped_collection_goes_on(tmp_path: Path) -> None:
     inside = np.flatnonzero(rows["dones"][:-1] == 0)
     assert np.array_equal(rows["next_observations"][inside], rows["observations"][inside + 1])
     assert main(command(tmp_path, "--steps", "400", "--sets", "replay")) == 2, "other settings"
-    assert main([*given, "--overwrite"]) == 0, "which replaces a file that stands there, and what is kept goes on"
+    assert main([*given, "--overwrite"]) == 0
     store = open_store(tmp_path / "hopper-replay-sac.hdf5")
     states = np.asarray(store.observations["state"])
     assert len(store) == 300
     assert np.array_equal(store.actions[:stopped], rows["actions"])
     assert np.array_equal(states[:stopped], rows["observations"].astype(np.float32))
-    assert stopped in store.episode_ends, "it goes on in a new episode"
+    assert stopped in store.episode_ends, "it resumes in a new episode"
     starts = states[np.r_[0, store.episode_ends[:-1]]]
-    assert len(np.unique(starts, axis=0)) == len(starts), "which is not one of those that were already"
+    assert len(np.unique(starts, axis=0)) == len(starts), "which is not a repetition"
 
 
 def test_episodes_cut_by_the_time_limit_are_timeouts_and_actions_lie_in_the_unit_box(tmp_path: Path) -> None:
-    sac.collect("Pendulum-v1", tmp_path, steps=210, sets="replay", progress=False)
+    sac.collect("Pendulum-v1", tmp_path, steps=210, sets="replay", execution=QUIET)
     store = open_store(tmp_path / "pendulum-replay-sac.hdf5")
     assert np.array_equal(store.episode_ends, [200, 210])
     assert np.array_equal(np.flatnonzero(store.timeouts), [199, 209])
@@ -137,8 +140,8 @@ def test_checkpoints_hold_whole_steps_wherever_a_collection_stops(
 
     monkeypatch.setattr(sac, "stop_requested", lambda: nullcontext(ask))
     with pytest.raises(GtpVisionError, match="stopped at step 30 of 120"):
-        sac.collect("Hopper-v4", tmp_path, steps=120, sets="replay", progress=False)
-    sac.collect("Hopper-v4", tmp_path, steps=120, sets="replay", progress=False)
+        sac.collect("Hopper-v4", tmp_path, steps=120, sets="replay", execution=QUIET)
+    sac.collect("Hopper-v4", tmp_path, steps=120, sets="replay", execution=QUIET)
     store = open_store(tmp_path / "hopper-replay-sac.hdf5")
     assert len(store) == 120
     assert np.asarray(store.observations["state"]).any(axis=1).all(), "no row of zeros"
@@ -154,24 +157,24 @@ def test_a_stop_while_a_policy_is_recorded_keeps_the_training(tmp_path: Path, mo
         return asked == 150
 
     monkeypatch.setattr(sac, "stop_requested", lambda: nullcontext(ask))
-    monkeypatch.setattr(sac, "medium", lambda told: min(map(int, told["returns"])))
-    with pytest.raises(GtpVisionError, match="stopped; SAC's training is kept"):
-        sac.collect("Hopper-v4", tmp_path, steps=100, medium_steps=100, progress=False)
+    monkeypatch.setattr(sac, "medium", lambda returns: min(map(int, returns["returns"])))
+    with pytest.raises(GtpVisionError, match=r"stopped; .*kept"):
+        sac.collect("Hopper-v4", tmp_path, steps=100, medium_steps=60, execution=QUIET)
     assert not list(tmp_path.glob("*.hdf5"))
-    sac.collect("Hopper-v4", tmp_path, steps=100, medium_steps=100, progress=False)
-    assert asked == 150 + 100, "the training took no step again"
-    assert {len(open_store(path)) for path in tmp_path.glob("*.hdf5")} == {100}
+    sac.collect("Hopper-v4", tmp_path, steps=100, medium_steps=60, execution=QUIET)
+    assert asked == 150 + 60, "the training took no step again"
+    assert {len(open_store(path)) for path in tmp_path.glob("*.hdf5")} == {60, 100}
 
 
 def test_a_damaged_checkpoint_and_a_folder_in_use_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / ".hopper-sac"
     folder.mkdir()
-    with alone(folder), pytest.raises(GtpVisionError, match="another process is collecting into"):
-        sac.collect("Hopper-v4", tmp_path, steps=100, progress=False)
+    with alone(folder), pytest.raises(GtpVisionError, match="another process"):
+        sac.collect("Hopper-v4", tmp_path, steps=100, execution=QUIET)
     (folder / "settings.json").write_text(json.dumps({"env": "Hopper-v4", "policy": "sac", "steps": 100, "seed": 0}))
     (folder / "state.pt").write_bytes(b"nothing")
-    with pytest.raises(GtpVisionError, match=r"is damaged .*remove the folder to begin anew"):
-        sac.collect("Hopper-v4", tmp_path, steps=100, progress=False)
+    with pytest.raises(GtpVisionError, match=r"damaged .*remove the folder"):
+        sac.collect("Hopper-v4", tmp_path, steps=100, execution=QUIET)
 
 
 @pytest.mark.parametrize(
@@ -184,13 +187,15 @@ def test_a_damaged_checkpoint_and_a_folder_in_use_are_refused(tmp_path: Path) ->
         (["--episodes", "3"], "--episodes does not apply to Gymnasium's tasks by SAC"),
     ],
 )
-def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str) -> None:
+def test_invalid_options_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
+) -> None:
     assert main([*command(tmp_path), *more]) == 2
     assert words in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_and_discrete_environments_and_files_that_stand_there_are_refused(
+def test_unknown_and_discrete_environments_and_existing_files_are_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for env in ("Hoper-v4", "CartPole-v1"):
@@ -198,7 +203,7 @@ def test_unknown_and_discrete_environments_and_files_that_stand_there_are_refuse
         assert env in capsys.readouterr().err
         assert not list(tmp_path.iterdir())
     assert main(command(folder, "--steps", str(STEPS))) == 2
-    assert "stands there already" in capsys.readouterr().err
+    assert "--overwrite" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(command(tmp_path)) == 2
     assert "pip install 'gtp-vision[sac]'" in capsys.readouterr().err

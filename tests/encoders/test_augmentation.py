@@ -17,25 +17,16 @@ from gtp_vision.encoders import (
     Encoder,
     EncoderConfig,
     RandomShift,
-    check_encoder,
 )
 
 FRAMES = {"front": (2, 3, 16, 16), "wrist": (2, 3, 12, 20)}
 OFF = {"shift": 0}
-EVERYTHING = {
-    "brightness": 0.5,
-    "contrast": 0.5,
-    "saturation": 0.5,
-    "hue": 0.2,
-    "blur": 1.0,
-    "erase": 0.4,
-}
+EVERYTHING = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2, "blur": 1.0, "erase": 0.4}
 
 
 def make(
     shapes: Mapping[str, tuple[int, ...]] = FRAMES, crops: Mapping[str, list[int]] | None = None, **settings: Any
 ) -> Augmentation:
-    """What the settings ask for, with the cameras of `FRAMES`."""
     cameras = {name: CameraConfig(crop=crop) for name, crop in (crops or {}).items()}
     return Augmentation(EncoderConfig(cameras=cameras, augmentation=AugmentationConfig(**settings)), shapes)
 
@@ -50,7 +41,7 @@ def noise(step: int = 0) -> RandomStream:
     return RandomStream(0, step)
 
 
-@pytest.mark.parametrize("used", [{"shift": 3}, *({key: EVERYTHING[key]} for key in EVERYTHING), EVERYTHING])
+@pytest.mark.parametrize("used", [{"shift": 3}, {"blur": 1.0}, EVERYTHING])
 def test_frames_and_observations_of_a_sample_are_changed_alike(used: dict[str, Any]) -> None:
     augment = make(crops={"front": [10, 12]}, **OFF | used)
     still = {name: x[:, :1].expand(x.shape) for name, x in images(32).items()}
@@ -105,13 +96,6 @@ def test_a_sample_that_no_probability_takes_is_left_alone_bit_for_bit() -> None:
         assert (x[taken] != observation[name][taken]).flatten(1).any(1).float().mean() > 0.9, (
             "some too little for uint8"
         )
-
-
-def test_one_camera_draws_the_numbers_of_a_plain_shift_first() -> None:
-    shapes = {"front": FRAMES["front"]}
-    for settings in ({}, EVERYTHING):
-        draws = make(shapes, **settings).draw(64, noise())
-        assert torch.equal(draws["front"].shift, RandomShift(3, 0.5).draw(64, noise()))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("same", [False, True])
@@ -222,12 +206,12 @@ def test_states_and_features_pass_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("channels", "settings", "said"),
     [
-        (1, {"hue": 0.1}, "encoder.augmentation.hue=0.1 is for RGB frames, and the camera 'depth' shows 16x16 pixels"),
-        (1, {"saturation": 0.5}, "of 1 channel.*set encoder.augmentation.saturation=0"),
-        (4, {"brightness": 0.5}, "brightness=0.5 is for frames that are RGB or grey"),
-        (2, {"contrast": 0.5}, "encoder.augmentation.contrast=0.5 .* of 2 channel"),
-        (3, {"shift": 16}, "encoder.augmentation.shift=16 moves everything out of sight.*less than 16"),
-        (3, {"blur": 5.1}, "encoder.augmentation.blur=5.1 reaches 16 pixels far.*16x16.*take a smaller one"),
+        (1, {"hue": 0.1}, "encoder.augmentation.hue=0.1 .*'depth'.*16x16"),
+        (1, {"saturation": 0.5}, "encoder.augmentation.saturation=0.5 .*1 channel"),
+        (4, {"brightness": 0.5}, "encoder.augmentation.brightness=0.5 .*4 channel"),
+        (2, {"contrast": 0.5}, "encoder.augmentation.contrast=0.5 .*2 channel"),
+        (3, {"shift": 16}, "encoder.augmentation.shift=16 .*below 16"),
+        (3, {"blur": 5.1}, "encoder.augmentation.blur=5.1 .*16x16"),
     ],
 )
 def test_settings_that_a_camera_does_not_allow_are_refused(channels: int, settings: dict[str, Any], said: str) -> None:
@@ -243,33 +227,8 @@ def test_the_largest_shift_and_blur_and_grey_frames_are_allowed() -> None:
         make({"depth": (1, 1, 16, 16)}, {"depth": [15, 16]}, shift=15)
 
 
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        (
-            EncoderConfig(augmentation=AugmentationConfig(warmup_steps=100)),
-            "warmup_steps=100 is for colour, blur and erasing, and all are off",
-        ),
-        (
-            EncoderConfig(name="state", augmentation=AugmentationConfig(shift=0, erase=0.1)),
-            "encoder.augmentation.erase changes frames, and encoder=state sees none",
-        ),
-        (
-            EncoderConfig(tuning="frozen", augmentation=AugmentationConfig(hue=0.1)),
-            "encoder.augmentation.hue would change no frame.*encoder.views to 2 or more, or encoder.cache=false",
-        ),
-        (
-            EncoderConfig(tuning="frozen", views=4, augmentation=AugmentationConfig(hue=0.1, warmup_steps=9)),
-            "encoder.augmentation.warmup_steps=9 knows no step.*set it to 0, or encoder.cache=false",
-        ),
-    ],
-)
-def test_settings_that_would_change_nothing_are_refused(config: EncoderConfig, said: str) -> None:
-    with pytest.raises(GtpVisionError, match=said):
-        check_encoder(config)
-
-
-def test_a_plain_shift_does_without_kornia() -> None:
+@pytest.mark.processes
+def test_a_shift_needs_no_import_of_kornia() -> None:
     code = (
         "import sys, torch\n"
         "from gtp_vision.core.random import RandomStream\n"

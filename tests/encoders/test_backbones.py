@@ -1,4 +1,4 @@
-"""Every backbone keeps the same contract; some have equations of their own."""
+"""The contract of all backbones, and equations of some."""
 
 import copy
 from pathlib import Path
@@ -24,7 +24,7 @@ TIMM = [VIT, CONV, "timm/test_convnext", MAMBA]
 EVERY = pytest.mark.parametrize("name", [*SPELLED, *TIMM])
 LARGE = ("impala", "impala_large", "resnet34", "resnet50")  # other sizes of what is tested
 EACH = pytest.mark.parametrize("name", [*(name for name in SPELLED if name not in LARGE), *TIMM])
-EACH_TIMM = pytest.mark.parametrize("name", [VIT, CONV, "timm/test_vit2", "timm/test_convnext", SWIN])
+EACH_TIMM = pytest.mark.parametrize("name", [VIT, CONV, "timm/test_convnext", SWIN])
 
 
 def made(name: str, shape: tuple[int, ...] = SHAPE, **settings: object) -> Backbone:
@@ -44,7 +44,7 @@ def norms(backbone: nn.Module) -> list[_BatchNorm]:
 
 
 @EVERY
-def test_stacks_become_vectors_of_the_told_width(name: str) -> None:
+def test_stacks_become_vectors_of_the_stated_width(name: str) -> None:
     backbone, images = made(name), frames()
     found = backbone(images).detach()
     assert found.shape == (2, backbone.width)
@@ -56,13 +56,10 @@ def test_stacks_become_vectors_of_the_told_width(name: str) -> None:
 
 @EACH
 @pytest.mark.parametrize("size", [(84, 84), (48, 80)])
-def test_other_frames_are_seen_or_refused_when_it_is_made(name: str, size: tuple[int, int]) -> None:
+def test_other_sizes_work_or_are_refused_at_creation(name: str, size: tuple[int, int]) -> None:
     shape = (2, 3, *size)
     if name == VIT and size == (84, 84):
-        told = (
-            r"patches of 16x16 pixels, which do not divide frames of 84x84; set encoder.cameras.<name>.size=\[80,80\]"
-        )
-        with pytest.raises(GtpVisionError, match=told):
+        with pytest.raises(GtpVisionError, match=r"16x16 .*84x84; set encoder.cameras.<name>.size=\[80,80\]"):
             made(name, shape)
         return
     backbone = made(name, shape)
@@ -70,7 +67,7 @@ def test_other_frames_are_seen_or_refused_when_it_is_made(name: str, size: tuple
 
 
 @EVERY
-def test_its_blocks_hold_every_parameter_once_in_the_order_of_the_layers(name: str) -> None:
+def test_blocks_contain_every_parameter_once_in_order(name: str) -> None:
     backbone = made(name)
     held = [id(p) for block in backbone.blocks() for p in block.parameters()]
     assert len(backbone.blocks()) > 1
@@ -89,7 +86,7 @@ def test_every_parameter_is_used(name: str) -> None:
 
 
 @EACH
-def test_copies_and_files_give_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
+def test_copies_and_files_are_bit_equal(name: str, tmp_path: Path) -> None:
     backbone, images = made(name), frames()
     backbone.mean.uniform_(0, 99)
     found = backbone(images)
@@ -102,16 +99,16 @@ def test_copies_and_files_give_the_same_bit_for_bit(name: str, tmp_path: Path) -
 
 
 @EACH
-def test_the_seed_decides_what_it_begins_as(name: str) -> None:
+def test_initial_parameters_depend_on_the_seed(name: str) -> None:
     first, second = made(name), made(name)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     state = torch.get_rng_state()
     first(frames())
-    assert torch.equal(torch.get_rng_state(), state), "training draws nothing from torch's own generator"
+    assert torch.equal(torch.get_rng_state(), state), "training does not use torch's global generator"
 
 
 @EACH
-def test_frames_one_after_another_are_joined_in_the_order_of_time(name: str) -> None:
+def test_separate_frames_are_concatenated_in_order(name: str) -> None:
     stacked, single = made(name, stack="frames"), made(name, (1, *SHAPE[1:]))
     single.load_state_dict(stacked.state_dict())
     images = frames()
@@ -123,7 +120,7 @@ def test_frames_one_after_another_are_joined_in_the_order_of_time(name: str) -> 
 @EACH
 def test_the_mean_frame_is_subtracted_from_untrained_backbones(name: str) -> None:
     backbone, images = made(name), frames()
-    assert backbone.centred
+    assert backbone.uses_mean_frame
     before = backbone(images)
     backbone.mean.copy_(torch.full((3, 64, 64), 51.0))
     torch.testing.assert_close(backbone.normalized(images), (images.float() - 51) / 255)
@@ -146,23 +143,17 @@ def test_drq_is_four_convolutions() -> None:
         *[(32, 32, 3, 1)] * 3,
     ]
     assert backbone.width == 32 * 35 * 35  # DrQ-v2's repr_dim
-    with pytest.raises(GtpVisionError, match="at least 15x15 pixels, and these have 14x64"):
+    with pytest.raises(GtpVisionError, match=r"15x15 .*14x64"):
         made("drq", (1, 3, 14, 64))
     assert made("drq", (1, 3, 15, 15)).width == 32
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_resnets_are_torchvisions_under_its_names(name: str) -> None:
     theirs = getattr(models, name)()
     expected = {key: value.shape for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
-    described = made(name, (1, 3, 64, 64), batch_norm="train").described()
+    described = made(name, (1, 3, 64, 64), batch_norm="train").weights_module()
     assert {key: value.shape for key, value in described.state_dict().items()} == expected
-
-
-def test_resnets_groups_have_sixteen_channels() -> None:
-    groups = [module for module in made("resnet18").modules() if isinstance(module, nn.GroupNorm)]
-    assert len(groups) == 20
-    assert all(group.num_channels // group.num_groups == 16 for group in groups)
 
 
 @pytest.mark.parametrize(("keypoints", "width"), [(32, 64), (0, 1024)])
@@ -187,20 +178,22 @@ def test_a_timm_backbone_is_timms(name: str) -> None:
     size = {} if name in (CONV, "timm/test_convnext") else {"img_size": (64, 64)}
     theirs = timm.create_model(name.removeprefix("timm/"), num_classes=0, in_chans=6, **size).eval()
     backbone = made(name, batch_norm="train" if norms(theirs) else "auto").eval()
-    theirs.load_state_dict(backbone.described().state_dict())
+    theirs.load_state_dict(backbone.weights_module().state_dict())
     images = frames()
     torch.testing.assert_close(
         backbone(images), theirs(backbone.normalized(images).flatten(1, 2)), rtol=1e-4, atol=1e-5
     )
 
 
-@pytest.mark.parametrize("name", TIMM)
-@pytest.mark.parametrize("how", ["average", "attention", "flatten", "spatial_softmax"])
+POOLED = [(name, "average") for name in TIMM] + [(VIT, how) for how in ("attention", "flatten", "spatial_softmax")]
+
+
+@pytest.mark.parametrize(("name", "how"), POOLED)
 def test_timm_backbones_are_pooled_as_asked(name: str, how: str) -> None:
     backbone = made(name, (2, 3, 64, 96), pooling=how, keypoints=5)
     images = frames((2, 3, 64, 96))
     found = backbone(images).detach()
-    unpooled = backbone.described()(backbone.normalized(images).flatten(1, 2)).detach()
+    unpooled = backbone.weights_module()(backbone.normalized(images).flatten(1, 2)).detach()
     if unpooled.ndim == 3:  # tokens, of which the first may be no places
         unpooled = unpooled[:, -4 * 6 :].transpose(1, 2).unflatten(2, (4, 6))
     elif name == MAMBA:  # channels last
@@ -218,7 +211,7 @@ def test_timm_backbones_are_pooled_as_asked(name: str, how: str) -> None:
 
 def test_a_class_token_is_the_first() -> None:
     backbone, images = made(VIT, pooling="class_token"), frames()
-    tokens = backbone.described()(backbone.normalized(images).flatten(1, 2))
+    tokens = backbone.weights_module()(backbone.normalized(images).flatten(1, 2))
     assert torch.equal(backbone(images), tokens[:, 0])
     with pytest.raises(GtpVisionError, match=r"class_token: encoder.name=timm/test_efficientnet has no class token"):
         made(CONV, pooling="class_token")
@@ -226,7 +219,7 @@ def test_a_class_token_is_the_first() -> None:
 
 def test_timms_patches_are_resampled_and_its_names_may_carry_a_tag() -> None:
     backbone = made("timm/test_vit.r160_in1k")
-    assert backbone.described().patch_embed.grid_size == (4, 4)  # type: ignore[union-attr]
+    assert backbone.weights_module().patch_embed.grid_size == (4, 4)  # type: ignore[union-attr]
     assert timm_backbones.normalization_of("timm/test_vit.r160_in1k") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert timm_backbones.normalization_of("timm/resnet18") == IMAGENET
 
@@ -301,59 +294,18 @@ def test_batch_norm_settings_of_backbones_without_any_are_refused(name: str) -> 
 # Refusals --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "near"),
-    [
-        ("impla_small", "'impala_small'"),
-        ("resnet81", "'resnet18'"),
-        ("robomimic/ResNet18", "'robomimic/ResNet18Conv'"),
-        ("timm/convnext_tni", "'timm/convnext_tiny'"),
-        ("vit_small_patch16_224", "'timm/vit_small_patch16_224'"),
-        ("timm/resnet18.nobodys", "'timm/resnet18'"),
-        ("timm/", "known:"),
-    ],
-)
-def test_an_unknown_name_is_refused_with_near_ones(name: str, near: str) -> None:
-    with pytest.raises(GtpVisionError) as told:
-        check_encoder(EncoderConfig(name=name))
-    assert f"encoder.name={name} is unknown" in str(told.value)
-    assert near in str(told.value)
-
-
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"pooling": "average"}, "encoder.pooling=average: encoder.name=impala_small takes auto, flatten only"),
-        ({"name": "drq", "pooling": "attention"}, "encoder.pooling=attention: encoder.name=drq takes auto, flatten"),
-        ({"name": "resnet18", "pooling": "class_token"}, "class_token: encoder.name=resnet18 takes auto, spatial"),
-        ({"name": "robomimic/ShallowConv", "pooling": "flatten"}, "takes auto, spatial_softmax, average only"),
-        ({"name": "resnet18", "weights": "hub"}, "set encoder.name=timm/resnet18, or give a file"),
-        ({"name": "impala", "weights": "hub"}, "set encoder.name=timm/<model>, or give a file"),
-        ({"name": "resnet18", "weights": "a.pth", "batch_norm": "group"}, "would throw away the statistics"),
-        ({"name": "state", "weights": "a.pth"}, "encoder.weights is about a camera's backbone"),
-        ({"name": "state", "stack": "frames"}, "encoder.stack is about a camera's backbone"),
-        ({"name": "state", "pooling": "average"}, "encoder.pooling is about a camera's backbone"),
-    ],
-)
-def test_settings_that_a_backbone_does_not_have_are_refused(settings: dict[str, str], told: str) -> None:
-    with pytest.raises(GtpVisionError) as refused:
-        check_encoder(EncoderConfig(**settings))  # type: ignore[arg-type]
-    assert told in str(refused.value)
-
-
 SETTINGS = [(name, how) for name in [*SPELLED, VIT] if name not in LARGE for how in backbones.poolings(name)]
 
 
 @pytest.mark.parametrize(("name", "how"), SETTINGS)
 def test_every_pooling_that_is_not_refused_works(name: str, how: str) -> None:
-    config = EncoderConfig(name=name, pooling=how)
-    check_encoder(config)
+    check_encoder(EncoderConfig(name=name, pooling=how))
     backbone = made(name, pooling=how)
     assert backbone(frames()).shape == (2, backbone.width)
 
 
 def test_a_model_that_insists_on_its_own_pooling_says_so() -> None:
-    with pytest.raises(GtpVisionError, match=r"pooling=average: encoder.name=timm/efficientvit_b0 cannot.*to auto"):
+    with pytest.raises(GtpVisionError, match=r"pooling=average .*timm/efficientvit_b0.*to auto"):
         made("timm/efficientvit_b0", pooling="average")
 
 
@@ -370,14 +322,8 @@ def test_a_model_that_shows_no_places_is_refused_another_pooling() -> None:
         made("timm/pit_ti_224", pooling="average")
 
 
-def test_frames_too_small_for_keypoints_are_refused() -> None:
-    with pytest.raises(GtpVisionError, match=r"spatial_softmax.*single place"):
-        made("resnet18", (1, 3, 32, 32))
-    assert made("resnet18", (1, 3, 32, 32), pooling="average").width == 512
-
-
 def test_frames_that_an_architecture_cannot_see_are_refused() -> None:
-    with pytest.raises(GtpVisionError, match=r"timm/inception_v3 cannot see 6 channels of 64x64 pixels \(.*size"):
+    with pytest.raises(GtpVisionError, match=r"timm/inception_v3 .*6 channels of 64x64"):
         made("timm/inception_v3")
 
 
@@ -402,40 +348,22 @@ def test_a_level_is_what_the_whole_model_shows_there(name: str, level: int, shap
     assert sum(p.numel() for p in cut.parameters()) < sum(p.numel() for p in whole.parameters())
 
 
-def test_making_a_cut_model_changes_no_batch_statistics() -> None:
-    made = backbones.create((1, 3, 64, 64), EncoderConfig(name="timm/test_resnet", level=1, batch_norm="train"))
-    moved = [name for name, value in made.state_dict().items() if name.endswith("num_batches_tracked") and value]
-    assert not moved
+def test_an_unknown_level_is_refused() -> None:
+    with pytest.raises(GtpVisionError, match=r"encoder.level=9: encoder.name=timm/test_resnet has \d levels"):
+        backbones.create((1, 3, 64, 64), EncoderConfig(name="timm/test_resnet", level=9))
 
 
 def test_trained_weights_fill_a_cut_model(tmp_path: Path) -> None:
     whole = backbones.create((1, 3, 64, 64), EncoderConfig(name="timm/test_resnet", batch_norm="frozen"))
     save_file(
-        {key: value.contiguous() for key, value in whole.described().state_dict().items()}, tmp_path / "w.safetensors"
+        {key: value.contiguous() for key, value in whole.weights_module().state_dict().items()},
+        tmp_path / "w.safetensors",
     )
     config = EncoderConfig(name="timm/test_resnet", level=1, weights=str(tmp_path / "w.safetensors"))
-    cut = backbones.create((1, 3, 64, 64), config).described().state_dict()
-    stored = whole.described().state_dict()
+    cut = backbones.create((1, 3, 64, 64), config).weights_module().state_dict()
+    stored = whole.weights_module().state_dict()
     assert set(cut) < set(stored)
     assert all(torch.equal(value, stored[name]) for name, value in cut.items())
-
-
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"name": "timm/test_resnet", "level": 9}, r"level=9: encoder.name=timm/test_resnet has \d levels of maps"),
-        ({"name": "drq", "level": 1}, r"encoder.level=1 is of timm's models, and encoder.name=drq is none"),
-    ],
-)
-def test_levels_that_there_are_not_are_refused(settings: dict[str, object], told: str) -> None:
-    config = EncoderConfig(**settings)  # type: ignore[arg-type]
-
-    def build() -> None:
-        check_encoder(config)
-        backbones.create((1, 3, 64, 64), config)
-
-    with pytest.raises(GtpVisionError, match=told):
-        build()
 
 
 def test_maps_of_models_with_channels_last_are_pooled_over_their_places() -> None:
@@ -447,7 +375,7 @@ def test_maps_of_models_with_channels_last_are_pooled_over_their_places() -> Non
     assert torch.allclose(made.encode(x), shown.mean((2, 3)), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_resnet", "timm/test_efficientnet"])
+@pytest.mark.parametrize("name", ["timm/test_vit", "timm/test_efficientnet"])
 def test_every_parameter_of_a_cut_model_is_used(name: str) -> None:
     made = backbones.create((1, 3, 64, 64), EncoderConfig(name=name, level=1))
     made(torch.randint(256, (2, 1, 3, 64, 64), dtype=torch.uint8)).square().sum().backward()

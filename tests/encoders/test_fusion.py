@@ -28,40 +28,33 @@ def fused(states: int = 4, **settings: object) -> Fusion:
 )
 def test_every_part_reaches_the_features_of_its_own_row(settings: dict[str, object], width: int) -> None:
     fusion = fused(**settings)
-    seen, felt = parts()
-    features = fusion(seen, felt)
+    cameras, states = parts()
+    features = fusion(cameras, states)
     assert fusion.width == width
     assert features.shape == (3, width)
-    for part in (*seen, felt):
+    for part in (*cameras, states):
         before = part.clone()
         part[1] += 1
-        changed = (fusion(seen, felt) != features).any(1)
+        changed = (fusion(cameras, states) != features).any(1)
         assert changed.tolist() == [False, True, False]
         part.copy_(before)
 
 
 def test_concatenation_is_the_states_beside_the_projected_cameras() -> None:
     fusion = fused()
-    seen, felt = parts()
-    assert torch.equal(fusion(seen, felt)[:, :4], felt)
+    cameras, states = parts()
+    assert torch.equal(fusion(cameras, states)[:, :4], states)
     assert fusion.project is not None
-    assert torch.equal(fusion(seen, felt)[:, 4:], fusion.project(torch.cat(seen, 1)))
-
-
-def test_an_mlp_of_states_has_the_asked_layers() -> None:
-    shapes = [tuple(p.shape) for name, p in fused(state_hidden=[8, 5]).felt.named_parameters() if p.ndim == 2]
-    assert shapes == [(8, 4), (5, 8)]
+    assert torch.equal(fusion(cameras, states)[:, 4:], fusion.project(torch.cat(cameras, 1)))
 
 
 def test_a_transformer_reads_one_token_a_camera_and_one_of_the_states() -> None:
-    fusion = fused(fusion="transformer", fusion_layers=3)
-    assert fusion.transformer is not None
-    assert fusion.transformer.places.shape == (3, 16)
-    assert len(fusion.transformer.layers.layers) == 3
-    without = fused(states=0, fusion="transformer")
-    assert without.transformer is not None
-    assert without.transformer.places.shape == (2, 16)
-    assert without(parts()[0], None).shape == (3, 16)
+    for states, tokens in ((4, 3), (0, 2)):
+        fusion = fused(states, fusion="transformer", fusion_layers=3)
+        assert fusion.transformer is not None
+        assert fusion.transformer.places.shape == (tokens, 16)
+        assert len(fusion.transformer.layers.layers) == 3
+    assert fusion(parts()[0], None).shape == (3, 16)
 
 
 def test_a_transformer_tells_its_parts_apart() -> None:
@@ -84,8 +77,8 @@ def test_all_parameters_of_a_fusion_are_trained_by_its_features() -> None:
         assert not silent, (settings, silent)
 
 
-def test_misfits_are_refused() -> None:
-    with pytest.raises(GtpVisionError, match=r"fusion=transformer joins cameras, and there are none"):
+def test_a_transformer_without_cameras_or_with_other_heads_is_refused() -> None:
+    with pytest.raises(GtpVisionError, match=r"fusion=transformer needs cameras"):
         Fusion([], 4, EncoderConfig(name="state", fusion="transformer"))
-    with pytest.raises(GtpVisionError, match=r"features=18 cannot be divided over encoder.fusion_heads=4"):
+    with pytest.raises(GtpVisionError, match=r"features=18 .*encoder.fusion_heads=4"):
         Fusion([6], 4, EncoderConfig(features=18, fusion="transformer"))

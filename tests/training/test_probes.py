@@ -11,7 +11,15 @@ from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build
-from gtp_vision.training.probes import PROBE, START, Watch, cosine_distance, linear_cka, linear_probe, spread
+from gtp_vision.training.probes import (
+    PROBE,
+    START,
+    FeatureMonitor,
+    cosine_distance,
+    evenly_spaced,
+    linear_cka,
+    linear_probe,
+)
 
 EPISODES = np.repeat(np.arange(20), 15)
 LENGTHS = (9, 7, 8, 6, 10)
@@ -80,11 +88,11 @@ def test_cka_does_not_see_rotation_and_scale() -> None:
 
 def test_rows_are_spread_evenly_by_the_seed() -> None:
     rows = np.arange(1000) * 2
-    found = spread(rows, 100, seed=0)
+    found = evenly_spaced(rows, 100, seed=0)
     assert np.array_equal(found // 20, np.arange(100)), "one out of each hundredth"
-    assert not np.array_equal(found, spread(rows, 100, seed=1))
-    assert np.array_equal(found, spread(rows, 100, seed=0))
-    assert np.array_equal(spread(rows, 5000, seed=0), rows)
+    assert not np.array_equal(found, evenly_spaced(rows, 100, seed=1))
+    assert np.array_equal(found, evenly_spaced(rows, 100, seed=0))
+    assert np.array_equal(evenly_spaced(rows, 5000, seed=0), rows)
 
 
 # In a run
@@ -106,7 +114,7 @@ def _config(folder: Path, data: Path, *more: str) -> Config:
 def test_drift_is_nothing_at_the_start_and_grows_when_weights_move(tmp_path: Path, data: Path) -> None:
     config = _config(tmp_path, data)
     parts = build(config)
-    watch = Watch(tmp_path, config, parts, resumed=False)
+    watch = FeatureMonitor(tmp_path, config, parts, resumed=False)
     still = watch.drift()
     assert still == pytest.approx(
         {
@@ -127,7 +135,7 @@ def test_drift_is_nothing_at_the_start_and_grows_when_weights_move(tmp_path: Pat
     assert drifts[-1]["features/cka_front"] < 0.99
     assert drifts[-1]["features/drift_wrist"] == 0
     assert drifts[-1]["features/drift_fused"] > 0
-    again = Watch(tmp_path, config, parts, resumed=True)
+    again = FeatureMonitor(tmp_path, config, parts, resumed=True)
     assert again.drift() == watch.drift()
     assert again.note == ""
     assert parts.agent.actor_encoder.training
@@ -157,20 +165,22 @@ def test_a_lost_start_is_said_and_stops_nothing(tmp_path: Path, data: Path) -> N
     trainer.train(_config(tmp_path, data, "training.steps=1"), progress=False)
     (tmp_path / START).unlink()
     results = trainer.train(_config(tmp_path, data, "training.steps=2"), resume=True, progress=False)
-    assert "cannot be read any more" in results["probe"]["note"]
+    assert "cannot be read" in results["probe"]["note"]
     assert "features/" not in (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
-    other = Watch(tmp_path / "other", config := _config(tmp_path / "other", data), build(config), resumed=False)
+    other = FeatureMonitor(
+        tmp_path / "other", config := _config(tmp_path / "other", data), build(config), resumed=False
+    )
     (tmp_path / "other" / PROBE).write_text("{")
     assert other.note == ""
-    assert Watch(tmp_path / "other", config, build(config), resumed=True).note
+    assert FeatureMonitor(tmp_path / "other", config, build(config), resumed=True).note
 
 
 def test_rows_of_another_choice_are_not_compared(tmp_path: Path, data: Path) -> None:
     config = _config(tmp_path, data, "training.probe_rows=20")
     parts = build(config)
-    Watch(tmp_path, config, parts, resumed=False)
+    FeatureMonitor(tmp_path, config, parts, resumed=False)
     fewer = _config(tmp_path, data, "training.probe_rows=12")
-    watch = Watch(tmp_path, fewer, parts, resumed=True)
+    watch = FeatureMonitor(tmp_path, fewer, parts, resumed=True)
     assert watch.drift() == {}
     assert "other rows" in watch.note
 
@@ -202,7 +212,7 @@ def test_where_there_is_nothing_to_probe_there_is_no_probe(
 def test_a_handful_of_episodes_is_too_few(tmp_path: Path, make_store: Callable[..., Store]) -> None:
     two = native.write(tmp_path / "two.h5", make_store((9, 7), cameras={"front": (12, 12, 3)}, state=3))
     config = _config(tmp_path, two, "task.observations=[front]")
-    assert Watch(tmp_path, config, build(config), resumed=False).probe() == {
+    assert FeatureMonitor(tmp_path, config, build(config), resumed=False).probe() == {
         "note": "no linear probe: the data set has fewer than three episodes"
     }
 
