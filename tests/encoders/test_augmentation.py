@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
@@ -42,7 +41,7 @@ def noise(step: int = 0) -> RandomStream:
 
 
 @pytest.mark.parametrize("used", [{"shift": 3}, {"blur": 1.0}, EVERYTHING])
-def test_frames_and_observations_of_a_sample_are_changed_alike(used: dict[str, Any]) -> None:
+def test_all_frames_of_a_sample_are_changed_alike(used: dict[str, Any]) -> None:
     augment = make(crops={"front": [10, 12]}, **OFF | used)
     still = {name: x[:, :1].expand(x.shape) for name, x in images(32).items()}
     goals = {f"goal/{name}": x for name, x in still.items()}
@@ -70,7 +69,7 @@ def test_every_setting_changes_something(key: str) -> None:
     assert any(not torch.equal(seen[0][name], seen[1][name]) for name in FRAMES)
 
 
-def test_settings_at_zero_are_the_identity_and_draw_nothing_but_the_shift() -> None:
+def test_settings_at_zero_change_nothing_and_draw_only_the_shift() -> None:
     augment, observation = make(shift=0), images()
     stream, usual = noise(), noise()
     unchanged = augment(observation, augment.draw(6, stream))
@@ -81,25 +80,8 @@ def test_settings_at_zero_are_the_identity_and_draw_nothing_but_the_shift() -> N
     assert torch.equal(stream.uniform(3), usual.uniform(3))
 
 
-def test_a_sample_that_no_probability_takes_is_left_alone_bit_for_bit() -> None:
-    settings = {f"{key}_probability": 0.4 for key in ("color", "blur", "erase")}
-    augment, observation = make(shift=0, **EVERYTHING, **settings), images(200)
-    draws = augment.draw(200, noise())
-    for name, x in augment(observation, draws).items():
-        change = draws[name]
-        assert change.color is not None
-        assert change.blur is not None
-        assert change.erased is not None
-        taken = (change.color[:, 3] != 0) | (change.blur[:, 0] > 0) | (change.erased[:, 0] > 0)
-        assert 20 < int((~taken).sum()) < 80
-        assert torch.equal(x[~taken], observation[name][~taken])
-        assert (x[taken] != observation[name][taken]).flatten(1).any(1).float().mean() > 0.9, (
-            "some too little for uint8"
-        )
-
-
 @pytest.mark.parametrize("same", [False, True])
-def test_cameras_are_changed_each_in_its_own_way_or_alike(same: bool) -> None:
+def test_cameras_are_changed_separately_or_alike(same: bool) -> None:
     shapes = {"left": (1, 3, 16, 16), "right": (1, 3, 16, 16)}
     augment = make(shapes, {"left": [9, 9], "right": [9, 9]}, same_for_cameras=same, **EVERYTHING)
     shown = images(32, {"left": shapes["left"]})["left"]
@@ -156,7 +138,7 @@ def test_the_encoder_takes_cropped_frames_in_training_and_whole_ones_when_acting
     assert torch.equal(encoder(cropped), encoder(observation))
 
 
-def test_processes_together_change_frames_as_one() -> None:
+def test_several_processes_change_frames_as_one_does() -> None:
     augment, observation = make(crops={"wrist": [9, 9]}, **EVERYTHING), images(12)
     one = augment(observation, augment.draw(12, RandomStream(0, 5)))
     for rank in range(3):
@@ -166,7 +148,7 @@ def test_processes_together_change_frames_as_one() -> None:
             assert torch.equal(part[name], one[name][4 * rank : 4 * rank + 4])
 
 
-def test_warming_up_grows_from_nothing_but_shift_and_crop_to_the_whole() -> None:
+def test_warmup_grows_from_shift_and_crop_to_full_strength() -> None:
     settings = {"shift": 3, **EVERYTHING}
     crops = {"front": [9, 9]}
     augment, plain, observation = make(crops=crops, warmup_steps=10, **settings), make(crops=crops), images(64)
@@ -177,7 +159,7 @@ def test_warming_up_grows_from_nothing_but_shift_and_crop_to_the_whole() -> None
         return float((seen.float() - first.float()).abs().mean())
 
     first = plain(one_camera, plain.draw(64, noise(), 0))["front"]
-    assert differences(0) == 0, "shift and crop need no warm-up"
+    assert differences(0) == 0, "shift and crop have no warmup"
     assert 0 < differences(2) < differences(5) < differences(10)
     assert differences(10) == differences(11) == differences(None)
     streams = [noise(), noise()]
@@ -186,21 +168,35 @@ def test_warming_up_grows_from_nothing_but_shift_and_crop_to_the_whole() -> None
     assert torch.equal(streams[0].uniform(3), streams[1].uniform(3)), "the schedule changes no later number"
 
 
-def test_half_precision_leaves_alone_what_is_not_taken() -> None:
-    augment = make(shift=0, blur=1.0, blur_probability=0.0001, color_probability=0.0001, brightness=0.5)
-    observation = images(16)
-    draws = augment.draw(16, noise())
+def test_samples_that_are_not_drawn_stay_bit_equal_also_in_half_precision() -> None:
+    settings = {f"{key}_probability": 0.4 for key in ("color", "blur", "erase")}
+    augment, observation = make(shift=0, **EVERYTHING, **settings), images(100)
+    draws = augment.draw(100, noise())
     with torch.autocast("cpu", torch.bfloat16):
-        seen = augment(observation, draws)
-    assert all(torch.equal(seen[name], observation[name]) for name in FRAMES)
+        changed = augment(observation, draws)
+    for name, change in draws.items():
+        assert change.color is not None
+        assert change.blur is not None
+        assert change.erased is not None
+        is_drawn = (change.color[:, 3] != 0) | (change.blur[:, 0] > 0) | (change.erased[:, 0] > 0)
+        is_changed = (changed[name] != observation[name]).flatten(1).any(1)
+        assert 5 < int((~is_drawn).sum()) < 45
+        assert not (is_changed & ~is_drawn).any()
+        assert float(is_changed[is_drawn].float().mean()) > 0.9, "some changes are below the precision of uint8"
 
 
-def test_states_and_features_pass_as_they_are() -> None:
+def test_states_and_features_are_not_changed() -> None:
     augment = make(**EVERYTHING)
     observation = {"front": torch.rand(6, 1, 8), "wrist": torch.rand(6, 1, 4), "arm": torch.rand(6, 2, 3)}
     passed = augment(observation, augment.draw(6, noise()))
     assert all(passed[name] is x for name, x in observation.items())
     assert make({"arm": (2, 3)}, **EVERYTHING).draw(6, noise()) == {}
+
+
+def test_gray_frames_and_the_largest_shift_and_blur_are_allowed() -> None:
+    shapes = {"depth": (1, 1, 16, 16)}
+    augment = make(shapes, shift=15, blur=5.0, brightness=0.5, contrast=0.5, erase=1.0)
+    assert augment(images(4, shapes), augment.draw(4, noise()))["depth"].shape == (4, 1, 1, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -219,14 +215,6 @@ def test_settings_that_a_camera_does_not_allow_are_refused(channels: int, settin
         make({"depth": (1, channels, 16, 16)}, **settings)
 
 
-def test_the_largest_shift_and_blur_and_grey_frames_are_allowed() -> None:
-    augment = make({"depth": (1, 1, 16, 16)}, shift=15, blur=5.0, brightness=0.5, contrast=0.5, erase=1.0)
-    seen = augment(images(4, {"depth": (1, 1, 16, 16)}), augment.draw(4, noise()))
-    assert seen["depth"].shape == (4, 1, 1, 16, 16)
-    with pytest.raises(GtpVisionError, match=r"shift=15 .* 15x16 pixels"):
-        make({"depth": (1, 1, 16, 16)}, {"depth": [15, 16]}, shift=15)
-
-
 @pytest.mark.processes
 def test_a_shift_needs_no_import_of_kornia() -> None:
     code = (
@@ -239,26 +227,3 @@ def test_a_shift_needs_no_import_of_kornia() -> None:
         "assert 'kornia' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True)
-
-
-class Operations(TorchDispatchMode):
-    """The names of what torch computes meanwhile."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_plain_shift_computes_nothing_for_all_that_is_off() -> None:
-    shapes = {"front": (3, 3, 64, 64)}
-    observation, plain, augment = images(32, shapes), RandomShift(3, 0.5), make(shapes)
-    with Operations() as shifted:
-        plain(observation["front"], plain.draw(32, noise()))
-    with Operations() as augmented:
-        augment(observation, augment.draw(32, noise()))
-    assert augmented.names == shifted.names
-    assert "aten.gather.default" in shifted.names

@@ -27,14 +27,14 @@ from gtp_vision.encoders.tuning import parameter_groups, prepare
 from gtp_vision.training import checkpoint
 
 BACKBONES = ["impala_tiny", "drq", "resnet18", "robomimic/ShallowConv", "timm/test_efficientnet", "timm/test_vit"]
-SHAPE = (2, 3, 48, 48)
+SHAPE = (2, 3, 32, 32)
 SHAPES = {"front": SHAPE, "wrist": SHAPE, "state": (2, 3)}
 RATE = 1e-2
 
 
 @functools.cache
 def _batch(make_store: Callable[..., Store]) -> Batch:
-    store = make_store((9, 9), cameras={"front": (48, 48, 3), "wrist": (48, 48, 3)}, terminals={4})
+    store = make_store((9, 9), cameras={"front": (32, 32, 3), "wrist": (32, 32, 3)}, terminals={4})
     return Sampler(store, 4, 0, frame_stack=2).batch(0)
 
 
@@ -86,7 +86,7 @@ def _moving(agent: Agent, tuning: str) -> set[str]:
     return names
 
 
-# What a step changes --------------------------------------------------------------------------------------------
+# Steps
 
 
 CASES = [*(("impala_tiny", tuning, "gtp") for tuning in TUNINGS), ("resnet18", "partial", "gtp_bc")]
@@ -179,7 +179,7 @@ def test_actor_and_critic_have_the_same_frozen_features(make_store: Callable[...
     assert not torch.equal(one, other)
 
 
-# Saving and loading ---------------------------------------------------------------------------------------------
+# Saving and loading
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_checkpoint_of_another_tuning_is_refused(make_store: Callable[..., Sto
         checkpoint.load(path, other, _adam(other, other_config))
 
 
-# Adapters -------------------------------------------------------------------------------------------------------
+# Adapters
 
 
 class Odd(Backbone):
@@ -298,7 +298,7 @@ def test_targets_are_the_last_parts_of_names() -> None:
     assert found == {"layers.2.first", "layers.5.first", "layers.5.second"}
 
 
-# Refusals -------------------------------------------------------------------------------------------------------
+# Refusals
 
 
 @pytest.mark.parametrize(

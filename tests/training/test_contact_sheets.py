@@ -5,31 +5,27 @@ import pytest
 from PIL import Image
 
 from gtp_vision.config.schema import Config, from_command_line
-from gtp_vision.datasets.batch import Batch
 from gtp_vision.training import pictures, trainer
-from gtp_vision.training.build import Components, build
+from gtp_vision.training.build import build
 
 TINY = [
     *("task=demo", "training=demo", "agent=gtp_bc_demo", "encoder=demo", "training.batch_size=8"),
     *("training.eval_episodes=0", "agent.policy.hidden=[16]", "encoder.features=16", "training.steps=2"),
 ]
-COLOURS = ["encoder.augmentation.brightness=0.5", "encoder.augmentation.hue=0.2", "encoder.augmentation.erase=0.3"]
+COLORS = ["encoder.augmentation.brightness=0.5", "encoder.augmentation.hue=0.2", "encoder.augmentation.erase=0.3"]
 
 
 def _config(folder: Path, *more: str) -> Config:
     return from_command_line([*TINY, f"run_dir={folder}", *more])
 
 
-def _sheet(path: Path, parts: Components, batch: Batch) -> tuple[np.ndarray, np.ndarray, int]:
-    """The sheet's pixels, the newest frames of the batch, (B, H, W, C), and how many times they are enlarged."""
-    pictures.augmentation(path, batch, parts)
+def test_each_row_has_its_recorded_frame_and_seven_draws(tmp_path: Path) -> None:
+    parts = build(_config(tmp_path, *COLORS))
+    batch = parts.frames.batch(0)
+    pictures.augmentation(tmp_path / "sheet.png", batch, parts)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     (frames,) = (x[:, -1].permute(0, 2, 3, 1).numpy() for x in batch.observation.values() if x.ndim == 5)
-    return np.asarray(Image.open(path)), frames, 192 // max(frames.shape[1:3])
-
-
-def test_each_row_begins_with_its_frame_as_recorded_and_shows_seven_different_draws(tmp_path: Path) -> None:
-    parts = build(_config(tmp_path, *COLOURS))
-    sheet, frames, factor = _sheet(tmp_path / "sheet.png", parts, parts.frames.batch(0))
+    factor = 192 // max(frames.shape[1:3])
     side = factor * frames.shape[1]
     assert sheet.shape == (16 + 4 + 4 * (side + 16 + 4), 4 + 8 * (side + 4), 3)
     for row in range(4):
@@ -39,10 +35,10 @@ def test_each_row_begins_with_its_frame_as_recorded_and_shows_seven_different_dr
         assert len({cell.tobytes() for cell in cells}) == 8
 
 
-def test_the_sheet_is_at_full_strength_while_the_first_batch_is_as_it_was_trained_on(tmp_path: Path) -> None:
+def test_the_sheet_has_full_strength_and_the_first_batch_that_of_training(tmp_path: Path) -> None:
     sheets = {}
     for name, warmup in (("at once", []), ("warming up", ["encoder.augmentation.warmup_steps=100"])):
-        parts = build(_config(tmp_path, *COLOURS, *warmup))
+        parts = build(_config(tmp_path, *COLORS, *warmup))
         pictures.augmentation(tmp_path / "sheet.png", parts.frames.batch(0), parts)
         pictures.first_batch(tmp_path / "first.png", parts.frames.batch(0), parts)
         sheets[name] = ((tmp_path / "sheet.png").read_bytes(), (tmp_path / "first.png").read_bytes())
@@ -50,16 +46,16 @@ def test_the_sheet_is_at_full_strength_while_the_first_batch_is_as_it_was_traine
     assert sheets["at once"][1] != sheets["warming up"][1]
 
 
-@pytest.mark.parametrize("more", [["encoder.augmentation.shift=0"], ["encoder.augmentation.shift_probability=0"]])
-def test_there_is_no_sheet_where_nothing_is_ever_changed(tmp_path: Path, more: list[str]) -> None:
-    parts = build(_config(tmp_path, *more))
+def test_there_is_no_sheet_without_augmentation(tmp_path: Path) -> None:
+    parts = build(_config(tmp_path, "encoder.augmentation.shift_probability=0"))
     pictures.augmentation(tmp_path / "sheet.png", parts.frames.batch(0), parts)
     assert not (tmp_path / "sheet.png").exists()
 
 
-def test_a_run_that_crops_and_warms_up_trains_and_shows_its_sheet(tmp_path: Path) -> None:
+@pytest.mark.trains
+def test_a_run_with_crop_and_warmup_shows_its_sheet(tmp_path: Path) -> None:
     crop = ["+encoder.cameras.camera.crop=[56,56]", "encoder.augmentation.warmup_steps=2"]
-    trainer.train(_config(tmp_path, *COLOURS, *crop), progress=False)
+    trainer.train(_config(tmp_path, *COLORS, *crop), progress=False)
     assert (tmp_path / "images" / "augmentation.png").stat().st_size > 1000
     page = (tmp_path / "report.html").read_text()
     assert "Frames as recorded, and augmented" in page

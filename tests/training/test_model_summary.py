@@ -1,4 +1,4 @@
-"""The table of what is trained, before a run starts."""
+"""The summary of an agent's parameters."""
 
 import re
 from typing import Any
@@ -25,7 +25,7 @@ def _size(*modules: torch.nn.Module) -> int:
 
 
 def _rows(text: str) -> dict[str, tuple[int, int, str]]:
-    """Name to numbers of parameters and trained ones, and what stands behind them."""
+    """Name to numbers of parameters and trained ones, and the last column."""
     found = {}
     for line in text.splitlines()[1:]:
         row = re.fullmatch(r"(.+?) +([\d,]+) +([\d,]+) *(.*)", line)
@@ -55,7 +55,7 @@ def test_the_table_adds_up_over_encoders_and_cameras() -> None:
     assert counts(agent) == {"parameters": total - copies, "trained_parameters": trained}
 
 
-def test_alike_neighbours_share_a_row_and_a_deep_backbone_stays_short() -> None:
+def test_equal_neighbors_share_a_row_and_a_deep_backbone_stays_short() -> None:
     vit = ["agent=gtp_bc", "encoder.name=timm/test_vit", "encoder.tuning=lora"]
     assert "actor_encoder: model.blocks.0 to model.blocks.4" in _rows(summary(*_made(*vit)))
     deep = ["agent=gtp_bc", "encoder.name=timm/tf_efficientnet_lite0", "encoder.tuning=layerwise"]
@@ -67,7 +67,7 @@ def test_alike_neighbours_share_a_row_and_a_deep_backbone_stays_short() -> None:
 
 
 @pytest.mark.parametrize("encoder", ["impala_tiny", "state"])
-def test_one_line_is_enough_where_all_is_trained_alike(encoder: str) -> None:
+def test_one_line_is_enough_where_all_rates_are_equal(encoder: str) -> None:
     shapes = {"state": (1, 3)} if encoder == "state" else SHAPES
     agent, config = _made("agent=gtp", f"encoder={encoder}", shapes=shapes)
     trained = sum(p.numel() for p in agent.parameters() if p.requires_grad)
@@ -77,12 +77,8 @@ def test_one_line_is_enough_where_all_is_trained_alike(encoder: str) -> None:
     assert summary(agent, config) == expected
 
 
-def test_large_backbones_are_always_told_in_full() -> None:
-    agent, config = _made("agent=gtp_bc", "encoder.name=resnet18", "encoder.pooling=average")
-    assert "trunk.layer4.1" in summary(agent, config)
-
-
-def test_a_backbone_at_a_pace_of_its_own_is_told() -> None:
+def test_large_backbones_and_separate_rates_have_a_table() -> None:
+    assert "trunk.layer4.1" in summary(*_made("agent=gtp_bc", "encoder.name=resnet18", "encoder.pooling=average"))
     slow = _rows(summary(*_made("agent=gtp_bc", "encoder=impala_tiny", "encoder.learning_rate_scale=0.1")))
     assert slow["actor_encoder: layers.0 to layers.2"][2] == "1.00e-04"
     late = _rows(summary(*_made("agent=gtp_bc", "encoder=impala_tiny", "encoder.unfreeze_step=7")))

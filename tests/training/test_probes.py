@@ -32,7 +32,7 @@ def _features(seed: int = 0, width: int = 40) -> np.ndarray:
 # The numbers
 
 
-def test_a_linear_map_is_read_and_noise_is_not() -> None:
+def test_linear_states_are_predicted_and_noise_is_not() -> None:
     features, random = _features(), np.random.default_rng(1)
     states = {
         "linear": 3 + features @ random.normal(size=(40, 4)) * [1, 10, 100, 1000],
@@ -46,21 +46,21 @@ def test_a_linear_map_is_read_and_noise_is_not() -> None:
     assert linear_probe(features, states, EPISODES, seed=0) == found
 
 
-def test_more_features_than_rows_are_read_too() -> None:
+def test_probes_work_with_more_features_than_rows() -> None:
     features = _features(width=1000)
-    features[:, 0] *= 100  # standardised away
+    features[:, 0] *= 100  # standardization removes it
     found = linear_probe(features[:, :], {"some": features[:, 1:3]}, EPISODES, seed=0)["some"]
-    assert 0.02 < found < 0.9, "180 rows of 1000 features tell a part of it"
+    assert 0.02 < found < 0.9, "180 rows of 1000 features determine a part of it"
     assert linear_probe(np.zeros_like(features), {"some": features[:, 1:3]}, EPISODES, seed=0)["some"] < 0.01
 
 
 def test_whole_episodes_are_held_out() -> None:
-    which = np.eye(20, dtype=np.float32)[EPISODES]  # features that tell the episode and nothing else
+    which = np.eye(20, dtype=np.float32)[EPISODES]  # features of the episode only
     state = np.random.default_rng(0).normal(size=(20, 1))[EPISODES]
     assert linear_probe(which, {"of the episode": state}, EPISODES, seed=0)["of the episode"] < 0.1
 
 
-def test_features_that_have_not_changed_have_not_drifted() -> None:
+def test_unchanged_features_have_no_drift() -> None:
     x = torch.from_numpy(_features())
     assert cosine_distance(x, x.clone()) == 0
     assert linear_cka(x, x) == pytest.approx(1)
@@ -75,12 +75,12 @@ def test_cosine_distance_is_of_angles() -> None:
     assert cosine_distance(x, -x) == pytest.approx(2)
 
 
-def test_cka_does_not_see_rotation_and_scale() -> None:
+def test_cka_is_invariant_to_rotation_and_scale() -> None:
     x = torch.from_numpy(_features(width=6)).double()
     turn = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)).double())[0]
     assert linear_cka(x, 3 * x @ turn + 1) == pytest.approx(1)
     assert linear_cka(x, torch.from_numpy(_features(1, width=6))) < 0.1
-    # By hand: centred Gram matrices [[1, -1], [-1, 1]] / 2 of two rows, and of three rows two that are orthogonal.
+    # By hand: centered Gram matrices [[1, -1], [-1, 1]] / 2 of two rows, and of three rows two that are orthogonal.
     assert linear_cka(torch.eye(2), torch.tensor([[0.0], [9.0]])) == pytest.approx(1)
     first, second = torch.tensor([[1.0], [0.0], [-1.0]]), torch.tensor([[1.0], [-2.0], [1.0]])
     assert linear_cka(first, second) == pytest.approx(0)
@@ -89,7 +89,7 @@ def test_cka_does_not_see_rotation_and_scale() -> None:
 def test_rows_are_spread_evenly_by_the_seed() -> None:
     rows = np.arange(1000) * 2
     found = evenly_spaced(rows, 100, seed=0)
-    assert np.array_equal(found // 20, np.arange(100)), "one out of each hundredth"
+    assert np.array_equal(found // 20, np.arange(100)), "one from each hundredth"
     assert not np.array_equal(found, evenly_spaced(rows, 100, seed=1))
     assert np.array_equal(found, evenly_spaced(rows, 100, seed=0))
     assert np.array_equal(evenly_spaced(rows, 5000, seed=0), rows)
@@ -111,44 +111,40 @@ def _config(folder: Path, data: Path, *more: str) -> Config:
     return from_command_line([*settings, f"run_dir={folder}", *more])
 
 
-def test_drift_is_nothing_at_the_start_and_grows_when_weights_move(tmp_path: Path, data: Path) -> None:
+def test_drift_is_zero_at_the_start_and_grows_with_the_weights(tmp_path: Path, data: Path) -> None:
     config = _config(tmp_path, data)
     parts = build(config)
-    watch = FeatureMonitor(tmp_path, config, parts, resumed=False)
-    still = watch.drift()
-    assert still == pytest.approx(
-        {
-            f"features/{what}_{name}": float(what == "cka")
-            for name in ("front", "wrist", "fused")
-            for what in ("drift", "cka")
-        }
-    )
+    monitor = FeatureMonitor(tmp_path, config, parts, resumed=False)
+    for name in ("front", "wrist", "fused"):
+        assert monitor.drift()[f"features/drift_{name}"] == pytest.approx(0)
+        assert monitor.drift()[f"features/cka_{name}"] == pytest.approx(1)
     drifts = []
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         with torch.no_grad():
             for parameter in parts.agent.actor_encoder.tower("front").parameters():
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-        drifts.append(watch.drift())
+        drifts.append(monitor.drift())
     moved = [drift["features/drift_front"] for drift in drifts]
     assert 1e-4 < moved[0] < moved[1] < moved[2]
     assert drifts[-1]["features/cka_front"] < 0.99
     assert drifts[-1]["features/drift_wrist"] == 0
     assert drifts[-1]["features/drift_fused"] > 0
     again = FeatureMonitor(tmp_path, config, parts, resumed=True)
-    assert again.drift() == watch.drift()
+    assert again.drift() == monitor.drift()
     assert again.note == ""
     assert parts.agent.actor_encoder.training
 
 
-def test_a_run_that_goes_on_compares_with_its_very_beginning(tmp_path: Path, data: Path) -> None:
+@pytest.mark.trains
+def test_a_resumed_run_compares_with_its_start(tmp_path: Path, data: Path) -> None:
     run = tmp_path / "run"
     first = trainer.train(_config(run, data, "training.steps=2"), progress=False)
     begun = (run / START).read_bytes()
     results = trainer.train(_config(run, data, "training.steps=6"), resume=True, progress=False)
     assert (run / START).read_bytes() == begun
     assert first["probe"].keys() == {"before", "after", "rows"}
-    assert first["probe"]["before"].keys() == {"state"}, "which the task does not show"
+    assert first["probe"]["before"].keys() == {"state"}, "which the task does not use"
     assert results["probe"]["before"] == first["probe"]["before"] != results["probe"]["after"]
     assert json.loads((run / "results.json").read_text())["probe"] == results["probe"]
     whole = trainer.train(_config(tmp_path / "whole", data, "training.steps=6"), progress=False)
@@ -161,30 +157,31 @@ def test_a_run_that_goes_on_compares_with_its_very_beginning(tmp_path: Path, dat
     assert "drift_front" in (run / "report.html").read_text()
 
 
-def test_a_lost_start_is_said_and_stops_nothing(tmp_path: Path, data: Path) -> None:
+@pytest.mark.trains
+def test_missing_start_features_are_noted(tmp_path: Path, data: Path) -> None:
     trainer.train(_config(tmp_path, data, "training.steps=1"), progress=False)
     (tmp_path / START).unlink()
     results = trainer.train(_config(tmp_path, data, "training.steps=2"), resume=True, progress=False)
     assert "cannot be read" in results["probe"]["note"]
     assert "features/" not in (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
-    other = FeatureMonitor(
-        tmp_path / "other", config := _config(tmp_path / "other", data), build(config), resumed=False
-    )
+    config = _config(tmp_path / "other", data)
+    other = FeatureMonitor(tmp_path / "other", config, build(config), resumed=False)
     (tmp_path / "other" / PROBE).write_text("{")
     assert other.note == ""
     assert FeatureMonitor(tmp_path / "other", config, build(config), resumed=True).note
 
 
-def test_rows_of_another_choice_are_not_compared(tmp_path: Path, data: Path) -> None:
+def test_features_of_other_rows_are_not_compared(tmp_path: Path, data: Path) -> None:
     config = _config(tmp_path, data, "training.probe_rows=20")
     parts = build(config)
     FeatureMonitor(tmp_path, config, parts, resumed=False)
     fewer = _config(tmp_path, data, "training.probe_rows=12")
-    watch = FeatureMonitor(tmp_path, fewer, parts, resumed=True)
-    assert watch.drift() == {}
-    assert "other rows" in watch.note
+    monitor = FeatureMonitor(tmp_path, fewer, parts, resumed=True)
+    assert monitor.drift() == {}
+    assert "other rows" in monitor.note
 
 
+@pytest.mark.trains
 def test_a_frozen_backbone_is_probed_once_and_does_not_drift(tmp_path: Path, data: Path) -> None:
     results = trainer.train(
         _config(tmp_path, data, "training.steps=2", "encoder.tuning=frozen", "encoder.cache=false"), progress=False
@@ -194,27 +191,20 @@ def test_a_frozen_backbone_is_probed_once_and_does_not_drift(tmp_path: Path, dat
     assert "features/" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        (["training.probe_rows=0"], None),
-        (["task.observations=[state]", "encoder=state"], None),
-        (["task.dataset=demo", "task.observations=null"], {"note": "no linear probe: the data set records no states"}),
-    ],
-)
-def test_where_there_is_nothing_to_probe_there_is_no_probe(
-    tmp_path: Path, data: Path, settings: list[str], told: dict[str, str] | None
+@pytest.mark.trains
+@pytest.mark.parametrize("settings", [["training.probe_rows=0"], ["task.observations=[state]", "encoder=state"]])
+def test_runs_without_rows_or_cameras_have_no_probe(tmp_path: Path, data: Path, settings: list[str]) -> None:
+    assert "probe" not in trainer.train(_config(tmp_path, data, "training.steps=1", *settings), progress=False)
+
+
+@pytest.mark.parametrize(("lengths", "state"), [((9, 7), 3), (LENGTHS, None)])
+def test_few_episodes_and_missing_states_are_noted(
+    tmp_path: Path, make_store: Callable[..., Store], lengths: tuple[int, ...], state: int | None
 ) -> None:
-    results = trainer.train(_config(tmp_path, data, "training.steps=1", *settings), progress=False)
-    assert results.get("probe") == told
-
-
-def test_a_handful_of_episodes_is_too_few(tmp_path: Path, make_store: Callable[..., Store]) -> None:
-    two = native.write(tmp_path / "two.h5", make_store((9, 7), cameras={"front": (12, 12, 3)}, state=3))
-    config = _config(tmp_path, two, "task.observations=[front]")
-    assert FeatureMonitor(tmp_path, config, build(config), resumed=False).probe() == {
-        "note": "no linear probe: the data set has fewer than three episodes"
-    }
+    data = native.write(tmp_path / "few.h5", make_store(lengths, cameras={"front": (12, 12, 3)}, state=state))
+    config = _config(tmp_path, data, "task.observations=[front]")
+    (note,) = FeatureMonitor(tmp_path, config, build(config), resumed=False).probe().values()
+    assert note.endswith("fewer than three episodes" if state else "has no states")
 
 
 def test_states_follow_the_filter_and_the_mixture(tmp_path: Path, data: Path, make_store: Callable[..., Store]) -> None:
