@@ -14,13 +14,6 @@ class DrQ(Backbone):
 
     DrQ-v2 scales frames to [-0.5, 0.5]; here the data set's mean frame is subtracted, as from all untrained backbones.
     DrQ-v2's projection (linear layer and layer norm) is part of `Fusion`.
-
-    Args:
-        shape: (T, C, H, W) of a stack.
-        stack: see `Backbone`.
-
-    Raises:
-        GtpVisionError: frames too small for the layers.
     """
 
     def __init__(self, shape: tuple[int, ...], stack: str = "channels") -> None:

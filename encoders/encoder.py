@@ -114,11 +114,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def standardize(self, scales: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Subtract each state's mean and divide by its scale from now on; saved with the parameters.
-
-        Args:
-            scales: state name to float32 (D,) mean and (D,) scale.
-        """
+        """Subtract each state's mean and divide by its scale, float32 (D,), from now on; saved with the parameters."""
         for index, name in enumerate(self.states):
             mean, scale = scales[name.removeprefix(GOAL)]
             self.get_buffer(f"state_mean_{index}").copy_(mean)
@@ -194,11 +190,7 @@ class Encoder(nn.Module):
 
 
 def _preprocessing(name: str, config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> CameraConfig:
-    """The checked crop and size of a camera.
-
-    Raises:
-        GtpVisionError: settings for an unknown camera, or invalid sizes.
-    """
+    """The checked crop and size of a camera."""
     cameras = [camera for camera, shape in shapes.items() if len(shape) == 4]
     for camera in config.cameras:
         if camera not in cameras:

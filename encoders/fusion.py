@@ -38,9 +38,6 @@ class Fusion(nn.Module):
 
     Attributes:
         width: of the features.
-
-    Raises:
-        GtpVisionError: a transformer without cameras, or heads that do not divide the features.
     """
 
     def __init__(self, cameras: Sequence[int], states: int, config: EncoderConfig) -> None:
@@ -75,9 +72,7 @@ class Fusion(nn.Module):
 class Transformer(nn.Module):
     """Attention over one token for each input and a readout token (pre-norm, no dropout).
 
-    Args:
-        widths: of the inputs.
-        config: `features` is the width of the tokens.
+    `widths` are those of the inputs; the tokens have width `config.features`.
     """
 
     def __init__(self, widths: Sequence[int], config: EncoderConfig) -> None:

@@ -32,16 +32,7 @@ class Residual(nn.Module):
 
 
 class Impala(Backbone):
-    """IMPALA's residual network.
-
-    Args:
-        name: key of `SIZES`.
-        shape: (T, C, H, W) of a stack.
-        stack: see `Backbone`.
-
-    Raises:
-        GtpVisionError: patches that do not divide the frames.
-    """
+    """IMPALA's residual network of the size `name`, a key of `SIZES`."""
 
     def __init__(self, name: str, shape: tuple[int, ...], stack: str = "channels") -> None:
         super().__init__(shape, stack=stack)

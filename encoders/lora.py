@@ -16,14 +16,11 @@ _ADAPTABLE = {"Linear", "Conv2d", "Conv2dSame"}
 
 
 def inject(backbone: Backbone, settings: LoraSettings) -> None:
-    """Freeze the backbone and add B A x alpha / rank to its layers; B starts at 0, so that nothing changes.
+    """Freeze the backbone and add B A x alpha / rank to its layers, in place; B starts at 0, so that nothing changes.
 
-    Adapters fit linear layers, and convolutions without groups or dilation, that the backbone calls: some of timm's
-    attention uses the weight of a layer without calling it, which would skip the adapter.
-
-    Args:
-        backbone: changed in place; the layer `name` becomes `name.base_layer`.
-        settings: see `LoraSettings`.
+    The layer `name` becomes `name.base_layer`. Adapters fit linear layers, and convolutions without groups or dilation,
+    that the backbone calls: some of timm's attention uses the weight of a layer without calling it, which would skip
+    the adapter.
 
     Raises:
         GtpVisionError: peft is not installed, or a target matches no layer that an adapter fits.

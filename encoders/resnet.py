@@ -17,16 +17,7 @@ RESNETS = ("resnet18", "resnet34", "resnet50")
 
 
 class ResNet(Backbone):
-    """A ResNet (He et al., 2016) without its classifier, pooled by robomimic's spatial softmax by default.
-
-    Args:
-        shape: (T, C, H, W) of a stack.
-        config: `name` is one of `RESNETS`.
-        normalization: see `Backbone`.
-
-    Raises:
-        GtpVisionError: frames too small for the pooling.
-    """
+    """A ResNet (He et al., 2016) without its classifier, pooled by robomimic's spatial softmax by default."""
 
     def __init__(self, shape: tuple[int, ...], config: EncoderConfig, normalization: Normalization | None) -> None:
         super().__init__(shape, normalization, config.stack)

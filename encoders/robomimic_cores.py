@@ -28,13 +28,6 @@ class Core(Backbone):
     """robomimic's `VisualCore`: backbone (with batch norms by `batch_norm`), pooling, a linear layer to 64.
 
     Trained weights fill only the backbone: those of a `VisualCore`, or for ResNet18Conv torchvision's.
-
-    Args:
-        shape: (T, C, H, W) of a stack.
-        config: `name` is one of `CORES`.
-
-    Raises:
-        GtpVisionError: robomimic is not installed, or cannot take frames of this size.
     """
 
     def __init__(self, shape: tuple[int, ...], config: EncoderConfig) -> None:
@@ -67,17 +60,13 @@ class Core(Backbone):
 
     def blocks(self) -> list[nn.Module]:
         """The convolutions with their norms, or the residual blocks; the rest belongs to the last."""
-        parts: list[nn.Module] = []
-        for layer in self.weights_module().children():
-            parts += list(layer) if isinstance(layer, nn.Sequential) else [layer]
         blocks: list[list[nn.Module]] = []
-        for part in parts:
-            if next(part.parameters(), None) is None:
-                continue
-            if blocks and isinstance(part, nn.BatchNorm2d | nn.GroupNorm):
-                blocks[-1].append(part)
-            else:
-                blocks.append([part])
+        for child in self.weights_module().children():
+            for layer in child if isinstance(child, nn.Sequential) else [child]:
+                if blocks and isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
+                    blocks[-1].append(layer)
+                elif next(layer.parameters(), None) is not None:
+                    blocks.append([layer])
         blocks[-1] += list(self.nets.children())[1:]
         return [nn.Sequential(*block) for block in blocks]
 
@@ -95,19 +84,13 @@ class Core(Backbone):
         own = {name.removeprefix("nets."): value for name, value in state.items() if name.startswith("nets.")}
         if own:
             return own
-        converted = {}
-        for name, value in state.items():
-            layer, _, inner = name.partition(".")
-            converted[f"{_TORCHVISION.index(layer)}.{inner}" if layer in _TORCHVISION else name] = value
-        return converted
+        numbers = {layer: str(number) for number, layer in enumerate(_TORCHVISION)}
+        parts = {name: name.partition(".") for name in state}
+        return {"".join((numbers.get(first, first), *rest)): state[name] for name, (first, *rest) in parts.items()}
 
 
 def _visual_core() -> Any:
-    """Import robomimic's class.
-
-    Raises:
-        GtpVisionError: robomimic is not installed.
-    """
+    """Import robomimic's class."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting
             from robomimic.models.obs_core import VisualCore

@@ -49,7 +49,7 @@ def normalization_of(name: str) -> Normalization:
 
 
 def make(name: str, inputs: int, size: tuple[int, int], *, classes: int = 0, hub: bool = False) -> nn.Module:
-    """Create a model of timm's.
+    """Create the model `timm/<model>` of timm's.
 
     Args:
         name: `timm/<model>`.
@@ -57,9 +57,6 @@ def make(name: str, inputs: int, size: tuple[int, int], *, classes: int = 0, hub
         size: height and width of the frames, for models that depend on it.
         classes: of its classifier; 0 for none.
         hub: load timm's own weights, from the Hugging Face hub or its cache.
-
-    Raises:
-        GtpVisionError: frames that the model cannot take, patches that do not divide them, or a failed download.
     """
     import timm
 
@@ -94,17 +91,7 @@ def make(name: str, inputs: int, size: tuple[int, int], *, classes: int = 0, hub
 
 
 class Timm(Backbone):
-    """A model of timm's without its classifier.
-
-    Args:
-        shape: (T, C, H, W) of a stack.
-        config: `name` is `timm/<model>`.
-        normalization: see `Backbone`.
-        hub: load timm's own weights.
-
-    Raises:
-        GtpVisionError: frames, pooling or weights that the model cannot take.
-    """
+    """A model of timm's without its classifier; `hub` loads timm's own weights."""
 
     def __init__(
         self, shape: tuple[int, ...], config: EncoderConfig, normalization: Normalization | None, hub: bool = False
@@ -259,11 +246,7 @@ class _Function(nn.Module):
 
 
 def _end_at(model: Any, name: str, level: int) -> set[str]:
-    """Remove the layers behind a level of a model's maps, and return the names of their tensors.
-
-    Raises:
-        GtpVisionError: the model has no such level.
-    """
+    """Remove the layers behind a level of a model's maps, and return the names of their tensors."""
     levels = len(getattr(model, "feature_info", ())) if hasattr(model, "forward_intermediates") else 0
     if level >= levels:
         raise GtpVisionError(
@@ -297,11 +280,7 @@ def _disable_dropout(model: nn.Module) -> None:
 
 
 def _check_patches(name: str, model: Any, size: tuple[int, int]) -> None:
-    """Refuse frames of which a patch embedding would silently ignore the last rows and columns.
-
-    Raises:
-        GtpVisionError: patches that do not divide the frames.
-    """
+    """Refuse frames of which a patch embedding would silently ignore the last rows and columns."""
     from timm.layers import PatchEmbed
 
     embed = getattr(model, "patch_embed", None)

@@ -175,11 +175,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _check_zip(path: Path) -> None:
-    """Refuse compressed archives, which could expand beyond all memory; PyTorch stores tensors uncompressed.
-
-    Raises:
-        GtpVisionError: compressed entries.
-    """
+    """Refuse compressed archives, which could expand beyond all memory; PyTorch stores tensors uncompressed."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -208,11 +204,7 @@ def _unwrapped(state: State, own: Collection[str]) -> State:
 
 
 def _read_run(folder: Path, index: int) -> dict[str, torch.Tensor]:
-    """Read a backbone of a run's actor from its last checkpoint, or from a checkpoint's folder.
-
-    Raises:
-        GtpVisionError: no checkpoint there, or one without cameras.
-    """
+    """Read a backbone of a run's actor from its last checkpoint, or from a checkpoint's folder."""
     for file in (folder / "agent.safetensors", folder / "checkpoints" / "last" / "agent.safetensors"):
         if file.is_file():
             tensors = read(file)
