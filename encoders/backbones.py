@@ -15,14 +15,14 @@ BACKBONES: Registry[Named] = Registry("gtp_vision.encoders", "gtp_vision.backbon
 
 
 def known() -> list[str]:
-    """The names that are spelled out; more begin with a prefix such as `timm/`."""
+    """All complete names; more begin with a prefix such as `timm/`."""
     return [*(name for name in BACKBONES if not name.endswith("/")), "state"]
 
 
 def find(name: str) -> Named | None:
-    """What stands behind a name of `encoder.name`; None if it is unknown, or `state`."""
-    found = BACKBONES.get(name) or BACKBONES.get(name.partition("/")[0] + "/")
-    return found if found and not name.endswith("/") and found.has(name) else None
+    """The backbone of a value of `encoder.name`; None if it is unknown, or `state`."""
+    backbone = BACKBONES.get(name) or BACKBONES.get(name.partition("/")[0] + "/")
+    return backbone if backbone and not name.endswith("/") and backbone.has(name) else None
 
 
 def check_name(name: str) -> None:

@@ -200,7 +200,7 @@ def test_gray_frames_and_the_largest_shift_and_blur_are_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("channels", "settings", "said"),
+    ("channels", "settings", "message"),
     [
         (1, {"hue": 0.1}, "encoder.augmentation.hue=0.1 .*'depth'.*16x16"),
         (1, {"saturation": 0.5}, "encoder.augmentation.saturation=0.5 .*1 channel"),
@@ -210,8 +210,8 @@ def test_gray_frames_and_the_largest_shift_and_blur_are_allowed() -> None:
         (3, {"blur": 5.1}, "encoder.augmentation.blur=5.1 .*16x16"),
     ],
 )
-def test_settings_that_a_camera_does_not_allow_are_refused(channels: int, settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(GtpVisionError, match=said):
+def test_settings_that_frames_do_not_allow_are_refused(channels: int, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(GtpVisionError, match=message):
         make({"depth": (1, channels, 16, 16)}, **settings)
 
 

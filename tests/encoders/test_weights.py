@@ -4,7 +4,6 @@ import contextlib
 import pickle
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +37,12 @@ def made(name: str, shape: tuple[int, ...] = SHAPE, **settings: object) -> Backb
 
 def frames(shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
     return torch.randint(256, (2, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def saved(path: Path, state: State, prefix: str = "") -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({prefix + key: value.contiguous() for key, value in state.items()}, path)
+    return str(path)
 
 
 @pytest.fixture
@@ -89,12 +94,8 @@ def test_a_stack_of_equal_frames_equals_one_frame(name: str, tmp_path: Path) -> 
     for module in single.modules():
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             module.running_mean.normal_(0, 0.1)
-    state = single.weights_module().state_dict()
-    save_file({key: value.contiguous() for key, value in state.items()}, tmp_path / "one.safetensors")
-    settings = {"name": name, "weights": str(tmp_path / "one.safetensors")}
-    torch.manual_seed(5)
-    stacked = backbones.create((3, *SHAPE[1:]), EncoderConfig(**settings))  # type: ignore[arg-type]
-    apart = backbones.create(SHAPE, EncoderConfig(**settings))  # type: ignore[arg-type]
+    file = saved(tmp_path / "one.safetensors", single.weights_module().state_dict())
+    stacked, apart = made(name, (3, *SHAPE[1:]), weights=file), made(name, weights=file)
     rest = {key: value for key, value in stacked.state_dict().items() if key.startswith(("pooling", "nets"))}
     first = {key for key in rest if rest[key].shape != apart.state_dict()[key].shape}
     apart.load_state_dict({key: value for key, value in rest.items() if key not in first}, strict=False)
@@ -199,10 +200,7 @@ def run(tmp_path: Path) -> tuple[Path, Encoder]:
     torch.manual_seed(0)
     encoder = Encoder({"front": SHAPE}, EncoderConfig(name="resnet18", features=8))
     encoder.centre({"front": torch.rand(3, 64, 64) * 255})
-    folder = tmp_path / "run" / "checkpoints" / "step_5"
-    folder.mkdir(parents=True)
-    state = {f"actor_encoder.{key}": value.contiguous() for key, value in encoder.state_dict().items()}
-    save_file(state | {"policy.weight": torch.zeros(2)}, folder / "agent.safetensors")
+    saved(tmp_path / "run" / "checkpoints" / "step_5" / "agent.safetensors", encoder.state_dict(), "actor_encoder.")
     (tmp_path / "run" / "checkpoints" / "last").symlink_to("step_5")
     return tmp_path / "run", encoder
 
@@ -257,7 +255,7 @@ def test_python_objects_in_a_file_are_not_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("gone.pth", None, "not found"),
         ("gone.safetensors", None, "not found"),
@@ -267,10 +265,10 @@ def test_python_objects_in_a_file_are_not_run(tmp_path: Path) -> None:
         ("empty.pth", b"", "cannot be read"),
     ],
 )
-def test_unreadable_files_are_refused(name: str, content: bytes | None, told: str, tmp_path: Path) -> None:
+def test_unreadable_files_are_refused(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(GtpVisionError, match=f"encoder.weights=.*{name}.*{told}"):
+    with pytest.raises(GtpVisionError, match=f"encoder.weights=.*{name}.*{message}"):
         made("drq", weights=str(tmp_path / name))
 
 
@@ -320,48 +318,39 @@ def test_damaged_files_raise_only_our_error(tmp_path: Path) -> None:
             weights.read(tmp_path / "broken.pth")
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "backbone."])
-def test_files_of_our_backbones_may_be_wrapped_and_their_mean_frame_is_ignored(tmp_path: Path, wrapper: str) -> None:
-    source = backbones.create((1, 3, 64, 64), EncoderConfig(name="impala_tiny"))
+def test_files_of_our_backbones_may_be_wrapped_and_their_mean_frame_is_ignored(tmp_path: Path) -> None:
+    source = made("impala_tiny")
     source.mean.fill_(7.0)
-    save_file(
-        {wrapper + key: value.contiguous() for key, value in source.state_dict().items()}, tmp_path / "w.safetensors"
-    )
-    # Of another size of frames: the convolutions fit all.
-    made = backbones.create((1, 3, 32, 32), EncoderConfig(name="impala_tiny", weights=str(tmp_path / "w.safetensors")))
-    stored = source.state_dict()
-    for key, value in made.state_dict().items():
-        assert key in ("mean", "scale") or torch.equal(value, stored[key])
-    assert made.uses_mean_frame
-    assert not made.mean.any()
+    file = saved(tmp_path / "w.safetensors", source.state_dict(), "module.")
+    loaded = made("impala_tiny", (1, 3, 32, 32), weights=file)  # convolutions fit frames of any size
+    for key, value in loaded.state_dict().items():
+        assert key in ("mean", "scale") or torch.equal(value, source.state_dict()[key])
+    assert loaded.uses_mean_frame
+    assert not loaded.mean.any()
 
 
 @pytest.mark.parametrize(("own", "mean", "scale"), [(True, 0.0, 1.0), (False, 0.485, 0.229)])
 def test_a_robomimic_core_keeps_the_normalization_of_its_weights(
     tmp_path: Path, own: bool, mean: float, scale: float
 ) -> None:
-    config = EncoderConfig(name="robomimic/ResNet18Conv", batch_norm="frozen")
-    core = backbones.create((1, 3, 64, 64), config)
-    held = core.weights_module().state_dict()
-    if own:
-        state = {f"nets.{key}": value.contiguous() for key, value in held.items()}
-    else:
-        state = {key: value for key, value in models.resnet18().state_dict().items() if not key.startswith("fc.")}
-    save_file(state, tmp_path / "w.safetensors")
-    made = backbones.create((1, 3, 64, 64), replace(config, weights=str(tmp_path / "w.safetensors")))
-    assert not made.uses_mean_frame
-    assert float(made.mean[0, 0, 0]) == pytest.approx(255 * mean)
-    assert float(made.scale[0, 0, 0]) == pytest.approx(255 * scale)
+    core = made("robomimic/ResNet18Conv", batch_norm="frozen").weights_module().state_dict()
+    state = models.resnet18().state_dict()
+    theirs = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    file = saved(tmp_path / "w.safetensors", core if own else theirs, "nets." if own else "")
+    loaded = made("robomimic/ResNet18Conv", weights=file)
+    assert not loaded.uses_mean_frame
+    assert float(loaded.mean[0, 0, 0]) == pytest.approx(255 * mean)
+    assert float(loaded.scale[0, 0, 0]) == pytest.approx(255 * scale)
+    first = next(iter(core.values())) if own else theirs["conv1.weight"]
+    assert torch.equal(next(iter(loaded.weights_module().state_dict().values())), first)
 
 
 def test_each_camera_gets_its_own_backbone_of_a_run(tmp_path: Path) -> None:
     shapes = {"a": (1, 3, 32, 32), "b": (1, 3, 32, 32)}
     encoder = Encoder(shapes, EncoderConfig(name="impala_tiny"))
     encoder.centre({"a": torch.zeros(3, 32, 32), "b": torch.full((3, 32, 32), 200.0)})
-    (tmp_path / "run").mkdir()
-    state = {f"actor_encoder.{key}": value.contiguous() for key, value in encoder.state_dict().items()}
-    save_file(state, tmp_path / "run" / "agent.safetensors")
-    made = Encoder(shapes, EncoderConfig(name="impala_tiny", weights=str(tmp_path / "run")))
+    saved(tmp_path / "run" / "agent.safetensors", encoder.state_dict(), "actor_encoder.")
+    loaded = Encoder(shapes, EncoderConfig(name="impala_tiny", weights=str(tmp_path / "run")))
     for name in shapes:
         stored = encoder.tower(name).state_dict()
-        assert all(torch.equal(value, stored[key]) for key, value in made.tower(name).state_dict().items())
+        assert all(torch.equal(value, stored[key]) for key, value in loaded.tower(name).state_dict().items())

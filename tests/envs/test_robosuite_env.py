@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gtp_vision.collection.lift_policy import lift_episode
+from gtp_vision.collection.lift import lift_episode
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.envs import EnvSpec
 from gtp_vision.envs.robosuite import RobosuiteEnv, lift_env_args

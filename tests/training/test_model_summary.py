@@ -63,7 +63,7 @@ def test_equal_neighbors_share_a_row_and_a_deep_backbone_stays_short() -> None:
     assert len(agent.actor_encoder.towers[0].blocks()) > 14
     rows = _rows(summary(agent, config))
     assert len(rows) < 20
-    assert any(re.fullmatch(r"\d\.\d\de-\d+ to \d\.\d\de-\d+", told) for _, _, told in rows.values())
+    assert any(re.fullmatch(r"\d\.\d\de-\d+ to \d\.\d\de-\d+", message) for _, _, message in rows.values())
 
 
 @pytest.mark.parametrize("encoder", ["impala_tiny", "state"])
