@@ -62,7 +62,7 @@ def _steps(agent: Agent, optimizer: torch.optim.Optimizer, batch: Batch, steps: 
         for group in optimizer.param_groups:
             group["lr"] = RATE * group["scale"] * (step >= group["after"])
         agent.begin(step)
-        loss, _ = agent(batch, RandomStream(0, step))
+        loss, _ = agent(batch, RandomStream(0, step), step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
