@@ -27,14 +27,14 @@ from gtp_vision.encoders.tuning import parameter_groups, prepare
 from gtp_vision.training import checkpoint
 
 BACKBONES = ["impala_tiny", "drq", "resnet18", "robomimic/ShallowConv", "timm/test_efficientnet", "timm/test_vit"]
-SHAPE = (2, 3, 32, 32)
+SHAPE = (2, 3, 48, 48)
 SHAPES = {"front": SHAPE, "wrist": SHAPE, "state": (2, 3)}
 RATE = 1e-2
 
 
 @functools.cache
 def _batch(make_store: Callable[..., Store]) -> Batch:
-    store = make_store((9, 9), cameras={"front": (32, 32, 3), "wrist": (32, 32, 3)}, terminals={4})
+    store = make_store((9, 9), cameras={"front": (48, 48, 3), "wrist": (48, 48, 3)}, terminals={4})
     return Sampler(store, 4, 0, frame_stack=2).batch(0)
 
 
