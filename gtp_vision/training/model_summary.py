@@ -44,14 +44,14 @@ def summary(agent: Agent, config: Config) -> str:
     if config.encoder.tuning == "full" and not large and len(groups) == 1:
         return (
             f"{trained:,} trained parameters, learning rate {config.training.learning_rate:.2e}; {memory:,.0f} MB with "
-            f"slow copies, gradients and Adam's moments"
+            f"target networks, gradients and Adam's moments"
         )
     schedules: dict[nn.Parameter, Schedule] = {
         parameter: (config.training.learning_rate * group["scale"], group["after"])
         for group in groups
         for parameter in group["params"]
     }
-    parts = [*_shortened(live, schedules), ("slow copies", copies)]
+    parts = [*_shortened(live, schedules), ("target networks", copies)]
     rows = [(name, *_numbers(parameters, schedules)) for name, parameters in parts if parameters]
     table = [
         (f"encoder.tuning={config.encoder.tuning}", "parameters", "trained", "learning rate"),

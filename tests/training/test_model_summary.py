@@ -46,7 +46,7 @@ def test_the_table_adds_up_over_encoders_and_cameras() -> None:
     assert rows[f"fusion of {encoders}"] == (fusion, fusion, "1.00e-03")
     assert rows["critic"][:2] == (_size(agent.critic),) * 2
     copies = sum(p.numel() for key, p in agent.named_parameters() if "_target" in key)
-    assert rows["slow copies"] == (copies, 0, "")
+    assert rows["target networks"] == (copies, 0, "")
     *parts, (total, trained, memory) = rows.values()
     assert total == sum(number for number, _, _ in parts) == _size(agent)
     assert trained == sum(number for _, number, _ in parts)
@@ -73,7 +73,7 @@ def test_one_line_is_enough_where_all_rates_are_equal(encoder: str) -> None:
     trained = sum(p.numel() for p in agent.parameters() if p.requires_grad)
     memory = f"{4 * (_size(agent) + 3 * trained) / 1e6:,.0f} MB"
     rate = "learning rate 1.00e-03"
-    expected = f"{trained:,} trained parameters, {rate}; {memory} with slow copies, gradients and Adam's moments"
+    expected = f"{trained:,} trained parameters, {rate}; {memory} with target networks, gradients and Adam's moments"
     assert summary(agent, config) == expected
 
 
