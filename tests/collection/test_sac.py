@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_and_a_folder_in_use_are_refused(tmp_path: Path) ->
     [
         (["--policy", "ppo"], "--policy ppo is unknown"),
         (["--sets", "replay,expert"], "--sets expert is unknown: did you mean"),
-        (["--sets", ","], "--sets names nothing"),
+        (["--sets", ","], "--sets is empty"),
         (["--steps", "5"], "--steps 5 must be at least 100"),
         (["--episodes", "3"], "--episodes does not apply to Gymnasium's tasks by SAC"),
     ],
