@@ -52,7 +52,7 @@ class Broken(EnvSpec):
 
 TOLD = {
     "hangs": r"of drawer gave no answer for 2 s in episode 0 \(seed 7, step 2\); raise training\.eval_timeout",
-    "raises": r"raised ZeroDivisionError \(mass is 0\) in episode 0 \(seed 7, step 2\).*; mend it",
+    "raises": r"raised ZeroDivisionError \(mass is 0\) in episode 0 \(seed 7, step 2\).*; fix the simulator",
     "dies": r"simulator of drawer has ended in episode 0 \(seed 7, step 2\)",
     "in reset": r"raised ValueError \(a drawer is missing\) in episode 0 \(seed 7, step 0\)",
 }

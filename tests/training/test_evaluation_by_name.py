@@ -94,11 +94,11 @@ def test_a_film_is_of_the_first_camera_and_keeps_what_was_seen_beside_it() -> No
     assert filmed.camera == "wrist", "the environment's order, not the alphabet's"
     assert [frame.shape for frame in filmed.frames] == [(4, 6, 3)] * (LENGTH + 1)
     assert [int(frame[0, 0, 0]) for frame in filmed.frames] == [_number("wrist", 2, step) for step in range(5)]
-    assert [float(shown["cube"][0]) for shown in filmed.seen] == [_number("cube", 2, step) for step in range(5)]
+    assert [float(shown["cube"][0]) for shown in filmed.film] == [_number("cube", 2, step) for step in range(5)]
     assert filmed.goal is not None
     assert {name: array.shape for name, array in filmed.goal.items()} == SHAPES
     assert set(filmed.goal["arm"]) == {_number("arm", 2, 9)}
-    assert other.frames == other.seen == []
+    assert other.frames == other.film == []
 
 
 def test_a_single_array_is_a_camera_or_a_state() -> None:
