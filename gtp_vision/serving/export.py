@@ -58,7 +58,7 @@ def export(
         overwrite: replace an artifact at `out`.
 
     Raises:
-        GtpVisionError: the run or the checkpoint is missing, K does not fit, `out` is occupied, or it cannot be written.
+        GtpVisionError: a missing run or checkpoint, a K that does not fit, or `out` is occupied or cannot be written.
     """
     _check_output(out, overwrite)
     config, components = restore(run, which)

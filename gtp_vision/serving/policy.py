@@ -135,7 +135,7 @@ class Policy(PyTorchModelHubMixin):
         try:
             return super().from_pretrained(name, **options)
         except (OSError, ValueError) as error:
-            raise GtpVisionError(f"{name}: download from the hub failed ({first_words(error)}); check its name") from error
+            raise GtpVisionError(f"{name}: the download failed ({first_words(error)}); check the name") from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
         from gtp_vision.serving import artifact

@@ -96,7 +96,7 @@ class Schema:
             GtpVisionError: something is missing, unknown, of another type or shape, or not finite.
         """
         if not isinstance(observation, Mapping):
-            raise GtpVisionError(f"the observation is of type {type(observation).__name__}; give a dictionary of arrays")
+            raise GtpVisionError(f"the observation is a {type(observation).__name__}; give a dictionary of arrays")
         known = [*self.cameras, *self.states]
         for name in observation:
             if name not in known:

@@ -72,7 +72,7 @@ def check(settings: Settings) -> None:
         len(settings.token) >= _MIN_TOKEN and settings.token.isascii() and settings.token.isprintable()
     ):
         raise GtpVisionError(
-            f"the token must have {_MIN_TOKEN} or more printable ASCII characters; create one with: openssl rand -hex 32"
+            f"the token must have {_MIN_TOKEN} or more printable ASCII characters; make one: openssl rand -hex 32"
         )
     if settings.token is None and not settings.open and not _is_loopback(settings.host):
         raise GtpVisionError(
