@@ -145,32 +145,13 @@ class Policy(PyTorchModelHubMixin):
 
     @classmethod
     def _from_pretrained(  # type: ignore[override]
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        device: str = "cpu",
-        engine: str = "eager",
+        cls, *, model_id: str, device: str = "cpu", engine: str = "eager", **hub: Any
     ) -> Policy:
         from gtp_vision.serving import artifact
 
         folder = Path(model_id)
         if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
-                    model_id,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                    allow_patterns=artifact.FILES,
-                )
-            )
+            folder = Path(snapshot_download(model_id, allow_patterns=artifact.FILES, **hub))
         return artifact.load_policy(folder, device=device, engine=engine)
 
     def act(self, observation: Mapping[str, Any], *, steps: int | None = None) -> np.ndarray:
