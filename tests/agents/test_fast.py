@@ -54,15 +54,12 @@ def test_every_agent_plans_as_it_does_eagerly(name: str) -> None:
 
 
 def test_steps_and_acting_settings_are_chosen_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_module, "_MAX_COMPILED", 3)
+    monkeypatch.setattr(fast_module, "_MAX_COMPILED", 2)
     fast, seen = traced(make("gtp", "agent.acting.candidates=4")), observation(batch=1)
-    single, mode = ActingConfig(steps=2), ActingConfig(steps=2, noise=0)
-    calls = [(1, None), (3, None), (None, None), (1, None), (None, single), (None, mode), (None, single)]
-    for steps, acting in calls:
+    for steps, acting in ((1, None), (3, None), (None, ActingConfig(steps=2, noise=0)), (1, None)):
         assert_same(fast, seen, steps, acting)
-        assert len(fast._plans) <= 3
-    plans = [fast.plan(seen, RandomStream(0, 0), steps, acting) for steps, acting in (*calls[:3], *calls[4:6])]
-    assert len({tuple(plan.flatten().tolist()) for plan in plans}) == len(plans)
+        assert len(fast._plans) <= 2
+    assert not torch.allclose(fast.plan(seen, RandomStream(0, 0), 1), fast.agent.plan(seen, RandomStream(0, 0), 3))
 
 
 def test_agents_of_the_same_shapes_are_not_confused() -> None:
@@ -78,9 +75,8 @@ def test_candidates_chunks_and_scaled_noise() -> None:
     assert_same(traced(make("gtp", *CHOOSING), batch=2), observation(batch=2))
 
 
-@pytest.mark.parametrize("share", [False, True])
-def test_cameras_are_encoded_too(share: bool) -> None:
-    fast = traced(make("gtp", "agent.acting.candidates=2", shapes=PIXELS, share=share))
+def test_cameras_are_encoded_too() -> None:
+    fast = traced(make("gtp", "agent.acting.candidates=2", shapes=PIXELS, share=True))
     assert_same(fast, observation(PIXELS, batch=1))
 
 
@@ -113,8 +109,8 @@ def test_an_agent_in_training_acts_in_evaluation_mode_and_stays_in_training() ->
 
 @pytest.mark.skipif(not compile.has_compiler(), reason="no C++ compiler")
 def test_compiled_code_sees_weights_that_change_in_place() -> None:
-    agent, other, seen = make("gtp", *CHOOSING), make("gtp", *CHOOSING, seed=1), observation(batch=1)
-    fast = FastPolicy(agent)
+    agent, other = (make("gtp", *CHOOSING, shapes=PIXELS, seed=seed) for seed in (0, 1))
+    fast, seen = FastPolicy(agent), observation(PIXELS, batch=1)
     assert_same(fast, seen)
     before = fast.plan(seen, RandomStream(0, 0))
     with torch.no_grad():
