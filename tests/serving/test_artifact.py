@@ -27,7 +27,7 @@ def chunks() -> Policy:
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact without its critic."""
     policy = untrained("agent=gtp", "encoder=state", cameras={}, states={"arm": 5})
-    return write(tmp_path_factory.mktemp("artifact") / "policy", policy, "actor_encoder", "policy")
+    return write(tmp_path_factory.mktemp("artifact") / "policy", policy, "actor_encoder", "policy", "improvement")
 
 
 def test_actions_are_in_the_robots_units_and_bounds(chunks: Policy) -> None:
@@ -195,6 +195,7 @@ def test_a_policy_is_pushed_to_the_hub_and_loaded_from_it(
     assert (hub / "me/policy" / artifact.WEIGHTS).read_bytes() == (out / artifact.WEIGHTS).read_bytes()
     with pytest.raises(GtpVisionError, match=r"nobody/nothing: .*check the name"):
         Policy.from_pretrained("nobody/nothing", local_files_only=True)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", lambda **_: None)  # the hub's own config.json
     monkeypatch.setattr("gtp_vision.serving.policy.snapshot_download", download)
     again = Policy.from_pretrained("me/policy", revision="v1", engine="eager")
     seen = observations(policy.schema, 1)[0]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_policies import untrained, write
+from small_policies import untrained
 
 import gtp_vision
 from gtp_vision.cli.main import main
@@ -140,14 +140,3 @@ def test_policies_and_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypa
         graphs.write(policy_of("fql"), tmp_path)
     with pytest.raises(GtpVisionError, match="onnxruntime is not installed"):
         graphs.Graph(tmp_path / "policy.onnx")
-
-
-def test_bench_act_measures_every_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    policy = policy_of("gtp")
-    out = str(write(tmp_path / "policy", policy, *(name for name, _ in policy.agent.named_children())))
-    assert main(["bench", "act", out, "--rounds", "3", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found["ms"]) >= {"eager", "export", "onnx"}
-    assert found["against_eager"]["eager"] == 1
-    assert found["difference"] < 1e-5 * 125
-    assert main(["bench", "act", out, "--rounds", "0"]) == 2
