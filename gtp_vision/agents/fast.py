@@ -73,13 +73,13 @@ class FastPolicy:
     def plan(
         self,
         observation: Observation,
-        generator: NoiseSource,
+        noise: NoiseSource,
         steps: int | None = None,
         acting: ActingConfig | None = None,
     ) -> torch.Tensor:
         """Action chunks (B, H, A) in [-1, 1]; arguments as `Agent.plan`."""
         if self.engine == "eager" or any(len(x) != self.batch for x in observation.values()):
-            return self.agent.plan(observation, generator, steps, acting)
+            return self.agent.plan(observation, noise, steps, acting)
         acting = self.agent.config.acting if acting is None else acting
         steps = acting.steps if steps is None else steps
         shapes = ((name, x.shape, x.dtype, x.device) for name, x in observation.items())
@@ -89,24 +89,24 @@ class FastPolicy:
         with torch.no_grad():
             if key in self._plans:
                 draws, run = self._plans[key]
-                return run(inputs, NoiseTape.draw(draws, generator))
-            return self._compile(key, inputs, generator, steps, acting)
+                return run(inputs, NoiseTape.draw(draws, noise))
+            return self._compile(key, inputs, noise, steps, acting)
 
     def act(
         self,
         observation: Observation,
-        generator: NoiseSource,
+        noise: NoiseSource,
         steps: int | None = None,
         acting: ActingConfig | None = None,
     ) -> torch.Tensor:
         """The first action (B, A) of each plan."""
-        return self.plan(observation, generator, steps, acting)[:, 0]
+        return self.plan(observation, noise, steps, acting)[:, 0]
 
     def _compile(
         self,
         key: Hashable,
         observation: dict[str, torch.Tensor],
-        generator: NoiseSource,
+        noise: NoiseSource,
         steps: int,
         acting: ActingConfig,
     ) -> torch.Tensor:
@@ -114,10 +114,10 @@ class FastPolicy:
         agent, recorder = self.agent, NoiseRecorder(RandomStream(0, 0, device=self._device))
         agent.plan(observation, recorder, steps, acting)  # raises for invalid settings, and records the draws
         draws = tuple(recorder.draws)
-        noise = NoiseTape.draw(draws, generator)
+        drawn = NoiseTape.draw(draws, noise)
 
-        def plan(observation: dict[str, torch.Tensor], noise: list[torch.Tensor]) -> torch.Tensor:
-            return agent.plan(observation, NoiseTape(draws, noise), steps, acting)
+        def plan(observation: dict[str, torch.Tensor], drawn: list[torch.Tensor]) -> torch.Tensor:
+            return agent.plan(observation, NoiseTape(draws, drawn), steps, acting)
 
         # `plan` above makes the checks that matter; on a CPU, kernels are called from C++, one after the other.
         options = {"cpp_wrapper": True} if self._backend == "inductor" and self._device.type == "cpu" else {}
@@ -126,12 +126,12 @@ class FastPolicy:
         try:
             run = compiled(plan, self._backend, **options)
             if self.engine == "graph":
-                graph = Captured(run, observation, noise)
-                run = lambda observation, noise: graph(observation, noise).clone()  # noqa: E731
-            actions = run(observation, noise)
+                graph = Captured(run, observation, drawn)
+                run = lambda observation, drawn: graph(observation, drawn).clone()  # noqa: E731
+            actions = run(observation, drawn)
         except Exception as error:  # compilers raise anything
             self._fall_back(f"engine={self.engine} does not work here: {first_words(error)}")
-            return plan(observation, noise)
+            return plan(observation, drawn)
         finally:
             agent.train(training)
         while len(self._plans) >= _MAX_COMPILED:

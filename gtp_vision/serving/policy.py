@@ -144,9 +144,7 @@ class Policy(PyTorchModelHubMixin):
         artifact.write(save_directory, self.agent, self.schema, self.card, parts)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
-        cls, *, model_id: str, device: str = "cpu", engine: str = "eager", **hub: Any
-    ) -> Policy:
+    def _from_pretrained(cls, *, model_id: str, device: str = "cpu", engine: str = "eager", **hub: Any) -> Policy:
         from gtp_vision.serving import artifact
 
         folder = Path(model_id)

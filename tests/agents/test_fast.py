@@ -163,5 +163,5 @@ def test_invalid_steps_and_engines_are_refused() -> None:
     assert fast.engine == "compile"
     with pytest.raises(GtpVisionError, match="acts in 2"):
         traced(make("diffusion_ql")).plan(seen, RandomStream(0, 0), 5)
-    with pytest.raises(GtpVisionError, match="engine=compiled .*'compile'"):
+    with pytest.raises(GtpVisionError, match=r"engine=compiled .*'compile'"):
         FastPolicy(make("gtp"), engine="compiled")
