@@ -30,18 +30,7 @@ class Times(NamedTuple):
 
 
 class Metrics(Collector):
-    """Counters of a server, and percentiles of the newest 4096 answers; used by the event loop's thread only.
-
-    Attributes:
-        requests: messages that were answered.
-        answers: those that were answered with actions.
-        errors: those that were answered with an error, by cause: `request` (invalid), `dropped` (a newer observation
-            came), `timeout` (the policy took too long), `policy` (it failed), `ending` (the server is stopping).
-        resets: new episodes that clients requested.
-        refused: connections that were refused, by cause: `token`, `full`.
-        connections: those that were admitted.
-        clients: those that are open.
-    """
+    """Counters of a server, and percentiles of the newest 4096 answers; used by the event loop's thread only."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -53,8 +42,9 @@ class Metrics(Collector):
         self.refused = Counter("refused", "Connections that were refused.", ["why"], **common)
         self.connections = Counter("connections", "Connections that were admitted.", **common)
         self.clients = Gauge("clients", "Clients that are connected.", **common)
+        # Invalid message, newer observation, late answer, failed policy, stopping server: 0 instead of missing.
         for cause in ("request", "dropped", "timeout", "policy", "ending"):
-            self.errors.labels(cause)  # starts at 0 instead of being missing
+            self.errors.labels(cause)
         for cause in ("token", "full"):
             self.refused.labels(cause)
         self._times: deque[Times] = deque(maxlen=_WINDOW)

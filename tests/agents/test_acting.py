@@ -35,7 +35,7 @@ def test_stacks_are_the_samplers_windows(make_store: Callable[..., Store]) -> No
         if moment == 2:
             frames.begin(newest, [1])
         compared = [0] if moment < 2 else [1, 0]
-        expected = sampler.gather(rows[compared], np.array([8, 6])[compared]).observation()
+        expected = sampler.gather(rows[compared], np.array([8, 6])[compared]).observation
         stacks = frames.tensors(CPU, compared)
         assert set(stacks) == set(expected)
         for name, stack in stacks.items():

@@ -71,13 +71,8 @@ def test_agents_of_the_same_shapes_are_not_confused() -> None:
     assert not torch.allclose(first.plan(seen, RandomStream(0, 0)), second.plan(seen, RandomStream(0, 0)))
 
 
-def test_candidates_chunks_and_scaled_noise() -> None:
-    assert_same(traced(make("gtp", *CHOOSING), batch=2), observation(batch=2))
-
-
-def test_cameras_are_encoded_too() -> None:
-    fast = traced(make("gtp", "agent.acting.candidates=2", shapes=PIXELS, share=True))
-    assert_same(fast, observation(PIXELS, batch=1))
+def test_cameras_candidates_chunks_and_scaled_noise_are_compiled_for_a_batch() -> None:
+    assert_same(traced(make("gtp", *CHOOSING, shapes=PIXELS, share=True), batch=2), observation(PIXELS, batch=2))
 
 
 def test_observations_may_be_views() -> None:
