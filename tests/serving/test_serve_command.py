@@ -85,6 +85,8 @@ def test_bench_serve_counts_and_compares(folder: Path, capsys: pytest.CaptureFix
     found = json.loads(capsys.readouterr().out)
     assert (found["requests"], found["errors"], found["wrong"], found["lost"]) == (60, 0, 0, 0)
     assert found["added_ms_p50"] > 0
-    assert count_wrong(gtp_vision.load_policy(folder), 0, np.zeros((3, 1, 2), np.float32)) == 3, "wrong answers are counted"
+    assert count_wrong(gtp_vision.load_policy(folder), 0, np.zeros((3, 1, 2), np.float32)) == 3, (
+        "wrong answers are counted"
+    )
     with pytest.raises(gtp_vision.core.errors.GtpVisionError, match="at least one client"):
         bench_serve(folder, clients=0)
