@@ -1,32 +1,76 @@
-"""From plans to actions: how many are chosen from, and what of a chunk is executed, step by step, side by side."""
+"""From an environment's observations to its actions: frame stacks before the network, action chunks after it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 
-from gtp_vision.agents.settings import ActingConfig, AgentConfig
+from gtp_vision.agents.settings import ActingConfig
+from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise
+from gtp_vision.datasets.batch import channels_first
 
 Observation = Mapping[str, torch.Tensor]
 
 
-@contextmanager
-def best_of(config: AgentConfig, candidates: int) -> Iterator[None]:
-    """An agent of this configuration acts by the best of so many actions by Q, inside the block."""
-    before = config.acting
-    config.acting = replace(before, candidates=candidates, choose="argmax")
-    try:
-        yield
-    finally:
-        config.acting = before
+class FrameStack:
+    """The newest T frames of each observation, for episodes side by side, as the sampler's windows hold them.
+
+    An episode begins with its first frame repeated. A goal is a single frame that stands in place of every frame.
+
+    Args:
+        frames: T.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self._frames = frames
+        self._stacks: dict[str, np.ndarray] = {}  # name to (rows, T, ...)
+
+    def begin(self, observation: Mapping[str, np.ndarray], rows: Sequence[int] | None = None) -> None:
+        """Start episodes.
+
+        Args:
+            observation: name to (rows, ...): images uint8 (rows, H, W, C), states (rows, D).
+            rows: of the episodes that start; None is all of them.
+        """
+        begun = slice(None) if rows is None else rows
+        for name, frame in observation.items():
+            if name not in self._stacks:
+                dtype = np.uint8 if frame.dtype == np.uint8 else np.float32
+                self._stacks[name] = np.zeros((len(frame), self._frames, *frame.shape[1:]), dtype)
+            self._stacks[name][begun] = frame[begun][:, None]
+
+    def push(self, observation: Mapping[str, np.ndarray]) -> None:
+        """Append a frame to every row; the first one starts the episodes."""
+        for name, frame in observation.items():
+            stack = self._stacks.get(name)
+            if stack is None or name.startswith(GOAL):
+                self.begin({name: frame})
+            else:
+                stack[:, :-1], stack[:, -1] = stack[:, 1:].copy(), frame
+
+    def newest(self, row: int) -> dict[str, np.ndarray]:
+        """Copies of the last frame of a row, goals included."""
+        return {name: stack[row, -1].copy() for name, stack in self._stacks.items()}
+
+    def tensors(self, device: torch.device | str = "cpu", rows: Sequence[int] | None = None) -> dict[str, torch.Tensor]:
+        """Copies as networks take them: images uint8 (B, T, C, H, W), states float32 (B, T, D).
+
+        Args:
+            device: where they go.
+            rows: B of them, in order; None is all.
+        """
+        tensors = {
+            name: torch.from_numpy(stack.copy() if rows is None else stack[rows]).to(device)
+            for name, stack in self._stacks.items()
+        }
+        return {name: channels_first(x) if x.ndim == 5 else x for name, x in tensors.items()}
 
 
 class Executor:
-    """One action a step out of action chunks.
+    """Takes one action a step from action chunks, for episodes side by side.
 
     With a receding horizon a plan is made every `execute` steps and its first `execute` actions are carried out; with
     temporal ensembling (ACT; Zhao et al., 2023) every step makes a plan, and the actions that up to H plans hold for
@@ -47,21 +91,21 @@ class Executor:
         self._plans: dict[int, list[tuple[int, torch.Tensor]]] = {}  # episode to (first step, (H, A)), oldest first
 
     def __call__(self, observation: Observation, noise: EpisodeNoise) -> torch.Tensor:
-        """(B, A), the action of each episode in progress; those that are not asked about are forgotten."""
+        """(B, A), the action of each episode of the noise; plans of all other episodes are dropped."""
         self._plans = {episode: self._plans.get(episode, []) for episode in noise.episodes}
         planning = [row for row, step in enumerate(noise.steps) if step % self._execute == 0]
         if planning:
-            some = len(planning) < len(noise.steps)
-            seen = {name: x[planning] for name, x in observation.items()} if some else observation
-            chunks = self._plan(seen, noise.select(planning) if some else noise)
+            if len(planning) < len(noise.steps):
+                observation = {name: x[planning] for name, x in observation.items()}
+            chunks = self._plan(observation, noise.select(planning))
             for row, chunk in zip(planning, chunks, strict=True):
-                self._remember(noise.episodes[row], noise.steps[row], chunk)
+                self._add(noise.episodes[row], noise.steps[row], chunk)
         pairs = zip(noise.episodes, noise.steps, strict=True)
         return torch.stack([self._action(self._plans[episode], step) for episode, step in pairs])
 
-    def _remember(self, episode: int, step: int, chunk: torch.Tensor) -> None:
-        kept = [] if step == 0 or self._decay is None else self._plans[episode]
-        reaching = [(first, plan) for first, plan in kept if step < first + self._chunk]
+    def _add(self, episode: int, step: int, chunk: torch.Tensor) -> None:
+        earlier = [] if step == 0 or self._decay is None else self._plans[episode]
+        reaching = [(first, plan) for first, plan in earlier if step < first + self._chunk]
         self._plans[episode] = [*reaching, (step, chunk)]
 
     def _action(self, plans: list[tuple[int, torch.Tensor]], step: int) -> torch.Tensor:

@@ -347,16 +347,27 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def plan(
-        self, observation: Mapping[str, torch.Tensor], noise: NoiseSource, steps: int | None = None
+        self,
+        observation: Mapping[str, torch.Tensor],
+        noise: NoiseSource,
+        steps: int | None = None,
+        acting: ActingConfig | None = None,
     ) -> torch.Tensor:
-        """Action chunks (B, H, A) in [-1, 1] for stacked observations, in K = `steps`; of several candidates, one."""
+        """Action chunks (B, H, A) in [-1, 1] for stacked observations.
+
+        Args:
+            observation: name to (B, T, ...).
+            noise: random numbers, drawn row by row.
+            steps: K; None is that of `acting`.
+            acting: how one of several candidates is drawn and chosen; None is the agent's own.
+        """
         if self.training:  # acting uses the statistics of batch normalisation, and teaches it nothing
             self.eval()
             try:
-                return self.plan(observation, noise, steps)
+                return self.plan(observation, noise, steps, acting)
             finally:
                 self.train()
-        acting = self.config.acting
+        acting = self.config.acting if acting is None else acting
         n, steps = acting.candidates, acting.steps if steps is None else steps
         scaled = noise if acting.noise == 1 else ScaledNoise(noise, acting.noise)
         actions = self.improvement.act(self, self.actor_encoder(observation), steps, scaled, n)
@@ -368,10 +379,14 @@ class Agent(nn.Module):
         return actions.view(len(actions), -1, self.actions)
 
     def act(
-        self, observation: Mapping[str, torch.Tensor], noise: NoiseSource, steps: int | None = None
+        self,
+        observation: Mapping[str, torch.Tensor],
+        noise: NoiseSource,
+        steps: int | None = None,
+        acting: ActingConfig | None = None,
     ) -> torch.Tensor:
         """The first action (B, A) of each plan."""
-        return self.plan(observation, noise, steps)[:, 0]
+        return self.plan(observation, noise, steps, acting)[:, 0]
 
 
 def choose(q: torch.Tensor, acting: ActingConfig, noise: NoiseSource) -> torch.Tensor:

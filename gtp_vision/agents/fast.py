@@ -1,132 +1,144 @@
-"""Acting at once: an agent's plan as one compiled function, for robots that wait for a single action.
+"""Low-latency acting: an agent's plan as one compiled function, for robots that wait for a single action.
 
     eager     `Agent.plan` as it is; always works
-    compile   the whole plan (encoder, K steps, choice among candidates) compiled, once for each K that is asked for
-    graph     that, captured in a CUDA graph and replayed
+    compile   the whole plan (encoder, K steps, choice among candidates) compiled, once for each K
+    graph     the compiled plan, captured in a CUDA graph and replayed
 
-Noise is drawn before the compiled part, by the generator that is given, in the order in which `Agent.plan` draws it:
+Noise is drawn before the compiled part, by the given generator, in the order in which `Agent.plan` draws it:
 all engines answer the same noise with the same action, within rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
+from dataclasses import astuple
 from typing import NamedTuple
 
 import torch
 
+from gtp_vision.agents.acting import Observation
 from gtp_vision.agents.base import Agent
+from gtp_vision.agents.settings import ActingConfig
 from gtp_vision.core.compile import Captured, compiled, first_words, has_compiler
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseSource, NoiseTape, RandomStream
 
-Observation = Mapping[str, torch.Tensor]
-Run = Callable[[dict[str, torch.Tensor], list[torch.Tensor]], torch.Tensor]
-"""Contiguous observations and noise to plans."""
-
 ENGINES = ("auto", "eager", "compile", "graph")
-_MADE = 8  # functions kept, of different K or settings of acting
+_MAX_COMPILED = 8  # compiled plans kept, of different K, acting settings or shapes
+
+
+class CompiledPlan(NamedTuple):
+    """A compiled plan: the noise it needs, and the function of contiguous observations and noise."""
+
+    draws: tuple[Draw, ...]
+    run: Callable[[dict[str, torch.Tensor], list[torch.Tensor]], torch.Tensor]
 
 
 class FastPolicy:
-    """An agent's `plan` and `act`, quick for few observations at once.
+    """An agent's `plan` and `act`, fast for few observations at once.
 
-    A function is made when it is first needed, which takes seconds: for each K, each setting in `agent.config.acting`
-    and each shape of observations. It reads the agent's weights anew at every call; they may be trained or loaded
-    meanwhile, in place, but not moved to another device or precision. Other settings of the agent are read once.
+    A plan is compiled at its first call, which takes seconds: for each K, each `ActingConfig` and each shape of
+    observations. It reads the agent's weights at every call; they may be trained or loaded meanwhile, in place, but
+    not moved to another device or precision. Other settings of the agent are read once.
 
     Args:
-        agent: who acts.
-        engine: auto, eager, compile or graph; auto is graph on a GPU, and compile where there is a C++ compiler.
+        agent: the agent that acts.
+        engine: auto, eager, compile or graph; auto is graph on a GPU, else compile.
         batch: observations a call; with another number of them the agent acts eagerly.
         backend: of torch.compile.
 
     Attributes:
-        engine: eager, compile or graph: what acts. It falls back to eager where the other cannot be; `told` says why.
-        told: a sentence about that.
+        engine: the engine in use: eager where the requested one is not available.
+        status: the engine, and why it is not the requested one.
 
     Raises:
-        GtpVisionError: an engine that there is not.
+        GtpVisionError: an unknown engine.
     """
 
     def __init__(self, agent: Agent, *, engine: str = "auto", batch: int = 1, backend: str = "inductor") -> None:
         if engine not in ENGINES:
-            raise GtpVisionError(f"there is no engine '{engine}' to act with: {propose(engine, ENGINES)}")
+            raise GtpVisionError(f"engine={engine} is unknown: {propose(engine, ENGINES)}")
         self.agent, self.batch, self._backend = agent, batch, backend
         self._device = next(agent.parameters()).device
-        self._made: dict[Hashable, _Made] = {}
+        self._plans: dict[Hashable, CompiledPlan] = {}
         cuda = self._device.type == "cuda"
         if engine == "auto":
             engine = "graph" if cuda else "compile"
-        self.engine, self.told = engine, f"acting: {engine}"
+        self.engine, self.status = engine, f"acting: {engine}"
         if engine == "graph" and not cuda:
             self._fall_back(f"a CUDA graph needs a GPU, and the agent is on {self._device}")
         elif engine == "compile" and not cuda and backend == "inductor" and not has_compiler():
-            self._fall_back("there is no C++ compiler to compile with (g++ or clang++)")
+            self._fall_back("there is no C++ compiler to compile with (install g++ or clang++)")
 
-    def plan(self, observation: Observation, generator: NoiseSource, steps: int | None = None) -> torch.Tensor:
-        """Action chunks (B, H, A) in [-1, 1] for stacked observations, in K = `steps`; as `Agent.plan`."""
+    def plan(
+        self,
+        observation: Observation,
+        noise: NoiseSource,
+        steps: int | None = None,
+        acting: ActingConfig | None = None,
+    ) -> torch.Tensor:
+        """Action chunks (B, H, A) in [-1, 1]; arguments as `Agent.plan`."""
         if self.engine == "eager" or any(len(x) != self.batch for x in observation.values()):
-            return self.agent.plan(observation, generator, steps)
-        acting = self.agent.config.acting
+            return self.agent.plan(observation, noise, steps, acting)
+        acting = self.agent.config.acting if acting is None else acting
         steps = acting.steps if steps is None else steps
         shapes = ((name, x.shape, x.dtype, x.device) for name, x in observation.items())
-        key = (steps, acting.candidates, acting.choose, acting.temperature, acting.noise, *shapes)
-        # The compiled code looks at no shape, stride or device any more: the key has, and this does.
-        given = {name: x.contiguous() for name, x in observation.items()}
+        key = (steps, astuple(acting), *shapes)
+        # The compiled code checks no shape, stride or device; the key and this line do.
+        inputs = {name: x.contiguous() for name, x in observation.items()}
         with torch.no_grad():
-            if key in self._made:
-                made = self._made[key]
-                return made.run(given, NoiseTape.draw(made.draws, generator))
-            return self._first(key, given, generator, steps)
+            if key in self._plans:
+                draws, run = self._plans[key]
+                return run(inputs, NoiseTape.draw(draws, noise))
+            return self._compile(key, inputs, noise, steps, acting)
 
-    def act(self, observation: Observation, generator: NoiseSource, steps: int | None = None) -> torch.Tensor:
-        """The first action (B, A) of each plan."""
-        return self.plan(observation, generator, steps)[:, 0]
-
-    def _first(
-        self, key: Hashable, observation: dict[str, torch.Tensor], generator: NoiseSource, steps: int
+    def act(
+        self,
+        observation: Observation,
+        noise: NoiseSource,
+        steps: int | None = None,
+        acting: ActingConfig | None = None,
     ) -> torch.Tensor:
-        """The plan, and the function that makes the next ones."""
+        """The first action (B, A) of each plan."""
+        return self.plan(observation, noise, steps, acting)[:, 0]
+
+    def _compile(
+        self,
+        key: Hashable,
+        observation: dict[str, torch.Tensor],
+        noise: NoiseSource,
+        steps: int,
+        acting: ActingConfig,
+    ) -> torch.Tensor:
+        """Plan once, and keep the compiled function for the next calls."""
         agent, recorder = self.agent, NoiseRecorder(RandomStream(0, 0, device=self._device))
-        agent.plan(observation, recorder, steps)  # refuses what is refused, and tells what will be drawn
+        agent.plan(observation, recorder, steps, acting)  # raises for invalid settings, and records the draws
         draws = tuple(recorder.draws)
-        noise = NoiseTape.draw(draws, generator)
+        drawn = NoiseTape.draw(draws, noise)
+
+        def plan(observation: dict[str, torch.Tensor], drawn: list[torch.Tensor]) -> torch.Tensor:
+            return agent.plan(observation, NoiseTape(draws, drawn), steps, acting)
+
+        # `plan` above makes the checks that matter; on a CPU, kernels are called from C++, one after the other.
+        options = {"cpp_wrapper": True} if self._backend == "inductor" and self._device.type == "cpu" else {}
         training = agent.training
-        agent.eval()  # while it is traced; the function is that of acting ever after
+        agent.eval()  # while it is traced: the compiled function acts in evaluation mode from here on
         try:
-            run = self._compiled(draws, steps)
+            run = compiled(plan, self._backend, **options)
             if self.engine == "graph":
-                graph = Captured(run, observation, noise)
-                run = lambda seen, drawn: graph(seen, drawn).clone()  # noqa: E731
-            actions = run(observation, noise)
-        except Exception as error:  # whatever a compiler may raise
+                graph = Captured(run, observation, drawn)
+                run = lambda observation, drawn: graph(observation, drawn).clone()  # noqa: E731
+            actions = run(observation, drawn)
+        except Exception as error:  # compilers raise anything
             self._fall_back(f"engine={self.engine} does not work here: {first_words(error)}")
-            return agent.plan(observation, NoiseTape(draws, noise), steps)
+            return plan(observation, drawn)
         finally:
             agent.train(training)
-        while len(self._made) >= _MADE:
-            self._made.pop(next(iter(self._made)))  # the oldest
-        self._made[key] = _Made(draws, run)
+        while len(self._plans) >= _MAX_COMPILED:
+            self._plans.pop(next(iter(self._plans)))  # the oldest
+        self._plans[key] = CompiledPlan(draws, run)
         return actions
 
-    def _compiled(self, draws: tuple[Draw, ...], steps: int) -> Run:
-        agent = self.agent
-
-        def run(observation: dict[str, torch.Tensor], noise: list[torch.Tensor]) -> torch.Tensor:
-            return agent.plan(observation, NoiseTape(draws, noise), steps)
-
-        # `plan` makes the checks that matter here; on a CPU, kernels are called from C++, one after the other.
-        wrapped = {"cpp_wrapper": True} if self._backend == "inductor" and self._device.type == "cpu" else {}
-        return compiled(run, self._backend, **wrapped)
-
-    def _fall_back(self, why: str) -> None:
-        self.engine, self.told = "eager", f"acting: eager, because {why}"
-        self._made.clear()
-
-
-class _Made(NamedTuple):
-    """What acts with one K: what noise it draws, and what it does with it."""
-
-    draws: tuple[Draw, ...]
-    run: Run
+    def _fall_back(self, reason: str) -> None:
+        self.engine, self.status = "eager", f"acting: eager, because {reason}"
+        self._plans.clear()

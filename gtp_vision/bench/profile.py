@@ -175,8 +175,7 @@ class _Training:
         observation, noise = {name: x[:1] for name, x in self.batch.observation.items()}, RandomStream(1, 0)
 
         def act(k: int, candidates: int, _: None) -> None:
-            self.config.acting = replace(acting, candidates=candidates)  # which the agent reads
-            self.agent.act(observation, noise, k)
+            self.agent.act(observation, noise, k, replace(acting, candidates=candidates))
 
         acts: dict[tuple[int, ...], Work] = {(k, n): Work(partial(act, k, n), timed=_ACTS) for k, n in keys}
         return {(): Work(lambda _: self.step()), **acts}

@@ -20,7 +20,6 @@ import numpy as np
 from websockets.sync.client import connect
 
 from gtp_vision.serving.protocol import packed, unpacked
-from gtp_vision.serving.scheduling import go_first
 
 _OBSERVATIONS = 32  # repeated over and over
 
@@ -77,7 +76,6 @@ if __name__ == "__main__":
         threading.Thread(target=run_robot, args=(address, seed, int(count), float(rate), Path(folder) / f"{seed}.npz"))
         for seed in range(int(robots))
     ]
-    go_first()  # real robots do not wait for the policy's cores
     gc.freeze()
     for thread in threads:
         thread.start()

@@ -242,7 +242,7 @@ class _Bench:
         actor = self._actors[name]
         actions = [actor.act(self._observation, RandomStream(1, k, device=self.device), k) for k in STEPS_K]
         if actor.engine != name:
-            self._fallbacks.append(actor.told)
+            self._fallbacks.append(actor.status)
         return [float(value) for action in actions for value in action.flatten()]
 
     def _losses(self, name: str, base: Sequence[str], *options: str) -> list[float]:

@@ -53,7 +53,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.serving.artifact import load_policy
-    from gtp_vision.serving.scheduling import go_first
     from gtp_vision.serving.settings import Settings
 
     try:
@@ -95,7 +94,6 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
         await server.run(stop, ready)
 
     sys.setswitchinterval(_SWITCH)
-    go_first()
     asyncio.run(run())
     return 0
 

@@ -1,4 +1,4 @@
-"""Evaluation: vectorised, and yet every episode is a function of its own seed."""
+"""Vectorized evaluation, in which every episode is a function of its own seed."""
 
 from __future__ import annotations
 
@@ -16,70 +16,69 @@ import torch
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from gtp_vision.agents.acting import FrameStack
 from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise
-from gtp_vision.datasets.batch import channels_first
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.metrics import METRICS
 from gtp_vision.evaluation.vector_env import FaultyError, Simulators
 
 _FRAMES_A_SECOND = 20  # OGBench's control rate: videos play in real time
 VIDEO_SCALE = 4
-_ROUND = 16  # steps of the environments after which several processes ask each other
+_ROUND = 16  # steps of the environments between synchronizations of several processes
 
 Actor = Callable[[Mapping[str, torch.Tensor], EpisodeNoise], torch.Tensor]
 """Stacked observations and noise to actions (B, A) in [-1, 1]."""
-_Stacks = dict[str, np.ndarray]  # observation to (environments, T, ...)
 
 
 @dataclass
 class Episode:
-    """How one episode went.
+    """The outcome of an episode.
 
     Attributes:
         number: from 0.
-        success: whether it ever succeeded.
+        success: whether any of its steps was a success.
         total_reward: the sum of its rewards.
         length: steps.
-        seen: if it was filmed, everything that was shown, by name, one more than steps; pictures are uint8 (H, W, 3).
+        film: if it was filmed, its observations by name, one more than steps; images are uint8 (H, W, 3).
         task: of environments with goals.
-        goal: what was to be reached, by name, as the environment showed it, of environments with goals.
+        goal: the goal's observation by name, of environments with goals.
     """
 
     number: int
     success: bool
     total_reward: float
     length: int
-    seen: list[dict[str, np.ndarray]]
+    film: list[dict[str, np.ndarray]]
     task: int | None = None
     goal: dict[str, np.ndarray] | None = None
 
     @property
     def camera(self) -> str:
-        """The camera whose pictures are the film: the first."""
-        return next(name for name, array in self.seen[0].items() if array.ndim == 3)
+        """The first camera, whose images the video shows."""
+        return next(name for name, array in self.film[0].items() if array.ndim == 3)
 
     @property
     def frames(self) -> list[np.ndarray]:
-        """Its pictures, uint8 (H, W, 3), one more than steps; none if it was not filmed."""
-        return [shown[self.camera] for shown in self.seen]
+        """Images of `camera`, uint8 (H, W, 3), one more than steps; empty if it was not filmed."""
+        return [observation[self.camera] for observation in self.film]
 
 
 class SimulatorError(GtpVisionError):
-    """An environment hung, died or raised while it was evaluated in."""
+    """An environment hung, died or raised during an evaluation."""
 
 
 class StoppedError(Exception):
-    """An evaluation was asked to stop, in this process or in another, and did."""
+    """An evaluation was stopped, by this process or another."""
 
 
 class Evaluator:
     """Runs episodes in environments that live as long as the evaluator; use it as a context manager.
 
-    Several processes share the episodes, and each of them gets all results: an episode is a function of its number,
-    so these are one process's results, up to the rounding of networks that see other rows beside it.
+    Several processes share the episodes, and each of them gets all results. An episode is a function of its number,
+    so the results equal those of one process, up to rounding in batches of other sizes.
 
     Args:
         spec: the environment.
@@ -112,7 +111,7 @@ class Evaluator:
         self.rank, self.world_size = rank, world_size
         cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.envs = envs or max(1, min(cores, 8))
-        self._vector: Simulators | None = None
+        self._simulators: Simulators | None = None
 
     def __enter__(self) -> Evaluator:
         return self
@@ -122,9 +121,9 @@ class Evaluator:
 
     def close(self) -> None:
         """End the environments' processes."""
-        if self._vector is not None:
-            self._vector.close()
-            self._vector = None
+        if self._simulators is not None:
+            self._simulators.close()
+            self._simulators = None
 
     def run(
         self,
@@ -140,187 +139,174 @@ class Evaluator:
         Args:
             actor: see `Actor`; called with the observations of the episodes in progress.
             episodes: how many.
-            film: how many of them keep their frames.
+            film: how many of them, the first ones, are filmed.
             label: of the progress bar.
-            stop: whether to stop; it is enough if one process says so.
+            stop: whether to stop; one process that stops, stops all.
 
         Returns:
             A summary (see `summary`) and the episodes, those of all processes.
 
         Raises:
-            StoppedError: in all processes, because `stop` said so in one.
+            StoppedError: in all processes, because `stop` returned True in one.
             SimulatorError: an environment hung, died or raised.
         """
         started = time.perf_counter()
         waiting = list(range(self.rank, episodes, self.world_size))
-        if self._vector is None:
+        if self._simulators is None:
             count = max(1, min(self.envs, len(waiting)))
             try:
-                self._vector = Simulators(self.spec, count, self.patience)
+                self._simulators = Simulators(self.spec, count, self.patience)
             except FaultyError as fault:
-                raise self._told(fault, []) from fault
-        with one_thread():
-            done = self._episodes(actor, waiting, film, label, stop)
+                raise self._failure(fault, {}) from fault
+        rollout = _Rollout(self, self._simulators, waiting, film)
+        with one_thread(), tqdm(total=len(waiting), desc=label, unit="episode", disable=not self.progress) as bar:
+            done = self._finish(rollout, actor, bar, stop)
         if self.world_size > 1:
             done = gather_object(done)
         done.sort(key=lambda episode: episode.number)
         return summary(done, time.perf_counter() - started, self.spec.name), done
 
-    def _episodes(
-        self, actor: Actor, waiting: list[int], film: int, label: str, stop: Callable[[], bool]
-    ) -> list[Episode]:
-        vector = self._simulators
-        count = vector.num_envs
-        running: list[Episode | None] = [None] * count
-        history = {
-            name: np.zeros((count, self.frame_stack, *space.shape), np.uint8 if space.dtype == np.uint8 else np.float32)
-            for name, space in vector.single_observation_space.items()
-        }
-        # One frame, shown in place of every frame.
-        goals = {name: np.zeros_like(stack) for name, stack in history.items()} if self.spec.goals else {}
+    def _finish(self, rollout: _Rollout, actor: Actor, bar: tqdm, stop: Callable[[], bool]) -> list[Episode]:
         done: list[Episode] = []
-        steps = 0
-        with tqdm(total=len(waiting), desc=label, unit="episode", disable=not self.progress) as bar:
-            while self._go_on(bool(waiting or any(running)), steps, stop):
-                steps += 1
-                if not (waiting or any(running)):
-                    continue  # others are still busy
-                try:
-                    ended = self._advance(actor, running, history, goals, waiting, film)
-                except FaultyError as fault:
-                    if not stop():
-                        raise self._told(fault, running) from fault
-                    waiting.clear()  # the signal that asks to stop went to the simulators, too, and they are dead
-                    running, ended = [None] * count, []
-                for slot in ended:
-                    episode = running[slot]
-                    assert episode is not None
-                    done.append(episode)
-                    running[slot] = None
-                    bar.update()
+        rounds = 0
+        while self._is_any_busy(rollout.is_busy, rounds, stop):
+            rounds += 1
+            if not rollout.is_busy:
+                continue  # other processes are
+            try:
+                ended = rollout.step(actor)
+            except FaultyError as fault:
+                if not stop():
+                    raise self._failure(fault, rollout.running) from fault
+                rollout.cancel()  # the signal that stops the run also killed the simulators
+                ended = []
+            done += ended
+            bar.update(len(ended))
         return done
 
-    @property
-    def _simulators(self) -> Simulators:
-        assert self._vector is not None, "`run` starts them"
-        return self._vector
-
-    def _told(self, fault: FaultyError, running: Sequence[Episode | None]) -> SimulatorError:
-        """Where a simulator failed, how, and what to do."""
+    def _failure(self, fault: FaultyError, running: Mapping[int, Episode]) -> SimulatorError:
+        """The error that says which simulator failed, in which episodes, and what to do."""
         self.close()
-        busy = [episode for slot in fault.slots if slot < len(running) if (episode := running[slot]) is not None]
         where = ", ".join(
-            f"episode {episode.number} (seed {self.seed + episode.number}, step {episode.length})" for episode in busy
+            f"episode {episode.number} (seed {self.seed + episode.number}, step {episode.length})"
+            for slot in fault.slots
+            if (episode := running.get(slot)) is not None
         )
-        more = "raise training.eval_timeout, or " if fault.late else ""
+        hint = "raise training.eval_timeout, " if fault.late else ""
         return SimulatorError(
             f"evaluation: the simulator of {self.spec.name} {fault.what}{f' in {where}' if where else ''}; "
-            f"{more}mend it, or set training.eval_episodes=0"
+            f"{hint}fix the simulator, or set training.eval_episodes=0"
         )
 
-    def _go_on(self, busy: bool, steps: int, stop: Callable[[], bool]) -> bool:
-        """Whether anyone is busy.
+    def _is_any_busy(self, busy: bool, rounds: int, stop: Callable[[], bool]) -> bool:
+        """Whether any process still runs episodes.
 
-        All processes ask the same questions in the same order, those that are busy from time to time and those that
-        wait all the time, so that nobody waits for somebody who has left.
+        Busy processes synchronize every `_ROUND` steps and idle ones all the time, so that all of them leave together.
         """
         if self.world_size == 1:
-            stopped, going = stop(), busy
-        elif busy and steps % _ROUND:
+            stopped, any_busy = stop(), busy
+        elif busy and rounds % _ROUND:
             return True
         else:
-            stopped, going = any_rank(stop(), busy, device=self.device)
+            stopped, any_busy = any_rank(stop(), busy, device=self.device)
         if stopped:
             raise StoppedError
-        return going
+        return any_busy
 
-    def _advance(
-        self,
-        actor: Actor,
-        running: list[Episode | None],
-        history: _Stacks,
-        goals: _Stacks,
-        waiting: list[int],
-        film: int,
-    ) -> list[int]:
-        """Begin what can begin, and take a step in all; the slots of episodes that ended."""
-        self._start(running, history, goals, waiting, film)
-        active = [slot for slot, episode in enumerate(running) if episode is not None]
-        noise = EpisodeNoise(
-            self.seed,
-            [running[slot].number for slot in active],  # type: ignore[union-attr]
-            [running[slot].length for slot in active],  # type: ignore[union-attr]
-            self.device,
-        )
+
+class _Rollout:
+    """The episodes of one evaluation, at most one in each slot of the simulators.
+
+    Args:
+        evaluator: whose seed, device and frame stack are used.
+        simulators: the environments.
+        waiting: numbers of the episodes to run.
+        film: episodes below this number are filmed.
+
+    Attributes:
+        running: slot to the episode in progress.
+    """
+
+    def __init__(self, evaluator: Evaluator, simulators: Simulators, waiting: list[int], film: int) -> None:
+        self._simulators, self._waiting, self._film = simulators, waiting, film
+        self._seed, self._device = evaluator.seed, evaluator.device
+        self._has_goals = evaluator.spec.goals
+        self._frames = FrameStack(evaluator.frame_stack)
+        self.running: dict[int, Episode] = {}
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether episodes are running or waiting."""
+        return bool(self._waiting or self.running)
+
+    def cancel(self) -> None:
+        """Drop all episodes that have not ended."""
+        self._waiting.clear()
+        self.running.clear()
+
+    def step(self, actor: Actor) -> list[Episode]:
+        """Start episodes in free slots, and take a step in all; returns the episodes that ended.
+
+        Raises:
+            FaultyError: an environment failed.
+        """
+        self._start()
+        slots = sorted(self.running)
+        episodes = [self.running[slot] for slot in slots]
+        numbers, steps = [episode.number for episode in episodes], [episode.length for episode in episodes]
+        noise = EpisodeNoise(self._seed, numbers, steps, self._device)
+        # Environments in free slots take a step, too: their simulation continues unused.
         actions = np.zeros(self._simulators.action_space.shape, np.float32)
-        stacks = history | {GOAL + name: goal for name, goal in goals.items()}
-        shown = {name: to_tensors(torch.from_numpy(stack[active]).to(self.device)) for name, stack in stacks.items()}
-        actions[active] = actor(shown, noise).cpu().numpy()
-        return self._step(actions, running, history)
-
-    def _start(
-        self,
-        running: list[Episode | None],
-        history: _Stacks,
-        goals: _Stacks,
-        waiting: list[int],
-        film: int,
-    ) -> None:
-        mask = np.zeros(len(running), bool)
-        seeds: list[int | None] = [None] * len(running)
-        for slot, episode in enumerate(running):
-            if episode is None and waiting:
-                number = waiting.pop(0)
-                running[slot] = Episode(number, False, 0.0, 0, [])
-                mask[slot], seeds[slot] = True, self.seed + number
-        if mask.any():
-            observations, info = self._simulators.reset(seeds, mask)
-            for name, stack in history.items():
-                stack[mask] = observations[name][mask][:, None]
-            for name, stack in goals.items():
-                stack[mask] = info["goal"][name][mask][:, None]
-            for slot in np.flatnonzero(mask).tolist():
-                episode = running[slot]
-                assert episode is not None
-                if goals:
-                    episode.task = int(info["task"][slot])
-                    episode.goal = {name: stack[slot, -1].copy() for name, stack in goals.items()}
-                if episode.number < film:
-                    self._film(episode, slot, history)
-
-    def _step(self, actions: np.ndarray, running: list[Episode | None], history: _Stacks) -> list[int]:
-        # An environment without an episode goes on from where its last one ended; nobody watches it.
+        actions[slots] = actor(self._frames.tensors(self._device, slots), noise).cpu().numpy()
         observations, rewards, terminated, truncated, info = self._simulators.step(actions)
-        for name, stack in history.items():
-            stack[:, :-1], stack[:, -1] = stack[:, 1:].copy(), observations[name]
+        self._frames.push(self._in_order(observations))
         ended = []
-        for slot, episode in enumerate(running):
-            if episode is None:
-                continue
+        for slot, episode in zip(slots, episodes, strict=True):
             episode.length += 1
             episode.total_reward += float(rewards[slot])
             episode.success |= bool(info["success"][slot])
-            if episode.seen:
-                self._film(episode, slot, history)
+            if episode.film:
+                self._add_frame(slot)
             if terminated[slot] or truncated[slot]:
-                ended.append(slot)
+                ended.append(self.running.pop(slot))
         return ended
 
-    @staticmethod
-    def _film(episode: Episode, slot: int, history: _Stacks) -> None:
-        newest = {name: stack[slot, -1].copy() for name, stack in history.items()}
-        if any(shown.ndim == 3 for shown in newest.values()):
-            episode.seen.append(newest)
+    def _start(self) -> None:
+        count = self._simulators.num_envs
+        free = [slot for slot in range(count) if slot not in self.running][: len(self._waiting)]
+        if not free:
+            return
+        seeds: list[int | None] = [None] * count
+        for slot in free:
+            episode = self.running[slot] = Episode(self._waiting.pop(0), False, 0.0, 0, [])
+            seeds[slot] = self._seed + episode.number
+        mask = np.isin(np.arange(count), free)
+        observations, info = self._simulators.reset(seeds, mask)
+        first = self._in_order(observations)
+        if self._has_goals:
+            first |= {GOAL + name: goal for name, goal in self._in_order(info["goal"]).items()}
+        self._frames.begin(first, free)
+        for slot in free:
+            episode = self.running[slot]
+            if self._has_goals:
+                newest = self._frames.newest(slot)
+                episode.task = int(info["task"][slot])
+                episode.goal = {name.removeprefix(GOAL): x for name, x in newest.items() if name.startswith(GOAL)}
+            if episode.number < self._film:
+                self._add_frame(slot)
 
+    def _in_order(self, observation: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: observation[name] for name in self._simulators.single_observation_space}
 
-def to_tensors(stack: torch.Tensor) -> torch.Tensor:
-    """Frames that an environment showed, stacked (B, T, ...), as networks take them: pictures (B, T, C, H, W)."""
-    return channels_first(stack) if stack.ndim == 5 else stack
+    def _add_frame(self, slot: int) -> None:
+        newest = {name: x for name, x in self._frames.newest(slot).items() if not name.startswith(GOAL)}
+        if any(x.ndim == 3 for x in newest.values()):
+            self.running[slot].film.append(newest)
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Acting on a few observations needs one thread; more would spin while the simulators want the cores."""
+    """Limit PyTorch to one thread: more would spin on small batches while the simulators need the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -336,7 +322,7 @@ def summary(episodes: Sequence[Episode], seconds: float, env: str = "") -> dict[
 
 
 def random_actor(actions: int) -> Actor:
-    """Uniform actions in [-1, 1]: what a policy must beat."""
+    """An actor of uniform actions in [-1, 1], the baseline of every policy."""
 
     def act(observation: Mapping[str, torch.Tensor], noise: EpisodeNoise) -> torch.Tensor:
         rows = len(next(iter(observation.values())))
@@ -346,7 +332,7 @@ def random_actor(actions: int) -> Actor:
 
 
 def scaled_up(episode: Episode) -> np.ndarray:
-    """The frames of a filmed episode, uint8 (L, H, W, 3), as squares of pixels without smoothing."""
+    """The frames of a filmed episode, uint8 (L, H, W, 3), each pixel repeated `VIDEO_SCALE` times."""
     return np.stack(episode.frames).repeat(VIDEO_SCALE, 1).repeat(VIDEO_SCALE, 2)
 
 
@@ -356,17 +342,17 @@ def write_videos(
     draw: Callable[[Episode], np.ndarray] = scaled_up,
     suffix: str = "",
 ) -> list[Path]:
-    """Filmed episodes as mp4 files named by number and outcome.
+    """Write filmed episodes as mp4 files named by number and outcome.
 
     Args:
-        folder: made if there is something to write.
-        episodes: those that were not filmed are left out.
-        draw: a filmed episode to its pictures, uint8 (L, H, W, 3).
+        folder: created if there is a video to write.
+        episodes: those without a film are left out.
+        draw: a filmed episode to its images, uint8 (L, H, W, 3).
         suffix: of the names.
     """
     written = []
     for episode in episodes:
-        if episode.seen:
+        if episode.film:
             folder.mkdir(parents=True, exist_ok=True)
             outcome = "success" if episode.success else "failure"
             path = folder / f"episode_{episode.number:03d}_{outcome}{suffix}.mp4"

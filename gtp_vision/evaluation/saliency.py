@@ -1,14 +1,15 @@
-"""Where a policy looks: how much each pixel of the newest frame moves the action.
+"""Saliency maps: how much each pixel of the newest frame changes the action.
 
 Gradient saliency (Simonyan et al., 2014), sqrt(sum over action dimensions k and channels c of (da_k / dx_c)^2), where a
-is the mean of a few draws of the policy: a single one is often at its bounds, where nothing moves it. It needs nothing
-of the backbone but that it can be differentiated, so that it is the same for convolutions and transformers.
+is the mean of a few draws of the policy: a single draw is often at its bounds, where its gradient is 0. Any
+differentiable backbone will do, convolutions and transformers alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import matplotlib
 import numpy as np
@@ -17,24 +18,25 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from gtp_vision.agents import Agent
+from gtp_vision.agents.acting import FrameStack
 from gtp_vision.agents.base import ScaledNoise
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise, NoiseSource
-from gtp_vision.evaluation.evaluator import VIDEO_SCALE, Episode, scaled_up, to_tensors
+from gtp_vision.evaluation.evaluator import VIDEO_SCALE, Episode, scaled_up
 
-_DRAWS = 8  # they share the backbone's pass
+_DRAWS = 8  # they share one pass of the backbone
 _BATCH = 64
-_BLUR = 1 / 48  # of the frame's side: single pixels' gradients are noisy
-_FULL = 0.995  # quantile of a video that is drawn as hottest: one pixel should not darken the rest
+_BLUR = 1 / 48  # of the frame's side: gradients of single pixels are noisy
+_MAX_QUANTILE = 0.995  # of a video's values is drawn as hottest: one pixel should not darken the rest
 
 
 def saliency(
     agent: Agent, observation: Mapping[str, torch.Tensor], camera: str, noise: NoiseSource, steps: int | None = None
 ) -> torch.Tensor:
-    """How much each pixel of a camera's newest frame moves the next action, the mean of `_DRAWS` of the policy.
+    """How much each pixel of a camera's newest frame changes the next action, the mean of `_DRAWS` draws.
 
     Args:
-        agent: its policy is looked at, not the critic that may choose among candidates.
+        agent: whose policy is differentiated; a critic that chooses among candidates is ignored.
         observation: stacked; name to uint8 (B, T, C, H, W) or float (B, T, D).
         camera: of the observation.
         noise: of the policy.
@@ -53,8 +55,8 @@ def saliency(
             scaled = noise if acting.noise == 1 else ScaledNoise(noise, acting.noise)
             plan = agent.improvement.act(agent, features, acting.steps if steps is None else steps, scaled, _DRAWS)
             squares = torch.zeros_like(pixels[:, -1, 0])
-            for one in plan[:, : agent.actions].sum(0) / _DRAWS:
-                (gradient,) = torch.autograd.grad(one, pixels, retain_graph=True)
+            for mean_action in plan[:, : agent.actions].sum(0) / _DRAWS:
+                (gradient,) = torch.autograd.grad(mean_action, pixels, retain_graph=True)
                 squares += gradient[:, -1].square().sum(1)
     finally:
         agent.train(mode)
@@ -63,10 +65,10 @@ def saliency(
 
 @dataclass(frozen=True)
 class Saliency:
-    """Filmed episodes drawn with heat where the policy looked.
+    """Draws filmed episodes with heat where pixels changed the action.
 
     Attributes:
-        agent: that acted.
+        agent: the agent that acted.
         frame_stack: T.
         seed: of the evaluation.
         steps: K of the evaluation; None is the agent's.
@@ -80,37 +82,40 @@ class Saliency:
     def maps(self, episode: Episode) -> np.ndarray:
         """float32 (L, H, W), the `saliency` of each frame of a filmed episode, of its first camera."""
         device = next(self.agent.parameters()).device
-        names = list(episode.seen[0])
-        seen = {name: torch.from_numpy(np.stack([shown[name] for shown in episode.seen])).to(device) for name in names}
-        goals = {GOAL + name: torch.from_numpy(goal).to(device) for name, goal in (episode.goal or {}).items()}
-        past = torch.arange(self.frame_stack - 1, -1, -1, device=device)
-        found = []
-        for start in range(0, len(episode.seen), _BATCH):
-            steps = torch.arange(start, min(start + _BATCH, len(episode.seen)), device=device)
-            stacked = (steps[:, None] - past).clamp_min(0)
-            observation = {name: to_tensors(frames[stacked]) for name, frames in seen.items()}
-            for name, goal in goals.items():
-                observation[name] = to_tensors(goal.expand(*stacked.shape, *goal.shape))
-            noise = EpisodeNoise(self.seed, [episode.number] * len(steps), steps.tolist(), device)
-            found.append(saliency(self.agent, observation, episode.camera, noise, self.steps).cpu())
-        return torch.cat(found).numpy()
+        observations = self._observations(episode, device)
+        maps = []
+        for start in range(0, len(episode.film), _BATCH):
+            rows = list(islice(observations, _BATCH))
+            observation = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+            steps = list(range(start, start + len(rows)))
+            noise = EpisodeNoise(self.seed, [episode.number] * len(rows), steps, device)
+            maps.append(saliency(self.agent, observation, episode.camera, noise, self.steps).cpu())
+        return torch.cat(maps).numpy()
+
+    def _observations(self, episode: Episode, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
+        """What the policy was given at each step, (1, T, ...)."""
+        frames = FrameStack(self.frame_stack)
+        goals = {GOAL + name: goal for name, goal in (episode.goal or {}).items()}
+        for newest in episode.film:
+            frames.push({name: x[None] for name, x in (newest | goals).items()})
+            yield frames.tensors(device)
 
     def __call__(self, episode: Episode) -> np.ndarray:
-        """Uint8 (L, H, W, 3), scaled up, with heat by the saliency's root; its scale is one for the whole video."""
+        """The video, uint8 (L, H, W, 3), scaled up, with heat by the root of the saliency, on one scale."""
         maps = self.maps(episode)
         width = max(maps.shape[1:]) * _BLUR
         heat = torch.from_numpy(gaussian_filter(maps, (0, width, width)))
-        hottest = float(np.quantile(heat.numpy(), _FULL))
+        hottest = float(np.quantile(heat.numpy(), _MAX_QUANTILE))
         heat = (heat / hottest).sqrt() if hottest > 0 else torch.zeros_like(heat)
         heat = nn.functional.interpolate(heat[:, None], scale_factor=VIDEO_SCALE, mode="bilinear")[:, 0]
         level = heat.clamp(0, 1).mul(255).byte().numpy()
         video = scaled_up(episode)
         for start in range(0, len(video), _BATCH):  # in pieces: as floats, long episodes would take gigabytes
-            some = slice(start, start + _BATCH)
-            video[some] = _LEFT[level[some]] * video[some] + _HEAT[level[some]]
+            piece = slice(start, start + _BATCH)
+            video[piece] = _TRANSPARENCY[level[piece]] * video[piece] + _HEAT[level[piece]]
         return video
 
 
 _OPACITY = 0.75 * np.linspace(0, 1, 256, dtype=np.float32)[:, None]
-_LEFT = 1 - _OPACITY  # (256, 1), what is left of the frame at each level of heat
+_TRANSPARENCY = 1 - _OPACITY  # (256, 1), the frame's share at each level of heat
 _HEAT = 255 * _OPACITY * matplotlib.colormaps["inferno"](np.arange(256))[:, :3].astype(np.float32)  # (256, 3)

@@ -1,4 +1,4 @@
-"""The simulators of an evaluation: each answers in time, or it is told which one did not and why."""
+"""The simulators of an evaluation, with a time limit on each answer and an error that names the one that failed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.envs import EnvSpec, make_vector
 
-_FAREWELL = 2.0  # seconds to end by oneself
-_START = 60.0  # seconds that a start may take however short the patience: processes, imports, a first picture
+_EXIT_TIMEOUT = 2.0  # seconds
+_START_TIMEOUT = 60.0  # seconds at least, whatever the patience: processes, imports, a first image
 
 
 class FaultyError(Exception):
     """A simulator hung, died or raised.
 
     Args:
-        slots: which of them.
-        what: it did, to follow its name.
+        slots: indices of those that failed.
+        what: what it did, as a predicate.
         late: whether more time could help.
     """
 
@@ -32,20 +32,20 @@ class FaultyError(Exception):
 
 
 class Simulators:
-    """Environments side by side, a process each; see `make_vector`.
+    """Environments side by side, one process each; see `make_vector`.
 
     Args:
         spec: the environment.
         count: how many.
-        patience: seconds that a step or a reset may take; a start may take a minute, or as long if that is longer.
+        patience: seconds that a step or a reset may take; a start may take a minute, or `patience` if that is longer.
 
     Raises:
-        FaultyError: they could not be started.
+        FaultyError: they did not start.
     """
 
     def __init__(self, spec: EnvSpec, count: int, patience: float) -> None:
         self._patience, self._faulty = patience, False
-        start = max(patience, _START)
+        start = max(patience, _START_TIMEOUT)
         try:
             self._vector = make_vector(spec, count, start)
         except multiprocessing.TimeoutError as error:
@@ -57,68 +57,65 @@ class Simulators:
         self.action_space: Any = self._vector.action_space
 
     def reset(self, seeds: list[int | None], mask: np.ndarray) -> tuple[Any, dict[str, Any]]:
-        """Observations and infos after a reset of those in `mask`, each with its seed.
+        """Reset the environments in `mask`, each with its seed; returns observations and infos of all.
 
         Raises:
-            FaultyError: see there.
+            FaultyError: one of them failed.
         """
-        self._asked(lambda: self._vector.reset_async(seed=seeds, options={"reset_mask": mask}))
-        return self._answered(self._vector.reset_wait)
+        self._send(lambda: self._vector.reset_async(seed=seeds, options={"reset_mask": mask}))
+        return self._receive(self._vector.reset_wait)
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Observations, rewards, terminated, truncated and infos after an action in each.
+        """Take an action in each; returns observations, rewards, terminated, truncated and infos.
 
         Raises:
-            FaultyError: see there.
+            FaultyError: one of them failed.
         """
-        self._asked(lambda: self._vector.step_async(actions))
-        return self._answered(self._vector.step_wait)
+        self._send(lambda: self._vector.step_async(actions))
+        return self._receive(self._vector.step_wait)
 
     def close(self) -> None:
-        """End them; one that does not end by itself is killed."""
+        """End the processes, and kill those that do not exit in time."""
         processes = self._vector.processes
         if not self._faulty and all(process.is_alive() for process in processes):
             self._vector.close()
             return
         for process in processes:
             process.terminate()
-        ends = time.monotonic() + _FAREWELL
+        deadline = time.monotonic() + _EXIT_TIMEOUT
         for process in processes:
-            process.join(max(0.0, ends - time.monotonic()))
+            process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()
         self._vector.closed = True
 
-    def _asked(self, ask: Callable[[], None]) -> None:
+    def _send(self, send: Callable[[], None]) -> None:
         try:
-            ask()
+            send()
         except OSError as error:
             self._faulty = True
             raise FaultyError(self._dead(), "has ended") from error
 
-    def _answered(self, wait: Callable[..., Any]) -> Any:
-        pipes = list(self._vector.parent_pipes)
+    def _receive(self, wait: Callable[..., Any]) -> Any:
+        pipes = list(self._vector.parent_pipes)  # Gymnasium replaces those of environments that raise by None
         try:
             return wait(timeout=self._patience)
-        except multiprocessing.TimeoutError as error:
+        except Exception as error:
             self._faulty = True
-            late = [slot for slot, pipe in enumerate(pipes) if not pipe.poll(0)]
-            raise FaultyError(late, f"gave no answer for {self._patience:g} s", late=True) from error
-        except (EOFError, ConnectionError) as error:
-            self._faulty = True
-            raise FaultyError(self._dead(), "has ended") from error
-        except GtpVisionError:
-            self._faulty = True
-            raise
-        except Exception as error:  # whatever an environment raises; Gymnasium has told its traceback
-            self._faulty = True
-            gone = [slot for slot, pipe in enumerate(self._vector.parent_pipes) if pipe is None]
-            told = (str(error).splitlines() or [""])[0][:200]
-            raise FaultyError(gone, f"raised {type(error).__name__} ({told})") from error
+            if isinstance(error, multiprocessing.TimeoutError):
+                late = [slot for slot, pipe in enumerate(pipes) if not pipe.poll(0)]
+                raise FaultyError(late, f"gave no answer for {self._patience:g} s", late=True) from error
+            if isinstance(error, EOFError | ConnectionError):
+                raise FaultyError(self._dead(), "has ended") from error
+            if isinstance(error, GtpVisionError):
+                raise
+            raised = [slot for slot, pipe in enumerate(self._vector.parent_pipes) if pipe is None]
+            reason = (str(error).splitlines() or [""])[0][:200]
+            raise FaultyError(raised, f"raised {type(error).__name__} ({reason})") from error
 
     def _dead(self) -> list[int]:
         processes = self._vector.processes
-        # Pipes close a moment before a process can be seen to have ended; its sentinel is one of them.
-        ended = connection.wait([process.sentinel for process in processes], _FAREWELL)
+        # A pipe may close a moment before its process ends: wait for the sentinel of one of them.
+        ended = connection.wait([process.sentinel for process in processes], _EXIT_TIMEOUT)
         return [slot for slot, process in enumerate(processes) if process.sentinel in ended]

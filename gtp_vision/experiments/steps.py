@@ -90,7 +90,7 @@ def sweep(
     _draw(folder / "steps.png", results)
     summary = {"run": str(folder), "data": str(store.path), "steps": results, "figure": str(folder / "steps.png")}
     if fast:
-        summary["acting"] = fast.told
+        summary["acting"] = fast.status
     write_json(folder / "steps.json", summary)
     return summary
 

@@ -1,12 +1,12 @@
-"""The policy artifact: a folder that is enough to act. safetensors and JSON, nothing is ever pickled.
+"""The policy artifact: a folder that is enough to act, of safetensors and JSON without pickles.
 
-    policy.safetensors   the weights that acting needs, and no others
-    policy.json          schema, agent and encoder: how they are put together
+    policy.safetensors   the weights that acting needs
+    policy.json          settings: schema, agent and encoder
     provenance.json      run, step, data, scores, versions, licences
     README.md            the model card
     manifest.json        sizes and hashes of the above
 
-Such folders come from strangers: sizes and shapes are checked before anything is made of them.
+Artifacts are untrusted: sizes and shapes are checked before anything is built from them.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST = (
 )
 FILES = [WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST]
 _MOST_JSON = 4 << 20  # bytes
-_MOST_COUNT = 100_000  # of anything in the settings; networks of a stranger's file shall not take for ever to build
-_SPARE = 256 << 20  # bytes that parts without stored weights may take beside sixteen times those with
+_MOST_COUNT = 100_000  # of any integer setting: untrusted networks must not take forever to build
+_SPARE = 256 << 20  # bytes of modules without stored weights, beyond sixteen times the stored ones
 
 
 def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager") -> Policy:
-    """The policy that an artifact's folder holds; it needs no data set and no simulator.
+    """Load the policy of an artifact; needs no data set and no simulator.
 
     Args:
         folder: as `gtp-vision export` wrote it.
@@ -56,34 +56,32 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
         engine: eager, compile, graph or auto, see `agents.fast.FastPolicy`.
 
     Raises:
-        GtpVisionError: no artifact, a damaged one, one of another version, or one that does not hold together.
+        GtpVisionError: not an artifact, a damaged or inconsistent one, or one of another format.
     """
     folder = Path(folder).expanduser()
     _check_files(folder)
-    told = _json(folder / MADE_OF)
-    if told.get("format") != FORMAT:
+    settings = _json(folder / MADE_OF)
+    if settings.get("format") != FORMAT:
         raise GtpVisionError(
-            f"{folder} is an artifact of format {told.get('format')!r}, and this version reads {FORMAT}; use the "
-            f"version that made it, or export its run again"
+            f"{folder} is an artifact of format {settings.get('format')!r}, and this version reads {FORMAT}; use the "
+            f"version that wrote it, or export its run again"
         )
     try:
-        schema = Schema.of(told.get("schema"))
-        config = _settings(AgentConfig, told.get("agent"))
-        encoder = _settings(EncoderConfig, told.get("encoder"))
+        schema = Schema.of(settings.get("schema"))
+        config = _settings(AgentConfig, settings.get("agent"))
+        encoder = _settings(EncoderConfig, settings.get("encoder"))
         agents.check_agent(config)
         check_encoder(encoder)
-        kept = told.get("parts")
-        if not isinstance(kept, list) or not all(isinstance(name, str) for name in kept):
-            raise GtpVisionError("it does not say which of the agent's parts it holds")
-        agent = _filled(folder / WEIGHTS, schema, config, encoder, kept, bf16=told.get("bf16") is True)
+        parts = settings.get("parts")
+        if not isinstance(parts, list) or not all(isinstance(name, str) for name in parts):
+            raise GtpVisionError(f"{MADE_OF} does not list the agent's modules ('parts'); export it again")
+        agent = _load_agent(folder / WEIGHTS, schema, config, encoder, parts, bf16=settings.get("bf16") is True)
     except GtpVisionError as error:
         raise GtpVisionError(f"{folder}: {error}") from error
     try:
         agent.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise GtpVisionError(
-            f"device={device} is not to be had here ({str(error).splitlines()[0]}); try cpu"
-        ) from error
+        raise GtpVisionError(f"device={device} is not available ({str(error).splitlines()[0]}); try cpu") from error
     return Policy(agent, schema, _json(folder / PROVENANCE), engine)
 
 
@@ -91,30 +89,30 @@ def write(folder: Path, agent: Agent, schema: Schema, provenance: Mapping[str, A
     """Write an artifact's files into an empty folder.
 
     Args:
-        folder: where to.
-        agent: whose weights.
+        folder: the empty folder.
+        agent: the agent to store; its K is stored as `schema.steps`.
         schema: of its policy.
         provenance: see `export.provenance`.
         parts: names of the agent's modules whose weights are stored.
     """
     tensors = {name: x.contiguous() for name, x in agent.state_dict().items() if name.partition(".")[0] in parts}
     save_file(tensors, folder / WEIGHTS)
-    told = {
+    settings = {
         "format": FORMAT,
         "schema": schema.record(),
-        "agent": asdict(agent.config),
-        "encoder": asdict(agent.actor_encoder.config) | {"weights": None},  # which are here
+        "agent": asdict(agents.acting_in(agent.config, schema.steps)),
+        "encoder": asdict(agent.actor_encoder.config) | {"weights": None},  # they are in the artifact
         "parts": list(parts),
         "bf16": agent.actor_encoder.bf16,
     }
-    (folder / MADE_OF).write_text(json.dumps(told, indent=1))
+    (folder / MADE_OF).write_text(json.dumps(settings, indent=1))
     (folder / PROVENANCE).write_text(json.dumps(provenance, indent=1))
     (folder / CARD).write_text(card(schema, provenance))
     seal(folder)
 
 
 def trimmed(agent: Agent, parts: list[str]) -> Agent:
-    """The agent without its modules that are not among `parts`."""
+    """Remove the agent's modules that are not among `parts`."""
     for name, _ in list(agent.named_children()):
         if name not in parts:
             delattr(agent, name)
@@ -127,13 +125,13 @@ def seal(folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
-def _filled(
+def _load_agent(
     path: Path, schema: Schema, config: AgentConfig, encoder: EncoderConfig, parts: list[str], *, bf16: bool
 ) -> Agent:
-    """The agent with the weights of a file, after looking at what both would take.
+    """Build the agent and load its weights, after checking the size of both.
 
     Raises:
-        GtpVisionError: they do not belong together.
+        GtpVisionError: the weights do not fit the settings.
     """
     try:
         with safe_open(path, framework="pt") as file:

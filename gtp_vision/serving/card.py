@@ -1,4 +1,4 @@
-"""The model card: what a person wants to know before a policy moves a machine."""
+"""The model card of an artifact."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gtp_vision.serving.schema import Schema
 
 
 def card(schema: Schema, provenance: Mapping[str, Any]) -> str:
-    """README.md of an artifact, with the header that the Hugging Face hub reads."""
+    """README.md of an artifact, with the header of the Hugging Face hub."""
     licences = provenance["licences"]
     header = {
         "library_name": "gtp-vision",
@@ -23,41 +23,39 @@ def card(schema: Schema, provenance: Mapping[str, Any]) -> str:
     rows = [f"| `{name}` | frames, uint8 {shape} (height, width, channels) |" for name, shape in schema.cameras.items()]
     rows += [f"| `{name}` | {width} numbers |" for name, width in schema.states.items()]
     low, high = (", ".join(f"{x:g}" for x in bound) for bound in (schema.action_low, schema.action_high))
-    newest = f"An observation holds the newest frames; the policy remembers the last {schema.frame_stack}."
     trained = f"{provenance['step']} steps (run {provenance['run']}, seed {provenance['seed']})"
-    lines = [
-        "---",
-        yaml.safe_dump(header, sort_keys=False).strip(),
-        "---",
-        "",
-        f"# {_plain(schema.agent)} on {_plain(schema.task)}",
-        "",
-        "```python",
-        "import gtp_vision",
-        "",
-        'policy = gtp_vision.load_policy("this folder")',
-        f"action = policy.act({{{', '.join(repr(name) + ': ...' for name in [*schema.cameras, *schema.states])}}})",
-        "```",
-        "",
-        "| observation | what |",
-        "|---|---|",
-        *map(_plain, rows),
-        "",
-        f"Actions: {schema.actions} numbers, from [{low}] to [{high}], {schema.chunk} planned at once, in "
-        f"{schema.steps} jumps. {newest}",
-        "",
-        f"Trained for {_plain(trained)} on {_plain(data.get('name', 'a data set'))}: {data['episodes']} episodes, "
-        f"{data['frames']} frames.",
-        "",
-        _scores(scores, provenance["environment"]),
-        "",
-        *(f"Licence of the {name}: {_plain(licence)}." for name, licence in licences.items()),
-        "",
-        "It has been tried where the lines above say, and nowhere else: bound its speed and force when it first moves",
-        "a robot.",
-        "",
-    ]
-    return "\n".join(lines)
+    names = ", ".join(repr(name) + ": ..." for name in [*schema.cameras, *schema.states])
+    table = "\n".join(map(_plain, rows))
+    licence_lines = "\n".join(f"Licence of the {name}: {_plain(licence)}." for name, licence in licences.items())
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False).strip()}
+---
+
+# {_plain(schema.agent)} on {_plain(schema.task)}
+
+```python
+import gtp_vision
+
+policy = gtp_vision.load_policy("this folder")
+action = policy.act({{{names}}})
+```
+
+| observation | values |
+|---|---|
+{table}
+
+Actions: {schema.actions} numbers, from [{low}] to [{high}], {schema.chunk} planned at once, in {schema.steps} steps.
+An observation holds the newest frames; the policy stacks the last {schema.frame_stack}.
+
+Trained for {_plain(trained)} on {_plain(data.get("name", "a data set"))}: {data["episodes"]} episodes, {data["frames"]}
+frames.
+
+{_scores(scores, provenance["environment"])}
+
+{licence_lines}
+
+It was not tested elsewhere: limit its speed and force when it first moves a robot.
+"""
 
 
 def _scores(scores: Mapping[str, Any] | None, environment: str | None) -> str:
@@ -71,5 +69,5 @@ def _scores(scores: Mapping[str, Any] | None, environment: str | None) -> str:
 
 
 def _plain(text: Any) -> str:
-    """A name as it may stand in Markdown: one line, nothing that opens a tag or a link."""
+    """A name on one line, without the characters that open a tag or a link in Markdown."""
     return "".join(letter if letter.isprintable() and letter not in "<>[]" else " " for letter in str(text))

@@ -1,6 +1,6 @@
-"""The K-step sampler as a graph, of ONNX or of torch.export: frames, states and noise in, bounded actions out.
+"""The K-step sampler as a graph of ONNX or torch.export: frames, states and noise in, bounded actions out.
 
-It holds all of acting but what has a memory: who runs it stacks frames, draws normal noise, and executes chunks.
+The graph has no memory: its user stacks frames, draws normal noise, and executes action chunks.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ NAME, PROGRAM = "policy.onnx", "policy.pt2"
 
 
 class Sampler(nn.Module):
-    """An agent's plan as a function of tensors alone.
+    """An agent's plan as a function of tensors only.
 
     Args:
-        agent: who plans.
+        agent: the agent that plans.
         schema: of its policy.
         steps: K.
 
     Attributes:
-        observations: names, in the order of the arguments.
-        draws: the noise that is handed in after them.
+        inputs: examples of the arguments by name, in order: observations of one row, then noise.
+        draws: the draws of the noise arguments.
     """
 
     low: torch.Tensor
@@ -46,28 +46,25 @@ class Sampler(nn.Module):
     def __init__(self, agent: Agent, schema: Schema, steps: int) -> None:
         super().__init__()
         self.agent, self.steps = agent, steps
-        self.shapes = schema.shapes()
-        self.observations = list(self.shapes)
         self.register_buffer("low", torch.tensor(schema.action_low))
         self.register_buffer("high", torch.tensor(schema.action_high))
-        recorder = NoiseRecorder(RandomStream(0, 0))
-        agent.plan(self.example()[0], recorder, steps)
-        self.draws: tuple[Draw, ...] = tuple(recorder.draws)
-
-    def example(self) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
-        """Observations of one row, and noise once it is known."""
-        zeros = {
+        shapes = schema.shapes()
+        self.observations = list(shapes)
+        self.inputs = {
             name: torch.zeros((1, *shape), dtype=torch.uint8 if len(shape) == 4 else torch.float32)
-            for name, shape in self.shapes.items()
+            for name, shape in shapes.items()
         }
-        drawn = NoiseTape.draw(self.draws, RandomStream(0, 0)) if hasattr(self, "draws") else []
-        return zeros, list(drawn)
+        recorder = NoiseRecorder(RandomStream(0, 0))
+        agent.plan(self.inputs, recorder, steps)
+        self.draws: tuple[Draw, ...] = tuple(recorder.draws)
+        noise = NoiseTape.draw(self.draws, RandomStream(0, 0))
+        self.inputs |= {f"noise_{index}": numbers for index, numbers in enumerate(noise)}
 
-    def forward(self, *given: torch.Tensor) -> torch.Tensor:
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Stacked observations (1, T, ...) and noise to actions (H, A)."""
         count = len(self.observations)
-        observation = dict(zip(self.observations, given[:count], strict=True))
-        plan = self.agent.plan(observation, NoiseTape(self.draws, list(given[count:])), self.steps)[0]
+        observation = dict(zip(self.observations, inputs[:count], strict=True))
+        plan = self.agent.plan(observation, NoiseTape(self.draws, list(inputs[count:])), self.steps)[0]
         scaled = self.low + (plan + 1) / 2 * (self.high - self.low)
         return torch.minimum(torch.maximum(scaled, self.low), self.high)
 
@@ -76,14 +73,14 @@ def sampler_of(policy: Policy, steps: int | None = None) -> Sampler:
     """The policy's sampler in K = `steps`; None is the policy's own.
 
     Raises:
-        GtpVisionError: a K that does not fit, or a policy that draws other numbers than normal ones.
+        GtpVisionError: a K that does not fit, or a policy that draws random numbers that are not normal.
     """
     policy.check_steps(steps)
     sampler = Sampler(policy.agent, policy.schema, steps or policy.schema.steps).eval()
     if other := sorted({draw.kind for draw in sampler.draws} - {"normal"}):
         raise GtpVisionError(
-            f"this policy draws {' and '.join(other)} numbers when it acts, and a graph is handed normal ones alone; "
-            f"act by load_policy"
+            f"this policy draws {' and '.join(other)} numbers when it acts, and graphs take normal ones only; use "
+            f"load_policy"
         )
     return sampler
 
@@ -93,24 +90,23 @@ def write(policy: Policy, folder: Path, steps: int | None = None) -> Path:
 
     Args:
         policy: on the CPU.
-        folder: where to.
+        folder: an existing folder.
         steps: K; None is the policy's own.
 
     Raises:
-        GtpVisionError: the packages are missing, or the policy does what ONNX has no words for.
+        GtpVisionError: missing packages, or a policy with operations that ONNX lacks.
     """
     if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
         raise GtpVisionError(f"{missing[0]} is not installed; pip install 'gtp-vision[onnx]'")
-    sampler = sampler_of(policy, steps)
-    inputs, path = _inputs(sampler), folder / NAME
+    sampler, path = sampler_of(policy, steps), folder / NAME
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 sampler,
-                tuple(inputs.values()),
+                tuple(sampler.inputs.values()),
                 dynamo=True,
-                input_names=list(inputs),
+                input_names=list(sampler.inputs),
                 output_names=["actions"],
                 verbose=False,
             )
@@ -118,31 +114,29 @@ def write(policy: Policy, folder: Path, steps: int | None = None) -> Path:
         program.model.metadata_props["schema"] = json.dumps(policy.schema.record())
         program.model.metadata_props["steps"] = str(sampler.steps)
         program.save(str(path), external_data=False)
-    except Exception as error:  # whatever an exporter may raise
+    except Exception as error:  # exporters raise anything
         path.unlink(missing_ok=True)
-        raise GtpVisionError(
-            f"this policy cannot be written as ONNX: {first_words(error)}; act by load_policy"
-        ) from error
+        raise GtpVisionError(f"the policy cannot be written as ONNX ({first_words(error)}); use load_policy") from error
     return path
 
 
 def program(policy: Policy, steps: int | None = None) -> torch.export.ExportedProgram:
-    """The policy's sampler by torch.export: the arguments are those of the ONNX graph, in its order.
+    """The policy's sampler by torch.export, with the arguments of the ONNX graph, in its order.
 
     Raises:
-        GtpVisionError: see `sampler_of`; or what torch.export cannot trace.
+        GtpVisionError: see `sampler_of`; or torch.export cannot trace it.
     """
     return _traced(sampler_of(policy, steps))
 
 
 def write_program(policy: Policy, folder: Path, steps: int | None = None) -> Path:
-    """Write the policy's sampler as `policy.pt2`, which `torch.export.load` reads and which holds no pickle.
+    """Write the policy's sampler as `policy.pt2`, for `torch.export.load`, without a pickle.
 
     Its extra files are JSON: `schema`, `steps`, and `inputs`, the arguments' shapes by name, in order.
 
     Args:
         policy: on the CPU.
-        folder: where to.
+        folder: an existing folder.
         steps: K; None is the policy's own.
 
     Raises:
@@ -150,46 +144,41 @@ def write_program(policy: Policy, folder: Path, steps: int | None = None) -> Pat
     """
     sampler = sampler_of(policy, steps)
     exported = _traced(sampler)
-    exported.example_inputs = None  # all that would be pickled
-    shapes = {name: list(tensor.shape) for name, tensor in _inputs(sampler).items()}
-    told = {"schema": policy.schema.record(), "steps": sampler.steps, "inputs": shapes}
+    exported.example_inputs = None  # they would be pickled
+    shapes = {name: list(tensor.shape) for name, tensor in sampler.inputs.items()}
+    extra = {"schema": policy.schema.record(), "steps": sampler.steps, "inputs": shapes}
     file, path = io.BytesIO(), folder / PROGRAM
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weights that are views of others are stored whole
-        torch.export.save(exported, file, extra_files={name: json.dumps(value) for name, value in told.items()})
-    path.write_bytes(file.getvalue())  # a full disk is an OSError here, which torch's own writer does not raise
+        torch.export.save(exported, file, extra_files={name: json.dumps(value) for name, value in extra.items()})
+    path.write_bytes(file.getvalue())  # raises OSError on a full disk, which torch's own writer does not
     return path
 
 
 def _traced(sampler: Sampler) -> torch.export.ExportedProgram:
     try:
         with torch.no_grad():
-            return torch.export.export(sampler, tuple(_inputs(sampler).values()))
-    except Exception as error:  # whatever an exporter may raise
+            return torch.export.export(sampler, tuple(sampler.inputs.values()))
+    except Exception as error:  # exporters raise anything
         raise GtpVisionError(
-            f"this policy cannot be traced by torch.export: {first_words(error)}; act by load_policy"
+            f"the policy cannot be traced by torch.export ({first_words(error)}); use load_policy"
         ) from error
 
 
-def _inputs(sampler: Sampler) -> dict[str, torch.Tensor]:
-    """Examples of a graph's arguments by their names, in order."""
-    observations, noise = sampler.example()
-    return observations | {f"noise_{index}": numbers for index, numbers in enumerate(noise)}
-
-
 class Graph:
-    """`policy.onnx` under ONNX Runtime.
+    """`policy.onnx` in ONNX Runtime.
 
     Args:
         path: of the graph.
         threads: of ONNX Runtime.
 
     Attributes:
-        schema: what it is shown and answers.
+        schema: observations and actions.
         steps: K.
+        noise: names and shapes of the noise arguments.
 
     Raises:
-        GtpVisionError: ONNX Runtime is missing, or the file is no such graph.
+        GtpVisionError: ONNX Runtime is missing, or the file is not such a graph.
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
@@ -202,19 +191,20 @@ class Graph:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            told = self._session.get_modelmeta().custom_metadata_map
-            self.schema, self.steps = Schema.of(json.loads(told["schema"])), int(told["steps"])
-        except Exception as error:  # ONNX Runtime has errors of its own
-            raise GtpVisionError(f"{path} is no graph of a policy ({first_words(error)}); export it again") from error
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            self.schema, self.steps = Schema.of(json.loads(metadata["schema"])), int(metadata["steps"])
+        except Exception as error:  # ONNX Runtime has its own exceptions
+            raise GtpVisionError(f"{path} is not a policy's graph ({first_words(error)}); export it again") from error
         shapes = self.schema.shapes()
-        self.noise = {one.name: tuple(one.shape) for one in self._session.get_inputs() if one.name not in shapes}
+        inputs = self._session.get_inputs()
+        self.noise = {tensor.name: tuple(tensor.shape) for tensor in inputs if tensor.name not in shapes}
 
     def plan(self, stacks: Mapping[str, np.ndarray], noise: Mapping[str, np.ndarray]) -> np.ndarray:
         """Actions float32 (H, A), in the robot's units.
 
         Args:
-            stacks: of each observation the last T: frames uint8 (1, T, C, H, W), states float32 (1, T, D).
-            noise: standard normal numbers, float32, by the names and shapes in `noise`.
+            stacks: the last T of each observation: frames uint8 (1, T, C, H, W), states float32 (1, T, D).
+            noise: standard normal float32 numbers with the names and shapes of the attribute `noise`.
         """
-        given: dict[str, Any] = {**stacks, **noise}
-        return np.asarray(self._session.run(["actions"], given)[0])
+        inputs: dict[str, Any] = {**stacks, **noise}
+        return np.asarray(self._session.run(["actions"], inputs)[0])

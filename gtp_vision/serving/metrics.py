@@ -1,4 +1,4 @@
-"""What a server counts and times, as Prometheus reads it."""
+"""Counters and times of a server, in Prometheus' format."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Times(NamedTuple):
     """Seconds of one answer.
 
     Attributes:
-        waited: behind other clients' acts, before the policy looked at the observation.
+        waited: while the policy acted for other clients.
         acted: in the policy.
-        total: from the message's arrival to the answer's departure, as the server sees them.
+        total: from the message's arrival to the answer's departure.
     """
 
     waited: float
@@ -30,34 +30,23 @@ class Times(NamedTuple):
 
 
 class Metrics(Collector):
-    """Counters of a server, and percentiles of the newest 4096 answers. Used from the event loop's thread alone.
-
-    Attributes:
-        requests: messages that came and were answered.
-        answers: those that were answered with actions.
-        errors: those that were answered with a sentence, by why: `request` (it was wrong), `dropped` (a newer
-            observation came), `timeout` (the policy took too long), `policy` (it failed inside), `ending` (the server
-            is being stopped).
-        resets: new episodes that clients asked for.
-        refused: connections that were refused, by why: `token`, `full`.
-        connections: those that were let in.
-        clients: those that are there now.
-    """
+    """Counters of a server, and percentiles of the newest 4096 answers; used by the event loop's thread only."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        made: dict[str, Any] = {"registry": self._registry, "namespace": "gtp_vision"}
-        self.requests = Counter("requests", "Messages that came and were answered.", **made)
-        self.answers = Counter("answers", "Messages that were answered with actions.", **made)
-        self.errors = Counter("errors", "Messages that were answered with a sentence.", ["why"], **made)
-        self.resets = Counter("resets", "New episodes that clients asked for.", **made)
-        self.refused = Counter("refused", "Connections that were refused.", ["why"], **made)
-        self.connections = Counter("connections", "Connections that were let in.", **made)
-        self.clients = Gauge("clients", "Clients that are connected.", **made)
-        for why in ("request", "dropped", "timeout", "policy", "ending"):
-            self.errors.labels(why)  # a counter that is not there cannot be told from one of 0
-        for why in ("token", "full"):
-            self.refused.labels(why)
+        common: dict[str, Any] = {"registry": self._registry, "namespace": "gtp_vision"}
+        self.requests = Counter("requests", "Messages that were answered.", **common)
+        self.answers = Counter("answers", "Messages that were answered with actions.", **common)
+        self.errors = Counter("errors", "Messages that were answered with an error.", ["why"], **common)
+        self.resets = Counter("resets", "New episodes that clients requested.", **common)
+        self.refused = Counter("refused", "Connections that were refused.", ["why"], **common)
+        self.connections = Counter("connections", "Connections that were admitted.", **common)
+        self.clients = Gauge("clients", "Clients that are connected.", **common)
+        # Invalid message, newer observation, late answer, failed policy, stopping server: 0 instead of missing.
+        for cause in ("request", "dropped", "timeout", "policy", "ending"):
+            self.errors.labels(cause)
+        for cause in ("token", "full"):
+            self.refused.labels(cause)
         self._times: deque[Times] = deque(maxlen=_WINDOW)
         self._sums = np.zeros(len(Times._fields))
         self._count = 0
@@ -71,7 +60,7 @@ class Metrics(Collector):
         self._count += 1
 
     def collect(self) -> Iterable[Metric]:
-        """The percentiles, for Prometheus' client."""
+        """The percentiles, for the Prometheus client."""
         summary = Metric("gtp_vision_seconds", "Seconds of an answer: quantiles of the newest 4096.", "summary")
         recent = np.array(self._times).reshape(-1, len(Times._fields))
         for part, values, total in zip(Times._fields, recent.T, self._sums, strict=True):
@@ -83,5 +72,5 @@ class Metrics(Collector):
         yield summary
 
     def text(self) -> str:
-        """All of it in Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry).decode()

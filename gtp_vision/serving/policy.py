@@ -1,9 +1,9 @@
-"""A policy on its own: raw observations in, bounded actions in the robot's units out.
+"""A policy without its run: raw observations in, bounded actions in the robot's units out.
 
     policy = gtp_vision.load_policy(folder)
     action = policy.act({"front": frame, "state": state}, steps=2)
 
-Nothing here knows data sets, simulators or training.
+It needs no data set, no simulator and no training code.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 
 from gtp_vision.agents import Agent, acting_in, check_agent
-from gtp_vision.agents.acting import Executor
+from gtp_vision.agents.acting import Executor, FrameStack
 from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.core.compile import first_words
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
-from gtp_vision.datasets.batch import channels_first
-from gtp_vision.serving.schema import Schema, is_goal
+from gtp_vision.serving.schema import Schema
 
-_MOST_STEPS = 1000
+_MAX_STEPS = 1000
 
 
 class Session:
-    """One robot's way through its episodes: the newest frames, the chunk it is in, and its noise.
+    """One robot's episodes: its frame stack, its action chunk and its noise.
 
     Noise is a function of (seed, episode, step): the same observations are answered with the same actions. An episode
     is acted by `act` or by `plan`, not by both.
@@ -45,77 +44,69 @@ class Session:
         self.reset()
 
     def reset(self) -> None:
-        """A new episode begins with the next observation."""
+        """Start a new episode with the next observation."""
         self._episode += 1
         self._step = 0
-        self._by = ""
-        self._history: dict[str, np.ndarray] = {}
+        self._method = ""
         self._steps: int | None = None
-        agent = self.policy.agent
+        self._frames = FrameStack(self.policy.schema.frame_stack)
+        config = self.policy.agent.config
         self._executor = Executor(
             lambda observation, noise: self.policy.fast.plan(observation, noise, self._steps),
-            agent.config.acting,
-            agent.config.action_chunk,
+            config.acting,
+            config.action_chunk,
         )
 
     def act(self, observation: Mapping[str, Any], *, steps: int | None = None) -> np.ndarray:
         """The next action.
 
         Args:
-            observation: the newest of each, raw: frames uint8 (H, W, C), states (D,); goals, where there are, too.
+            observation: the newest frame of each camera, uint8 (H, W, C), and each state, (D,); goals likewise.
             steps: K; None is the policy's own.
 
         Returns:
             float32 (A,), in the robot's units, within its bounds.
 
         Raises:
-            GtpVisionError: an observation that the policy was not trained on, or a K that it cannot act in.
+            GtpVisionError: an observation that does not fit the schema, or a K that does not fit the policy.
         """
-        seen, noise = self._next(observation, steps, "act")
+        stacks, noise = self._push(observation, steps, "act")
         with torch.no_grad():
-            action = self._executor(seen, noise)
+            action = self._executor(stacks, noise)
         return self.policy.schema.in_units(action[0].cpu().numpy())
 
     def plan(self, observation: Mapping[str, Any], *, steps: int | None = None) -> np.ndarray:
-        """The next H actions, float32 (H, A); otherwise as `act`. Every call plans anew."""
-        seen, noise = self._next(observation, steps, "plan")
+        """The next H actions, float32 (H, A); otherwise as `act`. Every call makes a new plan."""
+        stacks, noise = self._push(observation, steps, "plan")
         with torch.no_grad():
-            chunk = self.policy.fast.plan(seen, noise, steps)
+            chunk = self.policy.fast.plan(stacks, noise, steps)
         return self.policy.schema.in_units(chunk[0].cpu().numpy())
 
-    def _next(
-        self, observation: Mapping[str, Any], steps: int | None, by: str
+    def _push(
+        self, observation: Mapping[str, Any], steps: int | None, method: str
     ) -> tuple[dict[str, torch.Tensor], EpisodeNoise]:
         self.policy.check_steps(steps)
-        found = self.policy.schema.check(observation)
-        if self._by not in ("", by):
-            raise GtpVisionError(f"this episode was begun by {self._by} and cannot go on by {by}; call reset first")
-        self._by, self._steps = by, steps
-        frames = self.policy.schema.frame_stack
-        for name, array in found.items():
-            before = self._history.get(name)
-            if before is None or is_goal(name):  # an episode begins as if it had stood still
-                self._history[name] = np.repeat(array[None], frames, 0)
-            else:
-                before[:-1] = before[1:].copy()
-                before[-1] = array
+        newest = self.policy.schema.check(observation)
+        if self._method not in ("", method):
+            raise GtpVisionError(f"this episode began with {self._method}, so {method} does not fit; call reset first")
+        self._method, self._steps = method, steps
+        self._frames.push({name: array[None] for name, array in newest.items()})
         device = self.policy.device
-        seen = {name: torch.from_numpy(stack[None].copy()).to(device) for name, stack in self._history.items()}
         noise = EpisodeNoise(self.seed, [self._episode], [self._step], device)
         self._step += 1
-        return {name: channels_first(x) if x.ndim == 5 else x for name, x in seen.items()}, noise
+        return self._frames.tensors(device), noise
 
 
 class Policy(PyTorchModelHubMixin):
     """Weights and schema of a trained agent.
 
-    `policy.push_to_hub("me/policy")` and `Policy.from_pretrained("me/policy")` are the Hugging Face hub's; what
-    travels is the artifact, and it is looked at as any stranger's.
+    `policy.push_to_hub("me/policy")` and `Policy.from_pretrained("me/policy")` use the Hugging Face hub; they transfer
+    the artifact, which is checked as any untrusted one.
 
     Args:
-        agent: in the state in which it acts.
-        schema: what it is shown and answers.
-        card: what is known of its making, see `artifact`.
+        agent: a trained agent.
+        schema: its observations and actions.
+        card: provenance, see `artifact`.
         engine: see `FastPolicy`: eager is ready at once, compile and graph take seconds at the first action.
 
     Attributes:
@@ -126,25 +117,25 @@ class Policy(PyTorchModelHubMixin):
         self.agent, self.schema, self.card = agent.eval(), schema, dict(card)
         self.fast = FastPolicy(agent, engine=engine)
         self.device = next(agent.policy.parameters()).device
-        self._fits: set[int] = set()  # numbers of jumps that were found to fit
-        self._own = Session(self)
-        self._hub_mixin_config = None  # the artifact's own files say it all
+        self._valid_steps: set[int] = set()
+        self._session = Session(self)
+        self._hub_mixin_config = None  # the artifact's own files are enough
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Policy:  # type: ignore[override]
-        """The policy of a folder or of a repository on the hub.
+        """Load the policy of a folder or of a repository on the hub.
 
         Args:
             name: folder, or `owner/name`.
             options: `device` and `engine` as `load_policy` takes them; `revision`, `token`, ... as the hub does.
 
         Raises:
-            GtpVisionError: it cannot be had, or is no artifact, see `load_policy`.
+            GtpVisionError: it cannot be downloaded, or is not a valid artifact, see `load_policy`.
         """
         try:
             return super().from_pretrained(name, **options)
         except (OSError, ValueError) as error:
-            raise GtpVisionError(f"{name} cannot be had from the hub ({first_words(error)}); check its name") from error
+            raise GtpVisionError(f"{name}: the download failed ({first_words(error)}); check the name") from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
         from gtp_vision.serving import artifact
@@ -153,65 +144,40 @@ class Policy(PyTorchModelHubMixin):
         artifact.write(save_directory, self.agent, self.schema, self.card, parts)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        device: str = "cpu",
-        engine: str = "eager",
-    ) -> Policy:
+    def _from_pretrained(cls, *, model_id: str, device: str = "cpu", engine: str = "eager", **hub: Any) -> Policy:
         from gtp_vision.serving import artifact
 
         folder = Path(model_id)
         if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
-                    model_id,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                    allow_patterns=artifact.FILES,
-                )
-            )
+            folder = Path(snapshot_download(model_id, allow_patterns=artifact.FILES, **hub))
         return artifact.load_policy(folder, device=device, engine=engine)
 
     def act(self, observation: Mapping[str, Any], *, steps: int | None = None) -> np.ndarray:
         """The next action of the policy's own session, see `Session.act`."""
-        return self._own.act(observation, steps=steps)
+        return self._session.act(observation, steps=steps)
 
     def plan(self, observation: Mapping[str, Any], *, steps: int | None = None) -> np.ndarray:
         """The next chunk of the policy's own session, see `Session.plan`."""
-        return self._own.plan(observation, steps=steps)
+        return self._session.plan(observation, steps=steps)
 
     def reset(self) -> None:
-        """A new episode of the policy's own session."""
-        self._own.reset()
+        """Start a new episode of the policy's own session."""
+        self._session.reset()
 
     def session(self, seed: int = 0) -> Session:
-        """A robot of its own, with the same weights."""
+        """A new session with the same weights."""
         return Session(self, seed)
 
-    def check(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """See `Schema.check`."""
-        return self.schema.check(observation)
-
     def check_steps(self, steps: int | None) -> None:
-        """Refuse a K that the policy cannot act in.
+        """Refuse a K that does not fit the policy.
 
         Raises:
-            GtpVisionError: no whole number of at least 1, or another number of jumps than the agent was made for.
+            GtpVisionError: not an integer from 1 to 1000, or an agent that acts in another fixed number of steps.
         """
         if steps is None:
             return
-        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= _MOST_STEPS:
-            raise GtpVisionError(f"steps={steps!r} is no number of jumps from 1 to {_MOST_STEPS}")
-        if steps not in self._fits:
+        if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= _MAX_STEPS:
+            raise GtpVisionError(f"steps={steps!r} must be an integer from 1 to {_MAX_STEPS}")
+        if steps not in self._valid_steps:
             check_agent(acting_in(self.agent.config, steps), steps_key="steps")
-            self._fits.add(steps)
+            self._valid_steps.add(steps)

@@ -1,4 +1,4 @@
-"""What a policy sees and does, in the robot's own words and units."""
+"""Names, shapes and units of a policy's observations and actions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
-from gtp_vision.core.names import GOAL
 
 _MAX_SIDE = 8192  # pixels
 _MAX_WIDTH = 100_000  # numbers of a state, of an action
@@ -19,19 +18,19 @@ _MAX_LENGTH = 1000  # frames of a stack, actions of a chunk, jumps, candidates
 
 @dataclass(frozen=True)
 class Schema:
-    """What a policy is shown, and what it answers.
+    """Observations and actions of a policy.
 
     Attributes:
         cameras: name to (H, W, C) of its uint8 frames. Names of goals begin with `goal/`.
         states: name to the width of its float vectors.
-        frame_stack: frames that the policy sees at once; who acts keeps them, an observation holds the newest alone.
+        frame_stack: frames that the policy sees at once; a session stacks them, an observation holds the newest one.
         action_low: of each action dimension, in the robot's units.
         action_high: likewise.
         chunk: H, actions that are planned at once.
-        steps: K, jumps an action, unless asked otherwise.
+        steps: K, the default number of steps of the sampler.
         candidates: actions of which the critic chooses one.
         agent: label, e.g. `gtp`.
-        task: name of what it was trained for.
+        task: name of the task.
     """
 
     cameras: Mapping[str, tuple[int, int, int]]
@@ -53,8 +52,8 @@ class Schema:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Observation name to the shape of one stacked observation, as agents are built: (T, C, H, W) or (T, D)."""
         frames = self.frame_stack
-        pictures = {name: (frames, c, h, w) for name, (h, w, c) in self.cameras.items()}
-        return {**pictures, **{name: (frames, width) for name, width in self.states.items()}}
+        images = {name: (frames, c, h, w) for name, (h, w, c) in self.cameras.items()}
+        return {**images, **{name: (frames, width) for name, width in self.states.items()}}
 
     def record(self) -> dict[str, Any]:
         """As JSON-able values, in the order of observations."""
@@ -62,14 +61,14 @@ class Schema:
 
     @staticmethod
     def of(stored: Any) -> Schema:
-        """The schema that a stranger's JSON describes.
+        """The schema of untrusted JSON.
 
         Raises:
-            GtpVisionError: it describes none, or one beyond all measure.
+            GtpVisionError: missing or invalid values, or numbers above the limits of this module.
         """
         try:
             schema = Schema(
-                cameras={str(name): _three(shape) for name, shape in stored["cameras"].items()},
+                cameras={str(name): _frame_shape(shape) for name, shape in stored["cameras"].items()},
                 states={str(name): _count(width, _MAX_WIDTH) for name, width in stored["states"].items()},
                 frame_stack=_count(stored["frame_stack"], _MAX_LENGTH),
                 action_low=tuple(float(x) for x in stored["action_low"]),
@@ -81,13 +80,13 @@ class Schema:
                 task=str(stored["task"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise GtpVisionError(f"its schema is none ({type(error).__name__}: {error})") from error
+            raise GtpVisionError(f"its schema is invalid ({type(error).__name__}: {error})") from error
         pairs = list(zip(schema.action_low, schema.action_high, strict=False))
         fits = len(schema.action_low) == len(schema.action_high) and 0 < schema.actions <= _MAX_WIDTH
         if not fits or not all(-math.inf < low < high < math.inf for low, high in pairs):
-            raise GtpVisionError("its schema has action bounds that are none")
+            raise GtpVisionError("its schema has invalid action bounds")
         if not schema.cameras and not schema.states:
-            raise GtpVisionError("its schema shows the policy nothing")
+            raise GtpVisionError("its schema has neither cameras nor states")
         return schema
 
     def check(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -97,51 +96,43 @@ class Schema:
             GtpVisionError: something is missing, unknown, of another type or shape, or not finite.
         """
         if not isinstance(observation, Mapping):
-            raise GtpVisionError(
-                f"an observation is a dictionary of arrays by name, and not {type(observation).__name__}"
-            )
+            raise GtpVisionError(f"the observation is a {type(observation).__name__}; give a dictionary of arrays")
         known = [*self.cameras, *self.states]
         for name in observation:
             if name not in known:
-                near = propose(str(name), known)
-                raise GtpVisionError(f"the observation holds '{name}', which the policy does not know: {near}")
-        found = {}
+                raise GtpVisionError(f"the observation holds an unknown name '{name}': {propose(str(name), known)}")
+        arrays = {}
         for name in known:
             if name not in observation:
-                raise GtpVisionError(f"the observation lacks '{name}'; the policy is shown {', '.join(known)}")
-            array = np.asarray(observation[name])
-            shape = self.cameras.get(name) or (self.states[name],)
-            if name in self.cameras and array.dtype != np.uint8:
-                raise GtpVisionError(f"'{name}' is {array.dtype}, and frames are uint8 from 0 to 255; give them raw")
-            if name in self.states and array.dtype.kind not in "fiu":
-                raise GtpVisionError(f"'{name}' is {array.dtype}, and a state is numbers; give float32")
+                raise GtpVisionError(f"the observation lacks '{name}'; the policy needs {', '.join(known)}")
+            array, is_camera = np.asarray(observation[name]), name in self.cameras
+            if is_camera and array.dtype != np.uint8:
+                raise GtpVisionError(f"'{name}' is {array.dtype}; give raw frames, uint8 from 0 to 255")
+            if not is_camera and array.dtype.kind not in "fiu":
+                raise GtpVisionError(f"'{name}' is {array.dtype}; give numbers, float32")
+            shape = self.cameras[name] if is_camera else (self.states[name],)
             if array.shape != shape:
-                told = " (height, width, channels)" if name in self.cameras else ""
-                raise GtpVisionError(f"'{name}' has shape {array.shape}, and the policy was trained on {shape}{told}")
-            if name in self.states:
+                axes = " (height, width, channels)" if is_camera else ""
+                raise GtpVisionError(f"'{name}' has shape {array.shape}; the policy was trained on {shape}{axes}")
+            if not is_camera:
                 array = array.astype(np.float32)
                 if not np.isfinite(array).all():
-                    raise GtpVisionError(f"'{name}' holds a number that is not finite; look at the sensor")
-            found[name] = array
-        return found
+                    raise GtpVisionError(f"'{name}' holds a number that is not finite; check the sensor")
+            arrays[name] = array
+        return arrays
 
     def in_units(self, actions: np.ndarray) -> np.ndarray:
-        """Actions (..., A) in [-1, 1] as the robot takes them, within its bounds: float32."""
+        """Scale actions (..., A) from [-1, 1] to the robot's units, within its bounds: float32."""
         low, high = np.array(self.action_low), np.array(self.action_high)
         return np.clip(low + (actions.astype(np.float64) + 1) / 2 * (high - low), low, high).astype(np.float32)
 
 
-def is_goal(name: str) -> bool:
-    """Whether an observation is one that is to be reached."""
-    return name.startswith(GOAL)
-
-
-def _three(shape: Any) -> tuple[int, int, int]:
+def _frame_shape(shape: Any) -> tuple[int, int, int]:
     height, width, channels = (_count(x, _MAX_SIDE) for x in shape)
     return height, width, channels
 
 
 def _count(value: Any, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-        raise ValueError(f"{value!r} is no number from 1 to {most}")
+        raise ValueError(f"{value!r} is not an integer from 1 to {most}")
     return value

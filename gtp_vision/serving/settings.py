@@ -1,4 +1,4 @@
-"""How a policy is served, and what of it contradicts itself."""
+"""Settings of the server, and their checks."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ from pathlib import Path
 
 from gtp_vision.core.errors import GtpVisionError
 
-_SHORTEST_TOKEN = 16
+_MIN_TOKEN = 16
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a policy is served.
+    """Settings of `Server`.
 
     Attributes:
-        host: address to listen at.
-        port: 0 is any that is free.
-        token: what clients must show; None lets in everybody.
+        host: address to listen on.
+        port: 0 is any free one.
+        token: what clients must send; None admits everybody.
         open: listen to other machines without a token.
-        certificate: PEM file for TLS, and `key`, its private key; None is without.
-        key: see there.
-        answer: `chunk`, the plan (H, A) of every observation, or `action`, (1, A) by the policy's own way of executing
-            chunks.
+        certificate: PEM file for TLS; None is without TLS.
+        key: PEM file of the certificate's private key.
+        answer: `chunk`, the plan (H, A) of every observation, or `action`, (1, A), executing chunks as configured.
         steps: K; None is the policy's.
-        seed: of a robot's noise, unless it asks for another.
+        seed: of a client's noise, unless it sends one.
         renamed: the client's key to the policy's name.
-        ignored: the client's keys that are passed over; `*` is all that the policy does not know.
+        ignored: the client's keys that are ignored; `*` is all that the policy does not know.
         clients: connections at once.
         queue: observations of one client that may wait.
         timeout: seconds for an answer.
-        idle: seconds without a message after which a client is sent away.
+        idle: seconds without a message after which a client is disconnected.
         threads: CPU threads of the policy; None is PyTorch's choice.
     """
 
@@ -55,10 +54,10 @@ class Settings:
 
 
 def check(settings: Settings) -> None:
-    """Refuse settings that contradict each other.
+    """Refuse settings that are out of range or contradict each other.
 
     Raises:
-        GtpVisionError: which, and what to do.
+        GtpVisionError: the first of them.
     """
     if settings.answer not in ("chunk", "action"):
         raise GtpVisionError(f"--answer {settings.answer} must be chunk or action")
@@ -68,17 +67,17 @@ def check(settings: Settings) -> None:
     if settings.threads is not None and settings.threads < 1:
         raise GtpVisionError(f"--threads {settings.threads} must be at least 1")
     if (settings.certificate is None) != (settings.key is None):
-        raise GtpVisionError("--tls-cert and --tls-key belong together; give both, or none")
+        raise GtpVisionError("--tls-cert and --tls-key belong together; give both or none")
     if settings.token is not None and not (
-        len(settings.token) >= _SHORTEST_TOKEN and settings.token.isascii() and settings.token.isprintable()
+        len(settings.token) >= _MIN_TOKEN and settings.token.isascii() and settings.token.isprintable()
     ):
         raise GtpVisionError(
-            f"the token must be {_SHORTEST_TOKEN} or more printable characters; make one with: openssl rand -hex 32"
+            f"the token must have {_MIN_TOKEN} or more printable ASCII characters; make one: openssl rand -hex 32"
         )
     if settings.token is None and not settings.open and not _is_loopback(settings.host):
         raise GtpVisionError(
-            f"--host {settings.host} lets in other machines, and there is no token; give --token-file, or --open if "
-            f"everybody who can reach it may move the robot"
+            f"--host {settings.host} admits other machines without a token; give --token-file, or --open if everybody "
+            f"who can reach it may move the robot"
         )
 
 
@@ -90,24 +89,24 @@ def _is_loopback(host: str) -> bool:
 
 
 def encryption(settings: Settings) -> ssl.SSLContext | None:
-    """For TLS; None is without.
+    """The TLS context; None without a certificate.
 
     Raises:
-        GtpVisionError: certificate and key are none, or do not belong together.
+        GtpVisionError: certificate and key cannot be read, or do not belong together.
     """
     if settings.certificate is None or settings.key is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        context.load_cert_chain(settings.certificate, settings.key, password="")  # asks nobody
+        context.load_cert_chain(settings.certificate, settings.key, password="")  # does not prompt
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise GtpVisionError(
-            f"{settings.certificate} and {settings.key} are no certificate and key in PEM format that belong together "
-            f"({reason(error)})"
+            f"{settings.certificate} and {settings.key} cannot be loaded as a certificate and its key "
+            f"({reason(error)}); give the two PEM files that belong together"
         ) from error
     return context
 
 
 def reason(error: Exception) -> str:
-    """Why something of the system failed, in a line."""
+    """The message of a system error, in a line."""
     return (str(getattr(error, "strerror", None) or error).splitlines() or [type(error).__name__])[0][:200]

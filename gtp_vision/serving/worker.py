@@ -1,9 +1,10 @@
-"""The thread in which the policy acts, and the observations that wait for it."""
+"""The thread in which the policy acts, and the requests that wait for it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import sys
 import threading
@@ -14,138 +15,141 @@ from collections.abc import Callable
 from typing import Any
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.serving.scheduling import go_after
+
+_NICE = 5
 
 
 class PendingRequest:
-    """Something to do in the worker's thread, and the answer to come.
+    """A function to run in the worker's thread, and its answer.
 
     Attributes:
-        answer: of what was done, set in the event loop's thread: a result, or a `GtpVisionError`.
-        received: when the message came; these are `time.perf_counter`'s seconds.
-        started: when it was begun; 0 before.
-        ended: when it was done; 0 before.
-        behind: seconds of other jobs' work between its arrival and its beginning.
-        before: what must be done before, in order, even if this job itself is dropped: new episodes.
-        why: why it was answered with a sentence, a label of `Metrics.errors`.
+        answer: the function's result or a `GtpVisionError`, set in the event loop's thread.
+        received: when the message arrived; times are `time.perf_counter` seconds.
+        started: when the function was started; 0 before.
+        ended: when it returned; 0 before.
+        queued: seconds that other requests were worked on between arrival and start.
+        resets: what must run first, in order, even if this request is dropped: new episodes.
+        cause: why it was answered with an error, a label of `Metrics.errors`.
     """
 
     def __init__(
         self,
-        do: Callable[[], Any],
+        function: Callable[[], Any],
         loop: asyncio.AbstractEventLoop,
         received: float,
-        before: Callable[[], None] | None = None,
+        reset: Callable[[], None] | None = None,
     ) -> None:
-        self.do, self.loop = do, loop
-        self.before = [before] if before is not None else []
+        self.function, self.loop = function, loop
+        self.resets = [reset] if reset is not None else []
         self.answer: asyncio.Future[Any] = loop.create_future()
-        self.received, self.started, self.ended, self.behind = received, 0.0, 0.0, 0.0
-        self.why = "request"
+        self.received, self.started, self.ended, self.queued = received, 0.0, 0.0, 0.0
+        self.cause = "request"
 
-    def refuse(self, why: str, sentence: str) -> None:
-        """Answer with a sentence, in the event loop's thread; whatever comes of it later is forgotten."""
+    def refuse(self, cause: str, message: str) -> None:
+        """Answer with an error, in the event loop's thread; a later result is ignored."""
         if not self.answer.done():
-            self.why = why
-            self.answer.set_exception(GtpVisionError(sentence))
+            self.cause = cause
+            self.answer.set_exception(GtpVisionError(message))
 
-    def work(self) -> None:
-        """Do it, in the worker's thread, and hand over what comes of it."""
-        result, error, why = None, None, "request"
+    def run(self) -> None:
+        """Call the function, in the worker's thread, and hand its result to the event loop."""
+        hand_over: Callable[..., None] = self.refuse
         try:
-            for do in self.before:
-                do()
-            result = self.do()
-        except GtpVisionError as mistake:
-            error = mistake
-        except Exception:  # a defect: its traceback is the operator's, not the client's
+            for reset in self.resets:
+                reset()
+            result: tuple[Any, ...] = (self.function(),)
+            hand_over = self._resolve
+        except GtpVisionError as error:
+            result = ("request", str(error))
+        except Exception:  # a bug: its traceback is for the operator, not for the client
             traceback.print_exc(file=sys.stderr)
-            error, why = GtpVisionError("the policy failed inside; the server's log says how"), "policy"
+            result = ("policy", "the policy failed; see the server's log")
         self.ended = time.perf_counter()
-        with contextlib.suppress(RuntimeError):  # the server closed meanwhile
-            self.loop.call_soon_threadsafe(self._hand_over, result, error, why)
+        with contextlib.suppress(RuntimeError):  # the server has closed meanwhile
+            self.loop.call_soon_threadsafe(hand_over, *result)
 
-    def _hand_over(self, result: Any, error: GtpVisionError | None, why: str) -> None:
-        if self.answer.done():  # it was refused meanwhile, or its client is gone
-            return
-        if error is None:
+    def _resolve(self, result: Any) -> None:
+        if not self.answer.done():
             self.answer.set_result(result)
-        else:
-            self.why = why
-            self.answer.set_exception(error)
 
 
 class Lane:
-    """The observations of one client that wait, oldest first, and what jobs that were dropped have left to do."""
+    """The waiting requests of one client, oldest first, and the resets of those that were dropped."""
 
     def __init__(self) -> None:
         self.waiting: deque[PendingRequest] = deque()
-        self.owed: list[Callable[[], None]] = []
+        self.resets: list[Callable[[], None]] = []
 
 
 class Worker:
-    """One thread that does jobs in the order in which they came, a few of each client's at most.
+    """One thread that runs requests in the order of their arrival, with a limited number waiting for each client.
 
-    A client that asks faster than the policy answers loses its own oldest observations, and nobody else's.
+    A client that sends faster than the policy answers loses its own oldest requests, and none of other clients.
 
     Args:
-        depth: jobs of a client that may wait.
-
+        depth: requests of a client that may wait.
     """
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
-        self._turns: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()  # a turn for every waiting job
+        self._turns: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()  # a turn for each waiting request
         self._lock = threading.Lock()
-        self._worked = 0.0  # seconds, of the jobs that are done
+        self._worked = 0.0  # seconds, of the requests that have ended
         self._current: PendingRequest | None = None
         self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
         self._thread.start()
 
-    def submit(self, lane: Lane, job: PendingRequest) -> PendingRequest | None:
-        """Let a job wait for its turn; the job that it takes the turn of, if too many waited."""
+    def submit(self, lane: Lane, request: PendingRequest) -> PendingRequest | None:
+        """Queue a request; returns the one that is dropped for it if too many wait."""
         with self._lock:
-            job.behind = -self._spent()  # what has been worked by then is added when it begins
-            lane.waiting.append(job)
+            request.queued = -self._work_until_now()  # the work done by its start is added then
+            lane.waiting.append(request)
             if len(lane.waiting) > self._depth:
                 oldest = lane.waiting.popleft()
-                lane.owed += oldest.before
+                lane.resets += oldest.resets
                 return oldest
         self._turns.put(lane)
         return None
 
-    def withdraw(self, lane: Lane, job: PendingRequest | None = None) -> None:
-        """A job that nobody waits for any more, or all of a lane, will not be done unless it was begun."""
+    def cancel(self, lane: Lane, request: PendingRequest | None = None) -> None:
+        """Remove a waiting request, or all of a lane; one that has started is not stopped."""
         with self._lock:
-            if job is None:
+            if request is None:
                 lane.waiting.clear()
-            elif job in lane.waiting:
-                lane.waiting.remove(job)
-                lane.owed += job.before
+            elif request in lane.waiting:
+                lane.waiting.remove(request)
+                lane.resets += request.resets
 
-    def _spent(self) -> float:
-        """Seconds worked until now."""
+    def stop(self, timeout: float) -> bool:
+        """End the thread after its current request; whether it ended within `timeout` seconds."""
+        self._turns.put(None)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _work_until_now(self) -> float:
         current = self._current
         return self._worked + (time.perf_counter() - current.started if current else 0.0)
 
-    def stop(self, patience: float) -> bool:
-        """End the thread when it has done what it is doing; whether it did in so many seconds."""
-        self._turns.put(None)
-        self._thread.join(patience)
-        return not self._thread.is_alive()
-
     def _run(self) -> None:
-        go_after()
+        _lower_priority()
         while (lane := self._turns.get()) is not None:
             with self._lock:
-                job = lane.waiting.popleft() if lane.waiting else None
-                if job is None:
+                request = lane.waiting.popleft() if lane.waiting else None
+                if request is None:
                     continue
-                job.before, lane.owed = [*lane.owed, *job.before], []
-                job.behind += self._worked
-                job.started = time.perf_counter()
-                self._current = job
-            job.work()
+                request.resets, lane.resets = [*lane.resets, *request.resets], []
+                request.queued += self._worked
+                request.started = time.perf_counter()
+                self._current = request
+            request.run()
             with self._lock:
-                self._worked += job.ended - job.started
+                self._worked += request.ended - request.started
                 self._current = None
+
+
+def _lower_priority() -> None:
+    """Let the network thread run first: its work is short, and Linux would make it wait for a time slice of 4 ms."""
+    if sys.platform == "linux":  # elsewhere the priority is the whole process's
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + _NICE))

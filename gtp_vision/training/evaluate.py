@@ -1,12 +1,13 @@
-"""A run's agent in its task's environment: what is evaluated, where and how."""
+"""Evaluation of a run's agent in its task's environment."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gtp_vision import agents
-from gtp_vision.agents import Agent
+from gtp_vision.agents import ActingConfig, Agent
 from gtp_vision.agents.acting import Executor
 from gtp_vision.config.schema import Config, from_run
 from gtp_vision.core.errors import GtpVisionError, propose
@@ -19,19 +20,19 @@ from gtp_vision.training import checkpoint
 from gtp_vision.training.build import Components, build
 from gtp_vision.training.seeds import folders
 
-_EVAL_SEED = 100_000  # episodes of evaluations are reset with seeds from here on
+_EVAL_SEED = 100_000  # of the first episode, if the run's seed is 0
 
 
 def restore(folder: Path, which: str = "last") -> tuple[Config, Components]:
-    """A run's configuration and parts, the agent as the checkpoint `which` holds it: `last`, `best` or `step_N`.
+    """Load a run's configuration and components, with the agent of its checkpoint `last`, `best` or `step_N`.
 
     Raises:
-        GtpVisionError: no run, no such checkpoint, or a damaged one.
+        GtpVisionError: the run or the checkpoint is missing or damaged.
     """
     config = from_run(folder)
     if config.training.seeds > 1:
-        several = folders(config)
-        raise GtpVisionError(f"{folder} holds {len(several)} runs, one a seed; name one of them, e.g. {several[0]}")
+        runs = folders(config)
+        raise GtpVisionError(f"{folder} holds {len(runs)} runs, one for each seed; give one of them, e.g. {runs[0]}")
     path = folder / "checkpoints" / which
     if not path.exists():
         known = [other.name for other in (folder / "checkpoints").glob("[!.]*")]
@@ -56,8 +57,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a checkpoint of a run in its task's environment.
 
-    The agent acts eagerly: how many episodes are in progress, and plan, changes from step to step, and each number
-    would be compiled anew (`agents.fast` is for a robot that plans for one observation at a time).
+    The agent acts eagerly: the number of episodes that plan changes from step to step, and `agents.fast` would
+    compile each of them anew.
 
     Args:
         folder: the run folder.
@@ -66,58 +67,57 @@ def evaluate_run(
         steps: K; None is the agent's.
         candidates: N actions of which the critic chooses one; None is the agent's.
         seed: of the first episode.
-        videos: folder for the videos of all episodes; None films none.
-        saliency: write each video twice, the second with heat where the policy looked (see `insight`).
+        videos: folder for the videos of all episodes; None writes none.
+        saliency: write each video twice, the second one with a saliency map.
         progress: show a bar.
 
     Raises:
-        GtpVisionError: no run, no such checkpoint, or a damaged one; candidates without a critic; saliency without
-            videos, or of a policy that sees no camera.
+        GtpVisionError: the run or the checkpoint is missing or damaged; candidates without a critic; saliency without
+            videos or without a camera.
     """
     if saliency and videos is None:
-        raise GtpVisionError("saliency is drawn into videos, and none are asked for; give --videos FOLDER as well")
+        raise GtpVisionError("saliency is drawn into videos, and no folder for them is given; add --videos FOLDER")
     for name, value in {"episodes": episodes, "steps": steps, "candidates": candidates}.items():
         if value is not None and value < 1:
             raise GtpVisionError(f"{name}={value} must be at least 1")
     config, parts = restore(folder, which)
+    agent, acting = parts.agent, parts.agent.config.acting
     if candidates is not None:
-        parts.agent.config.acting.candidates = candidates
+        acting = replace(acting, candidates=candidates)
     if steps is not None:
-        agents.check_agent(agents.acting_in(parts.agent.config, steps), steps_key="--steps")
-    agents.check_agent(parts.agent.config)
+        acting = replace(acting, steps=steps)
+    steps_key = "agent.acting.steps" if steps is None else "--steps"
+    agents.check_agent(replace(agent.config, acting=acting), steps_key=steps_key)
     if config.task.env is None:
-        raise GtpVisionError(f"{folder} was trained without a simulator (task.env=null): there is nothing to act in")
-    if saliency and not parts.agent.actor_encoder.cameras:
-        raise GtpVisionError(
-            f"{folder} sees no camera, so there is no frame to draw saliency into; leave out --saliency"
-        )
-    with Evaluator(
-        env_spec(config, parts.store),
-        frame_stack=config.task.frame_stack,
-        envs=config.training.eval_envs,
-        seed=seed,
-        device=parts.accelerator.device,
-        progress=progress,
-        patience=config.training.eval_timeout,
-    ) as evaluator:
-        found, done = evaluator.run(actor_of(parts.agent, steps), episodes, film=episodes if videos else 0)
+        raise GtpVisionError(f"{folder} was trained without a simulator (task.env=null), so it cannot be evaluated")
+    if saliency and not agent.actor_encoder.cameras:
+        raise GtpVisionError(f"{folder} sees no camera, so saliency has no image to be drawn on; leave out --saliency")
+    with evaluator_of(config, parts, progress, seed) as evaluator:
+        metrics, done = evaluator.run(actor_of(agent, acting=acting), episodes, film=episodes if videos else 0)
     if videos:
         write_videos(videos, done)
     if videos and saliency:
-        write_videos(videos, done, Saliency(parts.agent, config.task.frame_stack, seed, steps), SALIENCY)
-    return found
+        write_videos(videos, done, Saliency(agent, config.task.frame_stack, seed, acting.steps), SALIENCY)
+    return metrics
 
 
-def actor_of(agent: Agent, steps: int | None = None) -> Actor:
-    """The agent as an evaluation's actor, which remembers the action chunks it is in."""
+def actor_of(agent: Agent, steps: int | None = None, acting: ActingConfig | None = None) -> Actor:
+    """The agent as the actor of an evaluation, which executes action chunks.
+
+    Args:
+        agent: the agent that acts.
+        steps: K; None is that of `acting`.
+        acting: None is the agent's own.
+    """
+    acting = agent.config.acting if acting is None else acting
     return Executor(
-        lambda observation, noise: agent.plan(observation, noise, steps), agent.config.acting, agent.config.action_chunk
+        lambda observation, noise: agent.plan(observation, noise, steps, acting), acting, agent.config.action_chunk
     )
 
 
 def chosen(episodes: list[Episode], count: int) -> list[Episode]:
-    """At most `count` filmed episodes, the first of successes and of failures alike."""
-    filmed = [episode for episode in episodes if episode.seen]
+    """At most `count` filmed episodes, half of them failures if there are enough of both."""
+    filmed = [episode for episode in episodes if episode.film]
     failures = [episode for episode in filmed if not episode.success][: count // 2]
     successes = [episode for episode in filmed if episode.success][: count - len(failures)]
     return successes + failures
@@ -142,33 +142,40 @@ def env_spec(config: Config, store: Store) -> EnvSpec:
 
 
 def check_simulator(config: Config, store: Store) -> None:
-    """Make the environment once: a wrong name, no OpenGL or other observations should not show after days.
+    """Create the environment once before training, so that a wrong name or missing OpenGL is not found after days.
 
     Raises:
-        GtpVisionError: it cannot be made, or shows or takes other things than the data set holds.
+        GtpVisionError: it cannot be created, or its observations or actions differ from the data set's.
     """
     env = env_spec(config, store).make()
     try:
-        shown = {name: space.shape for name, space in by_name(env.observation_space).items()}
-        taken = env.action_space.shape
+        env_shapes = {name: space.shape for name, space in by_name(env.observation_space).items()}
+        env_actions = env.action_space.shape
     finally:
         close(env)
-    held = {name: tuple(array.shape[1:]) for name, array in store.observations.items()}
-    if shown != held or taken != (store.action_dim,):
+    data_shapes = {name: tuple(array.shape[1:]) for name, array in store.observations.items()}
+    if env_shapes != data_shapes or env_actions != (store.action_dim,):
         raise GtpVisionError(
-            f"{config.task.env} shows {shown} and takes actions {taken}, but {store.path or 'the data set'} holds "
-            f"{held} and actions {(store.action_dim,)}; set task.env to the data set's simulator, or to null if there "
-            f"is none"
+            f"{config.task.env} shows {env_shapes} and takes actions {env_actions}, but "
+            f"{store.path or 'the data set'} holds {data_shapes} and actions {(store.action_dim,)}; set task.env to "
+            f"the data set's simulator, or to null"
         )
 
 
-def evaluator_of(config: Config, parts: Components, progress: bool) -> Evaluator:
-    """What evaluates the run's task, as it was evaluated in training."""
+def evaluator_of(config: Config, parts: Components, progress: bool, seed: int | None = None) -> Evaluator:
+    """The evaluator of the run's task.
+
+    Args:
+        config: of the run.
+        parts: of the run.
+        progress: show a bar.
+        seed: of the first episode; None is that of evaluations during training.
+    """
     return Evaluator(
         env_spec(config, parts.store),
         frame_stack=config.task.frame_stack,
         envs=config.training.eval_envs,
-        seed=eval_seed(config),
+        seed=eval_seed(config) if seed is None else seed,
         device=parts.accelerator.device,
         progress=progress,
         patience=config.training.eval_timeout,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from gtp_vision import agents, envs
-from gtp_vision.agents.acting import best_of
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
@@ -134,15 +134,16 @@ class TrainingRun:
 
     def evaluate(self, step: int, evaluator: Evaluator, stop: Callable[[], bool]) -> None:
         """Evaluate on all processes; the main one updates `best`, and writes videos and results."""
-        training = self.config.training
-        actor = actor_of(self.parts.agent, training.eval_steps)
+        training, agent = self.config.training, self.parts.agent
+        actor = actor_of(agent, training.eval_steps)
         evaluator.seed = eval_seed(self.config)
         try:
             found, episodes = evaluator.run(actor, training.eval_episodes, film=2 * training.videos, stop=stop)
             several = {}
             for count in training.eval_candidates or ():
-                with best_of(self.parts.agent.config, count):
-                    several[str(count)], _ = evaluator.run(actor, training.eval_episodes, stop=stop)
+                acting = replace(agent.config.acting, candidates=count, choose="argmax")
+                best_of = actor_of(agent, training.eval_steps, acting)
+                several[str(count)], _ = evaluator.run(best_of, training.eval_episodes, stop=stop)
         except StoppedError:
             raise self.interrupted(step) from None
         except SimulatorError as error:

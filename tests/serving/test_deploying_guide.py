@@ -1,15 +1,15 @@
-"""What docs/deploying.md tells its reader to type is typed, in its order."""
+"""The commands and code of docs/deploying.md run, in their order."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from commands_of_docs import ROOT, Command, blocks, commands
+from commands_of_docs import ROOT, blocks, commands
 
 from gtp_vision.cli.main import main
 from gtp_vision.config.schema import from_command_line
@@ -17,10 +17,12 @@ from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.training.trainer import train
 
+pytestmark = [pytest.mark.docs, pytest.mark.trains, pytest.mark.processes, pytest.mark.compiles]
+
 PAGE = ROOT / "docs/deploying.md"
 FIRST = [
-    *("task=own", "agent=gtp", "encoder=impala_small", "agent.policy.hidden=[16]", "training.device=cpu"),
-    *("training.batch_size=8", "training.steps=2", "training.engine=eager", "training.probe_rows=0"),
+    *("task=own", "agent=gtp", "encoder=impala_tiny", "agent.policy.hidden=[16]", "training.device=cpu"),
+    *("training.batch_size=8", "training.steps=1", "training.engine=eager", "training.probe_rows=0"),
     *("task.frame_stack=2", "run_dir=runs/demo/gtp"),
 ]
 CAMERA, ACTIONS = (64, 64, 3), 5
@@ -28,7 +30,7 @@ CAMERA, ACTIONS = (64, 64, 3), 5
 
 @pytest.fixture(scope="module")
 def reader(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the page's reader stands: beside a run of the demo's shapes."""
+    """The reader's working directory, with a run of the demo's shapes."""
     folder, before = tmp_path_factory.mktemp("reader"), Path.cwd()
     os.chdir(folder)
     bounds = {"action_low": [-1.0] * ACTIONS, "action_high": [1.0] * ACTIONS}
@@ -38,17 +40,18 @@ def reader(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFa
     os.chdir(before)
 
 
-def test_the_page_is_followed(reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    typed = [each for each in commands(PAGE) if each.ours]
-    exported, graph, act, serve, bench = (each.ours or [] for each in _in_order(typed))
+def test_the_page_runs(reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = {command.line.removeprefix("gtp-vision "): command.ours or [] for command in commands(PAGE) if command.ours}
+    prefixes = ("export", "export", "bench act", "serve", "bench serve")
+    exported, graph, act, serve, bench = (_pop(lines, prefix) for prefix in prefixes)
+    assert not lines, "commands that no test runs"
     assert main(exported) == 0
     assert "sees camera (64, 64, 3); answers 5 numbers" in capsys.readouterr().out
     acting, pushing, theirs, ours, program = blocks(PAGE, "python")
-    known: dict[str, object] = {"frame": np.zeros(CAMERA, np.uint8)}
-    exec(acting, known)
-    assert isinstance(known["action"], np.ndarray)
-    assert known["action"].shape == (ACTIONS,)
-    assert "push_to_hub" in pushing, "it needs a hub: tests/serving/test_artifact.py has a stand-in"
+    scope: dict[str, Any] = {"frame": np.zeros(CAMERA, np.uint8)}
+    exec(acting, scope)
+    assert scope["action"].shape == (ACTIONS,)
+    assert "push_to_hub" in pushing, "needs the hub: tests/serving/test_artifact.py has a stand-in"
 
     server = [sys.executable, "-P", "-m", "gtp_vision", *serve, "--port", "0"]
     with subprocess.Popen(server, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
@@ -58,34 +61,26 @@ def test_the_page_is_followed(reader: Path, capsys: pytest.CaptureFixture[str]) 
             capsys.readouterr()
             exec(theirs.replace("8000", port), {})
             assert "(1, 5) {'infer_ms'" in capsys.readouterr().out
-            asked: dict[str, object] = {}
-            exec(ours.replace("8000", port), asked)
-            assert isinstance(asked["plan"], np.ndarray)
-            assert asked["plan"].shape == (1, ACTIONS)
+            client: dict[str, Any] = {}
+            exec(ours.replace("8000", port), client)
+            assert client["plan"].shape == (1, ACTIONS)
         finally:
             running.terminate()
-        _, said = running.communicate(timeout=30)
-    assert running.returncode == 0, said
-    assert "is gone after 2 messages" in said
+        _, errors = running.communicate(timeout=30)
+    assert running.returncode == 0, errors
+    assert "disconnected after 2 messages" in errors
 
     assert main([*graph, "--overwrite"]) == 0
-    exec(program, known)
-    assert known["inputs"] == {"camera": [1, 2, *CAMERA[2:], *CAMERA[:2]], "noise_0": [1, ACTIONS]}
-    assert isinstance(known["actions"], torch.Tensor)
-    assert known["actions"].shape == (1, ACTIONS)
+    exec(program, scope)
+    assert scope["inputs"] == {"camera": [1, 2, *CAMERA[2:], *CAMERA[:2]], "noise_0": [1, ACTIONS]}
+    assert scope["actions"].shape == (1, ACTIONS)
     assert main([*act, "--rounds", "3"]) == 0
     assert main([*bench, "--clients", "1", "--requests", "20"]) == 0
-    told = capsys.readouterr().out
-    assert "the graphs and PyTorch differ by" in told
-    assert "0 errors" in told
+    printed = capsys.readouterr().out
+    assert float(printed.partition("the graphs and PyTorch differ by ")[2].split()[0]) < 1e-5
+    assert main([*act, "--rounds", "0"]) == 2
+    assert "0 errors" in printed
 
 
-def _in_order(typed: list[Command]) -> list[Command]:
-    begins = ("export", "export", "bench act", "serve", "bench serve")
-    lines = {each.line.removeprefix("gtp-vision "): each for each in typed}
-    found = []
-    for begin in begins:
-        line = next(line for line in lines if line.startswith(begin))
-        found.append(lines.pop(line))
-    assert not lines, f"nobody types {list(lines)}"
-    return found
+def _pop(lines: dict[str, list[str]], prefix: str) -> list[str]:
+    return lines.pop(next(line for line in lines if line.startswith(prefix)))

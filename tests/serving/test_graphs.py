@@ -5,55 +5,38 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_policies import untrained
 
 import gtp_vision
 from gtp_vision.cli.main import main
-from gtp_vision.config.schema import from_command_line
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.serving import graphs
 from gtp_vision.serving.policy import Policy
-from gtp_vision.training.trainer import train
 
-SMALL = [
-    *("task=own", "agent.policy.hidden=[16]", "training.device=cpu", "training.batch_size=8", "training.steps=2"),
-    *("training.engine=eager", "training.probe_rows=0"),
-]
-BOUNDS = {"attributes": {"action_low": [-3.0, 0.0], "action_high": [1.0, 250.0]}}
-POLICIES: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "gtp": (["agent=gtp", "encoder=impala_small", "task.frame_stack=2"], {"cameras": {"front": (16, 16, 3)}, **BOUNDS}),
-    "chunks": (["agent=gtp_bc", "encoder=state", "agent.action_chunk=4", "task.frame_stack=1"], {}),
-    "fql": (["agent=fql", "encoder=state", "task.frame_stack=1"], BOUNDS),
-    "gaussian": (["agent=gaussian_bc", "encoder=state", "task.frame_stack=1"], {}),
-    "candidates": (["agent=gtp", "acting=best_of_n", "encoder=state", "task.frame_stack=1"], {}),
-    "softmax": (["agent=gtp", "acting=softmax", "encoder=state", "task.frame_stack=1"], {}),
-}
-Exported = Callable[[str], Path]
+pytestmark = pytest.mark.compiles
+
+STATE: dict[str, Any] = {"cameras": {}, "states": {"arm": 3}, "frame_stack": 1}
 
 
-@pytest.fixture(scope="module")
-def exported(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """The artifact of a row of `POLICIES`."""
-    folder = tmp_path_factory.mktemp("graphs")
-
-    def make(name: str) -> Path:
-        out = folder / name / "policy"
-        if not out.exists():
-            settings, shown = POLICIES[name]
-            data = native.write(folder / name / "data.h5", make_store((30, 20), **shown))
-            run = folder / name / "run"
-            train(from_command_line([*SMALL, *settings, f"task.dataset={data}", f"run_dir={run}"]), progress=False)
-            assert main(["export", str(run), str(out)]) == 0
-        return out
-
-    return make
+@cache
+def policy_of(name: str) -> Policy:
+    if name == "gtp":
+        return untrained("agent=gtp", states={})
+    agent, *more = {
+        "chunks": ("gtp_bc", "agent.action_chunk=4"),
+        "fql": ("fql",),
+        "gaussian": ("gaussian_bc",),
+        "candidates": ("gtp", "acting=best_of_n"),
+        "softmax": ("gtp", "acting=softmax"),
+    }[name]
+    return untrained(f"agent={agent}", "encoder=state", *more, **STATE)
 
 
 def drawn(policy: Policy, noise: dict[str, tuple[int, ...]], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -67,56 +50,58 @@ def drawn(policy: Policy, noise: dict[str, tuple[int, ...]], seed: int) -> tuple
     return stacks, {name: random.normal(size=shape).astype(np.float32) for name, shape in noise.items()}
 
 
-IN_STEPS = [(name, steps) for name in ("candidates", "chunks", "fql", "gtp") for steps in (1, 2, 5)]
-
-
-@pytest.mark.parametrize(("name", "steps"), [("gaussian", 1), *IN_STEPS])
-def test_graphs_answer_as_pytorch_does(exported: Exported, tmp_path: Path, name: str, steps: int) -> None:
-    policy = gtp_vision.load_policy(exported(name))
+@pytest.mark.parametrize(
+    ("name", "steps"), [("candidates", 2), ("chunks", 1), ("fql", 1), ("gaussian", 1), ("gtp", 1), ("gtp", 5)]
+)
+def test_graphs_answer_as_pytorch_does(tmp_path: Path, name: str, steps: int) -> None:
+    policy = policy_of(name)
     graph = graphs.Graph(graphs.write(policy, tmp_path, steps))
     assert (graph.schema, graph.steps) == (policy.schema, steps)
     sampler, program = graphs.sampler_of(policy, steps), graphs.program(policy, steps).module()
     low, high = np.array(policy.schema.action_low), np.array(policy.schema.action_high)
-    for seed in range(5):
+    for seed in range(3):
         stacks, noise = drawn(policy, graph.noise, seed)
-        given = [torch.from_numpy(x) for x in (*stacks.values(), *noise.values())]
+        inputs = [torch.from_numpy(x) for x in (*stacks.values(), *noise.values())]
         with torch.no_grad():
-            wanted = sampler(*given).numpy()
-            again = program(*given).numpy()
-        found = graph.plan(stacks, noise)
-        assert found.shape == (policy.schema.chunk, policy.schema.actions)
+            expected, traced = sampler(*inputs).numpy(), program(*inputs).numpy()
+        actions = graph.plan(stacks, noise)
+        assert actions.shape == (policy.schema.chunk, policy.schema.actions)
         # 1e-5 of the bounds, which are [-1, 1] before they are scaled
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * (high - low).max() / 2)
-        np.testing.assert_allclose(again, wanted, rtol=0, atol=1e-5 * (high - low).max() / 2)
-        assert ((low <= found) & (found <= high)).all()
+        np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-5 * (high - low).max() / 2)
+        np.testing.assert_allclose(traced, expected, rtol=0, atol=1e-5 * (high - low).max() / 2)
+        assert ((low <= actions) & (actions <= high)).all()
 
 
-def test_the_sampler_is_the_policys_own_plan(exported: Exported) -> None:
-    policy = gtp_vision.load_policy(exported("gtp"))
+def test_the_sampler_is_the_policys_own_plan() -> None:
+    policy = policy_of("gtp")
     sampler = graphs.sampler_of(policy)
     (draw,) = sampler.draws
     noise = torch.from_numpy(np.random.default_rng(0).normal(size=draw.numbers).astype(np.float32))
 
-    class Told:
+    class Fixed:
         def normal(self, rows: int, *shape: int) -> torch.Tensor:
             return noise
 
-    stacks, _ = drawn(policy, {}, 0)
-    seen = {name: torch.from_numpy(stack) for name, stack in stacks.items()}
-    wanted = policy.schema.in_units(policy.agent.plan(seen, Told())[0].numpy())  # type: ignore[arg-type]
-    np.testing.assert_allclose(sampler(*seen.values(), noise).numpy(), wanted, rtol=1e-5, atol=1e-5)
+    seen = {name: torch.from_numpy(stack) for name, stack in drawn(policy, {}, 0)[0].items()}
+    expected = policy.schema.in_units(policy.agent.plan(seen, Fixed())[0].numpy())  # type: ignore[arg-type]
+    np.testing.assert_allclose(sampler(*seen.values(), noise).numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_an_artifact_may_carry_its_graphs(exported: Exported, tmp_path: Path) -> None:
-    run, out = exported("fql").with_name("run"), tmp_path / "policy"
-    assert main(["export", str(run), str(out), "--onnx", "--pt2"]) == 0
+@pytest.mark.trains
+def test_an_artifact_may_carry_its_graphs(exported: Callable[[str], tuple[Path, Path]], tmp_path: Path) -> None:
+    out = tmp_path / "policy"
+    assert main(["export", str(exported("fql")[0]), str(out), "--onnx", "--pt2"]) == 0
     assert {"policy.onnx", "policy.pt2"} <= set(json.loads((out / "manifest.json").read_text()))
     gtp_vision.load_policy(out)
     assert graphs.Graph(out / "policy.onnx").steps == 1
+    for flag in ("--onnx", "--pt2"):
+        assert main(["export", str(exported("softmax")[0]), str(tmp_path / "other"), flag]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
 
-def test_a_program_needs_no_gtp_vision_and_holds_no_pickle(exported: Exported, tmp_path: Path) -> None:
-    policy = gtp_vision.load_policy(exported("gtp"))
+@pytest.mark.processes
+def test_a_program_needs_no_gtp_vision_and_holds_no_pickle(tmp_path: Path) -> None:
+    policy = policy_of("gtp")
     path = graphs.write_program(policy, tmp_path, 2)
     with zipfile.ZipFile(path) as file:
         contents = {name.partition("/")[2]: file.read(name) for name in file.namelist()}
@@ -142,38 +127,16 @@ def test_a_program_needs_no_gtp_vision_and_holds_no_pickle(exported: Exported, t
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), wanted.numpy(), rtol=0, atol=1e-5 * 125)
 
 
-def test_what_no_graph_can_hold_is_told(exported: Exported, tmp_path: Path) -> None:
-    policy = gtp_vision.load_policy(exported("softmax"))
-    for make in (
-        lambda: graphs.write(policy, tmp_path),
-        lambda: graphs.program(policy),
-        lambda: graphs.write_program(policy, tmp_path),
-    ):
-        with pytest.raises(GtpVisionError, match=r"draws uniform numbers when it acts.*act by load_policy"):
-            make()
-    for flag in ("--onnx", "--pt2"):
-        assert main(["export", str(exported("softmax").with_name("run")), str(tmp_path / "out"), flag]) == 2
+def test_policies_and_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for make in (graphs.write, graphs.write_program):
+        with pytest.raises(GtpVisionError, match=r"draws uniform numbers.*load_policy"):
+            make(policy_of("softmax"), tmp_path)
     assert not list(tmp_path.iterdir())
     (tmp_path / "policy.onnx").write_bytes(b"no graph")
-    with pytest.raises(GtpVisionError, match=r"policy\.onnx is no graph of a policy"):
+    with pytest.raises(GtpVisionError, match=r"policy\.onnx .*export it again"):
         graphs.Graph(tmp_path / "policy.onnx")
-
-
-def test_missing_packages_are_named(exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    policy = gtp_vision.load_policy(exported("fql"))
     with pytest.raises(GtpVisionError, match=r"onnx is not installed; pip install 'gtp-vision\[onnx\]'"):
-        graphs.write(policy, tmp_path)
+        graphs.write(policy_of("fql"), tmp_path)
     with pytest.raises(GtpVisionError, match="onnxruntime is not installed"):
         graphs.Graph(tmp_path / "policy.onnx")
-
-
-def test_an_action_is_measured(exported: Exported, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "act", str(exported("gtp")), "--rounds", "3", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found["ms"]) >= {"eager", "export", "onnx"}
-    assert found["against_eager"]["eager"] == 1
-    assert found["difference"] < 1e-5 * 125
-    assert main(["bench", "act", str(exported("gtp")), "--rounds", "2"]) == 0
-    assert "the graphs and PyTorch differ by" in capsys.readouterr().out
-    assert main(["bench", "act", str(exported("gtp")), "--rounds", "0"]) == 2

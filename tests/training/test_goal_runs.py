@@ -1,4 +1,4 @@
-"""Policies that are told what to reach: from the configuration to an evaluation's tasks."""
+"""Goal-conditioned policies, from the configuration to the tasks of an evaluation."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
 from gtp_vision.datasets.sources import HostSource
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec
-from gtp_vision.evaluation.evaluator import Episode, Evaluator, random_actor, summary
+from gtp_vision.evaluation.evaluator import Evaluator, random_actor
 from gtp_vision.training import eager as updates
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build, goals_of, shapes
@@ -29,13 +29,13 @@ SMALL = [
 
 
 def own(folder: Path, *overrides: str) -> list[str]:
-    """A run with goals on a data set without a simulator."""
+    """Settings of a run with goals on a data set without a simulator."""
     data = ("task=own", f"task.dataset={folder / 'data.h5'}", "task.goals=hindsight", "task.frame_stack=1")
     return [*data, f"run_dir={folder / 'run'}", *SMALL, *overrides]
 
 
 def line(make_store: MakeStore, path: Path) -> None:
-    """Walks on a line from 0, at 0.1 a step: half go right and half go left."""
+    """Write walks on a line from 0, at 0.1 a step: half of them to the right, half to the left."""
     length, count = 11, 40
     way = np.repeat(np.where(np.arange(count) % 2, 1.0, -1.0), length).astype(np.float32)
     place = 0.1 * way * np.tile(np.arange(length), count)
@@ -63,8 +63,8 @@ def test_every_observation_has_a_goal_of_its_shape_and_scale(make_store: MakeSto
     assert encoder.tower("front") is encoder.tower("goal/front")
     assert encoder.states == ["state", "goal/state"]
     torch.testing.assert_close(encoder.get_buffer("state_mean_0"), encoder.get_buffer("state_mean_1"))
-    wanted = torch.from_numpy(np.asarray(store.observations["state"]).mean(0))
-    torch.testing.assert_close(encoder.get_buffer("state_mean_1"), wanted, rtol=1e-4, atol=1e-4)
+    mean = torch.from_numpy(np.asarray(store.observations["state"]).mean(0))
+    torch.testing.assert_close(encoder.get_buffer("state_mean_1"), mean, rtol=1e-4, atol=1e-4)
 
 
 def test_cloning_draws_later_goals_and_a_critic_those_of_values(tmp_path: Path) -> None:
@@ -74,11 +74,12 @@ def test_cloning_draws_later_goals_and_a_critic_those_of_values(tmp_path: Path) 
     assert goals_of(from_command_line(own(tmp_path, "task.goals=null"))) is None
 
 
-@pytest.mark.parametrize("name", ["gaussian_bc", "gtp_bc", "iql"])
+@pytest.mark.trains
+@pytest.mark.parametrize("name", ["gtp_bc", "iql"])
 def test_the_action_leads_to_the_goal_that_is_shown(make_store: MakeStore, tmp_path: Path, name: str) -> None:
     line(make_store, tmp_path / "data.h5")
-    haste = ("agent.policy_tau=0.1",) if name == "gtp_bc" else ()  # it learns from a slow copy, too
-    config = from_command_line(own(tmp_path, f"agent={name}", "training.steps=200", "task.discount=0.9", *haste))
+    fast = ("agent.policy_tau=0.1",) if name == "gtp_bc" else ()  # it also learns from a slow copy
+    config = from_command_line(own(tmp_path, f"agent={name}", "training.steps=200", "task.discount=0.9", *fast))
     config.agent.acting.candidates = 1
     parts = build(config)  # though the file holds no rewards
     for step in range(200):
@@ -92,6 +93,7 @@ def test_the_action_leads_to_the_goal_that_is_shown(make_store: MakeStore, tmp_p
     assert left < -0.4
 
 
+@pytest.mark.trains
 def test_a_mixture_of_data_sets_and_chunks_of_actions_take_goals(make_store: MakeStore, tmp_path: Path) -> None:
     for name in ("a.h5", "b.h5"):
         native.write(tmp_path / name, make_store((9, 9)))
@@ -105,6 +107,7 @@ def test_a_mixture_of_data_sets_and_chunks_of_actions_take_goals(make_store: Mak
 # Evaluating -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.simulates
 def test_an_evaluation_shows_each_episode_the_goal_of_its_own_task() -> None:
     spec = EnvSpec("pointmaze-medium-navigate-v0", max_episode_steps=3, goals=True)
     shown: dict[int, list[np.ndarray]] = {}
@@ -117,28 +120,22 @@ def test_an_evaluation_shows_each_episode_the_goal_of_its_own_task() -> None:
         return random_actor(2)(observation, noise)
 
     with Evaluator(spec, frame_stack=2, envs=2, seed=5, progress=False) as evaluator:
-        found, done = evaluator.run(actor, 7)
-    assert [episode.task for episode in done] == [1, 2, 3, 4, 5, 1, 2]
-    assert found["tasks"] == {"1": 0.0, "2": 0.0, "3": 0.0, "4": 0.0, "5": 0.0}
+        found, done = evaluator.run(actor, 6)
+    assert [episode.task for episode in done] == [1, 2, 3, 4, 5, 1]
+    assert found["tasks"] == {str(task): 0.0 for task in range(1, 6)}
     env = spec.make()
     for number, goals in shown.items():
-        wanted = env.reset(seed=5 + number)[1]["goal"].astype(np.float32)
-        np.testing.assert_array_equal(np.array(goals), np.tile(wanted, (3, 1)))
+        goal = env.reset(seed=5 + number)[1]["goal"].astype(np.float32)
+        np.testing.assert_array_equal(np.array(goals), np.tile(goal, (3, 1)))
 
 
-def test_the_summary_tells_the_success_of_each_task() -> None:
-    episodes = [Episode(k, k in (0, 3, 5), 0.0, 9, [], task=1 + k % 3) for k in range(6)]
-    found = summary(episodes, 1.0)
-    assert found["success"] == 0.5
-    assert found["tasks"] == {"1": 1.0, "2": 0.0, "3": 0.5}
-    assert "tasks" not in summary([Episode(0, True, 0.0, 9, [])], 1.0)
-
-
-def test_200_steps_from_pixels_with_goals_then_two_episodes(tmp_path: Path) -> None:
+@pytest.mark.trains
+@pytest.mark.simulates
+def test_a_run_from_pixels_with_goals_is_evaluated_by_task(tmp_path: Path) -> None:
     overrides = [
         *("task=demo", "task.env=visual-puzzle-3x3-play-v0", "task.goals=hindsight", "task.n_step=1"),
         *("task.max_episode_steps=4", "agent=gtp_bc", "encoder=impala_tiny", "encoder.features=16"),
-        *("agent.policy.hidden=[32]", "training.batch_size=4", "training.steps=200", "training.eval_episodes=2"),
+        *("agent.policy.hidden=[32]", "training.batch_size=4", "training.steps=2", "training.eval_episodes=2"),
         *("training.eval_envs=1", "training.videos=0", "training.device=cpu", f"run_dir={tmp_path}"),
     ]
     results = trainer.train(from_command_line(overrides), progress=False)
@@ -153,15 +150,16 @@ def test_200_steps_from_pixels_with_goals_then_two_episodes(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["task.goals=hindsigt"], "task.goals=hindsigt is unknown: did you mean 'hindsight'?"),
-        (["agent=iql", "task.n_step=3"], "task.n_step=3 does not fit task.goals=hindsight, .*; set task.n_step=1"),
+        (["task.goals=hindsigt"], "task.goals=hindsigt .*'hindsight'"),
+        (["agent=iql", "task.n_step=3"], "task.n_step=3 .*task.goals=hindsight.*task.n_step=1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(tmp_path: Path, overrides: list[str], words: str) -> None:
+def test_settings_that_do_not_fit_goals_are_refused(tmp_path: Path, overrides: list[str], words: str) -> None:
     with pytest.raises(GtpVisionError, match=words):
         from_command_line(own(tmp_path, *overrides))
 
 
+@pytest.mark.simulates
 def test_a_task_whose_simulator_shows_no_goal_is_refused_before_training(tmp_path: Path) -> None:
     overrides = ["task=demo", "task.goals=hindsight", "task.n_step=1", "agent=gtp_bc", "encoder=impala_tiny"]
     config = from_command_line([*overrides, "training.device=cpu", f"run_dir={tmp_path / 'run'}"])

@@ -1,4 +1,4 @@
-"""What an evaluation is told to be worth: D4RL's score, several candidates beside the agent's own way, the best one."""
+"""D4RL's score of an evaluation, evaluations of several candidates, and the best evaluation."""
 
 import json
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from gtp_vision.training import run as training_run
 from gtp_vision.training.evaluate import evaluate_run
 
 SMALL = [
-    *("task=own", "task.env=hopper-medium-replay-v2", "task.max_episode_steps=30", "encoder=state", "agent=gtp"),
+    *("task=own", "task.env=hopper-medium-replay-v2", "task.max_episode_steps=10", "encoder=state", "agent=gtp"),
     *("agent.policy.hidden=[16]", "agent.critic.hidden=[16]", "training.batch_size=16", "training.device=cpu"),
-    *("training.steps=4", "training.eval_every=2", "training.eval_episodes=3", "training.eval_envs=1"),
+    *("training.steps=2", "training.eval_every=1", "training.eval_episodes=2", "training.eval_envs=1"),
     *("training.videos=0", "task.frame_stack=1"),
 ]
 
@@ -33,8 +33,8 @@ def run(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFacto
     store = make_store((40, 60), terminals={39}, state=11)
     store.actions = rng.uniform(-1, 1, (100, 3)).astype(np.float32)
     path = d4rl.write(folder / "hopper.hdf5", store)
-    told = [*SMALL, f"task.dataset={path}", f"run_dir={folder / 'run'}", "training.eval_candidates=[5]"]
-    assert main(["train", *told]) == 0
+    settings = [*SMALL, f"task.dataset={path}", f"run_dir={folder / 'run'}", "training.eval_candidates=[5]"]
+    assert main(["train", *settings]) == 0
     return folder / "run"
 
 
@@ -42,10 +42,11 @@ def read(run: Path, name: str) -> Any:
     return json.loads((run / name).read_text())
 
 
-def test_a_d4rl_task_is_told_by_its_normalised_score(run: Path) -> None:
+@pytest.mark.trains
+@pytest.mark.simulates
+def test_runs_on_a_d4rl_task_are_scored_and_the_best_is_linked(run: Path) -> None:
     results = read(run, "results.json")
     for found in (results["last"], *read(run, "evaluations.json")):
-        assert found["score"] == pytest.approx(normalised("hopper-medium-replay-v2", found["return"]))
         assert found["score"] == pytest.approx(100 * (found["return"] + 20.272305) / (3234.3 + 20.272305))
     scores = [found["score"] for found in results["evaluations"]]
     assert results["mean_last_3"]["score"] == pytest.approx(np.mean(scores))
@@ -54,16 +55,18 @@ def test_a_d4rl_task_is_told_by_its_normalised_score(run: Path) -> None:
     assert best == f"step_{results['best']['step']}"
 
 
-def test_every_evaluation_is_made_once_more_with_several_candidates(run: Path) -> None:
+@pytest.mark.trains
+@pytest.mark.simulates
+def test_every_evaluation_is_repeated_with_several_candidates(run: Path) -> None:
     for found in read(run, "evaluations.json"):
         five = found["candidates"]["5"]
-        assert five["episodes"] == 3
+        assert five["episodes"] == 2
         assert five["return"] != found["return"]
         assert five["score"] == pytest.approx(normalised("hopper-medium-replay-v2", five["return"]))
     last = read(run, "results.json")["last"]
-    again = evaluate_run(run, episodes=3, candidates=5, seed=100_000, progress=False)
+    again = evaluate_run(run, episodes=2, candidates=5, seed=100_000, progress=False)
     assert again["return"] == pytest.approx(last["candidates"]["5"]["return"])
-    alone = evaluate_run(run, episodes=3, seed=100_000, progress=False)
+    alone = evaluate_run(run, episodes=2, seed=100_000, progress=False)
     assert alone["return"] == pytest.approx(last["return"])
 
 
@@ -76,8 +79,8 @@ def test_the_best_evaluation_has_the_highest_score_and_else_success_and_return()
     assert found(0.0, 2.0) > found(0.0, 1.0) > ()
 
 
-def test_candidates_that_cannot_be_are_refused_by_the_setting_that_asks_for_them() -> None:
-    with pytest.raises(GtpVisionError, match=r"training\.eval_candidates=\[5\] do not fit: .*chosen by a critic"):
+def test_impossible_candidates_are_refused() -> None:
+    with pytest.raises(GtpVisionError, match=r"training\.eval_candidates=\[5\].*critic"):
         from_command_line([*SMALL, "agent=gtp_bc", "training.eval_candidates=[5]"])
-    with pytest.raises(GtpVisionError, match=r"training\.eval_candidates: 1 leaves nothing to choose from"):
+    with pytest.raises(GtpVisionError, match=r"training\.eval_candidates: 1 "):
         from_command_line([*SMALL, "training.eval_candidates=[1]"])

@@ -1,0 +1,59 @@
+"""Tiny untrained policies, their artifacts, and random observations for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gtp_vision import agents
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.serving import artifact
+from gtp_vision.serving.policy import Policy
+from gtp_vision.serving.schema import Schema
+
+LOW, HIGH = (-3.0, 0.0), (1.0, 250.0)
+ORIGIN: dict[str, Any] = {
+    **{"run": "none", "step": 0, "seed": 0, "environment": None, "evaluation": None},
+    **{"data": {"episodes": 0, "frames": 0}, "licences": {"weights": "unknown"}},
+}
+
+
+def untrained(*overrides: str, **fields: Any) -> Policy:
+    """A policy of two action dimensions; by default it sees a camera and a state, two frames each."""
+    config = from_command_line(["task=demo", "encoder=impala_tiny", "agent.policy.hidden=[16]", *overrides])
+    acting = config.agent.acting
+    defaults: dict[str, Any] = {
+        **{"cameras": {"front": (16, 12, 3)}, "states": {"arm": 5}, "frame_stack": 2, "task": "test"},
+        **{"action_low": LOW, "action_high": HIGH, "chunk": config.agent.action_chunk, "steps": acting.steps},
+        **{"candidates": acting.candidates, "agent": agents.label(config.agent)},
+    }
+    schema = Schema(**(defaults | fields))
+    torch.manual_seed(0)
+    agent = agents.create(schema.shapes(), schema.actions, config.agent, config.encoder, pretrained=False)
+    return Policy(agent, schema, ORIGIN)
+
+
+def write(folder: Path, policy: Policy, *parts: str) -> Path:
+    """The policy's artifact, with these modules of its agent."""
+    folder.mkdir()
+    artifact.write(folder, policy.agent, policy.schema, policy.card, parts)
+    return folder
+
+
+def observations(schema: Schema, count: int, seed: int = 1) -> list[dict[str, np.ndarray]]:
+    """Random observations of one episode, whose goal stays the same."""
+    random = np.random.default_rng(seed)
+
+    def state(width: int) -> np.ndarray:
+        return random.normal(size=width).astype(np.float32)
+
+    goal = {name: state(width) for name, width in schema.states.items() if name.startswith("goal/")}
+    return [
+        {name: random.integers(0, 256, shape, np.uint8) for name, shape in schema.cameras.items()}
+        | {name: state(width) for name, width in schema.states.items()}
+        | goal
+        for _ in range(count)
+    ]
