@@ -250,11 +250,11 @@ def test_what_a_run_needs_is_checked_first(
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("no network")
 
-    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    monkeypatch.setattr("socket.getaddrinfo", unreachable)
     if words == "no OpenGL library":
         monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
         monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(GtpVisionError, match=words):
         trainer.train(demo(tmp_path / "run", *more), progress=False)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "run").exists()
