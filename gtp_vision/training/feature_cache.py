@@ -69,7 +69,7 @@ def feature_store(encoder: Encoder, augment: Augmentation, frames: Sampler, devi
         than one frame has arrays of its own, `goal/<name>`: it shows one moment T times.
 
     Raises:
-        GtpVisionError: several views that would all be the same; what `resumable.made` refuses.
+        GtpVisionError: several views that would all be the same; what `resumable.compute_array` refuses.
     """
     if encoder.config.views > 1 and not augment.active:
         raise GtpVisionError(
@@ -120,7 +120,7 @@ class _Maker:
 
         target = self._target(kind, name, str(self.frames.frame_stack), _of_rows(array))
         shape, dtype = (len(array), width), np.dtype(np.float32)
-        return resumable.made(target, shape, dtype, _PIECE**2, piece, f"stacks of '{name}'")
+        return resumable.compute_array(target, shape, dtype, _PIECE**2, piece, f"stacks of '{name}'")
 
     def _camera(self, name: str, array: Array, windows: Rows, kind: str) -> Array:
         tower, views = self.encoder.tower(name), self.config.views
@@ -141,7 +141,7 @@ class _Maker:
         some = np.unique(np.linspace(0, len(array) - 1, _SAMPLE).astype(np.int64))
         sample = self._features(name, images(some))
         shape = (len(array), *((views,) if views > 1 else ()), tower.width)
-        found = resumable.whole(target)
+        found = resumable.finished_array(target)
         if found is not None:
             first = found[some, 0] if found.ndim == 3 else found[some]
             if found.shape == shape and _off(first, sample) <= _SAME:
@@ -149,10 +149,10 @@ class _Maker:
             resumable.discard(target)
         dtype = storage(sample)
         try:
-            return resumable.made(target, shape, dtype, _PIECE, piece, label)
+            return resumable.compute_array(target, shape, dtype, _PIECE, piece, label)
         except resumable.OutOfRangeError:  # what the sample did not show
             resumable.discard(target)
-            return resumable.made(target, shape, np.dtype(np.float32), _PIECE, piece, label)
+            return resumable.compute_array(target, shape, np.dtype(np.float32), _PIECE, piece, label)
 
     @torch.no_grad()
     def _features(self, name: str, images: torch.Tensor) -> np.ndarray:
