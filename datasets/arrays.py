@@ -1,4 +1,4 @@
-"""Arrays in pieces: what lies in several places of a file, or in several files, indexed as one array."""
+"""Segmented arrays: segments in several places of a file, or in several files, indexed as one array."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from typing import Any
 import numpy as np
 
 _THREADS = min(4, os.cpu_count() or 1)
-_WORTH_THREADS = 1 << 20  # bytes below which handing out the work costs more than it saves
+_MIN_BYTES = 1 << 20  # below, threads and the reuse of memory cost more than they save
 _pool: ThreadPoolExecutor | None = None
 
 
 def gather(array: Array, rows: np.ndarray, capacity: int | None = None) -> np.ndarray:
-    """`array[rows]` along the first axis, copied by a few threads of our own.
+    """Copy `array[rows]` along the first axis with a few threads.
 
     NumPy uses one thread. torch's OpenMP threads are as fast alone, but wait for each other at a barrier: beside a busy
     process they took three times as long as one thread.
 
     Args:
         array: (N, ...).
-        rows: integers in [0, N), one axis; of an array in pieces they must not decrease.
-        capacity: ask for memory of this many rows, so that calls with about as many rows use each other's memory.
+        rows: integers in [0, N), one axis; of a segmented array they must not decrease.
+        capacity: rows to reserve memory for, so that calls with about as many rows reuse each other's memory.
     """
     shape = (max(len(rows), capacity or 0), *array.shape[1:])
     out = _memory.array(shape, array.dtype)[: len(rows)]
     take = array.take if isinstance(array, Segmented) else partial(_take, array)
-    if out.nbytes < _WORTH_THREADS or _THREADS == 1:
+    if out.nbytes < _MIN_BYTES or _THREADS == 1:
         take(rows, out)
         return out
     cuts = np.linspace(0, len(rows), _THREADS + 1).astype(int)
     spans = [slice(start, stop) for start, stop in pairwise(cuts)]
-    waiting = [_workers().submit(take, rows[span], out[span]) for span in spans[1:]]
+    futures = [_workers().submit(take, rows[span], out[span]) for span in spans[1:]]
     take(rows[spans[0]], out[spans[0]])
-    for each in waiting:
-        each.result()
+    for future in futures:
+        future.result()
     return out
 
 
@@ -49,39 +49,39 @@ def _take(array: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
 
 
 class _Memory:
-    """Memory for large arrays that is used again once nobody looks at the array that it was handed out as.
+    """Memory for large arrays that is reused once no reference to an earlier array is left.
 
-    Fresh memory comes from the operating system page by page, and the C library gives it back with every batch: one
-    with both windows stacked took 9.9 ms so, and 3.5 ms with memory used again.
+    Fresh memory comes from the operating system page by page, and the C library returns it after every batch: a batch
+    with both windows stacked took 9.9 ms so, and 3.5 ms with reused memory.
     """
 
-    _FREE = 6  # blocks that are kept without a user
+    _MAX_FREE = 6  # blocks kept without a user
 
     def __init__(self) -> None:
         self._blocks: list[np.ndarray] = []
         self._lock = threading.Lock()
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An array of undefined content."""
+        """Return an array of undefined content."""
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        if size < _WORTH_THREADS:
+        if size < _MIN_BYTES:
             return np.empty(shape, dtype)
         with self._lock:
             return self._block(size)[:size].view(dtype).reshape(shape)
 
     def _block(self, size: int) -> np.ndarray:
-        # Every array made of a block refers to it, so one that only this list refers to is free.
-        free = [i for i in range(len(self._blocks)) if sys.getrefcount(self._blocks[i]) == _ALONE]
+        # Every array made of a block refers to it, so a block that only this list refers to is free.
+        free = [i for i in range(len(self._blocks)) if sys.getrefcount(self._blocks[i]) == _UNUSED_REFERENCES]
         for i in free:
             if size <= len(self._blocks[i]) <= 2 * size:
                 return self._blocks[i]
-        for i in reversed(free[: max(0, len(free) - self._FREE + 1)]):
+        for i in reversed(free[: max(0, len(free) - self._MAX_FREE + 1)]):
             del self._blocks[i]
         self._blocks.append(np.empty(size, np.uint8))
         return self._blocks[-1]
 
 
-_ALONE = 2  # references: the list's and the one that asks
+_UNUSED_REFERENCES = 2  # the list's and the argument of getrefcount
 _memory = _Memory()
 
 
@@ -92,35 +92,37 @@ def _workers() -> ThreadPoolExecutor:
     return _pool
 
 
-def _forget() -> None:
-    """Threads do not survive a fork, and a lock may be held in it."""
+def _reset() -> None:
+    """Make new threads and a new lock after a fork: threads do not survive it, and the lock may be held."""
     global _pool, _memory
     _pool, _memory = None, _Memory()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_reset)
 
 
 class Segmented:
     """Arrays of one dtype and one row shape, one after another along the first axis.
 
-    Nothing is joined: indexing copies the rows asked for out of the parts they lie in. What NumPy is asked to see as
-    an array (`np.asarray`) is a copy of everything.
+    Indexing copies rows from their segments; `np.asarray` copies everything.
 
     Args:
-        parts: at least one array (N_i, ...).
+        segments: at least one array (N_i, ...).
+
+    Raises:
+        ValueError: segments of different dtypes or row shapes.
     """
 
-    def __init__(self, parts: Sequence[np.ndarray | Segmented]) -> None:
+    def __init__(self, segments: Sequence[np.ndarray | Segmented]) -> None:
         flat: list[np.ndarray] = []
-        for part in parts:
-            flat += part.parts if isinstance(part, Segmented) else [part]
-        self.parts: list[np.ndarray] = [part for part in flat if len(part)] or flat[:1]
-        first = self.parts[0]
-        for part in self.parts:
-            if part.dtype != first.dtype or part.shape[1:] != first.shape[1:]:
-                raise ValueError(f"{part.dtype} {part.shape} cannot follow {first.dtype} {first.shape} in one array")
-        self.starts = np.concatenate([[0], np.cumsum([len(part) for part in self.parts])]).astype(np.int64)
+        for segment in segments:
+            flat += segment.segments if isinstance(segment, Segmented) else [segment]
+        self.segments: list[np.ndarray] = [segment for segment in flat if len(segment)] or flat[:1]
+        first = self.segments[0]
+        for segment in self.segments:
+            if segment.dtype != first.dtype or segment.shape[1:] != first.shape[1:]:
+                raise ValueError(f"segments are {first.dtype} {first.shape} and {segment.dtype} {segment.shape}")
+        self.starts = np.concatenate([[0], np.cumsum([len(segment) for segment in self.segments])]).astype(np.int64)
         self.dtype, self.shape = first.dtype, (int(self.starts[-1]), *first.shape[1:])
 
     @property
@@ -130,14 +132,14 @@ class Segmented:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all parts."""
+        """Bytes of all segments."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        """The rows of an integer, a slice or an integer array of any shape, copied."""
+        """Copy the rows of an integer, a slice, or an integer or boolean array."""
         if isinstance(rows, slice):
             start, stop, step = rows.indices(len(self))
             return self[np.arange(start, stop, step)] if step != 1 else self._run(start, max(start, stop))
@@ -146,7 +148,7 @@ class Segmented:
             rows = np.flatnonzero(rows)
         flat = np.where(rows < 0, rows + len(self), rows).ravel()
         if flat.size and not 0 <= flat.min() <= flat.max() < len(self):
-            raise IndexError(f"a row of {len(self)} is out of range")
+            raise IndexError(f"a row is outside [0, {len(self)})")
         out = np.empty((flat.size, *self.shape[1:]), self.dtype)
         order = np.argsort(flat, kind="stable")
         if np.array_equal(order, np.arange(flat.size)):
@@ -158,47 +160,47 @@ class Segmented:
         return out.reshape(*rows.shape, *self.shape[1:])
 
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copy rows, integers in [0, N) that do not decrease, one axis, into `out` (rows, ...)."""
+        """Copy rows, integers in [0, N) in non-decreasing order, into `out` (rows, ...)."""
         home = np.searchsorted(self.starts, rows, side="right") - 1
         edges = [0, *(np.flatnonzero(np.diff(home)) + 1).tolist(), len(rows)]
         for first, last in pairwise(edges):
             if last > first:
-                part = int(home[first])
-                _take(self.parts[part], rows[first:last] - self.starts[part], out[first:last])
+                segment = int(home[first])
+                _take(self.segments[segment], rows[first:last] - self.starts[segment], out[first:last])
 
     def view(self, start: int, stop: int) -> Segmented:
-        """Rows `start` to `stop - 1`, not copied."""
-        cuts = [self.parts[part][low:high] for part, low, high in self._spans(start, stop)]
-        return Segmented(cuts or [self.parts[0][:0]])
+        """Return rows `start` to `stop - 1`, not copied."""
+        cuts = [self.segments[number][low:high] for number, low, high in self._spans(start, stop)]
+        return Segmented(cuts or [self.segments[0][:0]])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
-            raise ValueError("an array in pieces cannot be seen as one without copying it")
+            raise ValueError("a segmented array is not one array without copying it")
         whole = self._run(0, len(self))
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
     def _run(self, start: int, stop: int) -> np.ndarray:
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
         at = 0
-        for part, low, high in self._spans(start, stop):
-            out[at : at + high - low] = self.parts[part][low:high]
+        for number, low, high in self._spans(start, stop):
+            out[at : at + high - low] = self.segments[number][low:high]
             at += high - low
         return out
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """The parts that hold rows `start` to `stop - 1`: number, and first and exclusive last row in it."""
+        """Yield the segments of rows `start` to `stop - 1`: number, first and exclusive last row in it."""
         start, stop = max(0, start), min(stop, len(self))
-        part = int(np.searchsorted(self.starts, start, side="right")) - 1  # not from the first: there may be thousands
+        number = int(np.searchsorted(self.starts, start, side="right")) - 1  # a search: there may be thousands
         while start < stop:
-            begin, end = int(self.starts[part]), min(stop, int(self.starts[part + 1]))
-            yield part, start - begin, end - begin
-            start, part = end, part + 1
+            begin, end = int(self.starts[number]), min(stop, int(self.starts[number + 1]))
+            yield number, start - begin, end - begin
+            start, number = end, number + 1
 
 
 Array = np.ndarray | Segmented
-"""What a store's fields are: mapped, in memory or in pieces."""
+"""An array of a store: mapped, in memory or segmented."""
 
 
 def view(array: Array, start: int, stop: int) -> Array:
-    """Rows `start` to `stop - 1`, not copied."""
+    """Return rows `start` to `stop - 1`, not copied."""
     return array.view(start, stop) if isinstance(array, Segmented) else array[start:stop]

@@ -1,7 +1,7 @@
-"""Reading HDF5 files of strangers: no links out of them, no objects, and no size believed before it is checked.
+"""Reading untrusted HDF5: links and objects are not followed, and every declared size is checked before it is used.
 
-Damage that the HDF5 library itself cannot survive (it may hang or crash) is met by `quarantine`, in whose process
-these functions run when a data set is opened.
+Every function raises a GtpVisionError that names the file (`path`) and the member. Damage that makes the HDF5 library
+itself hang or crash is handled by `core.sandbox`, in whose child process data sets are opened.
 """
 
 from __future__ import annotations
@@ -14,26 +14,24 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gtp_vision.core import safe_json
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.safe_json import parse_json
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-WORDS = {
-    **{"f": "floats", "i": "whole numbers", "u": "whole numbers", "b": "yes or no", "c": "complex numbers"},
+KINDS = {
+    **{"f": "floats", "i": "integers", "u": "integers", "b": "booleans", "c": "complex numbers"},
     **{"S": "text", "O": "text or objects"},
 }
-"""NumPy's kinds of dtype as people call them."""
-_DENSEST = 1100  # deflate makes at most 1032 bytes of one; more is a lie
+"""Names of NumPy's kinds of dtype."""
+DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
+"""What h5py raises for damaged headers and chunks."""
+MAX_COMPRESSION = 1100  # deflate makes at most 1032 bytes of one
 _SLACK = 1 << 20  # bytes that an array may declare without having any
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[h5py.File]:
-    """The file, for reading; whatever HDF5 complains about in the block is told as a fault of the file.
-
-    Raises:
-        GtpVisionError: it is missing, truncated, damaged or no HDF5.
-    """
+def open_file(path: Path) -> Iterator[h5py.File]:
+    """Open the file for reading; errors of HDF5 inside the block are reported as faults of the file."""
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -41,44 +39,32 @@ def opened(path: Path) -> Iterator[h5py.File]:
         raise GtpVisionError(f"{path} is open for writing in another program; wait until that closes it") from error
     except (OSError, RuntimeError) as error:
         raise GtpVisionError(
-            f"{path} cannot be read as HDF5 ({first_line(error)}); it is missing, truncated or of another format: "
+            f"{path} cannot be read as HDF5 ({first_line(error)}): it is missing, truncated or of another format; "
             f"copy it again"
         ) from error
 
 
-def child(parent: h5py.Group, name: str, path: Path) -> h5py.Dataset | h5py.Group:
-    """A member of a group (`name` may be a path below it), its header read.
-
-    Raises:
-        GtpVisionError: it is missing, damaged, or reached by a link that is not a hard one.
-    """
+def member(parent: h5py.Group, name: str, path: Path) -> h5py.Dataset | h5py.Group:
+    """Return a member of a group (`name` may be a path below it) that is reached by hard links only."""
     for key in name.split("/"):
-        whole = f"{parent.name}/{key}".lstrip("/")
+        full_name = f"{parent.name}/{key}".lstrip("/")
         try:
             link = parent.get(key, getlink=True)
-        except (KeyError, RuntimeError, OSError, ValueError, TypeError) as error:
-            raise _damaged(whole, path, error) from error
-        if link is None:
-            raise GtpVisionError(f"{path} has no '{whole}'; write the file again")
-        if not isinstance(link, h5py.HardLink):
-            raise GtpVisionError(f"{path}: '{whole}' is a link out of its place, which is not followed; copy the array")
-        try:
-            found = parent[key]
-            if isinstance(found, h5py.Dataset):
-                _ = found.dtype, found.shape  # read from the header only now
-        except (KeyError, RuntimeError, OSError, ValueError, TypeError) as error:
-            raise _damaged(whole, path, error) from error
-        parent = found
-    return found
+            if link is None:
+                raise GtpVisionError(f"{path} has no '{full_name}'; write the file again")
+            if not isinstance(link, h5py.HardLink):
+                raise GtpVisionError(f"{path}: '{full_name}' is a link, which is not followed; copy the array itself")
+            parent = parent[key]
+            if isinstance(parent, h5py.Dataset):
+                _ = parent.dtype, parent.shape  # read from the header only now
+        except DAMAGE as error:
+            raise _damaged(full_name, path, error) from error
+    return parent
 
 
 def group(parent: h5py.Group, name: str, path: Path) -> h5py.Group:
-    """A group; see `child`.
-
-    Raises:
-        GtpVisionError: as `child`, and if it is no group.
-    """
-    found = child(parent, name, path)
+    """Return a member that is a group; see `member`."""
+    found = member(parent, name, path)
     if not isinstance(found, h5py.Group):
         raise GtpVisionError(f"{path}: '{found.name.lstrip('/')}' is not a group; write the file again")
     return found
@@ -87,109 +73,83 @@ def group(parent: h5py.Group, name: str, path: Path) -> h5py.Group:
 def array(
     parent: h5py.Group, name: str, path: Path, *, kinds: str = "uf", ndim: int | None = None, rows: int | None = None
 ) -> h5py.Dataset:
-    """An array of numbers that lies inside the file, in the size it declares.
+    """Return a member that is an array of numbers inside the file, as large as it declares.
 
     Args:
-        parent: the group it is looked for in.
-        name: of the array, below `parent`.
+        parent: the group above it.
+        name: its name below `parent`.
         path: of the file, for messages.
         kinds: NumPy's kinds of dtype that are accepted, e.g. "uf" for unsigned integers and floats.
         ndim: how many dimensions it must have; None for any number above 0.
         rows: how many rows it must have; None for any number.
-
-    Raises:
-        GtpVisionError: as `child`; another type, shape or length; bytes in another file; a size that is not there.
     """
-    data = child(parent, name, path)
-    whole = data.name.lstrip("/")
+    data = member(parent, name, path)
+    place = f"{path}: '{data.name.lstrip('/')}'"
     if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
-        raise GtpVisionError(f"{path}: '{whole}' is not an array inside the file; write the file again")
+        raise GtpVisionError(f"{place} is not an array inside the file; write the file again")
     if data.dtype.kind not in kinds:
-        wanted = " or ".join(dict.fromkeys(WORDS[kind] for kind in kinds if kind in WORDS))
-        held = f"{WORDS.get(data.dtype.kind, 'no numbers')} (dtype {data.dtype})"
-        raise GtpVisionError(f"{path}: '{whole}' holds {held}, wanted {wanted}; write it again")
+        wanted = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS))
+        held = f"{KINDS.get(data.dtype.kind, 'other values')} (dtype {data.dtype})"
+        raise GtpVisionError(f"{place} holds {held}, wanted {wanted}; write it again")
     if not data.shape or (ndim and data.ndim != ndim):
-        raise GtpVisionError(f"{path}: '{whole}' has shape {data.shape}, wanted {ndim or 'one or more'} dimensions")
+        raise GtpVisionError(f"{place} has shape {data.shape}, wanted {ndim or 'one or more'} dimensions")
     if rows is not None and data.shape[0] != rows:
-        raise GtpVisionError(f"{path}: '{whole}' has {data.shape[0]} rows, wanted {rows}; write the file again")
-    declared = nbytes(data.shape, data.dtype)
-    if declared > _DENSEST * data.id.get_storage_size() + _SLACK:
+        raise GtpVisionError(f"{place} has {data.shape[0]} rows, wanted {rows}; write the file again")
+    declared, stored = nbytes(data.shape, data.dtype), data.id.get_storage_size()
+    if declared > MAX_COMPRESSION * stored + _SLACK:
         raise GtpVisionError(
-            f"{path}: '{whole}' declares {declared / 1e9:.1f} GB in shape {data.shape}, but the file holds "
-            f"{data.id.get_storage_size()} bytes of it; it was not written to its end: copy or write it again"
+            f"{place} declares {declared / 1e9:.1f} GB in shape {data.shape}, but the file holds {stored} bytes of it; "
+            f"it was not written completely: copy or write it again"
         )
     return data
 
 
 def offset(data: h5py.Dataset, path: Path) -> int | None:
-    """The byte at which an array begins in the file, if it can be mapped there; None if it can only be read.
+    """Return the byte at which an array begins, if it can be mapped there; None if it can only be read.
 
     Only NumPy's own types can be mapped: HDF5 knows numbers of 3 bytes, of 4 bits, or floats with another exponent,
     which it converts when they are read.
-
-    Raises:
-        GtpVisionError: the array does not end before the file does.
     """
     start, size = data.id.get_offset(), nbytes(data.shape, data.dtype)
     if start is None or data.id.get_storage_size() != size or h5py.h5t.py_create(data.dtype) != data.id.get_type():
         return None
     if start + size > path.stat().st_size:
         raise GtpVisionError(
-            f"{path}: '{data.name.lstrip('/')}' lies beyond the end of the file; it is truncated: copy it again"
+            f"{path}: '{data.name.lstrip('/')}' lies beyond the end of the file, which is truncated; copy it again"
         )
     return int(start)
 
 
 def children(parent: h5py.Group, path: Path) -> list[str]:
-    """The names of a group's members.
-
-    Raises:
-        GtpVisionError: the group is damaged.
-    """
+    """Return the names of a group's members."""
     try:
         return [str(name) for name in parent]
-    except (KeyError, RuntimeError, OSError, ValueError, TypeError) as error:
+    except DAMAGE as error:
         raise _damaged(parent.name, path, error) from error
 
 
-def text(node: h5py.File | h5py.Group, name: str, path: Path, default: str | None = None) -> str | None:
-    """An attribute as text; `default` if there is none.
-
-    Raises:
-        GtpVisionError: it is damaged.
-    """
+def text_attribute(node: h5py.File | h5py.Group, name: str, path: Path, default: str | None = None) -> str | None:
+    """Return an attribute as text; `default` if it is missing."""
     try:
         value = node.attrs.get(name)
-    except (KeyError, RuntimeError, OSError, ValueError, TypeError) as error:
+    except DAMAGE as error:
         raise _damaged(f"{node.name}' with attribute '{name}", path, error) from error
     if value is None:
         return default
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def json_object(node: h5py.File | h5py.Group, name: str, path: Path) -> dict[str, Any]:
-    """An attribute that holds a JSON object; empty if there is none.
-
-    Raises:
-        GtpVisionError: it is damaged or no JSON object.
-    """
-    try:
-        return safe_json.json_object(text(node, name, path) or "{}")
-    except ValueError as error:
-        raise GtpVisionError(f"{path}: the attribute '{name}' is not a JSON object; write the file again") from error
+def json_attribute(node: h5py.File | h5py.Group, name: str, path: Path) -> dict[str, Any]:
+    """Return an attribute that holds a JSON object; an empty one if it is missing."""
+    return parse_json(text_attribute(node, name, path) or "{}", f"{path}: the attribute '{name}'")
 
 
 def nbytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Bytes of an array, exact however large."""
+    """Return the bytes of an array, exact however large."""
     total = dtype.itemsize
     for size in shape:
         total *= int(size)
     return total
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, without what follows."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _damaged(name: str, path: Path, error: BaseException) -> GtpVisionError:

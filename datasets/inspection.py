@@ -1,4 +1,4 @@
-"""What a data set holds, and what is wrong with it, for a person."""
+"""The report of `gtp-vision data inspect`: contents, faults and likely mistakes of a data set."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from gtp_vision.datasets.statistics import ArrayStatistics, array_statistics
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems, shape_errors
 
-_WIDEST = 512  # a wider state has no statistics of its dimensions: it is a picture, or nobody reads them
+_MAX_STATE = 512  # numbers of a state that has statistics: a wider one is an image, or too long to read
 _WIDTH = 120  # of a line of text
 _INDENT = 17
-_DEEPEST = 100  # levels of an attribute
-_SHOWN = 100  # characters of an attribute
-_GLUE = "\N{NO-BREAK SPACE}"  # where a line must not be broken
+_MAX_DEPTH = 100  # levels of an attribute
+_MAX_TEXT = 100  # characters of an attribute
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+_OWN_LINES = ("filters", "tasks", "episode_tasks")  # attributes that are listed as facts
 
 
 def inspect(path: Path, env: str | None = None) -> tuple[dict[str, Any], Store]:
@@ -33,23 +34,23 @@ def inspect(path: Path, env: str | None = None) -> tuple[dict[str, Any], Store]:
         env: environment name, for formats whose rewards depend on the task.
 
     Returns:
-        JSON-able facts, and the data set itself, from which pictures can be drawn. `problems` are faults, with which
-        nothing should be trained; `warnings` are what a person should look at, told where there are no faults. Where
-        lengths disagree, nothing beyond shapes is told. A number that is not finite is None.
+        JSON-able facts, and the data set itself, from which pictures can be drawn. `problems` are faults, which
+        prevent training; `warnings` are likely mistakes, looked for if there are no faults. If lengths disagree, only
+        shapes are reported. A number that is not finite is None.
 
     Raises:
-        GtpVisionError: it cannot be read at all.
+        GtpVisionError: the data set cannot be read.
     """
     name = detect(path)
     store = open_store(path, env)
-    with np.errstate(all="ignore"):  # numbers beyond reason are told as faults, not as warnings of arithmetic
+    with np.errstate(all="ignore"):  # numbers that are too large are reported as faults, not as warnings of NumPy
         return {"path": str(path), "format": name, "title": FORMATS[name].title} | facts(store), store
 
 
 def facts(store: Store) -> dict[str, Any]:
-    """What a store holds; see `inspect`.
+    """Return the facts of a store; see `inspect`.
 
-    Actions and rewards are those of the rows that can be sampled: the others hold padding in most formats.
+    Actions and rewards are those of the rows that can be sampled: other rows hold padding in most formats.
     """
     faults = problems(store)
     shapes = {name: list(array.shape[1:]) for name, array in store.observations.items()}
@@ -86,26 +87,26 @@ def facts(store: Store) -> dict[str, Any]:
 
 
 def statistics(store: Store) -> dict[str, ArrayStatistics]:
-    """Of `actions` that can be sampled, and of each state that is not too wide to be one (`observations/<name>`)."""
+    """Compute statistics of the `actions` that can be sampled, and of states of at most 512 numbers."""
     states = {name: array for name, array in store.observations.items() if array.ndim == 2}
     return {"actions": array_statistics(store.actions[store.transitions])} | {
         f"observations/{name}": array_statistics(array)
         for name, array in states.items()
-        if 0 < array.shape[1] <= _WIDEST
+        if 0 < array.shape[1] <= _MAX_STATE
     }
 
 
 def success(store: Store) -> dict[str, Any]:
-    """How many of the recordings succeeded, where the data's suite says what success is.
+    """Count the successful recordings, if the suite of the data defines success.
 
     Returns:
-        `rate`, `solved`, `of` and `because` (which mark was counted); where it is not known, `rate` None and
-        `because` says why not.
+        `rate`, `solved`, `of` and `because` (what was counted); if success is not defined, `rate` is None and
+        `because` is the reason.
     """
     suite, env = str(store.attributes.get("suite", "")), str(store.attributes.get("env", ""))
     visits, solved = store.attributes.get("visits"), store.attributes.get("solved_visits")
     if isinstance(visits, int) and isinstance(solved, int) and 0 <= solved <= visits > 0:
-        return _rate(solved, visits, "visits that its collector counted as solved")
+        return _rate(solved, visits, "visits that the collector counted as solved")
     terminals, rewards = np.asarray(store.terminals, bool), np.asarray(store.rewards)
     if suite == "ogbench":
         if "singletask" in env.split("-"):
@@ -118,7 +119,7 @@ def success(store: Store) -> dict[str, Any]:
             return _unknown("robomimic marks success with a reward of 1, and there are no rewards (0 everywhere)")
         return _unknown("robomimic marks success with a reward of 1, and these rewards are not 0 and 1")
     if suite == "d4rl":
-        if str(store.attributes.get("episode_ends")).startswith("timeouts and"):  # how its reader tells a maze
+        if str(store.attributes.get("episode_ends")).startswith("timeouts and"):  # how its reader marks a maze
             return _rate(_episodes_with(store, terminals), store.episodes, "episodes with a terminal, the maze's goal")
         return _unknown("D4RL marks success only in its mazes; other robots' terminals are falls")
     if suite == "minari":
@@ -127,7 +128,7 @@ def success(store: Store) -> dict[str, Any]:
 
 
 def inspection_text(found: dict[str, Any]) -> str:
-    """The facts as lines of text, without characters that a terminal would obey."""
+    """Format the facts as lines of text, without control characters."""
     lines = [
         f"{found['path']}: {found['format']} ({found['title']}), {found['episodes']} episodes, {found['frames']} frames"
     ]
@@ -140,19 +141,21 @@ def inspection_text(found: dict[str, Any]) -> str:
             break_long_words=False,
             break_on_hyphens=False,
         )
-    lines = [line.replace(_GLUE, " ") for line in lines]
+    lines = [line.replace(_NO_BREAK, " ") for line in lines]
     return "\n".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines)
 
 
 def entries(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names and texts of the facts, for a person; not fit for a terminal before `inspection_text`."""
+    """Yield names and texts of the facts; `inspection_text` makes them safe for a terminal."""
     for kind in ("cameras", "states"):
         if found[kind]:
             yield kind, ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found[kind].items())
     if "reward" in found:
         length, reward, actions = found["episode_length"], found["reward"], found["actions"]
-        ranges = [_range(*limits).replace(" ", _GLUE) for limits in zip(actions["min"], actions["max"], strict=True)]
-        known = found["success"]
+        ranges = [
+            _range(*limits).replace(" ", _NO_BREAK) for limits in zip(actions["min"], actions["max"], strict=True)
+        ]
+        outcome = found["success"]
         yield "episode length", f"{length['min']:g} to {length['max']:g}, median {length['median']:g} frames"
         yield "actions", f"{len(ranges)} dimensions: {', '.join(ranges)}"
         yield (
@@ -167,26 +170,23 @@ def entries(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
         yield "timeouts", f"{found['timeouts']}"
         yield "transitions", f"{found['transitions']} can be sampled"
-        if known["rate"] is None:
-            yield "success", f"not known: {known['because']}"
+        if outcome["rate"] is None:
+            yield "success", f"unknown: {outcome['because']}"
         else:
-            yield "success", f"{known['rate']:.0%}: {known['solved']} of {known['of']} {known['because']}"
+            yield "success", f"{outcome['rate']:.0%}: {outcome['solved']} of {outcome['of']} {outcome['because']}"
         if found["filters"]:
             yield "filters", ", ".join(f"{name} {count}" for name, count in found["filters"].items()) + " (episodes)"
         if found["tasks"]:
             yield "tasks", "; ".join(f"{name} ({count} episodes)" for name, count in found["tasks"].items())
     for name, value in found["attributes"].items():
-        if name not in _TOLD:
+        if name not in _OWN_LINES:
             yield name, _short(value)
     for warning in found["warnings"]:
         yield "WARNING", warning
     for problem in found["problems"]:
         yield "PROBLEM", problem
     if not found["problems"]:
-        yield "faults", "nothing wrong was found" + (", but see the warnings" if found["warnings"] else "")
-
-
-_TOLD = ("filters", "tasks", "episode_tasks")  # attributes that have lines of their own
+        yield "faults", "none were found" + (", but see the warnings" if found["warnings"] else "")
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -198,8 +198,8 @@ def _number(value: float | None) -> str:
 
 
 def _strict(value: Any, depth: int = 0) -> Any:
-    """With None for what is not finite, which JSON has no word for, and for what is nested beyond reason."""
-    if isinstance(value, dict | list) and depth > _DEEPEST:
+    """Replace numbers that are not finite, which JSON cannot hold, and very deep values by None."""
+    if isinstance(value, dict | list) and depth > _MAX_DEPTH:
         return None
     if isinstance(value, dict):
         return {name: _strict(held, depth + 1) for name, held in value.items()}
@@ -210,11 +210,11 @@ def _strict(value: Any, depth: int = 0) -> Any:
 
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text)} characters; --json prints them)"
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}... ({len(text)} characters; --json prints them)"
 
 
 def _filters(store: Store) -> dict[str, int]:
-    """Name to the number of episodes of each filter."""
+    """Return the number of episodes of each filter."""
     filters = store.attributes.get("filters")
     if not isinstance(filters, dict):
         return {}
@@ -222,7 +222,7 @@ def _filters(store: Store) -> dict[str, int]:
 
 
 def _tasks(store: Store) -> dict[str, int]:
-    """Each task's text to the number of its episodes."""
+    """Return the number of episodes of each task, by its text."""
     tasks, chosen = store.attributes.get("tasks"), store.attributes.get("episode_tasks")
     if not isinstance(tasks, list) or not isinstance(chosen, list):
         return {}
@@ -231,15 +231,11 @@ def _tasks(store: Store) -> dict[str, int]:
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
-    return {
-        "min": float(values.min()),
-        "max": float(values.max()),
-        "mean": float(values.mean(dtype=np.float64)),
-    }
+    return {"min": float(values.min()), "max": float(values.max()), "mean": float(values.mean(dtype=np.float64))}
 
 
 def _episodes_with(store: Store, marked: np.ndarray) -> int:
-    """How many episodes have a marked row."""
+    """Count the episodes that have a marked row."""
     return len(np.unique(store.episode_of(np.flatnonzero(marked))))
 
 

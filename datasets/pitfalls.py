@@ -1,4 +1,4 @@
-"""What is no fault of a file and costs people weeks all the same: each find is a sentence with its mend."""
+"""Likely mistakes in a data set that is valid: constant sensors, terminals at time limits, stuck cameras, ..."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from gtp_vision.datasets.statistics import ArrayStatistics
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import location
 
-_PIECE = 1 << 18  # rows looked at together, so that a mapped file is streamed
-_CAMERA_BYTES = 1 << 25  # of each camera, read for one check
-_PAIRS = (16, 512)  # neighbouring frames compared: at least, at most
-_IDENTICAL = 0.1  # share of identical neighbours above which a camera is called stuck
-_AT_LIMIT = 0.999  # an action beyond it was clipped
-_SATURATED = 0.5  # share of clipped actions that is worth a word
-_FEW_VALUES = 3  # a dimension with no more is a switch (a gripper): its limits are its values
-_TINY = 0.1  # actions that stay below use a tenth of their range
-_WIDE = 3072  # numbers in a 32x32 picture: a state so wide is one
+_ROWS = 1 << 18  # read together, so that a mapped file is streamed
+_CAMERA_BYTES = 1 << 25  # read of each camera for one check
+_PAIRS = (16, 512)  # least and most neighboring frames that are compared
+_IDENTICAL = 0.1  # share of identical neighbors above which a camera is reported as stuck
+_AT_LIMIT = 0.999  # magnitude from which an action counts as clipped
+_SATURATED = 0.5  # share of clipped actions above which it is reported
+_FEW_VALUES = 3  # of a dimension that is a switch (a gripper): its limits are its values
+_TINY = 0.1  # magnitude below which actions use a tenth of their range
+_WIDE = 3072  # numbers in a 32x32 image: a state so wide is an image
 _SHORT = 0.1  # of the median length
 
 
 def pitfalls(store: Store, statistics: Mapping[str, ArrayStatistics], *, rewarded: bool = True) -> list[str]:
-    """Every kind of likely mistake in a valid store, a sentence each: array, dimension or episode and frame, mend.
+    """Return each kind of likely mistake in a valid store as a sentence: array, place and what to do.
 
     Args:
         store: without faults (see `validation.problems`).
-        statistics: of `actions` and of the states, by `observations/<name>`; those without are not looked at.
-        rewarded: whether the store's own rewards count; those of goals are made when it is sampled.
+        statistics: of `actions` and of the states, by `observations/<name>`; states without them are not checked.
+        rewarded: whether the store's own rewards are used; rewards of goals are computed when it is sampled.
     """
     found = [*(_rewards(store) if rewarded else ()), *_terminals(store), *_short_episodes(store)]
     for name, numbers in statistics.items():
@@ -42,28 +42,23 @@ def pitfalls(store: Store, statistics: Mapping[str, ArrayStatistics], *, rewarde
 
 
 def last_outcomes(store: Store) -> np.ndarray:
-    """int64 (<= E,), the last row with an outcome of each episode that has one.
-
-    It is the episode's last row, or the one before where the last holds but the final observation.
-    """
-    last = store.episode_ends - 1
-    rows = last - ~store.has_outcome[last]
-    return rows[rows >= store.episode_starts]
+    """Return int64 (<= E,), the last row with an outcome of each episode that has one."""
+    return store.last_outcomes[store.last_outcomes >= store.episode_starts]
 
 
 def _rewards(store: Store) -> Iterator[str]:
     rewards, sampled = np.asarray(store.rewards), np.asarray(store.rewards[store.transitions])
     first = float(sampled[0])
     if not rewards.any():
-        mend = "train by imitation (agent=gtp_bc)"
+        advice = "train by imitation (agent=gtp_bc)"
         if store.attributes.get("suite") == "ogbench":
-            mend += " or name a task with --env NAME-singletask-v0"
-        yield f"rewards are 0 everywhere, so there is nothing to reinforce; {mend}"
+            advice += " or name a task with --env NAME-singletask-v0"
+        yield f"rewards are 0 everywhere, so there is nothing to reinforce; {advice}"
     elif not sampled.any():
         row = int(np.flatnonzero(rewards)[0])
         yield (
-            f"rewards other than 0 stand only on rows whose action has no outcome, first at {location(store, row)}, and "
-            f"those are never sampled; mark these rows as terminals, or move each reward to the row before"
+            f"only rows whose action has no outcome have rewards other than 0, first at {location(store, row)}, and "
+            f"these rows are never sampled; mark them as terminals, or move each reward to the row before"
         )
     elif (sampled == first).all() and not np.any(store.terminals):
         yield (
@@ -77,8 +72,8 @@ def _terminals(store: Store) -> Iterator[str]:
     share = float(terminals.mean())
     if share > 0.5:
         yield (
-            f"terminals stand on {share:.0%} of the rows, first at {location(store, int(np.argmax(terminals)))}; a "
-            f"terminal is 1 where the MDP ended, so check that it is not the mask, which is 1 where it did not"
+            f"terminals are set in {share:.0%} of the rows, first at {location(store, int(np.argmax(terminals)))}; a "
+            f"terminal is 1 where the MDP ended: check that it is not the mask, which is 1 where it did not"
         )
         return
     lengths = np.diff(store.episode_ends, prepend=0)
@@ -86,15 +81,15 @@ def _terminals(store: Store) -> Iterator[str]:
         return
     if lengths[0] > 1 and (lengths == lengths[0]).all():
         yield (
-            f"all {store.episodes} episodes end in a terminal after {lengths[0]} frames, as if by a time limit; mark "
-            f"the ends as timeouts if so, or the value of everything after them is learned as 0"
+            f"all {store.episodes} episodes end in a terminal after {lengths[0]} frames; if that is a time limit, mark "
+            f"the ends as timeouts, or the value of what follows is learned as 0"
         )
         return
     rewards = np.asarray(store.rewards)
-    if rewards[terminals].min() <= rewards[~terminals].max(initial=-np.inf):  # else the reward tells successes apart
+    if rewards[terminals].min() <= rewards[~terminals].max(initial=-np.inf):  # else the rewards mark successes
         yield (
-            f"all {store.episodes} episodes end in a terminal and none in a timeout; mark the ends at which a "
-            f"recording merely stopped as timeouts, or the value of everything after them is learned as 0"
+            f"all {store.episodes} episodes end in a terminal and none in a timeout; where only the recording stopped, "
+            f"mark the end as a timeout, or the value of what follows is learned as 0"
         )
 
 
@@ -103,15 +98,15 @@ def _short_episodes(store: Store) -> Iterator[str]:
     empty = np.flatnonzero((lengths == 1) & ~store.has_outcome[store.episode_starts])
     if len(empty):
         yield (
-            f"{_count(len(empty), store.episodes)} episodes have one frame and no outcome, the first is episode "
-            f"{empty[0]}; nothing is sampled from them: leave them out"
+            f"{len(empty)} of {store.episodes} episodes have one frame and no outcome, first episode {empty[0]}; "
+            f"nothing is sampled from them: leave them out"
         )
     limit = _SHORT * float(np.median(lengths))
     short = np.setdiff1d(np.flatnonzero(lengths < limit), empty)
     if len(short):
         yield (
-            f"{_count(len(short), store.episodes)} episodes are shorter than a tenth of the median, the first is "
-            f"episode {short[0]} with {lengths[short[0]]} frames; leave them out if the recorder broke off"
+            f"{len(short)} of {store.episodes} episodes are shorter than a tenth of the median, first episode "
+            f"{short[0]} with {lengths[short[0]]} frames; leave them out if the recorder was interrupted"
         )
 
 
@@ -120,12 +115,12 @@ def _constant(name: str, numbers: ArrayStatistics) -> Iterator[str]:
         return
     values = ", ".join(f"{numbers.quantiles['0.5'][dimension]:.4g}" for dimension in numbers.constant[:4])
     more = ", ..." if len(numbers.constant) > 4 else ""
-    mend = (
-        "no policy learns to move what did not move: leave it out, or record it"
+    advice = (
+        "a policy cannot learn to move it: leave it out, or record it"
         if name == "actions"
         else "check that the sensor was recorded, or leave it out"
     )
-    yield f"{name}: next to no change in {_dimensions(numbers.constant)} (about {values}{more}); {mend}"
+    yield f"{name}: nearly constant in {_dimensions(numbers.constant)} (about {values}{more}); {advice}"
 
 
 def _actions(store: Store, numbers: ArrayStatistics) -> Iterator[str]:
@@ -133,14 +128,14 @@ def _actions(store: Store, numbers: ArrayStatistics) -> Iterator[str]:
     tiny = np.setdiff1d(np.flatnonzero(extent < _TINY), numbers.constant).tolist()
     if tiny:
         yield (
-            f"actions stay within {extent[tiny].max():.2g} of 0 in {_dimensions(tiny)}, where noise of size 1 drowns "
-            f"them; scale each dimension to [-1, 1] when writing the file"
+            f"actions stay within {extent[tiny].max():.2g} of 0 in {_dimensions(tiny)}, far below the policy's noise "
+            f"of size 1; scale each dimension to [-1, 1] when writing the file"
         )
     at_limit = np.zeros(store.action_dim)
-    for start in range(0, len(store), _PIECE):
-        at_limit += (np.abs(np.asarray(store.actions[start : start + _PIECE])) >= _AT_LIMIT).sum(0)
+    for start in range(0, len(store), _ROWS):
+        at_limit += (np.abs(np.asarray(store.actions[start : start + _ROWS])) >= _AT_LIMIT).sum(0)
     often = np.setdiff1d(np.flatnonzero(at_limit > _SATURATED * len(store)), numbers.constant)
-    clipped = [dimension for dimension in often.tolist() if _values(store, dimension) > _FEW_VALUES]
+    clipped = [dimension for dimension in often.tolist() if _distinct_values(store, dimension) > _FEW_VALUES]
     if clipped:
         share = at_limit[clipped].max() / len(store)
         yield (
@@ -149,8 +144,8 @@ def _actions(store: Store, numbers: ArrayStatistics) -> Iterator[str]:
         )
 
 
-def _values(store: Store, dimension: int) -> int:
-    """How many different values some of the actions take in a dimension."""
+def _distinct_values(store: Store, dimension: int) -> int:
+    """Count the distinct values of a sample of the actions in a dimension."""
     rows = np.linspace(0, len(store) - 1, min(len(store), 4096)).astype(np.int64)
     return len(np.unique(np.asarray(store.actions[rows])[:, dimension]))
 
@@ -158,13 +153,13 @@ def _values(store: Store, dimension: int) -> int:
 def _wide(name: str, array: Array) -> Iterator[str]:
     if array.shape[1] >= _WIDE:
         yield (
-            f"observations/{name} is a state of {array.shape[1]} numbers; if it is a picture, store it as uint8 "
-            f"(H, W, C), or no encoder will see it"
+            f"observations/{name} is a state of {array.shape[1]} numbers; if it is an image, store it as uint8 "
+            f"(H, W, C), or no encoder is used for it"
         )
 
 
 def _camera(name: str, frames: Array, store: Store) -> Iterator[str]:
-    """A camera that stands still or shows nothing; on a sample of its frames."""
+    """Check a sample of a camera's frames for blank frames and for a camera that is stuck."""
     shape = frames.shape[1:]
     size = max(1, int(np.prod(shape, dtype=np.int64)))
     count = int(np.clip(_CAMERA_BYTES // (2 * size), *_PAIRS))
@@ -177,28 +172,28 @@ def _camera(name: str, frames: Array, store: Store) -> Iterator[str]:
             black &= not frame.max()
     if blank:
         yield (
-            f"observations/{name} shows nothing in {_count(len(blank), len(rows))} sampled frames, first at "
-            f"{location(store, blank[0])} (all {'black' if black else 'one colour'}); check the camera and leave those "
+            f"observations/{name} is blank in {len(blank)} of {len(rows)} sampled frames, first at "
+            f"{location(store, blank[0])} (all {'black' if black else 'one color'}); check the camera and leave those "
             f"episodes out"
         )
     rows = np.setdiff1d(rows, [*blank, *(store.episode_ends - 1)])
     stuck = [int(row) for row in rows if np.array_equal(frames[row], frames[row + 1])]
     if len(stuck) > _IDENTICAL * len(rows):
         yield (
-            f"observations/{name} is the same as in the next frame in {_count(len(stuck), len(rows))} sampled frames, "
+            f"observations/{name} is the same as in the next frame in {len(stuck)} of {len(rows)} sampled frames, "
             f"first at {location(store, stuck[0])}; check that the camera is not stuck or slower than the actions"
         )
         return
-    still = list(_still_episodes(frames, store, max(1, count // 3)))
-    if still:
+    static = list(_static_episodes(frames, store, max(1, count // 3)))
+    if static:
         yield (
-            f"observations/{name} is the same in the first, middle and last frame of {len(still)} sampled episodes, "
-            f"the first is episode {still[0]}; leave them out if the camera was stuck"
+            f"observations/{name} is the same in the first, middle and last frame of {len(static)} sampled episodes, "
+            f"the first is episode {static[0]}; leave them out if the camera was stuck"
         )
 
 
-def _still_episodes(frames: Array, store: Store, count: int) -> Iterator[int]:
-    """Of `count` episodes with three frames or more, those whose first, middle and last frame are the same."""
+def _static_episodes(frames: Array, store: Store, count: int) -> Iterator[int]:
+    """Yield those of `count` episodes (three frames or more) whose first, middle and last frame are the same."""
     long = np.flatnonzero(np.diff(store.episode_ends, prepend=0) >= 3)
     for episode in long[np.linspace(0, len(long) - 1, min(len(long), count)).astype(np.int64)].tolist():
         first, last = int(store.episode_starts[episode]), int(store.episode_ends[episode]) - 1
@@ -208,46 +203,40 @@ def _still_episodes(frames: Array, store: Store, count: int) -> Iterator[int]:
 
 
 def _same_cameras(store: Store) -> Iterator[str]:
-    """Cameras with the same pictures: one was recorded under two names."""
+    """Report cameras with the same images: one camera was recorded under two names."""
     rows = np.linspace(0, len(store) - 1, min(len(store), 4)).astype(np.int64)
-    seen: dict[bytes, str] = {}
+    names: dict[bytes, str] = {}
     for name, frames in store.observations.items():
         if frames.ndim != 4:
             continue
-        shown = np.asarray(frames[rows])
-        if np.ptp(shown):
-            other = seen.setdefault(shown.tobytes(), name)
-            if other != name:
-                yield (
-                    f"observations/{name} shows the same pictures as observations/{other}; check which camera was "
-                    f"recorded twice"
-                )
+        sample = np.asarray(frames[rows])
+        other = names.setdefault(sample.tobytes(), name) if np.ptp(sample) else name
+        if other != name:
+            yield (
+                f"observations/{name} has the same images as observations/{other}; check which one was recorded twice"
+            )
 
 
 def _unseen_ends(store: Store) -> Iterator[str]:
-    """D4RL's reader had nothing but terminals to tell where episodes end."""
+    """Report a D4RL file whose only sign of an episode's end is the terminals."""
     if store.attributes.get("suite") == "d4rl" and store.attributes.get("episode_ends") == "terminals":
         yield (
-            "without timeouts and next_observations episodes are known to end only at terminals, so breaks of the "
-            "recording cannot be seen, and transitions may lead across them; add 'timeouts', or name the environment "
-            "with --env if it has a time limit"
+            "without timeouts and next_observations only terminals end episodes, so interruptions of the recording "
+            "cannot be found and transitions may cross them; add 'timeouts', or name the environment with --env if it "
+            "has a time limit"
         )
 
 
 def _left_out(store: Store) -> Iterator[str]:
-    """What the reader found and no policy reads."""
+    """Report observations that the reader left out."""
     names = store.attributes.get("left_out")
     if isinstance(names, list) and names:
-        shown = ", ".join(str(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")
-        yield f"not read, for being text, sound or pictures not of uint8: {shown}; write what matters as uint8"
-
-
-def _count(some: int, of: int) -> str:
-    return f"{some} of {of}"
+        listed = ", ".join(str(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")
+        yield f"not read, because they are text, sound or images not of uint8: {listed}; write what matters as uint8"
 
 
 def _dimensions(numbers: Sequence[int]) -> str:
-    """`dimension 3`, `dimensions 3 and 5`, at most twelve named."""
+    """Return `dimension 3` or `dimensions 3 and 5`, with at most twelve numbers."""
     named = [str(number) for number in numbers[:12]]
     if len(numbers) > 12:
         return f"dimensions {', '.join(named)} and {len(numbers) - 12} more"

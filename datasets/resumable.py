@@ -1,7 +1,6 @@
-"""Arrays that take long to make: entries of the cache that are written piece by piece, and gone on with if killed.
+"""Arrays that take long to compute: entries of the cache that are written piece by piece and resumed after a kill.
 
-An entry is a plain HDF5 file, mapped when it is whole. Beside it a JSON file says how many of its rows are done; both
-are evicted together, as all entries are.
+An entry is a plain HDF5 file, mapped when it is complete, with a JSON file that holds the number of finished rows.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import sys
 import time
@@ -20,22 +20,23 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import atomic_write, evict, require_space, touch
+from gtp_vision.core.safe_json import read_json
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.mapped import mapped
+from gtp_vision.datasets.mapped import map_file
 
 _NAME = "features"
-_SAVE_SECONDS = 1.0  # between two notes of how far it is: each waits for the disk
+_SAVE_SECONDS = 1.0  # between two notes of the progress, each of which waits for the disk
 
 
 class OutOfRangeError(Exception):
-    """A piece holds numbers that the array's dtype does not."""
+    """A piece holds finite numbers that the array's dtype cannot hold."""
 
 
-def whole(target: Path) -> np.ndarray | None:
-    """The finished array of an entry, mapped; None if there is none, or it is damaged or half done."""
+def finished_array(target: Path) -> np.ndarray | None:
+    """Map the array of an entry; None if it is missing, damaged or unfinished."""
     found = _opened(target)
     if found is None or found[2] < found[1].shape[0]:
         return None
@@ -44,12 +45,12 @@ def whole(target: Path) -> np.ndarray | None:
 
 
 def discard(target: Path) -> None:
-    """Forget an entry; who has it mapped keeps what he sees."""
+    """Remove an entry; processes that have mapped it keep the array."""
     target.with_suffix(".json").unlink(missing_ok=True)
     target.unlink(missing_ok=True)
 
 
-def made(
+def compute_array(
     target: Path,
     shape: tuple[int, ...],
     dtype: np.dtype,
@@ -57,12 +58,12 @@ def made(
     compute: Callable[[int, int], np.ndarray],
     label: str,
 ) -> np.ndarray:
-    """The array of an entry, made as far as it is not there; of several processes one makes it and the others wait.
+    """Compute the missing rows of an entry; of several processes one computes and the others wait.
 
     Args:
-        target: the entry, of the cache, with the ending .h5.
+        target: the entry of the cache, with the ending .h5.
         shape: (N, ...).
-        dtype: of a new entry; one that is half done keeps its own.
+        dtype: of a new entry; an unfinished one keeps its own.
         piece: rows that are computed at once; pieces begin at its multiples.
         compute: first and exclusive last row to the rows' values, of any float.
         label: of the progress bar.
@@ -71,17 +72,17 @@ def made(
         (N, ...), mapped.
 
     Raises:
-        OutOfRangeError: values that are finite, but not in the entry's dtype.
-        GtpVisionError: no room on the disk or in the cache; values that are not finite.
+        OutOfRangeError: finite values that the entry's dtype cannot hold.
+        GtpVisionError: the disk or the cache is full; values that are not finite.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(target, label):
+    with _lock(target, label):
         found = _opened(target)
         if found is None or found[1].shape != shape:
             _create(target, shape, dtype, label)
             found = _opened(target)
         if found is None:
-            raise GtpVisionError(f"{target} was removed while it was made; set GTP_VISION_CACHE_SIZE to more GB")
+            raise GtpVisionError(f"{target} was removed while it was computed; set GTP_VISION_CACHE_SIZE to more GB")
         offset, array, done = found
         if done < len(array):
             _fill(target, offset, array, done - done % piece, piece, compute, label)
@@ -115,7 +116,7 @@ def _fill(
 
 
 def _write(file: FileIO, at: int, values: np.ndarray) -> None:
-    """A write tells of a full disk, where a mapped page would kill the process."""
+    """Write through the file: on a full disk that is an error, where writing to a mapped page kills the process."""
     left = values.data.cast("B")
     try:
         while left:
@@ -123,8 +124,7 @@ def _write(file: FileIO, at: int, values: np.ndarray) -> None:
             left, at = left[count:], at + count
     except OSError as error:
         raise GtpVisionError(
-            f"{file.name} cannot be written ({hdf5.first_line(error)}); make room, or set GTP_VISION_CACHE to another "
-            f"disk"
+            f"{file.name} cannot be written ({first_line(error)}); make room, or set GTP_VISION_CACHE to another disk"
         ) from error
 
 
@@ -135,62 +135,62 @@ def _cast(values: np.ndarray, dtype: np.dtype, first: int, label: str) -> np.nda
         bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
         if bad.any():
             raise GtpVisionError(
-                f"{label}: what comes of frame {first + int(bad.argmax())} is not finite; look at the data there, and "
-                f"at encoder.weights if there are any"
+                f"{label}: the result of frame {first + int(bad.argmax())} is not finite; check the data there, and "
+                f"encoder.weights if they are set"
             )
         raise OutOfRangeError
     return cast
 
 
 def _create(target: Path, shape: tuple[int, ...], dtype: np.dtype, label: str) -> None:
-    needed = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    discard(target)  # the note first: it must never speak of another file
+    needed = math.prod(shape) * dtype.itemsize
+    discard(target)  # its note first, which must never belong to another array
     evict(target.parent, needed)
     require_space(target.parent, needed, label)
     with native.create(target, {_NAME: (shape, dtype)}, {"made": label}) as file:
-        native.put(file[_NAME], shape[0] - 1, np.zeros((1, *shape[1:]), dtype))  # so that all of it has its place
+        native.write_rows(file[_NAME], shape[0] - 1, np.zeros((1, *shape[1:]), dtype))  # allocates the whole array
     _note(target, 0)
 
 
 def _opened(target: Path) -> tuple[int, np.ndarray, int] | None:
-    """Where the array begins in the file, the array mapped, and how many rows are done; None if it is damaged."""
+    """Return the array's offset in the file, the array, and the number of finished rows; None if it is damaged."""
     try:
-        done = json.loads(target.with_suffix(".json").read_text())["done"]
+        done = read_json(target.with_suffix(".json"))["done"]
         with h5py.File(target, "r", locking=False) as file:
             data = file[_NAME]
             offset, shape, dtype = hdf5.offset(data, target), data.shape, data.dtype
         if offset is None or not isinstance(done, int) or not 0 <= done <= shape[0]:
             return None
-        return offset, mapped(target, dtype=dtype, shape=shape, offset=offset), done
+        return offset, map_file(target, dtype=dtype, shape=shape, offset=offset), done
     except (GtpVisionError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _save(target: Path, file: FileIO, done: int) -> None:
     """Note that the first `done` rows are on the disk."""
-    with contextlib.suppress(OSError):  # a disk without room for the note: it goes on from the one before
+    with contextlib.suppress(OSError):  # without room for the note, the one before stays valid
         os.fsync(file.fileno())
         _note(target, done)
 
 
 def _note(target: Path, done: int) -> None:
-    with atomic_write(target.with_suffix(".json")) as aside:
-        aside.write_text(json.dumps({"done": done}))
+    with atomic_write(target.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps({"done": done}))
 
 
 @contextlib.contextmanager
-def _alone(target: Path, label: str) -> Iterator[None]:
-    """One process at a time; the lock of one that was killed is free."""
+def _lock(target: Path, label: str) -> Iterator[None]:
+    """Let one process at a time run the block; the lock of a killed process is free."""
     path = target.with_suffix(".lock")
     while True:
         with path.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                tqdm.write(f"{label}: waiting for another process that is at it", file=sys.stderr)
+                tqdm.write(f"{label}: waiting for another process that computes it", file=sys.stderr)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if not _stands(path, file.fileno()):
-                continue  # whoever had it removed it, and a third process may lock a new one
+            if not _is_at(path, file.fileno()):
+                continue  # its last holder removed it, and a third process may lock a new one
             try:
                 yield
             finally:
@@ -198,8 +198,8 @@ def _alone(target: Path, label: str) -> Iterator[None]:
             return
 
 
-def _stands(path: Path, handle: int) -> bool:
-    """Whether the open file is still the one of this name."""
+def _is_at(path: Path, handle: int) -> bool:
+    """Whether an open file is still the one at a path."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(handle))
     except FileNotFoundError:

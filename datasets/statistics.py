@@ -1,4 +1,4 @@
-"""Statistics of a data set that networks are scaled by, streamed over mapped arrays."""
+"""Statistics of a data set by which networks are scaled, streamed over mapped arrays."""
 
 from __future__ import annotations
 
@@ -10,27 +10,24 @@ import numpy as np
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.store import Store
 
-_PIECE = 64
-_FRAMES = 2048  # enough for a mean to a level or two, and 25 MB of 64x64 frames
-_BYTES = 1 << 22  # looked at together, so that they stay in the processor's cache
-_SAMPLE_BYTES = 1 << 26  # of very wide rows fewer, but 1000
-_SAMPLE = 1 << 17  # rows that quantiles are taken from; a quantile of so many is off by at most 0.003 in rank
+_FRAMES = 2048  # that a mean image is taken from: exact to a level or two, and 25 MB of 64x64 frames
+_TOGETHER = 64  # frames read together, so that memory does not grow with the camera
+_BYTES = 1 << 22  # of numbers read together, which fit the processor's cache
+_SAMPLE = 1 << 17  # rows that quantiles are taken from; such a quantile is off by at most 0.003 in rank
+_SAMPLE_BYTES = 1 << 26  # of them; fewer rows if they are very wide, but at least 1000
 _QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
-_FLOOR = 1e-4  # of the spread relative to the magnitude: less is rounding or a sensor that stands still
+_MIN_SPREAD = 1e-4  # relative to the magnitude; less is rounding or the noise of an idle sensor
 
 
 @dataclass(frozen=True)
 class ArrayStatistics:
-    """Of each dimension of an array (N, D), over all rows; quantiles over at most 131072 or 67 MB, spread evenly.
+    """Statistics of each dimension of an array (N, D).
 
     Attributes:
-        mean: (D,).
-        std: (D,), the population's deviation.
-        min: (D,).
-        max: (D,).
-        quantiles: "0.01", "0.1", "0.5", "0.9" and "0.99" to (D,).
-        constant: dimensions that hardly ever change: their deviation is below 1e-4 of their magnitude, or 98 % of their
-            values are the same. Whoever divided by their spread would blow up the rare exception.
+        mean, std, min, max: (D,), over all rows; `std` is the population's deviation.
+        quantiles: "0.01", "0.1", "0.5", "0.9" and "0.99" to (D,), over at most 131072 rows or 67 MB, spread evenly.
+        constant: near-constant dimensions, which must not be divided by their deviation: it is below 1e-4 of their
+            magnitude, or 98 % of their values are the same.
     """
 
     mean: list[float]
@@ -41,18 +38,18 @@ class ArrayStatistics:
     constant: list[int]
 
     def scale(self) -> np.ndarray:
-        """float32 (D,) to divide by: the deviation, and 1 in near-constant dimensions."""
+        """Return float32 (D,) to divide by: the deviation, and 1 in near-constant dimensions."""
         scale = np.asarray(self.std, np.float32)
         scale[self.constant] = 1.0
         return scale
 
     def record(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return the statistics as JSON-able values."""
         return asdict(self)
 
 
 def array_statistics(array: Array) -> ArrayStatistics:
-    """The statistics of an array (N, D) of numbers, streamed in pieces; N and D at least 1."""
+    """Compute the statistics of an array (N, D) of numbers, N and D at least 1."""
     count, width = array.shape[0], array.shape[1]
     origin = np.asarray(array[0:1], np.float64)[0]  # sums of differences from it lose no digits
     total, squares = np.zeros(width), np.zeros(width)
@@ -61,29 +58,29 @@ def array_statistics(array: Array) -> ArrayStatistics:
     for start in range(0, count, rows):
         piece = np.asarray(array[start : start + rows])
         low, high = np.minimum(low, piece.min(0)), np.maximum(high, piece.max(0))
-        centred = piece - origin
-        total += centred.sum(0)
-        squares += np.einsum("nd,nd->d", centred, centred)
+        centered = piece - origin
+        total += centered.sum(0)
+        squares += np.einsum("nd,nd->d", centered, centered)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
     mean += origin
     sampled = min(count, _SAMPLE, max(1000, _SAMPLE_BYTES // (array.dtype.itemsize * width)))
     spread = np.linspace(0, count - 1, sampled).astype(np.int64)
     levels = np.quantile(np.asarray(array[spread]), _QUANTILES, axis=0)
-    magnitude = np.maximum(np.abs(mean), 1e-2)  # so that noise of a millionth about 0 stands still too
-    still = (levels[-1] - levels[0]) <= 1e-6 * magnitude
+    magnitude = np.maximum(np.abs(mean), 1e-2)  # so that noise of a millionth around 0 is constant, too
+    is_constant = (levels[-1] - levels[0]) <= 1e-6 * magnitude
     return ArrayStatistics(
         mean=mean.tolist(),
         std=std.tolist(),
         min=low.astype(np.float64).tolist(),
         max=high.astype(np.float64).tolist(),
         quantiles={str(q): level.tolist() for q, level in zip(_QUANTILES, levels.astype(np.float64), strict=True)},
-        constant=np.flatnonzero((std <= _FLOOR * magnitude) | still).tolist(),
+        constant=np.flatnonzero((std <= _MIN_SPREAD * magnitude) | is_constant).tolist(),
     )
 
 
 def store_statistics(store: Store) -> dict[str, ArrayStatistics]:
-    """Of `actions` (of rows with an outcome: others may be fillers) and of every state; images are not looked at."""
+    """Compute the statistics of `actions` (rows with an outcome: others may be padding) and of every state."""
     states = {name: array for name, array in store.observations.items() if array.ndim == 2}
     actions = store.actions if store.has_outcome.all() else store.actions[store.transitions]
     return {"actions": array_statistics(actions)} | {
@@ -92,7 +89,7 @@ def store_statistics(store: Store) -> dict[str, ArrayStatistics]:
 
 
 def mean_images(store: Store) -> dict[str, np.ndarray]:
-    """The mean frame of every camera, over frames spread evenly over the recordings.
+    """Compute the mean frame of every camera, over frames spread evenly over the recordings.
 
     Returns:
         Camera name to float32 (H, W, C) in [0, 255].
@@ -103,6 +100,6 @@ def mean_images(store: Store) -> dict[str, np.ndarray]:
 
 def _mean(images: Array, rows: np.ndarray) -> np.ndarray:
     total = np.zeros(images.shape[1:], np.float64)
-    for start in range(0, len(rows), _PIECE):  # in pieces, so that memory does not grow with the camera
-        total += images[rows[start : start + _PIECE]].sum(0, dtype=np.float64)
+    for start in range(0, len(rows), _TOGETHER):
+        total += images[rows[start : start + _TOGETHER]].sum(0, dtype=np.float64)
     return (total / len(rows)).astype(np.float32)

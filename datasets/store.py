@@ -1,4 +1,4 @@
-"""The store: arrays over all frames plus episode ends. Everything after the readers is format-blind."""
+"""The store: arrays over all frames plus episode ends. Everything after the readers is independent of the format."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from gtp_vision.datasets.arrays import Array, Segmented, view
 
 ACTION_BOUNDS = ("action_low", "action_high")
 """Attributes of a data set whose actions were scaled: low + (action + 1) / 2 (high - low) is the robot's action."""
-_OF_EPISODES = ("filters", "tasks", "episode_tasks")  # attributes that number the episodes of one data set
+_EPISODE_ATTRIBUTES = ("filters", "tasks", "episode_tasks")  # that number the episodes of one data set
 
 
 @dataclass
 class Store:
-    """Recorded episodes, one after another; every frame stands once.
+    """Recorded episodes, one after another; every frame is stored once.
 
     Row i holds the observation o_i, the action taken in it, and the reward and terminal flag of taking it.
     The next observation of row i is row i + 1 of the same episode; the last row of an episode has none.
 
     Attributes:
-        observations: name to array (N, ...), mapped or in pieces. Images are uint8 (N, H, W, C), states float32 (N, D).
+        observations: name to array (N, ...), mapped or segmented. Images are uint8 (N, H, W, C), states float32 (N, D).
         actions: float32 (N, A) in [-1, 1].
         rewards: float32 (N,).
-        terminals: bool (N,). The MDP ends at this row: do not bootstrap from what follows. May stand inside an
-            episode (OGBench goes on recording after success).
+        terminals: bool (N,). The MDP ends at this row: do not bootstrap from what follows. May be inside an episode
+            (OGBench records on after success).
         timeouts: bool (N,). The recording ends here without the MDP ending: this row's action has no outcome.
         episode_ends: int64 (E,), exclusive row number of each episode's end, increasing, the last one N.
         attributes: provenance and rendering settings as JSON-able values; `filters` names groups of episodes.
-        weights: float64 (N,) or None; how much more often a row is drawn than another (None: all alike).
         path: file that the arrays come from, for messages.
-        numbers: int64 (E,) or None; which episode of the file each is, for messages (None: 0, 1, ...).
+        weights: float64 (N,) or None; relative probability of drawing each row (None: all alike).
+        numbers: int64 (E,) or None; each episode's number in the file, for messages (None: 0, 1, ...).
     """
 
     observations: dict[str, Array]
@@ -70,7 +70,7 @@ class Store:
 
     @cached_property
     def has_outcome(self) -> np.ndarray:
-        """Bool (N,): the row has a next observation, or the MDP ends at it. The others are never sampled."""
+        """Bool (N,): the row has a next observation, or the MDP ends at it. Other rows are never sampled."""
         known = np.ones(len(self), dtype=bool)
         last = self.episode_ends - 1
         known[last] = np.asarray(self.terminals[last], bool) & ~np.asarray(self.timeouts[last], bool)
@@ -93,7 +93,7 @@ class Store:
         return None if self.weights is None else np.cumsum(self.weights[self.transitions])
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """int64 (count,), rows with an outcome, each independently, uniformly or by the weights."""
+        """Draw rows with an outcome, int64 (count,), independently, uniformly or by the weights."""
         transitions, cumulative = self.transitions, self.cumulative_weights
         if cumulative is None:
             return transitions[rng.integers(0, len(transitions), count)]
@@ -101,10 +101,10 @@ class Store:
         return transitions[np.minimum(drawn, len(transitions) - 1)]
 
     def select(self, names: Sequence[str]) -> Store:
-        """The same episodes with the named observations only, in this order.
+        """Return the same episodes with the named observations only, in this order.
 
         Raises:
-            GtpVisionError: a name that is no observation.
+            GtpVisionError: an unknown name.
         """
         for name in names:
             if name not in self.observations:
@@ -114,7 +114,7 @@ class Store:
         return replace(self, observations={name: self.observations[name] for name in names})
 
     def subset(self, episodes: Sequence[int] | np.ndarray) -> Store:
-        """Some episodes, in the order given; what is mapped stays mapped, and `filters` are left out."""
+        """Return some episodes, in the given order; mapped arrays stay mapped, and `filters` are left out."""
         chosen = np.asarray(episodes, np.int64)
         attributes = {key: value for key, value in self.attributes.items() if key != "filters"}
         tasks = attributes.get("episode_tasks")
@@ -141,52 +141,53 @@ class Store:
         )
 
     def filtered(self, name: str) -> Store:
-        """The episodes of one of the file's own groups, e.g. robomimic's `train`.
+        """Return the episodes of one of the file's own groups, e.g. robomimic's `train`.
 
         Raises:
-            GtpVisionError: there is no such group, or it is empty.
+            GtpVisionError: the group is missing or empty.
         """
         groups = {key: episodes for key, episodes in (self.attributes.get("filters") or {}).items() if episodes}
         if name not in groups:
             raise GtpVisionError(
-                f"{self.path or 'the data set'} has no group of episodes '{name}' with episodes in it: "
+                f"{self.path or 'the data set'} has no group of episodes '{name}', or it is empty: "
                 f"{propose(name, groups)}"
             )
         return self.subset(sorted(groups[name]))
 
     def episode_of(self, rows: np.ndarray) -> np.ndarray:
-        """The episode number of each row."""
+        """Return the episode number of each row."""
         return np.searchsorted(self.episode_ends, rows, side="right")
 
     def nbytes(self) -> int:
-        """Bytes of all observation arrays, mapped or not."""
+        """Return the bytes of all observation arrays, mapped or not."""
         return sum(int(array.nbytes) for array in self.observations.values())
 
 
 def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
-    """Several data sets as one, of which a batch holds the given shares.
+    """Join several data sets into one, of which a batch holds the given shares.
 
     Args:
         stores: with the same observations and actions.
         shares: of a batch, each above 0; only their ratios count.
 
     Raises:
-        GtpVisionError: data sets that do not fit each other, or a share that is not above 0.
+        GtpVisionError: data sets of different observations, actions or action bounds, or a share that is not above 0.
     """
     first = stores[0]
+    first_name = first.path or "the first"
     for store, share in zip(stores, shares, strict=True):
+        name = store.path or "a data set"
         if not 0 < share < np.inf:
-            raise GtpVisionError(f"{store.path or 'a data set'} has the share {share}; shares must be above 0")
-        if _description(store) != _description(first):
+            raise GtpVisionError(f"{name} has the share {share}; shares must be above 0")
+        if _signature(store) != _signature(first):
             raise GtpVisionError(
-                f"{store.path or 'a data set'} holds {_told(store)}, but {first.path or 'the first'} holds "
-                f"{_told(first)}; mix data sets of the same kind, or name what they share in task.observations"
+                f"{name} holds {_described(store)}, but {first_name} holds {_described(first)}; mix data sets of the "
+                f"same kind, or name the common observations in task.observations"
             )
         if any(store.attributes.get(bound) != first.attributes.get(bound) for bound in ACTION_BOUNDS):
             raise GtpVisionError(
-                f"the actions of {store.path or 'a data set'} and {first.path or 'the first'} were brought to [-1, 1] "
-                f"from other bounds (action_low, action_high), so that equal numbers mean other motions; write both "
-                f"with the same bounds"
+                f"the actions of {name} and {first_name} were scaled to [-1, 1] from different bounds (action_low, "
+                f"action_high), so equal numbers mean different motions; write both with the same bounds"
             )
     starts = np.cumsum([0, *(len(store) for store in stores)])
     return Store(
@@ -196,7 +197,7 @@ def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
         terminals=np.concatenate([store.terminals for store in stores]),
         timeouts=np.concatenate([store.timeouts for store in stores]),
         episode_ends=np.concatenate([store.episode_ends + s for store, s in zip(stores, starts, strict=False)]),
-        attributes={key: value for key, value in first.attributes.items() if key not in _OF_EPISODES}
+        attributes={key: value for key, value in first.attributes.items() if key not in _EPISODE_ATTRIBUTES}
         | {"mixed": [{"path": str(s.path), "share": float(share)} for s, share in zip(stores, shares, strict=True)]},
         path=first.path,
         weights=np.concatenate([_weighted(s, share) for s, share in zip(stores, shares, strict=True)]),
@@ -204,16 +205,16 @@ def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
 
 
 def _weighted(store: Store, share: float) -> np.ndarray:
-    """float64 (N,), weights whose sum over the rows that can be drawn is `share`."""
+    """Return float64 (N,), weights whose sum over the rows that can be drawn is `share`."""
     weights = np.ones(len(store)) if store.weights is None else np.asarray(store.weights, np.float64)
     return weights * (share / max(weights[store.transitions].sum(), np.finfo(np.float64).tiny))
 
 
-def _description(store: Store) -> Any:
+def _signature(store: Store) -> Any:
     return {name: (array.shape[1:], array.dtype) for name, array in store.observations.items()}, store.action_dim
 
 
-def _told(store: Store) -> str:
+def _described(store: Store) -> str:
     shapes = [
         f"{name} {'x'.join(map(str, array.shape[1:]))} {array.dtype}"
         for name, array in sorted(store.observations.items())
@@ -222,6 +223,6 @@ def _told(store: Store) -> str:
 
 
 def _runs(numbers: np.ndarray) -> list[tuple[int, int]]:
-    """First and last of each run of consecutive numbers."""
+    """Return the first and last of each run of consecutive numbers."""
     breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
     return [(int(run[0]), int(run[-1])) for run in np.split(numbers, breaks) if len(run)]

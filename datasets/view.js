@@ -1,8 +1,8 @@
-// One episode is shown at a time. Its moments are gone through by slider, arrow keys, playing, or a click into a panel.
+// One episode is shown at a time. Slider, arrow keys, Play, or a click into a panel choose the moment.
 const { fps, episodes } = JSON.parse(document.getElementById("values").textContent);
 const sections = [...document.querySelectorAll("section")];
 const controls = document.getElementById("controls");
-const [chooser, button, slider, told] = ["select", "button", "input", "output"].map((name) => controls.querySelector(name));
+const [chooser, button, slider, position] = ["select", "button", "input", "output"].map((name) => controls.querySelector(name));
 let current = 0;
 let timer = 0;
 
@@ -13,7 +13,7 @@ function draw() {
   const { moments, panels } = episodes[current];
   const moment = Number(slider.value);
   const frame = moments[moment];
-  told.textContent = `frame ${frame} / ${moments[moments.length - 1]}`;
+  position.textContent = `frame ${frame} / ${moments[moments.length - 1]}`;
   for (const film of section.querySelectorAll(".film")) {
     const columns = Number(film.dataset.columns);
     const place = Math.floor(moment / Number(film.dataset.every));
@@ -88,8 +88,8 @@ for (const svg of document.querySelectorAll(".plot svg")) {
     const { moments } = episodes[current];
     const frame = ((event.clientX - box.left) / box.width) * moments[moments.length - 1];
     let nearest = 0;
-    moments.forEach((one, index) => {
-      if (Math.abs(one - frame) < Math.abs(moments[nearest] - frame)) nearest = index;
+    moments.forEach((moment, index) => {
+      if (Math.abs(moment - frame) < Math.abs(moments[nearest] - frame)) nearest = index;
     });
     go(nearest);
   };

@@ -1,7 +1,7 @@
-"""A data set as a page on which a person goes through its episodes, frame by frame, all cameras and numbers at once.
+"""The HTML page of `gtp-vision data view`: episodes frame by frame, with all cameras and numbers.
 
-One HTML file that needs no network. Its frames lie in sheets, one for each camera of each episode; its lines are drawn
-here, so that without scripts they and the first frames are still seen.
+One file that needs no network. Frames are stored in one sheet per camera and episode. Lines are drawn here, so that
+without scripts they and the first frames are visible.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from PIL import Image
 from gtp_vision.core import html
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
+from gtp_vision.datasets import pictures
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.inspection import entries
-from gtp_vision.datasets.pictures import CAMERAS, picture, size_of
+from gtp_vision.datasets.pictures import MAX_CAMERAS, picture, size_of
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import observation_fault, shape_errors
 
 EPISODES = 6
-MOST_EPISODES = 50
-_MOMENTS = 300  # of an episode, evenly spread; and those where something happens, if they are few
-_EVENTS = 100
+MAX_EPISODES = 50
+_MOMENTS = 300  # of an episode, evenly spread
+_MAX_EVENTS = 100  # rewards and terminals of an episode that are shown in addition
 _PIXELS = 40_000_000  # of all frames on the page: as JPEG about 10 MB
 _LINES = 16  # of a panel
 _PANELS = 12  # of states
-_WIDTH, _HEIGHT = 600, 90  # of a panel's own coordinates
+_WIDTH, _HEIGHT = 600, 90  # of a panel, in its own coordinates
 _QUALITY = 80
-_FPS = 15.0  # where the data set does not say
-_HTML = (b"<!doctype html", b"<html")
+_FPS = 15.0  # of data sets without `fps`
 
 
 @dataclass(frozen=True)
 class Film:
-    """Frames of a camera in an episode, as one picture.
+    """Frames of a camera in an episode, as one image.
 
     Attributes:
         name: of the camera.
-        address: of the picture.
-        width, height: of a frame in it, in pixels.
-        columns, lines: of frames in the picture.
-        every: one of so many moments has a frame.
+        address: data URI of the image.
+        width, height: of a frame, in pixels.
+        columns, lines: of frames in the image.
+        every: the image has a frame of every so many moments.
     """
 
     name: str
@@ -63,11 +63,11 @@ class Panel:
     """Lines over an episode's frames.
 
     Attributes:
-        name: what is drawn.
-        low, high: what the panel spans; the same in all episodes.
-        paths: one for each line, of SVG, in `_WIDTH` times `_HEIGHT`.
-        values: of each line at each moment; None where there is no number.
-        left_out: dimensions that are not drawn.
+        name: of the array.
+        low, high: the panel's range; the same in all episodes.
+        paths: SVG path of each line, in `_WIDTH` times `_HEIGHT`.
+        values: of each line at each moment; None for values that are not finite.
+        left_out: number of dimensions that are not drawn.
     """
 
     name: str
@@ -83,60 +83,44 @@ class Episode:
     """An episode on the page.
 
     Attributes:
-        number: as the file counts.
-        told: what it is, in words.
-        moments: those that can be looked at, from the episode's start.
+        number: in the file.
+        summary: length, return, end and task, in words.
+        moments: frames that can be shown, counted from the episode's start.
         films: of its cameras.
         panels: of its actions, rewards and states.
     """
 
     number: int
-    told: str
+    summary: str
     moments: list[int]
     films: list[Film] = field(default_factory=list)
     panels: list[Panel] = field(default_factory=list)
 
 
-def check(path: Path, episodes: int) -> None:
-    """Raise unless a page of so many episodes may be written there: nothing else that stands there is replaced.
-
-    Raises:
-        GtpVisionError: another ending than .html; a folder, or a file that is no page; a path below a file; `episodes`
-            is not from 1 to `MOST_EPISODES`.
-    """
-    if not 1 <= episodes <= MOST_EPISODES:
-        raise GtpVisionError(f"{episodes} episodes cannot be shown; choose from 1 to {MOST_EPISODES}")
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise GtpVisionError(f"{path} is to be a page; give a name that ends in .html")
-    if any(parent.exists() and not parent.is_dir() for parent in path.parents):
-        raise GtpVisionError(f"{path} lies below a file; choose another place")
-    if not path.exists():
-        return
-    start = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            start = file.read(200).lstrip().lower()
-    if not start.startswith(_HTML):
-        raise GtpVisionError(f"{path} is there already and is no page, so it is not replaced; choose another name")
+def check_target(path: Path, episodes: int) -> None:
+    """Raise a GtpVisionError unless a page of so many episodes may be written to the path; see `pictures`."""
+    if not 1 <= episodes <= MAX_EPISODES:
+        raise GtpVisionError(f"{episodes} episodes cannot be shown; choose from 1 to {MAX_EPISODES}")
+    pictures.check_target(path, "HTML", (".html", ".htm"), (b"<!doctype html", b"<html"))
 
 
 def write_page(path: Path, found: dict[str, Any], store: Store, episodes: int = EPISODES) -> None:
     """Write the page.
 
     Args:
-        path: the file to be.
-        found: what `inspection.inspect` said of the data set.
+        path: the file to be written.
+        found: the facts of `inspection.inspect`.
         store: the data set.
-        episodes: how many are shown, from the first to the last, evenly spread.
+        episodes: how many are shown, evenly spread from the first to the last.
 
     Raises:
-        GtpVisionError: `check` refuses.
+        GtpVisionError: `check_target` refuses.
     """
-    check(path, episodes)
+    check_target(path, episodes)
     shown: list[Episode] = []
     notes: list[str] = []
     if not shape_errors(store):
-        with np.errstate(all="ignore"):  # numbers beyond reason are told among the faults
+        with np.errstate(all="ignore"):  # numbers that are too large are among the faults
             shown, notes = _episodes(store, episodes)
     text = (
         html.environment(Path(__file__).parent)
@@ -153,22 +137,23 @@ def write_page(path: Path, found: dict[str, Any], store: Store, episodes: int = 
                 {
                     "fps": _fps(store),
                     "episodes": [
-                        {"moments": one.moments, "panels": [panel.values for panel in one.panels]} for one in shown
+                        {"moments": episode.moments, "panels": [panel.values for panel in episode.panels]}
+                        for episode in shown
                     ],
                 }
             ),
             **html.script(Path(__file__).with_name("view.js")),
         )
     )
-    with atomic_write(path) as aside:
-        aside.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold half a surrogate pair
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold half a surrogate pair
 
 
 def _episodes(store: Store, count: int) -> tuple[list[Episode], list[str]]:
-    """Some episodes, from the first to the last, and what is left out."""
+    """Return some episodes, evenly spread, and notes on what is left out."""
     chosen = np.linspace(0, store.episodes - 1, min(count, store.episodes)).astype(int).tolist()
-    pictured = {name: array for name, array in store.observations.items() if array.ndim > 2}
-    cameras = [name for name, array in pictured.items() if not observation_fault(name, array)]
+    images = {name: array for name, array in store.observations.items() if array.ndim > 2}
+    cameras = [name for name, array in images.items() if not observation_fault(name, array)]
     states = [
         name
         for name, array in store.observations.items()
@@ -179,26 +164,26 @@ def _episodes(store: Store, count: int) -> tuple[list[Episode], list[str]]:
     if len(chosen) < store.episodes:
         notes.append(f"{len(chosen)} of {store.episodes} episodes are shown; --episodes N shows more")
     if any(len(rows) < store.episode_ends[episode] - store.episode_starts[episode] for episode, rows in shown.items()):
-        notes.append(f"of long episodes {_MOMENTS} evenly spread frames are shown, and those where something happens")
-    if len(cameras) > CAMERAS:
-        notes.append(f"{CAMERAS} of {len(cameras)} cameras are shown")
+        notes.append(f"of long episodes {_MOMENTS} evenly spread frames are shown, and those with rewards or terminals")
+    if len(cameras) > MAX_CAMERAS:
+        notes.append(f"{MAX_CAMERAS} of {len(cameras)} cameras are shown")
     if len(states) > _PANELS:
         notes.append(f"{_PANELS} of {len(states)} states are drawn")
-    undrawn = [name for name in pictured if name not in cameras]
+    undrawn = [name for name in images if name not in cameras]
     if undrawn:
-        notes.append(f"not drawn, for what is wrong with them: {', '.join(undrawn)}")
-    cameras, states = cameras[:CAMERAS], states[:_PANELS]
+        notes.append(f"not drawn because of their faults: {', '.join(undrawn)}")
+    cameras, states = cameras[:MAX_CAMERAS], states[:_PANELS]
     sizes = [size_of(store.observations[name].shape[1:]) for name in cameras]
     most = max(2, _PIXELS // max(1, len(chosen) * sum(width * height for width, height in sizes)))
     if cameras and most < max(map(len, shown.values())):
         notes.append(f"of each camera and episode at most {most} frames are shown")
-    drawn = [_lines(store, shown, "action", store.actions, acted=True)]
-    drawn += [_lines(store, shown, "reward", store.rewards[:, None], acted=True)]
-    drawn += [_lines(store, shown, name, store.observations[name], acted=False) for name in states]
+    drawn = [_panels(store, shown, "action", store.actions, needs_outcome=True)]
+    drawn += [_panels(store, shown, "reward", store.rewards[:, None], needs_outcome=True)]
+    drawn += [_panels(store, shown, name, store.observations[name], needs_outcome=False) for name in states]
     return [
         Episode(
             number=int(episode if store.numbers is None else store.numbers[episode]),
-            told=_told(store, episode),
+            summary=_summary(store, episode),
             moments=(rows - store.episode_starts[episode]).tolist(),
             films=[_film(store, name, rows, most) for name in cameras],
             panels=[panels[place] for panels in drawn],
@@ -208,33 +193,33 @@ def _episodes(store: Store, count: int) -> tuple[list[Episode], list[str]]:
 
 
 def _moments(store: Store, episode: int) -> np.ndarray:
-    """The rows of an episode that are shown: all, or some evenly spread and those where something happens."""
+    """Return the rows of an episode that are shown: evenly spread ones, and those with rewards or terminals."""
     first, end = int(store.episode_starts[episode]), int(store.episode_ends[episode])
     even = np.linspace(first, end - 1, min(_MOMENTS, end - first)).astype(np.int64)
     changes = np.flatnonzero(np.diff(np.asarray(store.rewards[first:end]))) + first
-    events = np.union1d(changes, changes + 1)  # a flag of one row is drawn as one
+    events = np.union1d(changes, changes + 1)  # both sides, so that the step is drawn as one
     events = np.union1d(events, np.flatnonzero(np.asarray(store.terminals[first:end])) + first)
-    return np.union1d(even, events) if len(events) <= _EVENTS else even
+    return np.union1d(even, events) if len(events) <= _MAX_EVENTS else even
 
 
-def _told(store: Store, episode: int) -> str:
-    """Length, return, end and task of an episode."""
+def _summary(store: Store, episode: int) -> str:
+    """Return length, return, end and task of an episode in words."""
     first, end = int(store.episode_starts[episode]), int(store.episode_ends[episode])
     gained = float(np.asarray(store.rewards[first : int(store.last_outcomes[episode]) + 1], np.float64).sum())
     terminals = np.flatnonzero(np.asarray(store.terminals[first:end]))
-    told = [f"{end - first} frames", f"return {gained:.4g}" if math.isfinite(gained) else "return not finite"]
+    summary = [f"{end - first} frames", f"return {gained:.4g}" if math.isfinite(gained) else "return not finite"]
     if not len(terminals):
-        told.append("no terminal")
+        summary.append("no terminal")
     elif terminals.tolist() == [end - first - 1]:
-        told.append("ends in a terminal")
+        summary.append("ends in a terminal")
     else:
-        told.append(f"{len(terminals)} terminals, the first at frame {terminals[0]}")
+        summary.append(f"{len(terminals)} terminals, the first at frame {terminals[0]}")
     tasks, numbers = store.attributes.get("tasks"), store.attributes.get("episode_tasks")
     if isinstance(tasks, list) and isinstance(numbers, list) and len(numbers) == store.episodes:
         number = numbers[episode]
         if isinstance(number, int) and 0 <= number < len(tasks):
-            told.append(str(tasks[number])[:200])
-    return ", ".join(told)
+            summary.append(str(tasks[number])[:200])
+    return ", ".join(summary)
 
 
 def _film(store: Store, name: str, rows: np.ndarray, most: int) -> Film:
@@ -252,12 +237,12 @@ def _film(store: Store, name: str, rows: np.ndarray, most: int) -> Film:
     return Film(name, html.data_uri(file.getvalue(), "image/jpeg"), width, height, columns, lines, every)
 
 
-def _lines(store: Store, shown: dict[int, np.ndarray], name: str, array: Array, *, acted: bool) -> list[Panel]:
-    """The panels of an array (N, D) in all episodes shown, on one scale; `acted` if it comes of acting."""
+def _panels(store: Store, shown: dict[int, np.ndarray], name: str, array: Array, *, needs_outcome: bool) -> list[Panel]:
+    """Return the panels of an array (N, D) in all shown episodes, on one scale."""
     pieces: list[np.ndarray] = []
     for rows in shown.values():
         values = np.asarray(array[rows], np.float64)[:, :_LINES]
-        if acted:  # what stands in a last row without an outcome is nobody's action
+        if needs_outcome:  # an action without an outcome may be padding
             values[~store.has_outcome[rows]] = np.nan
         values[~np.isfinite(values)] = np.nan
         pieces.append(values)
@@ -282,17 +267,17 @@ def _lines(store: Store, shown: dict[int, np.ndarray], name: str, array: Array, 
 
 
 def _path(at: np.ndarray, values: np.ndarray, low: float, high: float) -> str:
-    """A line of SVG, broken where there is no number."""
+    """Return an SVG path, interrupted at values that are not finite."""
     across = _WIDTH * at / max(1, at[-1])
-    up = _HEIGHT * (1 - (values / 2 - low / 2) / (high / 2 - low / 2))  # halves: the span of floats may not be one
-    told, pen = [], "M"
+    up = _HEIGHT * (1 - (values / 2 - low / 2) / (high / 2 - low / 2))  # halves, because the range may overflow
+    points, pen = [], "M"
     for x, y in zip(across.tolist(), up.tolist(), strict=True):
         if math.isfinite(y):
-            told.append(f"{pen}{x:.1f} {y:.1f}{'h0' if pen == 'M' else ''}")  # alone it is a dot
+            points.append(f"{pen}{x:.1f} {y:.1f}{'h0' if pen == 'M' else ''}")  # h0 makes a single point visible
             pen = "L"
         else:
             pen = "M"
-    return "".join(told)
+    return "".join(points)
 
 
 def _short(value: float) -> float | None:

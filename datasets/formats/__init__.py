@@ -1,4 +1,4 @@
-"""Readers and writers: one on-disk format a file. `open_store` finds the right one by what a file holds."""
+"""Readers and writers, one file per on-disk format. `open_store` chooses the reader by the content of a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_vision.core import sandbox
-from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.errors import GtpVisionError, first_line, propose
 from gtp_vision.core.files import require_space
 from gtp_vision.core.registry import Registry
 from gtp_vision.datasets import hdf5
@@ -25,10 +25,10 @@ FORMATS: Registry[Format] = Registry(__name__, "gtp_vision.formats", Format)
 
 
 def detect(path: Path) -> str:
-    """The name of a data set's format, by its content.
+    """Return the name of a data set's format, by its content.
 
     Raises:
-        GtpVisionError: nothing there, or none of the known formats.
+        GtpVisionError: the path is missing, or its format is unknown.
     """
     return str(sandbox.call(f"{__name__}:_detect", path))
 
@@ -36,42 +36,42 @@ def detect(path: Path) -> str:
 def open_store(path: Path, env: str | None = None) -> Store:
     """Open a data set of any known format.
 
-    The file is opened in a process apart (see `quarantine`); what this process does is to map the arrays found.
+    The file is read by a child process (see `core.sandbox`); this process only maps its arrays.
 
     Args:
         path: file or folder.
         env: environment name, for formats whose rewards depend on the task (OGBench).
 
     Raises:
-        GtpVisionError: it cannot be read, with the reason and the mend.
+        GtpVisionError: the data set cannot be read.
     """
     return to_store(sandbox.call(f"{__name__}:_layout", path, env), path)
 
 
 def open_states(path: Path) -> Store:
-    """The rows of `open_store`, with every recorded state as an observation, and no camera.
+    """Open a data set with every recorded state as an observation, and without cameras.
 
-    Of OGBench's files these are also `qpos`, `qvel` and `button_states`, which no policy is shown.
+    OGBench's files have additional states, which no policy reads: `qpos`, `qvel` and `button_states`.
 
     Args:
         path: file or folder.
 
     Raises:
-        GtpVisionError: it cannot be read, with the reason and the mend.
+        GtpVisionError: the data set cannot be read.
     """
     return to_store(sandbox.call(f"{__name__}:_states", path), path)
 
 
 def check_writable(name: str) -> Callable[[Path, Store], Any]:
-    """What writes a format.
+    """Return the function that writes a format.
 
     Raises:
-        GtpVisionError: there is no such format, or nothing writes it.
+        GtpVisionError: the format is unknown or cannot be written.
     """
     write = FORMATS[name].write if name in FORMATS else None
     if write is None:
         known = [each for each, known in FORMATS.items() if known.write]
-        raise GtpVisionError(f"'{name}' is no format that can be written: {propose(name, known)}")
+        raise GtpVisionError(f"'{name}' is not a format that can be written: {propose(name, known)}")
     return write
 
 
@@ -80,23 +80,23 @@ def convert(source: Path, target: Path, to: str, env: str | None = None, *, over
 
     Args:
         source: file or folder of any known format.
-        target: the file or folder to be.
+        target: the file or folder to be written.
         to: name of a format that can be written.
         env: see `open_store`.
-        overwrite: replace what stands at the target, when the new data set is whole.
+        overwrite: replace an existing target, when the new data set is complete.
 
     Returns:
         The new data set, read back.
 
     Raises:
-        GtpVisionError: the source cannot be read, its lengths disagree, or the format cannot hold it; something stands
-            at the target; it cannot be written.
+        GtpVisionError: the source cannot be read, its lengths disagree, or the format cannot hold it; the target
+            exists or cannot be written.
     """
     write = check_writable(to)
     if os.path.lexists(target) and not overwrite:
-        raise GtpVisionError(f"{target} is there already; give --overwrite to replace it, or choose another place")
+        raise GtpVisionError(f"{target} exists; give --overwrite to replace it, or choose another place")
     if FORMATS[to].hdf5 and target.is_dir():
-        raise GtpVisionError(f"{target} is a folder, and a {FORMATS[to].title} file shall be written; name a file")
+        raise GtpVisionError(f"{target} is a folder, but {FORMATS[to].title} is a file; name a file")
     if any(parent.exists() and not parent.is_dir() for parent in target.parents):
         raise GtpVisionError(f"{target} lies below a file; choose another place")
     store = open_store(source, env)
@@ -106,14 +106,14 @@ def convert(source: Path, target: Path, to: str, env: str | None = None, *, over
     try:
         write(target, store)
     except OSError as error:
-        told = os.strerror(error.errno) if error.errno else hdf5.first_line(error)
-        raise GtpVisionError(f"{target} cannot be written ({told}); make room or choose another place") from error
+        reason = os.strerror(error.errno) if error.errno else first_line(error)
+        raise GtpVisionError(f"{target} cannot be written ({reason}); make room or choose another place") from error
     return open_store(target, env)
 
 
 @cache
 def _formats() -> tuple[Format, ...]:
-    with sandbox.unlimited():  # what the readers' modules take does not depend on the file
+    with sandbox.unlimited_memory():  # what the readers' modules take does not depend on the file
         return tuple(FORMATS.values())
 
 
@@ -124,7 +124,7 @@ def _detect(path: Path) -> str:
         raise GtpVisionError(f"{path} is a device, a pipe or a socket; give a file or a folder")
     near = None
     if path.is_file() and _magic(path) == hdf5.MAGIC:
-        with hdf5.opened(path) as file:
+        with hdf5.open_file(path) as file:
             found = [known.name for known in _formats() if known.hdf5 and known.hdf5(file, path)]
             held = f"HDF5 with {', '.join(sorted(hdf5.children(file, path))[:6]) or 'nothing'} in it"
             near = None if found else near_misses.in_hdf5(file, path)
@@ -134,7 +134,7 @@ def _detect(path: Path) -> str:
         near = near_misses.in_folder(path, _is_data_set) if path.is_dir() and not found else None
     if not found:
         near = near or f"known: {', '.join(known.title for known in _formats())}"
-        raise GtpVisionError(f"{path} is of no known format ({held}); {near}")
+        raise GtpVisionError(f"the format of {path} is unknown ({held}); {near}")
     return found[0]
 
 

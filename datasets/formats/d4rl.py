@@ -3,18 +3,18 @@
 Rows map one to one, with the meaning that D4RL's `qlearning_dataset` gives them: a row with `timeouts` has no outcome
 (also if it is a terminal), nor has the file's last row unless it is a terminal. Where an episode ends:
 
-    `metadata/episode_ends` (our writer's)    there
-    mazes: `infos/goal`, or most terminals    at timeouts, and where the next row does not go on from this one;
-    go on to their `next_observations`        `terminals` mean "at the goal" and stay inside episodes
+    `metadata/episode_ends` (our writer's)    at these rows
+    mazes: `infos/goal`, or most terminals    at timeouts, and where the next row does not continue this one;
+    continue to their `next_observations`     `terminals` mean "at the goal" and stay inside episodes
     others with `timeouts`                    at terminals and timeouts
-    others with `next_observations`           at terminals, and where the next row is not the one announced
+    others with `next_observations`           at terminals, and where the next row is not the `next_observations` row
     others, environment's name known          at terminals, and after the time limit of that environment
     all others                                at terminals
 
-Without `next_observations` a maze's row does not go on when its position leaps by more than 1 (metre): the ant is
-thrown back to the start. Driven as hard as it can be, MuJoCo's ant makes 4.2 m/s, 0.42 in one of D4RL's steps of 0.1 s.
-Other robots' resets cannot be told from their motion (HalfCheetah's look like a stride), so they are not guessed. The
-attribute `episode_ends` says which of these was used.
+Without `next_observations` the next row of a maze does not continue this one if the position jumps by more than 1
+(metre): the ant is reset to the start. At full speed MuJoCo's ant makes 4.2 m/s, 0.42 in one of D4RL's steps of 0.1 s.
+Resets of other robots cannot be distinguished from their motion (HalfCheetah's look like a stride), so they are not
+guessed. The attribute `episode_ends` holds which of these was used.
 """
 
 from __future__ import annotations
@@ -35,35 +35,31 @@ from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import episodes, native
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import COPY_BYTES, FileArrays, Layout, piece_of, through_cache, to_store
+from gtp_vision.datasets.layout import FileArrays, Layout, piece_of, row_ranges, through_cache
 from gtp_vision.datasets.store import Store
 
-_OURS = "gtp_vision"  # the attribute in which our writer keeps what the format has no place for
-_LEAP = 1.0  # metres in a step, see above
-_SAME = 1e-6  # distance up to which an observation is the one announced
+_OURS = "gtp_vision"  # the attribute in which our writer stores what the format cannot hold
+_JUMP = 1.0  # metres per step, see above
+_SAME = 1e-6  # distance up to which an observation equals `next_observations`
 _TIME_LIMIT = {"hopper": 1000, "halfcheetah": 1000, "walker2d": 1000, "ant": 1000}  # of Gym's tasks, versions 0 to 5
 
 
 def is_d4rl(file: h5py.File, path: Path) -> bool:
-    """Whether an HDF5 file has D4RL's arrays at its root.
-
-    Raises:
-        GtpVisionError: it has, but they are damaged or links.
-    """
+    """Whether an HDF5 file has D4RL's arrays at its root; arrays that are damaged or links are a GtpVisionError."""
     if native.is_native(file, path) or not {"observations", "actions"} <= set(hdf5.children(file, path)):
         return False
-    return all(isinstance(hdf5.child(file, name, path), h5py.Dataset) for name in ("observations", "actions"))
+    return all(isinstance(hdf5.member(file, name, path), h5py.Dataset) for name in ("observations", "actions"))
 
 
 def layout(path: Path, env: str | None = None) -> Layout:
-    """A D4RL file; contiguous float32 or uint8 observations are mapped in place.
+    """Return the layout of a D4RL file; contiguous float32 or uint8 observations are mapped in place.
 
     Args:
         path: the .hdf5 file.
-        env: environment name; it tells the time limit of old files that have no `timeouts`.
+        env: environment name, which defines the time limit of old files without `timeouts`.
 
     Raises:
-        GtpVisionError: truncated, missing or mistyped arrays, links, lengths that disagree.
+        GtpVisionError: truncated, missing arrays or ones of a wrong type, links, lengths that disagree.
     """
     limit = _TIME_LIMIT.get((env or "").split("-")[0].lower())
     found = through_cache(path, lambda: _opened(path, limit), "d4rl", str(limit))
@@ -72,19 +68,14 @@ def layout(path: Path, env: str | None = None) -> Layout:
     return found
 
 
-def read(path: Path, env: str | None = None) -> Store:
-    """A D4RL file as a store; see `layout`, and `open_store` for files of strangers."""
-    return to_store(layout(path, env), path)
-
-
 def write(path: Path, store: Store) -> Path:
-    """Write a store as D4RL does, so that it reads back the same and D4RL makes the same transitions of it.
+    """Write a store in D4RL's format; reading returns the same store, and D4RL finds the same transitions.
 
-    What the format has no place for (episodes that go on after a terminal, the observation's name, attributes) lies
+    What the format cannot hold (episodes that continue after a terminal, the observation's name, attributes) is stored
     in `metadata/episode_ends` and in the attribute `gtp_vision`.
 
     Args:
-        path: the file to be; an existing one is replaced when the new one is whole.
+        path: the file to be written; an existing one is replaced when the new one is complete.
         store: what to write.
 
     Returns:
@@ -111,43 +102,43 @@ def write(path: Path, store: Store) -> Path:
         "timeouts": timeouts,
         "metadata/episode_ends": np.asarray(store.episode_ends, np.int64),
     }
-    with atomic_write(path) as aside, h5py.File(aside, "w") as file:
+    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs[_OURS] = json.dumps({"observation": name, "attributes": dict(store.attributes)})
         for key, array in flat.items():
-            made = file.create_dataset(key, array.shape, array.dtype)
-            for start, stop in _pieces(array.shape, array.dtype):
-                made[start:stop] = array[start:stop]
+            target = file.create_dataset(key, array.shape, array.dtype)
+            for start, stop in row_ranges(array):
+                target[start:stop] = array[start:stop]
     return path
 
 
 @contextmanager
 def _opened(path: Path, limit: int | None) -> Iterator[FileArrays]:
-    with hdf5.opened(path) as file:
+    with hdf5.open_file(path) as file:
         observations = hdf5.array(file, "observations", path)
-        camera = observations.dtype == np.uint8 and observations.ndim == 4
-        if not camera and (observations.dtype.kind != "f" or observations.ndim != 2):
+        is_camera = observations.dtype == np.uint8 and observations.ndim == 4
+        if not is_camera and (observations.dtype.kind != "f" or observations.ndim != 2):
             raise GtpVisionError(
                 f"{path}: 'observations' are {observations.dtype} {observations.shape}; wanted states, float (N, D), "
                 f"or frames, uint8 (N, H, W, C)"
             )
         rows = observations.shape[0]
         if not rows:
-            raise GtpVisionError(f"{path}: 'observations' has no rows; record some, or copy the file again")
+            raise GtpVisionError(f"{path}: 'observations' has no rows; copy the file again")
         actions = episodes.matrix(file, "actions", path, kinds="f", count=rows)
         rewards = episodes.column(file, "rewards", path, rows)
         terminals = episodes.flags(file, "terminals", path, rows)
         ends, timeouts, how = _episodes(file, path, observations, terminals, limit)
-        ours = hdf5.json_object(file, _OURS, path)
+        ours = hdf5.json_attribute(file, _OURS, path)
         name, attributes = ours.get("observation"), ours.get("attributes")
         if not isinstance(attributes, dict):
             attributes = {"source": path.name, "suite": "d4rl", "episode_ends": how}
         if isinstance(name, str) and "/" not in name:
-            episodes.checked(name, path)
+            episodes.check_name(name, path)
         else:
-            name = "camera" if camera else "state"
+            name = "camera" if is_camera else "state"
 
         def stored(start: int, stop: int) -> np.ndarray:
-            return episodes.rows(observations, start, stop, path)
+            return episodes.read_rows(observations, start, stop, path)
 
         yield FileArrays(
             observations={name: [replace(piece_of(observations, path), read=stored)]},
@@ -163,15 +154,15 @@ def _opened(path: Path, limit: int | None) -> Iterator[FileArrays]:
 def _episodes(
     file: h5py.File, path: Path, observations: h5py.Dataset, terminals: np.ndarray, limit: int | None
 ) -> tuple[np.ndarray, np.ndarray, str]:
-    """Exclusive episode ends, timeouts of all rows, and where the ends were taken from; see the module."""
+    """Return exclusive episode ends, timeouts of all rows, and the source of the ends; see the module."""
     rows, names = len(terminals), set(hdf5.children(file, path))
     marked = np.zeros(rows, bool)
     if "timeouts" in names:
         marked = episodes.flags(file, "timeouts", path, rows)
     infos = set(hdf5.children(hdf5.group(file, "infos", path), path)) if "infos" in names else set()
     metadata = set(hdf5.children(hdf5.group(file, "metadata", path), path)) if "metadata" in names else set()
-    broken = np.zeros(rows, bool)  # the next row does not go on from this one
-    maze = "goal" in infos
+    broken = np.zeros(rows, bool)  # the next row does not continue this one
+    is_maze = "goal" in infos
     if "episode_ends" in metadata:
         last, how = _written_ends(file, path, rows), "metadata/episode_ends"
     else:
@@ -185,20 +176,20 @@ def _episodes(
             broken = _broken(observations, announced, _SAME, path)
             inside = terminals & ~marked
             inside[-1] = False
-            maze |= bool(np.sum(inside & ~broken) > np.sum(inside & broken))
+            is_maze |= bool(np.sum(inside & ~broken) > np.sum(inside & broken))
             source = "next_observations"
-        elif maze:
+        elif is_maze:
             place = hdf5.array(file, "infos/qpos", path, ndim=2, rows=rows) if "qpos" in infos else observations
-            broken = _broken(place, place, _LEAP, path, width=2) if place.ndim == 2 else broken
+            broken = _broken(place, place, _JUMP, path, width=2) if place.ndim == 2 else broken
             source = "leaps"
-        if maze:
+        if is_maze:
             last, how = marked | broken, f"timeouts and {source}"
         elif "timeouts" in names:
             last, how = marked | terminals, "terminals and timeouts"
         elif "next_observations" in names:
             last, how = terminals | broken, "terminals and next_observations"
         elif limit:
-            marked = _since(terminals) % limit == limit - 1
+            marked = _steps_since(terminals) % limit == limit - 1
             last, how = marked | terminals, f"terminals and every {limit} steps"
         else:
             last, how = terminals.copy(), "terminals"
@@ -207,11 +198,11 @@ def _episodes(
 
 
 def _written_ends(file: h5py.File, path: Path, rows: int) -> np.ndarray:
-    """Bool (rows,), the last rows of the episodes that our writer wrote."""
+    """Return bool (rows,), the last rows of the episodes that our writer wrote."""
     ends = hdf5.array(file, "metadata/episode_ends", path, kinds="ui", ndim=1)
     if not 0 < len(ends) <= rows:
         raise GtpVisionError(f"{path}: 'metadata/episode_ends' has {len(ends)} entries for {rows} rows; remove it")
-    ends = episodes.rows(ends, 0, len(ends), path).astype(np.int64)
+    ends = episodes.read_rows(ends, 0, len(ends), path).astype(np.int64)
     if ends[0] <= 0 or ends[-1] != rows or np.any(np.diff(ends) <= 0):
         raise GtpVisionError(
             f"{path}: 'metadata/episode_ends' must increase up to the {rows} rows, but ends at {ends[-1]}; remove it"
@@ -221,8 +212,8 @@ def _written_ends(file: h5py.File, path: Path, rows: int) -> np.ndarray:
     return last
 
 
-def _since(terminals: np.ndarray) -> np.ndarray:
-    """How many rows ago the last terminal's successor was, for each row."""
+def _steps_since(terminals: np.ndarray) -> np.ndarray:
+    """Return for each row its distance to the row after the last terminal."""
     starts = np.concatenate([[0], np.flatnonzero(terminals[:-1]) + 1])
     rows = np.arange(len(terminals))
     return rows - starts[np.searchsorted(starts, rows, side="right") - 1]
@@ -231,23 +222,16 @@ def _since(terminals: np.ndarray) -> np.ndarray:
 def _broken(
     after: h5py.Dataset, before: h5py.Dataset, limit: float, path: Path, width: int | None = None
 ) -> np.ndarray:
-    """Bool (N,): the first `width` numbers of `after[i + 1]` are farther than `limit` from those of `before[i]`."""
-    rows = after.shape[0]
-    found = np.zeros(rows, bool)
-    for start, stop in _pieces((rows - 1, *after.shape[1:]), np.dtype(np.float64)):
-        there, here = episodes.rows(after, start + 1, stop + 1, path), episodes.rows(before, start, stop, path)
-        difference = there.astype(np.float64) - here
-        with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite are for validation to tell
-            found[start:stop] = np.linalg.norm(difference.reshape(stop - start, -1)[:, :width], axis=1) > limit
-        sandbox.alive()
+    """Return bool (N,): the first `width` numbers of `after[i + 1]` are over `limit` away from those of `before[i]`."""
+    found = np.zeros(after.shape[0], bool)
+    for start, end in row_ranges(after, np.dtype(np.float64)):
+        stop = min(end, len(found) - 1)
+        new, old = episodes.read_rows(after, start + 1, stop + 1, path), episodes.read_rows(before, start, stop, path)
+        difference = (new.astype(np.float64) - old).reshape(stop - start, -1)[:, :width]
+        with np.errstate(invalid="ignore", over="ignore"):  # validation reports values that are not finite
+            found[start:stop] = np.linalg.norm(difference, axis=1) > limit
+        sandbox.heartbeat()
     return found
-
-
-def _pieces(shape: tuple[int, ...], dtype: np.dtype) -> Iterator[tuple[int, int]]:
-    """(start, stop) of row ranges of about `COPY_BYTES`."""
-    step = max(1, COPY_BYTES // max(1, hdf5.nbytes(shape[1:], dtype)))
-    for start in range(0, shape[0], step):
-        yield start, min(start + step, shape[0])
 
 
 D4RL = Format("d4rl", "D4RL HDF5", layout, hdf5=is_d4rl, write=write)

@@ -1,4 +1,7 @@
-"""What the formats share that keep an HDF5 group an episode: numbered groups, arrays of any dtype, one recording."""
+"""What the HDF5 formats share: numbered groups, arrays of any dtype, and episodes collected into a `FileArrays`.
+
+Every function raises a GtpVisionError that names the file (`path`) and the member, as `hdf5` does.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,20 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.layout import FileArrays, Piece, piece_of
 
 NUMBERS = "uifb"
 """NumPy's kinds of dtype that observations, rewards and flags are accepted in."""
-_PICTURE_SIDE = 32  # a matrix of bytes that is at least this high and wide is a picture
+_IMAGE_SIDE = 32  # a matrix of bytes that is at least this high and wide is an image
 _CHANNELS = (1, 3, 4)
-_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)  # what h5py raises for chunks that lie
 
 
-def numbered(parent: h5py.Group, prefix: str, path: Path) -> list[str]:
-    """The members `<prefix><number>` of a group, in the order of their numbers; other members are passed over.
-
-    Raises:
-        GtpVisionError: a member of this prefix without a number, or two of one number.
-    """
+def numbered_members(parent: h5py.Group, prefix: str, path: Path) -> list[str]:
+    """Return the members `<prefix><number>` of a group, in the order of their numbers; others are ignored."""
     found: dict[int, str] = {}
-    for name in names(parent, path):
+    for name in member_names(parent, path):
         if not name.startswith(prefix):
             continue
         digits = name.removeprefix(prefix)
@@ -37,141 +35,129 @@ def numbered(parent: h5py.Group, prefix: str, path: Path) -> list[str]:
             raise GtpVisionError(f"{path}: '{name}' has no number after '{prefix}'; rename or remove it")
         if int(digits) in found:
             raise GtpVisionError(
-                f"{path}: '{found[int(digits)]}' and '{name}' have one number; rename or remove one of them"
+                f"{path}: '{found[int(digits)]}' and '{name}' have the same number; rename or remove one of them"
             )
         found[int(digits)] = name
     return [found[number] for number in sorted(found)]
 
 
-def names(parent: h5py.Group, path: Path) -> list[str]:
-    """The names of a group's members, all fit to be shown and to name an array.
-
-    Raises:
-        GtpVisionError: the group is damaged; a name with control characters.
-    """
-    return [checked(name, path) for name in hdf5.children(parent, path)]
+def member_names(parent: h5py.Group, path: Path) -> list[str]:
+    """Return the names of a group's members, each checked by `check_name`."""
+    return [check_name(name, path) for name in hdf5.children(parent, path)]
 
 
-def checked(name: str, path: Path | str) -> str:
-    """A name that was found in a file, if it can be shown and used.
-
-    Raises:
-        GtpVisionError: it is empty, a dot, endless, or holds control characters.
-    """
+def check_name(name: str, path: Path | str) -> str:
+    """Return a name from a file unless it is empty, a dot, too long or not printable."""
     if name in ("", ".", "..") or len(name) > 255 or not name.isprintable():
         raise GtpVisionError(f"{path}: {name[:80]!a} cannot be the name of an array; rename it")
     return name
 
 
-def rows(data: h5py.Dataset, start: int, stop: int, path: Path) -> np.ndarray:
-    """Rows of an array that `hdf5.array` let pass.
-
-    Raises:
-        GtpVisionError: its bytes are damaged.
-    """
+def read_rows(data: h5py.Dataset, start: int, stop: int, path: Path) -> np.ndarray:
+    """Read rows of an array that `hdf5.array` returned."""
     try:
         return np.asarray(data[start:stop])
-    except _DAMAGE as error:
+    except hdf5.DAMAGE as error:
         raise GtpVisionError(
-            f"{path}: '{data.name.lstrip('/')}' is damaged in rows {start} to {stop - 1} ({hdf5.first_line(error)}); "
+            f"{path}: '{data.name.lstrip('/')}' is damaged in rows {start} to {stop - 1} ({first_line(error)}); "
             f"copy the file again"
         ) from error
 
 
 def column(parent: h5py.Group, name: str, path: Path, count: int) -> np.ndarray:
-    """A number a step: (N,), or (N, 1) as some tools write it.
-
-    Raises:
-        GtpVisionError: as `hdf5.array`; more than one number a step.
-    """
+    """Read one number per step, (N,); an array (N, 1) is accepted."""
     data = hdf5.array(parent, name, path, kinds=NUMBERS, rows=count)
     if data.size != count:
         raise GtpVisionError(f"{path}: '{data.name.lstrip('/')}' has shape {data.shape}, wanted ({count},)")
-    return rows(data, 0, count, path).reshape(count)
+    return read_rows(data, 0, count, path).reshape(count)
 
 
 def flags(parent: h5py.Group, name: str, path: Path, count: int) -> np.ndarray:
-    """A flag a step, bool (N,): whatever is not 0 is set.
-
-    Raises:
-        GtpVisionError: as `column`; a flag that is not finite.
-    """
+    """Read one flag per step, bool (N,); every finite number but 0 is true."""
     values = column(parent, name, path, count)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
-        raise GtpVisionError(
-            f"{path}: '{parent.name.lstrip('/')}/{name}' is not finite at frame {bad[0]}; write 0 or 1 there"
-        )
+        full_name = f"{parent.name}/{name}".lstrip("/")
+        raise GtpVisionError(f"{path}: '{full_name}' is not finite at frame {bad[0]}; write 0 or 1 there")
     return values != 0
 
 
 def matrix(parent: h5py.Group, name: str, path: Path, *, kinds: str, count: int | None = None) -> np.ndarray:
-    """A vector a step, float32 (N, D).
-
-    Raises:
-        GtpVisionError: as `hdf5.array`; no dimension.
-    """
+    """Read one vector per step, float32 (N, D)."""
     data = hdf5.array(parent, name, path, kinds=kinds, ndim=2, rows=count)
     if not data.shape[1]:
-        raise GtpVisionError(f"{path}: '{data.name.lstrip('/')}' has shape {data.shape}: vectors without a number")
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and validation tells where
-        return rows(data, 0, data.shape[0], path).astype(np.float32)
+        raise GtpVisionError(f"{path}: '{data.name.lstrip('/')}' has shape {data.shape}: its rows are empty")
+    return to_float32(read_rows(data, 0, data.shape[0], path))
+
+
+def to_float32(values: np.ndarray) -> np.ndarray:
+    """Convert numbers to float32; those too large become infinite, which validation reports with their place."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 def observation(parent: h5py.Group, name: str, path: Path, count: int) -> Piece | None:
-    """One observation of one episode, as the store wants it.
+    """Return one observation of one episode, as the store needs it.
 
-    Bytes (H, W, C) are a camera; so are (C, H, W) with 1, 3 or 4 channels first and another number last, which is
-    transposed, and (H, W) of at least 32 each. All else is a state: float32, flattened to one dimension. Pictures that
-    are not bytes (depth, float pictures, numbers of segments) are no state: a policy would get thousands of numbers.
-
-    Args:
-        parent: the group it lies in.
-        name: its name there.
-        path: of the file.
-        count: rows it must have.
+    Bytes (H, W, C) are a camera; so are (C, H, W) with 1, 3 or 4 channels first and another number last, which are
+    transposed, and (H, W) of at least 32 each. Everything else is a state: float32, flattened to one dimension.
+    Images that are not bytes (depth, floats, segment numbers) are not used as a state of thousands of numbers.
 
     Returns:
-        The piece, which reads the file while it is open; None for a picture that is not of bytes.
-
-    Raises:
-        GtpVisionError: as `hdf5.array`; rows without a number.
+        The piece, which reads the file while it is open; None for an image that is not of bytes.
     """
     data = hdf5.array(parent, name, path, kinds=NUMBERS, rows=count)
     shape, dtype = data.shape[1:], data.dtype
     if not data.size:
-        raise GtpVisionError(f"{path}: '{data.name.lstrip('/')}' has shape {data.shape}: rows without a number")
-    picture = len(shape) == 3 or (len(shape) == 2 and min(shape) >= _PICTURE_SIDE)
-    if picture and dtype != np.uint8:
+        raise GtpVisionError(f"{path}: '{data.name.lstrip('/')}' has shape {data.shape}: its rows are empty")
+    is_image = len(shape) == 3 or (len(shape) == 2 and min(shape) >= _IMAGE_SIDE)
+    if is_image and dtype != np.uint8:
         return None
-    place = piece_of(data, path.absolute()).place  # the layout outlives this process's working folder
+    place = piece_of(data, path.absolute()).place  # absolute, since the working folder may change
 
     def stored(start: int, stop: int) -> np.ndarray:
-        return rows(parent[name], start, stop, path)  # opened anew: all data sets held open would fill the memory
+        return read_rows(parent[name], start, stop, path)  # reopened: open arrays would fill the memory
 
-    if not picture:
+    if not is_image:
         width = int(np.prod(shape, dtype=np.int64))
         return Piece(
             count,
             (width,),
             np.dtype(np.float32),
-            lambda start, stop: _float32(stored(start, stop)).reshape(stop - start, width),
+            lambda start, stop: to_float32(stored(start, stop)).reshape(stop - start, width),
             place if dtype == np.float32 else None,
         )
     if len(shape) == 2:
         return Piece(count, (*shape, 1), dtype, lambda start, stop: stored(start, stop)[..., None], place)
     if shape[0] in _CHANNELS and shape[2] not in _CHANNELS:
-        turned = (shape[1], shape[2], shape[0])
-        return Piece(count, turned, dtype, lambda start, stop: stored(start, stop).transpose(0, 2, 3, 1))
+        transposed = (shape[1], shape[2], shape[0])
+        return Piece(count, transposed, dtype, lambda start, stop: stored(start, stop).transpose(0, 2, 3, 1))
     return Piece(count, shape, dtype, stored, place)
 
 
 def last_row(piece: Piece) -> Piece:
-    """The last row of a piece."""
-    row = int(np.prod(piece.shape, dtype=np.int64)) * piece.dtype.itemsize
+    """Return the last row of a piece."""
     before = piece.rows - 1
-    place = (piece.place[0], piece.place[1] + before * row) if piece.place else None
+    place = (piece.place[0], piece.place[1] + before * hdf5.nbytes(piece.shape, piece.dtype)) if piece.place else None
     return replace(piece, rows=1, read=lambda start, stop: piece.read(before + start, before + stop), place=place)
+
+
+def usable(found: Mapping[str, Piece | None], episode: str, path: Path) -> dict[str, Piece]:
+    """Return the observations of an episode that are not None; there must be one."""
+    kept = {name: piece for name, piece in found.items() if piece is not None}
+    if not kept:
+        held = f"{', '.join(list(found)[:6])}: text or images not of bytes" if found else "it has none at all"
+        raise GtpVisionError(
+            f"{path}: '{episode}' has no observation that a policy can read ({held}); a state is a vector, a camera "
+            f"uint8 (H, W, C)"
+        )
+    return kept
+
+
+def left_out(found: Mapping[str, Piece | None]) -> dict[str, list[str]]:
+    """Return the attribute `left_out` with the names of the observations that are None; empty if there are none."""
+    omitted = sorted(name for name, piece in found.items() if piece is None)
+    return {"left_out": omitted} if omitted else {}
 
 
 @dataclass
@@ -185,7 +171,7 @@ class Recording:
     path: Path
     _observations: dict[str, list[Piece]] = field(default_factory=dict)
     _flat: list[tuple[np.ndarray, ...]] = field(default_factory=list)
-    _ends: list[int] = field(default_factory=list)
+    _lengths: list[int] = field(default_factory=list)
     _first: str = ""
 
     def add(
@@ -196,7 +182,7 @@ class Recording:
         rewards: np.ndarray,
         terminals: np.ndarray,
     ) -> None:
-        """Add an episode.
+        """Add an episode; its observations and actions must have the shapes and dtypes of those before.
 
         Args:
             episode: its name in the file.
@@ -204,27 +190,23 @@ class Recording:
             actions: float32 (T, A).
             rewards: (T,).
             terminals: bool (T,). Without a T + 1st observation the last row is a terminal or a timeout.
-
-        Raises:
-            GtpVisionError: no step, frames that do not fit the actions, or other observations or another width of
-                actions than in the episodes before.
         """
         if not len(actions):
             raise GtpVisionError(f"{self.path}: '{episode}' has no step; remove it")
         if not self._flat:
             self._first = episode
             self._observations = {name: [] for name in observations}
-        known = self._agreed(episode, observations, actions)
+        frames = self._checked_frames(episode, observations, actions)
         for name, pieces in observations.items():
             self._observations[name] += pieces
-        timeouts = np.zeros(known, bool)
-        timeouts[-1] = known > len(actions) or not terminals[-1]
-        padded = tuple(_padded(array, known) for array in (actions, _float32(rewards), terminals))
+        timeouts = np.zeros(frames, bool)
+        timeouts[-1] = frames > len(actions) or not terminals[-1]
+        padded = (_padded(array, frames) for array in (actions, to_float32(rewards), terminals))
         self._flat.append((*padded, timeouts))
-        self._ends.append(known)
+        self._lengths.append(frames)
 
-    def source(self, attributes: dict[str, Any]) -> FileArrays:
-        """What was added, as a source."""
+    def file_arrays(self, attributes: dict[str, Any]) -> FileArrays:
+        """Return the episodes as the arrays of a file."""
         actions, rewards, terminals, timeouts = (np.concatenate(arrays) for arrays in zip(*self._flat, strict=True))
         return FileArrays(
             observations=self._observations,
@@ -232,22 +214,22 @@ class Recording:
             rewards=rewards,
             terminals=terminals,
             timeouts=timeouts,
-            episode_ends=np.cumsum(self._ends),
+            episode_ends=np.cumsum(self._lengths),
             attributes=attributes,
         )
 
-    def _agreed(self, episode: str, observations: Mapping[str, Sequence[Piece]], actions: np.ndarray) -> int:
-        """The rows of an episode that fits the first one."""
+    def _checked_frames(self, episode: str, observations: Mapping[str, Sequence[Piece]], actions: np.ndarray) -> int:
+        """Return the number of frames of an episode that matches the first one."""
         for name in sorted(self._observations.keys() ^ observations.keys()):
             has, lacks = (episode, self._first) if name in observations else (self._first, episode)
             raise GtpVisionError(
                 f"{self.path}: '{name}' is in '{has}' and not in '{lacks}'; every episode needs the same observations"
             )
         counts = {name: sum(piece.rows for piece in pieces) for name, pieces in observations.items()}
-        known = max(counts.values())
-        if known - len(actions) not in (0, 1):
+        frames = max(counts.values())
+        if frames - len(actions) not in (0, 1):
             raise GtpVisionError(
-                f"{self.path}: '{episode}' has {known} frames for {len(actions)} actions; wanted as many or one more"
+                f"{self.path}: '{episode}' has {frames} frames for {len(actions)} actions; wanted as many or one more"
             )
         for name, pieces in observations.items():
             first = (self._observations[name] or pieces)[0]
@@ -257,9 +239,9 @@ class Recording:
                         f"{self.path}: '{name}' is {piece.dtype} {piece.shape} in '{episode}' and {first.dtype} "
                         f"{first.shape} in '{self._first}'; all episodes need the same"
                     )
-            if counts[name] != known:
+            if counts[name] != frames:
                 raise GtpVisionError(
-                    f"{self.path}: '{episode}' has {counts[name]} usable frames of '{name}' and {known} of another "
+                    f"{self.path}: '{episode}' has {counts[name]} usable frames of '{name}' and {frames} of another "
                     f"observation; every observation needs the same frames"
                 )
         width = self._flat[0][0].shape[1] if self._flat else actions.shape[1]
@@ -268,35 +250,8 @@ class Recording:
                 f"{self.path}: actions have {actions.shape[1]} dimensions in '{episode}' and {width} in "
                 f"'{self._first}'; all episodes need the same"
             )
-        return known
-
-
-def usable(found: Mapping[str, Piece | None], episode: str, path: Path) -> dict[str, Piece]:
-    """The observations of an episode without those that are `None`.
-
-    Raises:
-        GtpVisionError: none is left.
-    """
-    kept = {name: piece for name, piece in found.items() if piece is not None}
-    if not kept:
-        held = f"{', '.join(list(found)[:6])}: text or pictures not of bytes" if found else "there is none"
-        raise GtpVisionError(
-            f"{path}: '{episode}' has no observation that a policy reads ({held}); a state is a vector, a camera "
-            f"uint8 (H, W, C)"
-        )
-    return kept
-
-
-def left_out(found: Mapping[str, Piece | None]) -> dict[str, list[str]]:
-    """The attribute `left_out` with the names of the observations that no policy reads; empty if there is none."""
-    omitted = sorted(name for name, piece in found.items() if piece is None)
-    return {"left_out": omitted} if omitted else {}
+        return frames
 
 
 def _padded(array: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([array, np.zeros((count - len(array), *array.shape[1:]), array.dtype)])
-
-
-def _float32(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # see `matrix`
-        return values.astype(np.float32)

@@ -1,22 +1,22 @@
-"""LeRobot's data sets, version 3: tables in Parquet, cameras as mp4 or as pictures in the tables.
+"""LeRobot's data sets, version 3: tables in Parquet, cameras as mp4 or as images in the tables.
 
     meta/info.json                                features, fps, where the files lie
     meta/stats.json                               min and max of every feature
-    meta/tasks.parquet                            what was to be done, as text
-    meta/episodes/chunk-XXX/file-XXX.parquet      length of each episode, the files and the seconds where it lies
-    data/chunk-XXX/file-XXX.parquet               a row a frame, many episodes a file
-    videos/<key>/chunk-XXX/file-XXX.mp4           many episodes a file
+    meta/tasks.parquet                            the tasks, as text
+    meta/episodes/chunk-XXX/file-XXX.parquet      length of each episode, its files and its seconds in them
+    data/chunk-XXX/file-XXX.parquet               a row per frame, many episodes per file
+    videos/<key>/chunk-XXX/file-XXX.mp4           many episodes per file
 
 Every row is a row of the store. Observations lose the prefix `observation.` and, as cameras, `observation.images.`.
-`terminals` are `next.success` where there is one, else `next.done`: a demonstration's `done` often only says that the
-recording stopped, its success ends the task. An episode's last row is a timeout if it is no terminal, or if
-`next.truncated` says so. Missing rewards and flags are 0.
+`terminals` are `next.success` if present, else `next.done`: a demonstration's `done` often only means that the
+recording stopped, while its success ends the task. An episode's last row is a timeout if it is not a terminal, or if
+`next.truncated` is set. Missing rewards and flags are 0.
 
 A camera's frame is number round((from_timestamp + timestamp) * fps) of its video, counted from the first; each video is
 decoded once, into the cache.
 
 Actions that leave [-1, 1] are scaled to it, each dimension by its minimum and maximum: those of meta/stats.json, or of
-the data where the statistics do not hold. The attributes `action_low` and `action_high` say how to get back:
+the data if the statistics do not cover them. The attributes `action_low` and `action_high` invert the scaling:
 `low + (action + 1) / 2 * (high - low)`. A dimension that never changes becomes 0.
 """
 
@@ -32,7 +32,10 @@ import numpy as np
 from PIL import Image
 
 from gtp_vision.core import sandbox
+from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.safe_json import read_json
 from gtp_vision.datasets.formats import tables, video
+from gtp_vision.datasets.formats.episodes import to_float32
 from gtp_vision.datasets.formats.lerobot_meta import (
     EPISODES,
     INFO,
@@ -47,14 +50,12 @@ from gtp_vision.datasets.formats.lerobot_meta import (
     read_features,
     read_info,
 )
-from gtp_vision.datasets.formats.tables import fault
-from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache, to_store
-from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
 
 _FLAGS = ("next.success", "next.done", "next.truncated", "next.reward", "task_index")
-_PICTURES = 16  # decoded together
+_IMAGES = 16  # decoded together
 _ROUNDING = 1e-5  # by which actions may leave [-1, 1]
-_SPREAD = 1e-6  # a dimension of action that changes less, relative to its size, never changes
+_MIN_SPREAD = 1e-6  # relative spread below which a dimension of actions counts as constant
 
 
 def recognises(path: Path) -> bool:
@@ -63,17 +64,12 @@ def recognises(path: Path) -> bool:
 
 
 def layout(path: Path) -> Layout:
-    """A LeRobot folder, decoded once into the cache.
+    """Return the layout of a LeRobot folder, decoded once into the cache.
 
     Raises:
-        GtpVisionError: another version, missing or damaged files, lengths that disagree, files that lead out of it.
+        GtpVisionError: another version, missing or damaged files, lengths that disagree, files outside the folder.
     """
     return through_cache(path, lambda: _opened(path), "lerobot")
-
-
-def read(path: Path) -> Store:
-    """A LeRobot folder as a store; see `layout`, and `open_store` for files of strangers."""
-    return to_store(layout(path), path)
 
 
 @contextmanager
@@ -88,19 +84,17 @@ def _opened(path: Path) -> Iterator[FileArrays]:
     last = np.isin(np.arange(ends[-1]), ends - 1)
     terminals = rows.get("next.success", rows.get("next.done", np.zeros(len(last)))).astype(bool)
     truncated = rows.get("next.truncated", np.zeros(len(last))).astype(bool)
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and validation tells where
-        actions, scaling = _scaled(path, rows["action"].astype(np.float32))
+    actions, scaling = _scaled(path, to_float32(rows["action"]))
     if (path / OURS).is_file():
-        attributes = tables.json_object(tables.inside(path, OURS)).get("attributes", {})
+        attributes = read_json(tables.inside(path, OURS)).get("attributes", {})
         if not isinstance(attributes, dict):
-            raise fault(f"{path / OURS}: 'attributes' is no object; remove the file")
+            raise GtpVisionError(f"{path / OURS}: 'attributes' is not an object; remove the file")
         attributes |= scaling
     else:
         attributes = {"source": path.resolve().name, "suite": "lerobot", "fps": info["fps"]}
         attributes |= {"robot_type": str(info["robot_type"])} if info.get("robot_type") else {}
-        attributes |= (
-            _tasks(path, rows["task_index"][ends - episodes.lengths], episodes) if "task_index" in rows else {}
-        )
+        if "task_index" in rows:
+            attributes |= _tasks(path, rows["task_index"][ends - episodes.lengths])
         attributes |= scaling | ({"left_out": left_out} if left_out else {})
     with ExitStack() as stack:
         pieces = {}
@@ -111,7 +105,7 @@ def _opened(path: Path) -> Iterator[FileArrays]:
             else:
                 frames = _from_tables(path, feature, files)
             stack.enter_context(closing(frames))
-            first = next(frames, None)  # a size that info.json declares is believed once a frame has it
+            first = next(frames, None)  # before memory is allocated for the size that info.json declares
             pieces[name] = [_streamed(len(last), feature, first, frames, path)]
         yield FileArrays(
             observations=pieces,
@@ -127,9 +121,9 @@ def _opened(path: Path) -> Iterator[FileArrays]:
 def _rows(
     path: Path, info: dict[str, Any], action: Feature, files: list[tuple[Path, int, int]], episodes: Episodes
 ) -> dict[str, np.ndarray]:
-    """The columns with a number a row, and `action`, over all files; (N,) and (N, A)."""
+    """Read the columns with one number per row, (N,), and `action`, (N, A), of all files."""
     keys = ["episode_index", "frame_index", "timestamp", *(key for key in _FLAGS if key in info["features"])]
-    kept: dict[str, list[np.ndarray]] = {key: [] for key in (*keys[2:], "action")}
+    batches: dict[str, list[np.ndarray]] = {key: [] for key in (*keys[2:], "action")}
     for file, begin, end in files:
         lengths = episodes.lengths[begin:end]
         wanted, at = int(lengths.sum()), 0
@@ -144,58 +138,60 @@ def _rows(
             wrong = np.flatnonzero((columns[0] != here + begin) | (columns[1] != rows - starts[here]))
             if len(wrong):
                 w = wrong[0]
-                raise fault(
-                    f"{file}: row {rows[w]} is episode {columns[0][w]}, frame {columns[1][w]}, where {EPISODES} tell "
-                    f"of episode {here[w] + begin}, frame {rows[w] - starts[here[w]]}; copy the data set again"
+                raise GtpVisionError(
+                    f"{file}: row {rows[w]} is episode {columns[0][w]}, frame {columns[1][w]}, but by {EPISODES} it is "
+                    f"episode {here[w] + begin}, frame {rows[w] - starts[here[w]]}; copy the data set again"
                 )
             if len(wrong := np.flatnonzero(~np.isfinite(columns[2]))):
                 e = here[wrong[0]]
                 frame = rows[wrong[0]] - starts[e]
-                raise fault(f"{file}: the timestamp of episode {e + begin}, frame {frame} is not finite; mend it")
+                raise GtpVisionError(
+                    f"{file}: the timestamp of episode {e + begin}, frame {frame} is not finite; correct it"
+                )
             for key, column in zip(keys[2:], columns[2:], strict=True):
-                kept[key].append(column)
-            kept["action"].append(tables.numbers(batch[-1], action.shape[0], "action", file))
+                batches[key].append(column)
+            batches["action"].append(tables.numbers(batch[-1], action.shape[0], "action", file))
         if at != wanted:
             count = at if at < wanted else f"more than {wanted}"
-            raise fault(
-                f"{file} has {count} rows, but {EPISODES} tell of {wanted} for episodes {begin} to {end - 1}; "
+            raise GtpVisionError(
+                f"{file} has {count} rows, but {EPISODES} list {wanted} for episodes {begin} to {end - 1}; "
                 f"copy the data set again"
             )
-    return {key: np.concatenate(parts) for key, parts in kept.items()}
+    return {key: np.concatenate(arrays) for key, arrays in batches.items()}
 
 
 def _scaled(path: Path, actions: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Actions in [-1, 1], and the attributes that say how they were scaled; see the module."""
+    """Return actions in [-1, 1], and the attributes that invert the scaling; see the module."""
     low, high = actions.min(0).astype(np.float64), actions.max(0).astype(np.float64)
     if not np.isfinite([low, high]).all() or max(-low.min(), high.max()) <= 1 + _ROUNDING:
-        return actions, {}  # what is not finite is for validation to tell
+        return actions, {}  # validation reports values that are not finite
     if (path / STATS).exists():
-        entry = tables.json_object(tables.inside(path, STATS)).get("action")
+        entry = read_json(tables.inside(path, STATS)).get("action")
         try:
-            told = [np.asarray(entry[bound], np.float64).reshape(low.shape) for bound in ("min", "max")]  # type: ignore[index]
+            bounds = [np.asarray(entry[bound], np.float64).reshape(low.shape) for bound in ("min", "max")]  # type: ignore[index]
         except (TypeError, ValueError, KeyError):
-            told = [np.full_like(low, np.nan), high]  # do not hold
+            bounds = [np.full_like(low, np.nan), high]
         slack = 1e-4 * np.maximum(1, high - low)  # statistics may be rounded
-        if np.isfinite(told).all() and np.all(told[0] <= low + slack) and np.all(told[1] >= high - slack):
-            low, high = told
+        if np.isfinite(bounds).all() and np.all(bounds[0] <= low + slack) and np.all(bounds[1] >= high - slack):
+            low, high = bounds
     spread = high - low
-    moves = spread > _SPREAD * np.maximum(1, np.abs(high))
-    scaled = np.where(moves, 2 * (actions - low) / np.where(moves, spread, 1) - 1, 0)
+    changes = spread > _MIN_SPREAD * np.maximum(1, np.abs(high))
+    scaled = np.where(changes, 2 * (actions - low) / np.where(changes, spread, 1) - 1, 0)
     return np.clip(scaled, -1, 1).astype(np.float32), {"action_low": low.tolist(), "action_high": high.tolist()}
 
 
-def _tasks(path: Path, index: np.ndarray, episodes: Episodes) -> dict[str, Any]:
-    """The attributes `tasks` (texts) and `episode_tasks` (which text, of each episode's first row)."""
+def _tasks(path: Path, index: np.ndarray) -> dict[str, Any]:
+    """Return the attributes `tasks` (texts) and `episode_tasks` (numbers of texts) for each episode's task index."""
     file = tables.inside(path, TASKS)
-    text = tables.columns_of_text(file)
-    if not text:
-        raise fault(f"{file} has no column of text with the tasks; copy the data set again")
+    columns = tables.columns_of_text(file)
+    if not columns:
+        raise GtpVisionError(f"{file} has no column of text with the tasks; copy the data set again")
     texts: dict[int, str] = {}
-    for numbers, words in tables.batches(file, ["task_index", "task" if "task" in text else text[0]], ROWS):
+    for numbers, words in tables.batches(file, ["task_index", "task" if "task" in columns else columns[0]], ROWS):
         for number, word in zip(tables.integers(numbers, 1, "task_index", file)[:, 0], words.to_pylist(), strict=True):
             texts[int(number)] = str(word)
     if len(wrong := np.flatnonzero(~np.isin(index, list(texts)))):
-        raise fault(f"{file} has no task {index[wrong[0]]}, which is that of episode {wrong[0]}; copy it again")
+        raise GtpVisionError(f"{file} has no task {index[wrong[0]]}, the task of episode {wrong[0]}; copy it again")
     numbers = sorted(texts)
     return {
         "tasks": [texts[number] for number in numbers],
@@ -204,6 +200,7 @@ def _tasks(path: Path, index: np.ndarray, episodes: Episodes) -> dict[str, Any]:
 
 
 def _streamed(rows: int, feature: Feature, first: np.ndarray | None, others: Iterator[np.ndarray], path: Path) -> Piece:
+    """Return a piece of a feature's rows, which are the first one and those of an iterator."""
     dtype = np.dtype(np.float32 if feature.kind == "state" else np.uint8)
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -211,7 +208,9 @@ def _streamed(rows: int, feature: Feature, first: np.ndarray | None, others: Ite
         for i in range(stop - start):
             row = first if start + i == 0 else next(others, None)
             if row is None:
-                raise fault(f"{path}: '{feature.key}' ends at row {start + i} of {rows}; copy the data set again")
+                raise GtpVisionError(
+                    f"{path}: '{feature.key}' ends at row {start + i} of {rows}; copy the data set again"
+                )
             out[i] = row
         return out
 
@@ -219,40 +218,41 @@ def _streamed(rows: int, feature: Feature, first: np.ndarray | None, others: Ite
 
 
 def _from_tables(path: Path, feature: Feature, files: list[tuple[Path, int, int]]) -> Generator[np.ndarray, None, None]:
-    """A feature's rows out of the tables: numbers or decoded pictures."""
+    """Yield a feature's rows from the tables: numbers or decoded images."""
     for file, *_ in files:
         if feature.kind == "state":
             for (array,) in tables.batches(file, [feature.key], ROWS):
-                with np.errstate(over="ignore"):  # as for actions
-                    yield from tables.numbers(array, feature.shape[0], feature.key, file).astype(np.float32)
+                yield from to_float32(tables.numbers(array, feature.shape[0], feature.key, file))
         else:
-            at = 0
-            for (array,) in tables.batches(file, [feature.key], _PICTURES):
-                for encoded in tables.pictures(array, feature.key, file):
-                    yield _picture(encoded, feature, f"{file}: the picture of '{feature.key}' in row {at}")
-                    at += 1
+            row = 0
+            for (array,) in tables.batches(file, [feature.key], _IMAGES):
+                for encoded in tables.encoded_images(array, feature.key, file):
+                    yield _decoded(encoded, feature, f"{file}: the image of '{feature.key}' in row {row}")
+                    row += 1
 
 
-def _picture(encoded: bytes, feature: Feature, where: str) -> np.ndarray:
+def _decoded(encoded: bytes, feature: Feature, where: str) -> np.ndarray:
     height, width, channels = feature.shape
     try:
         with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
             size, mode = image.size, image.mode
-            if size == (width, height) and mode in ("1", "L", "P", "RGB", "RGBA"):  # only then is it decoded
+            if size == (width, height) and mode in ("1", "L", "P", "RGB", "RGBA"):  # checked before decoding
                 pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-                sandbox.alive()
+                sandbox.heartbeat()
                 return pixels.reshape(feature.shape)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged picture makes its decoder raise whatever it likes
-        raise fault(f"{where} cannot be decoded ({error}); copy the data set again") from error
-    raise fault(f"{where} is {mode} {size[0]}x{size[1]}, but {INFO} says 8 bits, {width}x{height}; write it again")
+    except Exception as error:  # Pillow raises errors of many types for damaged images
+        raise GtpVisionError(f"{where} cannot be decoded ({first_line(error)}); copy the data set again") from error
+    raise GtpVisionError(
+        f"{where} is {mode} {size[0]}x{size[1]}, but {INFO} says 8 bits, {width}x{height}; write it again"
+    )
 
 
 def _from_videos(
     path: Path, info: dict[str, Any], feature: Feature, episodes: Episodes, wanted: np.ndarray
 ) -> Generator[np.ndarray, None, None]:
-    """A camera's frames; `wanted` (N,) are the rows' numbers of frame in their files."""
+    """Yield a camera's frames; `wanted` (N,) are the numbers of the rows' frames in their files."""
     places, _ = episodes.videos[feature.key]
     starts = np.concatenate([[0], np.cumsum(episodes.lengths)])
     height, width, channels = feature.shape
@@ -265,16 +265,18 @@ def _from_videos(
             return f"episode {episode}, frame {starts[begin] + row - starts[episode]}"
 
         if len(back):
-            raise fault(f"{file}: the seconds of {place(int(back[0]))} lie before those of the row before; mend them")
+            raise GtpVisionError(
+                f"{file}: the timestamp of {place(int(back[0]))} is earlier than the one before; correct it"
+            )
         with video.decoding(file, (height, width, channels)) as frames:
             number, frame = -1, np.empty(0, np.uint8)
             for row, number_wanted in enumerate(here):
                 while number < number_wanted:
                     following = next(frames, None)
                     if following is None:
-                        raise fault(
+                        raise GtpVisionError(
                             f"{file} has no frame {number_wanted:.0f} for {place(row)} of camera '{feature.key}': "
-                            f"{frames.ended} after {number + 1} frames; {frames.mend}"
+                            f"{frames.ended} after {number + 1} frames; {frames.advice}"
                         )
                     number, frame = number + 1, following
                 yield frame

@@ -1,10 +1,10 @@
-"""Writing LeRobot's data sets, version 3; `lerobot` says what they look like and what is read of them.
+"""Writing LeRobot's data sets, version 3; `lerobot` describes and reads them.
 
-Rows map one to one: `next.reward`, `next.done` (terminals) and `next.truncated` (timeouts) beside `action` and the
-observations, all exact; what LeRobot has no place for lies in meta/gtp_vision.json. Cameras are H.264 video (x264,
-quality 18), which is not exact: of 255, the absolute error on the demo data set's 64x64 frames is 2.0 in the mean and
-105 at most, at edges between colours, because one colour is kept for four pixels; it is less for larger, smoother
-pictures and more for noise. Actions stay in [-1, 1], as the store has them.
+Rows map one to one: `action`, the observations, `next.reward`, `next.done` (terminals) and `next.truncated` (timeouts)
+are exact; what LeRobot cannot hold is in meta/gtp_vision.json. Cameras are H.264 video (x264, quality 18), which is not
+exact: of 255, the absolute error on the demo data set's 64x64 frames is 2.0 in the mean and 105 at most, at edges
+between colors, because four pixels share one color; it is less for larger, smoother images and more for noise. Actions
+stay in [-1, 1], as in the store.
 """
 
 from __future__ import annotations
@@ -22,21 +22,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import require_space
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import lerobot, video
 from gtp_vision.datasets.formats import lerobot_statistics as statistics
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.formats.lerobot_meta import CAMERA, EPISODES, INFO, OURS, STATE, STATS, TASKS
-from gtp_vision.datasets.formats.tables import fault
-from gtp_vision.datasets.layout import COPY_BYTES
+from gtp_vision.datasets.layout import COPY_BYTES, PROGRESS_BYTES
 from gtp_vision.datasets.store import Store
 
 _CHUNK = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _DATA, _VIDEOS = f"data/{_CHUNK}.parquet", f"videos/{{video_key}}/{_CHUNK}.mp4"
-_FILES = 1000  # a chunk
-_FPS = 10  # where the store does not say
-_PROGRESS_BYTES = 1 << 28  # a bar is shown for more
+_FILES = 1000  # per chunk
+_FPS = 10  # of stores without `fps`
 _MB = 1 << 20
 
 Place = tuple[int, int]
@@ -46,21 +45,21 @@ def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video
     """Write a store as a LeRobot folder.
 
     Args:
-        path: the folder to be; an existing LeRobot folder is replaced when the new one is whole.
+        path: the folder to be written; an existing LeRobot folder is replaced when the new one is complete.
         store: what to write. Its attributes `fps`, `tasks`, `episode_tasks` and `robot_type` are used.
-        data_files_size_in_mb: a table becomes no larger, but for one whose only episode is.
-        video_files_size_in_mb: the same of videos, to about a hundred frames: ffmpeg writes that much later.
+        data_files_size_in_mb: limit of a table, unless its only episode is larger.
+        video_files_size_in_mb: limit of a video, exact to about a hundred frames, which ffmpeg writes later.
 
     Returns:
         `path`.
 
     Raises:
-        GtpVisionError: cameras that are no video, names that cannot be, a folder that holds something else.
+        GtpVisionError: cameras that cannot be a video, invalid names, a folder that is not a LeRobot data set.
     """
     keys, fps = _keys(store), _fps(store)
     tasks, episode_tasks = _tasks(store)
     bounds = list(zip(store.episode_starts.tolist(), store.episode_ends.tolist(), strict=True))
-    with _folder_aside(path) as root:
+    with _atomic_folder(path) as root:
         columns = _columns(store, keys, fps, episode_tasks)
         require_space(root, sum(int(array.nbytes) for array in columns.values()), f"writing {path}")
         rows: dict[str, Any] = {
@@ -72,12 +71,12 @@ def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video
         }
         places = _write_tables(root, columns, bounds, int(data_files_size_in_mb * _MB))
         rows |= _indices("data", places)
-        told = {key: [statistics.of_rows(array[start:end]) for start, end in bounds] for key, array in columns.items()}
+        stats = {key: [statistics.of_rows(array[start:end]) for start, end in bounds] for key, array in columns.items()}
         features = {key: _feature(array) for key, array in columns.items()}
         cameras = {name: array for name, array in store.observations.items() if array.ndim == 4}
         size = sum(int(array.nbytes) for array in cameras.values())
         with tqdm(
-            total=size, desc=f"writing {path.name}", unit="B", unit_scale=True, disable=size < _PROGRESS_BYTES
+            total=size, desc=f"writing {path.name}", unit="B", unit_scale=True, disable=size < PROGRESS_BYTES
         ) as bar:
             for name, array in cameras.items():
                 key = keys[name]
@@ -87,16 +86,16 @@ def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video
                 rows[f"videos/{key}/to_timestamp"] = [
                     second + (end - start) / fps for second, (start, end) in zip(seconds, bounds, strict=True)
                 ]
-                told[key] = [statistics.of_frames(array, start, end) for start, end in bounds]
+                stats[key] = [statistics.of_frames(array, start, end) for start, end in bounds]
                 features[key] = _camera_feature(array, fps)
-        order = [keys[name] for name in store.observations]  # as the store has them, then all else
+        order = [keys[name] for name in store.observations]  # the store's, before all others
         features = {key: features[key] for key in (*order, *(key for key in features if key not in order))}
-        for key, parts in told.items():
-            for kind in parts[0]:
-                rows[f"stats/{key}/{kind}"] = [part[kind].tolist() for part in parts]
+        for key, episodes in stats.items():
+            for kind in episodes[0]:
+                rows[f"stats/{key}/{kind}"] = [episode[kind].tolist() for episode in episodes]
         _write_episodes(root, pa.table(rows), int(data_files_size_in_mb * _MB))
         _write_tasks(root, tasks)
-        _write_json(root / STATS, {key: statistics.together(parts) for key, parts in told.items()})
+        _write_json(root / STATS, {key: statistics.combined(episodes) for key, episodes in stats.items()})
         _write_json(root / OURS, {"attributes": dict(store.attributes)})
         _write_json(
             root / INFO,
@@ -120,16 +119,16 @@ def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video
 
 
 def _keys(store: Store) -> dict[str, str]:
-    """The observations' names to LeRobot's keys."""
+    """Return LeRobot's key of each observation."""
     keys: dict[str, str] = {}
     for name, array in store.observations.items():
         if "/" in name or not name:
-            raise fault(f"LeRobot has no feature with a name like '{name}'; rename the observation")
+            raise GtpVisionError(f"LeRobot cannot hold an observation named '{name}'; rename it")
         if array.ndim == 4 and array.shape[3] not in video.CHANNELS:
-            raise fault(f"the camera '{name}' has {array.shape[3]} channels, a video has 1 or 3; leave it out")
+            raise GtpVisionError(f"the camera '{name}' has {array.shape[3]} channels, a video has 1 or 3; leave it out")
         key = (CAMERA if array.ndim == 4 else STATE) + name
         if key in keys.values():
-            raise fault(f"two observations would be called '{key}' in LeRobot; rename '{name}'")
+            raise GtpVisionError(f"two observations would get the name '{key}' in LeRobot; rename '{name}'")
         keys[name] = key
     return keys
 
@@ -137,27 +136,30 @@ def _keys(store: Store) -> dict[str, str]:
 def _fps(store: Store) -> float:
     fps = store.attributes.get("fps", _FPS)
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 1e5:
-        raise fault(f"the attribute 'fps' is {str(fps)[:80]!r}; set it to the number of frames a second")
+        raise GtpVisionError(f"the attribute 'fps' is {str(fps)[:80]!r}; set it to the number of frames per second")
     return fps
 
 
 def _tasks(store: Store) -> tuple[list[str], list[int]]:
-    """The texts of tasks, and the number of each episode's."""
+    """Return the texts of the tasks, and the number of each episode's task."""
     tasks, index = store.attributes.get("tasks"), store.attributes.get("episode_tasks")
     if not tasks:
         return [str(store.attributes.get("env", "no task was recorded"))], [0] * store.episodes
     index = [0] * store.episodes if index is None else index
     if not isinstance(tasks, list) or not isinstance(index, list) or len(index) != store.episodes:
-        raise fault(
-            f"the attributes 'tasks' and 'episode_tasks' do not name a task for each of {store.episodes} episodes"
+        raise GtpVisionError(
+            f"the attributes 'tasks' and 'episode_tasks' do not name a task for each of {store.episodes} episodes; "
+            f"correct or remove them"
         )
     if not all(type(task) is int and 0 <= task < len(tasks) for task in index):
-        raise fault(f"the attribute 'episode_tasks' names a task that is not among the {len(tasks)} 'tasks'; mend it")
+        raise GtpVisionError(
+            f"the attribute 'episode_tasks' names a task that is not among the {len(tasks)} 'tasks'; correct it"
+        )
     return [str(task) for task in tasks], index
 
 
 def _columns(store: Store, keys: dict[str, str], fps: float, tasks: Sequence[int]) -> dict[str, Array]:
-    """The tables' columns, (N,) or (N, D)."""
+    """Return the columns of the tables, (N,) or (N, D)."""
     lengths = np.diff(np.concatenate([[0], store.episode_ends]))
     frames = np.arange(len(store)) - np.repeat(store.episode_starts, lengths)
     columns: dict[str, Array] = {keys[name]: array for name, array in store.observations.items() if array.ndim != 4}
@@ -176,7 +178,7 @@ def _columns(store: Store, keys: dict[str, str], fps: float, tasks: Sequence[int
 
 
 def _as_stored(array: np.ndarray) -> np.ndarray:
-    """Numbers as a table holds them: float32 for observations and actions, else as they are; (n,) for one a row."""
+    """Convert numbers for a table: vectors become float32 (n, D), or (n,) for D = 1; others stay as they are."""
     array = np.asarray(array)
     if array.ndim > 1:
         array = array.astype(np.float32, copy=False).reshape(len(array), -1)
@@ -184,10 +186,10 @@ def _as_stored(array: np.ndarray) -> np.ndarray:
 
 
 def _write_tables(root: Path, columns: dict[str, Array], bounds: Sequence[tuple[int, int]], limit: int) -> list[Place]:
-    """Write data/; where each episode is."""
+    """Write data/ and return the place of each episode."""
     places: list[Place] = []
     with ExitStack() as stack:
-        writer, held = None, 0
+        writer, size = None, 0
         for start, end in bounds:
             arrays = {}
             for key, column in columns.items():
@@ -195,50 +197,50 @@ def _write_tables(root: Path, columns: dict[str, Array], bounds: Sequence[tuple[
                 flat = pa.array(values.ravel())
                 arrays[key] = flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
             table = pa.table(arrays)
-            if writer is None or held + table.nbytes > limit:
+            if writer is None or size + table.nbytes > limit:
                 stack.close()
                 places.append(_after(places))
                 file = _created(root, _DATA, places[-1])
-                # No dictionary: it would make one of all NaNs.
+                # Without a dictionary, in which all NaNs would become the same.
                 writer = stack.enter_context(pq.ParquetWriter(file, table.schema, use_dictionary=False))
-                held = 0
+                size = 0
             else:
                 places.append(places[-1])
             writer.write_table(table)
-            held += table.nbytes
+            size += table.nbytes
     return places
 
 
 def _write_videos(
     root: Path, key: str, frames: Array, bounds: Sequence[tuple[int, int]], fps: float, limit: int, bar: tqdm
 ) -> tuple[list[Place], list[float]]:
-    """Write a camera's folder of videos/; where each episode is, and the second at which it begins there."""
+    """Write a camera's folder of videos/ and return the place of each episode, and the second of its first frame."""
     places: list[Place] = []
     seconds: list[float] = []
     step = max(1, COPY_BYTES // max(1, int(np.prod(frames.shape[1:]))))
     with ExitStack() as stack:
-        file, put, inside, held = None, None, 0, 0  # inside: episodes of this file, held: their frames
+        file, encode, episodes, encoded = None, None, 0, 0  # of the current file
         for start, end in bounds:
-            if put is None or file is None or file.stat().st_size * (inside + 1) / max(1, inside) > limit:
+            if encode is None or file is None or file.stat().st_size * (episodes + 1) / max(1, episodes) > limit:
                 stack.close()
                 places.append(_after(places))
                 file = _created(root, _VIDEOS, places[-1], key)
                 file.touch()
-                put = stack.enter_context(video.encoding(file, frames.shape[1:], fps))
-                inside = held = 0
+                encode = stack.enter_context(video.encoding(file, frames.shape[1:], fps))
+                episodes = encoded = 0
             else:
                 places.append(places[-1])
-            seconds.append(held / fps)
+            seconds.append(encoded / fps)
             for low in range(start, end, step):
                 piece = frames[low : min(low + step, end)]
-                put(piece)
+                encode(piece)
                 bar.update(piece.nbytes)
-            inside, held = inside + 1, held + end - start
+            episodes, encoded = episodes + 1, encoded + end - start
     return places, seconds
 
 
 def _after(places: Sequence[Place]) -> Place:
-    """Chunk and file after the last one."""
+    """Return the chunk and file after the last one."""
     if not places:
         return 0, 0
     chunk, file = places[-1]
@@ -262,30 +264,30 @@ def _feature(array: Array) -> dict[str, Any]:
 
 def _camera_feature(frames: Array, fps: float) -> dict[str, Any]:
     height, width, channels = frames.shape[1:]
-    told = {"height": height, "width": width, "channels": channels, "codec": "h264", "fps": fps}
-    told |= {"pix_fmt": video.pixel_format(frames.shape[1:]), "is_depth_map": False}
+    info = {"height": height, "width": width, "channels": channels, "codec": "h264", "fps": fps}
+    info |= {"pix_fmt": video.pixel_format(frames.shape[1:]), "is_depth_map": False}
     return {
         "dtype": "video",
         "shape": [height, width, channels],
         "names": ["height", "width", "channels"],
-        "info": {f"video.{key}": value for key, value in told.items()} | {"has_audio": False},
+        "info": {f"video.{key}": value for key, value in info.items()} | {"has_audio": False},
     }
 
 
 def _write_episodes(root: Path, table: pa.Table, limit: int) -> None:
-    a_file = max(1, int(limit / (table.nbytes / len(table) + 1)))
+    rows_per_file = max(1, int(limit / (table.nbytes / len(table) + 1)))
     places: list[Place] = []
-    for start in range(0, len(table), a_file):
+    for start in range(0, len(table), rows_per_file):
         places.append(_after(places))
-        part = table.slice(start, a_file)
+        rows = table.slice(start, rows_per_file)
         for key, index in zip(("chunk", "file"), places[-1], strict=True):
-            part = part.append_column(f"meta/episodes/{key}_index", pa.array([index] * len(part), pa.int64()))
-        pq.write_table(part, _created(root, f"{EPISODES}/{_CHUNK}.parquet", places[-1]))
+            rows = rows.append_column(f"meta/episodes/{key}_index", pa.array([index] * len(rows), pa.int64()))
+        pq.write_table(rows, _created(root, f"{EPISODES}/{_CHUNK}.parquet", places[-1]))
 
 
 def _write_tasks(root: Path, tasks: Sequence[str]) -> None:
-    """The texts are the table's index, as pandas writes one."""
-    described = [("task_index", "int64", "int64"), ("task", "unicode", "object")]
+    """Write meta/tasks.parquet, in which the texts are the index of a pandas table."""
+    columns = [("task_index", "int64", "int64"), ("task", "unicode", "object")]
     pandas = {
         "index_columns": ["task"],
         "column_indexes": [
@@ -293,7 +295,7 @@ def _write_tasks(root: Path, tasks: Sequence[str]) -> None:
         ],
         "columns": [
             {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
-            for name, kind, numpy in described
+            for name, kind, numpy in columns
         ],
         "creator": {"library": "pyarrow", "version": pa.__version__},
         "pandas_version": "2.0.0",
@@ -307,29 +309,29 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _folder_aside(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that becomes `path` when the block ends well."""
+def _atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends without an exception."""
     path = Path(os.path.abspath(path))
     if path.is_dir() and any(path.iterdir()) and not lerobot.recognises(path):
-        raise fault(f"{path} holds something else than a LeRobot data set; choose another folder")
+        raise GtpVisionError(f"{path} is not empty and not a LeRobot data set; choose another folder")
     if path.exists() and not path.is_dir():
-        raise fault(f"{path} is a file, a LeRobot data set is a folder; choose another name")
-    aside, before = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
-    aside.mkdir(parents=True)
+        raise GtpVisionError(f"{path} is a file, a LeRobot data set is a folder; choose another name")
+    temporary, before = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old"))
+    temporary.mkdir(parents=True)
     try:
-        yield aside
-        for file in aside.rglob("*"):
+        yield temporary
+        for file in temporary.rglob("*"):
             if file.is_file():
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
         if path.exists():
             os.replace(path, before)
-        os.replace(aside, path)
+        os.replace(temporary, path)
     finally:
         if before.exists() and not path.exists():
             os.replace(before, path)
         shutil.rmtree(before, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 LEROBOT = Format("lerobot", "LeRobot v3", lambda path, _: lerobot.layout(path), other=lerobot.recognises, write=write)

@@ -1,4 +1,4 @@
-"""Our own file: plain HDF5 with flat arrays over all frames, every frame once.
+"""The native format: plain HDF5 with flat arrays over all frames, every frame stored once.
 
 Layout, version 1 (N frames, E episodes):
 
@@ -10,9 +10,9 @@ Layout, version 1 (N frames, E episodes):
     attributes             format = "gtp-vision", version = 1, metadata = JSON (provenance, rendering)
 
 Arrays are contiguous and uncompressed, so each is mapped at its offset in the file: memory speed once cached,
-pages shared by all processes. A compressed array (of small files, to be carried in a repository) is unpacked once
-into the cache. Read as well: flags that are bool, rewards and flags of shape (N, 1), both in place; flags that are
-floats and rewards that are whole numbers, which are converted into the cache.
+pages shared by all processes. A compressed array (of a small file in a repository) is unpacked once into the cache.
+Also accepted: flags that are bool and rewards and flags of shape (N, 1), both in place; flags that are floats and
+rewards that are integers, which are converted into the cache.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ import numpy as np
 from tqdm import tqdm
 
 from gtp_vision.core import sandbox
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import atomic_write, cached, evict, from_cache, require_space
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.formats.native_checks import FLAT, checked_arrays, writable
-from gtp_vision.datasets.layout import COPY_BYTES, Layout, to_store
+from gtp_vision.datasets.layout import PROGRESS_BYTES, Layout, row_ranges, to_store
 from gtp_vision.datasets.store import Store
 
 FORMAT, VERSION = "gtp-vision", 1
@@ -50,59 +50,55 @@ def create(
     *,
     compression: str | None = None,
 ) -> Iterator[dict[str, h5py.Dataset]]:
-    """A new native file, written aside and renamed when the block ends well.
+    """Create a native file; it is written atomically when the block ends without an exception.
 
     Args:
-        path: the file to be.
-        shapes: data set name (`observations/<name>` for observations) to (shape, dtype).
+        path: the file to be written.
+        shapes: array name (`observations/<name>` for observations) to (shape, dtype).
         metadata: provenance, stored as JSON.
         compression: None for mappable files; "gzip" for small ones.
 
     Yields:
-        Name to h5py data set, to be filled by slices or by `put`.
+        Name to h5py data set, to be filled by slices or by `write_rows`.
 
     Raises:
-        GtpVisionError: the disk is full, or does not work.
+        GtpVisionError: the file cannot be written, e.g. because the disk is full.
     """
-    filling = filled = False
+    is_filling = False
     try:
-        with atomic_write(path) as aside, h5py.File(aside, "w") as file:
+        with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
             file.attrs.update(format=FORMAT, version=VERSION, metadata=json.dumps(metadata))
-            made = {}
+            arrays = {}
             for name, (shape, dtype) in shapes.items():
                 options: dict[str, Any] = {}
                 if compression and len(shape) > 1 and shape[0]:
                     options = {"compression": compression, "compression_opts": 9, "shuffle": False}
-                    # One row of the picture over many frames: gzip then sees a background that stands still.
+                    # One image row over many frames: a static background then compresses well.
                     strip = (1, *shape[2:]) if len(shape) == 4 else shape[1:]
                     options["chunks"] = (min(shape[0], 256), *strip)
-                made[name] = file.create_dataset(name, shape, dtype, **options)
-            filling = True
-            yield made
-            filled = True
+                arrays[name] = file.create_dataset(name, shape, dtype, **options)
+            is_filling = True
+            yield arrays
+            is_filling = False
     except (OSError, RuntimeError) as error:
-        if filling and not filled:  # whoever fills it reads files too, which may be damaged
+        if is_filling:  # an error of the block, which may read a damaged file
             raise
-        raise GtpVisionError(f"{path} cannot be written ({hdf5.first_line(error)}); {_ROOM}") from error
+        raise GtpVisionError(f"{path} cannot be written ({first_line(error)}); {_ROOM}") from error
 
 
-def put(target: h5py.Dataset, start: int, values: np.ndarray) -> None:
-    """Write rows into an array of `create`, from row `start` on.
-
-    Raises:
-        GtpVisionError: the disk is full, or does not work.
-    """
+def write_rows(target: h5py.Dataset, start: int, values: np.ndarray) -> None:
+    """Write rows into an array of `create`, from row `start` on; a full disk is a GtpVisionError."""
     try:
         target[start : start + len(values)] = values
-    except OSError as error:  # else it would be taken for damage of the file that is being read
-        raise GtpVisionError(f"{target.file.filename} cannot be written ({hdf5.first_line(error)}); {_ROOM}") from error
+    except OSError as error:  # not to be confused with damage of the file that is being read
+        raise GtpVisionError(f"{target.file.filename} cannot be written ({first_line(error)}); {_ROOM}") from error
 
 
 def write(path: str | Path, store: Store, *, compression: str | None = None) -> Path:
     """Write a store to a native file.
 
     Args:
-        path: the file to be; an existing one is replaced when the new one is whole.
+        path: the file to be written; an existing one is replaced when the new one is complete.
         store: what to write.
         compression: see `create`.
 
@@ -124,17 +120,17 @@ def write(path: str | Path, store: Store, *, compression: str | None = None) -> 
 
 
 def layout(path: Path, *, elsewhere: bool = False) -> Layout:
-    """Where the arrays of a native file lie; a compressed one goes through the cache once.
+    """Return where the arrays of a native file lie; compressed ones are unpacked into the cache.
 
     Args:
         path: a file of this format.
-        elsewhere: whether it may lack observations, which then lie in other files (only the cache has such files).
+        elsewhere: whether observations may be missing, because they lie in other files (only in the cache).
 
     Raises:
-        GtpVisionError: not HDF5, truncated, another format or version, a missing or mistyped array, a link that
-            leads out of the file, lengths that disagree.
+        GtpVisionError: not HDF5, truncated, another format or version, missing arrays or ones of a wrong type, links,
+            lengths that disagree.
     """
-    with hdf5.opened(path) as file:
+    with hdf5.open_file(path) as file:
         metadata = _check_attributes(file, path)
         arrays = checked_arrays(file, path, elsewhere)
         found = {name: _in_place(name, data, path) for name, data in arrays.items()}
@@ -143,8 +139,8 @@ def layout(path: Path, *, elsewhere: bool = False) -> Layout:
             copied = [name for name in arrays if name in FLAT or not found[name]]
 
             def read_back() -> dict[str, Any]:
-                made = layout(unpacked, elsewhere=True)["arrays"]
-                return {name: made[name] for name in copied}
+                unpacked_arrays = layout(unpacked, elsewhere=True)["arrays"]
+                return {name: unpacked_arrays[name] for name in copied}
 
             found |= from_cache(
                 unpacked, read_back, lambda: _unpack(file, path, {name: arrays[name] for name in copied}, unpacked)
@@ -152,8 +148,8 @@ def layout(path: Path, *, elsewhere: bool = False) -> Layout:
         return {"arrays": found, "attributes": metadata}
 
 
-def entry(data: h5py.Dataset, path: Path) -> dict[str, Any]:
-    """The layout of one contiguous array."""
+def array_layout(data: h5py.Dataset, path: Path) -> dict[str, Any]:
+    """Return the layout of one contiguous array."""
     return {
         "dtype": data.dtype.str,
         "shape": list(data.shape),
@@ -162,11 +158,11 @@ def entry(data: h5py.Dataset, path: Path) -> dict[str, Any]:
 
 
 def _in_place(name: str, data: h5py.Dataset, path: Path) -> dict[str, Any] | None:
-    """The layout of an array that can be mapped in its file; None if it must be unpacked or converted."""
+    """Return the layout of an array that can be mapped in its file; None if it must be unpacked or converted."""
     if (data.size and hdf5.offset(data, path) is None) or data.dtype.kind in FLAT.get(name, ("", ""))[1]:
         return None
-    found = entry(data, path)
-    if data.dtype.kind == "b":  # HDF5 keeps them as bytes of 0 and 1
+    found = array_layout(data, path)
+    if data.dtype.kind == "b":  # HDF5 stores them as bytes of 0 and 1
         found["dtype"] = "|u1"
     if name in FLAT and name != "actions":
         found["shape"] = [data.shape[0]]
@@ -174,60 +170,57 @@ def _in_place(name: str, data: h5py.Dataset, path: Path) -> dict[str, Any] | Non
 
 
 def read(path: Path) -> Store:
-    """A native file as a store of memory-mapped arrays; see `layout`, and `open_store` for files of strangers."""
+    """Open a native file of a trusted source; `formats.open_store` is the function for untrusted files."""
     return to_store(layout(path), path)
 
 
 def is_native(file: h5py.File, path: Path) -> bool:
-    """Whether an HDF5 file says that it is of this format."""
-    return hdf5.text(file, "format", path) == FORMAT
+    """Whether an HDF5 file has the attribute of this format."""
+    return hdf5.text_attribute(file, "format", path) == FORMAT
 
 
 def _check_attributes(file: h5py.File, path: Path) -> dict[str, Any]:
-    """The metadata, if the file is of this format and version."""
+    """Return the metadata, if the file is of this format and version."""
     if not is_native(file, path):
         raise GtpVisionError(
             f"{path} is HDF5 but not a gtp-vision file (no attribute format='{FORMAT}'); "
             f"write it with gtp_vision.datasets.formats.native.write"
         )
-    version = hdf5.text(file, "version", path)
+    version = hdf5.text_attribute(file, "version", path)
     if version is None:
         raise GtpVisionError(
             f"{path} has the attribute 'format' but no attribute 'version'; set file.attrs['version'] = {VERSION}"
         )
     if version != str(VERSION):
         raise GtpVisionError(
-            f"{path} is version {version} of the format, this program reads {VERSION}; "
+            f"{path} has version {version} of the format, this program reads {VERSION}; "
             f"update gtp-vision or write the file again"
         )
-    return hdf5.json_object(file, "metadata", path)
+    return hdf5.json_attribute(file, "metadata", path)
 
 
 def _unpack(file: h5py.File, path: Path, arrays: Mapping[str, h5py.Dataset], target: Path) -> None:
-    """Write arrays into a file of the cache, those of `FLAT` as the store wants them."""
+    """Write arrays into a file of the cache, those of `FLAT` with the store's dtypes."""
     frames = arrays["actions"].shape[0]
     contents: dict[str, Any] = dict(arrays)
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and validation tells where
-        contents["rewards"] = episodes.column(file, "rewards", path, frames).astype(np.float32)
+    contents["rewards"] = episodes.to_float32(episodes.column(file, "rewards", path, frames))
     for name in ("terminals", "timeouts"):
         contents[name] = episodes.flags(file, name, path, frames).astype(np.uint8)
     ends = arrays["episode_ends"]
-    contents["episode_ends"] = episodes.rows(ends, 0, len(ends), path).reshape(len(ends)).astype(np.int64)
+    contents["episode_ends"] = episodes.read_rows(ends, 0, len(ends), path).reshape(len(ends)).astype(np.int64)
     shapes = {name: (data.shape, data.dtype) for name, data in contents.items()}
     size = sum(hdf5.nbytes(*described) for described in shapes.values())
     evict(target.parent, size)
     require_space(target.parent, size, f"unpacking {path.name}")
-    with create(target, shapes, {}) as made:
+    with create(target, shapes, {}) as unpacked:
         for name, data in contents.items():
-            _copy(data, made[name], f"unpacking {path.name}" if size > 1 << 30 else None)
+            _copy(data, unpacked[name], f"unpacking {path.name}" if size > PROGRESS_BYTES else None)
 
 
 def _copy(source: Any, target: h5py.Dataset, label: str | None = None) -> None:
-    rows = source.shape[0]
-    piece = max(1, COPY_BYTES // max(1, int(np.prod(source.shape[1:])) * source.dtype.itemsize))
-    for start in tqdm(range(0, rows, piece), desc=label, disable=label is None):
-        put(target, start, source[start : start + piece])
-        sandbox.alive()
+    for start, stop in tqdm(list(row_ranges(source)), desc=label, disable=label is None):
+        write_rows(target, start, source[start:stop])
+        sandbox.heartbeat()
 
 
 NATIVE = Format("native", "gtp-vision HDF5", lambda path, _: layout(path), hdf5=is_native, write=write)

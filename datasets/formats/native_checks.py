@@ -1,4 +1,4 @@
-"""What the native format wants: of a file that is read, and of a store that is written."""
+"""Checks of the native format: of a file that is read, and of a store that is written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Segmented
 from gtp_vision.datasets.formats import episodes
@@ -22,55 +22,50 @@ FLAT = {
     "rewards": ("f", "biu", "float32 (frames,)"),
     "terminals": ("uib", "f", "uint8 (frames,), 1 where the MDP ended by the row's action"),
     "timeouts": ("uib", "f", "uint8 (frames,), 1 in the last row of each episode that does not end in a terminal"),
-    "episode_ends": (
-        "ui",
-        "",
-        "int64 (episodes,), for each episode the row after its last, counted from the file's first",
-    ),
+    "episode_ends": ("ui", "", "int64 (episodes,), for each episode the row after its last, counted from the first"),
 }
 """Each array's kinds of dtype that are mapped in place (bool as bytes), kinds that are converted, and what to write."""
 _OBSERVATIONS = "a group with uint8 (frames, H, W, C) for each camera and float32 (frames, D) for each state"
-_ANY = "biufcSUOVmM"  # every kind: what is wanted is told in words
+_ANY_KIND = "biufcSUOVmM"  # all, since wrong ones are reported together
 
 
 def checked_arrays(file: h5py.File, path: Path, elsewhere: bool) -> dict[str, h5py.Dataset]:
-    """Name to array, if all are there, inside the file, of the right type and shape, and of one length.
+    """Return name to array, if all arrays are inside the file, of the right types and shapes, and of one length.
 
     Args:
         file: an open file of this format.
         path: of it, for messages.
-        elsewhere: whether it may lack observations.
+        elsewhere: whether observations may be missing.
 
     Raises:
-        GtpVisionError: what is missing or mistyped, all of it in one sentence; links, damage, another length.
+        GtpVisionError: everything that is missing or of a wrong type, in one sentence; links, damage, other lengths.
     """
     members = hdf5.children(file, path)
     faults = [f"has no '{name}' (wanted {wanted})" for name, (*_, wanted) in FLAT.items() if name not in members]
     names: list[str] = []
     if "observations" in members:
-        names = episodes.names(hdf5.group(file, "observations", path), path)
+        names = episodes.member_names(hdf5.group(file, "observations", path), path)
         if not names:
             raise GtpVisionError(f"{path} has no array in its group 'observations'; write the file again")
     elif not elsewhere:
         faults.insert(0, f"has no 'observations' (wanted {_OBSERVATIONS})")
     arrays: dict[str, h5py.Dataset] = {}
     for name in [*(f"observations/{key}" for key in names), *(name for name in FLAT if name in members)]:
-        arrays[name] = data = hdf5.array(file, name, path, kinds=_ANY)
-        fault = _array_fault(name, data)
-        faults += [fault] if fault else []
+        arrays[name] = data = hdf5.array(file, name, path, kinds=_ANY_KIND)
+        faults += filter(None, [_array_fault(name, data)])
     if faults:
         raise GtpVisionError(f"{path}: {'; '.join(faults)}; write the file again")
     frames = arrays["actions"].shape[0]
     for name, data in arrays.items():
         if name != "episode_ends" and data.shape[0] != frames:
             raise GtpVisionError(
-                f"{path}: '{name}' has shape {data.shape}, but 'actions' has {frames} rows; write one row a frame"
+                f"{path}: '{name}' has shape {data.shape}, but 'actions' has {frames} rows; write one row per frame"
             )
     return arrays
 
 
 def _array_fault(name: str, data: h5py.Dataset) -> str | None:
-    """What is wrong with the type or the shape of an array, with what is wanted there."""
+    """Return the fault of an array's type or shape, with what is wanted."""
     if name not in FLAT:
         wanted = "uint8 (frames, H, W, C) for a camera or float32 (frames, D) for a state"
         return None if data.dtype.kind in "uf" else f"{_held(name, data.dtype)} (wanted {wanted})"
@@ -82,16 +77,16 @@ def _array_fault(name: str, data: h5py.Dataset) -> str | None:
 
 
 def _held(name: str, dtype: np.dtype) -> str:
-    """What an array of a wrong type holds, in words."""
+    """Return what an array of a wrong type holds, in words."""
     discrete = ", and discrete actions are not supported" if name == "actions" and dtype.kind in "iu" else ""
-    return f"'{name}' holds {hdf5.WORDS.get(dtype.kind, 'no numbers')}{discrete}"
+    return f"'{name}' holds {hdf5.KINDS.get(dtype.kind, 'other values')}{discrete}"
 
 
 def writable(store: Store) -> Store:
-    """The store with the dtypes of the format.
+    """Return the store with the dtypes of the format.
 
     Raises:
-        GtpVisionError: it cannot be written, with the mend.
+        GtpVisionError: a type, shape, length or name that the format cannot hold.
     """
     place = store.path or "the data set"
     observations = {
@@ -101,11 +96,11 @@ def writable(store: Store) -> Store:
     flat: dict[str, np.ndarray] = {name: np.asarray(getattr(store, name)) for name in FLAT}
     for name, array in flat.items():
         kept, converted, wanted = FLAT[name]
-        if array.size and array.dtype.kind not in kept + converted:  # an empty list is of floats
+        if array.size and array.dtype.kind not in kept + converted:  # an empty list becomes floats
             raise GtpVisionError(f"{place}: {_held(name, array.dtype)}; write {wanted}")
         if not np.isfinite(array).all() and name in ("terminals", "timeouts"):
             raise GtpVisionError(f"{place}: '{name}' holds a number that is not finite; write {wanted}")
-    fit = replace(
+    converted_store = replace(
         store,
         observations=observations,
         actions=flat["actions"].astype(np.float32, copy=False),
@@ -114,11 +109,11 @@ def writable(store: Store) -> Store:
         timeouts=(flat["timeouts"] != 0).astype(np.uint8),
         episode_ends=flat["episode_ends"].astype(np.int64),
     )
-    faults = shape_errors(fit)
+    faults = shape_errors(converted_store)
     if not observations:
         faults.append("there is no observation; give at least one camera or state")
     for name, observed in observations.items():
-        if "/" in episodes.checked(str(name), place):
+        if "/" in episodes.check_name(str(name), place):
             faults.append(f"the observation '{name}' has a '/' in its name; write it without")
         faults += filter(None, [observation_fault(name, observed)])
     if faults:
@@ -127,7 +122,7 @@ def writable(store: Store) -> Store:
         json.dumps(store.attributes)
     except (TypeError, ValueError, RecursionError) as error:
         raise GtpVisionError(
-            f"{place}: the attributes are no JSON ({hdf5.first_line(error)}); give text, numbers, lists and dicts"
+            f"{place}: the attributes cannot be written as JSON ({first_line(error)}); use text, numbers, lists, dicts"
         ) from error
-    check_filters(fit)
-    return fit
+    check_filters(converted_store)
+    return converted_store

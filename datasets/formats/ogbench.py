@@ -1,8 +1,7 @@
 """OGBench's files: `name.npz` with observations, actions, terminals, qpos, qvel and, for manipulation, button_states.
 
-`terminals` marks the last recorded state of a trajectory, not the end of the MDP. Single-task rewards and
-terminals are OGBench's own relabelling of the recorded states (reward of the state before the action, as
-from version 1.2 on).
+`terminals` marks the last recorded state of a trajectory, not the end of the MDP. Single-task rewards and terminals are
+OGBench's own relabeling of the recorded states (reward of the state before the action, as of version 1.2).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,14 +21,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from gtp_vision.core import safe_json, sandbox
+from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import cached, from_cache
+from gtp_vision.core.safe_json import parse_json
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache, to_store
-from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
 
 _INFO = ("qpos", "button_states")
 _STATES = ("qpos", "qvel", "button_states")
@@ -37,8 +36,7 @@ _NAME = re.compile(  # of a data set, or of a single task on it
     r"(visual-)?((point|ant|humanoid)maze-\w+|antsoccer-\w+|cube-\w+|scene|puzzle-\dx\d|powderworld-\w+)"
     r"(-(navigate|stitch|explore|play|noisy))?(-singletask(-task[1-9])?)?(-oraclerep)?(-v0)?"
 )
-_NOTE, _LONGEST_NOTE = "gtp_vision", 1 << 16
-_DENSEST = 1100  # deflate makes at most 1032 bytes of one; more is a lie
+_NOTE, _MAX_NOTE = "gtp_vision", 1 << 16
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
     *(ValueError, KeyError, OverflowError, RuntimeError),
@@ -46,7 +44,7 @@ _DAMAGE = (
 
 
 def dataset_name(env: str) -> str:
-    """The data set of an environment name: `cube-single-play-singletask-task1-v0` is `cube-single-play-v0`."""
+    """Return the data set of an environment: `cube-single-play-v0` for `cube-single-play-singletask-task1-v0`."""
     parts = env.split("-")
     if "singletask" in parts:
         return "-".join(parts[: parts.index("singletask")] + parts[-1:])
@@ -54,10 +52,10 @@ def dataset_name(env: str) -> str:
 
 
 def locate(env: str, folder: Path, *, download: bool = True) -> Path:
-    """The training file of an environment in `folder`, downloaded with its validation file if it is not there.
+    """Return the training file of an environment in `folder`; a missing one is downloaded with its validation file.
 
     Raises:
-        GtpVisionError: no file and no network, with the place where the file belongs.
+        GtpVisionError: the file is missing and cannot be downloaded.
     """
     name = dataset_name(env)
     folder = folder.expanduser()
@@ -65,7 +63,7 @@ def locate(env: str, folder: Path, *, download: bool = True) -> Path:
     if path.exists():
         return path
     if not download:
-        raise GtpVisionError(f"no data set at {path}; put {name}.npz and {name}-val.npz there")
+        raise GtpVisionError(f"there is no data set at {path}; put {name}.npz and {name}-val.npz there")
     from gtp_vision.datasets.download import download as fetch
 
     try:
@@ -85,11 +83,11 @@ def recognises(path: Path) -> bool:
 
 
 def layout(path: Path, env: str | None = None) -> Layout:
-    """An OGBench file, decompressed once into the cache.
+    """Return the layout of an OGBench file, decompressed once into the cache.
 
     Args:
         path: the .npz file.
-        env: environment name; a `singletask` one has its rewards and terminals relabelled. None is the file's name.
+        env: environment name; rewards and terminals of a `singletask` one are relabeled. None is the file's name.
 
     Raises:
         GtpVisionError: truncated or missing members, lengths that disagree.
@@ -98,43 +96,26 @@ def layout(path: Path, env: str | None = None) -> Layout:
         env = path.stem
     elif not _NAME.fullmatch(env):
         raise GtpVisionError(
-            f"'{env}' is no name of an OGBench environment; a name looks like cube-single-play-v0 or, with rewards, "
+            f"'{env}' is not the name of an OGBench environment; use one like cube-single-play-v0 or, with rewards, "
             f"cube-single-play-singletask-task1-v0"
         )
     found = through_cache(path, lambda: _opened(path), "ogbench")
     found["attributes"]["env"] = env
-    if "singletask" in env.split("-"):  # frames are unpacked once for all tasks, labels for each
+    if "singletask" in env.split("-"):  # frames are unpacked once for all tasks, labels per task
         found["attributes"]["ogbench"] = version("ogbench")
         found["arrays"] |= _labels(path, env, found["arrays"]["actions"]["shape"][0])
     return found
 
 
 def states(path: Path) -> dict[str, Any]:
-    """The arrays of a layout: the simulator's states that the file records beside its observations, float32 (N, D).
+    """Return the layouts of the simulator's states in the file, float32 (N, D), which no policy reads."""
 
-    Whoever asks what features hold may look at them; a policy never does.
-    """
-    target = cached(path, "ogbench states")
-
-    def make() -> None:
+    def computed() -> dict[str, np.ndarray]:
         with _archive(path) as archive:
-            held = [name for name in _STATES if f"{name}.npy" in archive.namelist()]
-            arrays = {name: _load(archive, name).astype(np.float32) for name in held}
-        arrays = {name: array for name, array in arrays.items() if array.ndim == 2}
-        with native.create(target, {name: (array.shape, array.dtype) for name, array in arrays.items()}, {}) as made:
-            for name, array in arrays.items():
-                made[name][:] = array
+            arrays = {name: _load(archive, name) for name in _STATES if f"{name}.npy" in archive.namelist()}
+        return {name: array.astype(np.float32) for name, array in arrays.items() if array.ndim == 2}
 
-    def found() -> dict[str, Any]:
-        with hdf5.opened(target) as file:
-            return {name: native.entry(file[name], target) for name in _STATES if name in file}
-
-    return from_cache(target, found, make)
-
-
-def read(path: Path, env: str) -> Store:
-    """An OGBench file as a store; see `layout`, and `open_store` for files of strangers."""
-    return to_store(layout(path, env), path)
+    return _computed_once(cached(path, "ogbench states"), computed)
 
 
 @contextmanager
@@ -143,8 +124,8 @@ def _opened(path: Path) -> Iterator[FileArrays]:
         small = {name: _load(archive, name) for name in ("actions", "terminals")}
         if small["actions"].dtype.kind in "iu":
             raise GtpVisionError(
-                f"{path}: 'actions' holds whole numbers, and discrete actions are not supported; "
-                "choose a data set of continuous ones"
+                f"{path}: 'actions' holds integers, and discrete actions are not supported; choose a data set with "
+                f"continuous actions"
             )
         with archive.open("observations.npy") as stream:
             shape, dtype = _header(archive, "observations", stream)
@@ -169,56 +150,62 @@ def _opened(path: Path) -> Iterator[FileArrays]:
 
 
 def _labels(path: Path, env: str, frames: int) -> dict[str, Any]:
-    """The layout of a single task's rewards and terminals, computed once into the cache."""
-    target = cached(path, "ogbench labels", env, version("ogbench"))
+    """Return the layouts of a single task's rewards and terminals."""
 
-    def make() -> None:
+    def computed() -> dict[str, np.ndarray]:
         with _archive(path) as archive:
             info = {name: _load(archive, name) for name in _INFO if f"{name}.npy" in archive.namelist()}
             rewards, terminals = _relabel(path, env, info, frames)
-        arrays = {"rewards": rewards.astype(np.float32), "terminals": terminals}
-        shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-        with native.create(target, shapes, {"env": env}) as made:
+        return {"rewards": rewards.astype(np.float32), "terminals": terminals}
+
+    return _computed_once(cached(path, "ogbench labels", env, version("ogbench")), computed)
+
+
+def _computed_once(target: Path, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, Any]:
+    """Return the layouts of arrays that are computed once into an entry of the cache."""
+
+    def make() -> None:
+        arrays = compute()
+        with native.create(target, {name: (array.shape, array.dtype) for name, array in arrays.items()}, {}) as file:
             for name, array in arrays.items():
-                made[name][:] = array
+                native.write_rows(file[name], 0, array)
 
-    def found() -> dict[str, Any]:
-        with hdf5.opened(target) as file:
-            return {name: native.entry(file[name], target) for name in ("rewards", "terminals")}
+    def read() -> dict[str, Any]:
+        with hdf5.open_file(target) as file:
+            return {name: native.array_layout(hdf5.array(file, name, target), target) for name in file}
 
-    return from_cache(target, found, make)
+    return from_cache(target, read, make)
 
 
 @contextmanager
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The open archive; what is wrong with it is told as a fault of the file."""
+    """Open the archive; every error inside the block is reported as a fault of the file."""
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (OSError, *_DAMAGE) as error:
         raise GtpVisionError(
-            f"{path} cannot be read as an OGBench file ({type(error).__name__}: {error}); "
-            f"it is missing, truncated or of another format: copy or download it again"
+            f"{path} cannot be read as an OGBench file ({type(error).__name__}: {error}): "
+            f"it is missing, truncated or of another format; copy or download it again"
         ) from error
 
 
 def _record(archive: zipfile.ZipFile) -> dict[str, Any]:
-    """What `gtp-vision data collect` noted of how it made the file; OGBench's own files note nothing."""
+    """Return the note of `gtp-vision data collect`; OGBench's own files have none."""
     if f"{_NOTE}.npy" not in archive.namelist():
         return {}
-    if archive.getinfo(f"{_NOTE}.npy").file_size > _LONGEST_NOTE:
-        raise ValueError(f"{_NOTE} is longer than {_LONGEST_NOTE} bytes")
+    if archive.getinfo(f"{_NOTE}.npy").file_size > _MAX_NOTE:
+        raise ValueError(f"{_NOTE} is longer than {_MAX_NOTE} bytes")
     try:
-        found = safe_json.json_object(str(_load(archive, _NOTE, kinds="U")[()]))
-        kept = ("rendering", "recipe", "seed", "command", "versions")
-        noted: dict[str, Any] = {name: found[name] for name in kept if name in found}
-        quality = dict(noted.get("rendering", {}))
-    except (ValueError, TypeError, IndexError) as error:
+        note = parse_json(str(_load(archive, _NOTE, kinds="U")[()]), _NOTE)
+        note = {name: note[name] for name in ("rendering", "recipe", "seed", "command", "versions") if name in note}
+        rendering = dict(note.get("rendering", {}))
+    except (GtpVisionError, ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{_NOTE} is not the JSON object that gtp-vision writes") from error
-    for name, value in quality.items():
+    for name, value in rendering.items():
         if value is not None and not (isinstance(value, int) and 0 <= value < 1 << 20):
-            raise ValueError(f"{_NOTE} has a rendering of {str(name)[:40]!r} {str(value)[:40]!r}: no small number")
-    return noted
+            raise ValueError(f"{_NOTE} has the rendering {name[:40]!r} {str(value)[:40]!r}, not a small integer")
+    return note
 
 
 def _streamed(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> Piece:
@@ -236,8 +223,8 @@ def _relabel(path: Path, env: str, info: dict[str, np.ndarray], frames: int) -> 
     for name, array in info.items():
         if array.ndim != 2 or len(array) != frames:
             raise ValueError(f"{name} has shape {array.shape} for {frames} frames")
-    name = env.removeprefix("visual-")  # states are enough: nothing is rendered here
-    with sandbox.unlimited(), warnings.catch_warnings():
+    name = env.removeprefix("visual-")  # nothing is rendered here
+    with sandbox.unlimited_memory(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Box (low|high).*")  # Gymnasium's, of OGBench's own spaces
         import gymnasium
         import ogbench
@@ -246,13 +233,13 @@ def _relabel(path: Path, env: str, info: dict[str, np.ndarray], frames: int) -> 
         try:
             simulator = ogbench.make_env_and_datasets(name, env_only=True)
         except gymnasium.error.Error as error:
-            raise GtpVisionError(f"'{env}' is no OGBench environment ({error}); check the name") from error
-        has, wants = info["qpos"].shape[1], simulator.unwrapped.model.nq
-        if has != wants:  # relabelling would take its numbers for those of another robot or object
+            raise GtpVisionError(f"'{env}' is not an OGBench environment ({error}); check the name") from error
+        width, wanted = info["qpos"].shape[1], simulator.unwrapped.model.nq
+        if width != wanted:  # the numbers are those of another robot or object
             simulator.close()
             raise GtpVisionError(
-                f"{path}: 'qpos' has {has} numbers a frame, but '{env}' has {wants}; name the environment that the "
-                f"file was recorded in"
+                f"{path}: 'qpos' has {width} numbers per frame, but '{env}' has {wanted}; name the environment that "
+                f"the file was recorded in"
             )
         try:
             labels = dict(info)
@@ -267,26 +254,20 @@ def _relabel(path: Path, env: str, info: dict[str, np.ndarray], frames: int) -> 
 def _header(
     archive: zipfile.ZipFile, name: str, stream: IO[bytes], kinds: str = "uifb"
 ) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of a member, of NumPy's `kinds`, that is as large as it says; `stream` is after its header."""
+    """Read shape and dtype of a member, of NumPy's `kinds`, that is as large as it declares."""
     version = np.lib.format.read_magic(stream)
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
         shape, fortran, dtype = reader(stream)
-    except (
-        tokenize.TokenError,
-        SyntaxError,
-        TypeError,
-        RecursionError,
-        MemoryError,
-    ) as error:  # of Python's own parser
+    except (tokenize.TokenError, SyntaxError, TypeError, RecursionError, MemoryError) as error:  # of Python's parser
         raise ValueError(f"the header of {name} is damaged") from error
     if fortran or dtype.kind not in kinds:
         raise ValueError(f"{name} of dtype {dtype} in this order is not an OGBench array")
     if not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"{name} has shape {shape}")
     size, member = hdf5.nbytes(shape, dtype), archive.getinfo(f"{name}.npy")
-    if size > min(member.file_size, _DENSEST * member.compress_size):
-        raise ValueError(f"{name} claims {size} bytes, which are not there")
+    if size > min(member.file_size, hdf5.MAX_COMPRESSION * member.compress_size):
+        raise ValueError(f"{name} declares {size} bytes, more than the file holds")
     return shape, dtype
 
 

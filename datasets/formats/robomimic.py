@@ -1,4 +1,4 @@
-"""robomimic's HDF5: a group a demonstration, with the observations before and after every action.
+"""robomimic's HDF5: a group per demonstration, with the observations before and after every action.
 
     /data                      attributes env_args (JSON), total
     /data/demo_<i>             attribute num_samples = N
@@ -6,17 +6,17 @@
         rewards dones          (N,)
         obs/<key>              (N, ...) before each action; pictures are uint8 (N, H, W, C)
         next_obs/<key>         (N, ...) after each action; may be missing
-        states                 (N, D) of the simulator; no observation, not read
+        states                 (N, D) of the simulator; not an observation, not read
     /mask/<filter>             names of demonstrations
 
-`dones` are terminals, as robomimic's own algorithms read them: no value is taken from beyond such a row. The store
-takes every frame once: `next_obs` but its last row is the following row of `obs`. That last row, the observation that
-the last action led to, becomes a row of its own, a timeout. A demonstration without `next_obs` (of all its keys), or
-whose attribute `final_observation_recorded` is 0, has no such row: there the last action has no outcome unless it is
-done. Missing `rewards` are 0, missing `dones` are 0.
+`dones` are terminals, as robomimic's own algorithms use them: no value is taken from beyond such a row. The store
+holds every frame once: `next_obs` is the following row of `obs`, except its last row. That one, the observation after
+the last action, becomes an additional row, a timeout. A demonstration without `next_obs` (of all its keys), or whose
+attribute `final_observation_recorded` is 0, has no such row: its last action has no outcome unless it is done. Missing
+`rewards` are 0, missing `dones` are 0.
 
-Our own attributes of a store are kept as JSON in the attribute `gtp_vision` of /data. Those of a file of others are
-`suite`, `source`, `env`, `env_args`, `rendering`, and in both cases `filters`: name to numbers of episodes.
+A store's attributes are JSON in the attribute `gtp_vision` of /data. Files of other writers get `suite`, `source`,
+`env`, `env_args`, `rendering`, and both get `filters`: name to numbers of episodes.
 """
 
 from __future__ import annotations
@@ -38,12 +38,19 @@ from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array, Segmented, view
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import COPY_BYTES, FileArrays, Layout, Piece, check_filters, through_cache, to_store
+from gtp_vision.datasets.layout import (
+    PROGRESS_BYTES,
+    FileArrays,
+    Layout,
+    Piece,
+    check_filters,
+    row_ranges,
+    through_cache,
+)
 from gtp_vision.datasets.store import Store
 
 _PREFIX = "demo_"
-_GYM = 2  # robomimic's number of the environment type, where a store says nothing of it
-_PROGRESS_BYTES = 1 << 28  # a bar is shown for more
+_GYM = 2  # robomimic's number of the environment type, for stores that do not hold one
 _FINAL = "final_observation_recorded"
 
 
@@ -51,41 +58,36 @@ def recognises(file: h5py.File, path: Path) -> bool:
     """Whether an open HDF5 file holds demonstrations."""
     if "data" not in hdf5.children(file, path):
         return False
-    data = hdf5.child(file, "data", path)
+    data = hdf5.member(file, "data", path)
     return isinstance(data, h5py.Group) and any(name.startswith(_PREFIX) for name in hdf5.children(data, path))
 
 
 def layout(path: Path) -> Layout:
-    """A robomimic file: large contiguous cameras in place, all else copied once into the cache.
+    """Return the layout of a robomimic file: large contiguous cameras in place, all else in the cache.
 
     Raises:
-        GtpVisionError: damage, missing or mistyped arrays, lengths that disagree, two demonstrations of one number, a
-            filter that names no demonstration.
+        GtpVisionError: damage, missing arrays or ones of a wrong type, lengths that disagree, two demonstrations of the
+            same number, a filter that names an unknown demonstration.
     """
     return through_cache(path, lambda: _opened(path), "robomimic")
-
-
-def read(path: Path) -> Store:
-    """A robomimic file as a store; see `layout`, and `open_store` for files of strangers."""
-    return to_store(layout(path), path)
 
 
 def write(path: Path, store: Store) -> Path:
     """Write a store as a file that robomimic's own `SequenceDataset` reads, with `next_obs` and the filters.
 
-    An episode whose last row has no outcome gives its last observation as the last `next_obs`; the action and the
-    reward of that row, which nobody can use, are not kept. An episode that ends in a terminal row has no later
-    observation: its last frame is repeated, and `final_observation_recorded` is 0.
+    If the last row of an episode has no outcome, its observation becomes the last `next_obs`, and its action and reward
+    are dropped. If it is a terminal, no later observation is recorded: the last frame is repeated, and
+    `final_observation_recorded` is 0.
 
     Args:
-        path: the file to be; an existing one is replaced when the new one is whole.
+        path: the file to be written; an existing one is replaced when the new one is complete.
         store: what to write; its frames are read piece by piece.
 
     Returns:
         `path`.
 
     Raises:
-        GtpVisionError: an episode without an outcome, or filters that name no episode.
+        GtpVisionError: an episode without an outcome, or filters that name unknown episodes.
     """
     outcome = store.has_outcome
     filters = _checked_filters(store)
@@ -96,14 +98,12 @@ def write(path: Path, store: Store) -> Path:
                 f"cannot hold; remove the episode"
             )
     attributes = {name: value for name, value in store.attributes.items() if name != "filters"}
-    with atomic_write(path) as aside, h5py.File(aside, "w") as file:
+    with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         data = file.create_group("data")
         data.attrs["env_args"] = json.dumps(_env_args(store.attributes), indent=4)
         data.attrs["gtp_vision"] = json.dumps(attributes)
         data.attrs["total"] = len(store.transitions)
-        for number in tqdm(
-            range(store.episodes), desc=f"writing {path.name}", disable=store.nbytes() < _PROGRESS_BYTES
-        ):
+        for number in tqdm(range(store.episodes), desc=f"writing {path.name}", disable=store.nbytes() < PROGRESS_BYTES):
             start, stop = int(store.episode_starts[number]), int(store.episode_ends[number])
             steps = stop - start - (not outcome[stop - 1])
             kept = slice(start, start + steps)
@@ -147,7 +147,7 @@ def write_demo(
         dones: (N,), not 0 where the MDP ended, stored as int64.
         states: (N, D), the simulator's, as they are.
         model_file: the simulator's XML.
-        attributes: of the demonstration's group, beside `num_samples`.
+        attributes: of the demonstration's group, in addition to `num_samples`.
 
     Returns:
         The demonstration's group.
@@ -158,13 +158,11 @@ def write_demo(
     demo["dones"] = (np.asarray(dones) != 0).astype(np.int64)
     if states is not None:
         demo["states"] = np.asarray(states)
-    for group, found in (("obs", obs), ("next_obs", next_obs)):
-        for name, frames in found.items():
-            made = demo.create_dataset(f"{group}/{name}", frames.shape, frames.dtype)
-            row = int(np.prod(frames.shape[1:])) * frames.dtype.itemsize
-            step = max(1, COPY_BYTES // max(1, row))
-            for start in range(0, frames.shape[0], step):
-                made[start : start + step] = frames[start : start + step]
+    for group, observations in (("obs", obs), ("next_obs", next_obs)):
+        for name, frames in observations.items():
+            target = demo.create_dataset(f"{group}/{name}", frames.shape, frames.dtype)
+            for start, stop in row_ranges(frames):
+                target[start:stop] = frames[start:stop]
     demo.attrs["num_samples"] = len(actions)
     if model_file is not None:
         demo.attrs["model_file"] = model_file
@@ -173,49 +171,49 @@ def write_demo(
 
 
 def _later(array: Array, start: int, stop: int, steps: int) -> Array:
-    """The frames after each of an episode's first `steps` rows; the last frame again where none is recorded."""
+    """Return the frames after each of an episode's first `steps` rows; a missing last one is repeated."""
     later = view(array, start + 1, stop)
     return later if len(later) == steps else Segmented([later, view(array, stop - 1, stop)])
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[FileArrays]:
-    with hdf5.opened(path) as file:
+    with hdf5.open_file(path) as file:
         data = hdf5.group(file, "data", path)
-        demos = episodes.numbered(data, _PREFIX, path)
+        demos = episodes.numbered_members(data, _PREFIX, path)
         if not demos:
             raise GtpVisionError(f"{path} has no demonstration ('data/{_PREFIX}0' and so on); write the file again")
         recording = episodes.Recording(path)
         omitted: dict[str, list[str]] = {}
         for name in demos:
             omitted = _add(recording, hdf5.group(data, name, path), path)
-            sandbox.alive()
-        yield recording.source(_attributes(file, data, demos, path) | omitted)
+            sandbox.heartbeat()
+        yield recording.file_arrays(_attributes(file, data, demos, path) | omitted)
 
 
 def _add(recording: episodes.Recording, demo: h5py.Group, path: Path) -> dict[str, list[str]]:
-    """Add a demonstration; returns the attribute `left_out`."""
-    whole = demo.name.lstrip("/")
-    members = episodes.names(demo, path)
+    """Add a demonstration and return the attribute `left_out`."""
+    full_name = demo.name.lstrip("/")
+    members = episodes.member_names(demo, path)
     actions = episodes.matrix(demo, "actions", path, kinds="fiu")
     count = len(actions)
     _check_samples(demo, count, path)
     if "obs" not in members:
         raise GtpVisionError(
-            f"{path}: '{whole}' has no 'obs', only what the simulator needs to make them; "
-            f"run robomimic's dataset_states_to_obs.py on the file"
+            f"{path}: '{full_name}' has no 'obs', only states of the simulator; run robomimic's "
+            f"dataset_states_to_obs.py on the file"
         )
     found = _observations(hdf5.group(demo, "obs", path), path, count)
-    pieces = {name: [piece] for name, piece in episodes.usable(found, whole, path).items()} if count else {}
-    if "next_obs" in members and count and hdf5.text(demo, _FINAL, path, "1") != "0":
+    pieces = {name: [piece] for name, piece in episodes.usable(found, full_name, path).items()} if count else {}
+    if "next_obs" in members and count and hdf5.text_attribute(demo, _FINAL, path, "1") != "0":
         later = hdf5.group(demo, "next_obs", path)
-        if pieces.keys() <= set(episodes.names(later, path)):
+        if pieces.keys() <= set(episodes.member_names(later, path)):
             for name, last in _observations(later, path, count, list(pieces)).items():
                 if last is not None:
                     pieces[name].append(episodes.last_row(last))
     zeros = np.zeros(count, np.float32)
     recording.add(
-        whole,
+        full_name,
         pieces,
         actions,
         episodes.column(demo, "rewards", path, count) if "rewards" in members else zeros,
@@ -227,12 +225,12 @@ def _add(recording: episodes.Recording, demo: h5py.Group, path: Path) -> dict[st
 def _observations(
     group: h5py.Group, path: Path, count: int, keys: Sequence[str] | None = None
 ) -> dict[str, Piece | None]:
-    found = episodes.names(group, path) if keys is None else keys
+    found = episodes.member_names(group, path) if keys is None else keys
     return {name: episodes.observation(group, name, path, count) for name in found} if count else {}
 
 
 def _check_samples(demo: h5py.Group, count: int, path: Path) -> None:
-    declared = hdf5.text(demo, "num_samples", path)
+    declared = hdf5.text_attribute(demo, "num_samples", path)
     if declared is not None and declared != str(count):
         raise GtpVisionError(
             f"{path}: '{demo.name.lstrip('/')}' has {count} actions, but num_samples says {declared[:20]!r}; "
@@ -241,9 +239,9 @@ def _check_samples(demo: h5py.Group, count: int, path: Path) -> None:
 
 
 def _attributes(file: h5py.File, data: h5py.Group, demos: Sequence[str], path: Path) -> dict[str, Any]:
-    env_args = hdf5.json_object(data, "env_args", path)
-    ours = hdf5.json_object(data, "gtp_vision", path)
-    ours.pop("filters", None)  # the masks say it
+    env_args = hdf5.json_attribute(data, "env_args", path)
+    ours = hdf5.json_attribute(data, "gtp_vision", path)
+    ours.pop("filters", None)  # the masks hold them
     theirs = {
         "suite": "robomimic",
         "source": path.name,
@@ -256,20 +254,22 @@ def _attributes(file: h5py.File, data: h5py.Group, demos: Sequence[str], path: P
 
 
 def _filters(file: h5py.File, demos: Sequence[str], path: Path) -> dict[str, list[int]]:
-    """Filter to numbers of episodes."""
+    """Return the numbers of the episodes of each filter."""
     if "mask" not in hdf5.children(file, path):
         return {}
     masks = hdf5.group(file, "mask", path)
     numbers = {name: number for number, name in enumerate(demos)}
     found: dict[str, list[int]] = {}
-    for key in episodes.names(masks, path):
+    for key in episodes.member_names(masks, path):
         data = hdf5.array(masks, key, path, kinds="SO", ndim=1)
         if data.dtype.kind == "O" and h5py.check_string_dtype(data.dtype) is None:
             raise GtpVisionError(f"{path}: 'mask/{key}' does not hold names of demonstrations; write it again")
-        named = [_text(name) for name in episodes.rows(data, 0, data.shape[0], path)]
+        named = [_text(name) for name in episodes.read_rows(data, 0, data.shape[0], path)]
         for name in named:
             if name not in numbers:
-                raise GtpVisionError(f"{path}: 'mask/{key}' names {name[:40]!a}, which is no demonstration; correct it")
+                raise GtpVisionError(
+                    f"{path}: 'mask/{key}' names {name[:40]!a}, which is not a demonstration; correct it"
+                )
         found[key] = [numbers[name] for name in named]
     return found
 
@@ -279,7 +279,7 @@ def _text(name: Any) -> str:
 
 
 def _env_args(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """What robomimic wants to know of the environment."""
+    """Return robomimic's description of the environment."""
     known = attributes.get("env_args")
     if isinstance(known, Mapping) and known:
         return dict(known)
@@ -291,7 +291,7 @@ def _checked_filters(store: Store) -> dict[str, list[int]]:
     filters = store.attributes.get("filters", {})
     place = store.path or "data set"
     for name in filters:
-        if "/" in episodes.checked(name, place):
+        if "/" in episodes.check_name(name, place):
             raise GtpVisionError(f"{place}: the filter '{name}' cannot be written; give it a plain name")
     return dict(filters)
 

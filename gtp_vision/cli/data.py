@@ -129,7 +129,7 @@ def _view(arguments: argparse.Namespace, _: list[str]) -> int:
 
     target = arguments.out or Path(f"{arguments.path.resolve().stem}.html")
     episodes = viewing.EPISODES if arguments.episodes is None else arguments.episodes
-    viewing.check(target, episodes)
+    viewing.check_target(target, episodes)
     found, store = inspect(arguments.path, arguments.env)
     viewing.write_page(target, found, store, episodes)
     for kind in ("problems", "warnings"):

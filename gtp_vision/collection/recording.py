@@ -26,10 +26,9 @@ from typing import IO, Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.names import __version__
-from gtp_vision.datasets.hdf5 import first_line
 from gtp_vision.envs import close, quiet_worker
 
 _SETTINGS = "settings.json"

@@ -13,9 +13,8 @@ import torch
 from tqdm import tqdm
 
 from gtp_vision.collection.recording import InterruptedCollectionError, seed_of
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import atomic_write
-from gtp_vision.datasets.hdf5 import first_line
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec, close
 

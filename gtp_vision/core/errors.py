@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception for what the user can fix, and helpers for its message."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 class GtpVisionError(Exception):
-    """A mistake of input or machine, told in one sentence: the thing, the place and the mend.
+    """A fault of the input or the machine, in one sentence: what failed, why, and what to run or set.
 
-    The command line prints the message without a traceback and exits with `exit_status`.
-    Everything else that is raised is a defect of this package and keeps its traceback.
+    The command line prints the message without a traceback and exits with `exit_status`. Every other exception is a
+    defect of this package and keeps its traceback.
 
     Args:
-        message: the sentence. What cannot be shown in a line of it, from names in a stranger's file, becomes a space.
+        message: the sentence. Characters that are not printable (names in untrusted files) become spaces.
     """
 
     exit_status = 2
@@ -22,8 +22,13 @@ class GtpVisionError(Exception):
         super().__init__("".join(letter if letter.isprintable() else " " for letter in message))
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, at most 200 characters; its type if the message is empty."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def propose(word: str, known: Iterable[str], limit: int = 3) -> str:
-    """A clause that proposes the nearest of `known` to a mistyped `word`, or lists them when none is near.
+    """Return a clause that proposes the nearest of `known` to a mistyped `word`, or lists them if none is near.
 
     Example: `propose("gpt", ["gtp", "gtp_bc"])` returns `did you mean 'gtp' or 'gtp_bc'?`.
     """

@@ -134,7 +134,7 @@ def fingerprint(path: Path, *extra: str) -> str:
             digest.update(stream.read(_SAMPLE))
             stream.seek(max(0, stat.st_size - _SAMPLE))
             digest.update(stream.read(_SAMPLE))
-        sandbox.alive()
+        sandbox.heartbeat()
     return digest.hexdigest()
 
 

@@ -1,27 +1,67 @@
-"""JSON of strangers: an object, and not nested so deeply that writing it again would fail."""
+"""The reader of untrusted JSON: an object of bounded size and depth, or one sentence with the path."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
-_DEEPEST = 100  # levels; JSON's own functions fail at about 1000, the sooner the more functions are around them
+from gtp_vision.core.errors import GtpVisionError, first_line
+
+_MAX_BYTES = 50_000_000
+_MAX_DEPTH = 100  # JSON's own functions fail at about 1000 levels, earlier the deeper they are called
 
 
-def json_object(text: str | bytes) -> dict[str, Any]:
-    """A JSON object.
+def read_json(path: Path, *, what: str = "", limit: int = _MAX_BYTES, advice: str = "copy it again") -> dict[str, Any]:
+    """Read a file that holds a JSON object.
+
+    Args:
+        path: the file.
+        what: what the file is, for the message, e.g. "the spaces of the data set".
+        limit: bytes that the file may have.
+        advice: what to do about a file that is missing or damaged.
 
     Raises:
-        ValueError: the text is no JSON, no object, or has more than 100 levels.
+        GtpVisionError: the file is missing, not a regular file, too large, or does not hold a JSON object.
     """
+    meaning = f", which holds {what}," if what else ""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError("no such file")
+        if (size := path.stat().st_size) > limit:
+            raise ValueError(f"{size} bytes, at most {limit} are read")
+        return _parsed(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        raise GtpVisionError(f"{path}{meaning} cannot be read as a JSON object ({reason}); {advice}") from error
+
+
+def parse_json(text: str | bytes, what: str, *, advice: str = "write it again") -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Args:
+        text: the JSON.
+        what: where the text comes from, for the message, e.g. "my.h5: the attribute 'metadata'".
+        advice: what to do about text that is damaged.
+
+    Raises:
+        GtpVisionError: the text is not JSON, not an object, or nested deeper than 100 levels.
+    """
+    try:
+        return _parsed(text)
+    except ValueError as error:
+        raise GtpVisionError(f"{what} is not a JSON object ({first_line(error)}); {advice}") from error
+
+
+def _parsed(text: str | bytes) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError("no object")
+        raise ValueError("not an object")
     level: list[Any] = [found]
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         level = [
             inner
             for value in level
@@ -30,4 +70,4 @@ def json_object(text: str | bytes) -> dict[str, Any]:
         ]
         if not level:
             return found
-    raise ValueError(f"more than {_DEEPEST} levels")
+    raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")

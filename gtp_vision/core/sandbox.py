@@ -1,8 +1,8 @@
-"""A process apart, in which files of strangers are opened.
+"""A child process that opens untrusted files.
 
-A damaged HDF5 file can make its library hang, crash or ask for all the memory there is. So data sets are opened by a
-child process, which is started once, answers with JSON, may take little more memory than the file is large, and is
-killed when it shows no sign of life; each of these ends in a sentence about the file.
+A damaged HDF5 file can make its library hang, crash or allocate all memory. So data sets are opened by a child process
+that is started once, answers with JSON, may use little more memory than the size of the file, and is killed when its
+heartbeat stops. Each of these failures becomes one sentence about the file.
 """
 
 from __future__ import annotations
@@ -29,42 +29,49 @@ from tqdm import tqdm
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.registry import QUIET
 
-_PATIENCE = 20.0  # seconds without a sign of life
+_PATIENCE = 20.0  # seconds without a heartbeat
 _ALLOWANCE = 200_000_000  # bytes of memory beyond the file's size
-_FAREWELL = 0.5  # seconds to tidy up
-_COUNTED = 100_000  # files of a folder
+_TERMINATION = 0.5  # seconds for the child to clean up
+_MAX_FILES = 100_000  # of a folder, whose sizes are added up
 _BEAT = b"\n"
-_STATUS = "/proc/self/status"  # Linux tells there what RLIMIT_DATA counts; elsewhere memory is not limited
-_PASSED_ON = (
+_STATUS = "/proc/self/status"  # where Linux shows what RLIMIT_DATA counts; elsewhere memory is not limited
+_ENVIRONMENT = (
     *("GTP_VISION_CACHE", "GTP_VISION_CACHE_SIZE", "GTP_VISION_PATIENCE"),
     *("XDG_CACHE_HOME", "HOME", "TQDM_DISABLE"),
 )
 
 _lock = threading.Lock()
 _child: subprocess.Popen | None = None
-_answers: IO[bytes] | None = None  # in the child: where signs of life and answers go
+_answers: IO[bytes] | None = None  # in the child: the stream of heartbeats and answers
 _last_beat = 0.0
 
 
 def call(function: str, path: Path, *arguments: Any) -> Any:
-    """Call a function in the process apart.
+    """Call a function in the child process.
 
     Args:
-        function: `module:name` of a function of (path, *arguments), JSON-able, that returns what is JSON-able.
-        path: the file or folder that it reads; its size bounds the memory.
-        *arguments: JSON-able.
+        function: `module:name` of a function of (path, *arguments) that returns a JSON-able value.
+        path: the file or folder that the function reads; its size bounds the child's memory.
+        *arguments: JSON-able values.
 
     Raises:
-        GtpVisionError: what the function raised as such; the file made it hang, crash or run out of memory.
+        GtpVisionError: the function raised one; the file made it hang, crash or run out of memory.
+        RuntimeError: any other exception of the function, with its traceback.
     """
+    request = {
+        "function": function,
+        "path": str(path),
+        "arguments": arguments,
+        "bytes": _size(path),
+        "folder": os.getcwd(),
+        "environment": {key: value for key, value in os.environ.items() if key in _ENVIRONMENT},
+    }
     with _lock:
-        request = {"function": function, "path": str(path), "arguments": arguments, "bytes": _size(path)}
-        environment = {key: value for key, value in os.environ.items() if key in _PASSED_ON}
-        return _call(request | {"folder": os.getcwd(), "environment": environment}, path)
+        return _call(request, path)
 
 
-def alive() -> None:
-    """Tell who waits that work goes on; to be called between pieces of long work. Outside the child it does nothing."""
+def heartbeat() -> None:
+    """Report progress to the waiting parent; call this between pieces of long work. Does nothing outside the child."""
     global _last_beat
     if _answers is not None and time.monotonic() - _last_beat > 0.2:
         _last_beat = time.monotonic()
@@ -73,34 +80,33 @@ def alive() -> None:
 
 
 @contextlib.contextmanager
-def unlimited() -> Iterator[None]:
-    """Lift the memory's limit for a block that does not depend on the file: a simulator, say."""
+def unlimited_memory() -> Iterator[None]:
+    """Lift the memory limit, and keep the heartbeat, for a block that does not depend on the file, e.g. a simulator."""
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     before = _data_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
-    stop = threading.Event()
-    beating = threading.Thread(target=_beat_until, args=(stop,), daemon=True)
+    finished = threading.Event()
+    beating = threading.Thread(target=_beat_until, args=(finished,), daemon=True)
     beating.start()
     try:
         yield
     finally:
-        stop.set()
+        finished.set()
         beating.join()
-        if soft != resource.RLIM_INFINITY:  # what the block keeps, its modules, is not the file's
+        if soft != resource.RLIM_INFINITY:  # the memory that the block keeps (its modules) is not the file's
             _limit(soft + max(0, _data_bytes() - before))
 
 
 def patience() -> float:
-    """Seconds without a sign of life after which a file is given up: $GTP_VISION_PATIENCE, else 20."""
+    """Return the seconds without a heartbeat after which reading is aborted: $GTP_VISION_PATIENCE, else 20."""
+    chosen = os.environ.get("GTP_VISION_PATIENCE", str(_PATIENCE))
     try:
-        seconds = float(os.environ.get("GTP_VISION_PATIENCE", _PATIENCE))
-        if not seconds > 0:
-            raise ValueError("a file needs some time")
-        return seconds
-    except ValueError as error:
-        raise GtpVisionError(
-            f"GTP_VISION_PATIENCE={os.environ['GTP_VISION_PATIENCE']} is no number of seconds; set it to one"
-        ) from error
+        seconds = float(chosen)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise GtpVisionError(f"GTP_VISION_PATIENCE={chosen} is not a number of seconds above 0; set it to one")
+    return seconds
 
 
 def _call(request: dict[str, Any], path: Path) -> Any:
@@ -110,7 +116,7 @@ def _call(request: dict[str, Any], path: Path) -> Any:
         child.stdin.write(json.dumps(request).encode() + b"\n")
         child.stdin.flush()
         answer = _answer(child, path)
-    except BaseException:  # also Ctrl-C: what the child would still answer belongs to nobody
+    except BaseException:  # also Ctrl-C: a late answer must not be taken for that of the next call
         stop()
         raise
     if "refused" in answer:
@@ -121,7 +127,7 @@ def _call(request: dict[str, Any], path: Path) -> Any:
 
 
 def _answer(child: subprocess.Popen, path: Path) -> dict[str, Any]:
-    """The next line that is more than a sign of life."""
+    """Wait for the next line that is more than a heartbeat."""
     limit = patience()
     assert child.stdout is not None
     buffer = b""
@@ -130,14 +136,13 @@ def _answer(child: subprocess.Popen, path: Path) -> dict[str, Any]:
         while True:
             if not selector.select(limit):
                 raise GtpVisionError(
-                    f"{path} keeps its reader busy for {limit:g} s without a result: it is damaged (copy it again), or "
-                    f"on a very slow disk (set GTP_VISION_PATIENCE to more seconds)"
+                    f"{path}: its reader made no progress for {limit:g} s; the file is damaged (copy it again) or on a "
+                    f"very slow disk (set GTP_VISION_PATIENCE to more seconds)"
                 )
             piece = os.read(child.stdout.fileno(), 1 << 20)
             if not piece:
-                status = child.wait()
                 raise GtpVisionError(
-                    f"{path} makes the library that reads it crash (status {status}): it is damaged; copy it again"
+                    f"{path} is damaged: the library that reads it crashed (status {child.wait()}); copy it again"
                 )
             *lines, buffer = (buffer + piece).split(b"\n")
             for line in filter(None, lines):
@@ -152,20 +157,19 @@ def _started() -> subprocess.Popen:
             env=os.environ | {QUIET: "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # An interrupt belongs to the parent, which then ends the child.
-            start_new_session=True,
+            start_new_session=True,  # an interrupt goes to the parent, which then ends the child
         )
     return _child
 
 
 @atexit.register
 def stop() -> None:
-    """End the process apart, if there is one; the next call starts another."""
+    """End the child process, if there is one; the next call starts another."""
     global _child
     if _child is not None:
-        _child.terminate()  # it removes what it has half written; unless it is deep inside a library
+        _child.terminate()  # the child removes its unfinished files, unless it is inside a library
         try:
-            _child.wait(_FAREWELL)
+            _child.wait(_TERMINATION)
         except subprocess.TimeoutExpired:
             _child.kill()
             _child.wait()
@@ -177,7 +181,7 @@ def stop() -> None:
 
 
 def _forget() -> None:
-    """After a fork the child belongs to the parent."""
+    """Leave the child to the parent after a fork."""
     global _child, _lock
     _child, _lock = None, threading.Lock()
 
@@ -186,32 +190,32 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of a folder's first files: somebody may name a whole disk."""
+    """Return the bytes of a file, or of a folder's first files: the path may be a whole disk."""
     if not os.path.isdir(path):
         return _bytes(path)
     files = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
-    return sum(map(_bytes, itertools.islice(files, _COUNTED)))
+    return sum(map(_bytes, itertools.islice(files, _MAX_FILES)))
 
 
 def _bytes(path: str | Path) -> int:
     try:
         return os.path.getsize(path) if os.path.isfile(path) else 0
-    except OSError:  # it has just gone
+    except OSError:  # removed just now
         return 0
 
 
-def _beat_until(stop: threading.Event) -> None:
-    while not stop.wait(1.0):
-        alive()
+def _beat_until(finished: threading.Event) -> None:
+    while not finished.wait(1.0):
+        heartbeat()
 
 
 def _serve() -> None:
-    """The child: a line of JSON in, a line of JSON out."""
+    """Run the child's loop: a line of JSON in, a line of JSON out."""
     global _answers
     _answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
+    os.dup2(2, 1)  # the output of a library must not be taken for an answer
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    tqdm.monitor_interval = 0  # its thread could not start at the memory's limit
+    tqdm.monitor_interval = 0  # its thread could not start at the memory limit
     os.environ.setdefault("MUJOCO_GL", "disable")  # OGBench's rewards need a simulator, but nothing is rendered here
     for line in sys.stdin.buffer:
         request = json.loads(line)
@@ -223,7 +227,7 @@ def _result(request: dict[str, Any]) -> dict[str, Any]:
     module, name = request["function"].split(":")
     function = getattr(importlib.import_module(module), name)
     os.chdir(request["folder"])
-    for key in _PASSED_ON:
+    for key in _ENVIRONMENT:
         os.environ.pop(key, None)
     os.environ.update(request["environment"])
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -235,13 +239,13 @@ def _result(request: dict[str, Any]) -> dict[str, Any]:
         return {"refused": str(error)}
     except MemoryError:
         return {
-            "refused": f"{request['path']} asks for more memory than its size of {request['bytes']} bytes and "
-            f"{_ALLOWANCE / 1e6:.0f} MB: it is damaged; copy it again"
+            "refused": f"{request['path']} is damaged: reading it needs more memory than its {request['bytes']} bytes "
+            f"and {_ALLOWANCE / 1e6:.0f} MB; copy it again"
         }
     except OSError as error:
         at = f" at {error.filename}" if error.filename and str(error.filename) != request["path"] else ""
-        return {"refused": f"{request['path']} cannot be read ({error.strerror or error}{at}); mend that, or copy it"}
-    except Exception:  # a defect of the reader: told with its traceback by who asked
+        return {"refused": f"{request['path']} cannot be read ({error.strerror or error}{at}); fix that or copy it"}
+    except Exception:  # a defect of the reader, which the parent raises with this traceback
         import traceback
 
         return {"failed": traceback.format_exc()}
@@ -250,13 +254,13 @@ def _result(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _limit(wanted: int) -> None:
-    """Let this process have so much private memory, or what its surroundings allow if that is less."""
+    """Limit this process's private memory to `wanted` bytes, or to a lower limit that was set from outside."""
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
 
 
 def _data_bytes() -> int:
-    """Private memory of this process that RLIMIT_DATA counts."""
+    """Return the private memory of this process that RLIMIT_DATA counts."""
     if not os.path.exists(_STATUS):
         return 0
     with open(_STATUS) as status:
@@ -266,4 +270,4 @@ def _data_bytes() -> int:
 if __name__ == "__main__":
     from gtp_vision.core import sandbox
 
-    sandbox._serve()  # the module of this name, whose `alive` the readers call
+    sandbox._serve()  # in the module of this name, whose `heartbeat` the readers call

@@ -71,7 +71,7 @@ def feature_store(encoder: Encoder, augment: Augmentation, frames: Sampler, devi
         than one frame have separate arrays, `goal/<name>`, as they repeat one frame T times.
 
     Raises:
-        GtpVisionError: several views without augmentation; see `resumable.made`.
+        GtpVisionError: several views without augmentation; see `resumable.compute_array`.
     """
     if encoder.config.views > 1 and not augment.active:
         raise GtpVisionError(
@@ -122,7 +122,7 @@ class _Builder:
 
         target = self._target(kind, name, str(self.frames.frame_stack), _rows_hash(array))
         shape, dtype = (len(array), width), np.dtype(np.float32)
-        return resumable.made(target, shape, dtype, _PIECE**2, piece, f"stacks of '{name}'")
+        return resumable.compute_array(target, shape, dtype, _PIECE**2, piece, f"stacks of '{name}'")
 
     def _camera(self, name: str, array: Array, windows: Rows, kind: str) -> Array:
         tower, views = self.encoder.tower(name), self.config.views
@@ -143,7 +143,7 @@ class _Builder:
         some = np.unique(np.linspace(0, len(array) - 1, _SAMPLE).astype(np.int64))
         sample = self._features(name, images(some))
         shape = (len(array), *((views,) if views > 1 else ()), tower.width)
-        entry = resumable.whole(target)
+        entry = resumable.finished_array(target)
         if entry is not None:
             first = entry[some, 0] if entry.ndim == 3 else entry[some]
             if entry.shape == shape and _relative_error(first, sample) <= _SAME:
@@ -151,10 +151,10 @@ class _Builder:
             resumable.discard(target)
         dtype = storage(sample)
         try:
-            return resumable.made(target, shape, dtype, _PIECE, piece, label)
+            return resumable.compute_array(target, shape, dtype, _PIECE, piece, label)
         except resumable.OutOfRangeError:  # beyond the values of the sample
             resumable.discard(target)
-            return resumable.made(target, shape, np.dtype(np.float32), _PIECE, piece, label)
+            return resumable.compute_array(target, shape, np.dtype(np.float32), _PIECE, piece, label)
 
     @torch.no_grad()
     def _features(self, name: str, images: torch.Tensor) -> np.ndarray:

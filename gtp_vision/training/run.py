@@ -15,6 +15,7 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.names import SALIENCY
+from gtp_vision.datasets.mapped import check_sizes
 from gtp_vision.evaluation.evaluator import Evaluator, SimulatorError, StoppedError, write_videos
 from gtp_vision.evaluation.saliency import Saliency
 from gtp_vision.report import build_report
@@ -110,6 +111,7 @@ class TrainingRun:
 
     def save(self, step: int) -> None:
         """Write a checkpoint with everything that resuming needs."""
+        check_sizes()  # a mapped file may have become shorter
         if self.tracker:
             self.tracker.sync()
         if self.parts.accelerator.is_main_process:

@@ -16,17 +16,24 @@ def samples(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[..., 
     return making.make(tmp_path_factory.mktemp("samples"), make_store)
 
 
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LeRobot data set by the published schema; not to be changed."""
+    return making.published_lerobot(tmp_path_factory.mktemp("published") / "pick")
+
+
 @pytest.fixture
-def copied(samples: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
-    """A function that makes a copy of a sample, which may be changed."""
+def copied(samples: dict[str, Path], published: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A function that makes a copy of a sample, or of `published`, which may be changed."""
 
     def copy(name: str) -> Path:
-        target = tmp_path / "copies" / samples[name].name
+        source = published if name == "published" else samples[name]
+        target = tmp_path / "copies" / source.name
         target.parent.mkdir(exist_ok=True)
-        if samples[name].is_dir():
-            shutil.copytree(samples[name], target, dirs_exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
         else:
-            shutil.copyfile(samples[name], target)
+            shutil.copyfile(source, target)
         return target
 
     return copy

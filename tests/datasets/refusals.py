@@ -1,47 +1,104 @@
-"""What tests of readers share: files changed in one place, and the sentence by which they are refused."""
+"""Files changed in one place, and the sentence by which they are refused."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from samples import MAIN
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets.formats import open_store
+from gtp_vision.datasets import formats
+from gtp_vision.datasets.layout import to_store
+from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import validate
 
-
-def replaced(name: str, array: Any) -> Callable[[h5py.File], None]:
-    """A change of an HDF5 file: another array of that name, or none."""
-
-    def change(file: h5py.File) -> None:
-        if name in file:
-            del file[name]
-        if array is not None:
-            file[name] = array
-
-    return change
+Edit = Callable[[Path], Any]
 
 
-def refused(path: Path, *words: str) -> str:
-    """The one sentence, with the path's name and the words, by which a data set is refused, and nothing else is."""
-    with pytest.raises(GtpVisionError) as told:
-        validate(open_store(path))
-    message = str(told.value)
+def open_here(path: Path, env: str | None = None) -> Store:
+    """`formats.open_store` without the child process."""
+    return to_store(formats._layout(path, env), path)
+
+
+def refused(path: Path, *words: str, env: str | None = None) -> str:
+    """The one sentence, with the path's name and the words, by which a data set is refused; nothing else is raised."""
+    with pytest.raises(GtpVisionError) as error:
+        validate(open_here(path, env))
+    message = str(error.value)
     assert path.name in message
     assert "\n" not in message
     assert all(word in message for word in words), message
     return message
 
 
-def refusal(path: Path) -> str:
-    """The one sentence by which a data set cannot be opened; empty if it can."""
-    try:
-        open_store(path)
-    except GtpVisionError as told:
-        sentence = str(told)
-    else:
-        sentence = ""
-    assert "\n" not in sentence
-    return sentence
+def hdf5(change: Callable[[h5py.File], Any]) -> Edit:
+    """A change of an HDF5 file, or of Minari's main file."""
+
+    def edit(path: Path) -> None:
+        with h5py.File(path / MAIN if path.is_dir() else path, "r+") as file:
+            change(file)
+
+    return edit
+
+
+def put(name: str, array: Any) -> Edit:
+    """Another array of a name in an HDF5 or npz file; None removes it."""
+
+    def change(file: Any) -> None:
+        if name in file:
+            del file[name]
+        if array is not None:
+            file[name] = array
+
+    def edit(path: Path) -> None:
+        if path.suffix != ".npz":
+            return hdf5(change)(path)
+        with np.load(path) as archive:
+            members = dict(archive)
+        change(members)
+        np.savez_compressed(path, **members)
+
+    return edit
+
+
+def attribute(node: str, name: str, value: Any) -> Edit:
+    return hdf5(lambda file: file[node].attrs.__setitem__(name, value))
+
+
+def text(member: str, content: str | bytes) -> Edit:
+    """Another content of a file of a folder."""
+    content = content.encode() if isinstance(content, str) else content
+    return lambda path: (path / member).write_bytes(content)
+
+
+def entry(member: str, *keys: str, value: Any) -> Edit:
+    """Another value in a JSON file of a folder; `...` removes it."""
+
+    def edit(path: Path) -> None:
+        content = inner = json.loads((path / member).read_text())
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = value
+        if value is ...:
+            del inner[keys[-1]]
+        (path / member).write_text(json.dumps(content))
+
+    return edit
+
+
+def table(member: str, change: Callable[[Any], Any]) -> Edit:
+    """A change of a Parquet file of a folder."""
+    return lambda path: pq.write_table(change(pq.read_table(path / member)), path / member)
+
+
+def truncated(share: float, member: str = "") -> Edit:
+    def edit(path: Path) -> None:
+        content = (path / member).read_bytes()
+        (path / member).write_bytes(content[: int(share * len(content))])
+
+    return edit

@@ -1,23 +1,31 @@
-"""Small real files of every format, for tests that run over all of them."""
+"""Small real files of every format, and the makers of larger ones."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import subprocess
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
+import imageio_ffmpeg
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from gymnasium import spaces
+from PIL import Image
 
 from gtp_vision.datasets.formats import d4rl, lerobot_writer, native
 from gtp_vision.datasets.store import Store
 
 MakeStore = Callable[..., Store]
+Contents = dict[str, Any]
 LENGTHS = (6, 9)
+ROWS = sum(LENGTHS)
 FORMATS = {
     "native": "native",
     "native_gzip": "native",
@@ -31,134 +39,291 @@ FORMATS = {
     "minari_jpeg": "minari",
     "lerobot": "lerobot",
 }
-"""Each sample's format. Those called `mapped` are large enough to be read where they lie."""
+"""Each sample's format. Those called `mapped` are large enough to be read in place."""
+MAIN, METADATA = "data/main_data.hdf5", "data/metadata.json"
+INFO, EPISODES = "meta/info.json", "meta/episodes/chunk-000/file-000.parquet"
+DATA, VIDEO = "data/chunk-000/file-00{}.parquet", "videos/{}/chunk-000/file-00{}.mp4"
+FRONT, TOP, WRIST = "observation.images.front", "observation.images.top", "observation.images.wrist"
 
 
 def make(folder: Path, make_store: MakeStore) -> dict[str, Path]:
-    """Write all samples into a folder; their names to their paths."""
+    """Write all samples into a folder; returns their paths by name."""
     cameras = {"front": (8, 6, 3), "wrist": (4, 4, 1)}
-    made = {
+    box, bounded = spaces.Box(-np.inf, np.inf, (5,), np.float64), spaces.Box(-2, 2, (2,), np.float32)
+    with_camera = spaces.Dict({"arm": box, "front": spaces.Box(0, 255, (40, 48, 3), np.uint8)})
+    shapes = {"front": (32, 48, 3), "wrist": (16, 16, 1)}
+    dark = _dark(make_store, shapes, state=3, attributes={"tasks": ["pick"], "fps": 5})
+    return {
         "native": native.write(folder / "native.h5", make_store(LENGTHS, cameras=cameras)),
         "native_gzip": native.write(folder / "gzip.h5", make_store(LENGTHS, cameras=cameras), compression="gzip"),
-        "ogbench": _ogbench(folder / "cube-single-play-v0.npz", np.savez_compressed),
-        "ogbench_plain": _ogbench(folder / "scene-play-v0.npz", np.savez),
-        "d4rl": _d4rl(folder / "hopper.hdf5"),
-        "d4rl_mapped": d4rl.write(folder / "maze.hdf5", _plain(make_store, {"front": (96, 80, 3)})),
-        "robomimic": _robomimic(folder / "lift.hdf5", side=8, compression="gzip", later=True),
-        "robomimic_mapped": _robomimic(folder / "can.hdf5", side=64, compression=None, later=False),
-        "minari": _minari(folder / "minari", "walker/state-v0", camera=None),
-        "minari_jpeg": _minari(folder / "minari", "walker/camera-v0", camera=(40, 48, 3)),
-        "lerobot": folder / "lerobot",
+        "ogbench": npz(folder / "cube-single-play-v0.npz", ogbench_contents()),
+        "ogbench_plain": npz(folder / "scene-play-v0.npz", ogbench_contents(), np.savez),
+        "d4rl": d4rl_file(folder / "hopper.hdf5", hopper(LENGTHS, falls=(0,))),
+        "d4rl_mapped": d4rl.write(folder / "maze.hdf5", _dark(make_store, {"front": (96, 80, 3)})),
+        "robomimic": robomimic_file(folder / "lift.hdf5", LENGTHS, compressed=True)[0],
+        "robomimic_mapped": robomimic_file(folder / "can.hdf5", LENGTHS, side=64, later=False)[0],
+        "minari": minari_folder(folder / "minari", box, bounded, LENGTHS, "walker/state-v0")[0],
+        "minari_jpeg": minari_folder(folder / "minari", with_camera, bounded, LENGTHS, "walker/camera-v0")[0],
+        "lerobot": lerobot_writer.write(folder / "lerobot", dark),
     }
-    shapes = {"front": (32, 48, 3), "wrist": (16, 16, 1)}
-    lerobot_writer.write(made["lerobot"], _plain(make_store, shapes, state=3, attributes={"tasks": ["pick"], "fps": 5}))
-    return made
 
 
-def _plain(make_store: MakeStore, cameras: dict[str, tuple[int, int, int]], **options: Any) -> Store:
-    """A store whose cameras are nearly black, so that what is damaged at random is rarely a pixel."""
+def _dark(make_store: MakeStore, cameras: dict[str, tuple[int, int, int]], **options: Any) -> Store:
+    """A store with nearly black cameras, so that random damage rarely changes only a pixel."""
     store = make_store(LENGTHS, cameras=cameras, **({"state": None} | options))
     for name, (height, width, channels) in cameras.items():
         store.observations[name][:] = 0
-        store.observations[name][:, height // 2, width // 2] = np.arange(sum(LENGTHS))[:, None] * np.ones(channels)
+        store.observations[name][:, height // 2, width // 2] = np.arange(ROWS)[:, None] * np.ones(channels)
     return store
 
 
-def _ogbench(path: Path, save: Callable[..., None]) -> Path:
-    random, rows = np.random.default_rng(0), sum(LENGTHS)
-    save(
-        path,
-        observations=random.normal(size=(rows, 28)),
-        actions=random.uniform(-1, 1, (rows, 5)).astype(np.float32),
-        terminals=np.isin(np.arange(rows), np.cumsum(LENGTHS) - 1),
-        qpos=random.normal(size=(rows, 21)),
-        qvel=random.normal(size=(rows, 20)),
-    )
+def ogbench_contents() -> Contents:
+    """Arrays such as OGBench's files hold them."""
+    random = np.random.default_rng(0)
+    return {
+        "observations": random.normal(size=(ROWS, 28)),
+        "actions": random.uniform(-1, 1, (ROWS, 5)).astype(np.float32),
+        "terminals": np.isin(np.arange(ROWS), np.cumsum(LENGTHS) - 1),
+        "qpos": random.normal(size=(ROWS, 21)),
+        "qvel": random.normal(size=(ROWS, 20)),
+    }
+
+
+def npz(path: Path, contents: Contents, save: Callable[..., None] = np.savez_compressed) -> Path:
+    save(path, **contents)
     return path
 
 
-def _d4rl(path: Path) -> Path:
-    """A robot that falls in the first episode and is stopped in the second, as D4RL's own scripts write it."""
-    random, rows = np.random.default_rng(0), sum(LENGTHS)
-    before, after = random.normal(size=(2, rows, 11)).astype(np.float32)
-    fell = np.arange(rows) == LENGTHS[0] - 1
-    before[1:] = np.where(fell[:-1, None], before[1:], after[:-1])
-    contents = {
-        "observations": before,
-        "next_observations": after,
-        "actions": random.uniform(-1, 1, (rows, 3)).astype(np.float32),
-        "rewards": random.normal(size=rows).astype(np.float32),
-        "terminals": fell,
-        "timeouts": np.arange(rows) == rows - 1,
-        "infos/qvel": random.normal(size=(rows, 6)),
-    }
+def d4rl_file(path: Path, contents: Contents) -> Path:
+    """A file as D4RL's own scripts write it: gzip, flags as bool."""
     with h5py.File(path, "w") as file:
         for name, array in contents.items():
             file.create_dataset(name, data=array, compression="gzip")
     return path
 
 
-def _robomimic(path: Path, *, side: int, compression: str | None, later: bool) -> Path:
-    """Demonstrations with one camera and a state, as robomimic's dataset_states_to_obs.py writes them."""
+def hopper(lengths: Sequence[int] = (6, 4, 5, 3), falls: Sequence[int] = (1,), width: int = 11) -> Contents:
+    """Episodes of a robot that falls (terminal) in some of them and is stopped (timeout) in the others."""
     random = np.random.default_rng(0)
+    rows, last = sum(lengths), np.cumsum(lengths) - 1
+    after = random.normal(size=(rows, width)).astype(np.float32)
+    before = np.roll(after, 1, axis=0)
+    before[[0, *(last[:-1] + 1)]] = random.normal(size=(len(lengths), width))
+    terminals, timeouts = np.zeros((2, rows), bool)
+    terminals[last[list(falls)]] = True
+    timeouts[np.setdiff1d(last, last[list(falls)])] = True
+    return {
+        "observations": before,
+        "next_observations": after,
+        "actions": random.uniform(-1, 1, (rows, 3)).astype(np.float32),
+        "rewards": random.normal(size=rows).astype(np.float32),
+        "terminals": terminals,
+        "timeouts": timeouts,
+        "infos/qvel": random.normal(size=(rows, 6)),
+        "metadata/algorithm": np.array([1.0]),
+    }
+
+
+ENV_ARGS = {"env_name": "Lift", "type": 1, "env_kwargs": {"camera_names": ["agentview"], "camera_heights": 84}}
+
+
+def robomimic_file(
+    path: Path, lengths: Sequence[int], *, later: bool = True, compressed: bool = False, side: int = 8
+) -> tuple[Path, list[dict[str, np.ndarray]]]:
+    """A file as robomimic's dataset_states_to_obs.py writes it, and its contents; odd demonstrations do not succeed."""
+    random = np.random.default_rng(0)
+    options = {"compression": "gzip"} if compressed else {}
+    contents = []
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
-        data.attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": {}})
-        data.attrs["total"] = sum(LENGTHS)
-        for number, length in enumerate(LENGTHS):
-            demo = data.create_group(f"demo_{number}")
-            demo.attrs["num_samples"] = length
-            demo["actions"] = random.uniform(-1, 1, (length, 7))
-            demo["rewards"] = demo["dones"] = (np.arange(length) == length - 1).astype(np.int64)
-            demo["states"] = random.normal(size=(length, 4))
-            seen = {
-                "agentview_image": np.zeros((length + 1, side, side, 3), np.uint8),
+        data.attrs.update(total=sum(lengths), env_args=json.dumps(ENV_ARGS, indent=4))
+        for number, length in enumerate(lengths):
+            image = np.zeros((length + 1, side, side, 3), np.uint8)  # mostly black, as in `_dark`
+            image[:, 1] = random.integers(0, 256, (length + 1, side, 3))
+            observations = {
+                "agentview_image": image,
                 "robot0_eef_pos": random.normal(size=(length + 1, 3)),
+                "phase": random.integers(0, 4, length + 1),
             }
-            seen["agentview_image"][:, 1] = np.arange(length + 1)[:, None, None]
-            for name, array in seen.items():
-                demo.create_dataset(f"obs/{name}", data=array[:-1], compression=compression)
+            dones = (np.arange(length) >= length - 2).astype(np.int64) * (number % 2 == 0)
+            flat = {
+                "actions": random.uniform(-1, 1, (length, 7)),
+                "states": random.normal(size=(length, 4)),
+                "rewards": dones.astype(np.float64),
+                "dones": dones,
+            }
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs.update(num_samples=length, model_file="<mujoco/>")
+            for name, array in flat.items():
+                demo[name] = array
+            for name, frames in observations.items():
+                demo.create_dataset(f"obs/{name}", data=frames[:-1], **options)
                 if later:
-                    demo.create_dataset(f"next_obs/{name}", data=array[1:], compression=compression)
+                    demo.create_dataset(f"next_obs/{name}", data=frames[1:], **options)
+            contents.append(flat | observations)
         file["mask/train"] = np.array(["demo_1"], dtype="S")
-    return path
+    return path, contents
 
 
-def _minari(root: Path, name: str, camera: tuple[int, int, int] | None) -> Path:
-    """A data set that Minari itself makes; a camera of several rows and columns becomes JPEG there."""
+def minari_folder(
+    root: Path,
+    observations: spaces.Space,
+    actions: spaces.Space,
+    lengths: Sequence[int],
+    name: str = "walker/test-v0",
+    **options: Any,
+) -> tuple[Path, list[Contents]]:
+    """A data set that Minari makes of random episodes, and what it was given."""
     import minari
     from minari.data_collector import EpisodeBuffer
 
-    vector = spaces.Box(-np.inf, np.inf, (5,), np.float64)
-    observed = spaces.Dict({"arm": vector, "front": spaces.Box(0, 255, camera, np.uint8)}) if camera else vector
-    acted = spaces.Box(-2, 2, (2,), np.float32)
-    random = np.random.default_rng(0)
-    buffers = []
-    for number, length in enumerate(LENGTHS):
+    observations.seed(0)
+    actions.seed(1)
+    random = np.random.default_rng(2)
+    contents = []
+    for number, length in enumerate(lengths):
         flag = np.zeros((2, length), bool)
-        flag[number % 2, -1] = True
-        seen: Any = random.normal(size=(length + 1, 5))
-        if camera:
-            seen = {"arm": seen, "front": random.integers(0, 256, (length + 1, *camera), np.uint8)}
-        buffers.append(
-            EpisodeBuffer(
-                id=number,
-                seed=number,
-                infos={},
-                observations=seen,
-                actions=random.uniform(-2, 2, (length, 2)).astype(np.float32),
-                rewards=random.normal(size=length),
-                terminations=flag[0],
-                truncations=flag[1],
-            )
+        flag[number % 2, -1] = True  # even episodes terminate, odd ones are truncated
+        contents.append(
+            {
+                "observations": _stacked(observations, [observations.sample() for _ in range(length + 1)]),
+                "actions": _stacked(actions, [actions.sample() for _ in range(length)]),
+                "rewards": random.normal(size=length),
+                "terminations": flag[0],
+                "truncations": flag[1],
+            }
         )
+    buffers = [EpisodeBuffer(id=n, seed=n, infos={}, **episode) for n, episode in enumerate(contents)]
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(root)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata that nobody needs here
-            minari.create_dataset_from_buffers(name, buffers, observation_space=observed, action_space=acted)
-        return Path(minari.load_dataset(name).storage.data_path).parent
+            warnings.simplefilter("ignore")  # of metadata that are not needed here
+            minari.create_dataset_from_buffers(
+                name, buffers, observation_space=observations, action_space=actions, **options
+            )
+        return Path(minari.load_dataset(name).storage.data_path).parent, contents
     finally:
         os.environ.pop("MINARI_DATASETS_PATH")
         os.environ.update({} if before is None else {"MINARI_DATASETS_PATH": before})
+
+
+def _stacked(space: spaces.Space, samples: list[Any]) -> Any:
+    """Many samples of a space, as a buffer holds them."""
+    if isinstance(space, spaces.Dict):
+        return {key: _stacked(inner, [sample[key] for sample in samples]) for key, inner in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_stacked(inner, [sample[i] for sample in samples]) for i, inner in enumerate(space.spaces))
+    return samples if isinstance(space, spaces.Text) else np.asarray(samples)
+
+
+# A LeRobot data set by the published schema, written without our own code -----------------------------------------
+
+LEROBOT_LENGTHS = (4, 3, 5)  # the first two episodes lie in one file, the third in another
+LEROBOT_ENDS = np.cumsum(LEROBOT_LENGTHS)
+LEROBOT_ROWS = int(LEROBOT_ENDS[-1])
+FPS = 5
+
+
+def brightness(row: int) -> int:
+    """The brightness by which a test recognizes a frame after compression."""
+    return 20 + 16 * row
+
+
+def gray_frames(rows: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    return np.stack([np.full((*size, 3), brightness(row), np.uint8) for row in rows])
+
+
+def mp4(path: Path, frames: np.ndarray, codec: str = "libx264") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = frames.shape[1:3]
+    options = f"-y -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {FPS} -i - -c:v {codec} -pix_fmt yuv420p".split()
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *options, str(path)]
+    subprocess.run(command, input=frames.tobytes(), check=True)
+
+
+def encoded(pixels: np.ndarray, form: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form)
+    return buffer.getvalue()
+
+
+def lerobot_contents() -> Contents:
+    """Rows of a robot with joint angles in degrees, as its table holds them."""
+    random, row = np.random.default_rng(0), np.arange(LEROBOT_ROWS)
+    frame = row - np.repeat(LEROBOT_ENDS - LEROBOT_LENGTHS, LEROBOT_LENGTHS)
+    return {
+        "observation.state": random.normal(size=(LEROBOT_ROWS, 6)).astype(np.float32),
+        "observation.gripper": random.normal(size=LEROBOT_ROWS).astype(np.float32),
+        "observation.grid": np.arange(LEROBOT_ROWS * 4, dtype=np.int64).reshape(LEROBOT_ROWS, 2, 2),
+        "action": (180 * random.uniform(-1, 1, (LEROBOT_ROWS, 6)) * (np.arange(6) < 5)).astype(np.float32),
+        WRIST: [{"bytes": encoded(np.full((10, 8, 3), n, np.uint8)), "path": None} for n in row],
+        "next.reward": (row == 6).astype(np.float32),
+        "next.done": np.isin(row, LEROBOT_ENDS - 1),
+        "next.success": row == 6,
+        "timestamp": (frame / FPS).astype(np.float32),
+        "frame_index": frame,
+        "episode_index": np.repeat(np.arange(3), LEROBOT_LENGTHS),
+        "index": row,
+        "task_index": np.repeat([1, 0, 1], LEROBOT_LENGTHS),
+    }
+
+
+def _features(contents: Contents) -> Contents:
+    cameras = {
+        FRONT: {"dtype": "video", "shape": [32, 48, 3], "names": ["height", "width", "channels"]},
+        TOP: {"dtype": "video", "shape": [3, 24, 24], "names": ["channels", "height", "width"]},
+        WRIST: {"dtype": "image", "shape": [10, 8, 3], "names": ["height", "width", "channel"]},
+        "observation.language": {"dtype": "string", "shape": [1], "names": None},
+    }
+    return {
+        key: {"dtype": str(array.dtype), "shape": list(array.shape[1:] or [1]), "names": None}
+        for key, array in contents.items()
+        if key != WRIST
+    } | cameras
+
+
+def published_lerobot(root: Path) -> Path:
+    contents = lerobot_contents()
+    for place, rows in enumerate((slice(0, 7), slice(7, 12))):
+        path = root / DATA.format(place)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = {name: pa.array([np.asarray(x).tolist() for x in values[rows]]) for name, values in contents.items()}
+        columns |= {"observation.state": pa.array(list(contents["observation.state"][rows]))}
+        columns |= {"action": pa.array(list(contents["action"][rows]))}
+        pq.write_table(pa.table(columns), path, row_group_size=4)
+        mp4(root / VIDEO.format(FRONT, place), gray_frames(range(LEROBOT_ROWS)[rows], (32, 48)))
+    # The other camera has one file, whose first two frames belong to no episode.
+    mp4(root / VIDEO.format(TOP, 0), gray_frames([0, 0, *range(LEROBOT_ROWS)], (24, 24)), codec="libsvtav1")
+    episodes = {
+        "episode_index": range(3),
+        "tasks": [["place it"], ["pick it"], ["place it"]],
+        "length": LEROBOT_LENGTHS,
+        "dataset_from_index": LEROBOT_ENDS - LEROBOT_LENGTHS,
+        "dataset_to_index": LEROBOT_ENDS,
+        f"videos/{FRONT}/from_timestamp": [0.0, 4 / FPS, 0.0],
+        f"videos/{FRONT}/to_timestamp": [4 / FPS, 7 / FPS, 5 / FPS],
+        f"videos/{TOP}/from_timestamp": [2 / FPS, 6 / FPS, 9 / FPS],
+        f"videos/{TOP}/to_timestamp": [6 / FPS, 9 / FPS, 14 / FPS],
+    }
+    for prefix, files in (("data", [0, 0, 1]), (f"videos/{FRONT}", [0, 0, 1]), (f"videos/{TOP}", [0] * 3)):
+        episodes |= {f"{prefix}/chunk_index": [0] * 3, f"{prefix}/file_index": files}
+    (root / EPISODES).parent.mkdir(parents=True)
+    pq.write_table(pa.table({name: pa.array(list(column)) for name, column in episodes.items()}), root / EPISODES)
+    tasks = {"task_index": [0, 1], "__index_level_0__": ["pick it", "place it"]}
+    pq.write_table(pa.table(tasks), root / "meta/tasks.parquet")
+    low, high = contents["action"].min(0) - 1, contents["action"].max(0) + 1
+    low[5] = high[5] = 0
+    (root / "meta/stats.json").write_text(json.dumps({"action": {"min": low.tolist(), "max": high.tolist()}}))
+    info = {
+        "codebase_version": "v3.0",
+        "robot_type": "so101",
+        "total_episodes": 3,
+        "total_frames": LEROBOT_ROWS,
+        "fps": FPS,
+        "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+        "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        "features": _features(contents),
+    }
+    (root / INFO).write_text(json.dumps(info))
+    return root

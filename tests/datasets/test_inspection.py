@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -30,61 +31,61 @@ def store(make_store: MakeStore) -> Store:
     )
 
 
-def test_the_facts_are_those_of_the_store(store: Store, tmp_path: Path) -> None:
-    found, opened = inspect(native.write(tmp_path / "data.h5", store))
+def text(store: Store) -> str:
+    return inspection_text(facts(store) | {"path": "data.h5", "format": "native", "title": "a title"})
+
+
+def test_facts_and_their_text(store: Store, tmp_path: Path) -> None:
+    path = native.write(tmp_path / "data.h5", store)
+    found, opened = inspect(path)
     assert (found["format"], found["title"]) == ("native", "gtp-vision HDF5")
     assert (found["problems"], found["warnings"]) == ([], [])
     assert (found["episodes"], found["frames"], found["transitions"]) == (3, 16, 14)
     assert (found["cameras"], found["states"]) == ({"front": [8, 6, 3]}, {"state": [3]})
     assert found["episode_length"] == {"min": 4, "max": 7, "median": 5, "mean": pytest.approx(16 / 3)}
     sampled = np.delete(np.arange(16), [4, 11])
-    rewards = store.rewards[sampled]
-    assert found["reward"] == {"min": -1, "max": 1, "mean": pytest.approx(rewards.mean(), abs=1e-6), "nonzero": 1}
+    mean = pytest.approx(store.rewards[sampled].mean(), abs=1e-6)
+    assert found["reward"] == {"min": -1, "max": 1, "mean": mean, "nonzero": 1}
     assert (found["terminals"], found["timeouts"]) == (3, 2)
     assert (found["episodes_with_terminal"], found["episodes_that_end_in_terminal"]) == (2, 1)
     numbers = array_statistics(store.actions[sampled])
     assert found["actions"] == {key: getattr(numbers, key) for key in ("min", "max", "mean", "std", "constant")}
     assert found["attributes"] == {"env": "a-task-v0"}
     np.testing.assert_array_equal(opened.observations["front"], store.observations["front"])
+    lines = inspection_text(found)
+    for words in (
+        f"{path}: native (gtp-vision HDF5), 3 episodes, 16 frames",
+        "cameras        front 8x6x3\n",
+        "states         state 3\n",
+        "4 to 7, median 5 frames",
+        "3 in 2 episodes, 1 of which end in one",
+        "success        unknown",
+        "14 can be sampled",
+        "a-task-v0",
+        "faults         none were found",
+    ):
+        assert words in lines
+    assert "PROBLEM" not in lines
+    assert "WARNING" not in lines
+    with pytest.raises(GtpVisionError, match="no data set at"):
+        inspect(tmp_path / "gone.h5")
 
 
-def test_the_text_tells_the_facts(store: Store, tmp_path: Path) -> None:
-    path = native.write(tmp_path / "data.h5", store)
-    text = inspection_text(inspect(path)[0])
-    assert f"{path}: native (gtp-vision HDF5), 3 episodes, 16 frames" in text
-    assert "cameras        front 8x6x3\n" in text
-    assert "states         state 3\n" in text
-    assert "4 to 7, median 5 frames" in text
-    assert "3 in 2 episodes, 1 of which end in one" in text
-    assert "success        not known" in text
-    assert "14 can be sampled" in text
-    assert "a-task-v0" in text
-    assert "nothing wrong was found" in text
-    assert "PROBLEM" not in text
-    assert "WARNING" not in text
-
-
-def test_zero_rewards_are_a_share(store: Store) -> None:
-    store.rewards[7:] = 0  # of the 14 rows with an outcome 6 are left
-    assert facts(store)["reward"]["nonzero"] == pytest.approx(6 / 14)
-    assert "other than 0 in 42.9% of the rows" in inspection_text(_named(facts(store)))
-
-
-def test_faults_inside_a_readable_file_are_listed_beside_the_facts(store: Store, tmp_path: Path) -> None:
+def test_faults_inside_a_readable_file_are_listed_with_the_facts(store: Store, tmp_path: Path) -> None:
     store.actions[6] = 3
     store.rewards[1] = np.nan
     found, _ = inspect(native.write(tmp_path / "data.h5", store))
     assert len(found["problems"]) == 1
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert max(found["actions"]["max"]) == 3
-    text = inspection_text(found)
-    assert "PROBLEM        rewards holds a value that is not finite at episode 0, frame 1" in text
-    assert "rewards        not finite to not finite" in text
-    assert "nothing wrong" not in text
+    lines = inspection_text(found)
+    assert "PROBLEM        rewards holds a value that is not finite at episode 0, frame 1" in lines
+    assert "rewards        not finite to not finite" in lines
+    assert "none were found" not in lines
 
 
-def test_padding_after_the_last_action_counts_for_nothing(make_store: MakeStore) -> None:
-    """As Minari's and robomimic's readers make it: a terminal, then the final observation."""
+def test_padding_after_the_last_action_is_not_counted(make_store: MakeStore) -> None:
+    """As Minari's and robomimic's readers write it: a terminal, then the final observation."""
     store = make_store([4, 4], terminals={2}, timeouts={3, 7})
     store.actions += 2 * (store.actions >= 0) - 1  # none is 0
     store.rewards[:] = 1
@@ -95,44 +96,29 @@ def test_padding_after_the_last_action_counts_for_nothing(make_store: MakeStore)
     assert found["episodes_that_end_in_terminal"] == 1
 
 
-def test_without_a_transition_only_shapes_are_told(make_store: MakeStore) -> None:
-    found = facts(make_store([1, 1]))
-    assert "reward" not in found
-    assert "PROBLEM        no transition" in inspection_text(_named(found))
-
-
-def test_where_lengths_disagree_only_shapes_are_told(store: Store) -> None:
-    store.rewards = store.rewards[:-1]
-    found = facts(store)
-    assert "reward" not in found
-    assert "PROBLEM        rewards has 15 rows and actions 16" in inspection_text(_named(found))
-
-
-def test_a_file_that_cannot_be_read_is_raised(tmp_path: Path) -> None:
-    with pytest.raises(GtpVisionError, match="no data set at"):
-        inspect(tmp_path / "gone.h5")
-
-
-def test_warnings_are_told_and_are_no_faults(make_store: MakeStore) -> None:
-    found = facts(make_store(rewards=np.zeros(12, np.float32)))
-    assert found["problems"] == []
-    text = inspection_text(_named(found))
-    assert "WARNING        rewards are 0 everywhere" in text
-    assert "nothing wrong was found, but see the warnings" in text
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"lengths": [1, 1]}, "PROBLEM        there is no transition"),
+        ({"rewards": np.zeros(11, np.float32)}, "PROBLEM        rewards has 11 rows and actions 12"),
+        ({"cameras": {"front": (0, 4, 3)}}, "PROBLEM        observations/front is uint8 (12, 0, 4, 3)"),
+        ({"rewards": np.zeros(12, np.float32)}, "WARNING        rewards are 0 everywhere"),
+        ({"rewards": np.zeros(12, np.float32)}, "none were found, but see the warnings"),
+        ({"rewards": np.arange(12) < 4}, "other than 0 in 40.0% of the rows"),
+    ],
+)
+def test_findings_are_lines_of_the_text(make_store: MakeStore, content: dict[str, Any], words: str) -> None:
+    assert words in text(make_store(**content))
 
 
 def test_filters_and_tasks_are_counted(make_store: MakeStore) -> None:
-    attributes = {
-        "filters": {"train": [0, 2], "valid": [1]},
-        "tasks": ["pick", "place", "wait"],
-        "episode_tasks": [1, 0, 1],
-    }
-    found = facts(make_store([3, 3, 3], attributes=attributes))
+    tasks = {"tasks": ["pick", "place", "wait"], "episode_tasks": [1, 0, 1]}
+    store = make_store([3, 3, 3], attributes={"filters": {"train": [0, 2], "valid": [1]}} | tasks)
+    found = facts(store)
     assert found["filters"] == {"train": 2, "valid": 1}
     assert found["tasks"] == {"pick": 1, "place": 2, "wait": 0}
-    text = inspection_text(_named(found))
-    assert "filters        train 2, valid 1 (episodes)" in text
-    assert "tasks          pick (1 episodes); place (2 episodes); wait (0 episodes)" in text
+    assert "filters        train 2, valid 1 (episodes)" in text(store)
+    assert "tasks          pick (1 episodes); place (2 episodes); wait (0 episodes)" in text(store)
 
 
 @pytest.mark.parametrize(
@@ -145,65 +131,61 @@ def test_filters_and_tasks_are_counted(make_store: MakeStore) -> None:
         {"visits": 1, "solved_visits": 5},
     ],
 )
-def test_attributes_of_strangers_may_be_anything(make_store: MakeStore, attributes: dict) -> None:
-    found = facts(make_store(attributes=attributes))
-    assert found["success"]["rate"] is None
-    assert f"{found['frames']} frames" in inspection_text(_named(found))
+def test_untrusted_attributes_may_be_anything(make_store: MakeStore, attributes: dict) -> None:
+    store = make_store(attributes=attributes)
+    assert facts(store)["success"]["rate"] is None
+    assert "12 frames" in text(store)
 
 
-def test_long_and_wild_attributes_are_short_in_the_text_and_whole_in_the_facts(make_store: MakeStore) -> None:
+def test_long_and_deep_attributes_are_short_in_the_text(make_store: MakeStore) -> None:
     attributes = {"env_args": {"model": "<x>" * 1000}, "note": "\x1b[31mred\nline"}
-    found = facts(make_store(attributes=attributes))
-    assert found["attributes"] == attributes
-    text = inspection_text(_named(found))
-    assert "(3013 characters; --json prints them)" in text
-    assert "?[31mred line" in text
-    assert all(len(line) <= 120 and (line.isprintable() or not line) for line in text.split("\n"))
-
-
-def test_attributes_nested_beyond_reason_are_cut(make_store: MakeStore) -> None:
+    store = make_store(attributes=attributes, actions=40)
+    store.observations |= {f"a_rather_long_name_of_a_sensor_{i}": store.observations["state"] for i in range(20)}
+    assert facts(store)["attributes"] == attributes
+    lines = text(store).split("\n")
+    assert "(3013 characters; --json prints them)" in text(store)
+    assert "?[31mred line" in text(store)
+    assert all(len(line) <= 120 and (line.isprintable() or not line) for line in lines)
+    assert sum("a_rather_long_name" in line for line in lines) > 4
     nested: list = []
     for _ in range(900):
         nested = [nested]
-    found = facts(make_store(attributes={"nested": nested}))
-    assert json.dumps(found["attributes"]["nested"]).strip("[]") == "null"
-    assert json.dumps(found["attributes"]["nested"]).count("[") == 99
-
-
-def test_many_arrays_and_dimensions_are_wrapped(make_store: MakeStore) -> None:
-    store = make_store(actions=40)
-    store.observations |= {f"a_rather_long_name_of_a_sensor_{i}": store.observations["state"] for i in range(20)}
-    lines = inspection_text(_named(facts(store))).split("\n")
-    assert max(map(len, lines)) <= 120
-    assert sum("a_rather_long_name" in line for line in lines) > 4
+    cut = json.dumps(facts(make_store(attributes={"nested": nested}))["attributes"]["nested"])
+    assert cut.strip("[]") == "null"
+    assert cut.count("[") == 99
 
 
 @pytest.mark.parametrize(
-    ("attributes", "rewards", "rate"),
+    ("attributes", "rewards", "rate", "because"),
     [
-        ({"suite": "ogbench", "env": "cube-single-play-singletask-task1-v0"}, None, 2 / 3),
-        ({"suite": "ogbench", "env": "cube-single-play-v0"}, None, None),
-        ({"suite": "ogbench", "env": "x-singletask-v0", "visits": 10, "solved_visits": 9}, None, 0.9),
-        ({"suite": "robomimic"}, [0, 0, 0, 1, 1, 0, 0, 0, 0], 1 / 3),
-        ({"suite": "robomimic"}, [0, 0, 0, 0.5, 1, 0, 0, 0, 0], None),
-        ({"suite": "robomimic"}, [0] * 9, None),
-        ({"suite": "d4rl", "episode_ends": "timeouts and leaps"}, None, 2 / 3),
-        ({"suite": "d4rl", "episode_ends": "terminals and timeouts"}, None, None),
-        ({"suite": "minari"}, None, None),
-        ({}, None, None),
+        ({"suite": "ogbench", "env": "cube-single-play-singletask-task1-v0"}, None, 2 / 3, "the task's goal"),
+        ({"suite": "ogbench", "env": "cube-single-play-v0"}, None, None, "--env"),
+        ({"suite": "ogbench", "env": "x-singletask-v0", "visits": 10, "solved_visits": 9}, None, 0.9, "visits"),
+        ({"suite": "robomimic"}, [0, 0, 0, 1, 1, 0, 0, 0, 0], 1 / 3, "a reward of 1"),
+        ({"suite": "robomimic"}, [0, 0, 0, 0.5, 1, 0, 0, 0, 0], None, "not 0 and 1"),
+        ({"suite": "robomimic"}, [0] * 9, None, "there are no rewards"),
+        ({"suite": "d4rl", "episode_ends": "timeouts and leaps"}, None, 2 / 3, "the maze's goal"),
+        ({"suite": "d4rl", "episode_ends": "terminals and timeouts"}, None, None, "falls"),
+        ({"suite": "minari"}, None, None, "rules"),
+        ({}, None, None, "does not say"),
     ],
 )
-def test_success_is_told_only_where_it_is_known(
-    make_store: MakeStore, attributes: dict, rewards: list | None, rate: float | None
+def test_success_is_reported_only_if_it_is_known(
+    make_store: MakeStore, attributes: dict, rewards: list | None, rate: float | None, because: str
 ) -> None:
     store = make_store([3, 3, 3], terminals={0, 1, 8}, attributes=attributes)
     if rewards:
         store.rewards[:] = rewards
     found = success(store)
     assert found["rate"] == (rate if rate is None else pytest.approx(rate))
-    assert found["because"]
+    assert because in found["because"]
+    assert found["because"] in " ".join(text(store).split())
 
 
+# The command --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.processes
 def test_the_command_needs_no_torch_and_draws(store: Store, tmp_path: Path) -> None:
     path = native.write(tmp_path / "data.h5", store)
     program = (
@@ -216,12 +198,6 @@ def test_the_command_needs_no_torch_and_draws(store: Store, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["frames"] == 16
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in drawn)
-
-
-def test_robomimic_without_rewards_is_told_so(make_store: MakeStore) -> None:
-    because = success(make_store(rewards=np.zeros(12, np.float32), attributes={"suite": "robomimic"}))["because"]
-    assert "there are no rewards" in because
-    assert "not 0 and 1" not in because
 
 
 def test_a_picture_never_replaces_the_data(
@@ -241,42 +217,32 @@ def test_a_picture_never_replaces_the_data(
     assert os.listdir(tmp_path) == ["data.h5"]
 
 
-def test_a_missing_camera_is_said_and_no_fault(
+def test_a_missing_camera_is_reported_and_not_a_fault(
     make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = native.write(tmp_path / "data.h5", make_store())
-    sheet, actions = tmp_path / "sheet.png", tmp_path / "actions.png"
-    assert main(["data", "inspect", str(path), "--json", "--sheet", str(sheet), "--actions", str(actions)]) == 0
+    assert main(["data", "inspect", str(path), "--json", "--sheet", str(tmp_path / "sheet.png")]) == 0
     output = capsys.readouterr()
     assert json.loads(output.out)["problems"] == []
-    assert "holds no camera" in output.err
-    assert (sheet.exists(), actions.exists()) == (False, True)
+    assert "has no camera" in output.err
+    assert not (tmp_path / "sheet.png").exists()
 
 
-def test_what_has_faults_is_drawn_as_far_as_it_can_be(
+def test_a_data_set_with_faults_is_drawn_as_far_as_possible(
     store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store.actions[3] = np.nan
     path = native.write(tmp_path / "data.h5", store)
-    sheet, actions = tmp_path / "sheet.png", tmp_path / "actions.png"
-    command = ["data", "inspect", str(path), "--sheet", str(sheet), "--actions", str(actions)]
+    drawn = [tmp_path / "sheet.png", tmp_path / "actions.png"]
+    command = ["data", "inspect", str(path), "--sheet", str(drawn[0]), "--actions", str(drawn[1])]
     assert main(command) == 2
-    assert (sheet.exists(), actions.exists()) == (True, True)
+    assert [picture.exists() for picture in drawn] == [True, True]
     assert not capsys.readouterr().err
     with h5py.File(path, "r+") as file:
         frames = file["observations/front"][:] / np.float32(255)
         del file["observations/front"]
         file["observations/front"] = frames
-    sheet.unlink()
+    drawn[0].unlink()
     assert main(command) == 2
-    assert "multiply by 255 and write uint8; no camera can be drawn before" in capsys.readouterr().err
-    assert not sheet.exists()
-
-
-def _named(found: dict) -> dict:
-    return found | {"path": "data.h5", "format": "native", "title": "a title"}
-
-
-def test_a_camera_without_pixels_is_a_fault(make_store: MakeStore) -> None:
-    found = facts(make_store(cameras={"front": (0, 4, 3)}))
-    assert "PROBLEM        observations/front is uint8 (12, 0, 4, 3)" in inspection_text(_named(found))
+    assert "multiply by 255 and write uint8; fix that to draw a camera" in capsys.readouterr().err
+    assert not drawn[0].exists()

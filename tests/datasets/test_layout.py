@@ -2,7 +2,6 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -11,11 +10,12 @@ import pytest
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import layout
 from gtp_vision.datasets.arrays import Segmented
+from gtp_vision.datasets.formats import open_store
 from gtp_vision.datasets.layout import FileArrays, Piece, piece_in_memory, piece_of, through_cache, to_store
 from gtp_vision.datasets.store import Store
 
 LENGTHS = (9, 12)
-SIZE = (60, 60, 3)  # an episode of these frames is worth mapping
+SIZE = (60, 60, 3)  # an episode of these frames is mapped in place
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def frames() -> list[np.ndarray]:
 
 @pytest.fixture
 def path(tmp_path: Path, frames: list[np.ndarray]) -> Path:
-    """A foreign file: an array an episode, one camera contiguous and one compressed."""
+    """A file of another format: an array per episode, one camera contiguous and one compressed."""
     with h5py.File(tmp_path / "theirs.hdf5", "w") as file:
         for number, images in enumerate(frames):
             file[f"{number}/plain"] = images
@@ -35,33 +35,32 @@ def path(tmp_path: Path, frames: list[np.ndarray]) -> Path:
     return tmp_path / "theirs.hdf5"
 
 
-def source(observations: dict[str, Sequence[Piece]], **changed: Any) -> FileArrays:
-    rows = sum(LENGTHS)
-    last = np.isin(np.arange(rows), np.cumsum(LENGTHS) - 1)
-    fields: dict[str, Any] = {
-        "actions": np.zeros((rows, 2)),
-        "rewards": np.arange(rows),
-        "terminals": np.zeros(rows),
-        "timeouts": last,
-        "episode_ends": np.cumsum(LENGTHS),
-        "attributes": {"suite": "theirs"},
-    }
-    return FileArrays(observations, **fields | changed)
+def file_arrays(observations: dict[str, Sequence[Piece]]) -> FileArrays:
+    rows, ends = sum(LENGTHS), np.cumsum(LENGTHS)
+    return FileArrays(
+        observations,
+        actions=np.zeros((rows, 2)),
+        rewards=np.arange(rows),
+        terminals=np.zeros(rows),
+        timeouts=np.isin(np.arange(rows), ends - 1),
+        episode_ends=ends,
+        attributes={"suite": "theirs"},
+    )
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[FileArrays]:
     with h5py.File(path) as file:
-        yield source(
-            {
-                name: [piece_of(file[f"{number}/{name}"], path) for number in range(2)]
-                for name in ("plain", "small", "state")
-            }
-        )
+        names = ("plain", "small", "state")
+        yield file_arrays({name: [piece_of(file[f"{n}/{name}"], path) for n in range(2)] for name in names})
+
+
+def layout_of(path: Path, *options: str) -> layout.Layout:
+    return through_cache(path, lambda: opened(path), "test", *options)
 
 
 def read(path: Path) -> Store:
-    return to_store(through_cache(path, lambda: opened(path), "test"), path)
+    return to_store(layout_of(path), path)
 
 
 def test_large_contiguous_arrays_are_mapped_in_place_and_others_unpacked(
@@ -71,7 +70,7 @@ def test_large_contiguous_arrays_are_mapped_in_place_and_others_unpacked(
         store = read(path)
         plain, small, state = (store.observations[name] for name in ("plain", "small", "state"))
         assert isinstance(plain, Segmented)
-        assert {Path(str(part.base.filename)) for part in plain.parts} == {path}  # type: ignore[union-attr]
+        assert {Path(str(segment.base.filename)) for segment in plain.segments} == {path}  # type: ignore[union-attr]
         for array in (small, state):
             assert isinstance(array, np.memmap)
             assert Path(str(array.filename)).parent == cache
@@ -81,55 +80,46 @@ def test_large_contiguous_arrays_are_mapped_in_place_and_others_unpacked(
         np.testing.assert_array_equal(state, whole[:, :2, 0, 0].astype(np.float32))
         assert store.attributes == {"suite": "theirs"}
     assert sorted(entry.suffix for entry in cache.iterdir()) == [".h5", ".json"]
-
-
-def test_a_file_that_was_moved_is_found_again(path: Path, frames: list[np.ndarray], cache: Path) -> None:
-    read(path)
+    assert json.loads(json.dumps(layout_of(path))) == layout_of(path)
     moved = path.with_name("moved") / path.name
     moved.parent.mkdir()
     path.rename(moved)
-    np.testing.assert_array_equal(np.asarray(read(moved).observations["plain"]), np.concatenate(frames))
+    np.testing.assert_array_equal(np.asarray(read(moved).observations["plain"]), whole)
     assert len(list(cache.glob("*.h5"))) == 1
 
 
-def test_a_source_is_opened_once(path: Path, cache: Path) -> None:
-    count = 0
+def test_a_file_is_opened_once_for_each_option(path: Path, cache: Path) -> None:
+    keys: list[str] = []
 
-    def counted() -> contextlib.AbstractContextManager[FileArrays]:
-        nonlocal count
-        count += 1
+    def counted(key: str) -> contextlib.AbstractContextManager[FileArrays]:
+        keys.append(key)
         return opened(path)
 
-    for _ in range(2):
-        through_cache(path, counted, "test")
-    assert count == 1
-    through_cache(path, counted, "test", "with another option")
-    assert count == 2
+    for key in ("a", "a", "b"):
+        through_cache(path, lambda key=key: counted(key), key)
+    assert keys == ["a", "b"]
 
 
-def test_only_the_cache_may_point_elsewhere(path: Path, cache: Path) -> None:
-    """A file that came with a note beside it, as the cache has them, is read without the note."""
+def test_only_the_cache_may_refer_to_other_files(path: Path, cache: Path) -> None:
+    """A file that comes with a JSON file, as entries of the cache have it, is read without that."""
     read(path)
     (entry,) = cache.glob("*.h5")
-    stranger = path.with_name("stranger.h5")
-    entry.rename(stranger)
-    entry.with_suffix(".json").rename(stranger.with_suffix(".json"))
-    from gtp_vision.datasets.formats import open_store
-
-    assert "plain" not in open_store(stranger).observations
+    untrusted = path.with_name("untrusted.h5")
+    entry.rename(untrusted)
+    entry.with_suffix(".json").rename(untrusted.with_suffix(".json"))
+    assert "plain" not in open_store(untrusted).observations
 
 
-def test_a_file_that_shrinks_after_its_layout_was_made_is_told(path: Path, cache: Path) -> None:
-    found = through_cache(path, lambda: opened(path), "test")
+def test_files_that_change_after_their_layout_was_made_are_named(path: Path, cache: Path) -> None:
+    found = layout_of(path)
+    next(cache.glob("*.h5")).unlink()
+    with pytest.raises(GtpVisionError, match=r"theirs.hdf5: .*was removed a moment ago; try again"):
+        to_store(found, path)
+    found = layout_of(path)
     with path.open("r+b") as file:
         file.truncate(1000)
     with pytest.raises(GtpVisionError, match="shorter"):
         to_store(found, path)
-
-
-def test_a_layout_is_json(path: Path, cache: Path) -> None:
-    found = through_cache(path, lambda: opened(path), "test")
-    assert json.loads(json.dumps(found)) == found
 
 
 @pytest.mark.parametrize(
@@ -140,14 +130,14 @@ def test_a_layout_is_json(path: Path, cache: Path) -> None:
         ([np.zeros((9, 4)), np.zeros((11, 4))], "20 frames for 21 actions"),
     ],
 )
-def test_pieces_that_do_not_fit_are_refused(path: Path, cache: Path, pieces: list[np.ndarray], words: str) -> None:
-    made = source({"state": [piece_in_memory(values) for values in pieces]})
+def test_pieces_that_differ_are_refused(path: Path, cache: Path, pieces: list[np.ndarray], words: str) -> None:
+    arrays = file_arrays({"state": [piece_in_memory(values) for values in pieces]})
     with pytest.raises(GtpVisionError, match=words):
-        through_cache(path, lambda: contextlib.nullcontext(made), "test")
+        through_cache(path, lambda: contextlib.nullcontext(arrays), "test")
     assert not list(cache.glob("*"))
 
 
-def test_failing_in_the_middle_leaves_nothing(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_in_the_middle_leaves_nothing(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "COPY_BYTES", 100)
 
     def fails(start: int, stop: int) -> np.ndarray:
@@ -155,7 +145,7 @@ def test_failing_in_the_middle_leaves_nothing(path: Path, cache: Path, monkeypat
             raise GtpVisionError("the video ends here")
         return np.zeros((stop - start, 3))
 
-    broken = source({"state": [Piece(21, (3,), np.dtype(np.float64), fails)]})
+    broken = file_arrays({"state": [Piece(21, (3,), np.dtype(np.float64), fails)]})
     with pytest.raises(GtpVisionError, match="the video ends here"):
         through_cache(path, lambda: contextlib.nullcontext(broken), "test")
     assert not list(cache.iterdir())
@@ -165,20 +155,13 @@ def test_a_full_cache_makes_room(path: Path, cache: Path, monkeypatch: pytest.Mo
     read(path)
     size = sum(entry.stat().st_size for entry in cache.glob("*.h5"))
     monkeypatch.setenv("GTP_VISION_CACHE_SIZE", str(1.5 * size / 1e9))
-    through_cache(path, lambda: opened(path), "another")
+    layout_of(path, "another")
     assert len(list(cache.glob("*.h5"))) == 1
 
 
 @pytest.mark.parametrize("name", ["*.h5", "*.json"])
 @pytest.mark.parametrize("content", [b"", b"rubbish"])
-def test_a_damaged_entry_of_the_cache_is_made_anew(path: Path, cache: Path, name: str, content: bytes) -> None:
-    expected = np.array(read(path).observations["small"])  # not mapped: a file cut short under a map is fatal
+def test_a_damaged_entry_of_the_cache_is_made_again(path: Path, cache: Path, name: str, content: bytes) -> None:
+    expected = np.array(read(path).observations["small"])  # a copy: a mapped file must not be cut
     next(cache.glob(name)).write_bytes(content)
     np.testing.assert_array_equal(read(path).observations["small"], expected)
-
-
-def test_an_entry_that_is_evicted_before_it_is_mapped_is_a_sentence(path: Path, cache: Path) -> None:
-    found = through_cache(path, lambda: opened(path), "test")
-    next(cache.glob("*.h5")).unlink()
-    with pytest.raises(GtpVisionError, match=r"theirs.hdf5: .*was removed a moment ago; try again"):
-        to_store(found, path)

@@ -4,7 +4,9 @@ import resource
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,148 +15,146 @@ import pytest
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import resumable
 
-FLOAT = np.dtype(np.float32)
 pytestmark = pytest.mark.usefixtures("cache")
+FLOAT, HALF = np.dtype(np.float32), np.dtype(np.float16)
 
 
-def _values(start: int, stop: int) -> np.ndarray:
+def values(start: int, stop: int) -> np.ndarray:
     return np.arange(start, stop, dtype=np.float64)[:, None] + np.array([0, 0.25])
+
+
+def compute(
+    target: Path, rows: int = 10, piece: int = 4, function: Callable[[int, int], Any] = values, dtype: np.dtype = FLOAT
+) -> np.ndarray:
+    return resumable.compute_array(target, (rows, 2), dtype, piece, function, "an entry")
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "entry.h5"
 
 
 class StoppedError(Exception):
     pass
 
 
-def test_an_array_is_made_in_pieces_and_read_by_anybody(tmp_path: Path) -> None:
+def test_an_array_is_computed_in_pieces_once(target: Path) -> None:
     spans = []
 
-    def compute(start: int, stop: int) -> np.ndarray:
+    def counted(start: int, stop: int) -> np.ndarray:
         spans.append((start, stop))
-        return _values(start, stop)
+        return values(start, stop)
 
-    target = tmp_path / "entry.h5"
-    assert resumable.whole(target) is None
-    made = resumable.made(target, (10, 2), FLOAT, 4, compute, "an entry")
+    assert resumable.finished_array(target) is None
+    array = compute(target, function=counted)
     assert spans == [(0, 4), (4, 8), (8, 10)]
-    np.testing.assert_array_equal(made, _values(0, 10))
-    assert isinstance(made, np.memmap)
+    assert isinstance(array, np.memmap)
     with h5py.File(target) as file:
-        np.testing.assert_array_equal(file["features"], _values(0, 10))
-    again = resumable.made(target, (10, 2), FLOAT, 4, compute, "an entry")
+        np.testing.assert_array_equal(file["features"], values(0, 10))
+    np.testing.assert_array_equal(compute(target, function=counted), values(0, 10))
     assert len(spans) == 3
-    np.testing.assert_array_equal(again, _values(0, 10))
+    finished = resumable.finished_array(target)
+    assert finished is not None
+    np.testing.assert_array_equal(finished, array)
+    assert compute(target, rows=6).shape == (6, 2), "an entry of another shape is made again"
+    np.testing.assert_array_equal(array, values(0, 10))
 
 
-def test_what_was_interrupted_goes_on_from_the_last_whole_piece_in_the_same_dtype(tmp_path: Path) -> None:
-    target, spans = tmp_path / "entry.h5", []
+def test_an_interrupted_computation_continues_from_the_last_piece_in_the_same_dtype(target: Path) -> None:
+    starts = []
 
     def stops(start: int, stop: int) -> np.ndarray:
         if start == 8:
             raise StoppedError
-        return _values(start, stop)
+        return values(start, stop)
+
+    def counted(start: int, stop: int) -> np.ndarray:
+        starts.append(start)
+        return values(start, stop)
 
     with pytest.raises(StoppedError):
-        resumable.made(target, (10, 2), np.dtype(np.float16), 4, stops, "an entry")
-    assert resumable.whole(target) is None
-
-    def compute(start: int, stop: int) -> np.ndarray:
-        spans.append(start)
-        return _values(start, stop)
-
-    made = resumable.made(target, (10, 2), FLOAT, 3, compute, "an entry")
-    assert spans == [6, 9], "8 rows were done, and pieces begin at multiples of 3 now"
-    assert made.dtype == np.float16
-    np.testing.assert_array_equal(made, _values(0, 10))
+        compute(target, function=stops, dtype=HALF)
+    assert resumable.finished_array(target) is None
+    array = compute(target, piece=3, function=counted)
+    assert starts == [6, 9], "8 rows were finished, and pieces begin at multiples of 3 now"
+    assert array.dtype == HALF
+    np.testing.assert_array_equal(array, values(0, 10))
 
 
-def test_an_entry_of_another_shape_is_made_anew_under_who_has_mapped_it(tmp_path: Path) -> None:
-    target = tmp_path / "entry.h5"
-    old = resumable.made(target, (10, 2), FLOAT, 4, _values, "an entry")
-    new = resumable.made(target, (6, 2), FLOAT, 4, _values, "an entry")
-    assert new.shape == (6, 2)
-    np.testing.assert_array_equal(old, _values(0, 10))
-
-
-def test_of_two_at_once_one_computes_and_the_other_waits(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    target, begun, go = tmp_path / "entry.h5", threading.Event(), threading.Event()
+def test_of_two_at_once_one_computes_and_the_other_waits(target: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    begun, proceed = threading.Event(), threading.Event()
 
     def slow(start: int, stop: int) -> np.ndarray:
         begun.set()
-        assert go.wait(60)
-        return _values(start, stop)
+        assert proceed.wait(60)
+        return values(start, stop)
 
     def never(start: int, stop: int) -> np.ndarray:
-        raise AssertionError("the other one has made it")
+        raise AssertionError("the other one has computed it")
 
     found: list[np.ndarray] = []
-    first = threading.Thread(target=lambda: found.append(resumable.made(target, (4, 2), FLOAT, 4, slow, "it")))
-    second = threading.Thread(target=lambda: found.append(resumable.made(target, (4, 2), FLOAT, 4, never, "it")))
+    first, second = (
+        threading.Thread(target=lambda f=function: found.append(compute(target, 4, function=f)))
+        for function in (slow, never)
+    )
     first.start()
     assert begun.wait(60)
     second.start()
     second.join(0.2)
     assert second.is_alive()
-    go.set()
+    proceed.set()
     first.join(60)
     second.join(60)
     assert len(found) == 2
-    assert "it: waiting for another process that is at it" in capfd.readouterr().err
-    assert not list(tmp_path.glob("*.lock"))
+    assert "an entry: waiting for another process that computes it" in capfd.readouterr().err
+    assert not list(target.parent.glob("*.lock"))
 
 
-def test_values_that_are_not_finite_are_refused_with_their_row(tmp_path: Path) -> None:
-    def broken(start: int, stop: int) -> np.ndarray:
-        return np.where(np.arange(start, stop)[:, None] == 6, np.nan, _values(start, stop))
-
-    with pytest.raises(GtpVisionError, match=r"an entry: what comes of frame 6 is not finite"):
-        resumable.made(tmp_path / "entry.h5", (10, 2), FLOAT, 4, broken, "an entry")
-
-
-def test_values_that_the_dtype_does_not_hold_are_told_apart(tmp_path: Path) -> None:
+def test_values_that_cannot_be_stored_are_refused(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GtpVisionError, match=r"an entry: the result of frame 6 is not finite"):
+        compute(target, function=lambda a, b: np.where(np.arange(a, b)[:, None] == 6, np.nan, values(a, b)))
+    resumable.discard(target)
     with pytest.raises(resumable.OutOfRangeError):
-        resumable.made(tmp_path / "e.h5", (4, 2), np.dtype(np.float16), 4, lambda a, b: 1e6 + _values(a, b), "an entry")
-
-
-def test_more_than_the_cache_may_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        compute(target, function=lambda a, b: 1e6 + values(a, b), dtype=HALF)
+    resumable.discard(target)
     monkeypatch.setenv("GTP_VISION_CACHE_SIZE", "1e-8")
     with pytest.raises(GtpVisionError, match=r"set GTP_VISION_CACHE_SIZE to more"):
-        resumable.made(tmp_path / "entry.h5", (10, 2), FLOAT, 4, _values, "an entry")
+        compute(target)
 
 
-def test_a_disk_that_takes_no_more_is_told_with_the_mend(tmp_path: Path) -> None:
-    target, size = tmp_path / "entry.h5", 1 << 16
+def test_a_full_disk_is_named_and_what_is_finished_stays(target: Path) -> None:
+    size = 1 << 16
     rows = 4 * size // 8
 
     def stops(start: int, stop: int) -> np.ndarray:
         if start:
-            # Every write beyond this fails as on a full disk; what was laid out before may be larger.
+            # Every write beyond this fails as on a full disk; what was allocated before may be larger.
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        return _values(start, stop)
+        return values(start, stop)
 
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         with pytest.raises(GtpVisionError, match=r"entry.h5 cannot be written .*make room, or set GTP_VISION_CACHE"):
-            resumable.made(target, (rows, 2), FLOAT, rows // 4, stops, "an entry")
+            compute(target, rows, rows // 4, stops)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     done = json.loads(target.with_suffix(".json").read_text())["done"]
     assert rows // 4 <= done < rows
-    np.testing.assert_array_equal(resumable.made(target, (rows, 2), FLOAT, 1000, _values, "an entry"), _values(0, rows))
-    assert not [name for name in os.listdir(tmp_path) if name.endswith((".part", ".lock"))]
+    np.testing.assert_array_equal(compute(target, rows, 1000), values(0, rows))
+    assert not [name for name in os.listdir(target.parent) if name.endswith((".part", ".lock"))]
 
 
-def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path) -> None:
-    """Else who waited for it and who came later would both hold one."""
-    target = tmp_path / "entry.h5"
+def test_a_lock_whose_file_was_removed_is_taken_again(target: Path) -> None:
+    """Otherwise two later processes would both hold one."""
     order: list[str] = []
 
     def wait() -> None:
-        with resumable._alone(target, "waiting"):
+        with resumable._lock(target, "waiting"):
             order.append("second")
-            assert resumable._stands(target.with_suffix(".lock"), os.open(target.with_suffix(".lock"), os.O_RDONLY))
+            assert resumable._is_at(target.with_suffix(".lock"), os.open(target.with_suffix(".lock"), os.O_RDONLY))
 
-    with resumable._alone(target, "first"):
+    with resumable._lock(target, "first"):
         thread = threading.Thread(target=wait)
         thread.start()
         time.sleep(0.3)

@@ -65,8 +65,8 @@ def test_a_subset_is_its_episodes_and_copies_no_frames(make_store: MakeStore) ->
     front = some.observations["front"]
     assert isinstance(front, Segmented)
     np.testing.assert_array_equal(np.asarray(front), store.observations["front"][rows])
-    assert len(front.parts) == 2, "neighbouring episodes stay in one piece"
-    assert all(np.shares_memory(part, store.observations["front"]) for part in front.parts)
+    assert len(front.segments) == 2, "neighbouring episodes stay in one piece"
+    assert all(np.shares_memory(part, store.observations["front"]) for part in front.segments)
     assert problems(some) == []
 
 
@@ -121,7 +121,7 @@ def test_actions_of_other_units_are_not_mixed(make_store: MakeStore) -> None:
     low, other = ({"action_low": [0.0, bound], "action_high": [1.0, 1.0]} for bound in (-1.0, -2.0))
     mix([make_store(attributes=low), make_store(attributes=dict(low))], [1, 1])
     for attributes in (other, {}):
-        with pytest.raises(GtpVisionError, match="other bounds"):
+        with pytest.raises(GtpVisionError, match="different bounds"):
             mix([make_store(attributes=low), make_store(attributes=attributes)], [1, 1])
 
 

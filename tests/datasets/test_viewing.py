@@ -170,7 +170,7 @@ def test_what_is_too_much_is_left_out_and_said(make_store: MakeStore, tmp_path: 
         "2 of 20 episodes are shown",
         "16 of 20 cameras are shown",
         "12 of 21 states are drawn",
-        "not drawn, for what is wrong with them: float",
+        "not drawn because of their faults: float",
         "the first 16 of 30",
         "multiply by 255",
     ):
@@ -217,7 +217,7 @@ def test_where_rows_cannot_be_told_apart_only_the_findings_are_shown(
     with h5py.File(path, "r+") as file:
         file["timeouts"][2] = 1
     assert main(["data", "view", str(path), "--out", str(tmp_path / "a.html")]) == 2
-    told = "timeouts stand inside an episode, first at episode 0, frame 2; end the episode there"
+    told = "timeouts are set inside an episode, first at episode 0, frame 2; end the episode there"
     assert f"PROBLEM {told}" in capsys.readouterr().out
     assert told in (tmp_path / "a.html").read_text()
     assert "section" not in Parsed(tmp_path / "a.html").texts
@@ -237,8 +237,8 @@ def test_the_page_stands_where_one_is_and_nothing_else_is_replaced(
     capsys.readouterr()
     for target, said in (
         ("data.h5", "ends in .html"),
-        ("notes.html", "is no page, so it is not replaced"),
-        ("folder.html", "is no page, so it is not replaced"),
+        ("notes.html", "is not a HTML file, so it is not replaced"),
+        ("folder.html", "is not a HTML file, so it is not replaced"),
         ("data.h5/page.html", "lies below a file"),
     ):
         assert main(["data", "view", "data.h5", "--out", target]) == 2
@@ -249,7 +249,7 @@ def test_the_page_stands_where_one_is_and_nothing_else_is_replaced(
     assert path.read_bytes() == before
     assert (tmp_path / "notes.html").read_text() == "my notes"
     with pytest.raises(GtpVisionError, match="choose from 1 to 50"):
-        viewing.check(tmp_path / "new.html", 0)
+        viewing.check_target(tmp_path / "new.html", 0)
 
 
 @pytest.fixture(scope="module")

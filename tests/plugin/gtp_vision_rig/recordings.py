@@ -18,7 +18,7 @@ from gtp_vision.datasets.store import Store
 @contextmanager
 def read(path: Path) -> Iterator[FileArrays]:
     """The arrays of a file, while it is open. The rig stops recording when the task is done."""
-    with hdf5.opened(path) as file:
+    with hdf5.open_file(path) as file:
         recording, runs = Recording(path), hdf5.group(file, "runs", path)
         names = sorted(hdf5.children(runs, path))
         if not names:
@@ -30,7 +30,7 @@ def read(path: Path) -> Iterator[FileArrays]:
             found = {key: observation(run, key, path, len(actions)) for key in ("rgb", "joints")}
             pieces = {key: [piece] for key, piece in usable(found, name, path).items()}
             recording.add(name, pieces, actions, success, success)
-        yield recording.source({})
+        yield recording.file_arrays({})
 
 
 def write(path: Path, store: Store) -> None:
