@@ -65,7 +65,8 @@ class FlowMatchingPolicy(TimedPolicy, Integrable, Guidable):
 class ShortcutPolicy(TimedPolicy, Integrable):
     """Learns steps of any size h = 1, 1/2, 1/4, ...: one step is as two of half the size (Frans et al., 2025).
 
-    Arguments as `Policy`; the smallest step is the smallest power of 1/2 that is not below 1 / `grid`, for which the network gets 0.
+    Arguments as `Policy`. The smallest step is the smallest power of 1/2 that is not below 1 / `grid`; the network gets
+    it as 0.
     """
 
     family = "shortcut"
