@@ -8,21 +8,22 @@ from dataclasses import replace
 
 import torch
 
-from gtp_vision.agents.settings import ActingConfig, AgentConfig
+from gtp_vision.agents.base import Agent
+from gtp_vision.agents.settings import ActingConfig
 from gtp_vision.core.random import EpisodeNoise
 
 Observation = Mapping[str, torch.Tensor]
 
 
 @contextmanager
-def best_of(config: AgentConfig, candidates: int) -> Iterator[None]:
-    """An agent of this configuration acts by the best of so many actions by Q, inside the block."""
-    before = config.acting
-    config.acting = replace(before, candidates=candidates, choose="argmax")
+def best_of(agent: Agent, candidates: int) -> Iterator[None]:
+    """Let an agent act by the best of so many actions by Q, inside the block."""
+    before = agent.config
+    agent.config = replace(before, acting=replace(before.acting, candidates=candidates, choose="argmax"))
     try:
         yield
     finally:
-        config.acting = before
+        agent.config = before
 
 
 class Executor:

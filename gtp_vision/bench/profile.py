@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from gtp_vision import agents
 from gtp_vision.agents import AGENTS, AgentConfig
+from gtp_vision.agents.eda import AlignmentSettings
 from gtp_vision.bench.recordings import noise_store
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.random import RandomStream
 from gtp_vision.core.timing import Work, median_ms
 from gtp_vision.datasets.sampler import Sampler
@@ -108,10 +109,15 @@ def agent_config(name: str, network: Network) -> AgentConfig:
     """The preset of an agent, with the networks that all agents share."""
     config = from_command_line(["task=demo", f"agent={name}"]).agent
     shared: dict[str, Any] = {"hidden": list(network.hidden), "activation": network.activation}
-    config.policy = replace(config.policy, architecture="mlp", **shared)
-    config.critic = replace(config.critic, layer_norm=network.layer_norm, **shared)
-    config.improvement = replace(config.improvement, pretrain_steps=0)
-    return config
+    improvement = config.improvement
+    if isinstance(improvement, AlignmentSettings):
+        improvement = replace(improvement, pretrain_steps=0)
+    return replace(
+        config,
+        policy=replace(config.policy, architecture="mlp", **shared),
+        critic=replace(config.critic, layer_norm=network.layer_norm, **shared),
+        improvement=improvement,
+    )
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -175,7 +181,7 @@ class _Training:
         observation, noise = {name: x[:1] for name, x in self.batch.observation.items()}, RandomStream(1, 0)
 
         def act(k: int, candidates: int, _: None) -> None:
-            self.config.acting = replace(acting, candidates=candidates)  # which the agent reads
+            self.agent.config = replace(self.config, acting=replace(acting, candidates=candidates))
             self.agent.act(observation, noise, k)
 
         acts: dict[tuple[int, ...], Work] = {(k, n): Work(partial(act, k, n), timed=_ACTS) for k, n in keys}

@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from gtp_vision import agents
 from gtp_vision.agents import Agent, AgentConfig
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.safe_yaml import whole_numbers
+from gtp_vision.core.settings import numbers
 from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
 from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
@@ -44,6 +44,7 @@ WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST = (
 FILES = [WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST]
 _MOST_JSON = 4 << 20  # bytes
 _MOST_COUNT = 100_000  # of anything in the settings; networks of a stranger's file shall not take for ever to build
+Settings = TypeVar("Settings", AgentConfig, EncoderConfig)
 _SPARE = 256 << 20  # bytes that parts without stored weights may take beside sixteen times those with
 
 
@@ -68,10 +69,9 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
         )
     try:
         schema = Schema.of(told.get("schema"))
-        config = _settings(AgentConfig, told.get("agent"))
-        encoder = _settings(EncoderConfig, told.get("encoder"))
+        config = _settings(*agents.read_agent(told.get("agent")))
+        encoder = check_encoder(_settings(EncoderConfig(), told.get("encoder")))
         agents.check_agent(config)
-        check_encoder(encoder)
         kept = told.get("parts")
         if not isinstance(kept, list) or not all(isinstance(name, str) for name in kept):
             raise GtpVisionError("it does not say which of the agent's parts it holds")
@@ -166,21 +166,21 @@ def _built(shapes: Mapping[str, tuple[int, ...]], actions: int, config: AgentCon
     return agents.create(shapes, actions, config, encoder, pretrained=False)
 
 
-def _settings(kind: type, stored: Any) -> Any:
-    """A dataclass of settings from a stranger's JSON.
+def _settings(defaults: Settings, stored: Any) -> Settings:
+    """Read a dataclass of settings from untrusted JSON.
 
     Raises:
         GtpVisionError: names or types that there are not, or numbers beyond all measure.
     """
     try:
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(stored)))
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(defaults), OmegaConf.create(stored)))
     except (OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
         raise GtpVisionError(
-            f"{MADE_OF} holds no {kind.__name__} of this version ({str(error).splitlines()[0]})"
+            f"{MADE_OF} holds no {type(defaults).__name__} of this version ({str(error).splitlines()[0]})"
         ) from error
-    assert isinstance(found, kind)
-    for name, value in whole_numbers(found):
-        if abs(value) > _MOST_COUNT:
+    assert isinstance(found, type(defaults))
+    for name, value in numbers(found):
+        if isinstance(value, int) and abs(value) > _MOST_COUNT:
             raise GtpVisionError(f"{MADE_OF} has {name}={value}, which is beyond all measure")
     return found
 

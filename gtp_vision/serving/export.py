@@ -67,7 +67,7 @@ def export(
     if steps is not None:
         if steps < 1:
             raise GtpVisionError(f"steps={steps} must be at least 1")
-        agent.config.acting.steps = steps
+        agent.config = agents.acting_in(agent.config, steps)
         agents.check_agent(agent.config, steps_key="--steps")
     schema = schema_of(config, agent, parts.store)
     checkpoint = (run / "checkpoints" / which).resolve().name

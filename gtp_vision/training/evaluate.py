@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent
 from gtp_vision.agents.acting import Executor
-from gtp_vision.config.schema import Config, from_run
+from gtp_vision.config.compose import from_run
+from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.names import SALIENCY
 from gtp_vision.datasets.store import Store
@@ -80,11 +82,12 @@ def evaluate_run(
         if value is not None and value < 1:
             raise GtpVisionError(f"{name}={value} must be at least 1")
     config, parts = restore(folder, which)
+    agent = config.agent
     if candidates is not None:
-        parts.agent.config.acting.candidates = candidates
+        agent = parts.agent.config = replace(agent, acting=replace(agent.acting, candidates=candidates))
     if steps is not None:
-        agents.check_agent(agents.acting_in(parts.agent.config, steps), steps_key="--steps")
-    agents.check_agent(parts.agent.config)
+        agents.check_agent(agents.acting_in(agent, steps), steps_key="--steps")
+    agents.check_agent(agent)
     if config.task.env is None:
         raise GtpVisionError(f"{folder} was trained without a simulator (task.env=null): there is nothing to act in")
     if saliency and not parts.agent.actor_encoder.cameras:

@@ -141,7 +141,7 @@ class TrainingRun:
             found, episodes = evaluator.run(actor, training.eval_episodes, film=2 * training.videos, stop=stop)
             several = {}
             for count in training.eval_candidates or ():
-                with best_of(self.parts.agent.config, count):
+                with best_of(self.parts.agent, count):
                     several[str(count)], _ = evaluator.run(actor, training.eval_episodes, stop=stop)
         except StoppedError:
             raise self.interrupted(step) from None

@@ -13,16 +13,16 @@ from torch import nn
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent, AgentConfig
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
+from gtp_vision.core.settings import choices_of
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import EncoderConfig, LoraSettings, check_encoder
 from gtp_vision.encoders.backbone import Backbone
 from gtp_vision.encoders.backbones import create
-from gtp_vision.encoders.settings import TUNINGS
 from gtp_vision.encoders.tuning import parameter_groups, prepare
 from gtp_vision.training import checkpoint
 
@@ -91,7 +91,7 @@ def _moving(agent: Agent, tuning: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("fusion", "preset"), [("concat", "gtp"), ("transformer", "gtp_bc")])
-@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize("tuning", choices_of(EncoderConfig, "tuning"))
 @pytest.mark.parametrize("name", BACKBONES)
 def test_steps_change_exactly_what_is_trained(
     make_store: Callable[..., Store], name: str, tuning: str, fusion: str, preset: str
@@ -181,7 +181,7 @@ def test_actor_and_critic_see_the_same_frozen_features(make_store: Callable[...,
 # Saving and loading ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize("tuning", choices_of(EncoderConfig, "tuning"))
 @pytest.mark.parametrize("name", SMALL)
 def test_what_was_trained_and_what_was_not_survives_a_save_and_a_load(
     make_store: Callable[..., Store], tmp_path: Path, name: str, tuning: str

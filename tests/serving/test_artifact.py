@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import gtp_vision
 from gtp_vision.cli.main import main
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.formats import native

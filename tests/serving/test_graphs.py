@@ -14,7 +14,7 @@ import torch
 
 import gtp_vision
 from gtp_vision.cli.main import main
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store

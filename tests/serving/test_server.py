@@ -23,7 +23,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from gtp_vision import agents
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.serving import server as module
 from gtp_vision.serving.policy import Policy, Session
