@@ -1,94 +1,110 @@
-"""Refusals of encoder settings that do not fit each other, before anything is built."""
+"""Checks of an encoder's settings: those that do not fit each other are refused before anything is built."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.settings import check_settings
 from gtp_vision.encoders import backbones, timm_backbones, weights
 from gtp_vision.encoders.resnet import RESNETS
 from gtp_vision.encoders.settings import CameraConfig, EncoderConfig
 
 
-def check_encoder(config: EncoderConfig) -> None:
-    """Refuse an unknown backbone, and settings that would be ignored or cannot work together.
+def check_encoder(config: EncoderConfig) -> EncoderConfig:
+    """Check each setting, and that none would be ignored or contradicts another.
 
-    Settings of cameras become `CameraConfig`s.
+    Returns:
+        The same settings, those of each camera as a `CameraConfig`.
 
     Raises:
-        GtpVisionError: the first fault, and the mend.
+        GtpVisionError: the first setting that does not fit, and what to set instead.
     """
+    check_settings(config, "encoder.")
     backbones.check_name(config.name)
-    config.cameras = {name: _camera(name, look) for name, look in config.cameras.items()}
+    config = replace(config, cameras={name: _camera(name, camera) for name, camera in config.cameras.items()})
     for misfit in _misfits(config):
         raise GtpVisionError(misfit)
+    return config
 
 
-def _camera(name: str, look: Any) -> CameraConfig:
-    """A camera's settings out of the plain table that a file or the command line gives.
+def _camera(name: str, settings: Any) -> CameraConfig:
+    """The settings of a camera, from the mapping that a file or the command line holds.
 
     Raises:
-        GtpVisionError: no table, an unknown setting, or a size that is no height and width.
+        GtpVisionError: not a mapping, an unknown setting, or a size that is not a height and a width.
     """
-    if isinstance(look, CameraConfig):
-        look = asdict(look)
-    if not isinstance(look, Mapping):
-        raise GtpVisionError(
-            f"encoder.cameras.{name}={look} must be settings, e.g. encoder.cameras.{name}.size=[96,96]"
-        )
-    known = [setting.name for setting in fields(CameraConfig)]
-    for key, size in look.items():
-        if key not in known:
-            raise GtpVisionError(f"there is no setting 'encoder.cameras.{name}.{key}': {propose(key, known)}")
-        whole = isinstance(size, Sequence) and len(size) == 2 and all(type(n) is int and n >= 1 for n in size)
-        if size is not None and not whole:
-            raise GtpVisionError(f"encoder.cameras.{name}.{key}={size} must be a height and a width of at least 1")
-    return CameraConfig(**look)
+    key = f"encoder.cameras.{name}"
+    if isinstance(settings, CameraConfig):
+        settings = asdict(settings)
+    if not isinstance(settings, Mapping):
+        raise GtpVisionError(f"{key}={settings} must hold settings, e.g. {key}.size=[96,96]")
+    known = [declared.name for declared in fields(CameraConfig)]
+    for setting, size in settings.items():
+        if setting not in known:
+            raise GtpVisionError(f"there is no setting '{key}.{setting}': {propose(setting, known)}")
+        is_size = isinstance(size, Sequence) and len(size) == 2 and all(type(n) is int and n >= 1 for n in size)
+        if size is not None and not is_size:
+            raise GtpVisionError(f"{key}.{setting}={size} must be a height and a width of at least 1")
+    return CameraConfig(**settings)
+
+
+def _changed(config: EncoderConfig, *names: str) -> list[str]:
+    """Those of the settings that differ from their defaults."""
+    defaults = EncoderConfig()
+    return [name for name in names if getattr(config, name) != getattr(defaults, name)]
 
 
 def _misfits(config: EncoderConfig) -> Iterator[str]:
     if config.gradient != "both" and not config.share:
         yield (
-            f"encoder.gradient={config.gradient} says whose losses train a shared encoder, and each has its own; set "
-            f"encoder.share=true"
+            f"encoder.gradient={config.gradient} chooses whose losses train a shared encoder, and actor and critic "
+            f"have one each; set encoder.share=true"
         )
-    yield from _unfit(config)
-    yield from _untuned(config)
-    yield from _unaugmented(config)
+    if config.name == "state":
+        yield from _without_cameras(config)
+    yield from _backbone(config)
+    yield from _tuning(config)
+    yield from _augmentation(config)
     if config.views > 1 and not (config.tuning == "frozen" and config.cache):
         yield (
             f"encoder.views={config.views} is how often the features of a frozen backbone are computed; set "
             f"encoder.tuning=frozen and encoder.cache=true, or encoder.views=1"
         )
-    for key in ("fusion_layers", "fusion_heads"):
-        if config.fusion == "concat" and getattr(config, key) != getattr(EncoderConfig(), key):
-            yield f"encoder.{key} is of encoder.fusion=transformer, and it is concat; change the fusion"
-    if config.name == "state" and config.share_cameras:
-        yield "encoder.share_cameras is about cameras, and encoder=state has none; leave it away"
-    if min(config.state_hidden, default=1) < 1:
-        yield f"encoder.state_hidden={list(config.state_hidden)} must hold widths of at least 1"
+    if config.fusion == "concat":
+        for name in _changed(config, "fusion_layers", "fusion_heads"):
+            yield f"encoder.{name} is of encoder.fusion=transformer, and it is concat; change the fusion"
 
 
-def _unfit(config: EncoderConfig) -> Iterator[str]:
-    """Settings of the backbone that it does not have, or that would lose its weights."""
-    usual = EncoderConfig()
-    changed = [
-        key for key in ("weights", "stack", "pooling", "batch_norm") if getattr(config, key) != getattr(usual, key)
-    ]
-    if config.name == "state" and changed:
-        yield f"encoder.{changed[0]} is about a camera's backbone, and encoder=state has none; leave it away"
+def _without_cameras(config: EncoderConfig) -> Iterator[str]:
+    """Settings that encoder=state would ignore."""
+    of_backbones = ("weights", "stack", "pooling", "batch_norm", "tuning", *_TUNINGS_WITH)
+    for name in _changed(config, *of_backbones):
+        yield f"encoder.{name} is about a camera's backbone, and encoder=state has none; leave it out"
+    if config.share_cameras:
+        yield "encoder.share_cameras is about cameras, and encoder=state has none; leave it out"
+    for name in _strengths(config):
+        yield (
+            f"encoder.augmentation.{name} changes frames, and encoder=state sees none; set it to 0, or choose another "
+            f"encoder"
+        )
+
+
+def _backbone(config: EncoderConfig) -> Iterator[str]:
+    """Settings that the backbone does not have, or that would lose its weights."""
+    is_timm = config.name.startswith(timm_backbones.PREFIX)
     if config.weights == "":
         yield "encoder.weights is empty; name a file or a run, or set it to null"
     if config.level is not None and config.pooling == "class_token":
-        yield "encoder.pooling=class_token is of a ViT's end, and encoder.level ends it earlier; choose another pooling"
-    if config.level is not None and not config.name.startswith(timm_backbones.PREFIX):
-        yield f"encoder.level={config.level} is of timm's models, and encoder.name={config.name} is none; leave it away"
+        yield "encoder.pooling=class_token needs the end of a ViT, and encoder.level ends it earlier; choose another"
+    if config.level is not None and not is_timm:
+        yield f"encoder.level={config.level} is for models of timm, and encoder.name={config.name}; leave it out"
     known = backbones.poolings(config.name)
     if config.pooling not in known:
         yield f"encoder.pooling={config.pooling}: encoder.name={config.name} takes {', '.join(known)} only"
-    if config.weights == weights.HUB and not config.name.startswith(timm_backbones.PREFIX):
+    if config.weights == weights.HUB and not is_timm:
         near = f"{timm_backbones.PREFIX}{config.name}" if config.name in RESNETS else f"{timm_backbones.PREFIX}<model>"
         yield f"encoder.weights=hub fetches timm's weights; set encoder.name={near}, or give a file"
     if config.batch_norm == "group" and config.weights is not None and not weights.of_run(config.weights):
@@ -98,27 +114,23 @@ def _unfit(config: EncoderConfig) -> Iterator[str]:
         )
 
 
-# The tunings that look at a setting; the others would ignore it.
-_LOOKED_AT = {
+# The values of `tuning` that use a setting; the others would ignore it.
+_TUNINGS_WITH = {
     "blocks": ("partial",),
     "decay": ("layerwise",),
     "lora": ("lora",),
     "learning_rate_scale": ("full", "partial", "lora", "layerwise"),
-    "unfreeze_step": ("full", "partial", "layerwise"),  # adapters start from nothing and need no rest
+    "unfreeze_step": ("full", "partial", "layerwise"),  # adapters start as the identity and need no delay
 }
 
 
-def _untuned(config: EncoderConfig) -> Iterator[str]:
-    """Settings of the tuning that would do nothing."""
-    usual = EncoderConfig()
-    changed = [name for name in ("tuning", *_LOOKED_AT) if getattr(config, name) != getattr(usual, name)]
-    if config.name == "state" and changed:
-        yield f"encoder.{changed[0]} is about a camera's backbone, and encoder=state has none; leave it away"
-    for name, tunings in _LOOKED_AT.items():
-        if name in changed and config.tuning not in tunings:
+def _tuning(config: EncoderConfig) -> Iterator[str]:
+    """Settings of the tuning that would have no effect."""
+    for name in _changed(config, *_TUNINGS_WITH):
+        if config.tuning not in _TUNINGS_WITH[name]:
             yield (
-                f"encoder.{name} has no meaning for encoder.tuning={config.tuning}, only for {', '.join(tunings)}; "
-                f"leave it away, or change the tuning"
+                f"encoder.{name} has no meaning for encoder.tuning={config.tuning}, only for "
+                f"{', '.join(_TUNINGS_WITH[name])}; leave it out, or change the tuning"
             )
     if config.lora.targets is not None and not config.lora.targets:
         yield "encoder.lora.targets=[] leaves nothing to train; name layers, or set it to null for all"
@@ -131,25 +143,28 @@ def _untuned(config: EncoderConfig) -> Iterator[str]:
         yield "encoder.batch_norm=train moves statistics, and encoder.tuning=frozen moves nothing; set it to frozen"
 
 
-def _unaugmented(config: EncoderConfig) -> Iterator[str]:
-    """Settings of the augmentation that would change nothing."""
-    place, c = "encoder.augmentation", config.augmentation
-    warmed = [key for key in ("brightness", "contrast", "saturation", "hue", "blur", "erase") if getattr(c, key)]
-    if config.name == "state" and warmed:
-        yield f"{place}.{warmed[0]} changes frames, and encoder=state sees none; set it to 0, or choose another encoder"
-    if c.warmup_steps and not warmed:
+def _strengths(config: EncoderConfig) -> list[str]:
+    """The augmentations that are on, besides shifts."""
+    names = ("brightness", "contrast", "saturation", "hue", "blur", "erase")
+    return [name for name in names if getattr(config.augmentation, name)]
+
+
+def _augmentation(config: EncoderConfig) -> Iterator[str]:
+    """Settings of the augmentation that would have no effect."""
+    key, warmup, active = "encoder.augmentation", config.augmentation.warmup_steps, _strengths(config)
+    if warmup and not active:
         yield (
-            f"{place}.warmup_steps={c.warmup_steps} is for colour, blur and erasing, and all are off; set one of them, "
-            f"e.g. {place}.brightness=0.3, or warmup_steps=0"
+            f"{key}.warmup_steps={warmup} is for colour, blur and erasing, and all are off; set one of them, e.g. "
+            f"{key}.brightness=0.3, or warmup_steps=0"
         )
     if config.tuning == "frozen" and config.cache and config.name != "state":
-        if warmed and config.views == 1:
+        if active and config.views == 1:
             yield (
-                f"{place}.{warmed[0]} would change no frame, since the features are computed once before training; set "
+                f"{key}.{active[0]} would change no frame, since the features are computed once before training; set "
                 f"encoder.views to 2 or more, or encoder.cache=false"
             )
-        if c.warmup_steps:
+        if warmup:
             yield (
-                f"{place}.warmup_steps={c.warmup_steps} knows no step where the features are computed once before "
+                f"{key}.warmup_steps={warmup} has no steps to count where the features are computed once before "
                 f"training; set it to 0, or encoder.cache=false"
             )

@@ -1,141 +1,102 @@
-"""Settings of encoders; the presets and their reasons stand in configs/encoder/."""
+"""The settings of encoders."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-STACKS = ("channels", "frames")
-POOLINGS = ("auto", "spatial_softmax", "attention", "average", "class_token", "flatten")
-BATCH_NORMS = ("auto", "frozen", "train", "group")
-GRADIENTS = ("both", "actor", "critic")
-FUSIONS = ("concat", "transformer")
-TUNINGS = ("full", "partial", "frozen", "lora", "layerwise")
+from gtp_vision.core.settings import setting
 
 
 @dataclass
 class CameraConfig:
-    """How one camera is looked at.
+    """How the frames of one camera are cropped and resized."""
 
-    Attributes:
-        crop: height and width in pixels that are cut out, anywhere in training and in the middle when acting; null for
-            the whole frame.
-        size: height and width that the (cropped) frames are resized to; null leaves them.
-    """
-
-    crop: list[int] | None = None
-    size: list[int] | None = None
+    crop: list[int] | None = setting(
+        None, "height and width in pixels that are cut out, anywhere in training, in the middle when acting; null: all"
+    )
+    size: list[int] | None = setting(None, "height and width to which (cropped) frames are resized; null: as they are")
 
 
 @dataclass
 class AugmentationConfig:
-    """Random changes of camera frames in training, the same for all frames of a stack and for its next observation.
+    """Random changes of camera frames in training, the same for all frames of a stack and for its next observation."""
 
-    Attributes:
-        shift: largest random shift in pixels; 0 for none.
-        shift_probability: of shifting a sample.
-        brightness: largest relative change; 0 for none.
-        contrast: largest relative change; 0 for none.
-        saturation: largest relative change; 0 for none.
-        hue: largest turn of the hue, as a share of the circle, at most 0.5.
-        color_probability: of changing a sample's colours.
-        blur: largest deviation of a Gaussian blur, in pixels; 0 for none.
-        blur_probability: of blurring a sample.
-        erase: largest share of a frame that one rectangle blackens; 0 for none.
-        erase_probability: of erasing in a sample.
-        same_for_cameras: all cameras of a sample are changed alike, instead of each in its own way.
-        warmup_steps: training steps in which the strength of all but crop and shift grows from 0 to 1.
-    """
-
-    shift: int = 3
-    shift_probability: float = 0.5
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    color_probability: float = 1.0
-    blur: float = 0.0
-    blur_probability: float = 0.5
-    erase: float = 0.0
-    erase_probability: float = 0.5
-    same_for_cameras: bool = False
-    warmup_steps: int = 0
+    shift: int = setting(3, "largest random shift in pixels; 0: off", low=0)  # FQL's, on frames of 64 pixels
+    shift_probability: float = setting(0.5, "probability of shifting a sample", low=0, high=1)  # FQL's p_aug
+    brightness: float = setting(0.0, "largest relative change of the brightness; 0: off", low=0, high=1)
+    contrast: float = setting(0.0, "largest relative change of the contrast; 0: off", low=0, high=1)
+    saturation: float = setting(0.0, "largest relative change of the saturation; 0: off", low=0, high=1)
+    hue: float = setting(0.0, "largest rotation of the hue, as a share of the circle; 0: off", low=0, high=0.5)
+    color_probability: float = setting(1.0, "probability of changing a sample's colors", low=0, high=1)
+    blur: float = setting(0.0, "largest deviation of a Gaussian blur in pixels; 0: off", low=0)
+    blur_probability: float = setting(0.5, "probability of blurring a sample", low=0, high=1)
+    erase: float = setting(0.0, "largest share of a frame that one rectangle blackens; 0: off", low=0, high=1)
+    erase_probability: float = setting(0.5, "probability of erasing in a sample", low=0, high=1)
+    same_for_cameras: bool = setting(False, "change all cameras of a sample alike, instead of each in its own way")
+    warmup_steps: int = setting(0, "training steps in which all but crop and shift grow to full strength", low=0)
 
 
 @dataclass
 class LoraSettings:
-    """Low-rank adapters (Hu et al., 2022) beside the frozen layers of a backbone, for `tuning=lora`.
+    """Low-rank adapters (Hu et al., 2022) beside the frozen layers of a backbone, for `tuning=lora`."""
 
-    Attributes:
-        rank: of each adapter.
-        alpha: an adapter's output is scaled by alpha / rank.
-        targets: last parts of the names of the layers that get one; null for all linear and convolutional layers.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    targets: list[str] | None = None
+    rank: int = setting(8, "rank of each adapter", low=1)
+    alpha: float = setting(16.0, "scale: an adapter's output is multiplied by alpha / rank", above=0)
+    targets: list[str] | None = setting(
+        None, "last parts of the names of the adapted layers; null: all linear and convolutional ones"
+    )
 
 
 @dataclass
 class EncoderConfig:
-    """From named observations to features.
+    """Settings of the way from named observations to features."""
 
-    Attributes:
-        name: the backbone of the cameras, see `backbones.known`; `state` for none.
-        weights: null starts from random weights; a file (.safetensors, .pth), a run's folder or `hub` (timm's own) from
-            trained ones.
-        stack: how the T frames of a stack enter: as `channels` of the first layer, or one after another as `frames`.
-        level: ends a model of timm's at an earlier, finer map, counted from 0; null for the last. `auto` averages it.
-        pooling: how a map of features becomes a vector; auto is the backbone's usual way.
-        keypoints: of spatial_softmax, which alone looks at it; 0 takes every channel as one.
-        batch_norm: of backbones that have it: `frozen` statistics, statistics in `train`ing, or replaced by `group`
-            normalisation; auto is frozen for trained weights, group for random ones.
-        features: width of the features of an image encoder.
-        share: one encoder for actor and critic instead of one each.
-        gradient: whose losses train a shared encoder: both, actor or critic.
-        share_cameras: one backbone looks through all cameras instead of one each.
-        cameras: camera name to how it is looked at, a `CameraConfig` each (Hydra cannot add keys to a table of them).
-        fusion: how cameras and states are joined: concat, or a small transformer over one token of each.
-        fusion_layers: of the transformer.
-        fusion_heads: of its attention.
-        state_hidden: widths of an MLP that the states go through; empty leaves them as they are.
-        standardize: bring states to mean 0 and deviation 1 of the data set; near-constant dimensions are only centred.
-        tuning: what is trained of the backbone: full, partial (its last blocks), frozen, lora, layerwise (learning
-            rates that fall towards the input).
-        blocks: how many of its last blocks `partial` trains.
-        decay: factor on the learning rate from each block to the one before it, for `layerwise`.
-        learning_rate_scale: of the backbone's learning rate, relative to `training.learning_rate`.
-        unfreeze_step: training step before which the backbone rests.
-        lora: the adapters of `tuning=lora`.
-        cache: compute the features of a frozen backbone once, before training.
-        views: how often each frame is computed for the cache: once as it is, the others augmented.
-        augmentation: of the frames in training.
-    """
-
-    name: str = "impala_small"
-    weights: str | None = None
-    stack: str = "channels"
-    level: int | None = None
-    pooling: str = "auto"
-    keypoints: int = 32
-    batch_norm: str = "auto"
-    features: int = 512
-    share: bool = False
-    gradient: str = "both"
-    share_cameras: bool = False
-    cameras: dict[str, Any] = field(default_factory=dict)
-    fusion: str = "concat"
-    fusion_layers: int = 2
-    fusion_heads: int = 4
-    state_hidden: list[int] = field(default_factory=list)
-    standardize: bool = True
-    tuning: str = "full"
-    blocks: int = 1
-    decay: float = 0.75
-    learning_rate_scale: float = 1.0
-    unfreeze_step: int = 0
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    cache: bool = True
-    views: int = 1
-    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    name: str = setting("impala_small", "backbone of the cameras, see `backbones.known`; state: none")
+    weights: str | None = setting(
+        None, "file of trained weights, a run or checkpoint whose encoder to take, or hub for timm's; null: none"
+    )
+    stack: str = setting("channels", "how a backbone takes stacked frames", choices=("channels", "frames"))
+    level: int | None = setting(
+        None, "end a timm model at this earlier, finer feature map, counted from 0; null: the last", low=0
+    )
+    pooling: str = setting(
+        "auto",
+        "how a feature map becomes a vector; auto: the backbone's usual way",
+        choices=("auto", "spatial_softmax", "attention", "average", "class_token", "flatten"),
+    )
+    keypoints: int = setting(32, "keypoints of spatial_softmax; 0: one for each channel", low=0)
+    batch_norm: str = setting(
+        "auto",
+        "statistics of batch norm, or group norm instead; auto: frozen for trained weights, group for random ones",
+        choices=("auto", "frozen", "train", "group"),
+    )
+    features: int = setting(512, "width of the features of an image encoder", low=1)
+    share: bool = setting(False, "one encoder for actor and critic instead of one each")
+    gradient: str = setting("both", "whose losses train a shared encoder", choices=("both", "actor", "critic"))
+    share_cameras: bool = setting(False, "one backbone for all cameras instead of one each")
+    cameras: dict[str, Any] = setting({}, "settings of each camera by its name, crop and size")  # `CameraConfig`s
+    fusion: str = setting(
+        "concat",
+        "how cameras and states are joined; transformer: over one token of each",
+        choices=("concat", "transformer"),
+    )
+    fusion_layers: int = setting(2, "layers of the fusion transformer", low=1)
+    fusion_heads: int = setting(4, "attention heads of the fusion transformer", low=1)
+    state_hidden: list[int] = setting([], "widths of an MLP for the states; empty: none", low=1)
+    standardize: bool = setting(True, "bring states to mean 0 and deviation 1 of the data set")
+    tuning: str = setting(
+        "full",
+        "what is trained of the backbone: all, its last blocks (partial), nothing, adapters, or layerwise rates",
+        choices=("full", "partial", "frozen", "lora", "layerwise"),
+    )
+    blocks: int = setting(1, "last blocks that tuning=partial trains", low=1)
+    decay: float = setting(
+        0.75, "factor on the learning rate from each block to the one before it, for tuning=layerwise", above=0, high=1
+    )
+    learning_rate_scale: float = setting(1.0, "learning rate of the backbone over training.learning_rate", above=0)
+    unfreeze_step: int = setting(0, "training step from which the backbone is trained", low=0)
+    lora: LoraSettings = setting(LoraSettings, "adapters of tuning=lora")
+    cache: bool = setting(True, "compute the features of a frozen backbone once, before training")
+    views: int = setting(1, "versions of each frame in that cache: the frame itself, and augmented ones", low=1)
+    augmentation: AugmentationConfig = setting(AugmentationConfig, "random changes of the frames in training")

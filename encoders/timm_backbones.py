@@ -17,10 +17,11 @@ from einops import rearrange
 from torch import nn
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.settings import choices_of
 from gtp_vision.encoders import pooling
 from gtp_vision.encoders.backbone import Backbone, Block, Named, Normalization, first_line, probe
 from gtp_vision.encoders.normalization import has_trained_constants
-from gtp_vision.encoders.settings import POOLINGS, EncoderConfig
+from gtp_vision.encoders.settings import EncoderConfig
 
 PREFIX = "timm/"
 
@@ -337,4 +338,5 @@ def _make(shape: tuple[int, ...], config: EncoderConfig, hub: bool = False) -> T
     return Timm(shape, config, normalization_of(config.name) if has_trained_constants(config) else None, hub)
 
 
-TIMM = Named(PREFIX, _make, POOLINGS, is_initialized=True, fetch=partial(_make, hub=True), has=is_known, names=known)
+_POOLINGS = choices_of(EncoderConfig, "pooling")
+TIMM = Named(PREFIX, _make, _POOLINGS, is_initialized=True, fetch=partial(_make, hub=True), has=is_known, names=known)

@@ -11,18 +11,20 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from gtp_vision.agents import AGENTS
-from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.agents import AGENTS, improvement_settings
+from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.schema import Config
 
 STATES = (
     *("task=own", "task.name=small", "encoder=state", "encoder.share=true", "training.device=cpu"),
     *("training.batch_size=16", "training.learning_rate=1e-3", "training.eval_episodes=0"),
     *("training.log_every=2", "training.checkpoint_every=3"),
     *("agent.policy.hidden=[16]", "agent.policy.grid=2", "agent.critic.hidden=[16]", "agent.critic.next_steps=2"),
-    *("agent.acting.steps=2", "agent.improvement.value_samples=3", "agent.improvement.q_steps=2"),
-    *("agent.improvement.distill_steps=2", "agent.improvement.support_actions=4", "agent.improvement.support_steps=2"),
+    "agent.acting.steps=2",
 )
-"""A run on states of a data set without a simulator; small, but of every agent's own kind."""
+"""A run on states of a data set without a simulator; `small` adds an agent."""
+_SIZES = {"value_samples": 3, "q_steps": 2, "distill_steps": 2, "support_actions": 4, "support_steps": 2}
+_SIZES |= {"pretrain_steps": 2}
 PIXELS = ("encoder=impala_tiny", "encoder.features=8", "encoder.augmentation.shift=2", "task.frame_stack=2")
 """Added to `STATES`: frames instead."""
 _LATE = {  # set after the composition, which takes a quarter of a second
@@ -51,18 +53,18 @@ def composed(*overrides: str) -> Config:
     return config
 
 
-def small(name: str) -> list[str]:
-    """An agent, with the lengths that only its kind has."""
-    recipe = AGENTS[name]
-    overrides = [f"agent={name}"]
-    overrides += ["agent.improvement.pretrain_steps=2"] if recipe.improvement == "alignment" else []
-    overrides += ["agent.critic.next_actions=3"] if recipe.backup == "softmax" else []
+def small(name: str, *more: str) -> list[str]:
+    """An agent, with the lengths that only its kind has; `more` overrides may choose another improvement."""
+    chosen = [override.partition("=")[2] for override in more if override.startswith("improvement=")]
+    own = vars(improvement_settings((chosen or [AGENTS[name].improvement])[-1]))
+    overrides = [f"agent={name}", *(f"agent.improvement.{key}={size}" for key, size in _SIZES.items() if key in own)]
+    overrides += ["agent.critic.next_actions=3"] if AGENTS[name].backup == "softmax" else []
     return overrides
 
 
 def small_run(data: Path, run: Path | str, *more: str, agent: str = "gtp") -> Config:
     """A tiny run of an agent on a data set."""
-    return composed(*STATES, *small(agent), f"task.dataset={data}", f"run_dir={run}", *more)
+    return composed(*STATES, *small(agent, *more), f"task.dataset={data}", f"run_dir={run}", *more)
 
 
 def saved(run: Path, which: str = "last") -> dict[str, torch.Tensor]:

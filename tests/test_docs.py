@@ -21,7 +21,7 @@ from commands_of_docs import PAGES, PROGRAMS, ROOT, Command, blocks, commands, p
 
 from gtp_vision import collection
 from gtp_vision.cli.main import main
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.download.sources import find
 from gtp_vision.suites import suite

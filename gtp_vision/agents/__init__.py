@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -11,8 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gtp_vision.agents.base import Agent, Improvement, Recipe
 from gtp_vision.agents.checks import check
-from gtp_vision.agents.settings import ActingConfig, AgentConfig, ImprovementConfig
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.agents.settings import ActingConfig, AgentConfig, ImprovementSettings
+from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.registry import Registry
 from gtp_vision.encoders import EncoderConfig
 
@@ -34,6 +34,38 @@ def check_agent(config: AgentConfig, *, steps_key: str = "agent.acting.steps") -
         check(config, AGENTS, IMPROVEMENTS)
     except GtpVisionError as error:
         raise GtpVisionError(str(error).replace("agent.acting.steps", steps_key)) from None
+
+
+def improvement_settings(name: str) -> ImprovementSettings:
+    """The default settings of an improvement.
+
+    Raises:
+        GtpVisionError: unknown name.
+    """
+    if name not in IMPROVEMENTS:
+        raise GtpVisionError(f"agent.improvement.name={name} is unknown: {propose(name, IMPROVEMENTS)}")
+    return IMPROVEMENTS[name].Settings(name=name)
+
+
+def read_agent(stored: Any) -> tuple[AgentConfig, Any]:
+    """Prepare stored settings of an agent for a merge.
+
+    Earlier versions stored the settings of all improvements; those of others than the agent's are left out.
+
+    Returns:
+        The defaults, of the improvement that is stored, and the stored settings that belong to them.
+
+    Raises:
+        GtpVisionError: unknown improvement.
+    """
+    improvement = stored.get("improvement") if isinstance(stored, Mapping) else None
+    if not isinstance(improvement, Mapping):
+        return AgentConfig(), stored
+    defaults = improvement_settings(str(improvement.get("name", "none")))
+    own = {declared.name for declared in fields(defaults)}
+    others = {declared.name for known in IMPROVEMENTS.values() for declared in fields(known.Settings)} - own
+    kept = {name: value for name, value in improvement.items() if name not in others}
+    return AgentConfig(improvement=defaults), {**stored, "improvement": kept}
 
 
 def acting_in(config: AgentConfig, steps: int) -> AgentConfig:
@@ -76,7 +108,7 @@ def actions_needed(config: AgentConfig, n_step: int) -> int:
 def label(config: AgentConfig) -> str:
     """The agent's name and what differs from the published system: `gtp`, `gtp+q` (q_gradient), `gtp+n` (best of N).
 
-    Names that are unknown are told as they are: the run folder's path asks before `check_agent` can refuse them.
+    Unknown names stay as they are: the run folder's path is made before `check_agent` can refuse them.
     """
     recipe = AGENTS.get(config.name)
     if recipe is None:
@@ -91,11 +123,12 @@ def label(config: AgentConfig) -> str:
 
 
 def label_of(stored: Any) -> str | None:
-    """The agent's label (`gtp`, `gtp+q`) by a run's stored configuration; None if it is not one of this version."""
+    """The agent's label (`gtp`, `gtp+q`) from a run's stored configuration; None if it is not one of this version."""
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(AgentConfig), stored["agent"]))
+        defaults, kept = read_agent(stored["agent"])
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(defaults), kept))
         return label(config) if isinstance(config, AgentConfig) else None
-    except (KeyError, TypeError, ValueError, OmegaConfBaseException):
+    except (KeyError, TypeError, ValueError, OmegaConfBaseException, GtpVisionError):
         return None
 
 
@@ -105,12 +138,14 @@ __all__ = [
     "ActingConfig",
     "Agent",
     "AgentConfig",
-    "ImprovementConfig",
+    "ImprovementSettings",
     "Recipe",
     "acting_in",
     "actions_needed",
     "check_agent",
     "create",
+    "improvement_settings",
     "label",
     "label_of",
+    "read_agent",
 ]

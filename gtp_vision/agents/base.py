@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from gtp_vision import models
-from gtp_vision.agents.settings import ActingConfig, AgentConfig
+from gtp_vision.agents.settings import ActingConfig, AgentConfig, ImprovementSettings
 from gtp_vision.core.distributed import global_mean, global_moments
 from gtp_vision.core.random import NoiseSource
 from gtp_vision.datasets.batch import Batch
@@ -91,11 +91,13 @@ class Improvement(nn.Module):
         agent: the agent whose policy is trained, built except for this; not kept.
 
     Attributes:
+        Settings: dataclass of its settings, the keys under `agent.improvement`.
         name: the value of `agent.improvement.name` that selects it.
         label_suffix: marks a label where it is not the agent's own (`gtp+q`); one letter, or two.
         needs_critic: whether it cannot do without a critic.
     """
 
+    Settings: ClassVar[type[ImprovementSettings]] = ImprovementSettings
     name: ClassVar[str]
     label_suffix: ClassVar[str]
     needs_critic = True

@@ -14,13 +14,15 @@ it follows from the start, at a fifth of that rate.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from gtp_vision import models
 from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe
-from gtp_vision.agents.settings import AgentConfig
+from gtp_vision.agents.settings import AgentConfig, ImprovementSettings
 from gtp_vision.core.distributed import global_moments
+from gtp_vision.core.settings import setting
 from gtp_vision.models.timed import TimedPolicy
 
 DIFFUSION_BC = Recipe(
@@ -52,6 +54,23 @@ def q_term(q: torch.Tensor, *, normalize: bool) -> torch.Tensor:
     return -(q.mean(1) / others.clamp_min(1e-6)).mean()
 
 
+@dataclass
+class QTermSettings(ImprovementSettings):
+    """Settings of improvements that maximize Q."""
+
+    q_weight: float = setting(1.0, "weight of the Q term", low=0)
+    normalize_q: bool = setting(True, "divide Q by its mean size over the batch")
+
+
+@dataclass
+class QGradientSettings(QTermSettings):
+    """Settings of `QGradient`."""
+
+    bc_weight: float = setting(1.0, "weight of the cloning loss", low=0)
+    q_steps: int = setting(5, "steps K through which Q's gradient goes; 1 is the single jump of a flow map", low=1)
+    per_dimension: bool = setting(True, "the cloning loss is a mean over action dimensions instead of a sum")
+
+
 class QGradient(Improvement):
     """The gradient of Q with respect to the policy's action, through the K steps that made it.
 
@@ -59,11 +78,14 @@ class QGradient(Improvement):
     jump Phi(., sigma_max, 0).
     """
 
+    Settings = QGradientSettings
     name, label_suffix = "q_gradient", "q"
+    config: QGradientSettings
 
     @staticmethod
     def conflicts(config: AgentConfig) -> Iterator[str]:
         """A policy that acts in other steps than those that are improved: it would not improve."""
+        assert isinstance(config.improvement, QGradientSettings)
         trained, acts = config.improvement.q_steps, config.acting.steps
         if trained != acts and issubclass(models.FAMILIES[config.policy.family], TimedPolicy):
             yield (

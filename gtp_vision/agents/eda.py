@@ -12,13 +12,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from gtp_vision import models
 from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability
-from gtp_vision.agents.qgpo import contrastive_loss, support
+from gtp_vision.agents.qgpo import SupportSettings, contrastive_loss, support
 from gtp_vision.agents.settings import AgentConfig
+from gtp_vision.core.settings import setting
 from gtp_vision.models import effective_sample_size
 from gtp_vision.models.networks import frozen_copy
 
@@ -34,13 +36,25 @@ def alignment_loss(
     return contrastive_loss(beta * (log_density - log_behaviour), q, alpha)
 
 
+@dataclass
+class AlignmentSettings(SupportSettings):
+    """Settings of `Alignment`."""
+
+    beta: float = setting(
+        1.0, "how strongly the policy is held to the behaviour; the target is behaviour exp(alpha Q / beta)", above=0
+    )
+    pretrain_steps: int = setting(100_000, "steps of cloning before the policy is aligned; below training.steps", low=0)
+
+
 class Alignment(Improvement):
     """Cloning for `pretrain_steps`, then densities are aligned with Q.
 
     Defined for families that have a density.
     """
 
+    Settings = AlignmentSettings
     name, label_suffix = "alignment", "l"
+    config: AlignmentSettings
 
     def __init__(self, agent: Agent) -> None:
         super().__init__(agent)

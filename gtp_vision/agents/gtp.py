@@ -10,11 +10,14 @@ GTP-BC is eta = 0: every action weighs 1, and no critic is trained.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe
-from gtp_vision.agents.settings import AgentConfig
+from gtp_vision.agents.settings import AgentConfig, ImprovementSettings
 from gtp_vision.core.distributed import global_std
+from gtp_vision.core.settings import setting
 
 GTP = Recipe("gtp", "Feng et al., ICML 2026", family="gtp", backup="mean", improvement="advantage")
 GTP_BC = Recipe("gtp_bc", "Feng et al., ICML 2026", family="gtp", backup="none", improvement="none")
@@ -42,10 +45,32 @@ def advantage_weights(
     return (eta * advantage).exp().clamp_max(clip)
 
 
+@dataclass
+class AdvantageSettings(ImprovementSettings):
+    """Settings of `AdvantageWeighting`."""
+
+    form: str = setting(
+        "positive",
+        "weights: positive, exp(eta max(0, A)), the paper's, or exponential, exp(eta A)",
+        choices=("positive", "exponential"),
+    )
+    # Not published; on the demo 3 left a fifth of the batch in effect and learned to press too slowly.
+    eta: float = setting(1.0, "how strongly advantages weigh", low=0)
+    standardize: bool = setting(True, "divide advantages by their deviation over the batch")
+    # Not published; 100 (IQL's) lets one sample in a hundred decide.
+    weight_clip: float = setting(10.0, "largest weight", low=1)
+    # 1 doubles the noise of the advantage.
+    value_samples: int = setting(4, "policy samples that estimate V(o), unless the critic learns a V", low=1)
+    # A mean over samples needs no sharper ones; 5 would cost as much as the rest of the step.
+    value_steps: int = setting(1, "steps K in which these samples are drawn", low=1)
+
+
 class AdvantageWeighting(Improvement):
     """Actions that are better than the policy's own weigh more. Defined for every family with a loss."""
 
+    Settings = AdvantageSettings
     name, label_suffix = "advantage", "a"
+    config: AdvantageSettings
 
     @staticmethod
     def steps_of_policy(config: AgentConfig) -> list[str]:

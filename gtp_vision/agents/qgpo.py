@@ -16,18 +16,36 @@ together, and drawn anew from the slow policy.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from gtp_vision import models
 from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability
-from gtp_vision.agents.settings import AgentConfig
+from gtp_vision.agents.settings import AgentConfig, ImprovementSettings
 from gtp_vision.core.random import NoiseSource
+from gtp_vision.core.settings import setting
 from gtp_vision.models import Policy, effective_sample_size
 from gtp_vision.models.networks import MLP
 from gtp_vision.models.timed import TimedPolicy
 
 QGPO = Recipe("qgpo", "Lu et al., ICML 2023", family="diffusion", backup="softmax", improvement="guidance")
+
+
+@dataclass
+class SupportSettings(ImprovementSettings):
+    """Settings of improvements that compare actions of the behaviour."""
+
+    alpha: float = setting(1.0, "inverse temperature of the energy alpha Q", low=0)
+    support_actions: int = setting(16, "actions per observation that are drawn from the behaviour", low=2)
+    support_steps: int = setting(5, "steps K in which they are drawn", low=1)
+
+
+@dataclass
+class GuidanceSettings(SupportSettings):
+    """Settings of `EnergyGuidance`."""
+
+    guidance_scale: float = setting(1.0, "factor on the energy's gradient when acting", low=0)
 
 
 def contrastive_loss(energy: torch.Tensor, q: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -40,6 +58,7 @@ def support(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """M actions of a policy for each observation, (B, M, H A), and their values by the critic, (B, M); no gradients."""
     c = agent.config.improvement
+    assert isinstance(c, SupportSettings)
     with torch.no_grad():
         actions = policy.sample(features, c.support_steps, inputs.noise, c.support_actions)
         q = agent.critic.worth(
@@ -54,7 +73,9 @@ class EnergyGuidance(Improvement):
     Defined for families that denoise step by step.
     """
 
+    Settings = GuidanceSettings
     name, label_suffix = "guidance", "e"
+    config: GuidanceSettings
 
     def __init__(self, agent: Agent) -> None:
         super().__init__(agent)

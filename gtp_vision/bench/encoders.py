@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from gtp_vision.bench.recordings import write_noise
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.timing import Work, median_ms
 from gtp_vision.datasets.sources import batch_source
 from gtp_vision.datasets.store import Store

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from gtp_vision import agents
 from gtp_vision.agents import AGENTS, AgentConfig
+from gtp_vision.agents.eda import AlignmentSettings
 from gtp_vision.bench.recordings import noise_store
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.random import RandomStream
 from gtp_vision.core.timing import Work, median_ms
 from gtp_vision.datasets.sampler import Sampler
@@ -108,10 +109,15 @@ def agent_config(name: str, network: Network) -> AgentConfig:
     """The preset of an agent, with the networks that all agents share."""
     config = from_command_line(["task=demo", f"agent={name}"]).agent
     shared: dict[str, Any] = {"hidden": list(network.hidden), "activation": network.activation}
-    config.policy = replace(config.policy, architecture="mlp", **shared)
-    config.critic = replace(config.critic, layer_norm=network.layer_norm, **shared)
-    config.improvement = replace(config.improvement, pretrain_steps=0)
-    return config
+    improvement = config.improvement
+    if isinstance(improvement, AlignmentSettings):
+        improvement = replace(improvement, pretrain_steps=0)
+    return replace(
+        config,
+        policy=replace(config.policy, architecture="mlp", **shared),
+        critic=replace(config.critic, layer_norm=network.layer_norm, **shared),
+        improvement=improvement,
+    )
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ import torch
 
 from gtp_vision import agents
 from gtp_vision.bench.robot import random_observations
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.timing import seconds
 from gtp_vision.serving import artifact

@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.bench.baseline import STEPS_K, ratios
 from gtp_vision.bench.recordings import write_noise
-from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.schema import Config
 from gtp_vision.core.compile import has_compiler
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.random import RandomStream

@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from gtp_vision.cli.verb import Verb
@@ -18,6 +19,7 @@ training.
   gtp-vision train task=demo training=demo agent=gtp
   gtp-vision train task=ogbench/visual-cube-single-play-singletask-task1 training.steps=1000 seed=3
   gtp-vision train task=own task.dataset=my.hdf5 task.name=mine
+  gtp-vision train task=demo agent=fql --explain
   gtp-vision train -m task=demo training=demo seed=0,1,2
   accelerate launch --multi_gpu --num_processes 8 -m gtp_vision train task=...
 """
@@ -25,9 +27,11 @@ training.
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Train one run, resume one, or start a sweep."""
-    from gtp_vision.config.schema import from_command_line, from_run
+    from gtp_vision.config.compose import from_command_line, from_run
     from gtp_vision.training.trainer import train
 
+    if arguments.explain:
+        return _explain(arguments, overrides)
     if arguments.multirun:
         if arguments.resume:
             raise GtpVisionError("--resume RUN resumes one run; give --resume alone to resume a sweep")
@@ -35,12 +39,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.resume:
         if overrides:
             raise GtpVisionError(f"--resume RUN takes its settings from the run; leave out '{overrides[0]}'")
-        config = from_run(Path(arguments.resume))
-        config.run_dir = arguments.resume
+        config = replace(from_run(Path(arguments.resume)), run_dir=arguments.resume)
     else:
-        for override in overrides:
-            if override.startswith(("hydra.", "hydra/")):
-                raise GtpVisionError(f"'{override}' is about sweeps: add -m, or leave it out")
         config = from_command_line(overrides)
     quiet = os.environ.get("TQDM_DISABLE") == "1"  # tqdm's own switch, which an explicit argument would override
     results = train(config, resume=arguments.resume is not None, overwrite=arguments.overwrite, progress=not quiet)
@@ -48,13 +48,23 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _explain(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gtp_vision.config.explain import explain
+
+    if arguments.multirun or arguments.resume is not None:
+        raise GtpVisionError("--explain shows the settings of one new run; leave out -m and --resume")
+    print(explain(overrides))
+    return 0
+
+
 def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
     """Start Hydra's multirun with our configuration, so that its launchers (SLURM, Ray, joblib) work unchanged."""
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException, MissingConfigException
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
 
-    from gtp_vision.config.schema import check_overrides, checked
+    from gtp_vision.config.compose import addable, check_overrides, from_command_line
     from gtp_vision.training.trainer import train
 
     check_overrides(overrides)
@@ -65,12 +75,12 @@ def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
         )
 
     @hydra.main(config_path="pkg://gtp_vision.configs", config_name="config", version_base="1.3")
-    def train_one(composed: DictConfig) -> None:
-        config = checked(OmegaConf.to_object(composed))
+    def train_one(_: DictConfig) -> None:
+        config = from_command_line(HydraConfig.get().overrides.task)
         _print_results(config.run_dir, train(config, resume=resume, overwrite=overwrite))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main()
-    before, sys.argv = sys.argv, ["gtp-vision train", "-m", *overrides]
+    before, sys.argv = sys.argv, ["gtp-vision train", "-m", *map(addable, overrides)]
     try:
         train_one()
     except HydraException as error:
@@ -111,6 +121,7 @@ def _print_results(run_dir: str, results: dict) -> None:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", nargs="?", const="", metavar="RUN", help="resume a run (of this configuration)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the run folder")
+    parser.add_argument("--explain", action="store_true", help="print each setting and what set it, and train nothing")
     parser.add_argument("-m", "--multirun", action="store_true", help="Hydra's sweep: a run for each value in a list")
 
 

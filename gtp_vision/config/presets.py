@@ -1,47 +1,79 @@
-"""Presets of agents and backbones that have none in configs/: what their own file says of them, and defaults."""
+"""Presets: the YAML files below configs/, and those of what has no file of its own there.
+
+configs/published/AGENT.yaml is a table of published settings; each task in it is an option `tuned=AGENT/TASK`.
+"""
 
 from __future__ import annotations
 
 import importlib.resources
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
-from gtp_vision.agents import AGENTS
+from gtp_vision.agents import AGENTS, IMPROVEMENTS
 from gtp_vision.encoders import backbones
+from gtp_vision.models import FAMILIES
 
 
 def options(group: str) -> list[str]:
     """The choices of a config group, e.g. `gtp` and `gtp_bc` of `agent`."""
-    return sorted({*_files(group), *_made(group)})
+    return sorted({*_files(group), *_generated(group)})
 
 
 def register() -> None:
-    """Tell Hydra of the presets that stand in no file."""
-    for group in ("agent", "encoder"):
-        for name, node in _made(group).items():
-            ConfigStore.instance().store(group=group, name=name, node=node)
+    """Add the presets without a YAML file to Hydra's store."""
+    for group in ("agent", "family", "improvement", "encoder", "tuned"):
+        package = {"improvement": "agent.improvement", "tuned": "_global_"}.get(group)
+        for option, node in _generated(group).items():
+            folder, _, name = f"{group}/{option}".rpartition("/")
+            ConfigStore.instance().store(group=folder, name=name, node=node, package=package)
 
 
+_CONFIGS = Path(str(importlib.resources.files("gtp_vision.configs")))
+
+
+@cache
 def _files(group: str) -> list[str]:
-    folder = Path(str(importlib.resources.files("gtp_vision.configs") / group))
+    folder = _CONFIGS / group
     return [str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml")]
 
 
-def _made(group: str) -> dict[str, dict[str, Any]]:
+def _generated(group: str) -> dict[str, dict[str, Any]]:
+    """Presets by name; an agent inherits that of its family of policies."""
     nodes: dict[str, dict[str, Any]] = {}
     if group == "agent":
-        nodes = {
-            name: {
+        for name, recipe in AGENTS.items():
+            nodes[name] = {
+                "defaults": [{"/family@_here_": recipe.family}, "_self_"],
                 "name": name,
-                "policy": {"family": recipe.family},
                 "critic": {"backup": recipe.backup},
                 "improvement": {"name": recipe.improvement},
             }
-            for name, recipe in AGENTS.items()
-        }
+    elif group == "family":
+        nodes = {name: {"policy": {"family": name}} for name in FAMILIES}
+    elif group == "improvement":
+        nodes = {name: {"name": name} for name in IMPROVEMENTS}
     elif group == "encoder":
         nodes = {name: {"name": name} for name in backbones.known() if "/" not in name}
-    there = _files(group)
-    return {name: node for name, node in nodes.items() if name not in there}
+    elif group == "tuned":
+        nodes = _published()
+    files = _files(group)
+    return {name: node for name, node in nodes.items() if name not in files}
+
+
+@cache
+def _published() -> dict[str, Any]:
+    nodes: dict[str, Any] = {}
+    for agent in _files("published"):
+        for task, settings in yaml.safe_load((_CONFIGS / "published" / f"{agent}.yaml").read_text()).items():
+            if task.startswith("."):  # shared by several tasks
+                continue
+            option = f"{agent}/{task}"
+            nodes[option] = OmegaConf.create({"tuned": option})
+            for key, value in settings.items():
+                OmegaConf.update(nodes[option], key, value)
+    return nodes

@@ -10,6 +10,9 @@ from __future__ import annotations
 import numpy as np
 
 from gtp_vision.agents import AgentConfig
+from gtp_vision.agents.eda import AlignmentSettings
+from gtp_vision.agents.gtp import AdvantageSettings
+from gtp_vision.agents.qgpo import GuidanceSettings
 from gtp_vision.datasets.store import Store
 
 MODES = 0.6 * np.array([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])  # (M, 2)
@@ -100,11 +103,11 @@ def improved(config: AgentConfig) -> np.ndarray | None:
     i, critic = config.improvement, config.critic
     if i.name == "none":
         return SHARES
-    if i.name == "advantage":
+    if isinstance(i, AdvantageSettings):
         value = expectile(critic.expectile) if critic.backup == "expectile" else None
         return advantage_optimum(i.eta, form=i.form, standardize=i.standardize, clip=i.weight_clip, value=value)
-    if i.name == "guidance" and i.guidance_scale == 1:
+    if isinstance(i, GuidanceSettings) and i.guidance_scale == 1:
         return tilted(i.alpha * REWARDS)
-    if i.name == "alignment":
+    if isinstance(i, AlignmentSettings):
         return tilted(i.alpha / i.beta * REWARDS)
     return None

@@ -5,54 +5,41 @@ Axes in names: B batch, E ensemble member, N next actions, F features, A action 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from gtp_vision.models.networks import MLP, EnsembleMLP
-
-BACKUPS = ("none", "mean", "max", "softmax", "expectile")
-AGGREGATES = ("min", "mean")
+from gtp_vision.core.settings import setting
+from gtp_vision.models.networks import ACTIVATIONS, MLP, EnsembleMLP
 
 
 @dataclass
 class CriticConfig:
-    """Settings of the critic; the reasons stand in configs/agent/.
+    """Settings of the critic."""
 
-    Attributes:
-        backup: what Q bootstraps from: `mean`, `max` or `softmax` of the next actions that the policy draws,
-            `expectile` for a learned V that asks no policy (IQL), or `none` for agents without a critic.
-        members: of the ensemble.
-        aggregate: of the members into one value: `min` or `mean`.
-        next_actions: next actions that the policy draws for a target.
-        next_steps: K in which it draws them.
-        next_noise: deviation of normal noise on next actions, clipped at `next_noise_clip` (TD3).
-        next_noise_clip: the same.
-        next_penalty: factor on the squared distance of the next action from the data's, taken off the target (ReBRAC).
-        softmax_alpha: inverse temperature of the softmax backup (QGPO).
-        expectile: of the learned V; 0.5 is the mean, 1 the maximum over the data's actions.
-        chunk: whether Q judges a whole action chunk instead of its first action (Q-chunking).
-        hidden: widths of the hidden layers.
-        activation: of the networks.
-        layer_norm: normalise every hidden layer.
-    """
-
-    backup: str = "mean"
-    members: int = 2
-    aggregate: str = "min"
-    next_actions: int = 1
-    next_steps: int = 5
-    next_noise: float = 0.0
-    next_noise_clip: float = 0.5
-    next_penalty: float = 0.0
-    softmax_alpha: float = 1.0
-    expectile: float = 0.7
-    chunk: bool = False
-    hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
-    activation: str = "mish"
-    layer_norm: bool = True
+    backup: str = setting(
+        "mean",
+        "what Q bootstraps from: the policy's next actions (mean, max, softmax), a learned V (expectile), or none",
+        choices=("none", "mean", "max", "softmax", "expectile"),
+    )
+    members: int = setting(2, "members of the ensemble", low=1)
+    aggregate: str = setting("min", "how the members' values become one", choices=("min", "mean"))
+    next_actions: int = setting(1, "next actions that the policy draws for a target", low=1)
+    next_steps: int = setting(5, "steps K in which it draws them", low=1)
+    next_noise: float = setting(0.0, "deviation of the clipped normal noise on next actions (TD3)", low=0)
+    next_noise_clip: float = setting(0.5, "largest noise on next actions (TD3)", low=0)
+    next_penalty: float = setting(
+        0.0, "penalty on the squared distance of the next action from the data's (ReBRAC)", low=0
+    )
+    softmax_alpha: float = setting(1.0, "inverse temperature of the softmax backup (QGPO)", low=0)
+    expectile: float = setting(0.7, "expectile of the learned V: 0.5 is the mean, 1 the maximum", low=0, high=1)
+    chunk: bool = setting(False, "whether Q values a whole action chunk instead of its first action (Q-chunking)")
+    hidden: list[int] = setting([512, 512, 512, 512], "widths of the hidden layers", low=1)
+    activation: str = setting("gelu", "activation of the networks", choices=ACTIVATIONS)
+    # As FQL: it keeps the values of unseen actions from diverging.
+    layer_norm: bool = setting(True, "normalize every hidden layer")
 
 
 class Critic(nn.Module):

@@ -8,7 +8,7 @@ Axes in names: B batch, F features, A action dimensions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -16,51 +16,48 @@ from torch import nn
 
 from gtp_vision.core.distributed import global_moments
 from gtp_vision.core.random import NoiseSource
-from gtp_vision.models.networks import after_first_layer
+from gtp_vision.core.settings import setting
+from gtp_vision.models.networks import ACTIVATIONS, ARCHITECTURES, after_first_layer
 
 
 @dataclass
 class PolicyConfig:
-    """Settings of a policy; the reasons stand in configs/agent/gtp.yaml and docs/few-step.md.
+    """Settings of a policy. The experiments behind the defaults: docs/few-step.md."""
 
-    Attributes:
-        family: which generative family, see `gtp_vision.models.FAMILIES`.
-        sigma_min: lowest noise level above 0 that training knows (gtp, diffusion, bottleneck, consistency).
-        sigma_max: highest noise level, from which acting starts (the same).
-        sigma_last: noise level from which the last of several steps starts (the same).
-        rho: how the levels crowd at the low end, as Karras et al. (2022).
-        sigma_data: scale of the actions, for the scaling of inputs.
-        grid: steps from sigma_max to 0 that training takes apart (gtp, consistency); of vp_diffusion, all of them; of
-            shortcut, 1 over its smallest.
-        lambda_flow: weight of the flow loss beside the consistency loss (gtp).
-        teacher: where a trajectory goes (gtp): `data`, the paper's score approximation, or `model`, a second-order
-            solver step of the model's own denoiser.
-        zero_share: of the jumps that training takes, how many end at level 0, besides those that fall there anyway
-            (gtp).
-        residual: of the consistency loss (gtp): `plain` as the paper, or `phi`, divided by 1 - s/t.
-        noise_draws: how many times the loss uses an observation's features, each with noise of its own.
-        input_gain: factor on the noised action, once it has unit scale.
-        hidden: widths of the network's hidden layers.
-        activation: of the network.
-        architecture: `mlp`, or `ln_resnet`, a residual block for each hidden layer (see `LNResNet`).
-    """
-
-    family: str = "gtp"
-    sigma_min: float = 0.002
-    sigma_max: float = 10.0
-    sigma_last: float = 0.25
-    rho: float = 7.0
-    sigma_data: float = 0.5
-    grid: int = 8
-    lambda_flow: float = 1.0
-    teacher: str = "model"
-    zero_share: float = 0.3
-    residual: str = "phi"
-    noise_draws: int = 1
-    input_gain: float = 3.0
-    hidden: list[int] = field(default_factory=lambda: [256, 256, 256])
-    activation: str = "relu"
-    architecture: str = "mlp"
+    family: str = setting("gtp", "generative family, one of gtp_vision.models.FAMILIES")
+    sigma_min: float = setting(0.002, "lowest noise level above 0 in training", above=0)  # Karras et al. (2022)
+    # Actions lie in [-1, 1]: at 80 half of the levels carry no information about them.
+    sigma_max: float = setting(10.0, "highest noise level, from which acting starts", above=0)
+    # From here the last jump of several repairs what earlier ones left between modes.
+    sigma_last: float = setting(0.25, "noise level from which the last of several steps starts", above=0)
+    rho: float = setting(7.0, "how densely the levels lie at the low end (Karras et al., 2022)", above=0)
+    sigma_data: float = setting(0.5, "scale of the actions, for the scaling of inputs", above=0)
+    # What is known about the end of a trajectory travels one step of this grid for each update of the teacher.
+    grid: int = setting(
+        8,
+        "steps from sigma_max to 0 in training (gtp, consistency), all steps (vp_diffusion), 1 / smallest (shortcut)",
+        low=2,
+    )
+    lambda_flow: float = setting(1.0, "weight of the flow loss beside the consistency loss (gtp)", low=0)
+    # The paper's score approximation, `data`, is as good on one mode and blurs between several.
+    teacher: str = setting(
+        "model",
+        "target of a trajectory (gtp): data, or a solver step of the model's denoiser",
+        choices=("data", "model"),
+    )
+    zero_share: float = setting(0.3, "share of training jumps that end at level 0 by choice (gtp)", low=0, high=1)
+    # At few steps `phi` is sharper than the paper's `plain`.
+    residual: str = setting(
+        "phi", "consistency loss (gtp): plain as in the paper, or phi, divided by 1 - s/t", choices=("plain", "phi")
+    )
+    noise_draws: int = setting(1, "how often a loss uses an observation's features, each time with new noise", low=1)
+    # The map from noise is steep between modes; with 1, relu leaves more actions between them.
+    input_gain: float = setting(3.0, "factor on the noised action of unit scale", above=0)
+    hidden: list[int] = setting([512, 512, 512, 512], "widths of the network's hidden layers", low=1)
+    activation: str = setting("relu", "activation of the network", choices=ACTIVATIONS)
+    architecture: str = setting(
+        "mlp", "network: mlp, or ln_resnet, a residual block with LayerNorm per hidden layer", choices=ARCHITECTURES
+    )
 
 
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]

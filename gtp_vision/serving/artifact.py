@@ -16,7 +16,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from gtp_vision import agents
 from gtp_vision.agents import Agent, AgentConfig
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.safe_yaml import whole_numbers
+from gtp_vision.core.settings import numbers
 from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
 from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
@@ -43,6 +43,7 @@ WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST = (
 )
 FILES = [WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST]
 _MOST_JSON = 4 << 20  # bytes
+Settings = TypeVar("Settings", AgentConfig, EncoderConfig)
 _MOST_COUNT = 100_000  # of any integer setting: untrusted networks must not take forever to build
 _SPARE = 256 << 20  # bytes of modules without stored weights, beyond sixteen times the stored ones
 
@@ -68,10 +69,9 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
         )
     try:
         schema = Schema.of(settings.get("schema"))
-        config = _settings(AgentConfig, settings.get("agent"))
-        encoder = _settings(EncoderConfig, settings.get("encoder"))
+        config = _settings(*agents.read_agent(settings.get("agent")))
+        encoder = check_encoder(_settings(EncoderConfig(), settings.get("encoder")))
         agents.check_agent(config)
-        check_encoder(encoder)
         parts = settings.get("parts")
         if not isinstance(parts, list) or not all(isinstance(name, str) for name in parts):
             raise GtpVisionError(f"{MADE_OF} does not list the agent's modules ('parts'); export it again")
@@ -164,21 +164,21 @@ def _built(shapes: Mapping[str, tuple[int, ...]], actions: int, config: AgentCon
     return agents.create(shapes, actions, config, encoder, pretrained=False)
 
 
-def _settings(kind: type, stored: Any) -> Any:
-    """A dataclass of settings from a stranger's JSON.
+def _settings(defaults: Settings, stored: Any) -> Settings:
+    """Read a dataclass of settings from untrusted JSON.
 
     Raises:
         GtpVisionError: names or types that there are not, or numbers beyond all measure.
     """
     try:
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(stored)))
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(defaults), OmegaConf.create(stored)))
     except (OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
         raise GtpVisionError(
-            f"{MADE_OF} holds no {kind.__name__} of this version ({str(error).splitlines()[0]})"
+            f"{MADE_OF} holds no {type(defaults).__name__} of this version ({str(error).splitlines()[0]})"
         ) from error
-    assert isinstance(found, kind)
-    for name, value in whole_numbers(found):
-        if abs(value) > _MOST_COUNT:
+    assert isinstance(found, type(defaults))
+    for name, value in numbers(found):
+        if isinstance(value, int) and abs(value) > _MOST_COUNT:
             raise GtpVisionError(f"{MADE_OF} has {name}={value}, which is beyond all measure")
     return found
 

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from gtp_vision.agents import AGENTS, IMPROVEMENTS
-from gtp_vision.config.schema import options
+from gtp_vision.config.presets import options
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.envs.scores import has_reference
 from gtp_vision.suites.records import SELECTIONS

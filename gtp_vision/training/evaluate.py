@@ -9,7 +9,8 @@ from typing import Any
 from gtp_vision import agents
 from gtp_vision.agents import ActingConfig, Agent
 from gtp_vision.agents.acting import Executor
-from gtp_vision.config.schema import Config, from_run
+from gtp_vision.config.compose import from_run
+from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.names import SALIENCY
 from gtp_vision.datasets.store import Store

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from gtp_vision.config.schema import Config, from_command_line, from_run
+from gtp_vision.config.compose import from_command_line, from_run
+from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.signals import PARENT
 

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from gtp_vision import agents
 from gtp_vision.agents.base import Metrics
-from gtp_vision.config.schema import Config, TrainingConfig, to_yaml
+from gtp_vision.config.compose import to_yaml
+from gtp_vision.config.schema import Config, TrainingConfig
 from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write

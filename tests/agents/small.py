@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from small_runs import composed
+from small_runs import composed, small
 
 from gtp_vision import agents
 from gtp_vision.agents import AGENTS, Agent, AgentConfig
@@ -20,22 +20,19 @@ STATE: dict[str, tuple[int, ...]] = {"state": (2, 3)}
 PIXELS: dict[str, tuple[int, ...]] = {"front": (2, 3, 12, 12), "state": (2, 3)}
 
 
-def shrunk(name: str) -> list[str]:
+def shrunk(name: str, *more: str) -> list[str]:
     """Overrides that make a preset tiny, and change nothing else."""
-    small = [
+    tiny = [
+        *small(name, *more)[1:],
         *("agent.policy.hidden=[16,16]", "agent.policy.grid=2", "agent.acting.steps=2"),
         *("agent.critic.hidden=[16]", "agent.critic.next_steps=2"),
-        *("agent.improvement.value_samples=3", "agent.improvement.q_steps=2", "agent.improvement.distill_steps=2"),
-        *("agent.improvement.support_actions=4", "agent.improvement.support_steps=2"),
     ]
-    small += ["agent.improvement.pretrain_steps=2"] if AGENTS[name].improvement == "alignment" else []
-    small += ["agent.critic.next_actions=3"] if AGENTS[name].backup == "softmax" else []
-    return small + (["agent.acting.candidates=4"] if AGENTS[name].chooses else [])
+    return tiny + (["agent.acting.candidates=4"] if AGENTS[name].chooses else [])
 
 
 def preset(name: str, *overrides: str) -> AgentConfig:
     """The preset, tiny."""
-    return composed("task=demo", f"agent={name}", *shrunk(name), *overrides).agent
+    return composed("task=demo", f"agent={name}", *shrunk(name, *overrides), *overrides).agent
 
 
 def make(

@@ -10,7 +10,7 @@ from small_runs import composed
 
 from gtp_vision.agents import AGENTS, actions_needed, label
 from gtp_vision.agents.base import Agent
-from gtp_vision.config.schema import options
+from gtp_vision.config.presets import options
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from gtp_vision.agents import AGENTS, IMPROVEMENTS
-from gtp_vision.config.presets import options
-from gtp_vision.config.schema import from_command_line
 from gtp_vision.core.registry import QUIET, Registry, _scan
 from gtp_vision.datasets.formats import FORMATS
 from gtp_vision.encoders.backbones import BACKBONES
@@ -129,9 +127,3 @@ def test_the_registries_hold_what_the_files_do() -> None:
     assert {"drq", "impala_small", "resnet18", "timm/"} <= set(BACKBONES)
     marks = [improvement.label_suffix for improvement in IMPROVEMENTS.values()]
     assert len(set(marks)) == len(marks)
-
-
-def test_presets_of_files_are_not_replaced() -> None:
-    assert {"gtp", "gtp_demo"} <= set(options("agent"))
-    assert from_command_line(["task=demo", "agent=gtp"]).agent.policy.hidden == [512] * 4
-    assert from_command_line(["task=demo", "encoder=drq"]).encoder.name == "drq"

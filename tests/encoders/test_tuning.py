@@ -13,16 +13,16 @@ from torch import nn
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent, AgentConfig
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
+from gtp_vision.core.settings import choices_of
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import EncoderConfig, LoraSettings
 from gtp_vision.encoders.backbone import Backbone
 from gtp_vision.encoders.backbones import create
-from gtp_vision.encoders.settings import TUNINGS
 from gtp_vision.encoders.tuning import parameter_groups, prepare
 from gtp_vision.training import checkpoint
 
@@ -89,6 +89,7 @@ def _moving(agent: Agent, tuning: str) -> set[str]:
 # Steps
 
 
+TUNINGS = choices_of(EncoderConfig, "tuning")
 CASES = [*(("impala_tiny", tuning, "gtp") for tuning in TUNINGS), ("resnet18", "partial", "gtp_bc")]
 CASES += [(name, tuning, "gtp_bc") for name in ("timm/test_vit", "timm/test_efficientnet") for tuning in TUNINGS]
 

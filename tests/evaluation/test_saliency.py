@@ -13,7 +13,7 @@ from torch import nn
 from gtp_vision import agents
 from gtp_vision.agents import Agent
 from gtp_vision.cli.main import main
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import SALIENCY
 from gtp_vision.core.random import EpisodeNoise, RandomStream

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gtp_vision.cli.main import main
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.compile import has_compiler
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store

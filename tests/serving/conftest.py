@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.serving.export import export

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gtp_vision import agents
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.serving import artifact
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema

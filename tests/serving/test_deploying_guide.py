@@ -12,7 +12,7 @@ import pytest
 from commands_of_docs import ROOT, blocks, commands
 
 from gtp_vision.cli.main import main
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.training.trainer import train

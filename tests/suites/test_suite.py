@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gtp_vision.config.schema import from_command_line, options
+from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.presets import options
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.suites.plan import settings_for
 from gtp_vision.suites.suite import Suite, load, settings_of, trained_as

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.schema import Config
 from gtp_vision.training import pictures, trainer
 from gtp_vision.training.build import build
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from small_runs import assert_equal, saved, small_run
 
-from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store

@@ -11,7 +11,8 @@ from engines_of import CPU, engine_of, members_of, only_compiling
 from small_runs import PIXELS, assert_close, small_run
 
 from gtp_vision.agents import AGENTS
-from gtp_vision.config.schema import Config, to_yaml
+from gtp_vision.config.compose import to_yaml
+from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sources import batch_source

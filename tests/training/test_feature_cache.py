@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import channels_first
@@ -307,7 +308,7 @@ def test_a_killed_computation_resumes(
         "from gtp_vision.encoders import Encoder\n"
         "from gtp_vision.training import feature_cache\n"
         "from gtp_vision.datasets import resumable\n"
-        "from gtp_vision.config.schema import from_command_line\n"
+        "from gtp_vision.config.compose import from_command_line\n"
         "from gtp_vision.training.build import build\n"
         "feature_cache._PIECE, resumable._SAVE_SECONDS = 4, 0\n"
         "real = Encoder.camera_features\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gtp_vision.config.schema import from_command_line, to_yaml
+from gtp_vision.config.compose import from_command_line, to_yaml
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store

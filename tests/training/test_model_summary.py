@@ -8,7 +8,8 @@ import torch
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent
-from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.schema import Config
 from gtp_vision.training.model_summary import counts, summary
 
 SHAPES = {"front": (1, 3, 32, 32), "wrist": (1, 3, 32, 32), "state": (1, 3)}

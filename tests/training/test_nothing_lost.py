@@ -16,7 +16,8 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from gtp_vision.cli.main import main
-from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store

@@ -8,7 +8,8 @@ import torch
 from engines_of import engine_of
 from small_runs import PIXELS, small_run
 
-from gtp_vision.config.schema import Config, from_run
+from gtp_vision.config.compose import from_run
+from gtp_vision.config.schema import Config
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder, EncoderConfig

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.schema import Config
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.training import trainer

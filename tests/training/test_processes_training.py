@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
 
 from gtp_vision.cli.main import main
-from gtp_vision.config.schema import TrainingConfig, from_command_line
+from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.schema import TrainingConfig
 from gtp_vision.core.distributed import any_rank, global_moments
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise

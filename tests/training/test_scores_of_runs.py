@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gtp_vision.cli.main import main
-from gtp_vision.config.schema import from_command_line
+from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import d4rl
 from gtp_vision.datasets.store import Store

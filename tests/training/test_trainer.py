@@ -15,7 +15,8 @@ import torch
 from engines_of import engine_of
 from small_runs import PIXELS, STATES, assert_close, assert_equal, lines, saved, small, small_run
 
-from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store

@@ -14,7 +14,8 @@ import torch
 
 from gtp_vision.collection import collect
 from gtp_vision.collection.recording import seed_of
-from gtp_vision.config.schema import Config, from_command_line
+from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.formats import convert

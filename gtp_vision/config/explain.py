@@ -1,0 +1,44 @@
+"""`gtp-vision train ... --explain`: every setting, its value, what set it, and its meaning."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gtp_vision.config.compose import from_command_line, layers
+from gtp_vision.core.settings import settings_of
+
+_WIDEST = 44  # characters of the columns; longer values push the rest of their line
+
+
+def explain(overrides: Sequence[str]) -> str:
+    """One aligned line for each setting, in the order of the schema: key, value, source and help.
+
+    The source is `default`, a YAML file below configs/, a generated preset, or `command line`.
+
+    Raises:
+        GtpVisionError: overrides that are refused, as for training.
+    """
+    config, composed = from_command_line(overrides), layers(overrides)
+    rows = []
+    for key, value, declared in settings_of(config):
+        source = next((layer.source for layer in reversed(composed) if _sets(layer.values, key)), "default")
+        if key == "training.eval_episodes" and config.task.env is None:
+            source = "task.env=null"
+        rows.append((key, _text(value), source, declared.metadata["help"]))
+    first, second, third = (min(_WIDEST, max(len(row[column]) for row in rows)) for column in range(3))
+    return "\n".join(f"{key:<{first}}  {text:<{second}}  {source:<{third}}  {help}" for key, text, source, help in rows)
+
+
+def _sets(values: Any, key: str) -> bool:
+    for name in key.split("."):
+        if not isinstance(values, dict) or name not in values:
+            return False
+        values = values[name]
+    return True
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=asdict)
