@@ -18,7 +18,7 @@ from gtp_vision.suites import tables
 from gtp_vision.suites.plan import Plan, records
 from gtp_vision.suites.records import Record
 from gtp_vision.suites.suite import Suite
-from gtp_vision.training.jobs import refuse_other, trained
+from gtp_vision.training.jobs import require_same_settings, train_runs
 
 
 class InterruptedSuiteError(GtpVisionError):
@@ -60,11 +60,11 @@ def run(
     """
     left = {job.folder: job.settings for job in plan.jobs if job.done < 1}
     for job in plan.jobs:
-        refuse_other(job.folder, job.config)
+        require_same_settings(job.folder, job.config)
     faults = []
     try:
         with _interruptible():
-            for _, fault in trained(left, workers=workers, threads=threads, launcher=launcher, progress=progress):
+            for _, fault in train_runs(left, workers=workers, threads=threads, launcher=launcher, progress=progress):
                 faults += [fault] if fault else []
     finally:
         told = write(suite, plan, out, command=command)

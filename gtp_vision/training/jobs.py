@@ -51,13 +51,13 @@ def train_all(runs: Mapping[Path, Sequence[str]], *, progress: bool = True) -> N
             own sentence stands in the log beside the run folder.
     """
     for folder, overrides in runs.items():
-        refuse_other(folder, from_command_line([*overrides, f"run_dir={folder}"]))
-    for _, fault in trained(runs, progress=progress):
+        require_same_settings(folder, from_command_line([*overrides, f"run_dir={folder}"]))
+    for _, fault in train_runs(runs, progress=progress):
         if fault:
             raise GtpVisionError(fault)
 
 
-def refuse_other(folder: Path, asked: Config) -> None:
+def require_same_settings(folder: Path, asked: Config) -> None:
     """Refuse to go on with a run of other settings; one that was moved is still the same run.
 
     Raises:
@@ -67,7 +67,7 @@ def refuse_other(folder: Path, asked: Config) -> None:
         raise GtpVisionError(f"{folder} holds a run of other settings; remove it, or choose another folder")
 
 
-def trained(
+def train_runs(
     runs: Mapping[Path, Sequence[str]],
     *,
     workers: int | None = None,

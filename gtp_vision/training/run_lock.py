@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.training.processes import is_first
+from gtp_vision.training.ranks import is_first
 
 _LOCK = ".lock"
 _ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(part|link|old)")
@@ -49,7 +49,7 @@ class RunLock:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
-            removed = [path for each in (folder, *folder.glob("seed_*")) for path in swept(each)]
+            removed = [path for each in (folder, *folder.glob("seed_*")) for path in remove_leftovers(each)]
         except Timeout as error:
             raise GtpVisionError(
                 f"another process trains in {folder}; wait for it, stop it, or choose another run_dir=..."
@@ -74,7 +74,7 @@ def clear_folder(folder: Path) -> None:
             path.unlink()
 
 
-def swept(folder: Path) -> list[Path]:
+def remove_leftovers(folder: Path) -> list[Path]:
     """Remove what processes that are gone have left half written in a folder and its `checkpoints`; what it was.
 
     A checkpoint that was put aside for another of the same step, which then never came, is put back.

@@ -41,7 +41,7 @@ def test_each_run_has_a_gpu_of_those_that_may_be_used(monkeypatch: pytest.Monkey
 def test_a_run_that_fails_is_told_and_the_others_go_on(data: Path, tmp_path: Path) -> None:
     good = [*SMALL, f"task.dataset={data}", "training.steps=2"]
     runs = {tmp_path / "bad": [*good, "task.dataset=/none.h5"], tmp_path / "good": good}
-    told = dict(jobs.trained(runs, workers=1, progress=False))
+    told = dict(jobs.train_runs(runs, workers=1, progress=False))
     assert told[tmp_path / "good"] == ""
     assert told[tmp_path / "bad"] == f"the run {tmp_path / 'bad'} ended with status 2; {tmp_path / 'bad.log'} says why"
     assert "/none.h5" in (tmp_path / "bad.log").read_text()
@@ -82,6 +82,6 @@ def test_a_folder_of_other_settings_is_refused_and_a_moved_one_is_not(tmp_path: 
     (tmp_path / "run").mkdir()
     made = from_command_line(["task=demo", "seed=1", "run_dir=elsewhere"])
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(made))
-    jobs.refuse_other(tmp_path / "run", from_command_line(["task=demo", "seed=1", f"run_dir={tmp_path / 'run'}"]))
+    jobs.require_same_settings(tmp_path / "run", from_command_line(["task=demo", "seed=1", f"run_dir={tmp_path / 'run'}"]))
     with pytest.raises(GtpVisionError, match="other settings"):
         jobs.train_all({tmp_path / "run": ["task=demo", "seed=2"]}, progress=False)

@@ -23,7 +23,7 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint, trainer
 from gtp_vision.training import eager as updates
 from gtp_vision.training.build import Components
-from gtp_vision.training.processes import report_lost_ranks
+from gtp_vision.training.ranks import report_lost_ranks
 
 SMALL = [
     *("task=own", "task.name=small", "agent=gtp", "encoder=state", "training.device=cpu", "training.eval_episodes=0"),

@@ -31,7 +31,7 @@ from gtp_vision.evaluation.evaluator import Evaluator, StoppedError, random_acto
 from gtp_vision.training import eager as updates
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build
-from gtp_vision.training.processes import accelerator_of, batch_shares, global_batch
+from gtp_vision.training.ranks import accelerator_of, batch_shares, global_batch
 from gtp_vision.training.run import InterruptedRunError
 
 ENV, STATE, ACTIONS, EPISODES = "puzzle-3x3-play-singletask-task1", 55, 5, 3
