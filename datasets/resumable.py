@@ -7,12 +7,10 @@ are evicted together, as all entries are.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write, evict, require_space, touch
+from gtp_vision.core.locks import FileLock
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.mapped import mapped
@@ -75,7 +74,7 @@ def made(
         GtpVisionError: no room on the disk or in the cache; values that are not finite.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(target, label):
+    with FileLock(target.with_suffix(".lock"), f"computes {label}", waits=True):
         found = _opened(target)
         if found is None or found[1].shape != shape:
             _create(target, shape, dtype, label)
@@ -176,31 +175,3 @@ def _save(target: Path, file: FileIO, done: int) -> None:
 def _note(target: Path, done: int) -> None:
     with atomic_write(target.with_suffix(".json")) as aside:
         aside.write_text(json.dumps({"done": done}))
-
-
-@contextlib.contextmanager
-def _alone(target: Path, label: str) -> Iterator[None]:
-    """One process at a time; the lock of one that was killed is free."""
-    path = target.with_suffix(".lock")
-    while True:
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                tqdm.write(f"{label}: waiting for another process that is at it", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not _stands(path, file.fileno()):
-                continue  # whoever had it removed it, and a third process may lock a new one
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _stands(path: Path, handle: int) -> bool:
-    """Whether the open file is still the one of this name."""
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(handle))
-    except FileNotFoundError:
-        return False

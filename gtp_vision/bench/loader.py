@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import os
 import statistics
 import tempfile
@@ -18,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.worker_pool import WorkerPool
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import native, open_store, robomimic
 from gtp_vision.datasets.sampler import Sampler
@@ -351,8 +351,8 @@ def _large(path: Path, frames: int, *, holes: bool = True) -> None:
 
 
 def _in_child(work: Callable[..., Any], *arguments: Any) -> Any:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, arguments)
+    with WorkerPool(1) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def _anonymous_mb() -> float:

@@ -6,6 +6,7 @@ Published numbers: GTP's paper (Feng et al., ICML 2026), 2M steps of batch 256 o
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -22,6 +23,7 @@ from gtp_vision import agents
 from gtp_vision.agents import AGENTS, AgentConfig
 from gtp_vision.config.schema import from_command_line
 from gtp_vision.core.random import RandomStream
+from gtp_vision.core.worker_pool import WorkerPool
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import EncoderConfig
@@ -263,8 +265,8 @@ def _peaks(configs: Sequence[AgentConfig], bar: tqdm) -> list[float]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the libraries are loaded once for all of them
     peaks = []
-    with context.Pool(maxtasksperchild=1) as pool:
-        for peak in pool.imap(_peak_mb, configs, chunksize=1):
+    with WorkerPool(os.cpu_count() or 1, mp_context=context, max_tasks_per_child=1) as pool:
+        for peak in pool.map(_peak_mb, configs):
             peaks.append(peak)
             bar.update()
     return peaks

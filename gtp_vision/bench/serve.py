@@ -8,9 +8,7 @@ is compared, bit for bit, with what `policy.plan` says here.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from gtp_vision import agents
 from gtp_vision.bench.robot import observations
 from gtp_vision.config.schema import from_command_line
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.processes import start, stop
 from gtp_vision.serving import artifact
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
@@ -129,32 +128,34 @@ def _alone(policy: Policy) -> np.ndarray:
 @contextmanager
 def _server(folder: Path, clients: int) -> Iterator[str]:
     """A server in a process of its own; its address."""
-    command = [sys.executable, "-P", "-m", "gtp_vision", "serve", str(folder), "--port", "0", "--threads", "1"]
-    command += ["--clients", str(clients), "--timeout", "60"]
-    environment = {key: value for key, value in os.environ.items() if key != "GTP_VISION_TOKEN"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    options = ["--port", "0", "--threads", "1", "--clients", str(clients), "--timeout", "60"]
+    with start(
+        *("gtp_vision", "serve", str(folder), *options),
+        environment={"GTP_VISION_TOKEN": None},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as server:
         try:
             assert server.stdout
-            said = server.stdout.readline()
-            if "ws://" not in said:
+            line = server.stdout.readline()
+            if "ws://" not in line:
                 raise GtpVisionError(f"the server of {folder} did not start; see gtp-vision serve {folder}")
-            yield "ws://" + said.partition("ws://")[2].split(",")[0].strip()
+            yield "ws://" + line.partition("ws://")[2].split(",")[0].strip()
         finally:
-            server.terminate()
+            stop(server)
 
 
 def _asked(address: str, clients: int, each: int, rate: float, aside: Path) -> list[dict[str, np.ndarray] | None]:
     """What came of each robot's requests; None for one that did not come to its end."""
     words = [address, str(clients), str(each), str(rate), str(aside)]
-    with subprocess.Popen([sys.executable, "-P", "-m", "gtp_vision.bench.robot", *words]) as robots:
-        try:
-            robots.wait(60 + 3 * each / rate)
-        except subprocess.TimeoutExpired as error:
-            raise GtpVisionError("the robots were not answered in three times the time they should take") from error
-        finally:
-            robots.kill()
+    robots = start("gtp_vision.bench.robot", *words)
+    try:
+        robots.wait(60 + 3 * each / rate)
+    except subprocess.TimeoutExpired as error:
+        raise GtpVisionError("the robots got no answers in three times the time they should take") from error
+    finally:
+        stop(robots)
     found = [aside / f"{seed}.npz" for seed in range(clients)]
     return [dict(np.load(path)) if path.exists() else None for path in found]
 

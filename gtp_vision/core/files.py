@@ -99,7 +99,8 @@ def evict(folder: Path, wanted: int) -> None:
             return
         held -= size
         entry.unlink(missing_ok=True)
-        entry.with_suffix(".json").unlink(missing_ok=True)
+        for suffix in (".json", ".lock"):  # see datasets.resumable
+            entry.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _files(folder: Path, pattern: str) -> Iterator[tuple[float, int, Path]]:

@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from gtp_vision.core import processes
 from gtp_vision.core.errors import GtpVisionError
 
 _PATIENCE = 20.0  # seconds without a sign of life
@@ -146,12 +147,9 @@ def _answer(child: subprocess.Popen, path: Path) -> dict[str, Any]:
 def _started() -> subprocess.Popen:
     global _child
     if _child is None or _child.poll() is not None:
-        _child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "gtp_vision.core.sandbox"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # An interrupt belongs to the parent, which then ends the child.
-            start_new_session=True,
+        # In a session of its own: Ctrl-C is for the parent, which then ends the child.
+        _child = processes.start(
+            "gtp_vision.core.sandbox", stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
         )
     return _child
 
@@ -161,12 +159,7 @@ def stop() -> None:
     """End the process apart, if there is one; the next call starts another."""
     global _child
     if _child is not None:
-        _child.terminate()  # it removes what it has half written; unless it is deep inside a library
-        try:
-            _child.wait(_FAREWELL)
-        except subprocess.TimeoutExpired:
-            _child.kill()
-            _child.wait()
+        processes.stop(_child, _FAREWELL)  # at SIGTERM it removes what it has half written
         for stream in (_child.stdin, _child.stdout):
             if stream:
                 with contextlib.suppress(OSError):

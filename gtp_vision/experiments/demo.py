@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 from gtp_vision.config.schema import Config, from_command_line
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.processes import start, stop
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.evaluator import Evaluator, random_actor
 from gtp_vision.report import build_report
@@ -116,22 +116,15 @@ def _side_by_side(settings: Mapping[str, Sequence[str]], progress: bool) -> Iter
     try:
         for position, (agent, overrides) in enumerate(settings.items()):
             shown = {"TQDM_POSITION": str(2 * position)} if progress else {"TQDM_DISABLE": "1"}
-            running[agent] = subprocess.Popen(
-                [sys.executable, "-m", "gtp_vision", "train", *overrides],
-                env=os.environ | {"OMP_NUM_THREADS": str(threads)} | shown,
-                stdout=subprocess.DEVNULL,
-            )
+            environment = {"OMP_NUM_THREADS": str(threads)} | shown
+            running[agent] = start("gtp_vision", "train", *overrides, environment=environment, stdout=DEVNULL)
         yield
         for agent, process in running.items():
             if process.wait():
-                raise GtpVisionError(f"the run of {agent} ended with status {process.returncode}; it says why above")
-    except BaseException:
-        for process in running.values():
-            process.terminate()  # a run ends after a checkpoint
-        raise
+                raise GtpVisionError(f"the run of {agent} ended with status {process.returncode}; see its error above")
     finally:
         for process in running.values():
-            process.wait()
+            stop(process, None)  # a run ends after a checkpoint
 
 
 def _random(config: Config) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import gtp_vision
 from gtp_vision.cli.main import main
 from gtp_vision.config.schema import from_command_line
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.manifest import write_manifest
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
@@ -230,8 +231,7 @@ def spoiled(out: Path, target: Path, name: str, content: bytes | None) -> Path:
         (target / name).unlink()
         return target
     (target / name).write_bytes(content)
-    (target / artifact.MANIFEST).unlink()
-    artifact.seal(target)
+    write_manifest(target)
     return target
 
 
@@ -283,15 +283,15 @@ def test_damage_is_told(exported: Exported, tmp_path: Path) -> None:
     data = bytearray((copy / artifact.WEIGHTS).read_bytes())
     data[-1] ^= 1
     (copy / artifact.WEIGHTS).write_bytes(data)
-    with pytest.raises(GtpVisionError, match=r"policy\.safetensors is not what was written"):
+    with pytest.raises(GtpVisionError, match=r"policy\.safetensors differs"):
         gtp_vision.load_policy(copy)
-    with pytest.raises(GtpVisionError, match=r"policy\.safetensors cannot be read"):
+    with pytest.raises(GtpVisionError, match=r"policy\.safetensors is not a safetensors file"):
         gtp_vision.load_policy(spoiled(out, tmp_path / "header", artifact.WEIGHTS, b"\xff" * 64))
     with pytest.raises(GtpVisionError, match=r"policy\.json cannot be read"):
         gtp_vision.load_policy(spoiled(out, tmp_path / "json", artifact.MADE_OF, b"{"))
-    with pytest.raises(GtpVisionError, match="holds no JSON object"):
+    with pytest.raises(GtpVisionError, match="JSON object"):
         gtp_vision.load_policy(spoiled(out, tmp_path / "list", artifact.PROVENANCE, b"[]"))
-    with pytest.raises(GtpVisionError, match="larger than 4 MB"):
+    with pytest.raises(GtpVisionError, match="too large"):
         gtp_vision.load_policy(spoiled(out, tmp_path / "large", artifact.PROVENANCE, b" " * (5 << 20)))
     tensors = load_file(out / artifact.WEIGHTS)
     name = next(iter(tensors))
@@ -334,7 +334,7 @@ def test_a_policy_goes_to_the_hub_and_comes_back(
     with pytest.raises(GtpVisionError, match="nobody/nothing cannot be had from the hub"):
         Policy.from_pretrained("nobody/nothing", local_files_only=True)
     (hub / "me/policy" / "policy.safetensors").write_bytes(b"x")
-    with pytest.raises(GtpVisionError, match="is not what was written"):
+    with pytest.raises(GtpVisionError, match="differs"):
         Policy.from_pretrained(str(hub / "me/policy"))
 
 

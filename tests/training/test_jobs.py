@@ -82,6 +82,8 @@ def test_a_folder_of_other_settings_is_refused_and_a_moved_one_is_not(tmp_path: 
     (tmp_path / "run").mkdir()
     made = from_command_line(["task=demo", "seed=1", "run_dir=elsewhere"])
     (tmp_path / "run" / "config.yaml").write_text(to_yaml(made))
-    jobs.require_same_settings(tmp_path / "run", from_command_line(["task=demo", "seed=1", f"run_dir={tmp_path / 'run'}"]))
+    jobs.require_same_settings(
+        tmp_path / "run", from_command_line(["task=demo", "seed=1", f"run_dir={tmp_path / 'run'}"])
+    )
     with pytest.raises(GtpVisionError, match="other settings"):
         jobs.train_all({tmp_path / "run": ["task=demo", "seed=2"]}, progress=False)
