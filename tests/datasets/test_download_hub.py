@@ -101,7 +101,7 @@ def test_a_data_set_is_downloaded_once(hub: Server, tmp_path: Path) -> None:
     again = download(NAME, to)
     assert again == Downloaded(to, told.files, frozenset())
     assert hub.requests == [], "what was downloaded needs no network"
-    assert "there already" in again.told()
+    assert "there already" in again.summary()
 
 
 def test_a_set_stays_what_it_was_until_another_revision_is_asked_for(hub: Server, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_robomimics_sets_are_single_files_of_a_repository(hub: Server, tmp_path:
     publish(hub, {path: os.urandom(5_000), "v1.5/lift/ph/demo_v15.hdf5": b"x"}, name="amandlek/robomimic")
     told = download("robomimic/lift/ph/low_dim", tmp_path / "to")
     assert list(told.files) == [path]
-    assert f"{tmp_path / 'to' / path}: 0.0 MB, downloaded" in told.told()
+    assert f"{tmp_path / 'to' / path}: 0.0 MB, downloaded" in told.summary()
 
 
 def test_a_repository_that_was_renamed_is_found(hub: Server, tmp_path: Path) -> None:
@@ -184,14 +184,13 @@ def test_names_that_leave_the_folder_are_refused(hub: Server, tmp_path: Path, pa
 @pytest.mark.parametrize(
     ("code", "name", "words"),
     [
-        (404, "RepoNotFound", "there is no data set lerobot/pusht"),
         (401, "RepoNotFound", "HF_TOKEN"),
-        (404, "RevisionNotFound", "has no revision"),
-        (403, "GatedRepo", "accept the terms"),
+        (404, "RevisionNotFound", "Revision Not Found"),
+        (403, "GatedRepo", "accept its terms"),
         (500, "", "500"),
     ],
 )
-def test_an_answer_of_the_hub_is_told_in_words(hub: Server, tmp_path: Path, code: int, name: str, words: str) -> None:
+def test_a_refusal_of_the_hub_is_reported(hub: Server, tmp_path: Path, code: int, name: str, words: str) -> None:
     for place in list(hub.answers):
         hub.answers[place] = [status(code, X_Error_Code=name)]
     refused(tmp_path / "to", words, hub.url, str(tmp_path / "to"))
@@ -227,6 +226,7 @@ def test_without_a_network_the_place_by_hand_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "to" / "checksums.json").exists()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("offline", [False, True])
 def test_the_hubs_own_variables_are_respected(hub: Server, tmp_path: Path, offline: bool) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}

@@ -104,8 +104,7 @@ def _damage_checkpoint(run: Path, random: np.random.Generator) -> str:
     else:
         what = damage(newest, random)
     if random.random() < 0.5 and (newest / manifest.MANIFEST).exists() and "manifest" not in what:
-        (newest / manifest.MANIFEST).unlink()
-        manifest.seal(newest)
+        manifest.write_manifest(newest)
         what += ", and sealed again"
     return what
 

@@ -43,7 +43,8 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(data: Path, tmp_path: Pat
     runs = {tmp_path / "bad": [*good, "task.dataset=/none.h5"], tmp_path / "good": good}
     told = dict(jobs.train_runs(runs, workers=1, progress=False))
     assert told[tmp_path / "good"] == ""
-    assert told[tmp_path / "bad"] == f"the run {tmp_path / 'bad'} ended with status 2; {tmp_path / 'bad.log'} says why"
+    assert f"the run {tmp_path / 'bad'} ended with status 2; " in told[tmp_path / "bad"]
+    assert str(tmp_path / "bad.log") in told[tmp_path / "bad"]
     assert "/none.h5" in (tmp_path / "bad.log").read_text()
     assert (tmp_path / "good" / "results.json").exists()
 
@@ -73,7 +74,7 @@ list(jobs.trained({{Path({str(folder)!r}): {settings!r}}}, workers=1, progress=F
 
 def test_a_run_that_fails_is_told_with_its_log(tmp_path: Path) -> None:
     broken = ["task=demo", f"data_dir={tmp_path}", "task.dataset=null"]
-    with pytest.raises(GtpVisionError, match=r"status 2; .*broken\.log says why"):
+    with pytest.raises(GtpVisionError, match=r"status 2; .*broken\.log"):
         jobs.train_all({tmp_path / "broken": broken}, progress=False)
     assert str(tmp_path) in (tmp_path / "broken.log").read_text()
 
