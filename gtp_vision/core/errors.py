@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exception for everything that the user can fix."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 
 class GtpVisionError(Exception):
-    """A mistake of input or machine, told in one sentence: the thing, the place and the mend.
+    """A mistake of input or machine in one sentence: what failed, why, and what to run or set.
 
     The command line prints the message without a traceback and exits with `exit_status`.
-    Everything else that is raised is a defect of this package and keeps its traceback.
+    Every other exception is a defect of this package and keeps its traceback.
 
     Args:
-        message: the sentence. What cannot be shown in a line of it, from names in a stranger's file, becomes a space.
+        message: the sentence. Characters that cannot be printed, from names in untrusted files, become spaces.
     """
 
     exit_status = 2

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from gtp_vision.agents import Agent
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config
-from gtp_vision.core.distributed import alone
+from gtp_vision.core.distributed import local_only
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseTape
 from gtp_vision.datasets.batch import Batch
@@ -126,7 +126,7 @@ def report(parts: Components, config: Config, folder: Path, step: int, found: Se
     """
     accelerator = parts.accelerator
     agent, whose = _stand_in(parts, config, folder, step)
-    with alone():
+    with local_only():
         own = _Replay(parts, agent, step - 1).found()
     ranks: list[dict[str, Any]] = gather_object([own])
     told: dict[str, Any] = {

@@ -296,6 +296,6 @@ def test_a_wrong_launcher_is_refused(
 
 
 def test_moments_of_rows_are_taken_row_by_row() -> None:
-    moments = global_moments(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), 1)
+    moments = global_moments(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), leading=1)
     assert (moments.mean.tolist(), moments.std.tolist()) == ([2, 2], [1, 0])
     assert global_moments(torch.tensor([1.0, 1.0, 0.0, 0.0])).effective_share.item() == 0.5
