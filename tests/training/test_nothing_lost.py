@@ -149,7 +149,7 @@ def test_a_second_training_in_a_folder_is_refused(
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with FileLock(run / ".lock"):
         more = [str(run)] if how == "--resume" else [*SMALL, f"task.dataset={data}", f"run_dir={run}"]
-        assert main.main(["train", how, *more]) == 2
+        assert main(["train", how, *more]) == 2
     assert f" trains in {run}; wait for it" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
