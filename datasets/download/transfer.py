@@ -185,7 +185,7 @@ def _version(answer: requests.Response) -> str | None:
 
 
 def _length(answer: requests.Response) -> int:
-    """Bytes of the content. Without them a truncated file could not be told from a complete one."""
+    """Bytes of the content. Without them a truncated file would look complete."""
     length = answer.headers.get("Content-Length", "")
     is_valid = length.isascii() and length.isdigit() and len(length) < 19
     if not is_valid or {"Transfer-Encoding", "Content-Encoding"} & {name.title() for name in answer.headers}:

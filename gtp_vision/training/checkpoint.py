@@ -110,7 +110,7 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def newest_of_all(folders: Sequence[Path], tell: Callable[[str], None] = lambda sentence: None) -> list[Path] | None:
-    """The undamaged checkpoints of the newest step that every folder has; None if there are no checkpoints.
+    """The undamaged checkpoints of the newest step that every folder has; None without checkpoints.
 
     Args:
         folders: of checkpoints, one per run.
@@ -126,7 +126,7 @@ def newest_of_all(folders: Sequence[Path], tell: Callable[[str], None] = lambda 
         intact.append({step_of(path): path for path, fault in faults.items() if not fault})
         damaged += [f"the checkpoint {path} is damaged: {fault}" for path, fault in faults.items() if fault]
     if damaged and not any(intact):
-        raise GtpVisionError(f"{damaged[-1]}, and there is no undamaged one; start over with --overwrite")
+        raise GtpVisionError(f"{damaged[-1]}, and all others are, too; start over with --overwrite")
     for sentence in damaged:
         tell(f"{sentence}; it is skipped")
     shared = set.intersection(*map(set, intact))
