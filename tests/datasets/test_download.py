@@ -8,17 +8,18 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
+import loopback
 import numpy as np
 import pytest
 import trustme
 from loopback import Answer, Server, file, running, status
 
 from gtp_vision.cli.main import main
-from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.download import download, sources, transfer
 from gtp_vision.datasets.download.ledger import digest
 
@@ -70,13 +71,7 @@ def fetched(folder: Path, server: Server, *answers: Answer) -> bytes:
     return (folder / LOCAL).read_bytes()
 
 
-def refused(folder: Path, *words: str, name: str = NAME, **options: object) -> str:
-    with pytest.raises(GtpVisionError) as told:
-        download(name, folder, **options)  # type: ignore[arg-type]
-    text = str(told.value)
-    assert all(word in text for word in words), text
-    assert "\n" not in text
-    return text
+refused = partial(loopback.refused, name=NAME)
 
 
 def parts(folder: Path) -> list[str]:
@@ -91,24 +86,14 @@ def parts(folder: Path) -> list[str]:
     [
         ("halfcheetah-medium-expert-v2", "gym_mujoco_v2/halfcheetah_medium_expert-v2.hdf5"),
         ("ant-full-replay-v2", "gym_mujoco_v2/ant_full_replay-v2.hdf5"),
-        ("antmaze-umaze-v0", "ant_maze_new/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse.hdf5"),
-        ("antmaze-umaze-v2", "ant_maze_v2/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse_fixed.hdf5"),
-        (
-            "antmaze-umaze-diverse-v2",
-            "ant_maze_v2/Ant_maze_u-maze_noisy_multistart_True_multigoal_True_sparse_fixed.hdf5",
-        ),
-        (
-            "antmaze-medium-play-v2",
-            "ant_maze_v2/Ant_maze_big-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5",
-        ),
-        (
-            "antmaze-large-diverse-v0",
-            "ant_maze_new/Ant_maze_hardest-maze_noisy_multistart_True_multigoal_True_sparse.hdf5",
-        ),
+        ("antmaze-umaze-v0", "ant_maze_new/{}_u-maze_noisy_multistart_False_multigoal_False_sparse.hdf5"),
+        ("antmaze-umaze-diverse-v2", "ant_maze_v2/{}_u-maze_noisy_multistart_True_multigoal_True_sparse_fixed.hdf5"),
+        ("antmaze-medium-play-v2", "ant_maze_v2/{}_big-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5"),
+        ("antmaze-large-diverse-v0", "ant_maze_new/{}_hardest-maze_noisy_multistart_True_multigoal_True_sparse.hdf5"),
     ],
 )
 def test_d4rl_sets_have_d4rls_addresses_and_file_names(name: str, remote: str) -> None:
-    found = sources.find(f"d4rl/{name}")
+    found, remote = sources.find(f"d4rl/{name}"), remote.format("Ant_maze")
     assert isinstance(found, sources.Files)
     assert found.files == {remote: remote.rpartition("/")[2]}
 
