@@ -24,18 +24,25 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Named:
-    """A backbone by its name, found wherever it stands at the top of a file of this package.
+    """A backbone that `encoder.name` and `encoder=` can name; the registry finds it at the top of a file.
 
     Attributes:
-        name: of `encoder.name`, and of `encoder=`.
-        make: (shape of a stack, settings) to the untrained backbone; its layers are then initialised by
-            `backbones.initialise`.
+        name: its name, or a prefix of names that ends in `/`, such as `timm/`.
+        make: (shape of a stack, settings) to the backbone without trained weights.
         poolings: the values of `encoder.pooling` that it takes.
+        is_initialized: whether `make` initializes the layers; else `backbones.initialise` does.
+        fetch: `make` with the weights of `encoder.weights=hub`; None if there are none.
+        has: of a prefix: whether a full name exists.
+        names: of a prefix: all full names.
     """
 
     name: str
     make: Callable[[tuple[int, ...], EncoderConfig], Backbone]
     poolings: tuple[str, ...] = ("auto", "flatten")
+    is_initialized: bool = False
+    fetch: Callable[[tuple[int, ...], EncoderConfig], Backbone] | None = None
+    has: Callable[[str], bool] = lambda name: True
+    names: Callable[[], Collection[str]] = tuple
 
 
 class Backbone(nn.Module, ABC):

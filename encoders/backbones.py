@@ -2,52 +2,44 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from torch import nn
 
 from gtp_vision.core.errors import GtpVisionError, propose
-from gtp_vision.core.registry import by_name, instances
-from gtp_vision.encoders import normalization, timm_backbones, weights
-from gtp_vision.encoders.backbone import Backbone, Named, Normalization
-from gtp_vision.encoders.impala import SIZES, Impala
-from gtp_vision.encoders.resnet import RESNETS, ResNet
-from gtp_vision.encoders.robomimic_cores import CORES, Core
-from gtp_vision.encoders.settings import POOLINGS, EncoderConfig
-from gtp_vision.encoders.timm_backbones import Timm
+from gtp_vision.core.registry import Registry
+from gtp_vision.encoders import normalization, weights
+from gtp_vision.encoders.backbone import Backbone, Named
+from gtp_vision.encoders.settings import EncoderConfig
 
-
-@cache
-def named() -> dict[str, Named]:
-    """The backbones that their files name themselves."""
-    return by_name(instances("gtp_vision.encoders", Named))
+BACKBONES: Registry[Named] = Registry("gtp_vision.encoders", "gtp_vision.backbones", Named)
+"""By name or prefix; `state`, which uses no camera, is not one."""
 
 
 def known() -> list[str]:
-    """The names that are spelled out; more stand behind `timm/`."""
-    return [*SIZES, *named(), *RESNETS, *CORES, "state"]
+    """The names that are spelled out; more begin with a prefix such as `timm/`."""
+    return [*(name for name in BACKBONES if not name.endswith("/")), "state"]
+
+
+def find(name: str) -> Named | None:
+    """What stands behind a name of `encoder.name`; None if it is unknown, or `state`."""
+    found = BACKBONES.get(name) or BACKBONES.get(name.partition("/")[0] + "/")
+    return found if found and not name.endswith("/") and found.has(name) else None
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that no backbone has.
+    """Refuse an unknown name.
 
     Raises:
-        GtpVisionError: unknown; near names are proposed, timm's among them.
+        GtpVisionError: unknown; near names are proposed.
     """
-    if name in known() or (name.startswith(timm_backbones.PREFIX) and timm_backbones.is_known(name)):
-        return
-    raise GtpVisionError(f"encoder.name={name} is unknown: {propose(name, [*known(), *timm_backbones.known()])}")
+    if name != "state" and find(name) is None:
+        names = [*known(), *(full for backbone in BACKBONES.values() for full in backbone.names())]
+        raise GtpVisionError(f"encoder.name={name} is unknown: {propose(name, names)}")
 
 
 def poolings(name: str) -> tuple[str, ...]:
     """The values of `encoder.pooling` that a backbone takes (a class token: if the model of timm's has one)."""
-    if name in RESNETS:
-        return "auto", "spatial_softmax", "attention", "average", "flatten"
-    if name in CORES:
-        return "auto", "spatial_softmax", "average"
-    if name in named():
-        return named()[name].poolings
-    return POOLINGS if name.startswith(timm_backbones.PREFIX) else ("auto", "flatten")
+    backbone = find(name)
+    return backbone.poolings if backbone else ("auto", "flatten")
 
 
 def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = True, place: int = 0) -> Backbone:
@@ -66,24 +58,17 @@ def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = 
         GtpVisionError: an unknown name, one that does not fit the frames, or weights that do not fit it.
     """
     check_name(config.name)
-    backbone = _untrained(shape, config, hub=pretrained and config.weights == weights.HUB)
+    named = find(config.name)
+    if named is None:
+        raise GtpVisionError("encoder.name=state makes no backbone; leave out the cameras in task.observations")
+    is_fetched = pretrained and config.weights == weights.HUB
+    backbone = (named.fetch if named.fetch and is_fetched else named.make)(shape, config)
+    if not named.is_initialized:
+        backbone.apply(initialise)
     normalization.settle(backbone, config)
     if pretrained and config.weights and config.weights != weights.HUB:
         weights.load(backbone, config.weights, config.name, place=place)
     return backbone
-
-
-def _untrained(shape: tuple[int, ...], config: EncoderConfig, hub: bool) -> Backbone:
-    name, constants = config.name, bool(config.weights) and not weights.of_run(config.weights)
-    if name in RESNETS:
-        return ResNet(shape, config, normalization.IMAGENET if constants else None)
-    if name in CORES:
-        return Core(shape, config)
-    if name.startswith(timm_backbones.PREFIX):
-        made_with: Normalization | None = timm_backbones.normalization_of(name) if constants else None
-        return Timm(shape, config, made_with, hub)
-    plain = named()[name].make(shape, config) if name in named() else Impala(name, shape, config.stack)
-    return plain.apply(initialise)
 
 
 def initialise(module: nn.Module) -> None:

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import nn
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.encoders.backbone import Backbone
+from gtp_vision.encoders.backbone import Backbone, Named
 
 # Channels of the stacks, residual blocks a stack, side of the patches that the first layer reads.
 SIZES: dict[str, tuple[tuple[int, ...], int, int]] = {
@@ -77,3 +77,8 @@ class Impala(Backbone):
         # By the poolings behind the convolutions, which adapters may stand in front of.
         starts = [i - 1 for i, layer in enumerate(layers) if isinstance(layer, nn.MaxPool2d)]
         return [nn.Sequential(*layers[a:b]) for a, b in zip(starts, [*starts[1:], len(layers)], strict=True)]
+
+
+TINY, SMALL, IMPALA, LARGE = (
+    Named(name, lambda shape, config: Impala(config.name, shape, config.stack)) for name in SIZES
+)

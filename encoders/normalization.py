@@ -15,6 +15,11 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and deviation that torchvision's weights were trained with."""
 
 
+def has_trained_constants(config: EncoderConfig) -> bool:
+    """Whether frames are normalized as trained weights were made with; a run's weights keep what the run used."""
+    return bool(config.weights) and not of_run(config.weights)
+
+
 def settle(backbone: Backbone, config: EncoderConfig) -> None:
     """Freeze, keep or replace its batch normalisation, as `encoder.batch_norm` says, in place.
 
@@ -29,7 +34,7 @@ def settle(backbone: Backbone, config: EncoderConfig) -> None:
             )
         return
     if how == "auto":
-        how = "frozen" if config.weights and not of_run(config.weights) else "group"
+        how = "frozen" if has_trained_constants(config) else "group"
     if how == "group":
         _replace(backbone)
     elif how == "frozen":

@@ -9,7 +9,8 @@ from torch import nn
 from torchvision import models
 
 from gtp_vision.encoders import pooling
-from gtp_vision.encoders.backbone import Backbone, Normalization, probe
+from gtp_vision.encoders.backbone import Backbone, Named, Normalization, probe
+from gtp_vision.encoders.normalization import IMAGENET, has_trained_constants
 from gtp_vision.encoders.settings import EncoderConfig
 
 RESNETS = ("resnet18", "resnet34", "resnet50")
@@ -55,3 +56,11 @@ class ResNet(Backbone):
     def described(self) -> nn.Module:
         """All but the pooling."""
         return self.trunk
+
+
+def _make(shape: tuple[int, ...], config: EncoderConfig) -> ResNet:
+    return ResNet(shape, config, IMAGENET if has_trained_constants(config) else None)
+
+
+_POOLINGS = ("auto", "spatial_softmax", "attention", "average", "flatten")
+RESNET18, RESNET34, RESNET50 = (Named(name, _make, _POOLINGS, is_initialized=True) for name in RESNETS)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.encoders.backbone import Backbone, Normalization, probe
+from gtp_vision.encoders.backbone import Backbone, Named, Normalization, probe
 from gtp_vision.encoders.normalization import IMAGENET
 from gtp_vision.encoders.settings import EncoderConfig
 
@@ -117,3 +117,6 @@ def _visual_core() -> Any:
             f"pip install gtp-vision[robomimic]"
         ) from error
     return VisualCore
+
+
+RESNET18_CONV, SHALLOW_CONV = (Named(name, Core, tuple(_POOLS), is_initialized=True) for name in CORES)

@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from torch import nn
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import efficientnet_names, pooling
-from gtp_vision.encoders.backbone import Backbone, Block, Normalization, first_line, probe
-from gtp_vision.encoders.settings import EncoderConfig
+from gtp_vision.encoders.backbone import Backbone, Block, Named, Normalization, first_line, probe
+from gtp_vision.encoders.normalization import has_trained_constants
+from gtp_vision.encoders.settings import POOLINGS, EncoderConfig
 
 PREFIX = "timm/"
 
@@ -313,3 +315,10 @@ def _check_patches(name: str, model: Any, size: tuple[int, int]) -> None:
             f"encoder.name={name} reads patches of {down}x{across} pixels, which do not divide frames of "
             f"{size[0]}x{size[1]}; set encoder.cameras.<name>.size=[{near[0]},{near[1]}]"
         )
+
+
+def _make(shape: tuple[int, ...], config: EncoderConfig, hub: bool = False) -> Timm:
+    return Timm(shape, config, normalization_of(config.name) if has_trained_constants(config) else None, hub)
+
+
+TIMM = Named(PREFIX, _make, POOLINGS, is_initialized=True, fetch=partial(_make, hub=True), has=is_known, names=known)

@@ -13,7 +13,7 @@ __all__ = ["__version__", "load_policy"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load_policy`, imported when it is asked for: it brings PyTorch with it."""
+    """Import `load_policy` at its first use: it imports PyTorch."""
     if name == "load_policy":
         from gtp_vision.serving.artifact import load_policy
 

@@ -1,4 +1,4 @@
-"""`python -m gtp_vision`, which is also what `accelerate launch -m gtp_vision` starts."""
+"""Entry point of `python -m gtp_vision` and of `accelerate launch -m gtp_vision`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING's three files, put into their places in a copy of the package, and its commands run."""
+"""CONTRIBUTING's files are those of a plug-in, tests/plugin, which pip installs here; its commands are run with it."""
 
 import json
 import os
@@ -7,135 +7,150 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-import yaml
+
+from gtp_vision.core.registry import QUIET
+
+pytestmark = [pytest.mark.docs, pytest.mark.trains, pytest.mark.processes]
 
 ROOT = Path(__file__).resolve().parents[1]
+PLUGIN = ROOT / "tests" / "plugin"
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-EXAMPLE = re.compile(r"`(\S+\.py)`:\n\n```python\n(.*?)```\n\n```bash\n(.*?)```", re.DOTALL)
-EXAMPLES = {place: (code, commands.splitlines()) for place, code, commands in EXAMPLE.findall(TEXT)}
-SMALL = ["training.steps=2", "training.batch_size=4", "training.log_every=1", "training.device=cpu"]
+FILES = dict(re.findall(r"`tests/plugin/(\S+\.py)`:\n\n```python\n(.*?)```", TEXT, re.DOTALL))
+COMMANDS = [
+    shlex.split(line)[1:]
+    for block in re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("gtp-vision ")
+]
+SMALL = ["training.steps=30", "training.batch_size=8", "training.log_every=10", "training.device=cpu"]
 SMALL += ["agent.policy.hidden=[16]", "agent.critic.hidden=[16]", "encoder.features=16", "training.probe_rows=0"]
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the package as it is installed, and nothing but copies in it."""
-    folder = tmp_path_factory.mktemp("copy")
-    leave = shutil.ignore_patterns("__pycache__", "*.h5")
-    shutil.copytree(ROOT / "gtp_vision", folder / "gtp_vision", ignore=leave)
-    mapping = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-dir"]
-    for name, source in mapping.items():
-        shutil.copytree(ROOT / source, folder / name.replace(".", "/"), ignore=leave)
-    return folder
-
-
-def place(package: Path, name: str) -> Path:
-    """Where a file of the repository belongs in the package."""
-    return package / name if name.startswith("gtp_vision/") else package / "gtp_vision" / name
-
-
+SMALL += ["training.eval_episodes=2", "training.eval_envs=1", "training.videos=0", "task.max_episode_steps=5"]
 DRIVER = """
 import contextlib, io, json, sys
+from pathlib import Path
+import numpy as np
+from gtp_vision import load_policy
 from gtp_vision.cli.main import main
+
+def act(folder):
+    observation = {"rgb": np.zeros((32, 32, 3), np.uint8), "joints": np.zeros(2, np.float32)}
+    print(load_policy(Path(folder)).act(observation).tolist())
+    return 0
 
 done = []
 for words in json.loads(sys.argv[1]):
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        status = main(words)
-    done.append([status, told.getvalue()])
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        status = act(*words[1:]) if words[0] == "act" else main(words)
+    done.append([status, output.getvalue(), errors.getvalue()])
 print(json.dumps(done))
 """
+Run = Callable[..., list[list]]
 
 
-def run(package: Path, folder: Path, commands: list[str]) -> list[tuple[int, str]]:
-    """Status and output of each of some `gtp-vision` commands of the copy, one after another in one process."""
-    asked = []
-    for number, command in enumerate(commands):
-        program, *words = shlex.split(command, comments=True)
-        assert program == "gtp-vision"
-        asked.append([*words, *SMALL, f"run_dir=run_{number}"] if words[0] == "train" else words)
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", DRIVER, json.dumps(asked)],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(package), "GTP_VISION_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [(status, told) for status, told in json.loads(done.stdout.splitlines()[-1])]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which pip has installed the plug-in."""
+    folder = tmp_path_factory.mktemp("plugin")
+    shutil.copytree(PLUGIN, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
+    pip = [sys.executable, "-P", "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    subprocess.run([*pip, "--target", folder / "site", folder / "source"], check=True)
+    return folder / "site"
 
 
-def rig(path: Path) -> None:
-    """A file of the format that CONTRIBUTING's reader reads."""
+@pytest.fixture(scope="module")
+def run(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs `gtp-vision` commands in one process, beside the plug-in and other folders: statuses, outputs, errors."""
+    folder = tmp_path_factory.mktemp("work")
+    recordings(folder / "rig.h5")
+
+    def run(*commands: list[str], beside: tuple[Path, ...] = (site,)) -> list[list]:
+        environment = {name: value for name, value in os.environ.items() if name != QUIET}
+        path = os.pathsep.join(map(str, beside))
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", DRIVER, json.dumps(commands)],
+            cwd=folder,
+            env=environment | {"PYTHONPATH": path, "GTP_VISION_CACHE": str(folder / "cache"), "TQDM_DISABLE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+def recordings(path: Path) -> None:
+    """A file of the plug-in's format, of what its simulator shows."""
     random = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         for number in range(3):
             recording = file.create_group(f"runs/{number}")
             recording["rgb"] = random.integers(256, size=(6, 32, 32, 3), dtype=np.uint8)
-            recording["joints"] = random.normal(size=(6, 4)).astype(np.float32)
+            recording["joints"] = random.uniform(-1, 1, (6, 2)).astype(np.float32)
             recording["commands"] = random.uniform(-1, 1, (6, 2)).astype(np.float32)
 
 
-def test_there_is_one_of_each_kind() -> None:
-    assert [Path(name).parent.as_posix() for name in EXAMPLES] == ["gtp_vision/agents", "encoders", "datasets/formats"]
-    assert all(commands for _, commands in EXAMPLES.values())
+def test_the_files_are_the_plugins() -> None:
+    assert {"gtp_vision_rig/cql.py", "gtp_vision_rig/recordings.py", "gtp_vision_rig/simulator.py"} <= set(FILES)
+    for name, text in FILES.items():
+        assert text == (PLUGIN / name).read_text(encoding="utf-8"), name
 
 
-def test_without_its_file_nothing_knows_it(package: Path, tmp_path: Path) -> None:
-    rig(tmp_path / "rig.h5")
-    assert not any(place(package, name).exists() for name in EXAMPLES)
-    wrong = [f"gtp-vision train task=own task.dataset=rig.h5 {setting}" for setting in ("agent=crr", "encoder=strided")]
-    agent, encoder, file = run(package, tmp_path, [*wrong, "gtp-vision data inspect rig.h5"])
-    assert [agent[0], encoder[0], file[0]] == [2, 2, 2]
-    assert "there is no agent 'crr'" in agent[1]
-    assert "there is no encoder 'strided'" in encoder[1]
-    assert "rig.h5 is of no known format" in file[1]
+def test_without_the_plugin_its_names_are_unknown(run: Run) -> None:
+    train = ["train", "task=own", "task.dataset=rig.h5"]
+    wrong = [[*train, "agent=cql"], [*train, "encoder=strided"], ["data", "inspect", "rig.h5"], ["hello"]]
+    done = run(*wrong, beside=())
+    for (status, _, errors), name in zip(done, ["'cql'", "'strided'", "rig.h5", "'hello'"], strict=True):
+        assert status == 2
+        assert name in errors
 
 
-def test_each_is_one_file(package: Path, tmp_path: Path) -> None:
-    rig(tmp_path / "rig.h5")
-    for name, (code, _) in EXAMPLES.items():
-        place(package, name).write_text(code, encoding="utf-8")
-    try:
-        commands = [command for _, told in EXAMPLES.values() for command in told]
-        done = dict(zip(commands, run(package, tmp_path, [*commands]), strict=True))
-    finally:
-        for name in EXAMPLES:
-            place(package, name).unlink()
-    for command, (status, told) in done.items():
-        assert status == 0, f"{command}\n{told}"
-    assert "rig (our rig's HDF5), 3 episodes, 18 frames" in done["gtp-vision data inspect rig.h5"][1]
-    assert "every frame, action, reward and flag is as it was" in commands_told(done, "convert")
-    trained = [yaml.safe_load((tmp_path / f"run_{number}" / "config.yaml").read_text()) for number in range(3)]
-    assert [config["agent"]["improvement"]["name"] for config in trained] == ["better_only", "better_only", "none"]
-    assert [config["encoder"]["name"] for config in trained] == ["impala_tiny", "impala_tiny", "strided"]
-    assert [config["agent"]["critic"]["backup"] for config in trained] == ["mean", "mean", "none"]
+def test_its_commands_train_evaluate_export_and_act(run: Run) -> None:
+    assert {words[0] for words in COMMANDS} == {"train", "eval", "export", "data"}
+    commands = [[*words, *SMALL] if words[0] == "train" else words for words in COMMANDS]
+    commands += [["act", "policy"], ["hello"]]
+    outputs = {}
+    for words, (status, output, errors) in zip(commands, run(*commands), strict=True):
+        assert status == 0, f"{words}\n{output}\n{errors}"
+        assert "plug-in" not in errors
+        outputs[" ".join(words)] = output
+    assert "rig (the rig's HDF5), 3 episodes, 18 frames" in outputs["data inspect rig.h5"]
+    for words in ("data convert rig.h5 native.h5 --to native", "data convert native.h5 rig-again.h5 --to rig"):
+        assert "every frame, action, reward and flag is as it was" in outputs[words]
+    assert json.loads(outputs["eval runs/cql --episodes 2 --json"])["median_length"] <= 50
+    assert len(json.loads(outputs["act policy"])) == 2
+    assert outputs["hello"] == "hello\n"
 
 
-def commands_told(done: dict[str, tuple[int, str]], word: str) -> str:
-    """The output of the one command with a word in it."""
-    (found,) = [told for command, (_, told) in done.items() if word in command]
-    return found
+def faulty(folder: Path, name: str, module: str, group: str) -> None:
+    """Lay out a distribution as pip would, whose module has this text."""
+    (folder / f"{name}-1.0.dist-info").mkdir(parents=True)
+    (folder / f"{name}.py").write_text(module)
+    (folder / f"{name}-1.0.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (folder / f"{name}-1.0.dist-info" / "entry_points.txt").write_text(f"[{group}]\n{name} = {name}\n")
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES))
-def test_they_keep_the_house_style(name: str, tmp_path: Path) -> None:
-    (tmp_path / "example.py").write_text(EXAMPLES[name][0], encoding="utf-8")
-    for command in (["check"], ["format", "--check"]):
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "ruff", *command, "--config", str(ROOT / "pyproject.toml"), "example.py"],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+def test_faulty_plugins_are_a_sentence_each_and_everything_else_works(run: Run, site: Path, tmp_path: Path) -> None:
+    faulty(tmp_path, "broken", "import no_such_driver", "gtp_vision.formats")
+    clash = "from gtp_vision.datasets.formats.format import Format\nOTHER = Format('d4rl', 'other', None)\n"
+    faulty(tmp_path, "clash", clash, "gtp_vision.formats")
+    inspect = ["data", "inspect", "rig.h5"]
+    first, second = run(inspect, inspect, beside=(site, tmp_path))
+    assert first[0] == second[0] == 0
+    assert "3 episodes" in second[1]
+    assert second[2] == "", "once a process"
+    lines = sorted(first[2].splitlines())
+    assert len(lines) == 2, "not once more by the reader's process"
+    assert lines[0].startswith("gtp-vision: the plug-in broken is left out: ")
+    assert "no_such_driver" in lines[0]
+    assert lines[1].startswith("gtp-vision: the plug-in clash is left out: ")
+    assert "'d4rl'" in lines[1]

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.files import require_space
-from gtp_vision.core.registry import by_name, instances
+from gtp_vision.core.registry import Registry
 from gtp_vision.datasets import hdf5
-from gtp_vision.datasets.formats import d4rl, lerobot, minari, native, near_misses, ogbench, robomimic
+from gtp_vision.datasets.formats import near_misses
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import Layout, to_store
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import shape_errors
 
-FORMATS: dict[str, Format] = by_name(sorted(instances(__name__, Format), key=lambda known: known.name != "native"))
-"""The registry: every `Format` at the top of a file beside this one; our own first, as messages name them."""
+FORMATS: Registry[Format] = Registry(__name__, "gtp_vision.formats", Format)
+"""Every `Format` at the top of a file beside this one, and those of plug-ins."""
 
 
 def detect(path: Path) -> str:
@@ -109,6 +111,12 @@ def convert(source: Path, target: Path, to: str, env: str | None = None, *, over
     return open_store(target, env)
 
 
+@cache
+def _formats() -> tuple[Format, ...]:
+    with sandbox.unlimited():  # what the readers' modules take does not depend on the file
+        return tuple(FORMATS.values())
+
+
 def _detect(path: Path) -> str:
     if not path.exists():
         raise GtpVisionError(f"there is no data set at {path}; check the path")
@@ -117,17 +125,26 @@ def _detect(path: Path) -> str:
     near = None
     if path.is_file() and _magic(path) == hdf5.MAGIC:
         with hdf5.opened(path) as file:
-            found = [name for name, known in FORMATS.items() if known.hdf5 and known.hdf5(file, path)]
+            found = [known.name for known in _formats() if known.hdf5 and known.hdf5(file, path)]
             held = f"HDF5 with {', '.join(sorted(hdf5.children(file, path))[:6]) or 'nothing'} in it"
             near = None if found else near_misses.in_hdf5(file, path)
     else:
-        found = [name for name, known in FORMATS.items() if known.other and known.other(path)]
+        found = [known.name for known in _formats() if known.other and known.other(path)]
         held = f"it begins with {_magic(path)[:4]!r}" if path.is_file() else "a folder"
-        near = near_misses.in_folder(path) if path.is_dir() and not found else None
+        near = near_misses.in_folder(path, _is_data_set) if path.is_dir() and not found else None
     if not found:
-        near = near or f"known: {', '.join(known.title for known in FORMATS.values())}"
+        near = near or f"known: {', '.join(known.title for known in _formats())}"
         raise GtpVisionError(f"{path} is of no known format ({held}); {near}")
     return found[0]
+
+
+def _is_data_set(path: Path) -> bool:
+    """Whether a path in a folder is a data set, judged by its first bytes where it is HDF5."""
+    with contextlib.suppress(OSError):
+        if path.is_file() and _magic(path) == hdf5.MAGIC:
+            return True
+        return any(known.other(path) for known in _formats() if known.other)
+    return False
 
 
 def _layout(path: Path, env: str | None) -> Layout:
@@ -151,18 +168,4 @@ def _magic(path: Path) -> bytes:
         return file.read(8)
 
 
-__all__ = [
-    "FORMATS",
-    "Format",
-    "check_writable",
-    "convert",
-    "d4rl",
-    "detect",
-    "lerobot",
-    "minari",
-    "native",
-    "ogbench",
-    "open_states",
-    "open_store",
-    "robomimic",
-]
+__all__ = ["FORMATS", "Format", "check_writable", "convert", "detect", "open_states", "open_store"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import h5py
 
 from gtp_vision.core import sandbox
 from gtp_vision.datasets import hdf5
-from gtp_vision.datasets.formats import lerobot, minari, native, ogbench
+from gtp_vision.datasets.formats import native
 
 _OTHER_NAMES = {
     "action": "actions",
@@ -36,7 +36,6 @@ _EPISODE = re.compile("(demo|episode|ep|traj|trajectory)_?[0-9]+")
 _LOOKED_AT = 2000  # members of a folder and its folders
 _LEVELS = 3  # as deep as Minari's root holds data sets
 _NAMED = 6
-_ZIP = b"PK\x03\x04"
 
 
 def in_hdf5(file: h5py.File, path: Path) -> str | None:
@@ -73,8 +72,13 @@ def in_hdf5(file: h5py.File, path: Path) -> str | None:
     return _renamed(names)
 
 
-def in_folder(path: Path) -> str | None:
-    """A clause about a folder that is no data set; None if nothing in it is one or resembles one."""
+def in_folder(path: Path, is_data_set: Callable[[Path], bool]) -> str | None:
+    """A clause about a folder that is not a data set; None if it neither holds nor resembles one.
+
+    Args:
+        path: the folder.
+        is_data_set: whether a path below it is a data set of a known format.
+    """
     if (path / "data" / "main_data.hdf5").is_file() or (path / "main_data.hdf5").is_file():
         return "it looks like Minari's without metadata.json; copy the whole folder"
     if not (path / "meta" / "info.json").is_file() and (
@@ -82,13 +86,11 @@ def in_folder(path: Path) -> str | None:
         or next(itertools.islice(path.glob("data/chunk-*"), 1), None) is not None
     ):
         return "it looks like LeRobot's without meta/info.json; copy the whole folder, with meta"
-    found = list(itertools.islice(_data_sets(path, _LEVELS, itertools.count()), _NAMED + 1))
+    found = list(itertools.islice(_data_sets(path, is_data_set, _LEVELS, itertools.count()), _NAMED + 1))
     if not found:
         return None
     named = ", ".join(str(inside.relative_to(path)) for inside in found[:_NAMED])
     named += ", ..." if len(found) > _NAMED else ""
-    if all(minari.recognises(inside) for inside in found):
-        return f"it looks like Minari's root; name one of the data sets in it, e.g. {found[0]} (it holds {named})"
     if len(found) == 1:
         return f"it holds one data set; name {found[0]}"
     return f"it holds several data sets; name one of them, e.g. {found[0]} (it holds {named})"
@@ -119,7 +121,9 @@ def _members(file: h5py.File, name: str, path: Path) -> set[str]:
     return set(hdf5.children(found, path)) if isinstance(found, h5py.Group) else set()
 
 
-def _data_sets(folder: Path, levels: int, counted: Iterator[int]) -> Iterator[Path]:
+def _data_sets(
+    folder: Path, is_data_set: Callable[[Path], bool], levels: int, counted: Iterator[int]
+) -> Iterator[Path]:
     """Data sets in a folder, by name; a folder that is one is not looked into."""
     try:
         members = sorted(itertools.islice(os.scandir(folder), _LOOKED_AT), key=lambda member: member.name)
@@ -130,20 +134,8 @@ def _data_sets(folder: Path, levels: int, counted: Iterator[int]) -> Iterator[Pa
         if next(counted) >= _LOOKED_AT:
             return
         inside = Path(member.path)
-        if member.is_dir(follow_symlinks=False):
-            if lerobot.recognises(inside) or minari.recognises(inside):
-                yield inside
-            elif levels > 1:
-                yield from _data_sets(inside, levels - 1, counted)
-        elif member.is_file() and _is_one(inside):
+        is_folder = member.is_dir(follow_symlinks=False)
+        if (is_folder or member.is_file()) and is_data_set(inside):
             yield inside
-
-
-def _is_one(path: Path) -> bool:
-    """Whether a file is HDF5, by its first bytes alone, or OGBench's."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(8)
-    except OSError:
-        return False
-    return magic == hdf5.MAGIC or (magic.startswith(_ZIP) and ogbench.recognises(path))
+        elif is_folder and levels > 1:
+            yield from _data_sets(inside, is_data_set, levels - 1, counted)

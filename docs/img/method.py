@@ -1,8 +1,8 @@
-"""Draws the pictures of docs/method.md: known flow maps, and the jumps of policies that were trained on them.
+"""Draw the pictures of docs/method.md: known flow maps, and the jumps of policies that were trained on them.
 
     python docs/img/method.py [FOLDER]
 
-Takes some minutes and writes method-map.png and method-jumps.png, beside this file unless told where.
+Takes some minutes and writes method-map.png and method-jumps.png, beside this file by default.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ START = 2.0  # the noise level at which the drawn jumps begin; actions lie in [-
 EXACT, LEARNED, SPREAD = "#9aa5b1", "#c0392b", "#3b6ea8"
 
 
-def trained(problem: Mixture, steps: int) -> GTPPolicy:
+def train_policy(problem: Mixture, steps: int) -> GTPPolicy:
     """The default policy, narrower, on a problem without observations."""
     policy = fit(SETTINGS, unconditional(problem.draw), steps=steps, seed=0).policy
     assert isinstance(policy, GTPPolicy)
@@ -62,15 +62,11 @@ def draw_map(policy: GTPPolicy, problem: Mixture, target: Path) -> float:
     x = np.array([[-2.4], [-0.9], [0.7], [2.2]])
     solved = paths(problem, x, levels)
     reached = np.stack([jump(policy, x, START, float(level)) for level in levels[6::6]])
-    for one in range(len(x)):
-        jumps.plot(levels, solved[:, one], color=EXACT, linewidth=1.5, label="the ODE" if not one else None)
-        jumps.plot(levels[6::6], reached[:, one], "o", ms=4, color=LEARNED, label=None if one else "$\\Phi(a_t, t, s)$")
-        jumps.annotate(
-            "",
-            (0, reached[-1, one, 0]),
-            (START, x[one, 0]),
-            arrowprops={"arrowstyle": "->", "color": LEARNED, "lw": 0.8},
-        )
+    arrow = {"arrowstyle": "->", "color": LEARNED, "lw": 0.8}
+    for i in range(len(x)):
+        jumps.plot(levels, solved[:, i], color=EXACT, linewidth=1.5, label=None if i else "the ODE")
+        jumps.plot(levels[6::6], reached[:, i], "o", ms=4, color=LEARNED, label=None if i else "$\\Phi(a_t, t, s)$")
+        jumps.annotate("", (0, reached[-1, i, 0]), (START, x[i, 0]), arrowprops=arrow)
     jumps.legend(loc="lower left", fontsize=8)
     jumps.set(title=f"One network, one jump from t = {START:g} to any s", ylabel="$a_s$")
     for axes in (ode, jumps):
@@ -81,7 +77,7 @@ def draw_map(policy: GTPPolicy, problem: Mixture, target: Path) -> float:
 
 
 def draw_pairs(axes: Axes) -> None:
-    """The pairs (t, s) at which each family learns."""
+    """The pairs (t, s) that each family learns."""
     axes.fill([0, 1, 1], [0, 0, 1], color=LEARNED, alpha=0.18)
     axes.plot([0, 1], [0, 1], color=SPREAD, linewidth=3)
     axes.plot([0, 1], [0, 0], color="#2e8b57", linewidth=5, clip_on=False)
@@ -123,11 +119,11 @@ def draw_jumps(policy: GTPPolicy, problem: Mixture, target: Path) -> list[float]
 
 
 def draw(folder: Path, steps: int = STEPS) -> tuple[float, list[float]]:
-    """Train both policies and draw both pictures; what `draw_map` and `draw_jumps` return."""
+    """Train both policies and draw both pictures; returns the results of `draw_map` and `draw_jumps`."""
     torch.set_num_threads(1)
     line, plane = problems.two_modes(), problems.four_modes()
-    error = draw_map(trained(line, steps), line, folder / "method-map.png")
-    return error, draw_jumps(trained(plane, steps), plane, folder / "method-jumps.png")
+    error = draw_map(train_policy(line, steps), line, folder / "method-map.png")
+    return error, draw_jumps(train_policy(plane, steps), plane, folder / "method-jumps.png")
 
 
 if __name__ == "__main__":

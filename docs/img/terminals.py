@@ -1,9 +1,9 @@
-"""Draws terminals.svg: the same two short episodes in each format, as they lie in the file and in the store.
+"""Draw terminals.svg: the same two short episodes in each format, in the file and in the store.
 
     .venv/bin/python -P docs/img/terminals.py
 
-The files are real ones, opened by the package's own readers; `tests/datasets/test_terminals_picture.py` compares what
-this draws with the picture that lies here.
+The files are real ones, opened by the package's own readers; `tests/datasets/test_terminals_picture.py` compares
+the picture with the stored one.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ RED, AMBER, GREY, PALE = "#d62728", "#f0a020", "#9a9a9a", "#ececec"
 
 
 @dataclass
-class Told:
-    """One format: what stands in its file, and the store that the reader makes of it."""
+class Example:
+    """One format: the contents of its file, and the store that the reader returns."""
 
     title: str
     notes: Sequence[str]
@@ -56,7 +56,7 @@ A, B = [1, 2, 3], [11, 12, 13]
 o, p, a, b = (["o0", "o1", "o2", "o3"], ["p0", "p1", "p2", "p3"], ["a0", "a1", "a2", "a3"], ["b0", "b1", "b2", "b3"])
 
 
-def native_file(folder: Path) -> Told:
+def native_file(folder: Path) -> Example:
     """Our own file: the store as it is."""
     flags = np.array([[0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]], np.uint8)
     store = Store(
@@ -67,7 +67,7 @@ def native_file(folder: Path) -> Told:
         timeouts=flags[1],
         episode_ends=np.array([3, 6]),
     )
-    return Told(
+    return Example(
         "native",
         ["The first episode ends by success, the second is cut off."],
         [
@@ -81,7 +81,7 @@ def native_file(folder: Path) -> Told:
     )
 
 
-def d4rl_file(folder: Path) -> Told:
+def d4rl_file(folder: Path) -> Example:
     """D4RL's robots: a terminal is a fall."""
     with h5py.File(folder / "hopper.hdf5", "w") as file:
         file["observations"], file["next_observations"] = state(O + P), state([1, 2, 3, 11, 12, 13])
@@ -89,7 +89,7 @@ def d4rl_file(folder: Path) -> Told:
         file["rewards"] = np.array([1, 1, 0, 1, 1, 1], np.float32)
         file["terminals"] = np.array([0, 0, 1, 0, 0, 0], bool)
         file["timeouts"] = np.array([0, 0, 0, 0, 0, 1], bool)
-    return Told(
+    return Example(
         "D4RL, robots",
         ["A terminal is a fall. A row with a timeout is dropped, as D4RL's qlearning_dataset does."],
         [
@@ -104,8 +104,8 @@ def d4rl_file(folder: Path) -> Told:
     )
 
 
-def maze_file(folder: Path) -> Told:
-    """D4RL's mazes: a terminal means "at the goal", and the recording goes on."""
+def maze_file(folder: Path) -> Example:
+    """D4RL's mazes: a terminal means "at the goal", and the recording continues."""
     place = np.array([[0, 0], [0.3, 0], [0.6, 0], [0.9, 0], [8, 8], [8.3, 8], [8.6, 8]], np.float32)
     with h5py.File(folder / "antmaze.hdf5", "w") as file:
         file["observations"], file["actions"] = state([0, 1, 2, 3, *P]), action([1, 2, 3, 4, *B])
@@ -113,10 +113,10 @@ def maze_file(folder: Path) -> Told:
         file["terminals"] = np.array([0, 0, 1, 0, 0, 0, 0], bool)
         file["timeouts"] = np.array([0, 0, 0, 0, 0, 0, 1], bool)
         file["infos/goal"], file["infos/qpos"] = np.zeros((7, 2), np.float32), place
-    return Told(
+    return Example(
         "D4RL, mazes",
         [
-            "A terminal means: at the goal. The recording goes on, here without a timeout at its end, so",
+            "A terminal means: at the goal. The recording continues, here without a timeout at its end, so",
             "ends are rebuilt: where next_observations disagree, or where the position leaps (drawn).",
         ],
         [
@@ -130,7 +130,7 @@ def maze_file(folder: Path) -> Told:
     )
 
 
-def ogbench_file(folder: Path) -> Told:
+def ogbench_file(folder: Path) -> Example:
     """OGBench: terminals are ends of recordings; a task's rewards and terminals are made from the states."""
     env = "pointmaze-medium-navigate-singletask-task1-v0"
     place = np.full((7, 2), -50.0)
@@ -139,7 +139,7 @@ def ogbench_file(folder: Path) -> Told:
     path = folder / "pointmaze-medium-navigate-v0.npz"
     contents = {"observations": state([0, 1, 2, 3, *P]), "actions": action([1, 2, 3, 4, *B]), "qpos": place}
     np.savez_compressed(path, **contents, terminals=flags)
-    return Told(
+    return Example(
         "OGBench",
         [
             "terminals are ends of recordings: timeouts. Rewards and terminals are those of the task",
@@ -155,7 +155,7 @@ def ogbench_file(folder: Path) -> Told:
     )
 
 
-def robomimic_file(folder: Path) -> Told:
+def robomimic_file(folder: Path) -> Example:
     """robomimic: observations before and after each action, dones."""
     with h5py.File(folder / "demos.hdf5", "w") as file:
         for number, (obs, act, done) in enumerate([([0, 1, 2, 3], A, 1), ([10, 11, 12, 13], B, 0)]):
@@ -163,7 +163,7 @@ def robomimic_file(folder: Path) -> Told:
             demo["obs/state"], demo["next_obs/state"], demo["actions"] = state(obs[:-1]), state(obs[1:]), action(act)
             demo["rewards"], demo["dones"] = np.array([0, 0, done], np.float32), np.array([0, 0, done])
             demo.attrs["num_samples"] = 3
-    return Told(
+    return Example(
         "robomimic",
         [
             "The last next_obs becomes a row of its own, so every action has an outcome.",
@@ -180,7 +180,7 @@ def robomimic_file(folder: Path) -> Told:
     )
 
 
-def minari_file(folder: Path) -> Told:
+def minari_file(folder: Path) -> Example:
     """Minari: one observation more than actions."""
     data = folder / "tiny-v0" / "data"
     data.mkdir(parents=True)
@@ -195,7 +195,7 @@ def minari_file(folder: Path) -> Told:
     box = {"type": "Box", "dtype": "float32", "shape": [1], "low": [-1.0], "high": [1.0]}
     metadata = {"observation_space": box, "action_space": box, "total_episodes": 2, "total_steps": 6}
     (data / "metadata.json").write_text(json.dumps(metadata | {"data_format": "hdf5"}))
-    return Told(
+    return Example(
         "Minari",
         ["The last observation becomes a row of its own. truncations stop the recording only."],
         [
@@ -209,7 +209,7 @@ def minari_file(folder: Path) -> Told:
     )
 
 
-def lerobot_folder(folder: Path) -> Told:
+def lerobot_folder(folder: Path) -> Example:
     """LeRobot: a table with a row a frame."""
     root = folder / "lerobot"
     columns = {
@@ -243,7 +243,7 @@ def lerobot_folder(folder: Path) -> Told:
         "features": {name: {"dtype": kinds.get(name, "float32"), "shape": [1], "names": None} for name in columns},
     }
     (root / "meta" / "info.json").write_text(json.dumps(info))
-    return Told(
+    return Example(
         "LeRobot",
         [
             "terminals are next.success where there is one, else next.done (which often says only that",
@@ -306,20 +306,20 @@ def table(left: float, top: float, head: str, rows: Sequence[Row]) -> Iterator[s
             yield f'<text x="{x + CELL / 2}" y="{y + 14}" class="cell" fill="{ink}">{escape(str(cell))}</text>'
 
 
-def picture(stories: Sequence[Told]) -> str:
+def picture(examples: Sequence[Example]) -> str:
     """The whole picture as SVG."""
     second = MARGIN + LABEL + 8 * CELL + 10 + BETWEEN
     width = second + LABEL + 8 * CELL + 10 + MARGIN
     body, top = [], MARGIN + 14
-    for told in stories:
-        body.append(f'<text x="{MARGIN}" y="{top}" class="title">{escape(told.title)}</text>')
-        for number, note in enumerate(told.notes):
+    for example in examples:
+        body.append(f'<text x="{MARGIN}" y="{top}" class="title">{escape(example.title)}</text>')
+        for number, note in enumerate(example.notes):
             body.append(f'<text x="{MARGIN + 120}" y="{top + 15 * number}" class="note">{escape(note)}</text>')
-        start = top + 15 * len(told.notes) + 14
-        rows = in_store(told.store)
-        body += table(MARGIN, start, "in the file", told.file)
+        start = top + 15 * len(example.notes) + 14
+        rows = in_store(example.store)
+        body += table(MARGIN, start, "in the file", example.file)
         body += table(second, start, "in the store", rows)
-        top = start + LINE * max(len(rows), len(told.file)) + 34
+        top = start + LINE * max(len(rows), len(example.file)) + 34
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top - 20}" '
@@ -339,8 +339,8 @@ STORIES = (native_file, d4rl_file, maze_file, ogbench_file, robomimic_file, mina
 
 
 def draw(folder: Path) -> str:
-    """Make the files in a folder, open them, and draw what was found."""
-    return picture([story(folder) for story in STORIES])
+    """Write the files into a folder, open them, and draw the stores."""
+    return picture([write(folder) for write in STORIES])
 
 
 if __name__ == "__main__":

@@ -13,14 +13,11 @@ from gtp_vision.agents.base import Agent, Improvement, Recipe
 from gtp_vision.agents.checks import check
 from gtp_vision.agents.settings import ActingConfig, AgentConfig, ImprovementConfig
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.registry import by_name, instances, subclasses
+from gtp_vision.core.registry import Registry
 from gtp_vision.encoders import EncoderConfig
 
-AGENTS: dict[str, Recipe] = by_name(instances(__name__, Recipe))
-"""The recipes of this package's files: whoever adds one is an agent."""
-IMPROVEMENTS: dict[str, type[Improvement]] = by_name(subclasses(__name__, Improvement))
-MARKS = {name: improvement.label_suffix for name, improvement in IMPROVEMENTS.items()}
-"""What a label says of an improvement that is not the agent's own, see `label`."""
+AGENTS: Registry[Recipe] = Registry(__name__, "gtp_vision.agents", Recipe, beside=(Improvement,))
+IMPROVEMENTS: Registry[type[Improvement]] = Registry(__name__, "gtp_vision.agents", Improvement, beside=(Recipe,))
 
 
 def check_agent(config: AgentConfig, *, steps_key: str = "agent.acting.steps") -> None:
@@ -86,7 +83,8 @@ def label(config: AgentConfig) -> str:
         return config.name
     parts = [config.name if config.policy.family == recipe.family else f"{config.name}-{config.policy.family}"]
     if config.improvement.name != recipe.improvement:
-        parts.append(MARKS.get(config.improvement.name, config.improvement.name))
+        improvement = IMPROVEMENTS.get(config.improvement.name)
+        parts.append(improvement.label_suffix if improvement else config.improvement.name)
     if config.acting.candidates > 1 and not recipe.chooses:
         parts.append("n")
     return "+".join(parts)

@@ -1,12 +1,9 @@
-"""What an action costs: PyTorch eager, compiled, exported and ONNX Runtime on one artifact, in turn, a thread each."""
+"""The cost of an action: PyTorch eager, compiled, exported and ONNX Runtime on one artifact, on one thread."""
 
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -14,11 +11,11 @@ import torch
 
 from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.core.random import EpisodeNoise
+from gtp_vision.core.timing import Work, median_ms
 from gtp_vision.serving import graphs
 from gtp_vision.serving.artifact import load_policy
 
-_BEFORE = 3  # calls that are not measured
-_TWINS = 5  # observations that are answered by both
+_COMPARED = 5  # noises with which the engines' actions are compared
 
 
 def bench_act(folder: Path, *, steps: int = 2, rounds: int = 200) -> dict[str, Any]:
@@ -36,61 +33,54 @@ def bench_act(folder: Path, *, steps: int = 2, rounds: int = 200) -> dict[str, A
         GtpVisionError: no artifact, a K that does not fit, or ONNX is missing or cannot hold the policy.
     """
     policy = load_policy(folder)
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory() as aside:
-            graph = graphs.Graph(graphs.write(policy, Path(aside), steps))
+        with tempfile.TemporaryDirectory() as scratch:
+            graph = graphs.Graph(graphs.write(policy, Path(scratch), steps))
         sampler, program = graphs.sampler_of(policy, steps), graphs.program(policy, steps).module()
         fast = FastPolicy(policy.agent, engine="compile")
-        random = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         stacks = {
-            name: random.integers(0, 256, (1, *shape), np.uint8)
+            name: rng.integers(0, 256, (1, *shape), np.uint8)
             if len(shape) == 4
-            else random.normal(size=(1, *shape)).astype(np.float32)
+            else rng.normal(size=(1, *shape)).astype(np.float32)
             for name, shape in policy.schema.shapes().items()
         }
-        seen = {name: torch.from_numpy(stack) for name, stack in stacks.items()}
+        tensors = {name: torch.from_numpy(stack) for name, stack in stacks.items()}
         noises = [
-            {name: random.normal(size=shape).astype(np.float32) for name, shape in graph.noise.items()}
-            for _ in range(_TWINS)
+            {name: rng.normal(size=shape).astype(np.float32) for name, shape in graph.noise.items()}
+            for _ in range(_COMPARED)
         ]
 
         def torch_plan(plan: torch.nn.Module, noise: dict[str, np.ndarray]) -> np.ndarray:
             with torch.no_grad():
-                return plan(*seen.values(), *map(torch.from_numpy, noise.values())).numpy()
+                return plan(*tensors.values(), *map(torch.from_numpy, noise.values())).numpy()
 
-        def eager() -> object:
-            return policy.agent.plan(seen, EpisodeNoise(0, [0], [0], policy.device), steps)
+        def episode_noise() -> EpisodeNoise:
+            return EpisodeNoise(0, [0], [0], policy.device)
 
-        def compiled() -> object:
-            return fast.plan(seen, EpisodeNoise(0, [0], [0], policy.device), steps)
-
-        engines: dict[str, Callable[[], object]] = {"eager": eager, "compile": compiled}
-        engines["export"] = lambda: torch_plan(program, noises[0])
-        engines["onnx"] = lambda: graph.plan(stacks, noises[0])
+        works = {
+            "eager": Work(lambda _: policy.agent.plan(tensors, episode_noise(), steps)),
+            "compile": Work(lambda _: fast.plan(tensors, episode_noise(), steps)),
+            "export": Work(lambda _: torch_plan(program, noises[0])),
+            "onnx": Work(lambda _: graph.plan(stacks, noises[0])),
+        }
         if fast.engine == "eager":  # no compiler
-            del engines["compile"]
-        spent: dict[str, list[float]] = {name: [] for name in engines}
-        for round_ in range(-_BEFORE, rounds):
-            for name, plan in engines.items():
-                began = time.perf_counter()
-                plan()
-                if round_ >= 0:
-                    spent[name].append(1e3 * (time.perf_counter() - began))
+            del works["compile"]
+        ms = median_ms(works, rounds)
+        difference = 0.0
+        for noise in noises:
+            eager = torch_plan(sampler, noise)
+            for actions in (graph.plan(stacks, noise), torch_plan(program, noise)):
+                difference = max(difference, float(np.abs(actions - eager).max()))
     finally:
-        torch.set_num_threads(before)
-    ms = {name: median(values) for name, values in spent.items()}
-    apart = 0.0
-    for noise in noises:
-        wanted = torch_plan(sampler, noise)
-        for found in (graph.plan(stacks, noise), torch_plan(program, noise)):
-            apart = max(apart, float(np.abs(found - wanted).max()))
+        torch.set_num_threads(threads)
     return {
         "agent": policy.schema.agent,
         "steps": steps,
         "rounds": rounds,
         "ms": ms,
         "against_eager": {name: value / ms["eager"] for name, value in ms.items()},
-        "difference": apart,
+        "difference": difference,
     }

@@ -1,9 +1,8 @@
-"""What `gtp-vision bench step` has measured: as text, as a stored baseline, against it, and against itself."""
+"""Results of `gtp-vision bench step`: as text, as a stored baseline, compared with it and with the eager engine."""
 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,50 +12,50 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 
 STEPS_K = (1, 2, 5)
-_WORSE = 1.15
-_ALIKE = 1e-2  # relative, of the losses of three steps; GPUs convolve in other orders
+_MAX_WORSE = 1.15
+_MAX_GAP = 1e-2  # relative, of the losses of three steps; GPUs convolve in other orders
 
 
 def ratios(results: Mapping[str, Any]) -> dict[str, float]:
-    """What must not grow: fast engines over eager, seeds over one, acting, agents over their geometric mean."""
+    """Ratios that must not grow: fast engines over eager, seeds over one, acting, agents over their geometric mean."""
     engines, eager = results["engines"], results["engines"]["eager"]
-    found = {
+    by_name = {
         f"{name} over eager, {key}": engine[key] / eager[key]
         for name, engine in engines.items()
         for key in engine
         if name != "eager"
     }
     for key in ("seeds", "seeds_32"):
-        found |= {f"{count} {key} over one": ratio for count, ratio in results[key].items()}
+        by_name |= {f"{count} {key} over one": ratio for count, ratio in results[key].items()}
     acts = results["act_ms"]
-    found |= {
+    by_name |= {
         f"acting, {name} over eager, K={k}": ms / acts["eager"][k]
         for name, by_k in acts.items()
         for k, ms in by_k.items()
         if name != "eager"
     }
-    middle = math.exp(statistics.fmean(math.log(ms) for ms in results["agents"].values()))
-    found |= {f"{agent} over the mean agent": ms / middle for agent, ms in results["agents"].items()}
-    return {name: round(ratio, 4) for name, ratio in found.items()}
+    mean = statistics.geometric_mean(results["agents"].values())
+    by_name |= {f"{agent} over the mean agent": ms / mean for agent, ms in results["agents"].items()}
+    return {name: round(ratio, 4) for name, ratio in by_name.items()}
 
 
 def compare(results: Mapping[str, Any], path: Path, stored: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Ratios beside those of a stored baseline.
+    """Compare ratios with those of a stored baseline.
 
     Args:
         results: of `bench_step`.
-        path: where the baseline came from.
-        stored: what `check_baseline` found there.
+        path: of the baseline.
+        stored: the baseline, as `check_baseline` returns it.
 
     Returns:
         A table, and sentences about the ratios that got worse by more than 15 % and those that were not measured.
 
     Raises:
-        GtpVisionError: the baseline is of another kind of device.
+        GtpVisionError: the baseline is from another kind of device.
     """
     if (stored["device"] == "cpu") != (results["device"] == "cpu"):
         raise GtpVisionError(
-            f"{path} was measured on {stored['device']}, and this is {results['device']}; compare with a baseline of "
+            f"{path} was measured on {stored['device']}, but this is {results['device']}; compare with a baseline of "
             f"the same kind of device"
         )
     lines, worse = [f"{'lower is better':<44}{'now':>8}{'before':>9}{'change':>9}"], []
@@ -66,25 +65,25 @@ def compare(results: Mapping[str, Any], path: Path, stored: Mapping[str, Any]) -
             lines.append(f"{name:<44}{now:>8.3f}{'new':>9}")
             continue
         lines.append(f"{name:<44}{now:>8.3f}{before:>9.3f}{now / before - 1:>+9.0%}")
-        if now > _WORSE * before:
-            worse.append(f"{name} is {now:.3f} and was {before:.3f}, which is more than {_WORSE - 1:.0%} worse")
-    gone = [name for name in stored["ratios"] if name not in results["ratios"]]
-    worse += [f"{name} is in the baseline and was not measured" for name in gone]
+        if now > _MAX_WORSE * before:
+            worse.append(f"{name} is {now:.3f} and was {before:.3f}, which is more than {_MAX_WORSE - 1:.0%} worse")
+    missing = [name for name in stored["ratios"] if name not in results["ratios"]]
+    worse += [f"{name} is in the baseline but was not measured" for name in missing]
     return "\n".join(lines), worse
 
 
 def disagreement(results: Mapping[str, Any]) -> str:
-    """A sentence if losses or actions are not those of the eager engine, or an engine had to give up; else empty."""
-    apart = [f"{name} by {gap:.1e}" for name, gap in results["gap"].items() if not gap <= _ALIKE]
-    if apart:
-        return f"losses or actions differ from the eager engine's by more than {_ALIKE:.0%}: {', '.join(apart)}"
+    """A sentence if losses or actions differ from the eager engine's, or an engine fell back to it; else empty."""
+    differing = [f"{name} by {gap:.1e}" for name, gap in results["gap"].items() if not gap <= _MAX_GAP]
+    if differing:
+        return f"losses or actions differ from the eager engine's by more than {_MAX_GAP:.0%}: {', '.join(differing)}"
     return "; ".join(results["fallbacks"])
 
 
 def save(results: Mapping[str, Any], path: Path) -> None:
     """Write results as a baseline for `compare`."""
-    with atomic_write(path) as aside:
-        aside.write_text(json.dumps(results, indent=1) + "\n")
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def check_writable(path: Path) -> None:
@@ -92,35 +91,40 @@ def check_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a folder")
-        with atomic_write(path.with_name(f".{path.name}.try")) as aside:
-            aside.touch()
-        path.with_name(f".{path.name}.try").unlink()
+        probe = path.with_name(f".{path.name}.try")
+        with atomic_write(probe) as temporary:
+            temporary.touch()
+        probe.unlink()
     except OSError as error:
-        raise GtpVisionError(f"--save {path} cannot be written ({error.strerror or error}); name another") from error
+        raise GtpVisionError(
+            f"--save {path} cannot be written ({error.strerror or error}); choose another file"
+        ) from error
 
 
 def check_baseline(path: Path, engines: Sequence[str] = ()) -> dict[str, Any]:
-    """The results in a file that `save` has written.
+    """Read a file that `save` has written.
 
     Args:
         path: the file.
         engines: those that will be measured, if not all.
 
     Raises:
-        GtpVisionError: it is no such file, or holds engines that will not be measured.
+        GtpVisionError: the file is not a baseline, or holds engines that will not be measured.
     """
     try:
         stored = json.loads(path.read_text())
         if not all(isinstance(ratio, int | float) and ratio > 0 for ratio in stored["ratios"].values()):
-            raise ValueError("a ratio is no number above 0")
+            raise ValueError("a ratio is not a number above 0")
         str(stored["device"]), list(stored["engines"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise GtpVisionError(
-            f"{path} is no baseline of 'gtp-vision bench step' ({error}); write one with --save"
+            f"{path} is not a baseline of 'gtp-vision bench step' ({error}); write one with --save"
         ) from error
     missing = set(stored["engines"]) - {"eager", *engines} if engines else set()
     if missing:
-        raise GtpVisionError(f"{path} holds {', '.join(sorted(missing))} too; name all of its engines, or no --engines")
+        raise GtpVisionError(
+            f"{path} also holds {', '.join(sorted(missing))}; name all of its engines, or omit --engines"
+        )
     return dict(stored)
 
 
@@ -141,22 +145,22 @@ def table(results: Mapping[str, Any]) -> str:
     lines += ["", f"{'ms an action (batch 1)':<32}" + "".join(f"{'K = ' + str(k):>11}" for k in STEPS_K)]
     for name, by_k in results["act_ms"].items():
         lines.append(f"{name:<32}" + "".join(f"{ms:>11.3f}" for ms in by_k.values()))
-    lines += ["", "an eager step in parts, ms: " + _listed(results["parts"].items(), ".2f")]
-    lines.append("agents, eager, ms: " + _listed(results["agents"].items(), ".1f"))
+    lines += ["", "an eager step in parts, ms: " + _join(results["parts"].items(), ".2f")]
+    lines.append("agents, eager, ms: " + _join(results["agents"].items(), ".1f"))
     lines.append(f"waiting for data: states {wait['state']:.1%}, frames {wait['pixels']:.1%} of the time")
     lines.append(
         f"floor: {floor['gflop']:.2f} Gflop at {floor['gflops']:.0f} Gflop/s and {floor['mbytes']:.1f} MB at "
         f"{floor['copy_gb_s']:.1f} GB/s take {floor['floor_ms']:.3f} ms, {floor['fraction']:.0%} of the best step "
         f"(products alone {floor['matrix_fraction']:.0%})"
     )
-    lines.append("largest difference from eager: " + _listed(results["gap"].items(), ".1e"))
+    lines.append("largest difference from eager: " + _join(results["gap"].items(), ".1e"))
     lines += results["fallbacks"]
     lines.append(
-        f"medians of {results['rounds']} rounds in turn; {results['device']}, {results['threads']} threads, torch "
+        f"medians of {results['rounds']} interleaved rounds; {results['device']}, {results['threads']} threads, torch "
         f"{results['torch']}, {results['resident_mb']} MB resident"
     )
     return "\n".join(lines)
 
 
-def _listed(items: Iterable[tuple[str, float]], form: str) -> str:
+def _join(items: Iterable[tuple[str, float]], form: str) -> str:
     return ", ".join(f"{name} {value:{form}}" for name, value in items)

@@ -1,4 +1,4 @@
-"""`gtp-vision bench profile`: what a gradient step and an action cost, for every agent on the same networks.
+"""`gtp-vision bench profile`: the cost of a gradient step and of an action, for every agent on the same networks.
 
 Published numbers: GTP's paper (Feng et al., ICML 2026), 2M steps of batch 256 on an RTX 4090.
 """
@@ -8,40 +8,33 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
-import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from gtp_vision import agents
 from gtp_vision.agents import AGENTS, AgentConfig
+from gtp_vision.bench.recordings import noise_store
 from gtp_vision.config.schema import from_command_line
 from gtp_vision.core.random import RandomStream
+from gtp_vision.core.timing import Work, median_ms
 from gtp_vision.core.worker_pool import WorkerPool
 from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import EncoderConfig
 
 
 @dataclass(frozen=True)
 class Network:
-    """What all agents are given alike, for policies and critics.
+    """The networks of all agents, for policies and critics."""
 
-    Attributes:
-        hidden: widths of the hidden layers.
-        activation: between them.
-        layer_norm: in the critics.
-    """
-
-    hidden: tuple[int, ...]
-    activation: str
-    layer_norm: bool
+    hidden: tuple[int, ...]  # widths of the hidden layers
+    activation: str  # between them
+    layer_norm: bool  # in the critics
 
 
 NETWORKS = {  # Diffusion-QL's and FQL's own
@@ -59,11 +52,10 @@ _RATIOS = (
     ("gtp_act_2_vs_diffusion_ql", 2, "diffusion_ql", 5),
     ("gtp_act_1_vs_fql", 1, "fql", 1),
 )
-_MAP_STEPS = (1, 2, 5)  # of a flow map, which acts in any number
+_FLOW_MAP_STEPS = (1, 2, 5)
 _BATCH, _FEATURES, _ACTIONS = 256, 29, 8  # AntMaze's
-_FRAMES, _EPISODE = 2000, 200
-_ACTS, _MEMORY_STEPS = 10, 2  # actions a round; Adam keeps everything from the second step on
-_ENOUGH_SECONDS, _LEAST_ROUNDS = 6.0, 2  # an agent that has taken so long sits out the rounds after these
+_ACTS, _MEMORY_STEPS = 10, 2  # actions in each round; Adam keeps all its state from the second step on
+_MAX_SECONDS = 3.0  # of one agent's steps or actions, before it sits out the remaining rounds
 
 
 def bench_profile(
@@ -73,48 +65,38 @@ def bench_profile(
     networks: Mapping[str, Network] = NETWORKS,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Time and weigh agents, composed as their presets say but all of the same networks, on the CPU.
+    """Measure time and memory of agents on the CPU: each with its preset, all with the same networks.
 
     * `step_ms`: of a gradient step on one batch of 256: forward and backward passes, Adam, targets; without
-      Accelerate, which passes the calls on. BDM's is a step of its alignment, not of the cloning before.
+      Accelerate, which only forwards the calls. BDM's is a step of its alignment, not of the cloning before.
     * `act_ms`: by number of steps, of one action for one observation and without other candidates; the preset's
       number of steps, for flow maps 1, 2 and 5.
-    * `act_ms_candidates`: by number of candidates, where the preset chooses among several, in its number of steps.
+    * `act_ms_candidates`: by number of candidates, where the preset has several, in the preset's number of steps.
     * `params`: how many numbers are trained, those of the policy, the critic and the improvement.
-    * `peak_mb`: by how much building the agent and two steps raise the highest resident memory of a process of
-      their own, with one thread, that has trained a tiny one before.
+    * `peak_mb`: by how much building the agent and two steps raise the peak resident memory of a separate process
+      with one thread that has trained a tiny one before.
 
-    Times are medians over rounds in which every agent has its turn; those of seconds a step have fewer rounds.
-
-    Args:
-        rounds: the most.
-        names: of agents.
-        networks: by title; the first one's results also stand on top.
-        progress: show a bar.
+    Times are medians over interleaved rounds; agents whose steps take seconds sit out some of them.
 
     Returns:
         JSON-able: `networks`, by title `agents`, which holds the above by name, and `ratios`, GTP's times to its
         rivals' (as far as measured); the first network's `agents` and `ratios`; `published`, by agent the `hours`
         of 2M steps and `act_ms`, by K; and what it was measured with.
     """
-    configs = {(title, name): configuration(name, network) for title, network in networks.items() for name in names}
-    turns = rounds + 1  # the first warms up
-    with tqdm(total=len(configs) + turns * len(networks), disable=not progress) as bar:
-        peaks = dict(zip(configs, _peaks(list(configs.values()), bar), strict=True))
-        found = {}
-        for title in networks:
-            bar.set_description(f"timing {title}")
-            costs = {name: _Cost(configs[title, name]) for name in names}
-            for turn in range(turns):
-                for cost in costs.values():
-                    if turn <= _LEAST_ROUNDS or cost.seconds < _ENOUGH_SECONDS:
-                        cost.measure(keep=turn > 0)
-                bar.update()
-            told = {name: cost.told() | {"peak_mb": peaks[title, name]} for name, cost in costs.items()}
-            found[title] = {"agents": told, "ratios": _ratios(told)}
+    configs = {(title, name): agent_config(name, network) for title, network in networks.items() for name in names}
+    peaks = dict(zip(configs, _peaks(list(configs.values()), progress), strict=True))
+    results = {}
+    for title in networks:
+        trainings = {name: _Training(configs[title, name]) for name in names}
+        works = {(name, *key): work for name, training in trainings.items() for key, work in training.works().items()}
+        ms = median_ms(works, rounds, max_seconds=_MAX_SECONDS, label=f"timing {title}", progress=progress)
+        costs = {
+            name: training.costs(name, ms) | {"peak_mb": peaks[title, name]} for name, training in trainings.items()
+        }
+        results[title] = {"agents": costs, "ratios": _ratios(costs)}
     return {
-        **next(iter(found.values())),
-        "networks": found,
+        **next(iter(results.values())),
+        "networks": results,
         "published": {name: PUBLISHED[name] for name in names if name in PUBLISHED},
         "rounds": rounds,
         "batch": _BATCH,
@@ -124,12 +106,12 @@ def bench_profile(
     }
 
 
-def configuration(name: str, network: Network) -> AgentConfig:
-    """The preset of an agent, with the networks of all."""
+def agent_config(name: str, network: Network) -> AgentConfig:
+    """The preset of an agent, with the networks that all agents share."""
     config = from_command_line(["task=demo", f"agent={name}"]).agent
-    alike: dict[str, Any] = {"hidden": list(network.hidden), "activation": network.activation}
-    config.policy = replace(config.policy, architecture="mlp", **alike)
-    config.critic = replace(config.critic, layer_norm=network.layer_norm, **alike)
+    shared: dict[str, Any] = {"hidden": list(network.hidden), "activation": network.activation}
+    config.policy = replace(config.policy, architecture="mlp", **shared)
+    config.critic = replace(config.critic, layer_norm=network.layer_norm, **shared)
     config.improvement = replace(config.improvement, pretrain_steps=0)
     return config
 
@@ -139,41 +121,43 @@ def table(results: Mapping[str, Any]) -> str:
     published = results["published"]
     lines = [
         f"batch {results['batch']}, {results['features']} features, {results['actions']} actions; medians of at most "
-        f"{results['rounds']} rounds in turn; CPU, threads: {results['threads']}",
-        "in brackets what was published: hours of 2M steps (of GTP with K = 2 and 5), and ms an action (RTX 4090)",
+        f"{results['rounds']} interleaved rounds; CPU, threads: {results['threads']}",
+        "in brackets the published numbers: hours of 2M steps (of GTP with K = 2 and 5), and ms an action (RTX 4090)",
     ]
-    for title, found in results["networks"].items():
+    for title, network in results["networks"].items():
         head = f"{title:<15}{'step ms':>9}{'to D-QL':>9}{'':17}{'K: ms an action':<38}{'of N':<14}"
         lines += ["", f"{head}{'params':>8}{'MB':>7}"]
-        slowest = found["agents"].get("diffusion_ql", {}).get("step_ms")
-        for name, agent in found["agents"].items():
+        diffusion_ql = network["agents"].get("diffusion_ql", {}).get("step_ms")
+        for name, agent in network["agents"].items():
             paper = published.get(name, {})
-            relative = f"{agent['step_ms'] / slowest:.2f}" if slowest else ""
+            relative = f"{agent['step_ms'] / diffusion_ql:.2f}" if diffusion_ql else ""
             hours = f" ({', '.join(f'{h} h' for h in paper['hours'].values())})" if paper else ""
             acts = ", ".join(
                 f"{k}: {ms:.2f}" + (f" ({paper['act_ms'][k]:.2f})" if k in paper.get("act_ms", {}) else "")
                 for k, ms in agent["act_ms"].items()
             )
-            chosen = ", ".join(f"{n}: {ms:.2f}" for n, ms in agent.get("act_ms_candidates", {}).items())
+            candidates = ", ".join(f"{n}: {ms:.2f}" for n, ms in agent.get("act_ms_candidates", {}).items())
             lines.append(
-                f"{name:<15}{agent['step_ms']:>9.1f}{relative:>9}{hours:<17}{acts:<38}{chosen:<14}"
+                f"{name:<15}{agent['step_ms']:>9.1f}{relative:>9}{hours:<17}{acts:<38}{candidates:<14}"
                 f"{agent['params'] / 1e6:>7.2f}M{agent['peak_mb']:>7.0f}"
             )
-        lines += [f"{key.replace('_', ' ')}: {ratio:.2f}" for key, ratio in found["ratios"].items()]
+        lines += [f"{key.replace('_', ' ')}: {ratio:.2f}" for key, ratio in network["ratios"].items()]
     return "\n".join(lines)
 
 
 class _Training:
-    """An agent, its optimiser and one batch."""
+    """An agent, its optimizer and one batch."""
 
     def __init__(self, config: AgentConfig, batch_size: int = _BATCH) -> None:
         torch.manual_seed(0)
         encoder = EncoderConfig(name="state", share=True)
+        self.config = config
         self.agent = agents.create({"state": (1, _FEATURES)}, _ACTIONS, config, encoder)
-        self.trained = [p for p in self.agent.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.trained)
+        self.parameters = [p for p in self.agent.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters)
+        store = noise_store(2000, state=_FEATURES, actions=_ACTIONS)
         chunk = agents.actions_needed(config, n_step=1)
-        self.batch = Sampler(_recording(), batch_size, seed=0, action_chunk=chunk).batch(0)
+        self.batch = Sampler(store, batch_size, seed=0, action_chunk=chunk).batch(0)
         self.steps = 0
 
     def step(self) -> None:
@@ -185,103 +169,60 @@ class _Training:
         self.agent.update_targets()
         self.steps += 1
 
+    def works(self) -> dict[tuple[int, ...], Work]:
+        """A step under (), and actions under (K, number of candidates)."""
+        acting = self.config.acting
+        keys = [(k, 1) for k in (_FLOW_MAP_STEPS if self.config.policy.family == "gtp" else (acting.steps,))]
+        keys += [(acting.steps, acting.candidates)] if acting.candidates > 1 else []
+        observation, noise = {name: x[:1] for name, x in self.batch.observation.items()}, RandomStream(1, 0)
 
-class _Cost:
-    """What an agent's steps and actions take, round by round.
+        def act(k: int, candidates: int, _: None) -> None:
+            self.config.acting = replace(acting, candidates=candidates)  # which the agent reads
+            self.agent.act(observation, noise, k)
 
-    Attributes:
-        seconds: of all rounds.
-    """
+        acts: dict[tuple[int, ...], Work] = {(k, n): Work(partial(act, k, n), timed=_ACTS) for k, n in keys}
+        return {(): Work(lambda _: self.step()), **acts}
 
-    def __init__(self, config: AgentConfig) -> None:
-        self._training, self._config = _Training(config), config
-        own = config.acting
-        self._acts = [(k, 1) for k in (_MAP_STEPS if config.policy.family == "gtp" else (own.steps,))]
-        self._acts += [(own.steps, own.candidates)] if own.candidates > 1 else []
-        self._observation = {name: x[:1] for name, x in self._training.batch.observation.items()}
-        self._noise = RandomStream(1, 0)
-        self._step_ms: list[float] = []
-        self._act_ms: dict[tuple[int, int], list[float]] = {kind: [] for kind in self._acts}
-        self.seconds = 0.0
-
-    def measure(self, *, keep: bool) -> None:
-        """One round: a step, and some actions of each kind."""
-        began = time.perf_counter()
-        self._training.step()
-        step = time.perf_counter() - began
-        acts = {kind: [self._act(*kind) for _ in range(_ACTS)] for kind in self._acts}
-        self.seconds += time.perf_counter() - began
-        if keep:
-            self._step_ms.append(1e3 * step)
-            for kind, spent in acts.items():
-                self._act_ms[kind].append(1e3 * statistics.median(spent))
-
-    def told(self) -> dict[str, Any]:
-        """Medians over the rounds, and the number of trained parameters."""
-        ms = {kind: round(statistics.median(spent), 3) for kind, spent in self._act_ms.items()}
-        chosen = {n: ms[k, n] for k, n in ms if n > 1}
+    def costs(self, name: str, ms: Mapping[Any, float]) -> dict[str, Any]:
+        """What `bench_profile` measures of an agent, but for `peak_mb`, from its median milliseconds."""
+        acts = {key[1:]: round(value, 3) for key, value in ms.items() if key[0] == name and key[1:]}
+        candidates = {n: value for (_, n), value in acts.items() if n > 1}
         return {
-            "step_ms": round(statistics.median(self._step_ms), 2),
-            "act_ms": {k: ms[k, n] for k, n in ms if n == 1},
-            **({"act_ms_candidates": chosen} if chosen else {}),
-            "params": sum(p.numel() for p in self._training.trained),
+            "step_ms": round(ms[name,], 2),
+            "act_ms": {k: value for (k, n), value in acts.items() if n == 1},
+            **({"act_ms_candidates": candidates} if candidates else {}),
+            "params": sum(p.numel() for p in self.parameters),
         }
 
-    def _act(self, steps: int, candidates: int) -> float:
-        self._config.acting = replace(self._config.acting, candidates=candidates)  # which the agent looks at
-        began = time.perf_counter()
-        self._training.agent.act(self._observation, self._noise, steps)
-        return time.perf_counter() - began
 
-
-def _recording() -> Store:
-    """Noise: the time of a step does not depend on what was recorded."""
-    rng = np.random.default_rng(0)
-    ends = np.arange(_EPISODE, _FRAMES + 1, _EPISODE)
-    timeouts = np.zeros(_FRAMES, bool)
-    timeouts[ends - 1] = True
-    return Store(
-        observations={"state": rng.standard_normal((_FRAMES, _FEATURES), np.float32)},
-        actions=rng.uniform(-1, 1, (_FRAMES, _ACTIONS)).astype(np.float32),
-        rewards=rng.standard_normal(_FRAMES, np.float32),
-        terminals=np.zeros(_FRAMES, bool),
-        timeouts=timeouts,
-        episode_ends=ends,
-    )
-
-
-def _ratios(told: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    times = {name: {"step": agent["step_ms"], **agent["act_ms"]} for name, agent in told.items()}
+def _ratios(costs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    times = {name: {"step": agent["step_ms"], **agent["act_ms"]} for name, agent in costs.items()}
     return {
         key: round(times["gtp"][ours] / times[rival][theirs], 3)
         for key, ours, rival, theirs in _RATIOS
-        if {"gtp", rival} <= told.keys()
+        if {"gtp", rival} <= costs.keys()
     }
 
 
-def _peaks(configs: Sequence[AgentConfig], bar: tqdm) -> list[float]:
-    """`peak_mb` of each, as many processes side by side as there are cores."""
-    bar.set_description("weighing")
+def _peaks(configs: Sequence[AgentConfig], progress: bool) -> list[float]:
+    """`peak_mb` of each configuration, in as many processes at once as there are cores."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the libraries are loaded once for all of them
-    peaks = []
     with WorkerPool(os.cpu_count() or 1, mp_context=context, max_tasks_per_child=1) as pool:
-        for peak in pool.map(_peak_mb, configs):
-            peaks.append(peak)
-            bar.update()
-    return peaks
+        peaks = pool.map(_peak_mb, configs)
+        return list(tqdm(peaks, "measuring memory", len(configs), unit="agent", disable=not progress))
 
 
 def _peak_mb(config: AgentConfig) -> float:
     torch.set_num_threads(1)
-    tiny = [8 for _ in config.policy.hidden]
-    small = replace(config, policy=replace(config.policy, hidden=tiny), critic=replace(config.critic, hidden=tiny))
-    before = _highest_after(small, batch_size=8)  # which has read the libraries' code from the disk
-    return round((_highest_after(config, _BATCH) - before) / 1e6, 1)
+    hidden = [8 for _ in config.policy.hidden]
+    tiny = replace(config, policy=replace(config.policy, hidden=hidden), critic=replace(config.critic, hidden=hidden))
+    before = _peak_bytes(tiny, batch_size=8)  # with the libraries' code loaded
+    return round((_peak_bytes(config, _BATCH) - before) / 1e6, 1)
 
 
-def _highest_after(config: AgentConfig, batch_size: int) -> int:
-    """The highest resident memory of this process, in bytes, once it has trained an agent."""
+def _peak_bytes(config: AgentConfig, batch_size: int) -> int:
+    """The peak resident memory of this process after training an agent."""
     training = _Training(config, batch_size)
     for _ in range(_MEMORY_STEPS):
         training.step()

@@ -1,9 +1,9 @@
-"""Robots for measurements: a process whose threads show a server one observation after another, at their own pace.
+"""Simulated robots: a process whose threads send observations to a server, each at a fixed rate.
 
     python -m gtp_vision.bench.robot ADDRESS ROBOTS COUNT RATE FOLDER
 
-It imports no torch, as robots do not. They share a process to leave the server what they can of the machine's cores,
-which real ones do not share with it.
+It does not import torch, as real robots do not. They share one process to leave the server as much of the machine's
+cores as possible: real robots do not run on the server's machine.
 """
 
 from __future__ import annotations
@@ -22,63 +22,62 @@ from websockets.sync.client import connect
 from gtp_vision.serving.protocol import packed, unpacked
 from gtp_vision.serving.scheduling import go_first
 
-_KINDS = 32  # observations, over and over
+_OBSERVATIONS = 32  # repeated over and over
 
 
-def observations(seed: int, cameras: Mapping[str, Any], states: Mapping[str, int]) -> list[dict[str, np.ndarray]]:
-    """What the robot of a seed sees: random frames (H, W, C) uint8 and states (D,) float32."""
+def random_observations(
+    seed: int, cameras: Mapping[str, Any], states: Mapping[str, int]
+) -> list[dict[str, np.ndarray]]:
+    """Observations of a robot: random frames (H, W, C) uint8 and states (D,) float32."""
     random = np.random.default_rng(seed)
     return [
         {name: random.integers(0, 256, tuple(shape), np.uint8) for name, shape in cameras.items()}
         | {name: random.normal(size=width).astype(np.float32) for name, width in states.items()}
-        for _ in range(_KINDS)
+        for _ in range(_OBSERVATIONS)
     ]
 
 
-def ask(address: str, seed: int, count: int, rate: float, out: Path) -> None:
-    """Ask `count` times, `rate` times a second, and write what came.
+def run_robot(address: str, seed: int, count: int, rate: float, out: Path) -> None:
+    """Send `count` observations, `rate` a second, and write the answers.
 
     Args:
         address: of the server.
-        seed: of the episode's noise and of what is seen.
+        seed: of the episode's noise and of the observations.
         count: observations.
-        rate: of them a second.
-        out: npz to write: `actions` (count, H, A), NaN where none came, and in milliseconds (count,) `round_trip`,
+        rate: observations a second.
+        out: npz to write: `actions` (count, H, A), NaN where none arrived, and in milliseconds (count,) `round_trip`,
             `act`, `queued`.
     """
     with connect(address, compression=None, max_size=None) as connection:
-        told = unpacked(_bytes(connection.recv()))
-        seen = observations(seed, told["cameras"], told["states"])
-        actions = np.full((count, told["chunk"], told["actions"]), np.nan, np.float32)
+        greeting = connection.recv()
+        assert isinstance(greeting, bytes), greeting
+        schema = unpacked(greeting)
+        observations = random_observations(seed, schema["cameras"], schema["states"])
+        actions = np.full((count, schema["chunk"], schema["actions"]), np.nan, np.float32)
         times = np.full((3, count), np.nan)
         connection.send(packed({"seed": seed}))
         connection.recv()
-        start = time.perf_counter() + np.random.default_rng(seed).random() / rate  # robots do not march in step
+        start = time.perf_counter() + np.random.default_rng(seed).random() / rate  # robots are not synchronized
         for step in range(count):
             time.sleep(max(0.0, start + step / rate - time.perf_counter()))
             began = time.perf_counter()
-            connection.send(packed(seen[step % _KINDS]))
+            connection.send(packed(observations[step % _OBSERVATIONS]))
             answer = connection.recv()
-            spent = 1e3 * (time.perf_counter() - began)
+            round_trip = 1e3 * (time.perf_counter() - began)
             if isinstance(answer, bytes):
-                found = unpacked(answer)
-                actions[step] = found["actions"]
-                times[:, step] = spent, found["server_timing"]["infer_ms"], found["server_timing"]["queue_ms"]
+                plan = unpacked(answer)
+                actions[step] = plan["actions"]
+                times[:, step] = round_trip, plan["server_timing"]["infer_ms"], plan["server_timing"]["queue_ms"]
     np.savez(out, actions=actions, round_trip=times[0], act=times[1], queued=times[2])
 
 
-def _bytes(message: str | bytes) -> bytes:
-    assert isinstance(message, bytes), message
-    return message
-
-
 if __name__ == "__main__":
-    place, robots, count, rate, folder = sys.argv[1:]
+    address, robots, count, rate, folder = sys.argv[1:]
     threads = [
-        threading.Thread(target=ask, args=(place, seed, int(count), float(rate), Path(folder) / f"{seed}.npz"))
+        threading.Thread(target=run_robot, args=(address, seed, int(count), float(rate), Path(folder) / f"{seed}.npz"))
         for seed in range(int(robots))
     ]
-    go_first()  # as robots do, which wait for no policy's core
+    go_first()  # real robots do not wait for the policy's cores
     gc.freeze()
     for thread in threads:
         thread.start()

@@ -1,16 +1,15 @@
-"""What serving adds to the time of an action: robots in a process of their own ask a server in another one.
+"""The time that serving adds to an action: robots in one process send observations to a server in another.
 
 Of every answer is known how long the robot waited for it (`round_trip`), how long the policy acted (`act`), and for how
-long of the wait it was busy with the observations of others (`queued`). What is left is `added`: packing, two ways
-through the network's stack, unpacking and looking at the message, and being handed from thread to thread. Every answer
-is compared, bit for bit, with what `policy.plan` says here.
+long it was busy with the observations of other robots (`queued`). The rest is `added`: packing, the network stack in
+both directions, unpacking and checking the message, and switches between threads. Every answer is compared, bit for
+bit, with `policy.plan` in this process.
 """
 
 from __future__ import annotations
 
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,77 +19,78 @@ import numpy as np
 import torch
 
 from gtp_vision import agents
-from gtp_vision.bench.robot import observations
+from gtp_vision.bench.robot import random_observations
 from gtp_vision.config.schema import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.processes import start, stop
+from gtp_vision.core.timing import seconds
 from gtp_vision.serving import artifact
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
 
 _ALONE = 300  # plans that are timed without a server
-_BEFORE = 10  # of each robot's requests that are compared and not timed: caches fill
+_UNTIMED = 10  # of each robot's requests that are compared but not timed: caches fill
 
 
 def bench_serve(
     folder: Path | None = None, *, clients: int = 8, requests: int = 10_000, rate: float = 10.0
 ) -> dict[str, Any]:
-    """Milliseconds, and whether every answer came and was right.
+    """Measure milliseconds, and whether every answer arrives and is right.
 
     Args:
         folder: an artifact; None is an untrained GTP with two cameras of 84x84 and K = 2.
         clients: robots.
-        requests: of all of them; rounded up to as many for each.
-        rate: requests a second of each.
+        requests: of all robots together; rounded up to the same number for each.
+        rate: requests a second of each robot.
 
     Returns:
         JSON-able: `added_ms_p50`, `added_ms_p99`, and likewise `round_trip`, `act`, `queued`, `act_alone`; `requests`,
-        `errors` (`wrong` and `lost` ones, and `refused` by a sentence), `clients`, `rate`.
+        `errors` (`wrong`, `lost`, and `refused` with a message), `clients`, `rate`.
 
     Raises:
         GtpVisionError: no artifact, arguments out of range, or the server does not start.
     """
-    if clients < 1 or requests < clients * 2 * _BEFORE or not rate > 0:
+    if clients < 1 or requests < clients * 2 * _UNTIMED or not rate > 0:
         raise GtpVisionError(
-            f"clients={clients}, requests={requests}, rate={rate:g}: at least one client, {2 * _BEFORE} requests of "
-            f"each, and a rate above 0 are needed"
+            f"clients={clients}, requests={requests}, rate={rate:g}: set at least one client, {2 * _UNTIMED} requests "
+            f"of each, and a rate above 0"
         )
-    each = -(-requests // clients)
-    before = torch.get_num_threads()
+    per_client = -(-requests // clients)
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with tempfile.TemporaryDirectory(prefix="gtp-vision-serve-") as aside:
-            place = folder or _two_cameras(Path(aside) / "policy")
-            policy = artifact.load_policy(place)
-            alone = _alone(policy)
-            with _server(place, clients) as address:
-                found = _asked(address, clients, each, rate, Path(aside))
-            wrong = sum(_wrong(policy, seed, one["actions"]) for seed, one in enumerate(found) if one)
+        with tempfile.TemporaryDirectory(prefix="gtp-vision-serve-") as scratch:
+            served = folder or untrained_artifact(Path(scratch) / "policy")
+            policy = artifact.load_policy(served)
+            alone = _time_alone(policy)
+            with _server(served, clients) as address:
+                answers = _run_robots(address, clients, per_client, rate, Path(scratch))
+        wrong = sum(count_wrong(policy, seed, answer["actions"]) for seed, answer in enumerate(answers) if answer)
     finally:
-        torch.set_num_threads(before)
-    came = [one for one in found if one]
-    missing = sum(int(np.isnan(one["round_trip"]).sum()) for one in came)
-    lost = each * (clients - len(came))
+        torch.set_num_threads(threads)
+    complete = [answer for answer in answers if answer]
+    refused = sum(int(np.isnan(answer["round_trip"]).sum()) for answer in complete)
+    lost = per_client * (clients - len(complete))
     times = {
-        name: np.concatenate([one[name][_BEFORE:] for one in came] or [np.full(1, np.nan)])
+        name: np.concatenate([answer[name][_UNTIMED:] for answer in complete] or [np.full(1, np.nan)])
         for name in ("round_trip", "act", "queued")
     }
     times["added"] = times["round_trip"] - times["act"] - times["queued"]
     times["act_alone"] = alone
     return {
         **{f"{name}_ms_p{q}": float(np.nanpercentile(values, q)) for name, values in times.items() for q in (50, 99)},
-        "requests": each * clients,
-        "errors": wrong + lost + missing,
+        "requests": per_client * clients,
+        "errors": wrong + lost + refused,
         "wrong": wrong,
         "lost": lost,
-        "refused": missing,
+        "refused": refused,
         "clients": clients,
         "rate": rate,
     }
 
 
-def _two_cameras(folder: Path) -> Path:
-    """An untrained policy as robots often have: two cameras of 84x84 and a state of 9 numbers, 7 actions."""
+def untrained_artifact(folder: Path) -> Path:
+    """Write an untrained policy for a common robot: two cameras of 84x84, a state of 9 numbers, 7 actions."""
     config = from_command_line(["task=demo", "agent=gtp", "encoder=impala_small", "agent.acting.steps=2"])
     schema = Schema(
         cameras={"front": (84, 84, 3), "wrist": (84, 84, 3)},
@@ -108,26 +108,22 @@ def _two_cameras(folder: Path) -> Path:
     agent = agents.create(schema.shapes(), schema.actions, config.agent, config.encoder, pretrained=False)
     folder.mkdir()
     parts = [name for name, _ in agent.named_children()]
-    untrained = {"run": "none", "step": 0, "seed": 0, "environment": None, "evaluation": None, "versions": {}}
-    untrained |= {"data": {"episodes": 0, "frames": 0}, "licences": {"weights": "unknown"}}
-    artifact.write(folder, agent, schema, untrained, parts)
+    provenance = {"run": "none", "step": 0, "seed": 0, "environment": None, "evaluation": None, "versions": {}}
+    provenance |= {"data": {"episodes": 0, "frames": 0}, "licences": {"weights": "unknown"}}
+    artifact.write(folder, agent, schema, provenance, parts)
     return folder
 
 
-def _alone(policy: Policy) -> np.ndarray:
+def _time_alone(policy: Policy) -> np.ndarray:
     """Milliseconds (N,) of a plan without a server."""
-    session, spent = policy.session(), []
-    seen = observations(0, policy.schema.cameras, policy.schema.states)
-    for step in range(_ALONE):
-        began = time.perf_counter()
-        session.plan(seen[step % len(seen)])
-        spent.append(1e3 * (time.perf_counter() - began))
-    return np.array(spent[_BEFORE:])
+    session, observations = policy.session(), random_observations(0, policy.schema.cameras, policy.schema.states)
+    times = [seconds(lambda: session.plan(observations[step % len(observations)])) for step in range(_ALONE)]  # noqa: B023
+    return 1e3 * np.array(times[_UNTIMED:])
 
 
 @contextmanager
 def _server(folder: Path, clients: int) -> Iterator[str]:
-    """A server in a process of its own; its address."""
+    """Run a server in a separate process; yields its address."""
     options = ["--port", "0", "--threads", "1", "--clients", str(clients), "--timeout", "60"]
     with start(
         *("gtp_vision", "serve", str(folder), *options),
@@ -140,31 +136,36 @@ def _server(folder: Path, clients: int) -> Iterator[str]:
             assert server.stdout
             line = server.stdout.readline()
             if "ws://" not in line:
-                raise GtpVisionError(f"the server of {folder} did not start; see gtp-vision serve {folder}")
+                raise GtpVisionError(f"the server of {folder} did not start; run gtp-vision serve {folder} to see why")
             yield "ws://" + line.partition("ws://")[2].split(",")[0].strip()
         finally:
             stop(server)
 
 
-def _asked(address: str, clients: int, each: int, rate: float, aside: Path) -> list[dict[str, np.ndarray] | None]:
-    """What came of each robot's requests; None for one that did not come to its end."""
-    words = [address, str(clients), str(each), str(rate), str(aside)]
-    robots = start("gtp_vision.bench.robot", *words)
+def _run_robots(
+    address: str, clients: int, per_client: int, rate: float, folder: Path
+) -> list[dict[str, np.ndarray] | None]:
+    """What each robot recorded; None for a robot that did not finish."""
+    robots = start("gtp_vision.bench.robot", address, str(clients), str(per_client), str(rate), str(folder))
     try:
-        robots.wait(60 + 3 * each / rate)
+        robots.wait(60 + 3 * per_client / rate)
     except subprocess.TimeoutExpired as error:
-        raise GtpVisionError("the robots got no answers in three times the time they should take") from error
+        raise GtpVisionError(
+            f"the server was too slow: {per_client} requests of each of {clients} robots took more than three "
+            f"times as long as rate={rate:g} allows; lower --rate or --clients"
+        ) from error
     finally:
         stop(robots)
-    found = [aside / f"{seed}.npz" for seed in range(clients)]
-    return [dict(np.load(path)) if path.exists() else None for path in found]
+    paths = [folder / f"{seed}.npz" for seed in range(clients)]
+    return [dict(np.load(path)) if path.exists() else None for path in paths]
 
 
-def _wrong(policy: Policy, seed: int, answers: np.ndarray) -> int:
-    """How many of a robot's answers are not what the policy says of the same."""
-    session, seen = policy.session(seed), observations(seed, policy.schema.cameras, policy.schema.states)
-    wrong = 0
-    for step, answer in enumerate(answers):
-        wanted = session.plan(seen[step % len(seen)])
-        wrong += not (np.isnan(answer).all() or np.array_equal(answer, wanted))
-    return wrong
+def count_wrong(policy: Policy, seed: int, actions: np.ndarray) -> int:
+    """The number of a robot's answers, but for missing ones, that differ from the policy's own plans."""
+    session = policy.session(seed)
+    observations = random_observations(seed, policy.schema.cameras, policy.schema.states)
+    plans = (session.plan(observations[step % len(observations)]) for step in range(len(actions)))
+    return sum(
+        not (np.isnan(answer).all() or np.array_equal(answer, plan))
+        for answer, plan in zip(actions, plans, strict=True)
+    )

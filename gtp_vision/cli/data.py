@@ -1,4 +1,4 @@
-"""`gtp-vision data WHAT`: what a person types about data sets."""
+"""`gtp-vision data WHAT`: data sets."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
+from gtp_vision.cli.verb import Verb
 from gtp_vision.core.errors import GtpVisionError
 
 _COLLECT = """\
-Record demonstrations: seeded, in parallel processes, and resumable: the same command goes on where it was interrupted.
+Record demonstrations: seeded, in parallel processes. The same command resumes after an interruption.
 
   gtp-vision data collect ogbench/cube-single-play --out data/ --episodes 100           OGBench's own recipe
   gtp-vision data collect ogbench/visual-puzzle-3x3-play-singletask-task1 --out p.h5    one task, solved or not
@@ -23,86 +23,73 @@ _COLLECT_OPTIONS = (
     *("episodes", "seed", "limit", "noise", "expert", "wander", "shadow_size", "multisamples", "cameras", "size"),
     *("states_only", "compress", "policy", "steps", "medium_steps", "sets"),
 )
-WRITABLE = ("native", "robomimic", "d4rl", "lerobot")
-"""What help says that `data convert` writes; the registry is not imported for a line of help."""
 
 
-def add(verbs: Any) -> None:
-    """Add the verb `data` to the command line's verbs (argparse's subparsers)."""
-    data = verbs.add_parser("data", help="inspect, convert, download or collect data sets")
-    what = data.add_subparsers(dest="what", metavar="WHAT", required=True)
+def _inspect_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw first, middle and last frames of all cameras")
+    parser.add_argument("--actions", type=Path, metavar="PNG", help="draw a histogram of each action dimension")
+    parser.add_argument("--json", action="store_true")
 
-    inspect = what.add_parser("inspect", help="what a data set holds and what is wrong with it")
-    inspect.add_argument("path", type=Path)
-    inspect.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
-    inspect.add_argument("--sheet", type=Path, metavar="PNG", help="draw first, middle and last frames of all cameras")
-    inspect.add_argument("--actions", type=Path, metavar="PNG", help="draw a histogram of each action dimension")
-    inspect.add_argument("--json", action="store_true")
-    inspect.set_defaults(run=_inspect)
 
-    view = what.add_parser("view", help="a page on which to go through its episodes, frame by frame")
-    view.add_argument("path", type=Path)
-    view.add_argument("--out", type=Path, metavar="HTML", help="default: the data set's name with .html, here")
-    view.add_argument("--episodes", type=int, metavar="N", help="how many, evenly spread; default 6, at most 50")
-    view.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
-    view.set_defaults(run=_view)
+def _view_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--out", type=Path, metavar="HTML", help="default: the data set's name with .html, here")
+    parser.add_argument("--episodes", type=int, metavar="N", help="how many, evenly spread; default 6, at most 50")
+    parser.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
 
-    convert = what.add_parser("convert", help="write a data set in another format")
-    convert.add_argument("source", type=Path)
-    convert.add_argument("target", type=Path)
-    convert.add_argument(
+
+def _convert_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument(
         "--to",
         required=True,
         metavar="FORMAT",
         type=_writable,
-        help=" or ".join([", ".join(WRITABLE[:-1]), WRITABLE[-1]]),
+        help="of a format that can be written, e.g. native; an unknown name lists them",
     )
-    convert.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
-    convert.add_argument("--overwrite", action="store_true", help="replace what stands at the target")
-    convert.set_defaults(run=_convert)
+    parser.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    parser.add_argument("--overwrite", action="store_true", help="replace what stands at the target")
 
-    download = what.add_parser("download", help="fetch a published data set by its name")
-    download.add_argument(
+
+def _download_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "name",
         help="d4rl/hopper-medium-v2, ogbench/cube-single-play-v0, robomimic/lift/ph/low_dim_v15, lerobot/pusht, "
         "hf://OWNER/NAME",
     )
-    download.add_argument("--to", type=Path, metavar="FOLDER", help="default: where the set's own library looks for it")
-    download.add_argument("--mirror", action="append", default=[], metavar="URL", help="tried first; may be repeated")
-    download.add_argument("--revision", help="branch, tag or commit, of sets of the Hugging Face hub")
-    download.add_argument("--filename", metavar="PATTERN", help="only files whose names match, e.g. '*-val.npz'")
-    download.set_defaults(run=_download)
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: where the set's own library looks for it")
+    parser.add_argument("--mirror", action="append", default=[], metavar="URL", help="tried first; may be repeated")
+    parser.add_argument("--revision", help="branch, tag or commit, of sets of the Hugging Face hub")
+    parser.add_argument("--filename", metavar="PATTERN", help="only files whose names match, e.g. '*-val.npz'")
 
-    collect = what.add_parser(
-        "collect",
-        help="record demonstrations in a simulator",
-        description=_COLLECT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        argument_default=argparse.SUPPRESS,  # each kind has its own defaults, and refuses what it does not know
-    )
-    collect.add_argument("env", help="e.g. ogbench/cube-single-play")
-    collect.add_argument("--out", type=Path, required=True, help="the file to be; a folder for OGBench's own recipes")
-    collect.add_argument("--episodes", type=int, help="how many; default 100, OGBench's number, or 20 of Lift")
-    collect.add_argument("--seed", type=int, help="default 0")
-    collect.add_argument("--limit", type=int, help="most steps of one; default 80, OGBench's number, or 100 of Lift")
-    collect.add_argument("--noise", type=float, help="largest deviation of action noise; default 0.3, or 0.1 of Lift")
-    collect.add_argument("--expert", type=float, help="share of episodes that solve the single task; default 0.5")
-    collect.add_argument("--wander", type=float, help="probability of wandering off, unrecorded; default 0.5")
-    collect.add_argument("--shadow-size", type=int, help="texels of the shadow map (default: the simulator's)")
-    collect.add_argument("--multisamples", type=int, help="samples a pixel (default: the simulator's)")
-    collect.add_argument("--cameras", help="of robosuite, with commas between; default agentview,robot0_eye_in_hand")
-    collect.add_argument("--size", type=int, help="height and width of robosuite's frames; default 84")
-    collect.add_argument("--states-only", action="store_true", help="no cameras of robosuite")
-    collect.add_argument("--policy", help="that collects Gymnasium's tasks: sac")
-    collect.add_argument("--steps", type=int, help="SAC's training steps; default 100000")
-    collect.add_argument(
+
+def _collect_options(parser: argparse.ArgumentParser) -> None:
+    parser.argument_default = argparse.SUPPRESS  # each kind has its own defaults, and refuses unknown options
+    parser.add_argument("env", help="e.g. ogbench/cube-single-play")
+    parser.add_argument("--out", type=Path, required=True, help="the file to be; a folder for OGBench's own recipes")
+    parser.add_argument("--episodes", type=int, help="how many; default 100, OGBench's number, or 20 of Lift")
+    parser.add_argument("--seed", type=int, help="default 0")
+    parser.add_argument("--limit", type=int, help="most steps of one; default 80, OGBench's number, or 100 of Lift")
+    parser.add_argument("--noise", type=float, help="largest deviation of action noise; default 0.3, or 0.1 of Lift")
+    parser.add_argument("--expert", type=float, help="share of episodes that solve the single task; default 0.5")
+    parser.add_argument("--wander", type=float, help="probability of wandering off, unrecorded; default 0.5")
+    parser.add_argument("--shadow-size", type=int, help="texels of the shadow map (default: the simulator's)")
+    parser.add_argument("--multisamples", type=int, help="samples a pixel (default: the simulator's)")
+    parser.add_argument("--cameras", help="of robosuite, with commas between; default agentview,robot0_eye_in_hand")
+    parser.add_argument("--size", type=int, help="height and width of robosuite's frames; default 84")
+    parser.add_argument("--states-only", action="store_true", help="no cameras of robosuite")
+    parser.add_argument("--policy", help="that collects Gymnasium's tasks: sac")
+    parser.add_argument("--steps", type=int, help="SAC's training steps; default 100000")
+    parser.add_argument(
         "--sets", help="of SAC: replay, medium, medium-expert, with commas between; default the first two"
     )
-    collect.add_argument("--medium-steps", type=int, help="steps of SAC's medium set; default as many as --steps")
-    collect.add_argument("--compress", action="store_true", help="gzip: small, but not mappable in place")
-    collect.add_argument("--processes", type=int, help="default one a core; of SAC: threads, default 1")
-    collect.add_argument("--overwrite", action="store_true", default=False, help="replace what stands at --out")
-    collect.set_defaults(run=_collect)
+    parser.add_argument("--medium-steps", type=int, help="steps of SAC's medium set; default as many as --steps")
+    parser.add_argument("--compress", action="store_true", help="gzip: small, but not mappable in place")
+    parser.add_argument("--processes", type=int, help="default one a core; of SAC: threads, default 1")
+    parser.add_argument("--overwrite", action="store_true", default=False, help="replace what stands at --out")
 
 
 def _writable(name: str) -> str:
@@ -197,3 +184,13 @@ def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
     )
     print(message)
     return 0
+
+
+DATA = Verb("data", "inspect, convert, download or collect data sets", order=70)
+INSPECT = Verb("data inspect", "what a data set holds and what is wrong with it", _inspect_options, _inspect, order=1)
+VIEW = Verb("data view", "a page with the frames of its episodes", _view_options, _view, order=2)
+CONVERT = Verb("data convert", "write a data set in another format", _convert_options, _convert, order=3)
+DOWNLOAD = Verb("data download", "download a published data set by its name", _download_options, _download, order=4)
+COLLECT = Verb(
+    "data collect", "record demonstrations in a simulator", _collect_options, _collect, order=5, description=_COLLECT
+)

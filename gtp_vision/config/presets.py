@@ -42,6 +42,6 @@ def _made(group: str) -> dict[str, dict[str, Any]]:
             for name, recipe in AGENTS.items()
         }
     elif group == "encoder":
-        nodes = {name: {"name": name} for name in backbones.named()}
+        nodes = {name: {"name": name} for name in backbones.known() if "/" not in name}
     there = _files(group)
     return {name: node for name, node in nodes.items() if name not in there}

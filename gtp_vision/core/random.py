@@ -84,6 +84,11 @@ class Draw(NamedTuple):
     kind: str
     numbers: tuple[int, ...]
 
+    def of_rows(self, rows: int) -> Draw:
+        """The same draw for another number of rows."""
+        bound = self.numbers[:1] if self.kind == "integers" else ()
+        return Draw(self.kind, (*bound, rows, *self.numbers[len(bound) + 1 :]))
+
 
 class NoiseRecorder:
     """A `NoiseSource` that passes on the draws of another and remembers what was asked for.

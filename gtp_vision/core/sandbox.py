@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from gtp_vision.core import processes
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.registry import QUIET
 
 _PATIENCE = 20.0  # seconds without a sign of life
 _ALLOWANCE = 200_000_000  # bytes of memory beyond the file's size
@@ -149,7 +150,11 @@ def _started() -> subprocess.Popen:
     if _child is None or _child.poll() is not None:
         # In a session of its own: Ctrl-C is for the parent, which then ends the child.
         _child = processes.start(
-            "gtp_vision.core.sandbox", stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            "gtp_vision.core.sandbox",
+            environment={QUIET: "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
         )
     return _child
 

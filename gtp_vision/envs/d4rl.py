@@ -16,6 +16,7 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.envs.rendering import choose_backend
+from gtp_vision.envs.simulator import EnvSpec, Simulator
 
 ROBOTS = {"hopper": "Hopper", "halfcheetah": "HalfCheetah", "walker2d": "Walker2d", "ant": "Ant"}
 HANDS = {"pen": "Pen", "hammer": "Hammer", "door": "Door", "relocate": "Relocate"}
@@ -29,11 +30,11 @@ ANTMAZE_HORIZON = {"umaze": 700, "medium": 1000, "large": 1000}
 MAZE2D_HORIZON = {"open": 150, "umaze": 300, "medium": 600, "large": 800}
 
 _ANT_SIZE = 111  # of which D4RL's sets fill 27: MuJoCo 2.0 left the contact forces at 0, see AntObservation
-_GYMNASIUM = re.compile(r"(?:gymnasium/(?P<named>.+)|(?P<bare>[A-Z]\w*-v\d+))")
+_GYMNASIUM = re.compile(r"(?:gymnasium/(?P<named>[^:]+)|(?P<bare>[A-Z]\w*-v\d+))")
 
 
 def _names() -> dict[str, tuple[str, ...]]:
-    """D4RL's names without their versions, and the versions that each has."""
+    """D4RL's names without version, each with its versions."""
     found: dict[str, tuple[str, ...]] = {}
     kinds = ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
     for robot, kind in product(ROBOTS, kinds):
@@ -58,67 +59,62 @@ def find(name: str) -> str | None:
     return body if body in NAMES and (not version or version in NAMES[body]) else None
 
 
-def knows(name: str) -> bool:
-    """Whether `make` answers for a name: D4RL's and Gymnasium's, and what looks like a mistyped one of D4RL's.
-
-    OGBench's names have no version but v0 and share one first word with D4RL, antmaze.
-    """
-    if find(name) or _GYMNASIUM.fullmatch(name) or re.search(r"-v[1-9]\d*$", name):
-        return True
-    return name.split("-")[0] in {body.split("-")[0] for body in NAMES} - {"antmaze"} or name.startswith(
-        "antmaze-umaze"
-    )
+def matches(name: str) -> bool:
+    """Whether a name is D4RL's, or of the form of Gymnasium's."""
+    return find(name) is not None or _GYMNASIUM.fullmatch(name) is not None
 
 
-def make(name: str, *, max_episode_steps: int | None = None, goals: bool = False) -> gymnasium.Env:
-    """One environment of D4RL's, or one of Gymnasium's with continuous actions. Nothing is rendered.
+def resembles(name: str) -> bool:
+    """Whether a name has the form of D4RL's; OGBench's have no version but v0, and share the first word antmaze."""
+    first = name.split("-")[0]
+    families = {body.split("-")[0] for body in NAMES} - {"antmaze"}
+    return re.search(r"-v[1-9]\d*$", name) is not None or first in families or name.startswith("antmaze-umaze")
 
-    An episode is a function of the seed that is given to `reset`. `info["success"]` stands in every step's info where
-    success has a meaning, which it has not for the robots that run.
+
+def make(spec: EnvSpec) -> gymnasium.Env:
+    """Make an environment of D4RL's, or one of Gymnasium's with continuous actions. Nothing is rendered.
+
+    An episode depends on the seed of its `reset` alone. The info of each step has `success`, except for robots that
+    run.
 
     Args:
-        name: D4RL's (`hopper-medium-replay-v2`; the kind of data changes nothing but the tasks of Kitchen), or
+        spec: `name` is D4RL's (`hopper-medium-replay-v2`; the kind of data matters for the tasks of Kitchen only), or
             Gymnasium's (`Hopper-v4` or `gymnasium/Hopper-v4`).
-        max_episode_steps: time limit; None takes D4RL's, or Gymnasium's.
-        goals: refused: D4RL's observations show no goals, or show them as a part of the state.
 
     Raises:
-        GtpVisionError: unknown name, an extra that is not installed, goals, or actions that are not bounded numbers.
+        GtpVisionError: unknown name, an extra that is not installed, or actions that are not bounded numbers.
     """
+    name, limit = spec.name, spec.max_episode_steps
     choose_backend(required=False)
     body = find(name)
     chosen = _GYMNASIUM.fullmatch(name)
     if body is None and chosen is None:
         known = [f"{body}-{version}" for body, versions in NAMES.items() for version in versions]
-        raise GtpVisionError(f"there is no D4RL environment '{name}': {propose(name, known)}")
-    if goals:
-        raise GtpVisionError(f"{name} shows no observation of a goal; set task.goals=null")
+        raise GtpVisionError(f"unknown D4RL environment '{name}': {propose(name, known)}")
     if body is None:
         assert chosen is not None
-        return _make_gymnasium(chosen["named"] or chosen["bare"], max_episode_steps)
+        return _make_gymnasium(chosen["named"] or chosen["bare"], limit)
     family, kind = body.split("-", 1)
     if family in ROBOTS:
-        env = _registered(f"{ROBOTS[family]}-v4", max_episode_steps or 1000)
+        env = _registered(f"{ROBOTS[family]}-v4", limit or 1000)
         return AntObservation(env) if family == "ant" else env
     if family in HANDS:
         _need_robotics(name)
-        return AdroitTask(
-            _registered(f"AdroitHand{HANDS[family]}-v1", max_episode_steps or HAND_HORIZON[family]), family
-        )
+        return AdroitTask(_registered(f"AdroitHand{HANDS[family]}-v1", limit or HAND_HORIZON[family]), family)
     if family == "kitchen":
         _need_robotics(name)
-        return KitchenTask(_kitchen(KITCHEN_TASKS[kind], max_episode_steps or 280))
+        return KitchenTask(_kitchen(KITCHEN_TASKS[kind], limit or 280))
     size, *rest = kind.split("-")
-    return _make_maze(name, family, size, dense="dense" in rest, limit=max_episode_steps)
+    return _make_maze(name, family, size, dense="dense" in rest, limit=limit)
 
 
 def _make_gymnasium(wanted: str, limit: int | None) -> gymnasium.Env:
     if wanted not in gymnasium.registry:
-        raise GtpVisionError(f"there is no Gymnasium environment '{wanted}': {propose(wanted, gymnasium.registry)}")
+        raise GtpVisionError(f"unknown Gymnasium environment '{wanted}': {propose(wanted, gymnasium.registry)}")
     try:
         env = _registered(wanted, limit)
     except gymnasium.error.Error as error:
-        raise GtpVisionError(f"Gymnasium cannot make {wanted} here; do what it asks for: {error}") from error
+        raise GtpVisionError(f"Gymnasium cannot make {wanted}: {error}") from error
     actions = env.action_space
     if not isinstance(actions, gymnasium.spaces.Box) or not actions.is_bounded():
         raise GtpVisionError(
@@ -130,16 +126,16 @@ def _make_gymnasium(wanted: str, limit: int | None) -> gymnasium.Env:
 
 
 def _make_maze(name: str, family: str, size: str, *, dense: bool, limit: int | None) -> gymnasium.Env:
-    from gtp_vision.envs import mazes  # imports mujoco, which must know its OpenGL before
+    from gtp_vision.envs import _mazes  # not above: it imports mujoco, which looks for its OpenGL then
 
     if family == "antmaze":
-        return gymnasium.wrappers.TimeLimit(mazes.AntMaze(size), limit or ANTMAZE_HORIZON[size])
+        return gymnasium.wrappers.TimeLimit(_mazes.AntMaze(size), limit or ANTMAZE_HORIZON[size])
     _need_robotics(name)
-    return gymnasium.wrappers.TimeLimit(mazes.PointMaze(size, dense=dense), limit or MAZE2D_HORIZON[size])
+    return gymnasium.wrappers.TimeLimit(_mazes.PointMaze(size, dense=dense), limit or MAZE2D_HORIZON[size])
 
 
 def _kitchen(tasks: tuple[str, ...], limit: int) -> gymnasium.Env:
-    # Noise as D4RL had it; that of the objects is drawn by KitchenTask, the simulator's stands one joint off.
+    # D4RL's noise. KitchenTask draws that of the objects: the simulator's is off by one joint.
     noise = {"robot_noise_ratio": KitchenTask.NOISE, "object_noise_ratio": 0.0}
     return _registered("FrankaKitchen-v1", limit, tasks_to_complete=list(tasks), **noise)
 
@@ -159,7 +155,7 @@ def _need_robotics(name: str) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without notices of newer versions: v4 is what D4RL's data fit, and v5 is another task."""
+    """Hide the notices of newer versions: D4RL's data fit v4, and v5 is another task."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
@@ -172,8 +168,8 @@ def _quiet() -> Iterator[None]:
 class AntObservation(gymnasium.ObservationWrapper):
     """Ant's 27 numbers and 84 zeros where its contact forces were.
 
-    MuJoCo 2.0 and 2.1 did not compute them by default, so D4RL's v2 sets hold zeros there (D4RL issue 143), and so did
-    what its evaluation showed.
+    MuJoCo 2.0 and 2.1 did not compute them by default, so D4RL's v2 sets and its evaluation have zeros there (D4RL
+    issue 143).
     """
 
     def __init__(self, env: gymnasium.Env) -> None:
@@ -188,8 +184,8 @@ class AntObservation(gymnasium.ObservationWrapper):
 class AdroitTask(gymnasium.Wrapper):
     """Gymnasium-Robotics' AdroitHand*-v1 as D4RL has it.
 
-    D4RL's reward takes away 0.1 times the distance from palm to hammer, handle or ball; v1 adds it by mistake
-    (Gymnasium-Robotics pull request 220). D4RL ends an episode when the pen has fallen; v1 goes on.
+    D4RL's reward subtracts 0.1 times the distance from palm to hammer, handle or ball; v1 adds it by mistake
+    (Gymnasium-Robotics pull request 220). D4RL ends an episode when the pen has fallen; v1 does not.
     """
 
     _FALLEN = 0.075  # height of the pen, m
@@ -246,3 +242,6 @@ class KitchenTask(gymnasium.Wrapper):
         joints = observation["observation"]  # robot: 9 positions, 9 velocities; objects: 21 positions, 20 velocities
         noise = self._noise * self.env.unwrapped.np_random.uniform(-1, 1, 21)
         return np.concatenate([joints[:9], joints[18:39] + noise, self._goal])
+
+
+D4RL = Simulator("d4rl", make, matches, resembles, packages=("gymnasium", "gymnasium-robotics", "mujoco"))

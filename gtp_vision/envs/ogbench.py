@@ -1,4 +1,4 @@
-"""OGBench's environments, rendered as the data were."""
+"""OGBench's environments, rendered as their data were."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.envs.rendering import Rendering, choose_backend
+from gtp_vision.envs.simulator import EnvSpec, Simulator
 
 
 def env_id(name: str) -> str:
@@ -21,77 +22,64 @@ def env_id(name: str) -> str:
     return "-".join([*parts, "v0"])
 
 
-def make(
-    name: str,
-    rendering: Rendering,
-    *,
-    pixels: bool = True,
-    max_episode_steps: int | None = None,
-    collecting: bool = False,
-    goals: bool = False,
-) -> gymnasium.Env:
-    """One environment.
+def make(spec: EnvSpec) -> gymnasium.Env:
+    """Make one environment.
 
     Args:
-        name: OGBench's environment name, with or without the data set's type (play, noisy, ...) and version.
-        rendering: quality of the frames.
-        pixels: False makes the same task with state observations, which render nothing.
-        max_episode_steps: time limit; None takes OGBench's.
-        collecting: the environment as OGBench's data were collected in: it never ends at a goal, and manipulation
-            has one target after another.
-        goals: show what is to be reached, see `GoalTasks`.
+        spec: `name` may have the data set's type (play, noisy, ...) and version or not.
 
     Raises:
-        GtpVisionError: unknown name, discrete actions, no OpenGL where frames are needed, or no goals to show.
+        GtpVisionError: unknown name, discrete actions, no OpenGL where frames are needed, or no goals.
     """
+    name = spec.name
     wanted = env_id(name)
-    visual = wanted.startswith("visual-")
-    choose_backend(required=visual and pixels)
+    is_visual = wanted.startswith("visual-")
+    choose_backend(required=is_visual and spec.pixels)
     import ogbench  # noqa: F401  (registers the environments)
 
     if wanted not in gymnasium.registry:
-        known = [key for key in gymnasium.registry if key.startswith("visual-") == visual and "oraclerep" not in key]
-        raise GtpVisionError(f"there is no OGBench environment '{wanted}': {propose(wanted, known)}")
-    if not pixels:
+        known = [key for key in gymnasium.registry if key.startswith("visual-") == is_visual and "oraclerep" not in key]
+        raise GtpVisionError(f"unknown OGBench environment '{wanted}': {propose(wanted, known)}")
+    if not spec.pixels:
         wanted = wanted.removeprefix("visual-")
     # The checker would render several frames at once before the quality is set.
-    how: dict[str, Any] = {"terminate_at_goal": False} if collecting else {}
-    if collecting and str(gymnasium.spec(wanted).entry_point).startswith("ogbench.manipspace"):
-        how["mode"] = "data_collection"
-    env = gymnasium.make(wanted, max_episode_steps=max_episode_steps, disable_env_checker=True, **how)
+    settings: dict[str, Any] = {"terminate_at_goal": False} if spec.collecting else {}
+    if spec.collecting and str(gymnasium.spec(wanted).entry_point).startswith("ogbench.manipspace"):
+        settings["mode"] = "data_collection"
+    env = gymnasium.make(wanted, max_episode_steps=spec.max_episode_steps, disable_env_checker=True, **settings)
     if not isinstance(env.action_space, gymnasium.spaces.Box):
         raise GtpVisionError(
             f"{wanted} takes {env.action_space}, and discrete actions are not supported; choose another environment"
         )
-    if visual and pixels:
-        _set_quality(env.unwrapped, rendering)
+    if is_visual and spec.pixels:
+        _set_quality(env.unwrapped, spec.rendering)
         _skip_goal_frames(env.unwrapped)
-    if not goals:
+    if not spec.goals:
         return env
     if "singletask" in wanted:
         raise GtpVisionError(
-            f"{wanted} shows no observation of a goal; set task.goals=null, or task.env to a goal-conditioned "
+            f"{wanted} has no observation of a goal; set task.goals=null, or task.env to a goal-conditioned "
             f"environment, e.g. {name.partition('-singletask')[0]}-v0"
         )
     return GoalTasks(env)
 
 
 class GoalTasks(gymnasium.Wrapper):
-    """OGBench's goal-conditioned evaluation: the tasks 1 to `num_tasks` in turn, each with a goal that is shown.
+    """OGBench's goal-conditioned evaluation: tasks 1 to `num_tasks` in turn, each with a goal.
 
-    The episode of seed s is of task 1 + s mod `num_tasks`. A reset's info holds `task` and `goal`: what
-    is seen when the task is done.
+    The episode of seed s is of task 1 + s mod `num_tasks`. The info of a reset has `task` and `goal`: the observation
+    when the task is solved.
     """
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
         simulator: Any = env.unwrapped
         kind = type(simulator)
-        if isinstance(getattr(kind, "action_space", None), property):  # an unseeded space each time
+        if isinstance(getattr(kind, "action_space", None), property):  # it makes a new, unseeded space at each access
             simulator.__class__ = type(kind.__name__, (kind,), {"action_space": simulator.action_space})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode; with a seed, all of it depends on that alone."""
+        """Begin an episode, which depends on the seed alone if there is one."""
         simulator: Any = self.env.unwrapped
         if seed is not None:
             np.random.seed(seed % 2**32)  # mazes draw start and goal from NumPy's global generator
@@ -102,9 +90,9 @@ class GoalTasks(gymnasium.Wrapper):
 
 
 def _set_quality(simulator: Any, rendering: Rendering) -> None:
-    """Through OGBench's hook that modifies the model before it is compiled."""
+    """Set the rendering quality in OGBench's hook that changes the model before it is compiled."""
     if not hasattr(simulator, "modify_mjcf_model"):
-        return  # locomotion environments have no such hook and render in 0.2 s
+        return  # locomotion has no such hook, and renders in 0.2 s
 
     def modify(model: Any) -> Any:
         if rendering.shadow_size is not None:
@@ -117,9 +105,9 @@ def _set_quality(simulator: Any, rendering: Rendering) -> None:
 
 
 def _skip_goal_frames(simulator: Any) -> None:
-    """Leave out the frames of the goal scene that every reset renders and a single task never shows.
+    """Skip the frames of the goal scene that every reset renders, of single tasks, which never show them.
 
-    Only for single tasks, where the goal is fixed; in software they cost six of a reset's seven frames.
+    Without a GPU they cost six of a reset's seven frames.
     """
     if getattr(simulator, "_reward_task_id", None) is None or not hasattr(simulator, "initialize_episode"):
         return
@@ -134,3 +122,13 @@ def _skip_goal_frames(simulator: Any) -> None:
             simulator.compute_observation = observe
 
     simulator.initialize_episode = initialize_episode
+
+
+OGBENCH = Simulator(
+    "ogbench",
+    make,
+    resembles=lambda name: True,  # its names are known only once it is imported
+    has_goals=True,
+    prepare=lambda spec: choose_backend() if spec.pixels and spec.name.startswith("visual-") else "",
+    packages=("ogbench", "mujoco"),
+)

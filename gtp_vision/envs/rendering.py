@@ -1,4 +1,4 @@
-"""How frames are rendered: which OpenGL, and with which quality."""
+"""Rendering: the OpenGL library, and the quality of frames."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ class Rendering:
 
     @classmethod
     def of(cls, attributes: Any) -> Rendering:
-        """The rendering that a data set's attributes record; the simulator's own where they are silent."""
+        """The rendering in a data set's attributes, with the simulator's own for what they leave out."""
         recorded = dict(attributes.get("rendering") or {})
         return cls(**{name: recorded[name] for name in ("shadow_size", "multisamples") if name in recorded})
 
     def record(self) -> dict[str, int | None]:
-        """What a data set stores about its rendering."""
+        """The attributes of a data set that record its rendering."""
         return asdict(self)
 
 
 def choose_backend(*, required: bool = True) -> str:
-    """Set MUJOCO_GL, which must happen before mujoco is imported, and return it: egl, osmesa or what was set.
+    """Set MUJOCO_GL, before mujoco is imported, and return it: egl, osmesa, or its present value.
 
     Args:
         required: False for simulators without cameras, which run without any OpenGL ("" is returned then).
 
     Raises:
-        GtpVisionError: neither EGL nor OSMesa is installed, or the library that MUJOCO_GL asks for is not.
+        GtpVisionError: neither EGL nor OSMesa is installed, or the library that MUJOCO_GL names is not.
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower()
     if chosen:

@@ -1,4 +1,4 @@
-"""robosuite's environments, made from what a robomimic file says of them (`env_args`)."""
+"""robosuite's environments, made from the `env_args` of a robomimic file."""
 
 from __future__ import annotations
 
@@ -13,81 +13,70 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.envs.rendering import choose_backend
+from gtp_vision.envs.simulator import EnvSpec, Simulator
 
 ROBOSUITE_TYPE = 1
 """robomimic's number of the environment type."""
 LIFT_CAMERAS = ("frontview", "birdview", "agentview", "sideview", "robot0_robotview", "robot0_eye_in_hand")
 _PROPRIO = ("eef_pos", "eef_quat", "gripper_qpos")
 _IMAGE, _OBJECT = "_image", "object"
-# Robomimic's rollouts for data of proficient humans.
+# The limits of robomimic's rollouts for data of proficient humans.
 _STEPS = {"ToolHang": 700, "TwoArmTransport": 700}
 _OTHER_STEPS = 400
 
 
-def knows(name: str) -> bool:
-    """Whether an environment's name is robosuite's: `robosuite` or `robosuite/NAME`."""
-    return name.partition("/")[0] == "robosuite"
-
-
-def make(
-    name: str,
-    env_args: Mapping[str, Any] | None,
-    shown: Mapping[str, tuple[int, ...]] | None,
-    *,
-    max_episode_steps: int | None = None,
-    goals: bool = False,
-) -> gymnasium.Env:
-    """What a file was recorded in; an episode ends at success or at the time limit.
+def make(spec: EnvSpec) -> gymnasium.Env:
+    """Make the environment that a file was recorded in; an episode ends at success or at the time limit.
 
     Args:
-        name: `robosuite`, or `robosuite/Lift` where `env_args` of another environment are to be refused.
-        env_args: the file's, see `RobosuiteEnv`.
-        shown: see `RobosuiteEnv`.
-        max_episode_steps: time limit; None takes robomimic's, 700 for ToolHang and TwoArmTransport and 400 for others.
-        goals: refused.
+        spec: `env_args` must be of robosuite, and of the environment NAME if `name` is `robosuite/NAME`; without
+            `max_episode_steps`, the limit is robomimic's: 700 for ToolHang and TwoArmTransport, 400 for others.
 
     Raises:
-        GtpVisionError: no `env_args` of robosuite, or those of another environment; goals; see `RobosuiteEnv`.
+        GtpVisionError: other `env_args`, or see `RobosuiteEnv`.
     """
-    if goals:
-        raise GtpVisionError(f"{name} shows no observation of a goal; set task.goals=null")
+    env_args = spec.env_args
     if not isinstance(env_args, Mapping) or env_args.get("type") != ROBOSUITE_TYPE:
         raise GtpVisionError(
-            f"task.env={name} takes the environment from a robomimic file's env_args, and the data set has none of "
-            f"robosuite; set task.env to the data set's simulator, or to null if there is none"
+            f"task.env={spec.name} needs a robomimic file with env_args of robosuite, and the data set has none; set "
+            f"task.env to the data set's simulator, or to null if there is none"
         )
-    recorded, wanted = str(env_args.get("env_name", "")), name.partition("/")[2]
+    recorded, wanted = str(env_args.get("env_name", "")), spec.name.partition("/")[2]
     if wanted not in ("", recorded):
-        raise GtpVisionError(f"task.env={name}, but the data set was recorded in '{recorded}'; set task.env=robosuite")
-    limit = max_episode_steps or _STEPS.get(recorded, _OTHER_STEPS)
-    return gymnasium.wrappers.TimeLimit(RobosuiteEnv(env_args, shown), limit)
+        raise GtpVisionError(
+            f"task.env={spec.name}, but the data set was recorded in '{recorded}'; set task.env=robosuite"
+        )
+    limit = spec.max_episode_steps or _STEPS.get(recorded, _OTHER_STEPS)
+    return gymnasium.wrappers.TimeLimit(RobosuiteEnv(env_args, spec.shown), limit)
 
 
 class RobosuiteEnv(gymnasium.Env):
-    """A robosuite environment as Gymnasium knows them.
+    """A robosuite environment with Gymnasium's interface.
 
     An observation is a dict: `<camera>_image` uint8 (H, W, 3), upright; `robot<i>_eef_pos`, `robot<i>_eef_quat`
-    (x, y, z, w) and `robot<i>_gripper_qpos`; `object`, all that the simulator knows of the objects. Lengths in metres.
+    (x, y, z, w) and `robot<i>_gripper_qpos`; `object`, the state of the objects. Lengths in metres.
     The reward is the environment's own, `info["success"]` says whether the task is solved, and it terminates then;
-    there is no time limit.
+    time is not limited.
 
     Args:
         env_args: `env_name` and `env_kwargs`, as in the attribute of that name of a robomimic file.
-        shown: instead of these, names and shapes of what is shown, in this order: any state that robosuite knows, and
-            pictures of these cameras only, in these sizes; nothing is rendered where there are none.
+        shown: other observations, by name and shape, in this order: any state of robosuite, and images of cameras;
+            without images nothing is rendered.
 
     Raises:
-        GtpVisionError: robosuite is not installed; it has no such environment, or refuses the settings; no OpenGL
-            library where cameras are asked for; it cannot show something.
+        GtpVisionError: robosuite is not installed, does not know the environment or an observation, or refuses the
+            settings; no OpenGL library for the cameras.
     """
 
     def __init__(self, env_args: Mapping[str, Any], shown: Mapping[str, tuple[int, ...]] | None = None) -> None:
         name, given = str(env_args.get("env_name", "")), env_args.get("env_kwargs") or {}
         if not isinstance(given, Mapping):
-            raise GtpVisionError(f"env_args of '{name}' has env_kwargs that are no object; correct the file's env_args")
+            raise GtpVisionError(
+                f"env_args of '{name}' has env_kwargs that are not an object; correct the file's env_args"
+            )
         settings: dict[str, Any] = dict(given)
         settings |= {"has_renderer": False, "ignore_done": True, "use_object_obs": True}
-        settings["render_gpu_device_id"] = -1  # the recorder's may not be there
+        settings["render_gpu_device_id"] = -1  # the recorder's may not exist here
         if shown is not None:
             settings |= _camera_settings(shown)
         self._cameras = bool(settings.get("use_camera_obs"))
@@ -95,15 +84,13 @@ class RobosuiteEnv(gymnasium.Env):
         choose_backend(required=self._cameras)
         robosuite = _robosuite()
         if name not in robosuite.ALL_ENVIRONMENTS:
-            raise GtpVisionError(
-                f"there is no robosuite environment '{name}': {propose(name, robosuite.ALL_ENVIRONMENTS)}"
-            )
+            raise GtpVisionError(f"unknown robosuite environment '{name}': {propose(name, robosuite.ALL_ENVIRONMENTS)}")
         try:
             self.simulator: Any = robosuite.make(name, **settings)
         except Exception as error:  # a controller, a robot or a camera may fail in any way
             what = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise GtpVisionError(
-                f"robosuite {robosuite.__version__} cannot make '{name}' ({what}); take the version of the file"
+                f"robosuite {robosuite.__version__} cannot make '{name}' ({what}); install the version of the file"
             ) from error
         self._name, self._shown = name, None if shown is None else list(shown)
         low, high = self.simulator.action_spec
@@ -114,7 +101,7 @@ class RobosuiteEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Begin an episode; with a seed, all of it depends on that alone."""
+        """Begin an episode, which depends on the seed alone if there is one."""
         super().reset(seed=seed)
         if seed is not None:
             # Up to 1.5.1 robosuite draws from NumPy's global generator, later from several of its own.
@@ -156,14 +143,14 @@ class RobosuiteEnv(gymnasium.Env):
         for key in shown:
             if key not in named:
                 raise GtpVisionError(
-                    f"robosuite's '{self._name}' shows no observation '{key}', which the task asks for; name in "
-                    f"task.observations what it shows, {propose(key, named)}"
+                    f"robosuite's '{self._name}' has no observation '{key}'; set task.observations to those that it "
+                    f"has: {propose(key, named)}"
                 )
         return {key: _upright(key, named[key]) for key in shown}
 
 
 def lift_env_args(cameras: Sequence[str] = (), size: int = 84) -> dict[str, Any]:
-    """What robomimic files say of Lift with a Panda, the default OSC_POSE controller, at 20 Hz, sparse rewards.
+    """The `env_args` of Lift with a Panda, the default OSC_POSE controller, at 20 Hz, sparse rewards.
 
     Args:
         cameras: names of cameras; none for states only.
@@ -197,7 +184,7 @@ def lift_env_args(cameras: Sequence[str] = (), size: int = 84) -> dict[str, Any]
 
 
 def _camera_settings(shown: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Of the cameras whose pictures are named."""
+    """The settings that render these images and no others."""
     sizes = {
         key.removesuffix(_IMAGE): shape for key, shape in shown.items() if key.endswith(_IMAGE) and len(shape) == 3
     }
@@ -225,10 +212,10 @@ def _space(value: np.ndarray) -> gymnasium.spaces.Box:
 
 
 def _robosuite() -> Any:
-    """The package, without what it says of itself when it is imported and used."""
+    """Import the package without its notices."""
     if importlib.util.find_spec("robosuite") is None:
         raise GtpVisionError("robosuite is not installed; pip install 'gtp-vision[robosuite]'")
-    choose_backend(required=False)  # robosuite imports mujoco, which takes what is chosen by then
+    choose_backend(required=False)  # robosuite imports mujoco, which looks for it once
     logging.getLogger("robosuite_logs").addFilter(_only_errors)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -243,3 +230,6 @@ def _robosuite() -> Any:
 
 def _only_errors(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
+
+
+ROBOSUITE = Simulator("robosuite", make, packages=("robosuite", "mujoco"))

@@ -1,4 +1,4 @@
-"""D4RL's normalised scores: 0 is the return of random actions, 100 that of an expert."""
+"""D4RL's normalized scores: 0 is the return of random actions, 100 that of an expert."""
 
 from __future__ import annotations
 

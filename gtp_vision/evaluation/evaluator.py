@@ -14,7 +14,6 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from scipy.stats import binomtest
 from tqdm import tqdm
 
 from gtp_vision.core.distributed import any_rank
@@ -23,6 +22,7 @@ from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.batch import channels_first
 from gtp_vision.envs import EnvSpec
+from gtp_vision.evaluation.metrics import METRICS
 from gtp_vision.evaluation.vector_env import FaultyError, Simulators
 
 _FRAMES_A_SECOND = 20  # OGBench's control rate: videos play in real time
@@ -164,7 +164,7 @@ class Evaluator:
         if self.world_size > 1:
             done = gather_object(done)
         done.sort(key=lambda episode: episode.number)
-        return summary(done, time.perf_counter() - started), done
+        return summary(done, time.perf_counter() - started, self.spec.name), done
 
     def _episodes(
         self, actor: Actor, waiting: list[int], film: int, label: str, stop: Callable[[], bool]
@@ -329,25 +329,10 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def summary(episodes: Sequence[Episode], seconds: float) -> dict[str, Any]:
-    """Success share with its 95 % Wilson interval, mean return and length; with goals also `tasks`, success by task."""
-    successes = sum(episode.success for episode in episodes)
-    interval = binomtest(successes, len(episodes)).proportion_ci(method="wilson")
-    found: dict[str, Any] = {
-        "episodes": len(episodes),
-        "success": successes / len(episodes),
-        "success_interval": [float(interval.low), float(interval.high)],
-        "return": float(np.mean([episode.total_reward for episode in episodes])),
-        "length": float(np.mean([episode.length for episode in episodes])),
-        "seconds": seconds,
-    }
-    tasks: dict[int, list[bool]] = {}
-    for episode in episodes:
-        if episode.task is not None:
-            tasks.setdefault(episode.task, []).append(episode.success)
-    if tasks:
-        found["tasks"] = {str(task): float(np.mean(tasks[task])) for task in sorted(tasks)}
-    return found
+def summary(episodes: Sequence[Episode], seconds: float, env: str = "") -> dict[str, Any]:
+    """The number of episodes, the values of every metric of `evaluation.metrics`, and the seconds that they took."""
+    values = {key: value for metric in METRICS.values() for key, value in metric.values(episodes, env).items()}
+    return {"episodes": len(episodes)} | values | {"seconds": seconds}
 
 
 def random_actor(actions: int) -> Actor:

@@ -1,1 +1,1 @@
-"""What few-step policies learn where the answer is known: problems, trainings, measures and the commands over them."""
+"""Experiments with few-step policies on problems whose answers are known."""

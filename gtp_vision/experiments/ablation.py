@@ -40,20 +40,20 @@ def ablation(*, seeds: int = 1, steps: int = 12_000, progress: bool = True) -> d
     """Train every variant with seeds 0, 1, ...
 
     Returns:
-        Question to variant to what `known_answer` measured with each seed.
+        Question to variant to the results of `known_answer` with each seed.
     """
     jobs: dict[str, TrainingJob] = {}
     for question, variants in QUESTIONS.items():
         for changed in variants:
-            training = {key: value for key, value in changed.items() if key == "tau"}
             policy = {key: value for key, value in changed.items() if key != "tau"}
+            training = {"tau": changed["tau"]} if "tau" in changed else {}
             for seed in range(seeds):
                 arguments = {"problem": "modes", "config": replace(SETTINGS, **policy), "steps": steps, "seed": seed}
                 jobs[f"{question}|{label(changed)}|{seed}"] = (known_answer, arguments | training)
     results: dict[str, Any] = {}
-    for name, found in run_parallel(jobs, progress=progress).items():
+    for name, measured in run_parallel(jobs, progress=progress).items():
         question, variant, _ = name.split("|")
-        results.setdefault(question, {}).setdefault(variant, []).append(found)
+        results.setdefault(question, {}).setdefault(variant, []).append(measured)
     return results
 
 
@@ -63,16 +63,11 @@ def label(changed: Mapping[str, Any]) -> str:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Markdown: the percentage on a mode by K, a number a seed."""
+    """Markdown: the percentage of samples on a mode by K, a number for each seed."""
     lines = ["| | " + " | ".join(f"K={k}" for k in STEPS) + " |", "|---" * (len(STEPS) + 1) + "|"]
     for question, variants in results.items():
         lines.append(f"| **{question}** |" + " |" * len(STEPS))
         for variant, runs in variants.items():
-            cells = [", ".join(f"{_at(run, k):.1f}" for run in runs) for k in STEPS]
+            cells = [", ".join(f"{run['on_mode'][k]:.1f}" for run in runs) for k in STEPS]
             lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _at(run: Mapping[str, Any], k: int) -> float:
-    found = run["on_mode"]
-    return float(found[k] if k in found else found[str(k)])  # JSON turns K into text

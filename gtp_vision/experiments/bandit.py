@@ -1,6 +1,6 @@
-"""`gtp-vision experiment bandit`: every agent where the improved policy is known, for docs/baselines.md.
+"""`gtp-vision experiment bandit`: every agent on a problem whose improved policies are known, for docs/baselines.md.
 
-What an agent should reach follows from its configuration (`theory`):
+The answer that an agent should reach follows from its configuration (`theory`):
 
     behaviour   nothing improves: the shares of the data                                     total variation <= 0.05
     optimum     advantage weighting, alignment, energy guidance: a tilt of these shares      total variation <= 0.1
@@ -11,7 +11,6 @@ What an agent should reach follows from its configuration (`theory`):
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,6 @@ import numpy as np
 import torch
 
 from gtp_vision.agents import Agent, AgentConfig
-from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import RandomStream, counter_rng
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sources import batch_source
@@ -38,7 +35,8 @@ from gtp_vision.experiments.bandit_problem import (
     improved,
     shares_of,
 )
-from gtp_vision.experiments.bandit_rows import ROWS, configured
+from gtp_vision.experiments.bandit_rows import ROWS, run_config
+from gtp_vision.experiments.output import make_folder, write_figure, write_json
 from gtp_vision.training.build import build
 from gtp_vision.training.eager import Eager
 from gtp_vision.training.jobs import run_parallel
@@ -46,47 +44,35 @@ from gtp_vision.training.jobs import run_parallel
 STEPS = 4000
 LIMITS = {"behaviour": 0.05, "optimum": 0.1, "mean": 0.1, "best": 0.9, "outside": 0.01}
 _TRANSITIONS = 30_000
-_ROUNDS, _AT_ONCE = 10, 600  # 2000 actions a context
-_DRAWN, _SHOWN = 400, 1  # actions and the context of the figure: there the best mode is the rarest
+_ROUNDS, _BATCH = 10, 600  # 2000 actions in each context
+_DRAWN, _CONTEXT = 400, 1  # actions and the context of the figure: there the best mode is the rarest
 _SALT = 0xBA2D17
 
 
 def bandit(
     out: Path, *, seed: int = 0, steps: int = STEPS, labels: Sequence[str] = tuple(ROWS), progress: bool = True
 ) -> dict[str, Any]:
-    """Train the agents, let them act, compare; write `bandit.png` and `bandit.json` into a folder.
-
-    Args:
-        out: the folder.
-        seed: of the data, of networks, trainings and acting.
-        steps: gradient steps of each agent.
-        labels: which of `ROWS`.
-        progress: show a bar.
+    """Train the agents and judge their actions; write `bandit.png` and `bandit.json` into a folder.
 
     Returns:
-        JSON-able: `rows`, by label what `judge` says, with the training's `seconds`; `behaviour` and `rewards`, (C, M);
-        `limits`; `seed`, `train_steps`, `seconds`; `figure` and `json`, their paths.
+        JSON-able: `rows`, by label the results of `judge` and the training's `seconds`; `behaviour` and `rewards`,
+        (C, M); `limits`; `seed`, `train_steps`, `seconds`; `figure` and `json`, their paths.
 
     Raises:
-        GtpVisionError: the folder cannot be made.
+        GtpVisionError: the folder cannot be created.
     """
     began = time.perf_counter()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GtpVisionError(
-            f"the folder {out} cannot be made ({error.strerror}); choose another with --out"
-        ) from error
+    make_folder(out)
     data = demonstrations(_TRANSITIONS, counter_rng(seed, _SALT))
     with tempfile.TemporaryDirectory() as folder:
         path = native.write(Path(folder) / "bandit.h5", data)
-        jobs = {label: (one_row, {"label": label, "data": path, "steps": steps, "seed": seed}) for label in labels}
+        jobs = {label: (train_row, {"label": label, "data": path, "steps": steps, "seed": seed}) for label in labels}
         done = run_parallel(jobs, progress=progress)
-    shown = data.actions[_SHOWN::CONTEXTS][:_DRAWN]
-    panels = {"behaviour": shown} | {label: np.array(found["drawn"]) for label, found in done.items()}
-    _figure(out / "bandit.png", panels)
+    behaviour = data.actions[_CONTEXT::CONTEXTS][:_DRAWN]
+    panels = {"behaviour": behaviour} | {label: np.array(result["drawn"]) for label, result in done.items()}
+    _draw(out / "bandit.png", panels)
     results: dict[str, Any] = {
-        "rows": {label: found["row"] for label, found in done.items()},
+        "rows": {label: result["row"] for label, result in done.items()},
         "behaviour": SHARES.tolist(),
         "rewards": REWARDS.tolist(),
         "limits": LIMITS,
@@ -94,40 +80,35 @@ def bandit(
         "train_steps": steps,
         "seconds": round(time.perf_counter() - began, 1),
     }
-    with atomic_write(out / "bandit.json") as aside:
-        aside.write_text(json.dumps(results, indent=1))
+    write_json(out / "bandit.json", results)
     return results | {"figure": str(out / "bandit.png"), "json": str(out / "bandit.json")}
 
 
-def one_row(label: str, data: Path, steps: int, seed: int) -> dict[str, Any]:
-    """Train one agent as `gtp-vision train` does, let it act, and judge.
+def train_row(label: str, data: Path, steps: int, seed: int) -> dict[str, Any]:
+    """Train one agent as `gtp-vision train` does, and judge its actions.
 
-    Args:
-        label: of the row.
-        data: file of the demonstrations.
-        steps: of the longest training.
-        seed: of networks, training and acting.
+    The training takes the row's share of `steps`.
 
     Returns:
         `row`, see `judge`, with the training's `steps` and `seconds`; `drawn`, actions in one context, for the figure.
     """
-    config = configured(label, data, steps, seed)
+    config = run_config(label, data, steps, seed)
     began = time.perf_counter()
     parts = build(config)
     engine = Eager(batch_source(parts.sampler, parts.accelerator.device), config, parts)
     for step in range(config.training.steps):
         engine.step(step, engine.source.fetch(step))
     seconds = round(time.perf_counter() - began, 1)
-    actions = acted(parts.agent, seed)
+    actions = evaluation_actions(parts.agent, seed)
     return {
         "row": judge(config.agent, actions) | {"steps": config.training.steps, "seconds": seconds},
-        "drawn": actions[_SHOWN, :_DRAWN].tolist(),
+        "drawn": actions[_CONTEXT, :_DRAWN].tolist(),
     }
 
 
-def acted(agent: Agent, seed: int) -> np.ndarray:
-    """Actions as an evaluation takes them, with the agent's own number of steps, noise and candidates: (C, N, 2)."""
-    contexts = torch.eye(CONTEXTS).repeat(_AT_ONCE // CONTEXTS, 1)[:, None]  # (B, 1, C), a stack of one frame
+def evaluation_actions(agent: Agent, seed: int) -> np.ndarray:
+    """Actions (C, N, 2) as in an evaluation, with the agent's own number of steps, noise and candidates."""
+    contexts = torch.eye(CONTEXTS).repeat(_BATCH // CONTEXTS, 1)[:, None]  # (B, 1, C), a stack of one frame
     rounds = [
         agent.act({"context": contexts}, RandomStream(seed, _SALT + turn)).double().numpy().reshape(-1, CONTEXTS, 2)
         for turn in range(_ROUNDS)
@@ -136,7 +117,7 @@ def acted(agent: Agent, seed: int) -> np.ndarray:
 
 
 def theory(config: AgentConfig) -> str:
-    """What an agent is measured by: see the top of this module."""
+    """The kind of answer that an agent is judged by: see the top of this module."""
     if config.policy.family == "deterministic":
         return "open"
     if config.policy.family == "gaussian":
@@ -147,12 +128,13 @@ def theory(config: AgentConfig) -> str:
 
 
 def judge(config: AgentConfig, actions: np.ndarray) -> dict[str, Any]:
-    """Compare actions (C, N, 2) with what theory says of the agent.
+    """Compare actions (C, N, 2) with the answer that `theory` names.
 
     Returns:
         `theory`; `shares` of the modes and `target` (null without a closed form), (C, M); of the worst context: `tv`,
-        the total variation between them with what is outside as a mode of its own, `distance` between the mean actions,
-        `best`, the share on the mode worth most, and `outside`, the share outside the support; `ok`, null if open.
+        the total variation between them, with all that is outside as one more mode, `distance` between the mean
+        actions, `best`, the share on the mode worth most, and `outside`, the share outside the support; `ok`, null
+        if open.
     """
     kind = theory(config)
     target = None if kind == "best" else improved(config)
@@ -196,7 +178,7 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _figure(path: Path, panels: Mapping[str, np.ndarray]) -> None:
+def _draw(path: Path, panels: Mapping[str, np.ndarray]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Circle
 
@@ -205,12 +187,11 @@ def _figure(path: Path, panels: Mapping[str, np.ndarray]) -> None:
     grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False).ravel()
     for axes in grid:
         axes.set_axis_off()
-    best = MODES[REWARDS[_SHOWN].argmax()]
+    best = MODES[REWARDS[_CONTEXT].argmax()]
     for axes, (name, actions) in zip(grid, panels.items(), strict=False):
         axes.set_axis_on()
         axes.add_patch(Circle(tuple(best), SUPPORT, color="#c0392b", fill=False, linewidth=0.8))
         axes.scatter(*actions.T, s=2, color="#3b6ea8", alpha=0.5, linewidths=0)
         axes.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), aspect="equal", xticks=[], yticks=[])
         axes.set_title(name, fontsize=8)
-    with atomic_write(path) as aside:
-        figure.savefig(aside, format="png", dpi=110)
+    write_figure(path, figure)

@@ -1,7 +1,7 @@
 """A contextual bandit in 2-D whose improved policies are known in closed form.
 
-In every context the behaviour has four narrow modes with shares p_m, and every action of mode m is worth r_m. What a
-policy does is then told by its share of each mode, and a KL-regularised improvement only tilts these shares.
+In every context the behaviour has four narrow modes with shares p_m, and every action of mode m is worth r_m. A policy
+is then described by its share on each mode, and a KL-regularized improvement only tilts these shares.
 Axes in names: B batch, C contexts, M modes.
 """
 
@@ -14,7 +14,7 @@ from gtp_vision.datasets.store import Store
 
 MODES = 0.6 * np.array([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])  # (M, 2)
 DEVIATION = 0.06
-SUPPORT = 5 * DEVIATION  # what is farther from every mode is outside the data's support: 4 samples in a million are
+SUPPORT = 5 * DEVIATION  # farther from every mode is outside the data's support; 4 samples in a million are
 SHARES = np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.4, 0.3, 0.2], [0.3, 0.1, 0.4, 0.2]])  # (C, M)
 REWARDS = np.array([[0.0, 0.5, 1.0, 0.2], [1.0, 0.2, 0.0, 0.5], [0.2, 0.5, 1.0, 0.0]])  # (C, M): 0.2, 0.1, 0.4 are best
 REWARD_NOISE = 0.1
@@ -22,7 +22,7 @@ CONTEXTS, COUNT = SHARES.shape
 
 
 def demonstrations(rows: int, generator: np.random.Generator) -> Store:
-    """The behaviour's data: episodes of one step that end there, the context one-hot."""
+    """The behaviour's data: terminal episodes of one step, with one-hot contexts."""
     context = np.arange(rows) % CONTEXTS
     mode = (generator.random(rows)[:, None] > SHARES.cumsum(1)[context][:, :-1]).sum(1)
     actions = MODES[mode] + DEVIATION * generator.standard_normal((rows, 2))
@@ -38,14 +38,14 @@ def demonstrations(rows: int, generator: np.random.Generator) -> Store:
 
 
 def shares_of(actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where actions lie: (C, N, 2) to the share on each mode (C, M) and outside the support of all (C,)."""
+    """The share of actions (C, N, 2) on each mode, (C, M), and outside the support of all, (C,)."""
     distance = np.linalg.norm(actions[:, :, None] - MODES, axis=-1)
     share = (distance < SUPPORT).mean(1)
     return share, 1 - share.sum(1)
 
 
 def tilted(log_weights: np.ndarray) -> np.ndarray:
-    """The behaviour times e^log_weights, (C, M): shares of modes."""
+    """Shares of modes (C, M) of the behaviour times e^log_weights."""
     weighted = SHARES * np.exp(log_weights - log_weights.max(1, keepdims=True))
     return np.asarray(weighted / weighted.sum(1, keepdims=True))
 
@@ -53,7 +53,7 @@ def tilted(log_weights: np.ndarray) -> np.ndarray:
 def advantage_optimum(
     eta: float, *, form: str, standardize: bool, clip: float, value: np.ndarray | None = None
 ) -> np.ndarray:
-    """What advantage weighting converges to, p_m w_m / sum, as shares (C, M).
+    """The limit of advantage weighting, p_m w_m / sum, as shares (C, M).
 
     w = min(clip, exp(eta A / std(A))), with max(0, A) for form=positive. A_m = r_m - V, and V, the improved policy's
     mean reward, and std(A) over all data depend on the result, so it is the fixed point that repetition leads to.
@@ -88,23 +88,23 @@ def expectile(level: float) -> np.ndarray:
 
 
 def best_share(share: np.ndarray) -> np.ndarray:
-    """Of shares (C, M), the one on the mode that is worth most: (C,)."""
+    """The share (C,) on the mode that is worth most, of shares (C, M)."""
     return np.asarray(share[np.arange(CONTEXTS), REWARDS.argmax(1)])
 
 
 def improved(config: AgentConfig) -> np.ndarray | None:
-    """What the policy of an agent converges to before one of several candidates is taken, as shares (C, M).
+    """The limit of an agent's policy before it chooses among candidates, as shares (C, M).
 
-    None where there is no closed form: the limit of Q's gradient and of distillation depends on Q between the modes.
+    None without a closed form: the limit of Q's gradient and of distillation depends on Q between the modes.
     """
-    c, critic = config.improvement, config.critic
-    if c.name == "none":
+    i, critic = config.improvement, config.critic
+    if i.name == "none":
         return SHARES
-    if c.name == "advantage":
+    if i.name == "advantage":
         value = expectile(critic.expectile) if critic.backup == "expectile" else None
-        return advantage_optimum(c.eta, form=c.form, standardize=c.standardize, clip=c.weight_clip, value=value)
-    if c.name == "guidance" and c.guidance_scale == 1:
-        return tilted(c.alpha * REWARDS)
-    if c.name == "alignment":
-        return tilted(c.alpha / c.beta * REWARDS)
+        return advantage_optimum(i.eta, form=i.form, standardize=i.standardize, clip=i.weight_clip, value=value)
+    if i.name == "guidance" and i.guidance_scale == 1:
+        return tilted(i.alpha * REWARDS)
+    if i.name == "alignment":
+        return tilted(i.alpha / i.beta * REWARDS)
     return None

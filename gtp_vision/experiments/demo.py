@@ -1,4 +1,4 @@
-"""`gtp-vision demo`: the whole pipeline on the data set that this package carries."""
+"""`gtp-vision demo`: the whole pipeline on the data set that this package contains."""
 
 from __future__ import annotations
 
@@ -27,19 +27,18 @@ AGENTS = ("gtp", "gtp_bc")
 def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = (), progress: bool = True) -> dict[str, Any]:
     """Train GTP and GTP-BC from pixels, evaluate both and random actions in the simulator, write one report.
 
-    Args:
-        out: folder for both runs and the report; a demo that stands there is replaced.
-        seed: of both runs.
-        overrides: further settings, e.g. `training.steps=100`.
-        progress: show bars.
+    An earlier demo in the folder is replaced.
 
     Returns:
-        JSON-able results: success of GTP (`success`), of GTP-BC and of random actions, episodes, seconds by phase,
-        the report's path.
+        JSON-able: success of GTP (`success`), of GTP-BC and of random actions, episodes, seconds by phase, the
+        report's path.
+
+    Raises:
+        GtpVisionError: the folder holds other files, or a run failed.
     """
     marker = out / "demo.json"
     if out.exists() and any(out.iterdir()) and not marker.exists():
-        raise GtpVisionError(f"{out} is not empty and holds no demo; choose another folder with --out")
+        raise GtpVisionError(f"{out} is not empty and does not hold a demo; choose another folder with --out")
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
@@ -49,8 +48,8 @@ def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = (), progress: b
     common = ["task=demo", "training=demo", "encoder=demo", f"seed={seed}", *overrides]
     settings = {agent: [f"agent={agent}_demo", f"run_dir={out / agent}", *common] for agent in AGENTS}
     config = from_command_line(settings["gtp"])
-    with _side_by_side(settings, progress):
-        chance = _random(config)
+    with _trainings(settings, progress):
+        chance = _evaluate_random(config)
     runs = {agent: json.loads((out / agent / "results.json").read_text()) for agent in AGENTS}
     build_report(
         [out / agent for agent in AGENTS],
@@ -58,25 +57,22 @@ def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = (), progress: b
         title="A policy that learned from pixels",
         baselines=[{"agent": "random", "last": chance}],
         notes=[
-            "Two of the nine buttons must be pressed, in either order. Half of the demonstrations press wrong "
-            "buttons: cloning them all (gtp_bc) repeats their mistakes; weighing them by a critic (gtp) avoids most "
+            "The task: press two of the nine buttons, in either order. Half of the demonstrations press wrong "
+            "buttons: cloning them all (gtp_bc) repeats their mistakes; weighting them by a critic (gtp) avoids most "
             "of them."
         ],
     )
     seconds = {f"train_{agent}": run["train_seconds"] for agent, run in runs.items()}
     seconds |= {f"eval_{agent}": run["eval_seconds"] for agent, run in runs.items()}
     seconds |= {"eval_random": chance["seconds"], "total": time.perf_counter() - started}
+    evaluations = {"success": runs["gtp"]["last"], "success_bc": runs["gtp_bc"]["last"], "success_random": chance}
     results = {
-        "success": runs["gtp"]["last"]["success"],
-        "success_bc": runs["gtp_bc"]["last"]["success"],
-        "success_random": chance["success"],
-        "success_interval": runs["gtp"]["last"]["success_interval"],
-        "success_bc_interval": runs["gtp_bc"]["last"]["success_interval"],
-        "success_random_interval": chance["success_interval"],
+        **{name: evaluation["success"] for name, evaluation in evaluations.items()},
+        **{f"{name}_interval": evaluation["success_interval"] for name, evaluation in evaluations.items()},
         "episodes": runs["gtp"]["last"]["episodes"],
         "train_seconds": sum(run["train_seconds"] for run in runs.values()),
         "eval_seconds": sum(run["eval_seconds"] for run in runs.values()) + chance["seconds"],
-        "seconds": {phase: round(spent, 1) for phase, spent in seconds.items()},
+        "seconds": {phase: round(elapsed, 1) for phase, elapsed in seconds.items()},
         "seed": seed,
         "report": str(out / "report.html"),
     }
@@ -85,7 +81,7 @@ def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = (), progress: b
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as lines of text, the report's path last."""
+    """The results as text, the report's path last."""
     lines = [f"{'agent':<8} {'success':>8}   {'95 % interval':<14} {'train s':>8} {'eval s':>7}"]
     for agent, key in (("gtp", "success"), ("gtp_bc", "success_bc"), ("random", "success_random")):
         low, high = results[f"{key}_interval"]
@@ -102,33 +98,34 @@ def table(results: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _side_by_side(settings: Mapping[str, Sequence[str]], progress: bool) -> Iterator[None]:
+def _trainings(settings: Mapping[str, Sequence[str]], progress: bool) -> Iterator[None]:
     """Run `gtp-vision train` for every agent at once while the block runs, and wait for all.
 
-    Each process has its share of the cores: many small operations gain less from a second thread than from
-    not having to wait for it.
+    The processes share the cores: more threads than cores only wait for each other.
 
     Raises:
-        GtpVisionError: a run failed; its own sentence stands on stderr.
+        GtpVisionError: a run failed; its own message stands on stderr.
     """
     threads = max(1, (os.cpu_count() or 1) // len(settings))
     running = {}
     try:
         for position, (agent, overrides) in enumerate(settings.items()):
-            shown = {"TQDM_POSITION": str(2 * position)} if progress else {"TQDM_DISABLE": "1"}
-            environment = {"OMP_NUM_THREADS": str(threads)} | shown
+            bar = {"TQDM_POSITION": str(2 * position)} if progress else {"TQDM_DISABLE": "1"}
+            environment = {"OMP_NUM_THREADS": str(threads)} | bar
             running[agent] = start("gtp_vision", "train", *overrides, environment=environment, stdout=DEVNULL)
         yield
         for agent, process in running.items():
             if process.wait():
-                raise GtpVisionError(f"the run of {agent} ended with status {process.returncode}; see its error above")
+                raise GtpVisionError(
+                    f"the run of {agent} failed with status {process.returncode}; its message is above"
+                )
     finally:
         for process in running.values():
             stop(process, None)  # a run ends after a checkpoint
 
 
-def _random(config: Config) -> dict[str, Any]:
-    """Random actions on the same episodes; they look at nothing, so nothing is rendered."""
+def _evaluate_random(config: Config) -> dict[str, Any]:
+    """Evaluate random actions on the same episodes, without rendering."""
     spec = EnvSpec(config.task.env or "", pixels=False, max_episode_steps=config.task.max_episode_steps)
     actor = random_actor(open_data(config).action_dim)
     with Evaluator(spec, frame_stack=1, envs=1, seed=evaluate.eval_seed(config), progress=False) as evaluator:

@@ -1,7 +1,6 @@
-"""What a pretrained backbone is worth with few demonstrations: robosuite's Lift, cloned from cameras alone.
+"""The value of a pretrained backbone with few demonstrations: robosuite's Lift, cloned from cameras alone.
 
-Every row sees the same frames of the same few demonstrations; they are judged by the error of their actions on many
-demonstrations that none of them has seen.
+Every row is trained on the same few demonstrations, and judged by the error of its actions on the held-out rest.
 """
 
 from __future__ import annotations
@@ -16,17 +15,18 @@ import numpy as np
 import torch
 
 from gtp_vision.core.errors import GtpVisionError, propose
-from gtp_vision.core.files import atomic_write, fingerprint
+from gtp_vision.core.files import fingerprint
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.formats import native, open_store
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
+from gtp_vision.experiments.output import make_folder, write_json
 from gtp_vision.training.evaluate import restore
 from gtp_vision.training.jobs import train_all
 
 _BACKBONE = (
     *("encoder=timm", "encoder.name=timm/tf_efficientnet_lite0"),
-    # Where the cube is counts, so no average over places, and not the coarsest map.
+    # The cube's position matters, so no average over places, and not the coarsest map.
     *("encoder.level=3", "encoder.pooling=flatten"),
 )
 _PRETRAINED = (*_BACKBONE, "encoder.weights={weights}")
@@ -45,7 +45,7 @@ _COMMON = (
     *("training.log_every=50", "training.device=cpu"),
 )
 _DRAWS = 8  # the mean of a policy's actions is compared with the demonstrator's
-_ROWS_AT_ONCE = 64
+_BATCH = 64
 
 
 def encoders(
@@ -60,17 +60,17 @@ def encoders(
     cameras: Sequence[str] = ("agentview_image",),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train every row with every seed, and measure its actions on the demonstrations that were kept from it.
+    """Train every row with every seed, and measure its actions on held-out demonstrations.
 
     Args:
         data: demonstrations, e.g. of `gtp-vision data collect robosuite/Lift --size 96`.
         weights: of timm's tf_efficientnet_lite0, or under the names of `efficientnet_lite0`.
-        out: folder of the runs; what stands there is gone on with.
+        out: folder of the runs; runs that are there already are resumed.
         rows: of `ROWS`; empty for all.
-        demonstrations: episodes that are trained on, the file's first; the rest judges.
+        demonstrations: episodes to train on, the file's first; the rest is held out.
         seeds: 0 up to this number.
         steps: gradient steps of each run.
-        cameras: what is seen.
+        cameras: that the policies see.
         progress: show a bar.
 
     Returns:
@@ -78,74 +78,69 @@ def encoders(
         training; `constant` is the error of the mean action.
 
     Raises:
-        GtpVisionError: no weights there, too few demonstrations, an unknown row, or a run that failed.
+        GtpVisionError: the weights are missing, too few demonstrations, an unknown row, or a failed run.
     """
     if not weights.is_file():
-        raise GtpVisionError(f"{weights} is no file; name the weights of an ImageNet EfficientNet-Lite0")
+        raise GtpVisionError(f"{weights} is not a file; give the weights of an ImageNet EfficientNet-Lite0")
     if unknown := [name for name in rows if name not in ROWS]:
-        raise GtpVisionError(f"there is no row '{unknown[0]}' here: {propose(unknown[0], ROWS)}")
+        raise GtpVisionError(f"unknown row '{unknown[0]}': {propose(unknown[0], ROWS)}")
     store = open_store(data).select(cameras)
     if not 0 < demonstrations < store.episodes:
         raise GtpVisionError(
-            f"--demonstrations {demonstrations} must leave some of the {store.episodes} in {data} to judge by"
+            f"--demonstrations {demonstrations} must leave some of the {store.episodes} in {data} to be held out"
         )
-    few, held_out = (
-        out / f"{demonstrations}-{_named(data, cameras)}.h5",
-        store.subset(range(demonstrations, store.episodes)),
+    few, held_out = store.subset(range(demonstrations)), store.subset(range(demonstrations, store.episodes))
+    # Demonstrations from another file in the same folder are other runs.
+    source = hashlib.blake2b(f"{fingerprint(data)} {list(cameras)}".encode(), digest_size=6).hexdigest()
+    training_data = out / f"{demonstrations}-{source}.h5"
+    make_folder(out)
+    if not training_data.exists():
+        native.write(training_data, few)
+    common = (
+        *_COMMON,
+        f"task.dataset={training_data}",
+        f"training.steps={steps}",
+        f"training.checkpoint_every={steps}",
     )
-    out.mkdir(parents=True, exist_ok=True)
-    if not few.exists():
-        native.write(few, store.subset(range(demonstrations)))
-    names = list(rows or ROWS)
-    common = (*_COMMON, f"task.dataset={few}", f"training.steps={steps}", f"training.checkpoint_every={steps}")
-    runs = {
-        out / name.replace(", ", "-").replace(" ", "-") / f"seed{seed}": (
-            *(override.format(weights=weights) for override in (*_defaults(ROWS[name]), *common, *_others(ROWS[name]))),
-            f"seed={seed}",
-        )
-        for seed in range(seeds)
-        for name in names
+    folders = {
+        name: [out / name.replace(", ", "-").replace(" ", "-") / f"seed{seed}" for seed in range(seeds)]
+        for name in rows or ROWS
     }
+    runs = {}
+    for seed in range(seeds):
+        for name in folders:
+            preset, *others = (override.format(weights=weights) for override in ROWS[name])
+            runs[folders[name][seed]] = (preset, *common, *others, f"seed={seed}")
     train_all(runs, progress=progress)
-    folders = list(runs)
-    told: dict[str, Any] = {"rows": {}, "constant": _constant(store.subset(range(demonstrations)), held_out)}
-    for number, name in enumerate(names):
-        own = folders[number :: len(names)]
-        told["rows"][name] = {
-            "error": [held_out_error(folder, held_out) for folder in own],
-            "train_seconds": [json.loads((folder / "results.json").read_text())["train_seconds"] for folder in own],
-        }
-    told |= {"demonstrations": demonstrations, "held_out": held_out.episodes, "seeds": seeds, "steps": steps}
-    with atomic_write(out / "encoders.json") as aside:
-        aside.write_text(json.dumps(told, indent=1))
-    return told
-
-
-def _named(data: Path, cameras: Sequence[str]) -> str:
-    """A short name of what the demonstrations are taken from: others in the same folder are other runs."""
-    return hashlib.blake2b(f"{fingerprint(data)} {list(cameras)}".encode(), digest_size=6).hexdigest()
-
-
-def _defaults(overrides: Sequence[str]) -> list[str]:
-    """The choice of a preset, which comes first: what follows changes it."""
-    return [override for override in overrides if override.startswith("encoder=")]
-
-
-def _others(overrides: Sequence[str]) -> list[str]:
-    return [override for override in overrides if not override.startswith("encoder=")]
+    results = {
+        "rows": {
+            name: {
+                "error": [held_out_error(run, held_out) for run in row_runs],
+                "train_seconds": [json.loads((run / "results.json").read_text())["train_seconds"] for run in row_runs],
+            }
+            for name, row_runs in folders.items()
+        },
+        "constant": _constant_error(few, held_out),
+        "demonstrations": demonstrations,
+        "held_out": held_out.episodes,
+        "seeds": seeds,
+        "steps": steps,
+    }
+    write_json(out / "encoders.json", results)
+    return results
 
 
 def held_out_error(folder: Path, store: Store) -> float:
     """The mean absolute error of a run's actions on a data set, in units of [-1, 1], over rows and dimensions.
 
-    An action is the mean of 8 draws, as the conditional mean is what this error asks for.
+    An action is the mean of 8 draws, an estimate of the conditional mean.
     """
     config, parts = restore(folder)
-    sampler = Sampler(store, _ROWS_AT_ONCE, seed=0, frame_stack=config.task.frame_stack)
+    sampler = Sampler(store, _BATCH, seed=0, frame_stack=config.task.frame_stack)
     device = parts.accelerator.device
     errors = []
-    for start in range(0, len(store.transitions), _ROWS_AT_ONCE):
-        batch = sampler.gather(store.transitions[start : start + _ROWS_AT_ONCE]).to(device)
+    for start in range(0, len(store.transitions), _BATCH):
+        batch = sampler.gather(store.transitions[start : start + _BATCH]).to(device)
         with torch.no_grad():
             features = parts.agent.actor_encoder(batch.observation)
             noise = RandomStream(0, start, device=device)
@@ -155,20 +150,21 @@ def held_out_error(folder: Path, store: Store) -> float:
     return float(torch.cat(errors).mean())
 
 
-def _constant(few: Store, held_out: Store) -> float:
+def _constant_error(few: Store, held_out: Store) -> float:
+    """The error of the mean action."""
     mean = few.actions[few.transitions].mean(0)
     return float(np.abs(held_out.actions[held_out.transitions] - mean).mean())
 
 
-def table(told: Mapping[str, Any]) -> str:
+def table(results: Mapping[str, Any]) -> str:
     """The results as text: means over seeds, with the deviation between them."""
     lines = [f"{'row':<28}{'action error':>20}{'seconds of training':>22}"]
-    for name, found in told["rows"].items():
-        error = f"{np.mean(found['error']):.4f} +- {np.std(found['error']):.4f}"
-        lines.append(f"{name:<28}{error:>20}{np.mean(found['train_seconds']):>22.0f}")
-    lines.append(f"{'the mean action':<28}{told['constant']:>11.4f}")
+    for name, row in results["rows"].items():
+        error = f"{np.mean(row['error']):.4f} +- {np.std(row['error']):.4f}"
+        lines.append(f"{name:<28}{error:>20}{np.mean(row['train_seconds']):>22.0f}")
+    lines.append(f"{'the mean action':<28}{results['constant']:>11.4f}")
     lines.append(
-        f"{told['seeds']} seeds, {told['steps']} steps, {told['demonstrations']} demonstrations, judged on "
-        f"{told['held_out']} others"
+        f"{results['seeds']} seeds, {results['steps']} steps, {results['demonstrations']} demonstrations, judged on "
+        f"{results['held_out']} others"
     )
     return "\n".join(lines)

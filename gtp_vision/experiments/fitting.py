@@ -16,19 +16,15 @@ from gtp_vision.models import Policy, PolicyConfig
 from gtp_vision.models.networks import frozen_copy, polyak_
 
 Draw = Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+"""(batch size B, generator) to features (B, F) and actions (B, A)."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained policy and what it took.
+    """A trained policy and its training time."""
 
-    Attributes:
-        policy: the slow copy, whose parameters are averaged over the last steps.
-        seconds: of training.
-    """
-
-    policy: Policy
-    seconds: float
+    policy: Policy  # the slow copy, whose parameters are averaged over the last steps
+    seconds: float  # of training
 
 
 def fit(
@@ -41,17 +37,7 @@ def fit(
     tau: float = 0.05,
     seed: int = 0,
 ) -> Fitted:
-    """Train a policy: Adam, 100 steps of warm-up, then half a cosine to 0.
-
-    Args:
-        config: of the policy.
-        draw: (batch size, generator) to features (B, F) and actions (B, A).
-        steps: gradient steps.
-        batch_size: B.
-        learning_rate: the highest.
-        tau: Polyak rate of the teacher.
-        seed: of parameters, batches and noise.
-    """
+    """Train a policy: Adam, 100 steps of warm-up, then half a cosine to 0; `tau` is the teacher's Polyak rate."""
     features, actions = draw(2, counter_rng(seed, 0))
     torch.manual_seed(seed)
     student = models.create(features.shape[1], actions.shape[1], config)

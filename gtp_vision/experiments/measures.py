@@ -1,8 +1,8 @@
-"""How good samples and flow maps are, where the truth is known."""
+"""Errors of samples and flow maps where the exact answer is known."""
 
 from __future__ import annotations
 
-import time
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -10,21 +10,22 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from gtp_vision.core.random import RandomStream
+from gtp_vision.core.timing import Work, median_ms
 from gtp_vision.experiments.problems import Mixture
 from gtp_vision.models import GTPPolicy, Policy
 
 STEPS = (1, 2, 3, 5, 10)  # K
 SAMPLES = 4000
-LEVELS = (10.0, 5.0, 2.5, 1.2, 0.6, 0.3, 0.15, 0.05, 0.0)  # the same for every policy, whatever its own
+LEVELS = (10.0, 5.0, 2.5, 1.2, 0.6, 0.3, 0.15, 0.05, 0.0)  # the same for every policy
 _ON_MODE = 0.2  # a sample this near to a narrow mode is on it: four deviations
 
 
 def map_error(policy: GTPPolicy, problem: Mixture, generator: np.random.Generator) -> dict[str, float]:
-    """How far the learned Phi(x, t, s) is from the exact one, over all pairs of `LEVELS` up to its sigma_max.
+    """Errors of the learned Phi(x, t, s) over all pairs of `LEVELS` up to its sigma_max.
 
     Returns:
         `rel_error`, the mean over pairs t > s of rms(Phi - exact) / rms(exact - mean of the data); `composition`, the
-        same for Phi(Phi(x, t, u), u, s) against Phi(x, t, s), u half way; both on x that training has not seen.
+        same for Phi(Phi(x, t, u), u, s) against Phi(x, t, s), u half way; both on new x.
     """
     errors, compositions = [], []
     centre = problem.means.mean(0)
@@ -60,7 +61,7 @@ def draw(policy: Policy, steps: int, count: int = SAMPLES, seed: int = 0) -> np.
 
 
 def modes_hit(samples: np.ndarray, problem: Mixture) -> dict[str, Any]:
-    """Where samples lie.
+    """Shares of samples on the modes.
 
     Returns:
         `on_mode`, the percentage within 0.2 of a mode; of these, `share` of each mode in percent, and `spread`, their
@@ -86,10 +87,6 @@ def wasserstein(samples: np.ndarray, data: np.ndarray) -> float:
 @torch.no_grad()
 def act_milliseconds(policy: Policy, features: int, steps: int, rounds: int = 100) -> float:
     """The median time of one action for one observation, in K steps."""
-    observation, spent = torch.zeros(1, features), []
-    for k in range(rounds + 5):
-        noise = RandomStream(0, k)
-        began = time.perf_counter()
-        policy.sample(observation, steps, noise)
-        spent.append(1e3 * (time.perf_counter() - began))
-    return float(np.median(spent[5:]))
+    observation, numbers = torch.zeros(1, features), count()
+    work = Work(lambda noise: policy.sample(observation, steps, noise), lambda: RandomStream(0, next(numbers)))
+    return median_ms({"act": work}, rounds)["act"]

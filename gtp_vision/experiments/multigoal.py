@@ -1,11 +1,10 @@
-"""The paper's picture: a point agent, four goals, and behaviour that heads for each of them equally often.
+"""The paper's figure: a point agent, four goals, and demonstrations that go to each of them equally often.
 
-At the start all four directions are right; a policy that averages them goes nowhere. Axes in names: B batch.
+At the start all four directions are right; a policy that averages them stays there. Axes in names: B batch.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,47 +13,40 @@ from typing import Any
 import numpy as np
 import torch
 
-from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import atomic_write
 from gtp_vision.core.random import RandomStream, counter_rng
 from gtp_vision.experiments.fitting import fit
 from gtp_vision.experiments.measures import act_milliseconds
+from gtp_vision.experiments.output import make_folder, write_figure, write_json
 from gtp_vision.models import PolicyConfig
 from gtp_vision.training.jobs import run_parallel
 
 GOALS = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
-NEAR = 0.12  # of a goal: reached
-_START = 0.02  # deviation of the starts around the origin
-_STRIDE = 0.1  # how far an action of norm 1 moves
+NEAR = 0.12  # the distance at which a goal is reached
+_START = 0.02  # standard deviation of the starts around the origin
+_STRIDE = 0.1  # the length of a move by an action of norm 1
 _HORIZON = 40
-_SPEED, _NOISE = 0.8, 0.03  # of the behaviour's actions
+_SPEED, _NOISE = 0.8, 0.03  # of the demonstrations' actions
 
 _DEMONSTRATIONS, _ROLLOUTS, _DRAWN = 2000, 4000, 60
-_SALT = 0x60A1500  # keeps these draws apart from those of training steps
+_SALT = 0x60A1500  # separates these draws from those of training steps
 _WIDTHS = [128, 128, 128]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A policy to compare.
+    """A policy to compare."""
 
-    Attributes:
-        config: of the policy.
-        steps: K when acting.
-        passes: what a training step costs in passes through the network for a batch: 1 forward, 2 backward.
-    """
-
-    config: PolicyConfig
-    steps: int
-    passes: int
+    config: PolicyConfig  # of the policy
+    steps: int  # K when acting
+    passes: int  # the cost of a training step in passes of a batch through the network: 1 forward, 2 backward
 
 
 METHODS = {
-    # Diffusion-QL's policy: 5 steps, predicts noise.
+    # Diffusion-QL's policy predicts noise.
     "diffusion": Method(PolicyConfig(family="vp_diffusion", grid=5, hidden=_WIDTHS), 5, 3),
-    # Consistency-AC's: 2 steps; a teacher's pass beside the student's. 0.5 is the middle of Karras' levels.
+    # Consistency-AC's policy has a teacher's pass, too. 0.5 is the middle of Karras' levels.
     "consistency": Method(PolicyConfig(family="consistency", grid=40, sigma_last=0.5, hidden=_WIDTHS), 2, 4),
-    # Two student's and three teacher's passes.
+    # Two passes of the student and three of the teacher.
     "gtp": Method(PolicyConfig(hidden=_WIDTHS), 2, 9),
 }
 
@@ -62,10 +54,10 @@ Act = Callable[[np.ndarray], np.ndarray]
 
 
 def rollout(act: Act, count: int, generator: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """`count` trajectories side by side, each until a goal is near or 40 steps are over.
+    """Roll out `count` trajectories, each until it reaches a goal or for 40 steps.
 
     Args:
-        act: positions (B, 2) to actions (B, 2), which are clipped to [-1, 1]; always asked for all trajectories.
+        act: positions (B, 2) of all trajectories to actions (B, 2), which are clipped to [-1, 1].
         count: B.
         generator: of the starts.
 
@@ -79,17 +71,17 @@ def rollout(act: Act, count: int, generator: np.random.Generator) -> tuple[list[
         position = position + _STRIDE * action
         positions.append(position)
         actions.append(action)
-    at, done = np.stack(positions, 1), np.stack(actions, 1)
-    near = (np.linalg.norm(at[:, :, None] - GOALS, axis=-1) < NEAR).any(-1)  # (B, T + 1)
-    length = np.where(near.any(1), near.argmax(1), _HORIZON)
+    paths = np.stack(positions, 1)
+    is_near = (np.linalg.norm(paths[:, :, None] - GOALS, axis=-1) < NEAR).any(-1)  # (B, T + 1)
+    length = np.where(is_near.any(1), is_near.argmax(1), _HORIZON)
     return (
-        [path[: n + 1] for path, n in zip(at, length, strict=True)],
-        [path[:n] for path, n in zip(done, length, strict=True)],
+        [path[: n + 1] for path, n in zip(paths, length, strict=True)],
+        [taken[:n] for taken, n in zip(np.stack(actions, 1), length, strict=True)],
     )
 
 
 def demonstrate(count: int, generator: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """The behaviour: the trajectories head for the four goals in turn, with noise on every action."""
+    """Demonstrations that go to the four goals in turn, with noise on every action."""
     goal = GOALS[np.arange(count) % len(GOALS)]
 
     def act(position: np.ndarray) -> np.ndarray:
@@ -101,7 +93,7 @@ def demonstrate(count: int, generator: np.random.Generator) -> tuple[list[np.nda
 
 
 def measure(paths: list[np.ndarray]) -> dict[str, Any]:
-    """How good trajectories are.
+    """Measure trajectories.
 
     Returns:
         `reach`, percent that reach a goal; `share`, percent of these for each goal; `path_ratio`, the mean path length
@@ -123,13 +115,10 @@ def measure(paths: list[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def one_method(method: str, steps: int, seed: int) -> dict[str, Any]:
-    """Train one of `METHODS` on the demonstrations, let it act, and measure.
+def train_method(method: str, steps: int, seed: int) -> dict[str, Any]:
+    """Train one of `METHODS` on the demonstrations, roll it out, and measure.
 
-    Args:
-        method: its name.
-        steps: gradient steps of GTP; the others make as many more as cost the same.
-        seed: of demonstrations, training and acting.
+    `steps` are those of GTP; methods with cheaper steps take more of them, at the same cost.
 
     Returns:
         `measured` (see `measure`, with `act_ms`, `train_seconds`, `train_steps`, K as `steps`), `paths` to be drawn.
@@ -144,13 +133,13 @@ def one_method(method: str, steps: int, seed: int) -> dict[str, Any]:
 
     train_steps = round(steps * METHODS["gtp"].passes / chosen.passes)
     fitted = fit(chosen.config, draw, steps=train_steps, seed=seed)
-    asked = 0
+    calls = 0
 
     @torch.no_grad()
     def act(position: np.ndarray) -> np.ndarray:
-        nonlocal asked
-        asked += 1
-        noise = RandomStream(seed, _SALT + asked)
+        nonlocal calls
+        calls += 1
+        noise = RandomStream(seed, _SALT + calls)
         return fitted.policy.sample(torch.from_numpy(position).float(), chosen.steps, noise).double().numpy()
 
     paths, _ = rollout(act, _ROLLOUTS, counter_rng(seed, _SALT, 2))
@@ -166,32 +155,20 @@ def one_method(method: str, steps: int, seed: int) -> dict[str, Any]:
 def multigoal(out: Path, *, seed: int = 0, steps: int = 24_000, progress: bool = True) -> dict[str, Any]:
     """Train all methods at the same cost, and write `multigoal.png` and `multigoal.json` into a folder.
 
-    Args:
-        out: the folder.
-        seed: of everything.
-        steps: see `one_method`.
-        progress: show a bar.
-
     Returns:
-        What was measured, by method and of the `data`; `figure` and `json`, their paths.
+        The measures by method and of the `data`; `figure` and `json`, their paths.
 
     Raises:
-        GtpVisionError: the folder cannot be made.
+        GtpVisionError: the folder cannot be created.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GtpVisionError(
-            f"the folder {out} cannot be made ({error.strerror}); choose another with --out"
-        ) from error
-    jobs = {name: (one_method, {"method": name, "steps": steps, "seed": seed}) for name in METHODS}
+    make_folder(out)
+    jobs = {name: (train_method, {"method": name, "steps": steps, "seed": seed}) for name in METHODS}
     done = run_parallel(jobs, progress=progress)
-    shown, _ = demonstrate(_ROLLOUTS, counter_rng(seed, _SALT, 3))
-    results: dict[str, Any] = {"data": measure(shown)} | {name: found["measured"] for name, found in done.items()}
-    panels = {"data": shown[:_DRAWN]} | {name: [np.array(path) for path in f["paths"]] for name, f in done.items()}
-    _figure(out / "multigoal.png", panels)
-    with atomic_write(out / "multigoal.json") as aside:
-        aside.write_text(json.dumps(results, indent=1))
+    data, _ = demonstrate(_ROLLOUTS, counter_rng(seed, _SALT, 3))
+    results: dict[str, Any] = {"data": measure(data)} | {name: result["measured"] for name, result in done.items()}
+    panels = {"data": data[:_DRAWN]} | {name: [np.array(path) for path in r["paths"]] for name, r in done.items()}
+    _draw(out / "multigoal.png", panels)
+    write_json(out / "multigoal.json", results)
     return results | {"figure": str(out / "multigoal.png"), "json": str(out / "multigoal.json")}
 
 
@@ -200,27 +177,26 @@ def table(results: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{'multigoal':14}{'K':>3}{'reach %':>9}  {'share of each goal %':24}{'path':>6}{'jitter':>8}{'act ms':>8}"
     ]
-    for name, found in results.items():
-        if not isinstance(found, Mapping):
+    for name, row in results.items():
+        if not isinstance(row, Mapping):
             continue
-        share = " ".join(f"{x:5.1f}" for x in found["share"])
-        steps, act = found.get("steps", ""), f"{found['act_ms']:.2f}" if "act_ms" in found else ""
-        path = "" if found["path_ratio"] is None else f"{found['path_ratio']:.3f}"
-        lines.append(f"{name:14}{steps:>3}{found['reach']:9.1f}  {share:24}{path:>6}{found['jitter']:8.4f}{act:>8}")
+        share = " ".join(f"{x:5.1f}" for x in row["share"])
+        steps, act = row.get("steps", ""), f"{row['act_ms']:.2f}" if "act_ms" in row else ""
+        path = "" if row["path_ratio"] is None else f"{row['path_ratio']:.3f}"
+        lines.append(f"{name:14}{steps:>3}{row['reach']:9.1f}  {share:24}{path:>6}{row['jitter']:8.4f}{act:>8}")
     return lines
 
 
-def _figure(path: Path, panels: Mapping[str, list[np.ndarray]]) -> None:
+def _draw(path: Path, panels: Mapping[str, list[np.ndarray]]) -> None:
     from matplotlib.figure import Figure
 
     titles = {"data": "data", "diffusion": "diffusion, 5 steps", "consistency": "consistency, 2 steps"}
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     for axes, (name, paths) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for one in paths:
-            axes.plot(*one.T, color="#3b6ea8", alpha=0.35, linewidth=0.8)
+        for trajectory in paths:
+            axes.plot(*trajectory.T, color="#3b6ea8", alpha=0.35, linewidth=0.8)
         axes.scatter(*GOALS.T, color="#c0392b", s=60, zorder=3)
         axes.set(title=titles.get(name, "GTP, 2 steps"), xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal")
         axes.set_xticks([])
         axes.set_yticks([])
-    with atomic_write(path) as aside:
-        figure.savefig(aside, format="png", dpi=110)
+    write_figure(path, figure)

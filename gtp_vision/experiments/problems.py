@@ -1,4 +1,4 @@
-"""Problems whose flow map is known: Gaussians in closed form, mixtures of them by an accurate ODE solver.
+"""Problems with known flow maps: Gaussians in closed form, mixtures of them by an accurate ODE solver.
 
 Forward process x_t = x + t z, z ~ N(0, I); the flow map Phi(x, t, s) carries x along dx/dt = (x - D(x, t)) / t from
 level t down to s, where D(x, t) = E[x_0 | x_t = x] is the denoiser. Axes in names: B batch, M modes, D dimensions.
@@ -16,15 +16,10 @@ _NEARLY_ZERO = 1e-5  # times the narrowest deviation: below this level the map t
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture of M normal distributions with equal weights and one standard deviation, in D dimensions.
+    """A mixture of M normal distributions with equal weights and one standard deviation, in D dimensions."""
 
-    Attributes:
-        means: float64 (M, D).
-        deviation: of every mode, in every direction; above 0.
-    """
-
-    means: np.ndarray
-    deviation: float
+    means: np.ndarray  # float64 (M, D)
+    deviation: float  # of every mode, in every direction; above 0
 
     @property
     def dimensions(self) -> int:

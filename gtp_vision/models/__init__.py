@@ -8,29 +8,13 @@ straight paths; GTP jumps from any level to any other.
 
 from __future__ import annotations
 
+from gtp_vision.core.registry import Registry
 from gtp_vision.models.abilities import Density, Guidable, Integrable, Pull
-from gtp_vision.models.bottleneck import BottleneckPolicy
-from gtp_vision.models.consistency import ConsistencyPolicy
-from gtp_vision.models.diffusion import DiffusionPolicy, VPDiffusionPolicy
-from gtp_vision.models.flow_matching import FlowMatchingPolicy, MeanFlowPolicy, ShortcutPolicy
 from gtp_vision.models.gtp import GTPPolicy
-from gtp_vision.models.one_step import OneStepPolicy
-from gtp_vision.models.plain import DeterministicPolicy, GaussianPolicy
 from gtp_vision.models.policy import Policy, PolicyConfig, effective_sample_size
 
-FAMILIES: dict[str, type[Policy]] = {
-    "gtp": GTPPolicy,
-    "diffusion": DiffusionPolicy,
-    "vp_diffusion": VPDiffusionPolicy,
-    "consistency": ConsistencyPolicy,
-    "flow_matching": FlowMatchingPolicy,
-    "shortcut": ShortcutPolicy,
-    "meanflow": MeanFlowPolicy,
-    "bottleneck": BottleneckPolicy,
-    "one_step": OneStepPolicy,
-    "gaussian": GaussianPolicy,
-    "deterministic": DeterministicPolicy,
-}
+FAMILIES: Registry[type[Policy]] = Registry(__name__, "gtp_vision.models", Policy, key="family")
+"""The classes of this package and of plug-ins by their `family`."""
 
 
 def create(features: int, actions: int, config: PolicyConfig) -> Policy:

@@ -31,6 +31,8 @@ class BottleneckPolicy(DiffusionPolicy, Density):
         ValueError: activation=relu, or as `Policy`.
     """
 
+    family = "bottleneck"
+
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         if config.activation == "relu":
             raise ValueError("bottleneck learns through its network's slope, which relu makes steps; take another")
@@ -48,7 +50,7 @@ class BottleneckPolicy(DiffusionPolicy, Density):
         """The gradient of f by a_t: (B, A), itself differentiable where gradients are recorded."""
         t = t if isinstance(t, torch.Tensor) else a_t.new_full((len(a_t),), t)  # embeddings kept for numbers have none
         slope = torch.func.grad(lambda x: self.log_density(observed, x, t).sum())
-        if not torch.is_inference_mode_enabled():
+        if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
             return slope(a_t)
         with torch.inference_mode(False):  # in inference mode no gradient can be recorded
             return slope(a_t.clone())

@@ -16,6 +16,8 @@ from gtp_vision.models.timed import LevelPolicy, Time, column
 class ConsistencyPolicy(LevelPolicy):
     """Learns f(a + t z, t) = f'(a + u z, u) for neighbouring levels t > u. Arguments as `Policy`."""
 
+    family = "consistency"
+
     has_teacher = True
 
     def jump(self, observed: torch.Tensor, a_t: torch.Tensor, t: Time) -> torch.Tensor:

@@ -23,6 +23,8 @@ from gtp_vision.models.timed import DenoisingPolicy, Time, TimedPolicy
 class DiffusionPolicy(DenoisingPolicy, Integrable):
     """Learns D(a_t, t) = E[a | a_t] and follows da/dt = (a - D) / t from sigma_max to 0. Arguments as `Policy`."""
 
+    family = "diffusion"
+
     def denoise(self, observed: torch.Tensor, a_t: torch.Tensor, t: Time) -> torch.Tensor:
         """D(o, a_t, t), the network's output: (B, A)."""
         return self.evaluate(observed, a_t, t)
@@ -46,6 +48,8 @@ class VPDiffusionPolicy(TimedPolicy, Guidable):
 
     Its N = `grid` steps are fixed when training; the network gets i / N. Arguments as `Policy`.
     """
+
+    family = "vp_diffusion"
 
     beta_min, beta_max = 0.1, 10.0
     abar: torch.Tensor

@@ -17,6 +17,8 @@ from gtp_vision.models.timed import Time, TimedPolicy
 class FlowMatchingPolicy(TimedPolicy, Integrable, Guidable):
     """Learns the velocity v(x_r, r) = E[z - a | x_r] (Lipman et al., 2023), and follows it. Arguments as `Policy`."""
 
+    family = "flow_matching"
+
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__(features, actions, config, embed=UnitTimeEmbedding())
 
@@ -66,6 +68,8 @@ class ShortcutPolicy(TimedPolicy, Integrable):
     Arguments as `Policy`; the smallest step is the smallest power of 1/2 that is not below 1 / `grid`, for which the network gets 0.
     """
 
+    family = "shortcut"
+
     has_teacher = True
     flow_share = 0.75  # of the rows learn the velocity (h = 0), the others to compose; the paper's share
 
@@ -114,6 +118,8 @@ class MeanFlowPolicy(TimedPolicy, Integrable):
     m = v - (r - q) dm/dr, with the total derivative along the path by forward-mode differentiation, and the data's
     velocity z - a for v. Arguments as `Policy`.
     """
+
+    family = "meanflow"
 
     flow_share = 0.5  # of the rows have q = r, where m is the velocity
     damping = 1e-2  # of the adaptive weight 1 / (error + damping)

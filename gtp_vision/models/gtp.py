@@ -29,6 +29,8 @@ class GTPPolicy(DenoisingPolicy, Integrable):
     whole trajectory and a jump has learnt the one without it.
     """
 
+    family = "gtp"
+
     has_teacher = True
 
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:

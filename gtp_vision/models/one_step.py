@@ -19,6 +19,8 @@ class OneStepPolicy(Integrable):
     It learns by regression on what a policy that can `integrate` makes of the same noise.
     """
 
+    family = "one_step"
+
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__(features, actions, config)
         self.locate = nn.Linear(actions, config.hidden[0], bias=False)

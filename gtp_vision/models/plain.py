@@ -35,6 +35,8 @@ class GaussianPolicy(PlainPolicy, Integrable, Density):
     Arguments as `Policy`.
     """
 
+    family = "gaussian"
+
     lowest, highest = -5.0, 2.0  # of log deviations; IQL's upper bound, and a lower one that keeps the loss bounded
 
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
@@ -69,6 +71,8 @@ class GaussianPolicy(PlainPolicy, Integrable, Density):
 
 class DeterministicPolicy(PlainPolicy, Integrable):
     """One action an observation. Arguments as `Policy`."""
+
+    family = "deterministic"
 
     def loss(self, batch: Rows) -> Losses:
         """||a - mean(o)||^2."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -99,8 +100,12 @@ class Policy(nn.Module, ABC):
 
     Raises:
         ValueError: an action dimension below 1, or a setting out of range.
+
+    Attributes:
+        family: of `agent.policy.family`; every class that can be built has its own.
     """
 
+    family: ClassVar[str]
     has_teacher = False  # whether the loss also learns from a slow copy of the policy
 
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:

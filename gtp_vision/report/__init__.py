@@ -1,4 +1,4 @@
-"""The report page: reading run folders, drawing their curves, and putting both on a page."""
+"""The report page: reads run folders, draws their curves, and renders both as one HTML file."""
 
 from gtp_vision.report.page import build_report
 

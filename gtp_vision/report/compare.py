@@ -1,6 +1,6 @@
-"""Runs of one configuration and several seeds as one agent: its means with their intervals, and its settings.
+"""Comparison of agents: means over seeds with their intervals, and differing settings.
 
-An agent here is a configuration without its seed: two runs of one method whose learning rates differ are two agents.
+An agent here is a configuration without its seed: two runs of one method with different learning rates are two agents.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from scipy import stats
@@ -17,27 +18,21 @@ from gtp_vision.report.text import known, scalar
 
 MEASURES = ("score", "success", "return")
 SELECTIONS = {"last": "Last", "mean_last_3": "Mean of last three", "best": "Best"}
-MAX_SETTINGS = 2000  # of one configuration; ours have some two hundred
+MAX_SETTINGS = 2000  # of one configuration; ours have about two hundred
 MAX_DIFFERENCES = 60  # rows of the table
-_OWN = ("seed", "run_dir", "data_dir", "training.seeds")  # differ between the seeds of one agent
-_DEEPEST = 12
-_LONGEST = 120  # characters of a value
+_PER_RUN = ("seed", "run_dir", "data_dir", "training.seeds")  # differ between the seeds of one agent
+_MAX_DEPTH = 12
+_MAX_LENGTH = 120  # characters of a value
 _ABSENT = "–"
 
 
 @dataclass
 class Group:
-    """One agent: the runs that differ in nothing but their seed.
+    """One agent: runs that differ only in their seed."""
 
-    Attributes:
-        runs: in the order given.
-        settings: name to text, of all settings but those of the single run.
-        label: its name on the page.
-    """
-
-    runs: list[RunFolder]
-    settings: dict[str, str]
-    label: str = ""
+    runs: list[RunFolder]  # in the order given
+    settings: dict[str, str]  # name to text, of all settings but those of the single run
+    label: str = ""  # its name on the page
 
     @property
     def seeds(self) -> str:
@@ -56,43 +51,35 @@ class Mean:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the page says of several agents.
+    """The page's section about several agents."""
 
-    Attributes:
-        groups: the agents.
-        tables: measure to one row for each group that has it: the group and, for each of `SELECTIONS`, its mean.
-        differing: settings that are not the same in all groups: name, and each group's text.
-        left_out: how many more settings differ.
-        intervals: whether any mean has one.
-    """
-
-    groups: list[Group]
+    groups: list[Group]  # the agents
+    # measure to one row for each group that has it: the group and, for each of `SELECTIONS`, its mean
     tables: dict[str, list[tuple[Group, list[Mean | None]]]] = field(default_factory=dict)
+    # settings that are not the same in all groups: name, and each group's text
     differing: list[tuple[str, list[str]]] = field(default_factory=list)
-    left_out: int = 0
-    intervals: bool = False
+    left_out: int = 0  # how many more settings differ
+    intervals: bool = False  # whether any mean has one
 
 
 def compare(runs: Sequence[RunFolder]) -> Comparison | None:
-    """Agents side by side; None where there is one run alone, of which the summary says everything."""
+    """Compare the agents of several runs; None for a single run."""
     if len(runs) < 2:
         return None
     groups: dict[tuple[Any, ...], Group] = {}
     for run in runs:
-        settings = settings_of(run)
-        row = row_of(run)
+        settings, row = settings_of(run), row_of(run)
         key = (str(row["agent"]), str(row["encoder"]), tuple(settings.items()))
         groups.setdefault(key, Group([], settings)).runs.append(run)
-    found = Comparison(list(groups.values()))
-    names = list(dict.fromkeys(name for group in found.groups for name in group.settings))
-    texts = {name: [group.settings.get(name, _ABSENT) for group in found.groups] for name in names}
+    agents = list(groups.values())
+    names = list(dict.fromkeys(name for group in agents for name in group.settings))
+    texts = {name: [group.settings.get(name, _ABSENT) for group in agents] for name in names}
     differing = [(name, row) for name, row in texts.items() if len(set(row)) > 1]
-    _name(found.groups, [name for name, _ in differing])
-    tables = {measure: _table(found.groups, measure) for measure in MEASURES}
-    tables = {measure: rows for measure, rows in tables.items() if rows}
+    _label(agents, [name for name, _ in differing])
+    tables = {measure: rows for measure in MEASURES if (rows := _table(agents, measure))}
     means = [mean for rows in tables.values() for _, row in rows for mean in row if mean]
     return Comparison(
-        groups=found.groups,
+        groups=agents,
         tables=tables,
         differing=differing[:MAX_DIFFERENCES],
         left_out=max(0, len(differing) - MAX_DIFFERENCES),
@@ -101,31 +88,24 @@ def compare(runs: Sequence[RunFolder]) -> Comparison | None:
 
 
 def settings_of(run: RunFolder) -> dict[str, str]:
-    """Dotted name to text of each setting, but for those of the single run; at most `MAX_SETTINGS`."""
-    found: dict[str, str] = {}
+    """Dotted name to text of each setting but for the seed and the folders; at most `MAX_SETTINGS`."""
+    settings: dict[str, str] = {}
 
     def walk(tree: Any, name: str, depth: int) -> None:
-        if len(found) >= MAX_SETTINGS or name in _OWN:
+        if len(settings) >= MAX_SETTINGS or name in _PER_RUN:
             return
-        if isinstance(tree, Mapping) and tree and depth < _DEEPEST:
+        if isinstance(tree, Mapping) and tree and depth < _MAX_DEPTH:
             for key, value in tree.items():
                 walk(value, f"{name}.{key}" if name else str(key), depth + 1)
-        elif isinstance(tree, Mapping | list):
-            found[name] = _text(tree)
         else:
-            found[name] = str(tree)[:_LONGEST]
+            settings[name] = _text(tree) if isinstance(tree, Mapping | list) else str(tree)[:_MAX_LENGTH]
 
     walk(run.config, "", 0)
-    return found
+    return settings
 
 
 def mean_of(values: Sequence[float], *, fraction: bool = False) -> Mean:
-    """The mean and its 95 % interval over independent runs.
-
-    Args:
-        values: one a run, at least one.
-        fraction: values lie between 0 and 1, and so does the interval.
-    """
+    """The mean of at least one run's values and its 95 % interval; `fraction` clips it to [0, 1]."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return Mean(mean)
@@ -138,52 +118,50 @@ def mean_of(values: Sequence[float], *, fraction: bool = False) -> Mean:
 def _table(groups: Sequence[Group], measure: str) -> list[tuple[Group, list[Mean | None]]]:
     rows = []
     for group in groups:
-        found = [_evaluated(run) for run in group.runs]
-        values = [[known(scalar(one, selection, measure)) for one in found] for selection in SELECTIONS]
+        results = [_evaluated(run) for run in group.runs]
+        values = [[known(scalar(result, selection, measure)) for result in results] for selection in SELECTIONS]
         finite = [[value for value in column if value is not None] for column in values]
         if any(finite):
-            # of all seeds or of none: a mean over those that have ended would change as others end
-            whole = [column if len(column) == len(group.runs) else [] for column in finite]
-            means = [mean_of(column, fraction=measure == "success") if column else None for column in whole]
+            # of all seeds or of none: a mean over the finished ones would change as others finish
+            complete = [column if len(column) == len(group.runs) else [] for column in finite]
+            means = [mean_of(column, fraction=measure == "success") if column else None for column in complete]
             rows.append((group, means))
     return rows
 
 
 def _evaluated(run: RunFolder) -> Mapping[str, Any]:
-    """The run's results; of an unfinished one the same from its curves, as far as they go."""
+    """The run's results; for an unfinished run, computed from its curves."""
     if run.results:
         return run.results
     curves = {key[5:]: points for key, points in run.series.items() if key.startswith("eval/")}
     steps = sorted({step for points in curves.values() for step in points})
-    each = [
+    evaluations = [
         {key: number for key, points in curves.items() if (number := known(points.get(step))) is not None}
         for step in steps
     ]
-    if not each:
+    if not evaluations:
         return {}
-    recent = each[-3:]
-    means = {
-        key: math.fsum(one[key] for one in recent) / len(recent) for key in curves if all(key in one for one in recent)
-    }
-    best = max(each, key=lambda one: tuple(one.get(measure, -math.inf) for measure in MEASURES))
-    return {"last": each[-1], "mean_last_3": means, "best": best}
+    recent = evaluations[-3:]
+    means = {key: fmean(e[key] for e in recent) for key in curves if all(key in e for e in recent)}
+    best = max(evaluations, key=lambda evaluation: [evaluation.get(measure, -math.inf) for measure in MEASURES])
+    return {"last": evaluations[-1], "mean_last_3": means, "best": best}
 
 
-def _name(groups: Sequence[Group], differing: Sequence[str]) -> None:
-    """Give each group a label of its own: the agent's, and what tells it from others of that name."""
+def _label(groups: Sequence[Group], differing: Sequence[str]) -> None:
+    """Give each group a unique label: its agent, and settings that distinguish it from others of that agent."""
     agents = [str(row_of(group.runs[0])["agent"]) for group in groups]
     for group, agent in zip(groups, agents, strict=True):
         group.label = agent
         namesakes = [other for other, name in zip(groups, agents, strict=True) if name == agent]
         if len(namesakes) > 1:
-            apart = [name for name in differing if len({other.settings.get(name) for other in namesakes}) > 1]
-            told = [f"{name.rpartition('.')[2]}={group.settings.get(name, _ABSENT)}" for name in apart[:2]]
-            group.label += f" ({', '.join(told) or group.runs[0].folder.name})"
+            names = [name for name in differing if len({other.settings.get(name) for other in namesakes}) > 1]
+            texts = [f"{name.rpartition('.')[2]}={group.settings.get(name, _ABSENT)}" for name in names[:2]]
+            group.label += f" ({', '.join(texts) or group.runs[0].folder.name})"
 
 
 def _text(tree: Any) -> str:
-    """A list (or what is nested too deep) in one line, cut."""
-    if isinstance(tree, list) and all(not isinstance(value, list | Mapping) for value in tree[:_LONGEST]):
-        text = f"[{', '.join(str(value)[:_LONGEST] for value in tree[:_LONGEST])}]"
-        return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+    """A list, or a tree that is nested too deep, as one line of limited length."""
+    if isinstance(tree, list) and all(not isinstance(value, list | Mapping) for value in tree[:_MAX_LENGTH]):
+        text = f"[{', '.join(str(value)[:_MAX_LENGTH] for value in tree[:_MAX_LENGTH])}]"
+        return text if len(text) <= _MAX_LENGTH else text[:_MAX_LENGTH] + "…"
     return "…" if tree else str(tree)

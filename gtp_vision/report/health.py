@@ -1,4 +1,4 @@
-"""How a run fared as a computation: what it was warned of, what was not finite, its pace, what it waited for."""
+"""Health of a run: warnings, values that were not finite, speed, and time waiting for data."""
 
 from __future__ import annotations
 
@@ -14,34 +14,24 @@ from gtp_vision.report.text import known, median_of, scalar
 
 SPEED = "health/steps_per_second"  # the key of the curve that is computed here
 MAX_WARNINGS = 20  # of one run
-LONGEST = 600  # characters of one
+MAX_LENGTH = 600  # characters of one
 
 
 @dataclass(frozen=True)
 class Health:
-    """What the page says of one run's health.
-
-    Attributes:
-        run: the run.
-        warnings: step and sentence of each, in the order of steps, at most `MAX_WARNINGS`.
-        more: how many warnings are not among them.
-        holes: logged values that were not finite.
-        skipped: training steps that were skipped; None where the run does not count them.
-        speed: median of training steps a second, without evaluations; None where it is not known.
-        waiting: median share of the time in which training waited for data, as a fraction; or None.
-    """
+    """The page's section about one run's health."""
 
     run: RunFolder
-    warnings: list[tuple[Any, str]]
-    more: int
-    holes: int
-    skipped: int | None
-    speed: float | None
-    waiting: float | None
+    warnings: list[tuple[Any, str]]  # step and sentence of each, in the order of steps, at most `MAX_WARNINGS`
+    more: int  # how many warnings are not among them
+    holes: int  # logged values that were not finite
+    skipped: int | None  # training steps that were skipped; None where the run does not count them
+    speed: float | None  # median of training steps a second, without evaluations; None where it is not known
+    waiting: float | None  # median share of the time in which training waited for data, as a fraction; or None
 
 
 def health_of(run: RunFolder) -> Health:
-    """Read the run's warnings, and compute its speed, which becomes a curve of the run."""
+    """Read the run's warnings, and add its speed to its curves."""
     if speeds := _speeds(run):
         run.series[SPEED] = speeds
     warnings = _warnings(run)
@@ -59,32 +49,32 @@ def health_of(run: RunFolder) -> Health:
 
 def _warnings(run: RunFolder) -> list[tuple[Any, str]]:
     """Step and sentence of each warning in health.json, or else in the results, and of each step in nonfinite.json."""
-    told = []
+    warnings = []
     for entry in _entries(run, "health.json", run.results.get("health")):
         step, sentence = scalar(entry, "step"), str(scalar(entry, "told") or scalar(entry, "kind") or "")
-        told.append((step, sentence.removeprefix(f"step {step}: ")))
+        warnings.append((step, sentence.removeprefix(f"step {step}: ")))
     for entry in _entries(run, "nonfinite.json"):
-        found = entry.get("found")
-        names = ", ".join(str(name) for name in found[:4]) if isinstance(found, list) else ""
-        told.append((scalar(entry, "step"), f"{names or 'the loss'} not finite; {scalar(entry, 'told') or ''}"))
-    told = [(step, sentence[:LONGEST].strip("; ")) for step, sentence in told]
-    return sorted(((step, sentence) for step, sentence in told if sentence), key=lambda one: known(one[0]) or 0.0)
+        keys = entry.get("found")
+        names = ", ".join(str(key) for key in keys[:4]) if isinstance(keys, list) else ""
+        warnings.append((scalar(entry, "step"), f"{names or 'the loss'} not finite; {scalar(entry, 'told') or ''}"))
+    short = [(step, text) for step, sentence in warnings if (text := sentence[:MAX_LENGTH].strip("; "))]
+    return sorted(short, key=lambda warning: known(warning[0]) or 0.0)
 
 
-def _entries(run: RunFolder, name: str, otherwise: Any = None) -> list[Mapping[str, Any]]:
-    """The JSON objects in a file's list; what is no such list is noted."""
-    found = otherwise
+def _entries(run: RunFolder, name: str, default: Any = None) -> list[Mapping[str, Any]]:
+    """The JSON objects in a file's list, or in `default` if the file is missing; a damaged file is noted."""
+    entries = default
     if (text := text_of(run, name)) is not None:
         try:
-            found = json.loads(text)
+            entries = json.loads(text)
         except (ValueError, RecursionError):
-            run.wanting.append(f"{name} is damaged")
+            run.problems.append(f"{name} is damaged")
             return []
-    return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
+    return [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
 
 
 def _speeds(run: RunFolder) -> dict[float, float]:
-    """Training steps a second between neighbouring readings of the clock; the time of evaluations does not count."""
+    """Training steps a second between logged times, without the time of evaluations."""
     clock = sorted((step, at) for step, at in run.series.get("seconds", {}).items() if math.isfinite(at))
     evaluated = run.series.get("eval/seconds", {})
     speeds = {}

@@ -1,13 +1,12 @@
-"""The report: what some runs learned, as one HTML file that needs no network and no server.
+"""The report: one self-contained HTML file about some runs.
 
-Run folders may come from strangers and may be unfinished. So every text reaches the page through
-Jinja's escaping, the curves hold no text but numbers, a link that leaves its run folder is not
-followed, and what is missing or damaged is said on the page instead of stopping it.
+Run folders are untrusted and may be unfinished. So every text reaches the page through Jinja's escaping, the curves
+contain no text but numbers, links out of a run folder are not followed, and missing or damaged files are listed on the
+page instead of being errors.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,18 @@ import jinja2
 
 from gtp_vision.core import html
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import atomic_write
 from gtp_vision.report import text
 from gtp_vision.report.compare import SELECTIONS, compare
 from gtp_vision.report.health import health_of
-from gtp_vision.report.plots import MAX_POINTS, keys_of, panels_of, tell_apart
+from gtp_vision.report.plots import MAX_POINTS, keys_of, panels_of, set_styles
 from gtp_vision.report.run_folder import (
     MAX_VIDEOS,
     Clip,
     RunFolder,
-    chosen,
     clips_of,
     date_of,
+    embed_some,
     members,
     pictures_of,
     probes_of,
@@ -49,23 +49,28 @@ def build_report(
 ) -> Path:
     """Write one self-contained HTML file about finished or unfinished run folders; return its path.
 
-    `baselines` are rows for the table that come from no run folder, shaped like a `results.json`;
-    `notes` are sentences shown under the table. The file is written aside and renamed into place.
-    A folder of several seeds stands for their runs.
-    Raises `GtpVisionError` when no run is given, a folder is missing or is no run, or `out` is a folder.
+    Args:
+        runs: run folders; a folder of several seeds stands for their runs.
+        out: the file, written atomically.
+        title: of the page.
+        baselines: rows of the table without a run folder, shaped like a `results.json`.
+        notes: sentences under the table.
+
+    Raises:
+        GtpVisionError: no run is given, a folder is missing or not a run, or `out` is a folder.
     """
     if not runs:
-        raise GtpVisionError("The report was given no run folder; name at least one.")
+        raise GtpVisionError("the report needs a run folder; name at least one")
     if out.is_dir():
-        raise GtpVisionError(f"The report cannot be written to {out}, which is a folder; give a file name.")
+        raise GtpVisionError(f"the report cannot be written to {out}, which is a folder; give a file name")
     read = [read_run(member) for folder in runs for member in members(folder)]
-    tell_apart(read)
-    # before rendering: all of these may add to what is wanting
-    clips = {place: clips_of(run) for place, run in enumerate(read)}
+    set_styles(read)
+    # before rendering: all of these may add to a run's problems
+    clips = {index: clips_of(run) for index, run in enumerate(read)}
     sides, used = sides_of(read, clips)
-    videos = [_videos(run, clips[place], used) for place, run in enumerate(read)]
+    videos = [_videos(run, clips[index], used) for index, run in enumerate(read)]
     health = [health_of(run) for run in read]
-    pictures = pictures_of(read, "first_batch", wanted="picture of the first batch")
+    pictures = pictures_of(read, "first_batch", problem="no picture of the first batch")
     augmented = pictures_of(read, "augmentation")
     rows = [row_of(run) for run in read]
     rows += [{"eval_seconds": scalar(row, "last", "seconds"), **row, "run": None} for row in baselines]
@@ -79,7 +84,7 @@ def build_report(
         videos=videos,
         sides=sides,
         **html.script(_HERE / "together.js"),
-        health=[one for one in health if one.run.series or one.warnings],
+        health=[item for item in health if item.run.series or item.warnings],
         comparison=compare(read),
         selections=SELECTIONS,
         pictures=pictures,
@@ -90,26 +95,22 @@ def build_report(
         meters=[key for key in keys_of(read) if key.startswith("time/") or key == "eval/seconds"],
         max_points=MAX_POINTS,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        aside.write_text(page, encoding="utf-8", errors="replace")  # JSON may hold half a surrogate pair
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
+    with atomic_write(out) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # JSON may hold half a surrogate pair
     return out
 
 
 def _videos(run: RunFolder, clips: Sequence[Clip], used: Collection[Clip]) -> tuple[Any, ...]:
-    """The run, the step of its videos, a few of them that are not shown elsewhere, and those of saliency."""
-    seen = [clip for clip in clips if not clip.saliency]
-    left = MAX_VIDEOS - sum(clip in used for clip in seen)
-    shown = chosen(run, [clip for clip in seen if clip not in used], max(0, left))
-    return run, clips[0].step if clips else "", shown, chosen(run, [c for c in clips if c.saliency], MAX_VIDEOS)
+    """The run, the step of its videos, some videos that are not shown elsewhere, and some with saliency."""
+    plain = [clip for clip in clips if not clip.saliency]
+    limit = max(0, MAX_VIDEOS - sum(clip in used for clip in plain))
+    shown = embed_some(run, [clip for clip in plain if clip not in used], limit)
+    saliency = embed_some(run, [clip for clip in clips if clip.saliency], MAX_VIDEOS)
+    return run, clips[0].step if clips else "", shown, saliency
 
 
 def _environment() -> jinja2.Environment:
-    """Where the page's templates lie, and how they tell numbers."""
+    """The page's templates, with filters for numbers."""
     environment = html.environment(_HERE)
     environment.filters |= {"get": text.scalar, "number": text.number_text, "percent": text.percent_text}
     environment.filters |= {"decimals": text.decimals_of, "interval": text.interval_of}

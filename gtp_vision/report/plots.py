@@ -1,4 +1,4 @@
-"""The curves of the page, and how its runs are told apart."""
+"""The curves of the page, and the labels, colors and dashes of its runs."""
 
 from __future__ import annotations
 
@@ -17,42 +17,42 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from gtp_vision.report.run_folder import RunFolder, row_of
 
 MAX_POINTS = 400  # of one curve: about one a pixel
-COLOURS = ("#3b7dd8", "#d9730d", "#1f9d6b", "#b74fa3", "#7a6ae0", "#c4504a", "#1296a8", "#8d7b3f")
+COLORS = ("#3b7dd8", "#d9730d", "#1f9d6b", "#b74fa3", "#7a6ae0", "#c4504a", "#1296a8", "#8d7b3f")
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.6), (1.2, 1.4), (6, 1.6, 1.2, 1.6))
-METERS = {  # shown elsewhere than their names say
+METERS = {  # in another section than their names say
     "time/data_share": "health/waiting_for_data",
     "seconds": "time/seconds",
     "eval/seconds": "time/eval_seconds",
 }
-INK = "#0a0b0c"  # stands in the curves for the page's text colour, which the reader's browser chooses
+INK = "#0a0b0c"  # a placeholder for the page's text color, which the browser chooses
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False),
     **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
     **{"axes.grid": True, "axes.grid.axis": "y", "grid.alpha": 0.12, "grid.linewidth": 0.6},
     **{"axes.linewidth": 0.4, "axes.formatter.limits": (-3, 4), "axes.formatter.useoffset": False},
-    **{"font.size": 7.5, "svg.fonttype": "none"},  # text stays text and takes the page's font
+    **{"font.size": 7.5, "svg.fonttype": "none"},  # text remains text in the page's font
     **{"svg.hashsalt": "report"},  # the same numbers give the same file
 }
 
 
-def tell_apart(runs: Sequence[RunFolder]) -> None:
-    """Give each run its label, the colour of its agent and the dashes of its seed."""
+def set_styles(runs: Sequence[RunFolder]) -> None:
+    """Give each run its label, the color of its agent and the dashes of its seed."""
     names = [tuple(str(row_of(run)[key]) for key in ("agent", "seed")) for run in runs]
     agents, seeds = (list(dict.fromkeys(column)) for column in zip(*names, strict=True))
     for run, (agent, seed) in zip(runs, names, strict=True):
         run.label = f"{agent}, seed {seed}" + f" ({run.folder.name})" * (names.count((agent, seed)) > 1)
-        run.colour = COLOURS[agents.index(agent) % len(COLOURS)]
-        run.dash = DASHES[(seeds.index(seed) + agents.index(agent) // len(COLOURS)) % len(DASHES)]
+        run.color = COLORS[agents.index(agent) % len(COLORS)]
+        run.dash = DASHES[(seeds.index(seed) + agents.index(agent) // len(COLORS)) % len(DASHES)]
 
 
 def keys_of(runs: Sequence[RunFolder]) -> list[str]:
-    """Every metric that some run logged, in the order of logging."""
+    """All logged metrics, in the order of logging."""
     return list(dict.fromkeys(key for run in runs for key in run.series))
 
 
 def panels_of(runs: Sequence[RunFolder]) -> dict[str, list[dict[str, Any]]]:
-    """One panel per metric with a curve, by the part of its key before the slash, evaluation first."""
+    """A panel for each metric with a curve, grouped by its key's part before the slash, evaluation first."""
     groups: dict[str, list[dict[str, Any]]] = {"eval": []}
     end = max((step for run in runs for points in run.series.values() for step in points), default=0)
     for key in keys_of(runs):
@@ -66,12 +66,11 @@ def panels_of(runs: Sequence[RunFolder]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _draw(key: str, runs: Sequence[RunFolder], end: float) -> Markup:
-    """One metric over training steps, a curve a run, as an SVG in the page's own text colour.
+    """One metric over training steps, a curve for each run, as an SVG in the page's text color.
 
-    The picture's only text is numbers made here, which is why it may skip the escaping.
+    It contains no text but numbers, which is why it may skip the escaping.
     """
-    file = io.StringIO()
-    with matplotlib.style.context(["default", STYLE]):  # the reader's own matplotlibrc does not count
+    with matplotlib.style.context(["default", STYLE]):  # whatever the user's matplotlibrc says
         figure = Figure(figsize=(3.5, 1.85), layout="constrained")
         axes = figure.add_subplot(axisbelow=True)
         for run in runs:
@@ -80,20 +79,26 @@ def _draw(key: str, runs: Sequence[RunFolder], end: float) -> Markup:
                 points = np.array([part.mean(axis=0) for part in np.array_split(points, MAX_POINTS)])
             axes.plot(
                 *points.T,
-                color=run.colour,
+                color=run.color,
                 linestyle=(0, run.dash) if run.dash else "-",
                 linewidth=1.2,
                 marker="o" if len(points) <= 20 else "",
                 markersize=2.4,
             )
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-        if key.endswith("success"):  # on a scale of its own a rate would look like more than it is
+        if key.endswith("success"):  # a fixed scale for rates
             axes.set(ylim=(-0.04, 1.04), yticks=(0, 0.25, 0.5, 0.75, 1))
         axes.set_xlim(0, max(end, 1) * 1.02)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    svg = file.getvalue()
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg[svg.index("<svg") :])  # the same in every picture, and unused
-    return Markup(svg.replace(INK, "currentColor"))
+        text = re.sub(r'<g id="[^"]*"', "<g", svg(figure))  # the same in every picture, and unused
+    return Markup(text.replace(INK, "currentColor"))
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element without a date: the same figure gives the same text."""
+    file = io.StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+    text = file.getvalue()
+    return text[text.index("<svg") :]

@@ -1,4 +1,4 @@
-"""Run folders as they are read: they may come from strangers, be unfinished or damaged."""
+"""Reading run folders, which are untrusted and may be unfinished or damaged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gtp_vision.core.html import data_uri
 from gtp_vision.core.names import SALIENCY
 from gtp_vision.report.text import known, scalar
 
-MAX_MEGABYTES = 8  # of one video or picture: the page should still go through a mail
+MAX_MEGABYTES = 8  # of one video or picture: the page should fit into an e-mail
 MAX_TEXT = 16 << 20  # bytes of a JSON or YAML file
 MAX_LINE = 1 << 20  # characters of a line of metrics
 MAX_VIDEOS = 4  # of one run
@@ -29,87 +29,91 @@ Series = dict[str, dict[float, float]]  # key -> step -> value, NaN where it was
 
 @dataclass
 class RunFolder:
-    """One run folder as it was read: what was asked, what came out, what is wanting, and how it is drawn."""
+    """One run folder: its configuration, results, curves, missing files (`problems`), and how it is drawn."""
 
     folder: Path
     config_text: str
     config: Any
     results: Mapping[str, Any] = field(default_factory=dict)
     series: Series = field(default_factory=dict)
-    wanting: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     label: str = ""
-    colour: str = ""
+    color: str = ""
     dash: tuple[float, ...] = ()
 
     @property
     def made_with(self) -> list[tuple[str, str]]:
-        """The device and the packages with their versions, as names and texts."""
+        """The device and the versions of packages, as names and texts."""
         versions = self.results.get("versions")
         named = {"device": self.results.get("device"), **(versions if isinstance(versions, Mapping) else {})}
         return [(str(name), str(value)) for name, value in named.items() if value is not None]
 
 
 def members(folder: Path) -> list[Path]:
-    """The run folders in a folder of seeds that were trained side by side; of any other, itself."""
-    inside = [config.parent for config in folder.glob("seed_*/config.yaml")]
-    if not inside or (folder / "metrics.jsonl").exists():
+    """The run folders in a folder of seeds that were trained side by side; otherwise the folder itself."""
+    seeds = [config.parent for config in folder.glob("seed_*/config.yaml")]
+    if not seeds or (folder / "metrics.jsonl").exists():
         return [folder]
-    return sorted(inside, key=lambda run: (len(run.name), run.name))
+    return sorted(seeds, key=lambda run: (len(run.name), run.name))
 
 
 def read_run(folder: Path) -> RunFolder:
-    """Read a run folder's texts, and note what an unfinished or damaged run lacks."""
+    """Read a run folder's texts, and note missing and damaged files."""
     if not folder.is_dir():
-        raise GtpVisionError(f"There is no run folder {folder}; give one that `gtp-vision train` wrote.")
+        raise GtpVisionError(f"run folder {folder} does not exist; give one that `gtp-vision train` wrote")
     if not (config := file_of(folder, "config.yaml")):
-        raise GtpVisionError(f"{folder} is no run folder, it has no config.yaml; give one that has.")
+        raise GtpVisionError(
+            f"{folder} is not a run folder: config.yaml is missing; give one that `gtp-vision train` wrote"
+        )
     if config.stat().st_size > MAX_TEXT:
-        raise GtpVisionError(f"{config} is larger than {MAX_TEXT >> 20} MB and no configuration; leave this run out.")
+        raise GtpVisionError(
+            f"{config} is larger than {MAX_TEXT >> 20} MB, too large for a configuration; omit this run"
+        )
     text = config.read_text(encoding="utf-8", errors="replace")
     try:
         run = RunFolder(folder, text, yaml.load(text, _Loader))
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise GtpVisionError(f"{config} is damaged YAML; restore it, or leave this run out.") from None
+        raise GtpVisionError(f"{config} is damaged YAML; restore it, or omit this run") from None
     if metrics := file_of(folder, "metrics.jsonl"):
         run.series, damaged = _read_metrics(metrics)
         if damaged:
-            run.wanting.append(f"{damaged} damaged line(s) of metrics.jsonl skipped")
+            run.problems.append(f"{damaged} damaged line(s) of metrics.jsonl skipped")
     else:
-        run.wanting.append("no metrics.jsonl")
+        run.problems.append("no metrics.jsonl")
     if (results := text_of(run, "results.json")) is not None:
         run.results = json_object(results)
     if not run.results:
-        run.wanting.append("results.json is damaged" if results is not None else "not finished (no results.json)")
+        run.problems.append("results.json is damaged" if results is not None else "not finished (no results.json)")
     return run
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML without aliases, with which a few lines stand for more than any memory holds."""
+    """Plain YAML without aliases, with which a few lines can expand beyond any memory."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias")
+            raise yaml.YAMLError("aliases are not allowed")
         return super().compose_node(parent, index)
 
 
 def text_of(run: RunFolder, name: str) -> str | None:
-    """A text file of the run; None if there is none, or one that is too large, which is noted."""
+    """A text file of the run; None if it is missing, or too large, which is noted."""
     if (path := file_of(run.folder, name)) is None:
         return None
     if path.stat().st_size > MAX_TEXT:
-        run.wanting.append(f"{name} left out: larger than {MAX_TEXT >> 20} MB")
+        run.problems.append(f"{name} left out: larger than {MAX_TEXT >> 20} MB")
         return None
     return path.read_text(encoding="utf-8", errors="replace")
 
 
 def file_of(folder: Path, name: str | Path) -> Path | None:
-    """A file of the run, or None. A link out of the run is none: the page would publish what it points to."""
+    """A file of the run, or None if it is missing or a link out of the run, whose target must not be published."""
     path = folder / name
     return path if path.is_file() and path.resolve().is_relative_to(folder.resolve()) else None
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """The JSON object in `text`; an empty one when it is damaged or something else."""
+    """The JSON object in `text`; an empty one if it is damaged or something else."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -118,10 +122,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def _read_metrics(path: Path) -> tuple[Series, int]:
-    """Every scalar of metrics.jsonl, and the number of damaged lines.
-
-    A resumed run logs some steps twice; the later line counts.
-    """
+    """All scalars of metrics.jsonl, and the number of damaged lines; of a step logged twice the later line counts."""
     series: Series = {}
     damaged = 0
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -141,12 +142,12 @@ def _read_metrics(path: Path) -> tuple[Series, int]:
 
 
 def _embed(run: RunFolder, path: Path, kind: str, ending: bytes) -> str:
-    """The file as a data address; an empty one, with the reason noted, when it is too large or damaged."""
+    """The file as a data URI; empty, with the reason noted, if it is too large or damaged."""
     megabytes = path.stat().st_size / 2**20
     if megabytes > MAX_MEGABYTES:
-        run.wanting.append(f"{path.name} left out: {megabytes:.1f} MB, the limit is {MAX_MEGABYTES} MB")
+        run.problems.append(f"{path.name} left out: {megabytes:.1f} MB, the limit is {MAX_MEGABYTES} MB")
     elif ending not in (data := path.read_bytes()):
-        run.wanting.append(f"{path.name} left out: the file is damaged")
+        run.problems.append(f"{path.name} left out: the file is damaged")
     else:
         return data_uri(data, kind)
     return ""
@@ -154,78 +155,67 @@ def _embed(run: RunFolder, path: Path, kind: str, ending: bytes) -> str:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video of an episode.
-
-    Attributes:
-        path: the file.
-        step: of training, as its folder's name writes it.
-        episode: its number in the evaluation; None if the name does not say it.
-        outcome: `success`, `failure`, or nothing if the name does not say it.
-        saliency: whether it shows where the policy looks.
-    """
+    """A video of an episode."""
 
     path: Path
-    step: str
-    episode: int | None
-    outcome: str
-    saliency: bool
+    step: str  # of training, as its folder's name writes it
+    episode: int | None  # its number in the evaluation; None if the name does not say it
+    outcome: str  # `success`, `failure`, or nothing if the name does not say it
+    saliency: bool  # whether it shows where the policy looks
 
     @property
     def title(self) -> str:
-        """What the page calls it."""
+        """Its title on the page."""
         return self.path.stem if self.episode is None else f"episode {self.episode}"
 
 
 def clips_of(run: RunFolder) -> list[Clip]:
-    """The videos of the last step that has some, in the order of their names."""
+    """The videos of the last step with videos, in the order of their names."""
     names = [path.relative_to(run.folder) for path in run.folder.glob("videos/step_*/*.mp4")]
     names = [name for name in names if name.parts[1][5:].isdecimal() and file_of(run.folder, name)]
     step = max((name.parts[1][5:] for name in names), key=int, default="")
-    found = []
+    clips = []
     for name in sorted(name for name in names if name.parts[1][5:] == step):
         match = re.fullmatch(rf"episode_0*([0-9]{{1,9}})_(success|failure)({SALIENCY})?", name.stem)
-        episode, outcome, looks = (int(match[1]), match[2], bool(match[3])) if match else (None, "", False)
-        found.append(Clip(run.folder / name, step, episode, outcome, looks))
-    if not found:
-        run.wanting.append("no videos")
-    return found
+        episode, outcome, saliency = (int(match[1]), match[2], bool(match[3])) if match else (None, "", False)
+        clips.append(Clip(run.folder / name, step, episode, outcome, saliency))
+    if not clips:
+        run.problems.append("no videos")
+    return clips
 
 
-def embedded(run: RunFolder, clip: Clip) -> dict[str, str]:
-    """The clip as the page shows it; its address is empty if it is too large or damaged, which is noted."""
+def embed(run: RunFolder, clip: Clip) -> dict[str, str]:
+    """The clip for the page; its address is empty if it is too large or damaged, which is noted."""
     address = _embed(run, clip.path, "video/mp4", b"moov")
     return {"title": clip.title, "outcome": clip.outcome, "address": address}
 
 
-def chosen(run: RunFolder, clips: Sequence[Clip], most: int) -> list[dict[str, str]]:
-    """A few of the clips: successes and failures both where there are both."""
-    kept: dict[str, list[dict[str, str]]] = {"success": [], "failure": [], "": []}
+def embed_some(run: RunFolder, clips: Sequence[Clip], limit: int) -> list[dict[str, str]]:
+    """Some of the clips: both successes and failures if there are both."""
+    by_outcome: dict[str, list[dict[str, str]]] = {"success": [], "failure": [], "": []}
     for clip in clips:
-        if len(kept[clip.outcome]) < most and (shown := embedded(run, clip))["address"]:
-            kept[clip.outcome].append(shown)
-    wins, losses = kept["success"], kept["failure"]
-    return (wins[: max(most // 2, most - len(losses))] + losses + kept[""])[:most]
+        if len(by_outcome[clip.outcome]) < limit and (embedded := embed(run, clip))["address"]:
+            by_outcome[clip.outcome].append(embedded)
+    successes, failures, others = by_outcome.values()
+    return (successes[: max(limit // 2, limit - len(failures))] + failures + others)[:limit]
 
 
-def pictures_of(runs: Sequence[RunFolder], name: str, wanted: str = "") -> dict[str, list[RunFolder]]:
-    """The runs' pictures of that name as data addresses, each once, with the runs that have it.
-
-    A run without one lacks what `wanted` says, or nothing.
-    """
+def pictures_of(runs: Sequence[RunFolder], name: str, problem: str = "") -> dict[str, list[RunFolder]]:
+    """The runs' pictures of that name as data URIs, each once, with its runs; `problem` is noted of runs without."""
     pictures: dict[str, list[RunFolder]] = {}
     for run in runs:
         if not (path := file_of(run.folder, f"images/{name}.png")):
-            run.wanting += [f"no {wanted}"] * bool(wanted)
+            run.problems += [problem] if problem else []
         elif address := _embed(run, path, "image/png", b"IEND"):
             pictures.setdefault(address, []).append(run)
     return pictures
 
 
 def probes_of(run: RunFolder) -> list[dict[str, Any]]:
-    """R^2 of each state that was probed, before and after training."""
+    """R^2 of each probed state, before and after training."""
     probe = run.results.get("probe")
     before, after = (probe.get(key) if isinstance(probe, Mapping) else None for key in ("before", "after"))
-    states = [state for found in (after, before) if isinstance(found, Mapping) for state in found]
+    states = [state for scores in (after, before) if isinstance(scores, Mapping) for state in scores]
     return [
         {"run": run, "state": state, "before": scalar(before, state), "after": scalar(after, state)}
         for state in dict.fromkeys(states)
@@ -233,7 +223,7 @@ def probes_of(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def row_of(run: RunFolder) -> dict[str, Any]:
-    """The run's row of the table; of an unfinished run, what it has logged so far."""
+    """The run's row of the table; for an unfinished run, from its logs so far."""
     return {
         "agent": label_of(run.config) or run.folder.name,
         "encoder": scalar(run.config, "encoder", "name"),

@@ -1,4 +1,4 @@
-"""Numbers and texts of the page: what cannot be shown becomes a dash, and never an error."""
+"""Numbers and texts of the page: values that cannot be shown become a dash instead of an error."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import Any
 
 
 def known(value: Any) -> float | None:
-    """The number, or None for everything that cannot be drawn: not finite, beyond 1e100, or no number."""
+    """The number, or None if it cannot be drawn: not finite, beyond 1e100, or not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e100:
         return None
     return float(value)
 
 
 def scalar(tree: Any, *keys: str) -> Any:
-    """The value under `keys`; None where there is none or a container, which is no name and no number."""
+    """The value under `keys`; None if it is missing or a container."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return None if isinstance(tree, Mapping | list | set | tuple) else tree
 
 
 def number_text(value: Any, decimals: int = 0) -> str:
-    """A number with separators and a true minus; a dash for nothing; any other value as its text."""
+    """A number with separators and a true minus sign; a dash for None; any other value as its text."""
     if (number := known(value)) is not None:
         return f"{number:,.{decimals}f}".replace("-", "−")
     return "–" if value is None or isinstance(value, float) else str(value)
 
 
 def percent_text(value: Any) -> str:
-    """A fraction in whole percent, or what `number_text` makes of anything else."""
+    """A fraction in whole percent; `number_text` of anything else."""
     number = known(value)
     return number_text(value) if number is None else f"{100 * number:.0f}\u202f%"
 
 
 def interval_of(row: Mapping[str, Any]) -> tuple[float, ...] | None:
-    """The lower end of the success interval, the success, and the upper end, as fractions; or None."""
+    """Lower end of the success interval, success, and upper end, as fractions; or None."""
     last = row.get("last")
     ends = last.get("success_interval") if isinstance(last, Mapping) else None
     if not isinstance(ends, Sequence) or len(ends) != 2:
@@ -47,7 +47,7 @@ def interval_of(row: Mapping[str, Any]) -> tuple[float, ...] | None:
 
 
 def decimals_of(values: Iterable[Any]) -> int:
-    """How many decimals a column needs, so that its points stand under each other."""
+    """The number of decimals of a column, so that its points are aligned."""
     largest = max((abs(number) for value in values if (number := known(value)) is not None), default=0)
     return 2 if largest < 10 else 1 if largest < 1000 else 0
 

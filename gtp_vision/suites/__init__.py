@@ -1,1 +1,1 @@
-"""Suites of tasks under a written protocol: planned, run, resumed, and told beside what others have published."""
+"""Suites of tasks under a written protocol: planned, run, resumed, and compared with published numbers."""

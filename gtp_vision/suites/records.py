@@ -1,4 +1,4 @@
-"""What a run of a suite has scored, and which of its scores counts."""
+"""Scores of a run of a suite, and which of them counts."""
 
 from __future__ import annotations
 
@@ -12,25 +12,16 @@ SELECTIONS: Mapping[str, Callable[[Sequence[float]], float]] = {
     "mean_last_3": lambda scores: float(np.mean(scores[-3:])),
     "best": lambda scores: float(max(scores)),
 }
-"""By name: of the scores of a run's evaluations, in order, what counts; `best` looks at what it is judged by."""
+"""By name: the score that counts, of a run's evaluations in order; `best` selects by the judged score itself."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One training run of one agent on one task.
+    """One training run of one agent on one task."""
 
-    Attributes:
-        task: the data set's published name, e.g. hopper-medium-replay-v2.
-        agent: the label, e.g. gtp+n.
-        seed: of the run.
-        steps: gradient steps at each evaluation, ascending.
-        scores: at each evaluation: percent of successes, or D4RL's normalised return.
-        unfinished: whether more evaluations are to come.
-    """
-
-    task: str
-    agent: str
+    task: str  # the data set's published name, e.g. hopper-medium-replay-v2
+    agent: str  # the label, e.g. gtp+n
     seed: int
-    steps: tuple[int, ...]
-    scores: tuple[float, ...]
-    unfinished: bool = False
+    steps: tuple[int, ...]  # gradient steps at each evaluation, ascending
+    scores: tuple[float, ...]  # at each evaluation: percent of successes, or D4RL's normalised return
+    unfinished: bool = False  # whether more evaluations are to come

@@ -1,4 +1,4 @@
-"""A suite from its plan to its tables; what was interrupted is gone on with, and what is done is not done again."""
+"""Run a suite from its plan to its tables; finished runs are kept and interrupted ones resumed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gtp_vision.training.jobs import require_same_settings, train_runs
 
 
 class InterruptedSuiteError(GtpVisionError):
-    """The suite was asked to stop; its runs did, after their checkpoints."""
+    """The suite was stopped; its runs have written checkpoints."""
 
     exit_status = 130
 
@@ -38,52 +38,44 @@ def run(
     command: str,
     progress: bool = True,
 ) -> list[Record]:
-    """Train what is left of a plan, `workers` runs at once, and write the tables, also if asked to stop.
+    """Train the unfinished runs of a plan, `workers` at once, and write the tables, also when stopped.
 
-    A run that fails is told at the end; the others go on.
-
-    Args:
-        suite: what is run.
-        plan: of it.
-        out: folder of the runs and tables.
-        workers: runs at once.
-        threads: of each.
-        launcher: Hydra's settings of one, which starts the runs (see `jobs.trained`).
-        command: the command line, for the tables.
-        progress: show a bar of runs.
+    A run that fails does not stop the others and is reported at the end.
+    `launcher` are settings of a Hydra launcher that starts the runs (see `jobs.train_runs`); `command` is the command line
+    for the tables.
 
     Returns:
-        What all runs have scored.
+        The scores of all runs.
 
     Raises:
-        GtpVisionError: a folder holds a run of other settings; runs failed; asked to stop (`InterruptedSuiteError`).
+        GtpVisionError: a folder holds a run of other settings, or runs failed.
+        InterruptedSuiteError: SIGINT or SIGTERM arrived.
     """
     left = {job.folder: job.settings for job in plan.jobs if job.done < 1}
     for job in plan.jobs:
         require_same_settings(job.folder, job.config)
-    faults = []
+    failures = []
     try:
         with _interruptible():
-            for _, fault in train_runs(left, workers=workers, threads=threads, launcher=launcher, progress=progress):
-                faults += [fault] if fault else []
+            for _, failure in train_runs(left, workers=workers, threads=threads, launcher=launcher, progress=progress):
+                failures += [failure] if failure else []
     finally:
-        told = write(suite, plan, out, command=command)
-    if faults:
-        raise GtpVisionError(f"{len(faults)} of {len(left)} runs failed; the first: {faults[0]}")
-    return told
+        scores = write(suite, plan, out, command=command)
+    if failures:
+        raise GtpVisionError(f"{len(failures)} of {len(left)} runs failed; the first: {failures[0]}")
+    return scores
 
 
 def write(suite: Suite, plan: Plan, out: Path, *, command: str) -> list[Record]:
-    """Write the tables of what the runs in `out` have scored so far, and return it."""
-    found = records(suite, out)
+    """Write the tables of the runs' scores so far, and return the scores."""
+    scores = records(suite, out)
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "records.json") as aside:
-        aside.write_text(json.dumps([asdict(record) for record in found], indent=1))
-    if found:
-        tables.write(
-            found, out, title=suite.title, facts=_facts(suite, command), selection=suite.selection, missing=plan.missing
-        )
-    return found
+    with atomic_write(out / "records.json") as temporary:
+        temporary.write_text(json.dumps([asdict(record) for record in scores], indent=1))
+    if scores:
+        facts, missing = _facts(suite, command), plan.missing
+        tables.write(scores, out, title=suite.title, facts=facts, selection=suite.selection, missing=missing)
+    return scores
 
 
 def _facts(suite: Suite, command: str) -> Mapping[str, str]:
@@ -101,7 +93,7 @@ def _facts(suite: Suite, command: str) -> Mapping[str, str]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM, too, ends the runs in order."""
+    """Turn SIGTERM and Ctrl-C into `InterruptedSuiteError`."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -110,6 +102,6 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise InterruptedSuiteError("stopped, the runs after their checkpoints; the same command goes on") from None
+        raise InterruptedSuiteError("stopped, with a checkpoint of each run; run the same command to resume") from None
     finally:
         signal.signal(signal.SIGTERM, before)

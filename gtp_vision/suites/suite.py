@@ -1,6 +1,6 @@
-"""A suite as it is written down: tasks, settings, and the protocol that makes its numbers comparable.
+"""Definition of a suite: tasks, settings, and the protocol that makes its numbers comparable.
 
-configs/suite/NAME.yaml, or a file of one's own -> Suite
+configs/suite/NAME.yaml, or a file of the user -> Suite
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from gtp_vision.agents import AGENTS, MARKS
+from gtp_vision.agents import AGENTS, IMPROVEMENTS
 from gtp_vision.config.schema import options
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.envs.scores import has_reference
@@ -25,69 +26,44 @@ SCORES = ("success", "return", "d4rl")
 
 @dataclass
 class SuiteTask:
-    """One task of a suite.
+    """One task of a suite."""
 
-    Attributes:
-        name: as published.
-        settings: of its runs, as `gtp-vision train` takes them.
-        agent_settings: by agent, after the suite's own.
-        score: what counts; empty is the suite's.
-        get: the command that gets or makes its data.
-        reference: D4RL's name whose reference returns normalise the score; empty is the task's name.
-        each: words that `{each}` stands for in turn, in all of the above: a task for each.
-    """
-
-    name: str = ""
-    settings: list[str] = field(default_factory=list)
-    agent_settings: dict[str, list[str]] = field(default_factory=dict)
-    score: str = ""
-    get: str = ""
-    reference: str = ""
+    name: str = ""  # as published
+    settings: list[str] = field(default_factory=list)  # of its runs, as `gtp-vision train` takes them
+    agent_settings: dict[str, list[str]] = field(default_factory=dict)  # by agent, after the suite's own
+    score: str = ""  # empty is the suite's
+    get: str = ""  # the command that downloads or makes its data
+    reference: str = ""  # D4RL's name whose reference returns normalise the score; empty is the task's name
+    # words that replace `{each}` in all of the above: a task for each
     each: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Suite:
-    """Tasks under one protocol.
+    """Tasks under one protocol."""
 
-    Attributes:
-        title: of its tables.
-        protocol: sentences that a reader of its numbers must know.
-        data: folder of its data sets, for which `{data}` stands in settings and commands.
-        selection: which evaluation of a run counts, see `records.SELECTIONS`.
-        score: success (percent of episodes), return, or d4rl (normalised return).
-        steps: gradient steps of a run.
-        eval_every: steps between two evaluations.
-        episodes: of each evaluation.
-        seeds: how many, from 0 on.
-        agents: labels, `gtp+n` for the best of 32 actions of `gtp` by Q.
-        best_of: whose runs are evaluated with 32 candidates, too: all that the file or the command names with `+n`, so
-            that asking for fewer agents asks for the same runs.
-        settings: of all runs.
-        agent_settings: by agent.
-        tasks: see `SuiteTask`.
-    """
-
-    title: str = ""
-    protocol: list[str] = field(default_factory=list)
-    data: str = "data"
-    selection: str = "last"
-    score: str = "success"
-    steps: int = 0
-    eval_every: int = 0
-    episodes: int = 0
-    seeds: int = 1
-    agents: list[str] = field(default_factory=list)
+    title: str = ""  # of its tables
+    protocol: list[str] = field(default_factory=list)  # sentences that a reader of its numbers must know
+    data: str = "data"  # folder of its data sets, for which `{data}` stands in settings and commands
+    selection: str = "last"  # which evaluation of a run counts, see `records.SELECTIONS`
+    score: str = "success"  # success (percent of episodes), return, or d4rl (normalised return)
+    steps: int = 0  # gradient steps of a run
+    eval_every: int = 0  # steps between two evaluations
+    episodes: int = 0  # of each evaluation
+    seeds: int = 1  # number, from 0
+    agents: list[str] = field(default_factory=list)  # labels, `gtp+n` for the best of 32 actions of `gtp` by Q
+    # agents whose runs are also evaluated with 32 candidates: all that the file or the command names with `+n`, so that
+    # fewer agents on the command line mean the same runs
     best_of: list[str] = field(default_factory=list)
-    settings: list[str] = field(default_factory=list)
-    agent_settings: dict[str, list[str]] = field(default_factory=dict)
-    tasks: list[SuiteTask] = field(default_factory=list)
+    settings: list[str] = field(default_factory=list)  # of all runs
+    agent_settings: dict[str, list[str]] = field(default_factory=dict)  # by agent
+    tasks: list[SuiteTask] = field(default_factory=list)  # see `SuiteTask`
 
     def chosen(self, *, agents: list[str], tasks: list[str]) -> Suite:
-        """The suite with some of its agents and tasks; all, where none are named.
+        """The suite with some of its agents and tasks; an empty list means all.
 
         Raises:
-            GtpVisionError: there is no such agent or task.
+            GtpVisionError: unknown agent or task.
         """
         known = [task.name for task in self.tasks]
         for name in tasks:
@@ -106,50 +82,52 @@ class Suite:
 
 
 def load(name: str) -> Suite:
-    """A suite by its name, or from a YAML file.
+    """Load a suite by its name, or from a YAML file.
 
     Raises:
-        GtpVisionError: there is none, or it is no suite.
+        GtpVisionError: it does not exist, or is invalid.
     """
     if name.endswith((".yaml", ".yml")):
         text, where = _read(Path(name)), name
     else:
-        if name not in options("benchmark"):
-            raise GtpVisionError(f"there is no suite '{name}': {propose(name, options('benchmark'))}")
+        if name not in options("suite"):
+            raise GtpVisionError(f"unknown suite '{name}': {propose(name, options('suite'))}")
         where = f"configs/suite/{name}.yaml"
         text = files("gtp_vision.configs").joinpath(f"suite/{name}.yaml").read_text()
     try:
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Suite), OmegaConf.create(text)))
+        suite = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Suite), OmegaConf.create(text)))
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
-        raise GtpVisionError(f"{where} is no suite: {str(error).splitlines()[0]}; compare it with d4rl-gym") from error
-    assert isinstance(found, Suite)
-    found.tasks = [one for task in found.tasks for one in _each(task)]
-    for fault in _faults(found):
-        raise GtpVisionError(f"{where}: {fault}")
-    return found.chosen(agents=[], tasks=[])
+        raise GtpVisionError(
+            f"{where} is not a suite: {str(error).splitlines()[0]}; compare it with d4rl-gym"
+        ) from error
+    assert isinstance(suite, Suite)
+    suite.tasks = [member for task in suite.tasks for member in _expand(task)]
+    for problem in _errors(suite):
+        raise GtpVisionError(f"{where}: {problem}")
+    return suite.chosen(agents=[], tasks=[])
 
 
 def settings_of(label: str) -> tuple[str, ...]:
-    """The settings that a label stands for, without what `+n` means: `gtp+q` is agent=gtp improvement=q_gradient.
+    """The settings of a label but for `+n`, e.g. agent=gtp improvement=q_gradient of `gtp+q`.
 
     Raises:
-        GtpVisionError: no such agent, or no such mark.
+        GtpVisionError: unknown agent or mark.
     """
     name, *marks = label.split("+")
     if name not in AGENTS:
-        raise GtpVisionError(f"there is no agent '{name}' (of '{label}'): {propose(name, AGENTS)}")
+        raise GtpVisionError(f"unknown agent '{name}' in '{label}': {propose(name, AGENTS)}")
     settings = [f"agent={name}"]
-    improvements = {mark: improvement for improvement, mark in MARKS.items()}
+    improvements = {improvement.label_suffix: name for name, improvement in IMPROVEMENTS.items()}
     for mark in marks:
         if mark in improvements:
             settings.append(f"improvement={improvements[mark]}")
         elif mark != "n":
-            raise GtpVisionError(f"'+{mark}' of '{label}' is unknown: {propose(mark, [*improvements, 'n'])}")
+            raise GtpVisionError(f"unknown mark '+{mark}' in '{label}': {propose(mark, [*improvements, 'n'])}")
     return tuple(settings)
 
 
 def trained_as(label: str) -> str:
-    """The label of the run that a label's numbers come from: `gtp+n` is an evaluation of `gtp`."""
+    """The label of the trained run: `gtp+n` is an evaluation of `gtp`."""
     return label.removesuffix("+n")
 
 
@@ -160,45 +138,38 @@ def _read(path: Path) -> str:
         raise GtpVisionError(f"the suite {path} cannot be read ({error}); check the path") from error
 
 
-def _each(task: SuiteTask) -> list[SuiteTask]:
-    """The tasks that one with `each` stands for."""
+def _expand(task: SuiteTask) -> list[SuiteTask]:
+    """A task for each word of `each`."""
     if not task.each:
         return [task]
 
-    def put(text: str, word: str) -> str:
-        return text.replace("{each}", word)
+    def fill(value: Any, word: str) -> Any:
+        if isinstance(value, dict):
+            return {key: fill(item, word) for key, item in value.items()}
+        return [fill(item, word) for item in value] if isinstance(value, list) else value.replace("{each}", word)
 
-    return [
-        SuiteTask(
-            put(task.name, word),
-            [put(setting, word) for setting in task.settings],
-            {agent: [put(setting, word) for setting in own] for agent, own in task.agent_settings.items()},
-            task.score,
-            put(task.get, word),
-            put(task.reference, word),
-        )
-        for word in task.each
-    ]
+    settings = {name: value for name, value in vars(task).items() if name != "each"}
+    return [SuiteTask(**fill(settings, word)) for word in task.each]
 
 
-def _faults(suite: Suite) -> list[str]:
-    faults = [
+def _errors(suite: Suite) -> list[str]:
+    errors = [
         f"{name}={value} must be at least 1"
         for name in ("steps", "eval_every", "episodes", "seeds")
         if (value := getattr(suite, name)) < 1
     ]
     if suite.selection not in SELECTIONS:
-        faults.append(f"selection={suite.selection} is unknown: {propose(suite.selection, SELECTIONS)}")
+        errors.append(f"selection={suite.selection} is unknown: {propose(suite.selection, SELECTIONS)}")
     for score in [suite.score, *(task.score for task in suite.tasks if task.score)]:
         if score not in SCORES:
-            faults.append(f"score={score} is unknown: {propose(score, SCORES)}")
+            errors.append(f"score={score} is unknown: {propose(score, SCORES)}")
     for task in suite.tasks:
         if (task.score or suite.score) == "d4rl" and not has_reference(task.reference or task.name):
-            faults.append(
+            errors.append(
                 f"'{task.reference or task.name}' has no reference returns for score=d4rl; set the task's score to "
                 f"return, or its reference to a name of D4RL's"
             )
     names = [task.name for task in suite.tasks]
     if not names or not all(names) or len(set(names)) < len(names):
-        faults.append("tasks must be some, with a name each that no other has")
-    return faults
+        errors.append("the suite needs tasks with unique names")
+    return errors

@@ -1,4 +1,4 @@
-"""The data of a task: which files, which episodes, which observations, and the statistics networks are scaled by."""
+"""The data of a task: its files, episodes and observations, and the statistics that scale the networks' inputs."""
 
 from __future__ import annotations
 
@@ -24,77 +24,68 @@ STATISTICS = "statistics.json"
 
 
 def open_data(config: Config) -> Store:
-    """The validated data set of a task; several ones mixed by their shares."""
-    task = config.task
-    stores = [open_for(task, path) for path in _paths(config)]
-    return mix(stores, task.shares or [1.0] * len(stores)) if len(stores) > 1 else stores[0]
+    """The validated data set of a task; several are mixed by their shares."""
+    return _mixed([open_for(config.task, path) for path in _paths(config)], config.task.shares)
 
 
 def open_for(task: TaskConfig, path: Path) -> Store:
-    """One data set as the task sees it: the episodes of its filter, the observations it names, validated."""
-    store = open_store(path, task.env)
-    if faults := shape_errors(store):  # before anything relies on its lengths
-        raise GtpVisionError(f"{path}: {faults[0]}")
-    if task.filter is not None:
-        store = store.filtered(task.filter)
+    """One data set with the task's filter and observations, validated."""
+    store = _filtered(open_store(path, task.env), task, path)
     if task.observations is not None:
         store = store.select(task.observations)
     return validate(store)
 
 
 def open_states(config: Config) -> Store:
-    """The rows of `open_data` with every recorded state as an observation, also those that the task does not show.
+    """The rows of `open_data` with every recorded state as an observation, also those that the task leaves out.
 
     Of several data sets, the states that all of them record.
 
     Raises:
         GtpVisionError: a file cannot be read, or its states have other lengths than its actions.
     """
-    task = config.task
-    stores = []
-    for path in _paths(config):
-        store = open_states_of(path)
-        if faults := shape_errors(store):
-            raise GtpVisionError(f"{path}: {faults[0]}")
-        stores.append(store if task.filter is None else store.filtered(task.filter))
+    stores = [_filtered(open_states_of(path), config.task, path) for path in _paths(config)]
     first, *others = stores
     shared = [name for name in first.observations if all(name in other.observations for other in others)]
-    stores = [store.select(shared) for store in stores]
-    return mix(stores, [1.0] * len(stores)) if others else stores[0]
+    return _mixed([store.select(shared) for store in stores])
+
+
+def _filtered(store: Store, task: TaskConfig, path: Path) -> Store:
+    if errors := shape_errors(store):  # before anything relies on its lengths
+        raise GtpVisionError(f"{path}: {errors[0]}")
+    return store if task.filter is None else store.filtered(task.filter)
+
+
+def _mixed(stores: list[Store], shares: list[float] | None = None) -> Store:
+    return mix(stores, shares or [1.0] * len(stores)) if len(stores) > 1 else stores[0]
 
 
 def _paths(config: Config) -> list[Path]:
     """The data sets of a task, in order."""
     task = config.task
-    if task.datasets:
-        return [_path(name) for name in task.datasets]
-    if task.dataset:
-        return [_path(task.dataset)]
+    if names := task.datasets or ([task.dataset] if task.dataset else []):
+        return [demo_path() if name == "demo" else Path(name).expanduser() for name in names]
     assert task.env is not None, "checked with the configuration"
     return [ogbench.locate(task.env, Path(config.data_dir).expanduser())]
 
 
-def _path(name: str) -> Path:
-    return demo_path() if name == "demo" else Path(name).expanduser()
-
-
 def fit(module: nn.Module, store: Store, *, standardize: bool) -> dict[str, ArrayStatistics]:
-    """Tell every encoder in `module`, targets too, what it subtracts and divides by; it is saved with its weights.
+    """Set the mean and scale of every encoder in `module`, targets included; they are saved with its weights.
 
     Args:
         module: an agent.
         store: the data set.
-        standardize: whether states are brought to mean 0 and deviation 1 (near-constant dimensions only centred).
+        standardize: whether states get mean 0 and deviation 1 (near-constant dimensions are only centered).
 
     Returns:
         The statistics of actions and states.
     """
-    found = store_statistics(store)
+    statistics = store_statistics(store)
     means = {name: torch.from_numpy(mean).permute(2, 0, 1) for name, mean in mean_images(store).items()}
     prefix = "observations/"
     scales = {
         name.removeprefix(prefix): (torch.tensor(s.mean, dtype=torch.float32), torch.from_numpy(s.scale()))
-        for name, s in found.items()
+        for name, s in statistics.items()
         if name.startswith(prefix)
     }
     for encoder in module.modules():
@@ -102,17 +93,17 @@ def fit(module: nn.Module, store: Store, *, standardize: bool) -> dict[str, Arra
             encoder.centre(means)
             if standardize:
                 encoder.standardize(scales)
-    return found
+    return statistics
 
 
 def constant_dimensions(statistics: Mapping[str, ArrayStatistics]) -> str:
-    """A sentence that names the near-constant dimensions, centred but not divided; empty if there are none."""
-    named = [f"{name} {found.constant}" for name, found in statistics.items() if found.constant]
+    """A sentence that names the near-constant dimensions, which are not scaled; empty if there are none."""
+    named = [f"{name} {array.constant}" for name, array in statistics.items() if array.constant]
     return f"near-constant dimensions, not scaled: {', '.join(named)}" if named else ""
 
 
 def save_statistics(folder: Path, statistics: Mapping[str, ArrayStatistics], store: Store) -> None:
-    """Write statistics.json into a run folder, with the bounds that the actions were scaled from, if they were."""
+    """Write statistics.json into a run folder, with the bounds of the actions before scaling, if they were scaled."""
     bounds = {bound: store.attributes[bound] for bound in ACTION_BOUNDS if bound in store.attributes}
     with atomic_write(folder / STATISTICS) as aside:
-        aside.write_text(json.dumps({name: found.record() for name, found in statistics.items()} | bounds, indent=1))
+        aside.write_text(json.dumps({name: array.record() for name, array in statistics.items()} | bounds, indent=1))

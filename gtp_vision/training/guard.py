@@ -1,7 +1,6 @@
-"""Steps whose loss or gradients are not finite: known on the device, and not applied where that is asked for.
+"""Mark steps whose loss or gradients are not finite on the device, and leave their updates out where set.
 
-Nothing here waits for a GPU. On a CPU looking at a number costs nothing, so a step that is finite there is taken as if
-nobody watched.
+Nothing here waits for a GPU. On a CPU reading a number costs nothing, so a finite step there runs as without a guard.
 """
 
 from __future__ import annotations
@@ -17,33 +16,33 @@ from gtp_vision.agents import Agent
 from gtp_vision.models.networks import followed
 
 NONFINITE = "nonfinite"
-"""The metric of a step that says so: 1 or 0."""
+"""The metric that marks such a step: 1 or 0."""
 
 
 def is_nonfinite(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
     """1 if a step cannot be applied, else 0: float32 ().
 
-    Gradients whose squares overflow are among those that cannot: Adam's second moments would be infinite for good.
+    Gradients whose squares overflow count as not finite: Adam's second moments would stay infinite.
 
     Args:
         loss: ().
-        norm: (), of all gradients: any that is not finite if the sum of their squares is not.
+        norm: (), of all gradients; not finite if the sum of their squares is not.
     """
     return (~(loss.detach() + norm).isfinite()).float()
 
 
 def spread_nonfinite(loss: torch.Tensor) -> torch.Tensor:
-    """The loss itself, or NaN if it is not finite: then all gradients are, also those of other processes."""
+    """The loss, or NaN if it is not finite: then all gradients are NaN, also those of other processes."""
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
 def apply_if_finite(bad: torch.Tensor, moved: Callable[[], Sequence[torch.Tensor]], move: Callable[[], None]) -> None:
-    """Let `move` write into tensors, and put back what they held where the step is not finite.
+    """Run an update, and restore the tensors where the step is not finite.
 
     Args:
         bad: see `is_nonfinite`; (), or (S,) of several seeds, whose tensors have a first axis of seeds.
-        moved: the tensors. Adam's counts of steps are not among them: like learning rates, they follow the step.
-        move: moves them.
+        moved: the tensors that `move` writes, without Adam's step counts: like learning rates, they follow the step.
+        move: the update.
     """
     if not torch.compiler.is_compiling() and bad.device.type == "cpu" and not bool(bad.any()):
         move()
@@ -51,47 +50,42 @@ def apply_if_finite(bad: torch.Tensor, moved: Callable[[], Sequence[torch.Tensor
     tensors = moved()
     before = [tensor.clone() for tensor in tensors]
     move()
-    for tensor, kept in zip(tensors, before, strict=True):
-        restore_if_nonfinite(tensor, kept, bad)
+    for tensor, saved in zip(tensors, before, strict=True):
+        restore_if_nonfinite(tensor, saved, bad)
 
 
-def restore_if_nonfinite(tensor: torch.Tensor, kept: torch.Tensor, bad: torch.Tensor) -> None:
-    """Write `kept` into a tensor where the step is not finite; see `apply_if_finite`."""
+def restore_if_nonfinite(tensor: torch.Tensor, saved: torch.Tensor, bad: torch.Tensor) -> None:
+    """Copy `saved` into a tensor where the step is not finite; see `apply_if_finite`."""
     where = (bad > 0).view(bad.shape + (1,) * (tensor.ndim - bad.ndim))
-    tensor.copy_(torch.where(where, kept, tensor))
+    tensor.copy_(torch.where(where, saved, tensor))
 
 
 def optimizer_moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Adam's moments of all that it trains, made as it makes them if it has taken no step."""
-    found = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            own = optimizer.state[parameter]
-            if not own:
-                own["step"] = torch.zeros(())
-                own["exp_avg"], own["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
-            found += [own["exp_avg"], own["exp_avg_sq"]]
-    return found
+    """Adam's moments of all its parameters, created as Adam does if it has taken no step."""
+    moments = []
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        moments += [state["exp_avg"], state["exp_avg_sq"]]
+    return moments
 
 
 def target_tensors(targets: Iterator[tuple[nn.Module, nn.Module, float]]) -> list[torch.Tensor]:
-    """The tensors of slow copies that an update moves; see `Agent.targets`."""
-    found: list[torch.Tensor] = []
-    for slow, fast, _ in targets:
-        for pairs in followed(slow, fast):
-            found += [tensor.detach() for tensor, _ in pairs]
-    return found
+    """The tensors of the target networks that an update writes; see `Agent.targets`."""
+    return [x.detach() for slow, fast, _ in targets for pairs in followed(slow, fast) for x, _ in pairs]
 
 
 def running_statistics(module: nn.Module) -> list[torch.Tensor]:
-    """What batch normalisations that are trained write while they compute."""
-    trained = [each for each in module.modules() if isinstance(each, _BatchNorm) and each.training]
-    return [buffer for each in trained for buffer in each.buffers()]
+    """The buffers that trained batch normalizations write in their forward pass."""
+    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    return [buffer for layer in layers for buffer in layer.buffers()]
 
 
 @contextmanager
 def unchanged_state(agent: Agent, optimizer: torch.optim.Optimizer, step: int) -> Iterator[None]:
-    """Whatever training step `step` does to an agent and its moments in the block is undone, in every engine."""
+    """Undo whatever training step `step` in the block does to an agent and its moments, in every engine."""
     agent.begin(step)  # what begins with the step stays
     moved = [*agent.state_dict().values(), *optimizer_moments(optimizer)]
     before = [tensor.detach().clone() for tensor in moved]
@@ -99,5 +93,5 @@ def unchanged_state(agent: Agent, optimizer: torch.optim.Optimizer, step: int) -
         yield
     finally:
         with torch.no_grad():
-            for tensor, kept in zip(moved, before, strict=True):
-                tensor.copy_(kept)
+            for tensor, saved in zip(moved, before, strict=True):
+                tensor.copy_(saved)

@@ -1,8 +1,8 @@
-"""What a run does about a step that was not finite: it stops with a sentence, or goes back and leaves the step out."""
+"""What a run does about a step that was not finite: stop with an error, or roll back and leave the step out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,47 +13,49 @@ from gtp_vision.agents import Agent
 from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.training import checkpoint
-from gtp_vision.training.nonfinite import Fault, report
+from gtp_vision.training.nonfinite import Fault, diagnose
 from gtp_vision.training.run import TrainingRun, pending_metrics_of
 
 ROLLBACKS = 3  # to one checkpoint
-IDLE = 2  # readings without a step that could be applied
+IDLE = 2  # readings of metrics without an applied step
 
 
-def answer(mode: str, members: Sequence[TrainingRun], fault: Fault, tell: Callable[[str], None]) -> int:
-    """The step to go on from, with the steps to leave out noted; all processes together.
+def handle_fault(mode: str, members: Sequence[TrainingRun], fault: Fault, tell: Callable[[str], None]) -> int:
+    """Roll back, note the step to leave out, and return the step to continue from; all processes together.
 
     Args:
         mode: `training.on_nonfinite`.
-        members: the runs; all go back together, and only the one with the fault leaves its step out.
+        members: the runs; all roll back together, and only the one with the fault leaves its step out.
         fault: what happened.
-        tell: is given a sentence.
+        tell: prints a warning.
 
     Raises:
-        GtpVisionError: the run is to stop, has gone back too often, or has nothing to go back to.
+        GtpVisionError: the mode is not rollback, there were too many rollbacks, or no checkpoint exists.
     """
     member = members[fault.member]
-    told = report(member.parts, member.config, member.folder, fault.step, fault.names)
-    found = checkpoint.newest_of_all([one.folder / "checkpoints" for one in members]) if mode == "rollback" else None
-    if found is None:
-        raise member.diverged(fault.step, fault.what, told)
-    start = checkpoint.step_of(found[0])
+    diagnosis = diagnose(member.parts, member.config, member.folder, fault.step, fault.names)
+    paths = checkpoint.newest_of_all([run.folder / "checkpoints" for run in members]) if mode == "rollback" else None
+    if paths is None:
+        raise member.diverged(fault.step, fault.what, diagnosis)
+    start = checkpoint.step_of(paths[0])
     before = sum(step > start for step in member.skips)
     if before >= ROLLBACKS or fault.step <= start or fault.step in member.skips:
-        raise member.diverged(fault.step, f"{fault.what} after {before} rollbacks to step {start}", told)
-    for one, path in zip(members, found, strict=True):
-        state = restore(path, one.parts.agent, one.parts.optimizer)
-        one.go_back(start, pending_metrics_of(state, path))
+        raise member.diverged(fault.step, f"{fault.what} after {before} rollbacks to step {start}", diagnosis)
+    for run, path in zip(members, paths, strict=True):
+        state = restore(path, run.parts.agent, run.parts.optimizer)
+        run.go_back(start, pending_metrics_of(state, path))
     member.skips.add(fault.step)
-    what = f"step {fault.step}: {fault.what}, {told}; went back to step {start} and left step {fault.step} out"
-    for line in member.health.note(fault.step, "rollback", what):
+    message = (
+        f"step {fault.step}: {fault.what}, {diagnosis}; rolled back to step {start} and left step {fault.step} out"
+    )
+    for line in member.health.add(fault.step, "rollback", message):
         tell(line)
     return start
 
 
 @torch.no_grad()
 def restore(path: Path, agent: Agent, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Fill an agent and Adam's moments from a checkpoint, in place: an engine may hold their tensors. Its state.
+    """Load a checkpoint into an agent and Adam's moments in place (engines hold their tensors); return its state.
 
     Raises:
         GtpVisionError: see `checkpoint.load`.
@@ -62,13 +64,13 @@ def restore(path: Path, agent: Agent, optimizer: torch.optim.Optimizer) -> dict[
     stored = load_file(path / "optimizer.safetensors")
     for name, parameter in agent.named_parameters():
         for moment, value in optimizer.state.get(parameter, {}).items():
-            kept = stored.get(f"{name}.{moment}")
-            value.zero_() if kept is None else value.copy_(kept)
+            saved = stored.get(f"{name}.{moment}")
+            value.zero_() if saved is None else value.copy_(saved)
     return state
 
 
 def check_parameters(members: Sequence[TrainingRun], done: int) -> None:
-    """Look at all that a checkpoint would hold, so that none is written that nobody can go on from.
+    """Check everything that a checkpoint would hold, before it is written.
 
     Raises:
         Fault: a parameter or buffer is not finite, in any process.
@@ -81,10 +83,10 @@ def check_parameters(members: Sequence[TrainingRun], done: int) -> None:
 
 
 def check_idle(members: Sequence[TrainingRun], done: int) -> None:
-    """Stop when nothing moves any more.
+    """Stop when every run skips every step.
 
     Raises:
-        GtpVisionError: of every run, no step of the last readings was applied.
+        GtpVisionError: in the last readings of metrics, no run applied a step.
     """
     if all(member.idle >= IDLE for member in members):
         since = min(member.idle_since for member in members)
@@ -92,12 +94,12 @@ def check_idle(members: Sequence[TrainingRun], done: int) -> None:
 
 
 def skips_of(state: Mapping[str, Any], path: Path) -> set[int]:
-    """The steps, from 1, that a checkpoint's state says are left out.
+    """The steps, from 1, that a checkpoint's state says to leave out.
 
     Raises:
-        GtpVisionError: it holds something else.
+        GtpVisionError: `skip_steps` is not a list of positive integers.
     """
-    stored: Iterable[Any] = state.get("skip_steps", [])
+    stored = state.get("skip_steps", [])
     if not isinstance(stored, list) or not all(isinstance(step, int) and step > 0 for step in stored):
-        raise GtpVisionError(f"{path / 'state.json'} names steps to skip that are none; use an earlier checkpoint")
+        raise GtpVisionError(f"{path / 'state.json'}: skip_steps is not a list of steps; use an earlier checkpoint")
     return set(stored)

@@ -15,7 +15,6 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.names import SALIENCY
-from gtp_vision.envs.scores import has_reference, normalised
 from gtp_vision.evaluation.evaluator import Evaluator, SimulatorError, StoppedError, write_videos
 from gtp_vision.evaluation.saliency import Saliency
 from gtp_vision.report import build_report
@@ -23,9 +22,9 @@ from gtp_vision.training import checkpoint, model_summary, pictures
 from gtp_vision.training.build import Components
 from gtp_vision.training.data import save_statistics
 from gtp_vision.training.evaluate import actor_of, chosen, eval_seed
-from gtp_vision.training.health import Health, noisy, spread_of
+from gtp_vision.training.health import Health, has_noise, spread_of
 from gtp_vision.training.nonfinite import FILE as NONFINITE_FILE
-from gtp_vision.training.nonfinite import Fault, means, reading, report
+from gtp_vision.training.nonfinite import Fault, diagnose, means, read_steps
 from gtp_vision.training.probes import Watch
 from gtp_vision.training.tracking import Tracker
 
@@ -151,9 +150,7 @@ class TrainingRun:
                 f"{error}; no training step is lost: continue from step {step} with gtp-vision train --resume "
                 f"{self._resume_with}"
             ) from error
-        found = self._scored(found) | (
-            {"candidates": {count: self._scored(one) for count, one in several.items()}} if several else {}
-        )
+        found |= {"candidates": several} if several else {}
         best = max(map(_merit, self.evaluations), default=())
         self.evaluations.append({"step": step, **found})
         if self.parts.accelerator.is_main_process:
@@ -171,7 +168,7 @@ class TrainingRun:
             with atomic_write(self.folder / _EVALUATIONS) as aside:  # last: a recorded evaluation is not repeated
                 aside.write_text(json.dumps(self.evaluations, indent=1))
         self.parts.accelerator.wait_for_everyone()
-        self.report(self.health.read_evaluations(self.evaluations))
+        self.report(self.health.check_evaluations(self.evaluations))
 
     def write_metrics(self, step: int, metrics: Mapping[str, float], *, is_planned: bool) -> None:
         """Write a line of metrics, and report what looks wrong in it.
@@ -188,21 +185,16 @@ class TrainingRun:
         if is_planned and self.tracker:
             agent = self.parts.agent
             spread = spread_of(self.parts, self.config.training.eval_steps or agent.config.acting.steps, step)
-            self.report(self.health.read_spread(step, spread, noisy=noisy(self.parts)))
+            self.report(self.health.check_spread(step, spread, has_noise=has_noise(self.parts)))
             more |= spread.metrics()
         if self.tracker:
             self.tracker.write(step, dict(metrics) | more)
-        self.report(self.health.read_metrics(step, metrics))
+        self.report(self.health.check_metrics(step, metrics))
 
     def report(self, lines: Sequence[str]) -> None:
         """Print lines for the user."""
         for line in lines:
             self.log(line)
-
-    def _scored(self, found: dict[str, Any]) -> dict[str, Any]:
-        """With D4RL's normalised score, where the task has one."""
-        env = self.config.task.env or ""
-        return found | ({"score": normalised(env, found["return"])} if has_reference(env) else {})
 
     def interrupted(self, step: int) -> InterruptedRunError:
         """The error that ends a run that was asked to stop."""
@@ -244,7 +236,7 @@ class TrainingRun:
         """
         if not pending:
             return
-        found = reading(pending, self.parts.accelerator, skips=self.config.training.on_nonfinite == "skip")
+        found = read_steps(pending, self.parts.accelerator, skips=self.config.training.on_nonfinite == "skip")
         first = done - len(pending) + 1
         if found.first is not None:
             raise Fault(self.index, first + found.first, f"{found.names[0]} is not finite", found.names)
@@ -255,8 +247,8 @@ class TrainingRun:
     def _first_skipped(self, step: int, names: Sequence[str]) -> None:
         """Examine the first step that was skipped; the metric `skipped` counts later ones."""
         if not any(warning["kind"] == "skipped" for warning in self.health.warnings):
-            what = report(self.parts, self.config, self.folder, step, names)
-            self.report(self.health.note(step, "skipped", f"step {step}: {names[0]} is not finite, {what}; skipped"))
+            what = diagnose(self.parts, self.config, self.folder, step, names)
+            self.report(self.health.add(step, "skipped", f"step {step}: {names[0]} is not finite, {what}; skipped"))
 
     def diverged(self, step: int, what: str, clause: str) -> GtpVisionError:
         """The error that ends a run that cannot learn any more.

@@ -1,4 +1,4 @@
-"""Metrics to JSON lines and TensorBoard, and the meters that say where the time goes."""
+"""Log metrics to JSON lines and TensorBoard, and measure where the time goes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -17,13 +18,13 @@ from gtp_vision.core.files import atomic_write
 
 
 class Tracker:
-    """Appends metrics to `metrics.jsonl` and to TensorBoard files in `tensorboard/`.
+    """Append metrics to `metrics.jsonl` and to TensorBoard files in `tensorboard/`.
 
     Args:
         folder: the run folder.
-        resume_step: lines after this step are dropped first: the run goes on from here.
-        seconds: training time already spent, which the `seconds` column continues.
-        evaluated: steps whose evaluation is on record; the lines of others are dropped, too: they will be made again.
+        resume_step: the step from which the run continues; later lines are dropped.
+        seconds: run time so far, which the `seconds` column continues.
+        evaluated: steps with a recorded evaluation; other evaluation lines are dropped, as they will be repeated.
     """
 
     def __init__(
@@ -31,18 +32,18 @@ class Tracker:
     ) -> None:
         self._path = folder / "metrics.jsonl"
         self._started = time.perf_counter() - seconds
-        _keep_until(self._path, resume_step, evaluated)
+        _truncate(self._path, resume_step, evaluated)
         self._file = self._path.open("a")
-        self._before, threading.excepthook = threading.excepthook, self._in_thread
+        self._default_hook, threading.excepthook = threading.excepthook, self._in_thread
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
 
     @property
     def seconds(self) -> float:
-        """Seconds since the run began, without the time it lay interrupted."""
+        """Seconds since the run began, without interruptions."""
         return time.perf_counter() - self._started
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line. Values that are not finite are written as null: NaN is not JSON."""
+        """Write one line, with null for values that are not finite: NaN is not JSON."""
         finite = {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         self._file.write(json.dumps({"step": step, "seconds": round(self.seconds, 3), **finite}) + "\n")
         self._file.flush()
@@ -50,7 +51,7 @@ class Tracker:
             self._board.add_scalar(key, value, step)
 
     def sync(self) -> None:
-        """Have all lines on the disk: a checkpoint that follows stands for them."""
+        """Force all lines to the disk, before a checkpoint that relies on them."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -59,12 +60,12 @@ class Tracker:
             self._file.close()
             self._board.close()
         finally:
-            threading.excepthook = self._before
+            threading.excepthook = self._default_hook
 
     def _in_thread(self, failed: threading.ExceptHookArgs) -> None:
-        """TensorBoard's thread tells of a full disk by a traceback, and then again to who writes to it."""
+        """Hide the traceback of a full disk in TensorBoard's thread, which raises it again in the next write."""
         if not isinstance(failed.exc_value, OSError):
-            self._before(failed)
+            self._default_hook(failed)
 
 
 class Meters:
@@ -83,25 +84,45 @@ class Meters:
             self._spent[phase] = self._spent.get(phase, 0.0) + time.perf_counter() - started
 
     def read(self, steps: int) -> dict[str, float]:
-        """Of each phase `time/<phase>_ms` a step and `time/<phase>_share` of all phases, and start again."""
-        whole = sum(self._spent.values())
-        told = {f"time/{phase}_ms": 1e3 * spent / max(1, steps) for phase, spent in self._spent.items()}
-        told |= {f"time/{phase}_share": spent / whole for phase, spent in self._spent.items()}
-        self._spent = {}
-        return told
+        """Per phase `time/<phase>_ms` of a step and `time/<phase>_share` of all phases; resets the meters."""
+        spent, self._spent = self._spent, {}
+        total = sum(spent.values())
+        times = {f"time/{phase}_ms": 1e3 * seconds / max(1, steps) for phase, seconds in spent.items()}
+        return times | {f"time/{phase}_share": seconds / total for phase, seconds in spent.items()}
 
 
-def _keep_until(path: Path, step: int, evaluated: Collection[int]) -> None:
+def read_entries(path: Path, types: Mapping[str, type]) -> list[dict[str, Any]]:
+    """The entries of a JSON list with fields of these types; none if the file is missing or damaged."""
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return []
+    entries = stored if isinstance(stored, list) else []
+    return [
+        entry
+        for entry in entries
+        if isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in types.items())
+    ]
+
+
+def write_entries(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write a JSON list."""
+    with atomic_write(path) as aside:
+        aside.write_text(json.dumps(entries, indent=1))
+
+
+def _truncate(path: Path, step: int, evaluated: Collection[int]) -> None:
+    """Drop the lines after a step, evaluations that will be repeated, and lines that a kill cut off."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text(errors="replace").splitlines():
         try:
-            told = json.loads(line)
-            lost = told["step"] not in evaluated and any(key.startswith("eval/") for key in told)
-            if told["step"] <= step and not lost:
-                kept.append(line + "\n")
+            entry = json.loads(line)
+            is_lost = entry["step"] not in evaluated and any(key.startswith("eval/") for key in entry)
+            if entry["step"] <= step and not is_lost:
+                lines.append(line + "\n")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue  # cut off by a kill
+            continue
     with atomic_write(path) as aside:
-        aside.write_text("".join(kept))
+        aside.write_text("".join(lines))

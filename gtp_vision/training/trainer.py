@@ -214,7 +214,7 @@ def _loop(
                         since = time.perf_counter()
             return
         except Fault as fault:
-            start = recovery.answer(training.on_nonfinite, runs, fault, log)
+            start = recovery.handle_fault(training.on_nonfinite, runs, fault, log)
 
 
 def _prepare(

@@ -1,17 +1,15 @@
-"""Tiny agents out of the presets that people run, and what they are shown."""
+"""Tiny agents from the presets that people run, and observations for them."""
 
 from __future__ import annotations
 
-import copy
-import functools
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from small_runs import composed
 
 from gtp_vision import agents
 from gtp_vision.agents import AGENTS, Agent, AgentConfig
-from gtp_vision.config.schema import from_command_line
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.encoders import AugmentationConfig, EncoderConfig
@@ -23,7 +21,7 @@ PIXELS: dict[str, tuple[int, ...]] = {"front": (2, 3, 12, 12), "state": (2, 3)}
 
 
 def shrunk(name: str) -> list[str]:
-    """Overrides that make a preset tiny, and leave everything that makes it what it is."""
+    """Overrides that make a preset tiny, and change nothing else."""
     small = [
         *("agent.policy.hidden=[16,16]", "agent.policy.grid=2", "agent.acting.steps=2"),
         *("agent.critic.hidden=[16]", "agent.critic.next_steps=2"),
@@ -35,14 +33,9 @@ def shrunk(name: str) -> list[str]:
     return small + (["agent.acting.candidates=4"] if AGENTS[name].chooses else [])
 
 
-@functools.cache
-def _composed(name: str, overrides: tuple[str, ...]) -> AgentConfig:
-    return from_command_line(["task=demo", f"agent={name}", *shrunk(name), *overrides]).agent
-
-
 def preset(name: str, *overrides: str) -> AgentConfig:
     """The preset, tiny."""
-    return copy.deepcopy(_composed(name, overrides))
+    return composed("task=demo", f"agent={name}", *shrunk(name), *overrides).agent
 
 
 def make(

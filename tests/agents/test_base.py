@@ -11,13 +11,13 @@ from small import PIXELS, STATE, make, observation, owner, preset, states_of
 
 from gtp_vision import agents
 from gtp_vision.agents import ActingConfig, Agent
-from gtp_vision.agents.base import choose
+from gtp_vision.agents.base import LossInputs, choose
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
-from gtp_vision.encoders import Encoder, EncoderConfig
+from gtp_vision.encoders import EncoderConfig
 from gtp_vision.models.critic import td_target
 
 MakeStore = Callable[..., Store]
@@ -44,23 +44,6 @@ def test_the_critics_loss_is_the_squared_td_error_over_members_and_batch(
     assert not found.requires_grad
 
 
-@pytest.mark.parametrize("name", ["gtp", "iql", "qgpo", "fql", "rebrac"])
-def test_what_follows_a_terminal_does_not_reach_the_critic(batch: Batch, name: str) -> None:
-    learner, few = make(name), states_of(batch)
-    ended = few.discount == 0
-    assert ended.any()
-    assert not ended.all()
-
-    def critic_loss(rows: torch.Tensor) -> float:
-        seen = learner.loss_inputs(few, RandomStream(0, 0), 0)
-        changed = {"state": few.next_observation["state"] + 5 * rows[:, None, None]}
-        return learner.critic_loss(replace(seen, next_observation=changed))[0].item()
-
-    untouched = critic_loss(torch.zeros(12))
-    assert critic_loss(ended.float()) == pytest.approx(untouched, rel=1e-6)
-    assert critic_loss((~ended).float()) != pytest.approx(untouched, rel=1e-3)
-
-
 @pytest.fixture
 def counted(make_store: MakeStore) -> Store:
     """Row i shows i and is rewarded with i + 1: rows 0 to 5 time out, rows 6 to 9 end in a terminal."""
@@ -83,63 +66,42 @@ TARGETS = [  # discount 0.5, three steps
 ]
 
 
-@pytest.mark.parametrize("name", ["gtp", "diffusion_ql", "qgpo", "fql", "td3_bc"])
+def inputs_of(learner: Agent, store: Store, rows: np.ndarray, chunk: int = 1) -> LossInputs:
+    sampler = Sampler(store, len(rows), 0, n_step=3, discount=0.5, frame_stack=1, action_chunk=chunk)
+    return learner.loss_inputs(sampler.gather(rows), RandomStream(0, 0), 0)
+
+
+@pytest.mark.parametrize("name", ["gtp", "diffusion_ql", "qgpo", "fql", "td3_bc", "iql"])
 def test_n_step_targets_across_a_timeout_and_a_terminal(
     counted: Store, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    batch = Sampler(counted, 6, 0, n_step=3, discount=0.5, frame_stack=1).gather(ROWS)
     learner = make(name, shapes={"state": (1, 3)})
     values_are_rows(learner, monkeypatch)
-    seen = learner.loss_inputs(batch, RandomStream(0, 0), 0)
-    target = td_target(batch.reward, batch.discount, learner.next_value(seen))
+    if learner.critic.v is not None:
+        monkeypatch.setattr(learner.critic.v, "forward", lambda features: features[:, :1])
+    inputs = inputs_of(learner, counted, ROWS)
+    target = td_target(inputs.batch.reward, inputs.batch.discount, learner.next_value(inputs))
     assert target.tolist() == pytest.approx(TARGETS)
-    loss, q, metrics = learner.critic_loss(seen)
+    loss, q, metrics = learner.critic_loss(inputs)
     assert loss.item() == pytest.approx((q - torch.tensor(TARGETS)).square().mean().item(), rel=1e-5)
     assert float(metrics["critic/target"]) == pytest.approx(np.mean(TARGETS))
+    assert float(metrics.get("critic/v_loss", 0)) == 0, "V and the slow Q are both the row's number"
 
 
-def test_an_expectile_critic_bootstraps_from_its_v_across_a_timeout_and_a_terminal(
-    counted: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batch = Sampler(counted, 6, 0, n_step=3, discount=0.5, frame_stack=1).gather(ROWS)
-    learner = make("iql", shapes={"state": (1, 3)})
+def test_chunks_cut_short_by_a_timeout_train_neither_q_nor_v(counted: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunked = ["agent.action_chunk=3", "agent.critic.chunk=true", "task.n_step=3"]
+    learner = make("gtp", *chunked, shapes={"state": (1, 3)})
     values_are_rows(learner, monkeypatch)
-    assert learner.critic.v is not None
-    monkeypatch.setattr(learner.critic.v, "forward", lambda features: features[:, :1])
-    seen = learner.loss_inputs(batch, RandomStream(0, 0), 0)
-    target = td_target(batch.reward, batch.discount, learner.next_value(seen))
-    assert target.tolist() == pytest.approx(TARGETS)
-    loss, q, metrics = learner.critic_loss(seen)
-    assert float(metrics["critic/v_loss"]) == 0, "V and the slow Q are both the row's number"
-    assert loss.item() == pytest.approx((q - torch.tensor(TARGETS)).square().mean().item(), rel=1e-5)
-
-
-def test_chunks_that_the_recording_cut_short_teach_the_critic_nothing_unless_they_are_terminal(
-    counted: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batch = Sampler(counted, 6, 0, n_step=3, discount=0.5, frame_stack=1, action_chunk=3).gather(ROWS)
-    learner = make("gtp", "agent.action_chunk=3", "agent.critic.chunk=true", "task.n_step=3", shapes={"state": (1, 3)})
-    values_are_rows(learner, monkeypatch)
-    seen = learner.loss_inputs(batch, RandomStream(0, 0), 0)
-    assert seen.action.shape == (6, 6)
-    loss, q, _ = learner.critic_loss(seen)
-    whole = [0, 3, 4, 5]  # rows 0, 6, 7 and 9; chunks from 3 and 4 reach the frame that timed out
+    inputs = inputs_of(learner, counted, ROWS, chunk=3)
+    assert inputs.action.shape == (6, 6)
+    loss, q, _ = learner.critic_loss(inputs)
+    whole, cut = [0, 3, 4, 5], [1, 2]  # chunks from rows 3 and 4 reach the frame that timed out
     expected = (q[:, whole] - torch.tensor(TARGETS)[whole]).square().mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_chunks_that_the_recording_cut_short_teach_v_nothing_either(counted: Store) -> None:
-    changed = ["agent.action_chunk=3", "agent.critic.chunk=true", "task.n_step=3", "agent.critic.backup=expectile"]
-    learner = make("gtp", *changed, shapes={"state": (1, 3)})
-    cut = [1, 2]  # of `ROWS`, the chunks that reach the frame that timed out
-
-    def v_loss(rows: list[int]) -> float:
-        some = Sampler(counted, len(rows), 0, n_step=3, discount=0.5, frame_stack=1, action_chunk=3)
-        seen = learner.loss_inputs(some.gather(ROWS[rows]), RandomStream(0, 0), 0)
-        return float(learner.critic_loss(seen)[2]["critic/v_loss"])
-
-    assert v_loss(cut) == 0
-    assert v_loss([0, 3]) > 0
+    learner = make("gtp", *chunked, "agent.critic.backup=expectile", shapes={"state": (1, 3)})
+    for rows, learns in ((cut, False), ([0, 3], True)):
+        metrics = learner.critic_loss(inputs_of(learner, counted, ROWS[rows], chunk=3))[2]
+        assert (float(metrics["critic/v_loss"]) > 0) == learns
 
 
 # Augmentation ---------------------------------------------------------------------------------------------------
@@ -147,9 +109,7 @@ def test_chunks_that_the_recording_cut_short_teach_v_nothing_either(counted: Sto
 
 def test_observation_and_next_observation_are_shifted_alike(batch: Batch) -> None:
     learner = make(shapes=PIXELS, shift=3, shift_probability=1.0)
-    batch = replace(
-        batch, next_observation=batch.observation
-    )  # the same frames, so that only the shift could tell them apart
+    batch = replace(batch, next_observation=batch.observation)  # only the shift could make a difference
     seen: dict[str, torch.Tensor] = {}
     for name in ("actor_encoder", "critic_encoder", "actor_encoder_target", "critic_encoder_target"):
 
@@ -163,13 +123,8 @@ def test_observation_and_next_observation_are_shifted_alike(batch: Batch) -> Non
     assert not torch.equal(seen["actor_encoder"], batch.observation["front"]), "nothing was shifted"
     moved = [not torch.equal(*pair) for pair in zip(seen["actor_encoder"], batch.observation["front"], strict=True)]
     assert sum(moved) >= 10, "each sample has a shift of its own"
-
-
-def test_states_are_not_augmented(batch: Batch) -> None:
-    learner = make("gtp_bc", shapes=PIXELS, shift=3, shift_probability=1.0)
     shifted = learner.augment(batch.observation, learner.augment.draw(12, RandomStream(0, 0)))
     assert torch.equal(shifted["state"], batch.observation["state"])
-    assert not torch.equal(shifted["front"], batch.observation["front"])
 
 
 # Whose gradient trains a shared encoder ---------------------------------------------------------------------------
@@ -197,44 +152,24 @@ def test_a_shared_encoder_learns_from_both_losses_or_from_one(batch: Batch) -> N
 def test_targets_begin_as_copies() -> None:
     learner = make(shapes=PIXELS)
     parts = dict(learner.named_children())
-    targets = [name for name in parts if name.endswith("_target")]
-    assert sorted(targets) == [
-        "actor_encoder_target",
-        "critic_encoder_target",
-        "critic_target",
-        "policy_target",
-    ]
+    targets = {name for name in parts if name.endswith("_target")}
+    assert targets == {f"{name}_target" for name in ("actor_encoder", "critic_encoder", "critic", "policy")}
     for name in targets:
         online = parts[name.removesuffix("_target")].state_dict()
         assert all(torch.equal(value, online[key]) for key, value in parts[name].state_dict().items())
 
 
-def test_the_policys_target_may_follow_at_a_rate_of_its_own() -> None:
-    learner = make("gtp", "agent.tau=0.5", "agent.policy_tau=0")
-    with torch.no_grad():
-        for parameter in learner.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    before = {key: value.clone() for key, value in learner.state_dict().items()}
-    learner.update_targets()
-    moved = {owner(key) for key, value in learner.state_dict().items() if not torch.equal(value, before[key])}
-    assert moved == {"critic_target"}
-
-
 # Behaviour cloning ----------------------------------------------------------------------------------------------
 
 
-def test_behaviour_cloning_has_no_critic() -> None:
-    learner = make("gtp_bc", shapes=PIXELS)
-    assert {owner(name) for name, _ in learner.named_parameters()} == {"actor_encoder", "policy", "policy_target"}
-
-
-def test_behaviour_cloning_weighs_every_action_1(batch: Batch) -> None:
+def test_behaviour_cloning_weighs_every_action_1_and_has_no_critic(batch: Batch) -> None:
     learner, few = make("gtp_bc"), states_of(batch)
+    assert {owner(name) for name, _ in learner.named_parameters()} == {"policy", "policy_target"}
     loss, metrics = learner(few, RandomStream(0, 3), 0)
     noise = RandomStream(0, 3)
     learner.augment.draw(12, noise)  # comes first in the stream
     features = few.observation["state"].flatten(1)
-    each, _ = learner.policy.loss(features, few.action, torch.ones(12), noise, learner.policy_target)
+    each, _ = learner.policy.loss(learner.policy.rows(features, few.action, noise, learner.policy_target))
     assert loss.item() == pytest.approx(each.mean().item(), rel=1e-6)
     assert not any(name.startswith("critic/") for name in metrics)
     assert float(metrics["weight/effective_share"]) == 1
@@ -243,26 +178,19 @@ def test_behaviour_cloning_weighs_every_action_1(batch: Batch) -> None:
 # Acting ---------------------------------------------------------------------------------------------------------
 
 
-def test_acting_takes_the_agents_steps_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    learner, asked = make("gtp", "agent.acting.steps=3"), []
-    sample = learner.policy.sample
+def test_acting_takes_the_agents_steps_unless_given() -> None:
+    learner, seen = make("gtp", "agent.acting.steps=3"), observation()
 
-    def noted(features: torch.Tensor, steps: int, *rest: Any) -> torch.Tensor:
-        asked.append(steps)
-        return sample(features, steps, *rest)
+    def sampled(steps: int) -> torch.Tensor:
+        return learner.policy.sample(seen["state"].flatten(1), steps, RandomStream(0, 0))
 
-    monkeypatch.setattr(learner.policy, "sample", noted)
-    learner.act(observation(), RandomStream(0, 0))
-    learner.act(observation(), RandomStream(0, 0), 7)
-    assert asked == [3, 7]
-
-
-def test_acting_in_no_jump_is_refused() -> None:
+    torch.testing.assert_close(learner.act(seen, RandomStream(0, 0)), sampled(3))
+    torch.testing.assert_close(learner.act(seen, RandomStream(0, 0), 7), sampled(7))
     with pytest.raises(ValueError, match="steps=0"):
-        make().act(observation(), RandomStream(0, 0), 0)
+        learner.act(seen, RandomStream(0, 0), 0)
 
 
-def test_without_noise_a_gaussian_acts_by_its_mean() -> None:
+def test_a_gaussian_without_noise_acts_by_its_mean() -> None:
     learner, seen = make("gaussian_bc"), observation()
     mean = learner.policy.sample_from(seen["state"].flatten(1), torch.zeros(4, 2), 1)
     assert torch.equal(learner.act(seen, RandomStream(0, 0)), mean)
@@ -272,24 +200,16 @@ def test_without_noise_a_gaussian_acts_by_its_mean() -> None:
     torch.testing.assert_close((half - mean)[inside], 0.5 * (noisy - mean)[inside], rtol=1e-5, atol=1e-6)
 
 
-def test_candidates_stand_side_by_side_and_are_judged_with_their_own_observation(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_candidates_are_evaluated_with_their_own_observation(monkeypatch: pytest.MonkeyPatch) -> None:
     learner, seen = make("gtp", "agent.acting.candidates=5"), observation(batch=6)
     drawn = 2 * torch.rand(30, 2) - 1
-    asked: list[int] = []
-
-    def sample(features: torch.Tensor, steps: int, generator: RandomStream, draws: int) -> torch.Tensor:
-        asked.append(draws)
-        return drawn
 
     def nearness(features: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         return -(action[:, 0] - features[:, 0].tanh()).abs().expand(2, -1)
 
-    monkeypatch.setattr(learner.policy, "sample", sample)
+    monkeypatch.setattr(learner.policy, "sample", lambda features, steps, noise, draws: drawn[: draws * len(features)])
     monkeypatch.setattr(learner.critic_target, "forward", nearness)
     chosen = learner.act(seen, RandomStream(0, 0))
-    assert asked == [5]
     for row, wanted in enumerate(seen["state"][:, 0, 0].tanh().tolist()):
         own = drawn[5 * row : 5 * row + 5]
         assert torch.equal(chosen[row], min(own, key=lambda a, wanted=wanted: abs(float(a[0]) - wanted)))
@@ -313,15 +233,6 @@ def test_a_soft_choice_follows_the_softmax_of_q_over_the_temperature(temperature
 
 
 # Construction ---------------------------------------------------------------------------------------------------
-
-
-def test_a_shared_encoder_is_one() -> None:
-    separate, shared = make(shapes=PIXELS), make(shapes=PIXELS, share=True)
-
-    def encoders(learner: Agent) -> int:
-        return sum(isinstance(part, Encoder) for part in learner.children())
-
-    assert (encoders(separate), encoders(shared)) == (4, 2)
 
 
 def test_networks_that_cannot_be_built_are_refused_with_the_agents_name() -> None:

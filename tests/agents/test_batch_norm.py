@@ -22,7 +22,7 @@ def test_acting_uses_the_statistics_and_leaves_them(agent: Agent) -> None:
     before = {name: value.clone() for name, value in agent.state_dict().items()}
     planned = agent.plan(seen, RandomStream(0, 0))
     assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
-    assert all(module.training for module in agent.modules()), "it goes on training where it was"
+    assert all(module.training for module in agent.modules()), "its mode is restored"
     assert torch.equal(agent.eval().plan(seen, RandomStream(0, 0)), planned)
     assert not agent.actor_encoder.training
 

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from small import JUDGED, NAMES, PIXELS, make, observation, owner, preset, shrunk, states_of
+from small import JUDGED, NAMES, PIXELS, STATE, make, observation, owner, preset, states_of
+from small_runs import composed
 
 from gtp_vision.agents import AGENTS, actions_needed, label
 from gtp_vision.agents.base import Agent
-from gtp_vision.config.schema import from_command_line, options
+from gtp_vision.config.schema import options
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
@@ -23,7 +24,7 @@ STAGES = [(name, 0) for name in NAMES] + [("bdm", step) for step in (1, 2, 3)]  
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_is_what_its_recipe_says(name: str) -> None:
-    config, recipe = from_command_line(["task=demo", f"agent={name}"]).agent, AGENTS[name]
+    config, recipe = composed("task=demo", f"agent={name}").agent, AGENTS[name]
     assert config.name == recipe.name == name
     assert config.policy.family == recipe.family
     assert config.critic.backup == recipe.backup
@@ -37,15 +38,8 @@ def test_every_agent_has_a_preset_of_its_name() -> None:
     assert set(AGENTS) <= set(options("agent"))
 
 
-def test_the_tests_agents_are_their_presets_but_for_their_size() -> None:
-    for name in NAMES:
-        assert label(preset(name)) == name
-        changed = {key.split("=")[0].rpartition(".")[2] for key in shrunk(name)}
-        assert not changed & {"family", "backup", "name", "form", "choose", "aggregate"}
-
-
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "expected"),
     [
         (["agent=gtp"], "gtp"),
         (["agent=gtp", "improvement=q_gradient"], "gtp+q"),
@@ -61,10 +55,10 @@ def test_the_tests_agents_are_their_presets_but_for_their_size() -> None:
         (["agent=rebrac", "improvement=q_gradient"], "rebrac"),
     ],
 )
-def test_a_label_tells_what_differs_from_the_published_system(overrides: list[str], told: str) -> None:
-    made = from_command_line(["task=demo", *overrides])
-    assert label(made.agent) == told
-    assert f"/{told}-" in made.run_dir
+def test_a_label_marks_differences_from_the_published_system(overrides: list[str], expected: str) -> None:
+    config = composed("task=demo", *overrides)
+    assert label(config.agent) == expected
+    assert f"/{expected}-" in config.run_dir
 
 
 def test_a_batch_holds_the_actions_that_an_agent_needs() -> None:
@@ -76,60 +70,54 @@ def test_a_batch_holds_the_actions_that_an_agent_needs() -> None:
 # Steps ----------------------------------------------------------------------------------------------------------
 
 
-def stepped(learner: Agent, batch: Batch, stage: int, step: int = 0) -> dict[str, torch.Tensor]:
-    """Gradients and metrics of one step at a stage."""
-    learner.begin(stage)
-    loss, metrics = learner(batch, RandomStream(0, step), 0)
+def step_of(learner: Agent, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+    """Gradients and metrics of a training step."""
+    learner.begin(step)
+    loss, metrics = learner(batch, RandomStream(0, 0), step)
     loss.backward()
-    assert loss.isfinite()
+    assert {metric.shape for metric in metrics.values()} == {torch.Size()}
+    assert all(bool(metric.isfinite()) and not metric.requires_grad for metric in metrics.values())
     return metrics
 
 
-@pytest.mark.parametrize(("name", "stage"), STAGES)
-@pytest.mark.parametrize("seeing", ["state", "separate", "shared"])
-def test_a_steps_gradients_reach_exactly_what_is_trained(batch: Batch, name: str, stage: int, seeing: str) -> None:
-    pixels = seeing != "state"
-    learner = make(name, share=seeing == "shared", **({"shapes": PIXELS} if pixels else {}))
-    metrics = stepped(learner, batch if pixels else states_of(batch), stage)
+@pytest.mark.parametrize(
+    ("name", "step", "seeing"),
+    [(name, step, seeing) for name, step in STAGES for seeing in ("state", "separate", "shared")[: 1 if step else 3]],
+)
+def test_gradients_of_a_step_reach_exactly_what_is_trained(batch: Batch, name: str, step: int, seeing: str) -> None:
+    sees_pixels = seeing != "state"
+    learner = make(name, share=seeing == "shared", shapes=PIXELS if sees_pixels else STATE)
+    metrics = step_of(learner, batch if sees_pixels else states_of(batch), step)
     frozen = {"policy_target", "critic_target", "actor_encoder_target", "critic_encoder_target"}
+    learns: dict[str, bool] = {}
     for key, parameter in learner.named_parameters():
-        kept = owner(key) in frozen or key.startswith("improvement.behaviour")
-        assert parameter.requires_grad != kept, key
-        assert (parameter.grad is None) == kept, f"{key}: each process of several waits for all gradients"
-    parts: dict[str, bool] = {}
-    for key, parameter in learner.named_parameters():
+        is_frozen = owner(key) in frozen or key.startswith("improvement.behaviour")
+        assert parameter.requires_grad != is_frozen, key
+        assert (parameter.grad is None) == is_frozen, f"{key}: each process of several waits for all gradients"
         if parameter.grad is not None:
             assert bool(parameter.grad.isfinite().all()), key
-            parts[owner(key)] = parts.get(owner(key), False) or bool(parameter.grad.any())
-    assert all(parts.values()), parts
+            learns[owner(key)] = learns.get(owner(key), False) or bool(parameter.grad.any())
     expected = {"policy"} | ({"critic"} if name in JUDGED else set())
-    expected |= {"actor_encoder"} if pixels else set()
+    expected |= {"actor_encoder"} if sees_pixels else set()
     expected |= {"critic_encoder"} if seeing == "separate" and name in JUDGED else set()
     expected |= {"improvement"} if name in ("fql", "qgpo") else set()
-    assert set(parts) == expected
-    assert {metric.shape for metric in metrics.values()} == {torch.Size()}
-    assert all(bool(metric.isfinite()) and not metric.requires_grad for metric in metrics.values())
-    assert 0 < float(metrics["weight/effective_share"]) <= 1 + 1e-6
+    assert learns == dict.fromkeys(expected, True)
     assert {"loss", "actor/loss"} <= set(metrics)
     assert ("critic/loss" in metrics) == (name in JUDGED)
+    losses = [float(value) for key, value in metrics.items() if key in ("actor/loss", "critic/loss", "critic/v_loss")]
+    assert float(metrics["loss"]) == pytest.approx(sum(losses), rel=1e-5)
+    if "weight/effective_share" in metrics:
+        assert 0 < float(metrics["weight/effective_share"]) <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_loss_is_the_critics_and_the_actors(batch: Batch, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "step"), STAGES)
+def test_a_loss_is_a_function_of_the_batch_and_the_noise(batch: Batch, name: str, step: int) -> None:
     learner = make(name)
-    _, metrics = learner(states_of(batch), RandomStream(0, 0), 0)
-    parts = [float(value) for key, value in metrics.items() if key in ("actor/loss", "critic/loss", "critic/v_loss")]
-    assert float(metrics["loss"]) == pytest.approx(sum(parts), rel=1e-5)
-
-
-@pytest.mark.parametrize(("name", "stage"), STAGES)
-def test_a_loss_is_a_function_of_the_batch_and_the_noise(batch: Batch, name: str, stage: int) -> None:
-    learner = make(name)
-    learner.begin(stage)
+    learner.begin(step)
     with torch.no_grad():  # a policy that is its own behaviour has one loss, whatever the noise
         for parameter in learner.policy.parameters():
             parameter.mul_(1.1)
-    first, again, other = (learner(states_of(batch), RandomStream(0, step), 0)[0].item() for step in (0, 0, 1))
+    first, again, other = (learner(states_of(batch), RandomStream(0, seed), step)[0].item() for seed in (0, 0, 1))
     assert first == again
     if name not in ("gaussian_bc", "iql"):  # those two draw nothing
         assert first != other
@@ -138,14 +126,12 @@ def test_a_loss_is_a_function_of_the_batch_and_the_noise(batch: Batch, name: str
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_of_one_row_is_enough(make_store: Callable[..., Store], name: str) -> None:
     store = make_store((9, 11))
-    few = Sampler(store, 1, 0, frame_stack=2, action_chunk=2).gather(store.transitions[:1])
-    metrics = stepped(make(name), few, 2)
-    assert {key: float(value) for key, value in metrics.items() if not value.isfinite()} == {}
+    step_of(make(name), Sampler(store, 1, 0, frame_stack=2, action_chunk=2).gather(store.transitions[:1]), 2)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_steps_of_the_optimiser_lower_the_losses_of_their_batch(batch: Batch, name: str) -> None:
-    # Not those that hold a Q term: what Q says of the policy changes with Q.
+def test_steps_of_the_optimizer_lower_the_losses_of_their_batch(batch: Batch, name: str) -> None:
+    # Not losses with a Q term, which changes with Q.
     watched = "critic/loss" if AGENTS[name].improvement in ("q_gradient", "distillation") else "loss"
     learner, few = make(name), states_of(batch)
     optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
@@ -180,7 +166,7 @@ def test_updating_the_targets_is_exactly_polyaks_step(name: str, share: bool) ->
             assert not torch.equal(value, before[key])
             moved.add(part)
         else:
-            assert torch.equal(value, before[key]), f"{key} is no target"
+            assert torch.equal(value, before[key]), f"{key} is not a target"
     critics = {"critic_target", "actor_encoder_target"} | (set() if share else {"critic_encoder_target"})
     assert moved == {"policy_target"} | (critics if name in JUDGED else set())
 
@@ -204,21 +190,20 @@ def test_acting_is_a_function_of_observation_and_noise_within_the_unit_box(name:
 
 # Action chunks --------------------------------------------------------------------------------------------------
 
-CHUNKED = [name for name in NAMES if name != "rebrac"]  # its penalty judges single actions
+CHUNKED = [name for name in NAMES if name != "rebrac"]  # its penalty takes single actions
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["first", "whole"])
-@pytest.mark.parametrize("name", CHUNKED)
+@pytest.mark.parametrize(
+    ("name", "whole"), [(name, whole) for name in CHUNKED for whole in (False, True) if name in JUDGED or not whole]
+)
 def test_action_chunks_of_three(make_store: Callable[..., Store], name: str, whole: bool) -> None:
-    if whole and name not in JUDGED:
-        pytest.skip("no critic")
     changed = ["agent.action_chunk=3", "agent.acting.execute=2"]
     changed += ["agent.critic.chunk=true", "task.n_step=3"] if whole else []
     learner = make(name, *changed)
     store = make_store((9, 11), terminals={19})
     batch = Sampler(store, 12, 0, frame_stack=2, n_step=3, action_chunk=3).gather(store.transitions[-12:])
-    for stage in (0, 2):
-        stepped(learner, batch, stage)
+    for step in (0, 2):
+        step_of(learner, batch, step)
     plan = learner.plan(observation(), RandomStream(0, 0))
     assert plan.shape == (4, 3, 2)
     assert float(plan.abs().max()) <= 1

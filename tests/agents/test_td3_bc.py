@@ -37,44 +37,32 @@ def test_noise_on_the_next_action_stays_within_its_clip_and_the_box(
     assert float(bound.float().mean()) > 0.5 if noise == 5.0 else not bound.all()
 
 
-def test_td3s_own_noise_is_0_2_clipped_at_0_5() -> None:
-    critic = make("td3_bc").config.critic
-    assert (critic.next_noise, critic.next_noise_clip) == (0.2, 0.5)
-    assert make("gtp").config.critic.next_noise == 0
-
-
-def test_rebracs_penalty_is_the_squared_distance_from_the_datas_next_action_and_0_where_none_follows(
-    make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("rows", "steps", "following"),
+    [
+        ([0, 1, 2, 4, 5, 6], 1, [1, 2, None, 5, 6, None]),  # row 2's next frame is the last before a timeout
+        ([7, 9], 3, [10, 12]),
+    ],
+)
+def test_rebracs_penalty_is_the_squared_distance_from_the_datas_next_action(
+    make_store: Callable[..., Store],
+    monkeypatch: pytest.MonkeyPatch,
+    rows: list[int],
+    steps: int,
+    following: list[int | None],
 ) -> None:
-    store = make_store((4, 3), terminals={6})  # rows 0 to 3 time out; row 6 is terminal
-    rows = np.array([0, 1, 2, 4, 5, 6])
-    batch = Sampler(store, 6, 0, frame_stack=2, action_chunk=2).gather(rows)
+    store = make_store((4, 3, 8), terminals={6})
+    sampler = Sampler(store, len(rows), 0, frame_stack=2, n_step=steps, action_chunk=steps + 1)
     learner = make("rebrac", "agent.critic.next_penalty=0.5", "agent.critic.next_noise=0")
-    action = torch.rand(6, 2)
+    action = torch.rand(len(rows), 2)
     monkeypatch.setattr(learner.policy_target, "sample", lambda *_: action)
     monkeypatch.setattr(learner.critic_target, "forward", lambda features, _: torch.full((2, len(features)), 10.0))
-    value = learner.next_value(learner.loss_inputs(batch, RandomStream(0, 0), 0))
-    expected = []
-    for position, row in enumerate(rows):
-        follows = row in (0, 1, 4, 5)  # row 2's next frame is the last of a recording that timed out
-        following = store.actions[row + 1] if follows else action[position].numpy()
-        expected.append(10 - 0.5 * sum((float(action[position, k]) - float(following[k])) ** 2 for k in range(2)))
-    assert value.tolist() == pytest.approx(expected, rel=1e-5)
-    assert min(expected) < 10
-
-
-def test_rebracs_penalty_over_several_steps_compares_with_the_action_after_them(
-    make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = make_store((8,))
-    batch = Sampler(store, 2, 0, frame_stack=2, n_step=3, action_chunk=4).gather(np.array([0, 2]))
-    learner = make("rebrac", "agent.critic.next_penalty=1", "agent.critic.next_noise=0")
-    action = torch.rand(2, 2)
-    monkeypatch.setattr(learner.policy_target, "sample", lambda *_: action)
-    monkeypatch.setattr(learner.critic_target, "forward", lambda features, _: torch.zeros(2, len(features)))
-    value = learner.next_value(learner.loss_inputs(batch, RandomStream(0, 0), 0))
-    following = torch.from_numpy(store.actions[[3, 5]])
-    torch.testing.assert_close(value, -(action - following).square().sum(1))
+    value = learner.next_value(learner.loss_inputs(sampler.gather(np.array(rows)), RandomStream(0, 0), 0))
+    distances = [
+        0 if row is None else float((own - torch.from_numpy(store.actions[row])).square().sum())
+        for own, row in zip(action, following, strict=True)
+    ]
+    assert value.tolist() == pytest.approx([10 - 0.5 * distance for distance in distances], rel=1e-5)
 
 
 def test_the_policy_itself_is_cloned_by_squared_error_and_acts_without_noise(batch: Batch) -> None:

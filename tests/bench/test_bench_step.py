@@ -1,13 +1,14 @@
-"""The bench of engines: what it measures is told, and what got worse is refused."""
+"""`gtp-vision bench step`: every engine is measured, and ratios that got worse are refused."""
 
 import json
+import math
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gtp_vision.bench import baseline as bench
+from gtp_vision.bench import baseline
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
 
@@ -15,89 +16,97 @@ STORED = Path(__file__).parents[2] / "benchmarks" / "baseline.json"
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One round of the eager engine, as the command writes it."""
     path = tmp_path_factory.mktemp("bench") / "now.json"
     assert main(["bench", "step", "--rounds", "1", "--engines", "eager", "--json", "--save", str(path)]) == 0
     return json.loads(path.read_text())
 
 
-def test_every_number_is_there_and_ratios_are_those_of_the_times(told: dict[str, Any]) -> None:
-    assert list(told["engines"]) == ["eager"]
-    eager = told["engines"]["eager"]
-    assert all(0 < ms < 60_000 for ms in eager.values())  # no faster nor slower: who knows what else runs here
-    assert told["best_vs_eager"] == told["best_vs_eager_32"] == told["best_vs_eager_pixels"] == 1
-    assert told["seeds"].keys() == {"4"}
-    assert told["seeds"] == told["seeds_vs_eager"]
-    assert told["act_ms"].keys() == {"eager"}
-    assert told["act_ms"]["eager"].keys() == {"1", "2", "5"}
-    assert all(ms > 0 for ms in told["act_ms"]["eager"].values())
-    assert all(0 <= share <= 1 for share in told["data_wait"].values())
-    assert told["gap"].keys() == {"eager seeds"}
-    assert told["gap"]["eager seeds"] < 1e-4
-    assert told["parts"].keys() == {"critic", "actor", "adam", "targets"}
-    floor = told["floor"]
+@pytest.mark.trains
+def test_every_number_is_there_and_ratios_are_those_of_the_times(results: dict[str, Any]) -> None:
+    assert list(results["engines"]) == ["eager"]
+    eager = results["engines"]["eager"]
+    assert results["best_vs_eager"] == results["best_vs_eager_32"] == results["best_vs_eager_pixels"] == 1
+    assert results["seeds"].keys() == {"4"}
+    assert results["seeds"] == results["seeds_vs_eager"]
+    assert results["act_ms"].keys() == {"eager"}
+    assert results["act_ms"]["eager"].keys() == {"1", "2", "5"}
+    assert all(0 <= share <= 1 for share in results["data_wait"].values())
+    assert results["gap"].keys() == {"eager seeds"}
+    assert results["gap"]["eager seeds"] < 1e-4
+    assert results["parts"].keys() == {"critic", "actor", "adam", "targets"}
+    floor = results["floor"]
     assert 2 < floor["gflop"] < 3, "3 x 256 at batch 256"
     assert floor["floor_ms"] == pytest.approx(
         1e3 * floor["gflop"] / floor["gflops"] + floor["mbytes"] / floor["copy_gb_s"], rel=0.2
     )
     assert floor["fraction"] == pytest.approx(floor["floor_ms"] / eager["step_ms"], rel=0.01, abs=1e-3)
     assert 0 < floor["matrix_fraction"] <= floor["fraction"]
-    product = 1.0
-    for agent in told["agents"]:
-        product *= told["ratios"][f"{agent} over the mean agent"]
+    product = math.prod(results["ratios"][f"{agent} over the mean agent"] for agent in results["agents"])
     assert product == pytest.approx(1, rel=1e-2)
-    assert "4 seeds over one" in bench.table(told)
+    assert "4 seeds over one" in baseline.table(results)
 
 
 def test_the_stored_baseline_is_one_of_all_engines() -> None:
-    stored = bench.check_baseline(STORED)
+    stored = baseline.check_baseline(STORED)
     assert stored["engines"].keys() == {"eager", "compile"}
-    assert not bench.disagreement(stored)
-    table, worse = bench.compare(stored, STORED, stored)
+    assert not baseline.disagreement(stored)
+    table, worse = baseline.compare(stored, STORED, stored)
     assert not worse
     assert "compile over eager, step_ms_32" in table
+    assert baseline.ratios(stored).keys() == stored["ratios"].keys()
+    assert "compile" in baseline.table(stored)
 
 
-def test_a_ratio_that_got_worse_by_more_than_15_percent_is_named(tmp_path: Path) -> None:
-    stored = bench.check_baseline(STORED)
+def test_a_ratio_that_got_worse_by_more_than_15_percent_is_named() -> None:
+    stored = baseline.check_baseline(STORED)
     name = "compile over eager, step_ms"
-    for factor, wanted in ((1.14, []), (1.16, [name])):
+    for factor, named in ((1.14, []), (1.16, [name])):
         now = deepcopy(stored)
         now["ratios"][name] *= factor
-        now["engines"]["eager"]["step_ms"] *= 9  # times are another machine's, or another hour's
-        _, worse = bench.compare(now, STORED, stored)
-        assert [sentence.partition(" is ")[0] for sentence in worse] == wanted
-    now = deepcopy(stored)
+        now["ratios"]["new"] = 1.0
+        table, worse = baseline.compare(now, STORED, stored)
+        assert [sentence.partition(" is ")[0] for sentence in worse] == named
+        assert "new" in table.splitlines()[-1]
     del now["ratios"][name]
-    assert bench.compare(now, STORED, stored)[1] == [f"{name} is in the baseline and was not measured"]
+    assert baseline.compare(now, STORED, stored)[1] == [f"{name} is in the baseline but was not measured"]
+    with pytest.raises(GtpVisionError, match="same kind of device"):
+        baseline.compare(stored | {"device": "NVIDIA H200"}, STORED, stored)
 
 
-def test_engines_that_disagree_or_gave_up_are_told() -> None:
-    assert bench.disagreement({"gap": {"compile state": 1e-6}, "fallbacks": []}) == ""
-    assert "compile state by 2.0e-01" in bench.disagreement({"gap": {"compile state": 0.2}, "fallbacks": []})
-    assert "compile state by nan" in bench.disagreement({"gap": {"compile state": float("nan")}, "fallbacks": []})
-    assert bench.disagreement({"gap": {}, "fallbacks": ["engine: eager, because"]}) == "engine: eager, because"
+@pytest.mark.parametrize(
+    ("gap", "fallbacks", "words"),
+    [
+        ({"compile state": 1e-6}, [], ""),
+        ({"compile state": 0.2}, [], "compile state by 2.0e-01"),
+        ({"compile state": math.nan}, [], "compile state by nan"),
+        ({}, ["engine: eager, because"], "engine: eager, because"),
+    ],
+)
+def test_engines_that_disagree_or_fall_back_are_named(gap: dict[str, float], fallbacks: list[str], words: str) -> None:
+    found = baseline.disagreement({"gap": gap, "fallbacks": fallbacks})
+    assert words in found if words else not found
 
 
-def test_what_is_no_baseline_is_refused_before_minutes_are_spent(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_options_are_refused_before_minutes_are_spent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "baseline.json"
     for content in ("{}", "[]", "not JSON", '{"ratios": {"a": "fast"}, "device": "cpu"}'):
-        path = tmp_path / "baseline.json"
         path.write_text(content)
         assert main(["bench", "step", "--compare", str(path)]) == 2
-        assert "is no baseline of 'gtp-vision bench step'" in capsys.readouterr().err
-    assert main(["bench", "step", "--engines", "warp"]) == 2
-    assert "--engines warp" in capsys.readouterr().err
-    assert main(["bench", "step", "--engines", "eager", "--compare", str(STORED)]) == 2
-    assert "holds compile too" in capsys.readouterr().err
-    for path in (tmp_path, Path("/proc/none.json")):
-        assert main(["bench", "step", "--save", str(path)]) == 2
-        assert "cannot be written" in capsys.readouterr().err
+        assert "is not a baseline of 'gtp-vision bench step'" in capsys.readouterr().err
+    for options, words in (
+        (["--engines", "warp"], "--engines warp"),
+        (["--engines", "eager", "--compare", str(STORED)], "also holds compile"),
+        (["--save", str(tmp_path)], "cannot be written"),
+        (["--save", "/proc/none.json"], "cannot be written"),
+    ):
+        assert main(["bench", "step", *options]) == 2
+        assert words in capsys.readouterr().err
     assert not list(tmp_path.glob(".*"))
 
 
-def test_baselines_of_other_devices_are_refused(told: dict[str, Any]) -> None:
-    with pytest.raises(GtpVisionError, match="compare with a baseline of the same kind"):
-        bench.compare(told | {"device": "NVIDIA H200"}, STORED, bench.check_baseline(STORED))
+@pytest.mark.parametrize("bench", ["step", "encoders", "loader", "profile"])
+def test_rounds_below_one_are_refused(bench: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", bench, "--rounds", "0"]) == 2
+    assert "--rounds 0 must be at least 1" in capsys.readouterr().err

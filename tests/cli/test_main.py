@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gtp_vision.cli.main import main
+from gtp_vision.cli.verb import VERBS
 from gtp_vision.datasets import demo_path
 
 TINY = [
@@ -24,22 +25,32 @@ TINY = [
 
 def _error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     status = main(list(arguments))
-    told = capsys.readouterr()
-    assert status == 2, told
-    assert told.err.startswith("gtp-vision: ")
-    assert told.err.count("\n") == 1, "one sentence, no traceback"
-    return told.err
+    errors = capsys.readouterr().err
+    assert status == 2, errors
+    assert errors.startswith("gtp-vision: ")
+    assert errors.count("\n") == 1, "one sentence, no traceback"
+    return errors
 
 
-def test_alone_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_arguments_it_shows_each_kind_of_user_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    told = capsys.readouterr().out
-    for verb in ("train", "eval", "demo", "data collect", "data inspect", "report", "bench step"):
-        assert f"gtp-vision {verb}" in told
+    output = capsys.readouterr().out
+    for verb in ("demo", "data inspect", "train", "eval", "report", "export", "serve", "bench suite", "train -m"):
+        assert f"  gtp-vision {verb}" in output
+    assert "accelerate launch" in output
+    assert "encoder.tuning=lora" in output
+
+
+def test_every_verb_has_help_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in VERBS.values():
+        with pytest.raises(SystemExit) as end:
+            main([*verb.name.split(), "--help"])
+        assert end.value.code == 0
+        assert f"usage: gtp-vision {verb.name} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "words"),
     [
         (["trian"], "did you mean 'train'"),
         (["train"], "no task is given"),
@@ -48,22 +59,29 @@ def test_alone_it_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "task=demo", "training.steps=many"], "training.steps"),
         (["train", "task=demo", "agent=gpt"], "did you mean 'gtp'"),
         (["train", "task=demo", "task.dataset=/no/such.h5"], "/no/such.h5"),
-        (["train", "--resume", "/no/such/run"], "/no/such/run is no run folder"),
-        (["eval", "/no/such/run"], "/no/such/run is no run folder"),
+        (["train", "--resume", "/no/such/run"], "/no/such/run"),
+        (["eval", "/no/such/run"], "/no/such/run"),
         (["data", "inspect", "/no/such/file"], "/no/such/file"),
         (["data", "inspect", "x", "--sheeet", "y"], "--sheeet"),
+        (["data", "convert", "x"], "required: target, --to"),
+        (["bench", "step", "--rounds", "0"], "--rounds 0 must be at least 1"),
+        (["bench", "step", "--rounds", "few"], "--rounds 'few' must be a whole number"),
         (["report", "/no/such/run"], "/no/such/run"),
         (["demo", "training.steps=0"], "training.steps=0 must be at least 1"),
     ],
 )
-def test_a_mistake_is_one_sentence_with_the_mend(
-    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_mistake_is_one_sentence(
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert told in _error(capsys, *arguments)
+    assert words in _error(capsys, *arguments)
 
 
-def test_inspect_tells_what_the_file_holds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_inspect_shows_what_the_file_holds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     assert main(["data", "inspect", str(demo_path()), "--json", "--sheet", str(sheet)]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -72,10 +90,10 @@ def test_inspect_tells_what_the_file_holds(capsys: pytest.CaptureFixture[str], t
     assert found["problems"] == []
     assert found["episodes"] > found["attributes"]["visits"] > found["attributes"]["solved_visits"] > 50
     assert sheet.stat().st_size > 1000
-    assert main(["data", "inspect", str(demo_path())]) == 0
-    assert f"{found['frames']} frames" in capsys.readouterr().out
 
 
+@pytest.mark.trains
+@pytest.mark.simulates
 def test_train_eval_and_report_end_to_end(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = ["train", "task=demo", "training=demo", "agent=gtp_demo", "encoder=demo", f"run_dir={run}", *TINY]
@@ -90,8 +108,6 @@ def test_train_eval_and_report_end_to_end(capsys: pytest.CaptureFixture[str], tm
     assert main(["eval", str(run), "--episodes", "1", "--steps", "1", "--json", "--videos", str(tmp_path / "v")]) == 0
     assert json.loads(capsys.readouterr().out)["episodes"] == 1
     assert len(list((tmp_path / "v").glob("*.mp4"))) == 1
-    assert main(["eval", str(run), "--episodes", "1", "--candidates", "3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["length"] == 2
     assert "candidates=0 must be at least 1" in _error(capsys, "eval", str(run), "--candidates", "0")
     assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").read_text().count("<video") == 2
@@ -99,8 +115,9 @@ def test_train_eval_and_report_end_to_end(capsys: pytest.CaptureFixture[str], tm
     assert "holds a run already" in _error(capsys, *command)
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize(
-    ("agent", "asked", "told"),
+    ("agent", "options", "words"),
     [
         (["agent=gtp_bc_demo"], ["--candidates", "2"], "agent.acting.candidates=2 are chosen by a critic"),
         (["agent=gtp_demo", "improvement=q_gradient"], ["--steps", "5"], "it acts in --steps=5; make them equal"),
@@ -108,15 +125,17 @@ def test_train_eval_and_report_end_to_end(capsys: pytest.CaptureFixture[str], tm
     ids=["no critic", "other steps than those that Q improves"],
 )
 def test_evaluating_as_the_agent_cannot_act_is_refused(
-    agent: list[str], asked: list[str], told: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    agent: list[str], options: list[str], words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     trained = ["task=demo", "training=demo", *agent, "encoder=demo", f"run_dir={run}", *TINY]
     assert main(["train", *trained, "training.eval_episodes=0"]) == 0
     capsys.readouterr()
-    assert told in _error(capsys, "eval", str(run), *asked)
+    assert words in _error(capsys, "eval", str(run), *options)
 
 
+@pytest.mark.trains
+@pytest.mark.processes
 def test_a_sweep_makes_a_run_for_each_seed(tmp_path: Path) -> None:
     command = ["train", "-m", "task=demo", "training=demo", "agent=gtp_bc_demo", "encoder=demo", "seed=1,2", *TINY]
     ran = subprocess.run(  # in a process of its own: Hydra sets up logging anew, and pytest's is in its way
@@ -132,6 +151,9 @@ def test_a_sweep_makes_a_run_for_each_seed(tmp_path: Path) -> None:
     assert sorted(path.parent.name for path in tmp_path.glob("seed*/results.json")) == ["seed1", "seed2"]
 
 
+@pytest.mark.trains
+@pytest.mark.processes
+@pytest.mark.simulates
 def test_demo_prints_one_json_object(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "gtp_vision", "demo", "--json", "--out", str(tmp_path / "demo"), *TINY],
@@ -150,15 +172,17 @@ def test_demo_prints_one_json_object(tmp_path: Path) -> None:
 
 def test_demo_replaces_only_a_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
-    assert "holds no demo" in _error(capsys, "demo", "--out", str(tmp_path))
+    assert "does not hold a demo" in _error(capsys, "demo", "--out", str(tmp_path))
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_importing_the_package_imports_no_torch() -> None:
-    code = "import sys, gtp_vision.cli.main; sys.exit('torch' in sys.modules)"
+def test_parsing_imports_no_torch() -> None:
+    code = "import sys, gtp_vision.cli.main as cli; cli._parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.trains
+@pytest.mark.processes
 def test_a_demo_whose_run_fails_says_which(tmp_path: Path) -> None:
     broken = ["training.learning_rate=1e38", "training.steps=6", "training.log_every=6"]
     ran = subprocess.run(
@@ -174,6 +198,8 @@ def test_a_demo_whose_run_fails_says_which(tmp_path: Path) -> None:
     assert "Traceback" not in ran.stderr
 
 
+@pytest.mark.trains
+@pytest.mark.simulates
 def test_the_real_job_trains_and_evaluates_on_a_file_in_ogbenchs_format(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -197,37 +223,7 @@ def test_the_real_job_trains_and_evaluates_on_a_file_in_ogbenchs_format(
     assert (results["encoder"], results["last"]["length"]) == ("impala", 2)
 
 
-def test_my_own_arrays_become_a_file_that_is_inspected_and_trained_on(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """The commands of the README's section on own data."""
-    from gtp_vision.datasets.formats import native
-    from gtp_vision.datasets.store import Store
-
-    rng, frames, path = np.random.default_rng(0), 24, tmp_path / "my.h5"
-    timeouts = np.zeros(frames, bool)
-    timeouts[[11, 23]] = True
-    native.write(
-        path,
-        Store(
-            observations={
-                "wrist": rng.integers(0, 256, (frames, 48, 64, 3), np.uint8),
-                "state": rng.normal(size=(frames, 7)).astype(np.float32),
-            },
-            actions=rng.uniform(-1, 1, (frames, 4)).astype(np.float32),
-            rewards=rng.random(frames, np.float32),
-            terminals=np.zeros(frames, bool),
-            timeouts=timeouts,
-            episode_ends=np.array([12, 24]),
-        ),
-    )
-    assert main(["data", "inspect", str(path), "--sheet", str(tmp_path / "frames.png")]) == 0
-    assert "nothing wrong" in capsys.readouterr().out
-    run = ["task=demo", "task.name=mine", f"task.dataset={path}", f"run_dir={tmp_path / 'run'}"]
-    assert main(["train", *run, *TINY, "training.eval_episodes=0"]) == 0
-    assert (tmp_path / "run" / "results.json").exists()
-
-
+@pytest.mark.processes
 def test_a_full_disk_is_one_sentence() -> None:
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
@@ -241,4 +237,3 @@ def test_a_full_disk_is_one_sentence() -> None:
         )
     assert done.returncode == 2
     assert done.stderr == "gtp-vision: No space left on device; make room or choose another folder\n"
-    assert "--resume" not in done.stderr

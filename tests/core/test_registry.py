@@ -1,17 +1,20 @@
-"""Registries that fill themselves, and presets of what has none in configs/."""
+"""Registries find what stands in files and in the modules of plug-ins."""
 
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from gtp_vision.agents import AGENTS, IMPROVEMENTS, MARKS
-from gtp_vision.config.schema import from_command_line, options
-from gtp_vision.core.registry import by_name, instances, subclasses
+from gtp_vision.agents import AGENTS, IMPROVEMENTS
+from gtp_vision.config.presets import options
+from gtp_vision.config.schema import from_command_line
+from gtp_vision.core.registry import QUIET, Registry, _scan
 from gtp_vision.datasets.formats import FORMATS
-from gtp_vision.encoders import backbones
+from gtp_vision.encoders.backbones import BACKBONES
+from gtp_vision.models import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -20,47 +23,112 @@ class Thing:
 
 
 class Shape(ABC):
+    name = "shape"
+
     @abstractmethod
     def area(self) -> float: ...
 
 
+HEAD = "from test_discovery import Thing, Shape\n"
 MODULES = {
-    "b": "from test_discovery import Thing, Shape\nLAST = Thing('last')\nclass Square(Shape):\n    area = abs\n",
-    "a": "from test_discovery import Thing, Shape\nFIRST, AGAIN = [Thing('first')] * 2\nclass Half(Shape): ...\n",
+    "b": f"{HEAD}LAST = Thing('last')\nclass Square(Shape):\n    name, area = 'square', abs\n",
+    "a": f"{HEAD}FIRST, AGAIN = [Thing('first')] * 2\nclass Half(Shape): ...\n",
     "c": "from test_discovery_package.a import FIRST\nfrom test_discovery_package.b import Square\n",
     "_hidden": "raise RuntimeError\n",
     "__init__": "",
 }
+Registries = tuple[Registry[Thing], Registry[type[Shape]]]
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    folder = tmp_path / "test_discovery_package"
-    folder.mkdir()
-    for name, text in MODULES.items():
-        (folder / f"{name}.py").write_text(text)
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Registries]:
+    """The registries of a package with `MODULES`, beside the plug-ins given by name and the text of their module."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "test_discovery", sys.modules[__name__])
-    return folder.name
+    monkeypatch.delenv(QUIET, raising=False)
+
+    def write(folder: Path, files: dict[str, str]) -> None:
+        folder.mkdir()
+        for name, text in files.items():
+            (folder / name).write_text(text)
+
+    def made(**plugins: str) -> Registries:
+        write(tmp_path / "test_discovery_package", {f"{name}.py": text for name, text in MODULES.items()})
+        for name, text in plugins.items():
+            (tmp_path / f"test_discovery_{name}.py").write_text(text)
+            write(
+                tmp_path / f"{name}-1.0.dist-info",
+                {
+                    "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+                    "entry_points.txt": f"[test.things]\n{name} = test_discovery_{name}\n",
+                },
+            )
+        package, group = "test_discovery_package", "test.things"
+        return Registry(package, group, Thing, beside=(Shape,)), Registry(package, group, Shape, beside=(Thing,))
+
+    yield made
+    _scan.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("test_discovery")]:
+        del sys.modules[name]
 
 
-def test_what_stands_in_a_file_is_found_once(package: str) -> None:
-    assert [thing.name for thing in instances(package, Thing)] == ["first", "last"]
-    assert [found.__name__ for found in subclasses(package, Shape)] == ["Square"], "nothing abstract, nothing imported"
+def test_what_stands_in_a_file_is_found_once(make: Callable[..., Registries]) -> None:
+    things, shapes = make()
+    assert list(things) == ["first", "last"]
+    assert list(shapes) == ["square"], "not the abstract class"
 
 
-def test_two_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="two are called 'twin'"):
-        by_name([Thing("twin"), Thing("other"), Thing("twin")])
+def test_two_of_one_name_are_refused(make: Callable[..., Registries], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODULES, "d", f"{HEAD}OTHER = Thing('last')\n")
+    with pytest.raises(ValueError, match="'last'"):
+        len(make()[0])
+
+
+def test_a_plugin_adds_to_all_registries_of_its_group(
+    make: Callable[..., Registries], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"{HEAD}from test_discovery_package.a import FIRST\nNEW = Thing('new')\nclass Round(Shape):\n"
+    things, shapes = make(good=f"{text}    name, area = 'round', abs\n")
+    assert (list(things), list(shapes)) == (["first", "last", "new"], ["square", "round"])
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("raise RuntimeError('several\\nlines')", "RuntimeError: several lines"),
+        (f"{HEAD}class Other(Shape):\n    name, area = 'square', abs\nTHING = Thing('new')", "'square' is taken"),
+        (f"{HEAD}class Nameless:\n    ...\nTHING, SAME = Thing('new'), Thing('last')", "'last' is taken"),
+    ],
+)
+def test_a_faulty_plugin_is_left_out_with_one_sentence(
+    make: Callable[..., Registries], capsys: pytest.CaptureFixture[str], text: str, reason: str
+) -> None:
+    things, shapes = make(faulty=text, good=f"{HEAD}GOOD = Thing('good')")
+    assert (list(things), list(shapes), list(things)) == (["first", "last", "good"], ["square"], [*things])
+    told = capsys.readouterr().err
+    assert told.startswith("gtp-vision: the plug-in faulty is left out: ")
+    assert reason in told
+    assert told.count("\n") == 1
+
+
+def test_other_processes_are_silent(
+    make: Callable[..., Registries], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert len(make(faulty="1 / 0")[0]) == 2
+    assert not capsys.readouterr().err
 
 
 def test_the_registries_hold_what_the_files_do() -> None:
-    assert set(FORMATS) == {"native", "d4rl", "lerobot", "minari", "ogbench", "robomimic"}
-    assert next(iter(FORMATS)) == "native"
-    assert len(AGENTS) == 15
-    assert set(IMPROVEMENTS) == {"none", "advantage", "q_gradient", "guidance", "alignment", "distillation"}
-    assert sorted(MARKS.values()) == ["a", "bc", "d", "e", "l", "q"]
-    assert "drq" in backbones.named()
+    assert {"native", "d4rl", "lerobot", "minari", "ogbench", "robomimic"} <= set(FORMATS)
+    assert {"gtp", "gtp_bc", "fql"} <= set(AGENTS)
+    assert {"none", "advantage", "q_gradient"} <= set(IMPROVEMENTS)
+    assert {"gtp", "meanflow", "gaussian"} <= set(FAMILIES)
+    assert {"drq", "impala_small", "resnet18", "timm/"} <= set(BACKBONES)
+    marks = [improvement.label_suffix for improvement in IMPROVEMENTS.values()]
+    assert len(set(marks)) == len(marks)
 
 
 def test_presets_of_files_are_not_replaced() -> None:

@@ -38,7 +38,7 @@ def test_any_known_format_opens_as_a_store(files: dict[str, Path], cache: Path) 
 def test_an_unknown_format_is_refused_with_the_known_ones(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "what.bin"
     path.write_bytes(content)
-    with pytest.raises(GtpVisionError, match=r"known: gtp-vision HDF5, .*OGBench npz") as told:
+    with pytest.raises(GtpVisionError, match=r"known: .*gtp-vision HDF5, .*OGBench npz") as told:
         open_store(path)
     assert str(path) in str(told.value)
 
@@ -94,8 +94,8 @@ def told(path: Path) -> str:
         (("episode_0/actions", "episode_1/actions", "extra"), ("Minari", "'extra' beside its episodes")),
         (("traj_0/actions", "traj_1/actions"), ("group an episode ('traj_0')", "data/demo_0", "rewards and dones")),
         (("data/episode_0/actions",), ("group an episode ('data/episode_0')", "data/demo_0")),
-        (("actions",), ("known: gtp-vision HDF5",)),
-        (("data/", "observations/"), ("known: gtp-vision HDF5",)),
+        (("actions",), ("gtp-vision HDF5",)),
+        (("data/", "observations/"), ("gtp-vision HDF5",)),
     ],
     ids=lambda value: ",".join(value)[:40],
 )
@@ -132,7 +132,6 @@ def test_a_link_in_a_near_miss_is_not_followed(tmp_path: Path) -> None:
 def test_minaris_root_names_the_data_sets_in_it(samples: dict[str, Path]) -> None:
     root = samples["minari"].parents[1]
     assert samples["minari"].relative_to(root) == Path("walker/state-v0")
-    assert "looks like Minari's root" in told(root)
     assert "walker/camera-v0, walker/state-v0" in told(root)
     assert "state-v0" in told(root / "walker")
 
@@ -153,7 +152,7 @@ def test_a_folder_with_data_sets_in_it_names_them(files: dict[str, Path], tmp_pa
     folder = tmp_path / "folder"
     (folder / "deep").mkdir(parents=True)
     (folder / "readme.txt").write_text("nothing")
-    assert "known: gtp-vision HDF5" in told(folder)
+    assert "gtp-vision HDF5" in told(folder)
     files["native"].rename(folder / "deep" / "b.data")
     assert "it holds one data set; name folder/deep/b.data" in told(folder)
     files["ogbench"].rename(folder / "a.data")
@@ -168,6 +167,6 @@ def test_a_huge_folder_is_looked_into_briefly(tmp_path: Path, monkeypatch: pytes
     for number in range(20):
         (tmp_path / f"{number:02}").mkdir()
     hdf5_with(tmp_path / "19" / "late.h5", "actions")
-    assert near_misses.in_folder(tmp_path) is None
+    assert near_misses.in_folder(tmp_path, Path.is_file) is None
     monkeypatch.setattr(near_misses, "_LOOKED_AT", 100)
-    assert "late.h5" in str(near_misses.in_folder(tmp_path))
+    assert "late.h5" in str(near_misses.in_folder(tmp_path, Path.is_file))

@@ -6,6 +6,8 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.envs import EnvSpec, Rendering, close
 from gtp_vision.envs.ogbench import env_id
 
+pytestmark = pytest.mark.simulates
+
 
 def test_names_lose_the_data_set_and_gain_a_version() -> None:
     assert env_id("visual-cube-single-play-singletask-task1") == "visual-cube-single-singletask-task1-v0"
@@ -89,6 +91,6 @@ def test_episodes_take_the_tasks_in_turn_and_depend_on_their_seeds_alone(name: s
 
 
 def test_an_environment_that_shows_no_goal_is_refused_where_one_is_wanted() -> None:
-    words = r"shows no observation of a goal; set task.goals=null, .* e.g. pointmaze-medium-navigate-v0"
+    words = r"has no observation of a goal; set task.goals=null, .* e.g. pointmaze-medium-navigate-v0"
     with pytest.raises(GtpVisionError, match=words):
         EnvSpec("pointmaze-medium-navigate-singletask-task1-v0", goals=True).make()

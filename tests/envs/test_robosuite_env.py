@@ -11,7 +11,10 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.envs import EnvSpec
 from gtp_vision.envs.robosuite import RobosuiteEnv, lift_env_args
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="robosuite is an extra")
+pytestmark = [
+    pytest.mark.simulates,
+    pytest.mark.skipif(importlib.util.find_spec("robosuite") is None, reason="robosuite is an extra"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def test_observations_are_robomimic_keys_and_fit_their_space(lift: RobosuiteEnv)
     assert lift.action_space.shape == (7,)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_script_lifts_the_cube(lift: RobosuiteEnv, seed: int) -> None:
     episode = lift_episode(lift, seed, noise=0.1, limit=60)
     assert episode["success"]
@@ -97,10 +100,10 @@ def test_frames_stand_upright() -> None:
     ("env_args", "told"),
     [
         ({"env_name": "Lfit", "env_kwargs": {}}, "did you mean 'Lift'"),
-        ({"env_name": "Lift", "env_kwargs": 3}, "env_kwargs that are no object"),
+        ({"env_name": "Lift", "env_kwargs": 3}, "env_kwargs"),
         ({"env_name": "Lift", "env_kwargs": {"robots": ["Panda"], "wheels": 4}}, "robosuite 1"),
         ({"env_name": "Lift", "env_kwargs": {"robots": ["Toaster"]}}, "cannot make 'Lift'"),
-        ({}, "there is no robosuite environment ''"),
+        ({}, "unknown robosuite environment ''"),
     ],
 )
 def test_what_cannot_be_made_is_told(env_args: dict[str, Any], told: str) -> None:
@@ -155,8 +158,8 @@ def test_an_episode_lasts_as_long_as_robomimics() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"env_args": None}, "task.env=robosuite/Lift takes the environment from a robomimic file's env_args"),
-        ({"env_args": {"env_name": "Lift", "type": 2}}, "the data set has none of robosuite"),
+        ({"env_args": None}, "task.env=robosuite/Lift needs a robomimic file"),
+        ({"env_args": {"env_name": "Lift", "type": 2}}, "the data set has none"),
         ({"env_args": {"env_name": "Can", "type": 1}}, "was recorded in 'Can'; set task.env=robosuite"),
         ({"env_args": {"env_name": "Lift", "type": 1}, "goals": True}, "set task.goals=null"),
     ],

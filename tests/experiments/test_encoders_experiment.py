@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.experiments import encoders
 from gtp_vision.training.evaluate import restore
 
+pytestmark = pytest.mark.processes
 ROW = "impala_small from scratch"
+OPTIONS: dict[str, Any] = {"rows": [ROW], "demonstrations": 2, "seeds": 1, "steps": 1, "cameras": ["front"]}
 
 
 @pytest.fixture
 def files(tmp_path: Path, make_store: Callable[..., Store], cache: Path) -> tuple[Path, Path]:
-    """Demonstrations, and a file that stands for weights nobody reads here."""
+    """Demonstrations, and a file in place of weights that the row does not read."""
     data = native.write(tmp_path / "demos.h5", make_store(lengths=(5, 4, 6), cameras={"front": (16, 16, 3)}))
     weights = tmp_path / "weights.pth"
     weights.touch()
@@ -26,78 +29,50 @@ def files(tmp_path: Path, make_store: Callable[..., Store], cache: Path) -> tupl
 
 
 def test_a_row_is_trained_on_the_first_demonstrations_and_judged_on_the_rest(
-    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    make_store: Callable[..., Store],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data, weights = files
     out = tmp_path / "out"
     command = ["experiment", "encoders", "--data", str(data), "--weights", str(weights), "--out", str(out)]
-    command += ["--rows", ROW, "--demonstrations", "2", "--cameras", "front", "--seeds", "2", "--train-steps", "2"]
+    command += ["--rows", ROW, "--demonstrations", "2", "--cameras", "front", "--seeds", "1", "--train-steps", "1"]
     assert main([*command, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["demonstrations"], told["held_out"], told["seeds"]) == (2, 1, 2)
-    assert len(told["rows"][ROW]["error"]) == 2
-    assert json.loads((out / "encoders.json").read_text()) == told
-    store = native.read(data)
-    few, held_out = native.read(next(out.glob("2-*.h5"))), store.subset([2])
+    results = json.loads(capsys.readouterr().out)
+    assert (results["demonstrations"], results["held_out"], results["seeds"]) == (2, 1, 1)
+    assert len(results["rows"][ROW]["error"]) == 1
+    assert json.loads((out / "encoders.json").read_text()) == results
+    few, held_out = native.read(next(out.glob("2-*.h5"))), native.read(data).select(["front"]).subset([2])
     assert few.episodes == 2
-    expected = np.abs(held_out.actions[held_out.transitions] - few.actions[few.transitions].mean(0)).mean()
-    assert told["constant"] == pytest.approx(float(expected), rel=1e-5)
-    assert main(command) == 0, "it goes on with what stands there"
-    shown = capsys.readouterr().out
-    assert f"{np.mean(told['rows'][ROW]['error']):.4f}" in shown
+    actions = held_out.actions[held_out.transitions]
+    constant = np.abs(actions - few.actions[few.transitions].mean(0)).mean()
+    assert results["constant"] == pytest.approx(float(constant), rel=1e-5)
+    assert main(command) == 0, "finished runs are kept"
+    assert f"{results['rows'][ROW]['error'][0]:.4f}" in capsys.readouterr().out
 
+    run = next(out.glob("*/seed0"))
+    assert encoders.held_out_error(run, held_out) == results["rows"][ROW]["error"][0]
+    zeros = torch.zeros(len(held_out.transitions) * 8, held_out.action_dim)
+    monkeypatch.setattr(type(restore(run)[1].agent.improvement), "act", lambda *_: zeros)
+    assert encoders.held_out_error(run, held_out) == pytest.approx(float(np.abs(actions).mean()))
 
-def test_the_error_is_that_of_the_mean_action(files: tuple[Path, Path], tmp_path: Path) -> None:
-    data, weights = files
-    encoders.encoders(
-        *(data, weights, tmp_path / "out"),
-        rows=[ROW],
-        demonstrations=2,
-        seeds=1,
-        steps=1,
-        cameras=["front"],
-        progress=False,
-    )
-    run = next((tmp_path / "out").glob("*/seed0"))
-    store = native.read(data).select(["front"]).subset([2])
-    found = encoders.held_out_error(run, store)
-    _, parts = restore(run)
-
-    def silent(*_: object) -> torch.Tensor:
-        return torch.zeros(len(store.transitions) * 8, store.action_dim)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(parts.agent.improvement), "act", silent)
-        assert encoders.held_out_error(run, store) == pytest.approx(
-            float(np.abs(store.actions[store.transitions]).mean())
-        )
-    assert found > 0
+    other = make_store(lengths=(5, 4, 6), cameras={"front": (16, 16, 3)}, seed=1)
+    with pytest.raises(GtpVisionError, match="holds a run of other settings"):
+        encoders.encoders(native.write(tmp_path / "others.h5", other), weights, out, **OPTIONS)
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("options", "message"),
     [
-        ({"rows": ["pretraned, partial"]}, r"no row 'pretraned, partial' here: did you mean 'pretrained, partial'"),
-        ({"demonstrations": 3}, r"--demonstrations 3 must leave some of the 3"),
-        ({"weights": Path("/no/such.pth")}, r"/no/such.pth is no file; name the weights"),
+        ({"rows": ["pretraned, partial"]}, "'pretraned, partial': did you mean 'pretrained, partial'"),
+        ({"demonstrations": 3}, "--demonstrations 3 must leave some of the 3"),
+        ({"weights": Path("/no/such.pth")}, "/no/such.pth is not a file"),
     ],
 )
-def test_mistakes_are_refused(settings: dict[str, object], told: str, files: tuple[Path, Path], tmp_path: Path) -> None:
-    arguments: dict[str, object] = {"data": files[0], "weights": files[1], "out": tmp_path, "cameras": ["front"]}
-    with pytest.raises(GtpVisionError, match=told):
-        encoders.encoders(**(arguments | settings))  # type: ignore[arg-type]
-
-
-def test_other_demonstrations_in_the_same_folder_are_refused(
-    files: tuple[Path, Path], tmp_path: Path, make_store: Callable[..., Store]
+def test_wrong_options_are_refused(
+    options: dict[str, Any], message: str, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    def run(data: Path) -> None:
-        encoders.encoders(
-            *(data, files[1], tmp_path / "out"),
-            **{"rows": [ROW], "demonstrations": 2, "seeds": 1, "steps": 1, "cameras": ["front"], "progress": False},  # type: ignore[arg-type]
-        )
-
-    run(files[0])
-    other = make_store(lengths=(5, 4, 6), cameras={"front": (16, 16, 3)}, seed=1)
-    with pytest.raises(GtpVisionError, match=r"holds a run of other settings"):
-        run(native.write(tmp_path / "others.h5", other))
+    with pytest.raises(GtpVisionError, match=message):
+        encoders.encoders(**({"data": files[0], "weights": files[1], "out": tmp_path} | OPTIONS | options))

@@ -6,7 +6,7 @@ from gtp_vision.core.random import counter_rng
 from gtp_vision.experiments.problems import Mixture, four_modes, gaussian, two_modes
 
 
-def test_one_mode_by_the_solver_is_its_closed_form() -> None:
+def test_the_solver_agrees_with_the_closed_form_of_one_mode() -> None:
     known = gaussian()
     twice = Mixture(np.repeat(known.means, 2, axis=0), known.deviation)  # two equal modes are solved numerically
     x = known.draw(50, counter_rng(0)) + 5 * counter_rng(1).standard_normal((50, 2))
@@ -25,7 +25,7 @@ def test_in_one_dimension_the_flow_map_keeps_quantiles() -> None:
         np.testing.assert_allclose(quantile(known.flow_map(x, 10.0, s), s), quantile(x, 10.0), atol=1e-5)
 
 
-def test_jumps_compose_and_none_is_the_identity() -> None:
+def test_jumps_compose_and_a_jump_of_length_0_is_the_identity() -> None:
     known = four_modes()
     x = known.draw(50, counter_rng(0)) + 2 * counter_rng(1).standard_normal((50, 2))
     np.testing.assert_allclose(
@@ -35,16 +35,15 @@ def test_jumps_compose_and_none_is_the_identity() -> None:
 
 
 def test_the_denoiser_is_the_mean_of_the_data_given_the_noised() -> None:
-    """Against the definition, by weights of many samples."""
     known, t = two_modes(), 0.4
-    data = known.draw(400_000, counter_rng(0))
+    data = known.draw(200_000, counter_rng(0))
     for x in (-0.8, 0.0, 0.1, 0.7):
         weight = np.exp(-0.5 * np.square((x - data) / t))
         expected = (weight * data).sum() / weight.sum()
-        assert known.denoise(np.array([[x]]), t)[0, 0] == pytest.approx(expected, abs=0.01)
+        assert known.denoise(np.array([[x]]), t)[0, 0] == pytest.approx(expected, abs=0.015)
 
 
-def test_nearly_all_of_the_data_lies_on_its_modes() -> None:
+def test_nearly_all_data_are_on_a_mode() -> None:
     known = four_modes()
     mode, distance = known.nearest_mode(known.draw(20_000, counter_rng(0)))
     assert float((distance < 0.2).mean()) == pytest.approx(0.9997, abs=0.0006)

@@ -13,70 +13,60 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.experiments.steps import sweep, table
 from gtp_vision.training.trainer import train
 
+pytestmark = pytest.mark.trains
 MakeStore = Callable[..., Store]
 
 
-@pytest.fixture
-def run(tmp_path: Path, make_store: MakeStore) -> Path:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, make_store: MakeStore) -> Path:
     """A run of two steps on states."""
-    native.write(tmp_path / "data.h5", make_store((9, 8)))
-    chosen = ["task=demo", "agent=gtp_bc", "encoder=state", "agent.policy.hidden=[16]", "training.device=cpu"]
-    chosen += ["training.steps=2", "training.batch_size=4", "training.eval_episodes=0", "task.frame_stack=1"]
-    config = from_command_line([*chosen, f"task.dataset={tmp_path / 'data.h5'}", f"run_dir={tmp_path / 'run'}"])
-    train(config, progress=False)
-    return tmp_path / "run"
+    folder = tmp_path_factory.mktemp("steps")
+    native.write(folder / "data.h5", make_store((9, 8)))
+    overrides = ["task=demo", "agent=gtp_bc", "encoder=state", "agent.policy.hidden=[16]", "training.device=cpu"]
+    overrides += ["training.steps=2", "training.batch_size=4", "training.eval_episodes=0", "task.frame_stack=1"]
+    overrides += ["task.env=null", f"task.dataset={folder / 'data.h5'}", f"run_dir={folder / 'run'}"]
+    train(from_command_line(overrides), progress=False)
+    return folder / "run"
 
 
 def test_each_k_has_an_error_and_a_time(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["experiment", "steps", str(run), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert list(told["steps"]) == ["1", "2", "3", "5", "10"]
-    assert all(found["action_error"] > 0 < found["act_ms"] for found in told["steps"].values())
-    assert Path(told["figure"]).read_bytes().startswith(b"\x89PNG")
-    assert json.loads((run / "steps.json").read_text()) == told
+    results = json.loads(capsys.readouterr().out)
+    assert list(results["steps"]) == ["1", "2", "3", "5", "10"]
+    assert all(row["action_error"] > 0 < row["act_ms"] for row in results["steps"].values())
+    assert Path(results["figure"]).read_bytes().startswith(b"\x89PNG")
+    assert json.loads((run / "steps.json").read_text()) == results
 
 
+@pytest.mark.compiles
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
 def test_compiled_acting_is_timed_beside_it(run: Path) -> None:
-    told = sweep(run, steps=[1], compiled=True, progress=False)
-    assert told["acting"] == "acting: compile"
-    assert told["steps"][1]["act_ms_compiled"] > 0 < told["steps"][1]["act_ms"]
-    head, row, *rest = table(told).splitlines()
+    results = sweep(run, steps=[1], compiled=True, progress=False)
+    assert results["acting"] == "acting: compile"
+    assert results["steps"][1]["act_ms_compiled"] > 0 < results["steps"][1]["act_ms"]
+    head, row, *rest = table(results).splitlines()
     assert head.split() == ["K", "action", "error", "act", "ms", "compiled", "success"]
     assert len(row.split()) == 4
-    assert rest[0] == told["acting"]
+    assert rest[0] == results["acting"]
 
 
-def test_recordings_that_were_not_trained_on_may_be_given(
+def test_other_recordings_of_the_same_shape_can_be_used(
     run: Path, tmp_path: Path, make_store: MakeStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    native.write(tmp_path / "other.h5", make_store((6, 6), seed=5))
-    assert main(["experiment", "steps", str(run), "--data", str(tmp_path / "other.h5")]) == 0
-    told = capsys.readouterr().out
-    assert f"on {tmp_path / 'other.h5'}" in told
-    assert "action error" in told
-
-
-def test_recordings_of_another_shape_are_refused(
-    run: Path, tmp_path: Path, make_store: MakeStore, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, store in (("state", make_store((6, 6), state=5)), ("action", make_store((6, 6), actions=3))):
-        native.write(tmp_path / f"{name}.h5", store)
-        assert main(["experiment", "steps", str(run), "--data", str(tmp_path / f"{name}.h5")]) == 2
+    path = native.write(tmp_path / "other.h5", make_store((6, 6), seed=5))
+    assert main(["experiment", "steps", str(run), "--data", str(path)]) == 0
+    assert f"on {path}" in capsys.readouterr().out
+    for name, shape in (("state", {"state": 5}), ("action", {"actions": 3})):
+        path = native.write(tmp_path / f"{name}.h5", make_store((6, 6), **shape))
+        assert main(["experiment", "steps", str(run), "--data", str(path)]) == 2
         assert name in capsys.readouterr().err
 
 
-def test_episodes_without_a_simulator_are_refused(
-    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = run / "config.yaml"
-    config.write_text(re.sub(r"(?m)^  env: .*$", "  env: null", config.read_text()))
-    assert main(["experiment", "steps", str(run), "--episodes", "1"]) == 2
-    assert "trained without a simulator (task.env=null); leave out --episodes" in capsys.readouterr().err
-
-
-def test_no_such_checkpoint_is_told_with_those_there_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["experiment", "steps", str(run), "--checkpoint", "step_9"]) == 2
-    told = capsys.readouterr().err
-    assert "step_9" in told
-    assert "step_2" in told
+def test_a_missing_simulator_or_checkpoint_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, words in (
+        (["--episodes", "1"], "task.env=null"),
+        (["--episodes", "-1"], "episodes=-1 must be at least 0"),
+        (["--checkpoint", "step_9"], "step_2"),
+    ):
+        assert main(["experiment", "steps", str(run), *options]) == 2
+        assert re.search(words, capsys.readouterr().err)

@@ -1,10 +1,11 @@
-"""What some families can do besides `loss` and `sample`: integrating noise, following an energy, telling densities."""
+"""Abilities of some families besides `loss` and `sample`: integrating noise, following an energy, densities."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from learning import A, F, loss_of
 
 from gtp_vision import models
 from gtp_vision.core.errors import GtpVisionError
@@ -16,7 +17,6 @@ from gtp_vision.models.flow_matching import FlowMatchingPolicy
 from gtp_vision.models.gtp import GTPPolicy
 from gtp_vision.models.timed import Time
 
-F, A = 3, 2
 ABILITIES = (Integrable, Guidable, Density)
 INTEGRABLE = sorted(name for name, kind in FAMILIES.items() if issubclass(kind, Integrable))
 GUIDABLE = sorted(name for name, kind in FAMILIES.items() if issubclass(kind, Guidable))
@@ -43,7 +43,7 @@ def policy(family: str, **settings: Any) -> Any:
         ("deterministic", {Integrable}),
     ],
 )
-def test_what_a_family_can_do_is_told_by_its_class(family: str, able: set[type]) -> None:
+def test_abilities_of_each_family(family: str, able: set[type]) -> None:
     assert {ability for ability in ABILITIES if issubclass(FAMILIES[family], ability)} == able
 
 
@@ -51,28 +51,19 @@ def test_what_a_family_can_do_is_told_by_its_class(family: str, able: set[type])
 
 
 @pytest.mark.parametrize("family", INTEGRABLE)
-@pytest.mark.parametrize("steps", [1, 3])
-def test_an_action_is_a_function_of_all_the_noise_that_sampling_draws(family: str, steps: int) -> None:
+def test_integrated_actions_are_a_function_of_all_the_noise_that_sampling_draws(family: str) -> None:
     actor, features, z = policy(family), torch.randn(8, F), RandomStream(0, 0).normal(8, A)
-    actions = actor.sample_from(features, z, steps)
-    assert torch.equal(actions, actor.sample(features, steps, RandomStream(0, 0)))
-    assert torch.equal(actions, actor.integrate(actor.observe(features), z, steps).clamp(-1, 1))
-    one = actor.sample_from(features[3:4], z[3:4], steps)
-    torch.testing.assert_close(one, actions[3:4])
-
-
-@pytest.mark.parametrize("family", sorted(set(INTEGRABLE) - {"deterministic"}))
-def test_an_action_has_a_slope_in_the_noise(family: str) -> None:
-    actor, z = policy(family), RandomStream(0, 0).normal(8, A).requires_grad_()
-    actor.integrate(actor.observe(torch.zeros(8, F)), z, 2).sum().backward()
-    assert z.grad is not None
-    assert bool((z.grad != 0).any(1).all())
-
-
-@pytest.mark.parametrize("family", INTEGRABLE)
-def test_integrating_in_no_steps_is_refused(family: str) -> None:
+    for steps in (1, 3):
+        actions = actor.sample_from(features, z, steps)
+        assert torch.equal(actions, actor.sample(features, steps, RandomStream(0, 0)))
+        assert torch.equal(actions, actor.integrate(actor.observe(features), z, steps).clamp(-1, 1))
+        torch.testing.assert_close(actor.sample_from(features[3:4], z[3:4], steps), actions[3:4])
+    if family != "deterministic":
+        z.requires_grad_()
+        (slope,) = torch.autograd.grad(actor.integrate(actor.observe(features), z, 2).sum(), z)
+        assert bool((slope != 0).any(1).all())
     with pytest.raises(ValueError, match="steps=0"):
-        policy(family).sample_from(torch.zeros(2, F), torch.zeros(2, A), 0)
+        actor.sample_from(features, z, 0)
 
 
 # Following an energy --------------------------------------------------------------------------------------------
@@ -145,9 +136,17 @@ EXACT: dict[str, Callable[..., Any]] = {
 }
 
 
+def sampled(actor: Any, rows: int, steps: int) -> torch.Tensor:
+    """Actions without guidance."""
+    observed = actor.observe(torch.zeros(rows, F))
+    if isinstance(actor, GTPPolicy):  # which would jump
+        return GaussianDiffusion.integrate(actor, observed, RandomStream(0, 0).normal(rows, A), steps)  # type: ignore[arg-type]
+    return actor.generate(observed, steps, RandomStream(0, 0))
+
+
 @pytest.mark.parametrize("steps", [5, 12])
 @pytest.mark.parametrize("family", GUIDABLE)
-def test_a_linear_energy_moves_the_mean_of_gaussian_actions_as_the_closed_form_says(family: str, steps: int) -> None:
+def test_a_linear_energy_moves_the_mean_of_gaussian_actions_as_in_closed_form(family: str, steps: int) -> None:
     settings = PolicyConfig(family, hidden=[4], activation="mish", grid=steps)
     actor, moved = (EXACT[family](F, A, settings) for _ in range(2))
     moved.mean = actor.mean + ENERGY * DEVIATION**2
@@ -161,42 +160,22 @@ def test_a_linear_energy_moves_the_mean_of_gaussian_actions_as_the_closed_form_s
 
     observed = actor.observe(torch.zeros(2000, F))
     found = actor.guided(observed, steps, RandomStream(0, 0), pull).detach()
-    if isinstance(actor, GTPPolicy):  # unguided, it would jump
-        expected = GaussianDiffusion.integrate(moved, observed, RandomStream(0, 0).normal(2000, A), steps)
-    else:
-        expected = moved.generate(observed, steps, RandomStream(0, 0))
-    torch.testing.assert_close(found, expected.detach(), rtol=1e-3, atol=2e-3)
+    torch.testing.assert_close(found, sampled(moved, 2000, steps).detach(), rtol=1e-3, atol=2e-3)
     assert float(found.mean()) == pytest.approx(0.3, abs=0.02)
     assert len(seen) == steps
+    unguided = actor.guided(observed, steps, RandomStream(0, 0), lambda x, t: torch.zeros_like(x))
+    torch.testing.assert_close(unguided, sampled(actor, 2000, steps))
 
 
 @pytest.mark.parametrize("family", GUIDABLE)
-def test_without_an_energy_guiding_is_sampling(family: str) -> None:
-    actor = EXACT[family](F, A, PolicyConfig(family, hidden=[4], activation="mish", grid=5))
-    observed = actor.observe(torch.zeros(64, F))
-    if family == "gtp":
-        expected = GaussianDiffusion.integrate(actor, observed, RandomStream(0, 0).normal(64, A), 5)
-    else:
-        expected = actor.generate(observed, 5, RandomStream(0, 0))
-    found = actor.guided(observed, 5, RandomStream(0, 0), lambda x, t: torch.zeros_like(x))
-    torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize("family", GUIDABLE)
-@pytest.mark.parametrize("steps", [1, 5])
-def test_no_energy_drives_actions_out_of_the_box(family: str, steps: int) -> None:
-    actor = policy(family, grid=max(2, steps))
-    found = actor.guided(
-        actor.observe(torch.zeros(8, F)), actor.config.grid, RandomStream(0, 0), lambda x, t: torch.full_like(x, 1e4)
-    )
-    torch.testing.assert_close(found, torch.ones(8, A))
-
-
-@pytest.mark.parametrize("family", GUIDABLE)
-def test_guiding_in_no_steps_is_refused(family: str) -> None:
-    actor = policy(family)
+def test_guided_actions_stay_in_the_box_and_need_a_step(family: str) -> None:
+    for steps in (2, 5):
+        actor = policy(family, grid=steps)
+        observed = actor.observe(torch.zeros(8, F))
+        found = actor.guided(observed, steps, RandomStream(0, 0), lambda x, t: torch.full_like(x, 1e4))
+        torch.testing.assert_close(found, torch.ones(8, A))
     with pytest.raises((ValueError, GtpVisionError), match="steps=0"):
-        actor.guided(actor.observe(torch.zeros(2, F)), 0, RandomStream(0, 0), lambda x, t: x)
+        actor.guided(observed, 0, RandomStream(0, 0), lambda x, t: x)
 
 
 # Noised actions -------------------------------------------------------------------------------------------------
@@ -213,18 +192,11 @@ def test_noised_actions_are_those_that_the_family_learns_from(family: str, monke
 
     monkeypatch.setattr(actor, "evaluate", noted)
     action = 2 * torch.rand(16, A) - 1
-    actor.loss(torch.zeros(16, F), action, torch.ones(16), RandomStream(0, 0), actor)
+    loss_of(actor, torch.zeros(16, F), action, RandomStream(0, 0), actor)
     ((x, t),) = seen
     a_t, time = actor.noised(action, RandomStream(0, 0))
     assert torch.equal(a_t, x)
     assert torch.equal(time, t)
-
-
-def test_noised_actions_of_gtp_are_those_of_its_flow_loss() -> None:
-    gtp, diffusion = policy("gtp"), policy("diffusion")
-    action = 2 * torch.rand(16, A) - 1
-    for ours, theirs in zip(*(p.noised(action, RandomStream(0, 0)) for p in (gtp, diffusion)), strict=True):
-        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("family", GUIDABLE)

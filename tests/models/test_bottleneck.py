@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from learning import A, F, learn, loss_of
 
 from gtp_vision.core.random import RandomStream
 from gtp_vision.models import PolicyConfig
 from gtp_vision.models.bottleneck import BottleneckPolicy
-
-F, A = 3, 2
 
 
 def bottleneck(features: int = F, actions: int = A, **settings: Any) -> BottleneckPolicy:
@@ -41,20 +40,20 @@ def test_the_score_is_the_gradient_of_the_log_density() -> None:
     assert found.requires_grad  # in training
 
 
-def test_the_denoiser_and_the_loss_are_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_denoiser_and_loss_follow_from_the_density(monkeypatch: pytest.MonkeyPatch) -> None:
     """D = a_t + t^2 grad f and the loss ||-t grad f - z||^2."""
     model, (features, a_t, t) = bottleneck().double(), places()
     action = RandomStream(1, 0).uniform(6, A).double()
     expected = a_t + t[:, None] ** 2 * slopes(model, features, a_t, t)
     torch.testing.assert_close(model.denoise(model.observe(features), a_t, t), expected, rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(model, "draw_time", lambda rows, generator: t)
-    each, _ = model.loss(features, action, torch.ones(6), RandomStream(2, 0), model)
+    monkeypatch.setattr(model, "draw_time", lambda rows, noise: t)
+    each, _ = loss_of(model, features, action, RandomStream(2, 0), model)
     z = RandomStream(2, 0).normal(6, A)
     eps = -t[:, None] * slopes(model, features, action + t[:, None] * z, t)
     torch.testing.assert_close(each, (eps - z).square().sum(1), rtol=1e-4, atol=1e-4)
 
 
-def test_where_the_network_is_silent_it_is_the_density_of_a_gaussian() -> None:
+def test_a_network_of_zeros_gives_the_density_of_a_gaussian() -> None:
     """f = -||a_t||^2 / (2 (t^2 + 0.25)) for actions from N(0, 0.5^2), in numbers: -(0.36 + 0.64) / (2 * 1.25)."""
     model = bottleneck()
     with torch.no_grad():
@@ -65,7 +64,7 @@ def test_where_the_network_is_silent_it_is_the_density_of_a_gaussian() -> None:
     torch.testing.assert_close(model.denoise(*at), torch.tensor([[0.12, -0.16]]))
 
 
-def test_one_level_for_all_rows_is_as_a_level_for_each() -> None:
+def test_one_level_for_all_rows_equals_a_level_for_each() -> None:
     model, (features, a_t, _) = bottleneck(), places()
     features, a_t, t = features.float(), a_t.float(), torch.full((6,), 0.7)
     observed = model.observe(features)
@@ -73,7 +72,7 @@ def test_one_level_for_all_rows_is_as_a_level_for_each() -> None:
     torch.testing.assert_close(model.denoise(observed, a_t, 0.7), model.denoise(observed, a_t, t))
 
 
-def test_densities_and_actions_need_no_recording_of_gradients() -> None:
+def test_sampling_works_without_recording_gradients() -> None:
     model, features = bottleneck(), torch.randn(4, F)
     recorded = model.sample(features, 3, RandomStream(0, 0))
     assert recorded.requires_grad
@@ -84,35 +83,22 @@ def test_densities_and_actions_need_no_recording_of_gradients() -> None:
         torch.testing.assert_close(found, recorded.detach())
 
 
-def test_the_slope_of_an_action_reaches_every_parameter() -> None:
-    model = bottleneck()
-    model.sample(torch.randn(64, F), 3, RandomStream(0, 0)).square().mean().backward()
-    assert all(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
-
-
-def test_a_network_of_steps_is_refused() -> None:
+def test_a_piecewise_constant_gradient_is_refused() -> None:
     with pytest.raises(ValueError, match="relu"):
         bottleneck(activation="relu")
 
 
+@pytest.mark.trains
 def test_a_short_training_finds_the_density_of_two_modes() -> None:
     """A quarter of the actions at -0.5, the rest at 0.5, deviation 0.05: log mu_t is known in closed form."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    model = bottleneck(1, 1, hidden=[64, 64])
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 800)
-    features, weight, centres = torch.zeros(256, 1), torch.ones(256), torch.tensor([[-0.5], [0.5]])
-    for step in range(800):
-        noise = RandomStream(0, step)
-        action = centres[(noise.uniform(256) >= 0.25).long()] + 0.05 * noise.normal(256, 1)
-        loss = model.loss(features, action, weight, noise, model)[0].mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    torch.set_num_threads(threads)
-    x = torch.cat([centres, torch.zeros(1, 1)])
+    model, centers = bottleneck(1, 1, hidden=[32, 32]), torch.tensor([[-0.5], [0.5]])
+
+    def samples(noise: RandomStream) -> tuple[torch.Tensor, torch.Tensor]:
+        mode = (noise.uniform(256) >= 0.25).long()
+        return torch.zeros(256, 1), centers[mode] + 0.05 * noise.normal(256, 1)
+
+    learn(model, samples, 300, 1e-2)
+    x = torch.cat([centers, torch.zeros(1, 1)])
     observed = model.observe(torch.zeros(3, 1))
     for level in (0.25, 0.5, 1.0):
         left, right, between = model.log_density(observed, x, torch.full((3,), level)).tolist()

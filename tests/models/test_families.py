@@ -1,9 +1,10 @@
-"""What all families promise, and what each of them is."""
+"""What all families guarantee, and what defines each of them."""
 
 from typing import Any
 
 import pytest
 import torch
+from learning import A, F, learn, loss_of, sample_batch
 
 from gtp_vision import models
 from gtp_vision.core.errors import GtpVisionError
@@ -12,11 +13,10 @@ from gtp_vision.models import FAMILIES, Policy, PolicyConfig
 from gtp_vision.models.consistency import ConsistencyPolicy
 from gtp_vision.models.diffusion import DiffusionPolicy, VPDiffusionPolicy
 from gtp_vision.models.flow_matching import FlowMatchingPolicy, MeanFlowPolicy, ShortcutPolicy
-from gtp_vision.models.networks import ARCHITECTURES, frozen_copy, polyak_
+from gtp_vision.models.networks import ARCHITECTURES, frozen_copy
 from gtp_vision.models.policy import Rows
 from gtp_vision.models.timed import Time
 
-F, A = 3, 2
 EVERY = pytest.mark.parametrize("family", sorted(FAMILIES))
 LEARNING = pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"one_step"}))  # from data
 
@@ -31,42 +31,51 @@ def steps_of(family: str) -> int:
     return 5 if family == "vp_diffusion" else 3
 
 
-@pytest.fixture
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features (32, F), actions (32, A) and weights (32,)."""
-    noise = RandomStream(7, 0)
-    return noise.normal(32, F), 2 * noise.uniform(32, A) - 1, 0.5 + noise.uniform(32)
-
-
-# What all promise -----------------------------------------------------------------------------------------------
+# Guarantees of all ----------------------------------------------------------------------------------------------
 
 
 @LEARNING
-def test_a_loss_for_each_sample_scales_with_its_weight(family: str, batch: tuple[torch.Tensor, ...]) -> None:
-    features, action, weight = batch
-    student, teacher = policy(family), policy(family, seed=1)
-    each, metrics = student.loss(features, action, weight, RandomStream(0, 0), teacher)
-    plain, _ = student.loss(features, action, torch.ones(32), RandomStream(0, 0), teacher)
-    assert each.shape == (32,)
-    torch.testing.assert_close(each, weight * plain)
-    assert metrics
-    assert all(value.ndim == 0 and bool(value.isfinite()) for value in metrics.values())
+@pytest.mark.parametrize("draws", [1, 4])
+def test_the_loss_of_each_sample_is_a_function_of_the_noise_averaged_over_its_draws(family: str, draws: int) -> None:
+    features, action = sample_batch()
+    student, teacher = policy(family, noise_draws=draws), policy(family, seed=1)
+
+    def loss(step: int) -> torch.Tensor:
+        each, metrics = loss_of(student, features, action, RandomStream(0, step), teacher)
+        assert each.shape == (32,)
+        assert metrics
+        assert all(value.ndim == 0 and bool(value.isfinite()) for value in metrics.values())
+        return each
+
+    assert torch.equal(loss(0), loss(0))
+    assert torch.equal(loss(0), loss(1)) == (family in ("deterministic", "gaussian"))
+    once, repeated = policy(family), [x.repeat_interleave(draws, 0) for x in (features, action)]
+    apart, _ = loss_of(once, *repeated, RandomStream(0, 0), teacher)
+    torch.testing.assert_close(loss(0), apart.view(32, draws).mean(1))
 
 
 @LEARNING
 def test_a_batch_of_one_has_finite_metrics(family: str) -> None:
     student, teacher = policy(family), policy(family, seed=1)
     for step in range(8):
-        _, metrics = student.loss(torch.zeros(1, F), torch.zeros(1, A), torch.ones(1), RandomStream(0, step), teacher)
+        _, metrics = loss_of(student, torch.zeros(1, F), torch.zeros(1, A), RandomStream(0, step), teacher)
         assert all(bool(value.isfinite()) for value in metrics.values())
 
 
 @LEARNING
-def test_the_student_learns_and_the_teacher_does_not(family: str, batch: tuple[torch.Tensor, ...]) -> None:
-    features, action, weight = batch
-    student, teacher = policy(family), policy(family, seed=1)
-    student.loss(features.requires_grad_(), action, weight, RandomStream(0, 0), teacher)[0].mean().backward()
-    assert all(p.grad is not None and bool(p.grad.any()) for p in student.parameters())
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_student_learns_and_the_teacher_does_not(family: str, architecture: str, precision: torch.dtype) -> None:
+    features, action = sample_batch()
+    features.requires_grad_()
+    student, teacher = (policy(family, seed, architecture=architecture, activation="mish") for seed in (0, 1))
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        each, _ = loss_of(student, features, action, RandomStream(0, 0), teacher)
+        actions = student.sample(features, steps_of(family), RandomStream(0, 0))
+    each.mean().backward()
+    assert each.dtype == actions.dtype == torch.float32
+    assert bool(each.isfinite().all() and actions.isfinite().all())
+    assert all(p.grad is not None and bool(p.grad.isfinite().all() and p.grad.any()) for p in student.parameters())
     assert all(p.grad is None for p in teacher.parameters())
     assert features.grad is not None
 
@@ -78,41 +87,17 @@ def test_actions_are_a_function_of_noise_and_features_within_the_box(family: str
     assert first.shape == (16, A)
     assert torch.equal(first, again)
     assert torch.equal(first, other) == (family == "deterministic")
-    assert float(first.detach().abs().max()) <= 1
     assert not torch.equal(first, actor.sample(features + 1, k, RandomStream(0, 0)))
     draws = actor.sample(features, k, RandomStream(0, 0), draws=2)
     assert torch.equal(draws, actor.sample(features.repeat_interleave(2, 0), k, RandomStream(0, 0)))
-
-
-@LEARNING
-def test_noise_draws_are_averaged(family: str, batch: tuple[torch.Tensor, ...]) -> None:
-    features, action, weight = batch
-    several, once, teacher = policy(family, noise_draws=4), policy(family), policy(family, seed=1)
-    each, _ = several.loss(features, action, weight, RandomStream(0, 0), teacher)
-    repeated = (part.repeat_interleave(4, 0) for part in (features, action))
-    apart, _ = once.loss(*repeated, torch.ones(128), RandomStream(0, 0), teacher)
-    torch.testing.assert_close(each, weight * apart.view(32, 4).mean(1))
-
-
-@LEARNING
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_every_architecture_learns_and_acts_in_every_precision(
-    family: str, architecture: str, precision: torch.dtype, batch: tuple[torch.Tensor, ...]
-) -> None:
-    features, action, weight = batch
-    student = policy(family, architecture=architecture, activation="mish")
-    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        each, _ = student.loss(features, action, weight, RandomStream(0, 0), policy(family, architecture=architecture))
-        actions = student.sample(features, steps_of(family), RandomStream(0, 0))
-    each.mean().backward()
-    assert each.dtype == actions.dtype == torch.float32
-    assert bool(each.isfinite().all() and actions.isfinite().all())
-    assert all(p.grad is not None and bool(p.grad.isfinite().all() and p.grad.any()) for p in student.parameters())
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.mul_(5)
+    assert float(actor.sample(features, k, RandomStream(0, 0)).detach().abs().max()) <= 1
 
 
 @EVERY
-def test_a_checkpoint_and_a_copy_act_as_the_policy_does(family: str) -> None:
+def test_checkpoints_and_copies_act_as_the_policy_does(family: str) -> None:
     actor, features, k = policy(family), torch.randn(16, F), steps_of(family)
     actions = actor.sample(features, k, RandomStream(0, 0))
     loaded = policy(family, seed=1)
@@ -123,7 +108,7 @@ def test_a_checkpoint_and_a_copy_act_as_the_policy_does(family: str) -> None:
 
 
 @EVERY
-def test_what_acting_keeps_serves_training_other_batches_and_other_precision(family: str) -> None:
+def test_constants_cached_by_acting_serve_training_other_batches_and_other_precision(family: str) -> None:
     actor, fresh, k = policy(family), policy(family), steps_of(family)
     with torch.inference_mode():
         actor.sample(torch.zeros(4, F), k, RandomStream(0, 0))
@@ -143,48 +128,27 @@ def test_what_acting_keeps_serves_training_other_batches_and_other_precision(fam
 
 
 @LEARNING
-def test_a_short_training_finds_actions_that_depend_on_the_observation(family: str) -> None:
+def test_a_short_training_learns_actions_that_depend_on_the_observation(family: str) -> None:
     """One feature x in {-1, 1}; the action is 0.5 x with a little noise."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     grid = {"consistency": 20, "shortcut": 16}.get(family, 5)
-    student = policy(family, features=1, actions=1, hidden=[64, 64], grid=grid, sigma_max=5.0)
-    teacher = frozen_copy(student)
-    optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)
-    weight = torch.ones(128)
-    for step in range(1000):
-        noise = RandomStream(0, step)
-        x = 2.0 * noise.integers(2, 128, 1) - 1
-        loss, _ = student.loss(x, 0.5 * x + 0.05 * noise.normal(128, 1), weight, noise, teacher)
-        optimizer.zero_grad()
-        loss.mean().backward()
-        optimizer.step()
-        polyak_(teacher, student, 0.05)
-    torch.set_num_threads(threads)
-    x = torch.tensor([[-1.0], [1.0]]).repeat(500, 1)
+    chosen: dict[str, Any] = {"hidden": [32, 32], "grid": grid, "sigma_max": 5.0, "activation": "mish"}
+    student = policy(family, features=1, actions=1, **chosen)
+
+    def samples(noise: RandomStream) -> tuple[torch.Tensor, torch.Tensor]:
+        x = 2.0 * noise.integers(2, 64, 1) - 1
+        return x, 0.5 * x + 0.05 * noise.normal(64, 1)
+
+    learn(student, samples, 150, 1e-2)
     with torch.no_grad():
-        actions = student.sample(x, 5, RandomStream(1, 0))
-    assert float((actions - 0.5 * x).abs().mean()) < 0.15
+        actions = student.sample(torch.tensor([[-1.0], [1.0]]), 5, RandomStream(1, 0), draws=500)
+    assert actions.view(2, 500).mean(1).tolist() == pytest.approx([-0.5, 0.5], abs=0.15)
 
 
 @EVERY
-@pytest.mark.parametrize("steps", [0, -1])
-def test_fewer_than_one_step_is_refused(family: str, steps: int) -> None:
-    with pytest.raises(ValueError, match=f"steps={steps}"):
-        policy(family).sample(torch.zeros(2, F), steps, RandomStream(0, 0))
-
-
-@EVERY
-@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf"), -1.0])
-def test_weights_that_teach_nothing_are_refused(family: str, bad: float, batch: tuple[torch.Tensor, ...]) -> None:
-    features, action, _ = batch
-    student, teacher = policy(family), policy(family, seed=1)
-    with pytest.raises(ValueError, match="weights lie in"):
-        student.loss(features, action, torch.full((32,), bad), RandomStream(0, 0), teacher)
-
-
-@EVERY
-def test_no_action_dimension_is_refused(family: str) -> None:
+def test_bad_steps_and_dimensions_are_refused(family: str) -> None:
+    for steps in (0, -1):
+        with pytest.raises(ValueError, match=f"steps={steps}"):
+            policy(family).sample(torch.zeros(2, F), steps, RandomStream(0, 0))
     with pytest.raises(ValueError, match="0 dimensions"):
         policy(family, actions=0)
 
@@ -194,7 +158,7 @@ def test_an_unknown_family_is_refused_with_those_known() -> None:
         policy("gpt")
 
 
-# What each is ---------------------------------------------------------------------------------------------------
+# What defines each ----------------------------------------------------------------------------------------------
 
 
 class PointDenoiser(DiffusionPolicy):
@@ -246,10 +210,8 @@ def test_at_the_lowest_level_a_consistency_model_is_the_identity() -> None:
     torch.testing.assert_close(model.jump(observed, a_t, torch.full((8,), model.config.sigma_min)), a_t)
 
 
-def test_a_consistency_models_neighbours_share_their_noise(
-    batch: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    features, action, weight = batch
+def test_a_consistency_models_neighbours_share_their_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, action = sample_batch()
     student, teacher = policy("consistency"), policy("consistency", seed=1)
     seen = []
     for model in (teacher, student):
@@ -260,7 +222,7 @@ def test_a_consistency_models_neighbours_share_their_noise(
             return plain(observed, a_t, t)
 
         monkeypatch.setattr(model, "jump", noted)
-    student.loss(features, action, weight, RandomStream(0, 0), teacher)
+    loss_of(student, features, action, RandomStream(0, 0), teacher)
     (z_u, u), (z_t, t) = seen
     torch.testing.assert_close(z_u, z_t, rtol=1e-3, atol=1e-3)
     assert bool((t > u).all())
@@ -289,17 +251,15 @@ class PointMeanFlow(PointVelocity, MeanFlowPolicy):
 def test_the_exact_velocity_of_a_point_costs_nothing_and_ends_there(kind: type[Policy]) -> None:
     exact = kind(F, A, PolicyConfig(hidden=[4], grid=16))  # type: ignore[call-arg, arg-type]
     action = torch.full((64, A), 0.3)
-    each, _ = exact.loss(torch.zeros(64, F), action, torch.ones(64), RandomStream(0, 0), exact)
+    each, _ = loss_of(exact, torch.zeros(64, F), action, RandomStream(0, 0), exact)
     assert float(each.detach().max()) < 1e-4
     for steps in (1, 2, 5):
         actions = exact.sample(torch.zeros(8, F), steps, RandomStream(0, 0))
         torch.testing.assert_close(actions, torch.full((8, A), 0.3), rtol=1e-4, atol=1e-4)
 
 
-def test_a_shortcut_starts_at_multiples_of_its_size(
-    batch: tuple[torch.Tensor, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    features, action, weight = batch
+def test_a_shortcut_starts_at_multiples_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, action = sample_batch()
     student, teacher = policy("shortcut", grid=16), policy("shortcut", seed=1, grid=16)
     seen: list[tuple[Any, Any]] = []
     plain = student.velocity
@@ -310,22 +270,22 @@ def test_a_shortcut_starts_at_multiples_of_its_size(
 
     monkeypatch.setattr(student, "velocity", noted)
     for step in range(20):
-        student.loss(features, action, weight, RandomStream(0, step), teacher)
-    r, h = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        loss_of(student, features, action, RandomStream(0, step), teacher)
+    r, h = (torch.cat(x) for x in zip(*seen, strict=True))
     jumps = h > 0
     assert set(h[jumps].tolist()) == {1.0, 0.5, 0.25, 0.125}
     assert torch.equal((r / h)[jumps], (r / h)[jumps].round())
     assert bool((r >= h).all() and (r <= 1).all())
     assert float(jumps.float().mean()) == pytest.approx(0.25, abs=0.06)
-    for steps, told in ((1, 1.0), (8, 0.125), (16, 0.0), (40, 0.0)):  # 1/16 is never trained: it is the velocity
+    for steps, expected in ((1, 1.0), (8, 0.125), (16, 0.0), (40, 0.0)):  # 1/16 is never trained: it is the velocity
         seen.clear()
         student.sample(features, steps, RandomStream(0, 0))
-        assert seen[0][1] == told
+        assert seen[0][1] == expected
 
 
-def test_meanflows_target_is_its_identity(batch: tuple[torch.Tensor, ...]) -> None:
+def test_meanflows_target_is_its_identity() -> None:
     """Against finite differences along the path: m = v - (r - q) (m(r + e) - m(r - e)) / 2e."""
-    features, action, _ = batch
+    features, action = sample_batch()
     model: MeanFlowPolicy = policy("meanflow", activation="mish").double()
     features, action = features.double(), action.double()
     noise = RandomStream(0, 0)
@@ -343,5 +303,5 @@ def test_meanflows_target_is_its_identity(batch: tuple[torch.Tensor, ...]) -> No
     error = (along(0) - (v - (r - q)[:, None] * slope)).square().sum(1)
     expected = error / (error + model.damping)
     given = Rows(observed.float(), action.float(), RandomStream(0, 0), model, observed.float())
-    each, _ = model.float().row_losses(given)
+    each, _ = model.float().loss(given)
     torch.testing.assert_close(each.double(), expected, rtol=1e-3, atol=1e-4)

@@ -1,16 +1,15 @@
-"""What families that are told times share: acting's constants."""
+"""Families whose network takes times: the cached embeddings of acting."""
 
 import copy
 import warnings
 
 import pytest
 import torch
+from learning import A, F
 
 from gtp_vision.core.random import RandomStream
 from gtp_vision.models import GTPPolicy, PolicyConfig
 from gtp_vision.models.flow_matching import FlowMatchingPolicy
-
-F, A = 3, 2
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def actor() -> GTPPolicy:
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-def test_times_that_all_rows_share_are_as_a_time_for_each(actor: GTPPolicy, rows: int) -> None:
+def test_a_time_for_all_rows_equals_a_time_for_each(actor: GTPPolicy, rows: int) -> None:
     observed, x = actor.observe(torch.randn(rows, F)), torch.randn(rows, A)
     for t, s in ((10.0, 0.25), (0.25, 0.0), (0.25, 0.25)):
         each = actor.evaluate(observed, x, torch.full((rows,), t), torch.full((rows,), s))
@@ -39,7 +38,7 @@ def test_times_are_embedded_once_for_all_actions(actor: GTPPolicy, monkeypatch: 
     assert embedded[4:] == [7]  # t and s are the same
 
 
-def test_what_is_kept_is_no_state_and_does_not_age(actor: GTPPolicy) -> None:
+def test_cached_embeddings_are_not_saved_and_follow_the_parameters(actor: GTPPolicy) -> None:
     names, features = set(actor.state_dict()), torch.randn(4, F)
     with torch.inference_mode():
         before = actor.sample(features, 2, RandomStream(0, 0))
@@ -57,14 +56,15 @@ def test_what_is_kept_is_no_state_and_does_not_age(actor: GTPPolicy) -> None:
         assert torch.equal(kept.sample(features, 2, RandomStream(0, 0)), after)
 
 
-def test_only_so_many_embeddings_are_kept(actor: GTPPolicy) -> None:
+def test_the_number_of_cached_embeddings_is_limited(actor: GTPPolicy) -> None:
     for rows in range(1, 80):
         actor.sample(torch.zeros(rows, F), 2, RandomStream(0, 0))
-    rows_kept = [told.shape[0] for _, told in actor._kept.values()]
+    rows_kept = [embedding.shape[0] for _, embedding in actor._kept.values()]
     assert rows_kept == [rows for rows in range(48, 80) for _ in range(2)], "the last 64, two for each number of rows"
 
 
-def test_compiled_code_keeps_none_and_finds_the_same(actor: GTPPolicy) -> None:
+@pytest.mark.compiles
+def test_compiled_code_caches_nothing_and_gives_the_same_actions(actor: GTPPolicy) -> None:
     features, z = torch.randn(4, F), torch.randn(4, A)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("error", message=".*lru_cache.*")
@@ -74,12 +74,7 @@ def test_compiled_code_keeps_none_and_finds_the_same(actor: GTPPolicy) -> None:
     assert actor._kept
 
 
-def test_whole_numbers_are_levels_too(actor: GTPPolicy) -> None:
-    assert actor.levels(1) == (10.0, 0.0)
-    assert all(isinstance(level, float) for level in actor.levels(1) + actor.levels(3))
-
-
-def test_only_families_with_levels_of_noise_mind_their_order() -> None:
+def test_only_families_with_levels_of_noise_check_their_order() -> None:
     FlowMatchingPolicy(F, A, PolicyConfig("flow_matching", hidden=[4], sigma_min=5.0))
     with pytest.raises(ValueError, match="sigma_min < sigma_last"):
         GTPPolicy(F, A, PolicyConfig(hidden=[4], sigma_min=5.0))

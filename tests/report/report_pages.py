@@ -1,7 +1,8 @@
-"""What tests of reports share: run folders as training leaves them, and the page as its reader meets it."""
+"""Shared by tests of reports: run folders as training writes them, and a parsed page."""
 
 import html
 import json
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from PIL import Image
 from gtp_vision.report import build_report
 
 HOSTILE = '<script>alert("x")</script><img src="http://example.org/x.png" onerror="y">'
+MakeRun = Callable[..., Path]
 VOID = {"meta", "img", "br", "path", "circle", "use", "rect"}
 
 
 class Page(HTMLParser):
-    """A report as a reader meets it: its elements, its text, and its summary table by row and column."""
+    """A report: its elements, its text, its panels, and its tables by row and column."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -26,7 +28,7 @@ class Page(HTMLParser):
         self.parts: list[str] = []
         self.styles: list[str] = []
         self.rows: list[dict[str, str]] = []
-        self.panels: dict[str, str] = {}
+        self.panels: dict[str, str] = {}  # caption to SVG
         self.open: list[str] = []
         self.column: str | None = None
         source = path.read_text(encoding="utf-8")
@@ -39,14 +41,14 @@ class Page(HTMLParser):
                 self.panels[html.unescape(caption)] = figure.split("</figcaption>")[1].split("</figure>")[0]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {key: value or "" for key, value in attrs}
-        self.elements.append((tag, given))
+        attributes = {key: value or "" for key, value in attrs}
+        self.elements.append((tag, attributes))
         if tag not in VOID:
             self.open.append(tag)
         if tag == "tr":
             self.rows.append({})
         if tag == "td":
-            self.column = given.get("data-label", "Agent")
+            self.column = attributes.get("data-label", "Agent")
             self.rows[-1][self.column] = ""
 
     def handle_endtag(self, tag: str) -> None:
@@ -65,7 +67,7 @@ class Page(HTMLParser):
             self.rows[-1][self.column] += data
 
     def all(self, tag: str) -> list[dict[str, str]]:
-        return [given for name, given in self.elements if name == tag]
+        return [attributes for name, attributes in self.elements if name == tag]
 
     def row(self, number: int) -> dict[str, str]:
         return [row for row in self.rows if "Success, last" in row][number]
@@ -80,8 +82,12 @@ def make_run(
     shade: int = 0,
     outcomes: str = "sfsfff",
     finished: bool = True,
+    curves: bool = False,
 ) -> Path:
-    """A run folder as `gtp-vision train` leaves it; unfinished, it stops after the second evaluation."""
+    """A run folder as `gtp-vision train` writes it; an unfinished one stops after the second evaluation.
+
+    Without `curves` only the last values are logged, so that a report draws nothing and is quick.
+    """
     (folder / "images").mkdir(parents=True)
     config = {
         "name": "demo",
@@ -99,7 +105,7 @@ def make_run(
         if step % 500 == 0:
             measured = {"eval/success": step / 2000, "eval/return": -20.5, "eval/length": 50.25}
             lines.append({"step": step, **measured, "eval/seconds": 31.0})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[0 if curves else -2 :]))
     Image.fromarray(np.full((8, 16, 3), shade, np.uint8)).save(folder / "images" / "first_batch.png")
     for step, letters in ((500, "f"), (1500, outcomes if finished else "")):
         for number, letter in enumerate(letters):
@@ -110,28 +116,17 @@ def make_run(
     if finished:
         last = {"step": 1500, "episodes": 20, "success": 0.85, "success_interval": [0.64, 0.95]}
         last |= {"return": -1030.04, "length": 48.0, "seconds": 60.1}
-        results = {
-            "task": "reach-pixels",
-            "agent": agent,
-            "encoder": "impala",
-            "seed": seed,
-            "steps": 1500,
-            "train_seconds": 140.2,
-            "eval_seconds": 180.3,
-            "parameters": 1234567,
-            "versions": {"torch": "2.13.0"},
-            "device": "cpu",
-            "evaluations": [last],
-            "last": last,
-            "mean_last_3": {"success": 0.7333, "return": -40.0},
-            "best": last | {"step": 1000, "success": 0.9},
-        }
+        results = {"task": "reach-pixels", "agent": agent, "encoder": "impala", "seed": seed, "steps": 1500}
+        results |= {"train_seconds": 140.2, "eval_seconds": 180.3, "parameters": 1234567, "device": "cpu"}
+        results |= {"versions": {"torch": "2.13.0"}, "evaluations": [last], "last": last}
+        results |= {"mean_last_3": {"success": 0.7333, "return": -40.0}, "best": last | {"step": 1000, "success": 0.9}}
         (folder / "results.json").write_text(json.dumps(results))
     return folder
 
 
-def build(tmp_path: Path, *runs: Path, **options: Any) -> Page:
-    return Page(build_report(list(runs), tmp_path / "out" / "report.html", title="A report", **options))
+def build(*runs: Path, title: str = "A report", **options: Any) -> Page:
+    """A report, written beside the runs."""
+    return Page(build_report(list(runs), runs[0].parent / "out" / "report.html", title=title, **options))
 
 
 def edit_results(run: Path, **changes: Any) -> None:

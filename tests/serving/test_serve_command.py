@@ -12,14 +12,14 @@ import pytest
 from websockets.sync.client import connect
 
 import gtp_vision
-from gtp_vision.bench.serve import _two_cameras, _wrong, bench_serve
+from gtp_vision.bench.serve import bench_serve, count_wrong, untrained_artifact
 from gtp_vision.cli.main import main
 from gtp_vision.serving.protocol import packed, unpacked
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _two_cameras(tmp_path_factory.mktemp("served") / "policy")
+    return untrained_artifact(tmp_path_factory.mktemp("served") / "policy")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -74,7 +74,7 @@ def test_the_measurement_counts_and_compares(folder: Path, capsys: pytest.Captur
     assert 0 < found["added_ms_p50"] <= found["added_ms_p99"]
     assert found["act_ms_p50"] < found["round_trip_ms_p50"]
     policy = gtp_vision.load_policy(folder)
-    assert _wrong(policy, 0, np.zeros((3, 1, 7), np.float32)) == 3, "a wrong answer is found"
+    assert count_wrong(policy, 0, np.zeros((3, 1, 7), np.float32)) == 3, "a wrong answer is found"
     with pytest.raises(gtp_vision.core.errors.GtpVisionError, match="at least one client"):
         bench_serve(folder, clients=0)
 

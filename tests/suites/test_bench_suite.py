@@ -1,4 +1,4 @@
-"""A suite is planned, run, interrupted and gone on with; its table is that of one that was never interrupted."""
+"""A suite is planned, run, interrupted and resumed; its scores are those of one that was never interrupted."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from gtp_vision.cli.main import main
@@ -18,6 +19,7 @@ from gtp_vision.suites import cost
 from gtp_vision.suites.plan import Plan, plan, records
 from gtp_vision.suites.suite import Suite, load
 
+pytestmark = [pytest.mark.trains, pytest.mark.processes, pytest.mark.simulates]
 SUITE = """
 title: A tiny suite
 protocol: [Nothing is learnt here.]
@@ -50,15 +52,15 @@ tasks:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two episodes by OGBench's recipe, and the suite's file."""
     folder = tmp_path_factory.mktemp("data")
-    asked = ["data", "collect", "ogbench/pointmaze-medium-navigate", "--out", str(folder)]
-    assert main([*asked, "--episodes", "2", "--processes", "1"]) == 0
+    collect = ["data", "collect", "ogbench/pointmaze-medium-navigate", "--out", str(folder)]
+    assert main([*collect, "--episodes", "2", "--processes", "1"]) == 0
     (folder / "tiny.yaml").write_text(SUITE)
     return folder
 
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The suite's folder after a run without interruptions."""
+    """The suite's folder after an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole")
     assert main(command(data, out)) == 0
     return out
@@ -79,20 +81,22 @@ def scores(out: Path) -> list[dict[str, Any]]:
     return list(json.loads((out / "records.json").read_text()))
 
 
-def test_a_plan_has_a_run_for_each_agent_with_all_seeds_and_says_what_is_missing(data: Path, tmp_path: Path) -> None:
+def test_a_plan_has_a_run_for_each_agent_with_all_seeds_and_names_missing_tasks(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, found = planned(data, tmp_path)
     assert [(job.task, job.agent, job.seeds, job.done) for job in found.jobs] == [
         ("maze", "gtp", (0, 1), 0.0),
         ("maze", "iql", (0, 1), 0.0),
     ]
     (missing,) = found.missing
-    assert missing.startswith("elsewhere is left out: there is no data set at ")
+    assert missing.startswith("elsewhere is left out: ")
     assert missing.endswith(f"get its data with: gtp-vision data fetch elsewhere --to {data}")
     left = cost.cost(found, progress=False)
     assert all(seconds > 0 for seconds in left.values())
-    told = cost.told(found, left, workers=2)
-    assert "hours of one core are left" in told
-    assert missing in told
+    assert missing in cost.table(found, left, workers=2)
+    assert main(command(data, tmp_path / "out", "--plan", "--agents", "iql")) == 0
+    assert "hours of one core" in capsys.readouterr().out
     assert not list(tmp_path.iterdir()), "planning writes nothing"
 
 
@@ -109,7 +113,7 @@ def test_a_suite_ends_with_scores_of_every_agent_and_seed_and_tables(whole: Path
     assert "elsewhere is left out" in (whole / "results.md").read_text()
 
 
-def test_what_is_done_is_not_done_again_and_more_seeds_are_runs_of_their_own(data: Path, whole: Path) -> None:
+def test_finished_runs_are_kept_and_more_seeds_are_separate_runs(data: Path, whole: Path) -> None:
     _, again = planned(data, whole)
     assert [job.done for job in again.jobs] == [1.0, 1.0]
     _, more = planned(data, whole, seeds=4)
@@ -128,14 +132,13 @@ def test_what_is_done_is_not_done_again_and_more_seeds_are_runs_of_their_own(dat
     assert {record.seed for record in records(suite, whole)} == {0}
 
 
-def test_some_agents_of_a_suite_are_its_runs(
+def test_fewer_agents_mean_the_same_runs(
     data: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = shutil.copytree(whole, tmp_path / "copy", symlinks=True)  # the tables are written anew
-    # Without `gtp+n` asked for, too, a run of gtp is one that was evaluated with candidates.
+    # A run of gtp is evaluated with candidates also without `gtp+n` on the command line.
     assert main(command(data, out, "--agents", "gtp", "--json")) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told == [record for record in scores(whole) if record["agent"] == "gtp"]
+    assert json.loads(capsys.readouterr().out) == [record for record in scores(whole) if record["agent"] == "gtp"]
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -150,35 +153,25 @@ def test_an_interrupted_suite_ends_with_the_same_scores(
     )
     limit = time.monotonic() + 120
     while not list(tmp_path.glob("maze/*/seeds_0-1/seed_1/checkpoints/step_*")):
-        assert time.monotonic() < limit, "waited in vain for a checkpoint"
+        assert time.monotonic() < limit, "no checkpoint appeared"
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(how)
-    _, said = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=120)
     if how == signal.SIGTERM:
         assert process.returncode == 130
-        assert "the same command goes on" in said
-    wait_for_quiet(tmp_path)
+        assert "run the same command to resume" in error
+    wait_for_runs(tmp_path)
     assert main(command(data, tmp_path)) == 0
     assert scores(tmp_path) == scores(whole)
 
 
-def wait_for_quiet(out: Path) -> None:
-    """Until no training writes below a folder: those whose suite was killed end on their own."""
+def wait_for_runs(out: Path) -> None:
+    """Until no training writes below a folder: runs end by themselves after their suite was killed."""
     limit = time.monotonic() + 60
-    while any(str(out) in told for told in command_lines()):
+    while any(str(out) in " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])):
         assert time.monotonic() < limit, "a run outlived its suite"
         time.sleep(0.1)
-
-
-def command_lines() -> list[str]:
-    told = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            told.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        except OSError:
-            continue
-    return told
 
 
 def test_a_run_of_other_settings_is_refused(data: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +179,7 @@ def test_a_run_of_other_settings_is_refused(data: Path, whole: Path, capsys: pyt
     assert "holds a run of other settings" in capsys.readouterr().err
 
 
-def test_a_suite_of_which_nothing_can_be_run_says_why(
+def test_a_suite_without_any_runnable_task_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command(data, tmp_path, "--tasks", "elsewhere")) == 2
@@ -195,13 +188,7 @@ def test_a_suite_of_which_nothing_can_be_run_says_why(
     assert "--seeds 0 must be at least 1" in capsys.readouterr().err
 
 
-def test_the_plan_alone_trains_nothing(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command(data, tmp_path / "out", "--plan", "--agents", "iql")) == 0
-    assert "maze" in capsys.readouterr().out
-    assert not (tmp_path / "out").exists()
-
-
-def test_runs_can_be_handed_to_one_of_hydras_launchers(
+def test_a_launcher_of_hydra_can_start_the_runs(
     data: Path, tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command(data, tmp_path, "--agents", "iql", "--launcher", "basic")) == 0

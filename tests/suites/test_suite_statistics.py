@@ -62,7 +62,7 @@ def test_the_iqm_is_the_mean_of_the_middle_half_of_all_runs() -> None:
     assert statistics.over_tasks(RECORDS, "last") == found, "the same records give the same numbers"
 
 
-def test_who_always_scores_more_improves_with_probability_one() -> None:
+def test_an_agent_that_always_scores_more_improves_with_probability_one() -> None:
     clear = [r for r in RECORDS if r.task == "a"]
     found = statistics.improvement(clear, "last", "two")["one"]
     assert (found.value, found.low, found.high) == (1, 1, 1)
@@ -73,7 +73,7 @@ def test_who_always_scores_more_improves_with_probability_one() -> None:
     assert both.value == pytest.approx(metrics.probability_of_improvement(*matrices))
 
 
-def test_only_what_all_agents_have_is_averaged_over_with_as_many_seeds() -> None:
+def test_means_are_over_tasks_and_seeds_that_all_agents_have() -> None:
     some = [r for r in RECORDS if (r.task, r.agent) != ("b", "two")]
     assert statistics.compared(some) == (["a"], 4)
     fewer = [r for r in RECORDS if not (r.agent == "two" and r.seed > 1)]
@@ -93,10 +93,10 @@ def test_profiles_fall_from_all_to_none() -> None:
     before = np.random.get_state()[1].copy()
     again = statistics.profiles(RECORDS, "last")[1]["one"]
     assert np.array_equal(again, found["one"])
-    assert np.array_equal(np.random.get_state()[1], before), "others' random numbers are left alone"
+    assert np.array_equal(np.random.get_state()[1], before), "the global generator is restored"
 
 
-def test_curves_are_means_of_the_seeds_that_came_so_far() -> None:
+def test_curves_are_means_over_the_seeds_evaluated_so_far() -> None:
     runs = [record("a", "one", 0, 1.0, 3.0), record("a", "one", 1, 2.0, unfinished=True)]
     steps, mean, low, high = statistics.curves(runs)["a"]["one"]
     assert steps.tolist() == [1, 2]
@@ -105,7 +105,7 @@ def test_curves_are_means_of_the_seeds_that_came_so_far() -> None:
     assert math.isnan(low[1])
 
 
-def test_a_missing_rliable_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_rliable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "rliable.metrics", None)

@@ -1,18 +1,20 @@
-"""Tables say what was run, what was not, and what others have published under which conditions."""
+"""Tables show what was run, what was not, and published numbers with their conditions."""
 
 import csv
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browser import Browser
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.suites import tables
-from gtp_vision.suites.published import beside, published, read
+from gtp_vision.suites import statistics, tables
+from gtp_vision.suites.published import Published, beside, published, read
 from gtp_vision.suites.records import SELECTIONS, Record
 from gtp_vision.suites.suite import load
 
@@ -23,41 +25,58 @@ RECORDS = [
     for extra, agent in enumerate(("gtp", "iql"))
     for seed in range(3)
 ]
-FACTS = {"command": "gtp-vision bench suite d4rl-gym", "seeds": "3 <each>"}
+PAGE: dict[str, Any] = {
+    "title": "D4RL & more",
+    "facts": {"command": "gtp-vision bench suite d4rl-gym", "seeds": "3 <each>"},
+    "selection": "last",
+    "missing": ["ant-medium-v2 is left out: there is no data set"],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_resamples() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "_REPS", 200)
+        yield
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("tables")
-    missing = ["ant-medium-v2 is left out: there is no data set"]
-    tables.write(RECORDS, out, title="D4RL & more", facts=FACTS, selection="last", missing=missing)
+    tables.write(RECORDS, out, **PAGE)
     return out
 
 
-def test_markdown_has_scores_aggregates_and_published_numbers_with_their_conditions(folder: Path) -> None:
+def compared(records: list[Record], title: str, selection: str = "last") -> tables.Table:
+    """The table beside published numbers of that title."""
+    (table,) = [t for t in tables.tables(records, selection) if t.title == f"Beside published numbers: {title}"]
+    return table
+
+
+def source(name: str) -> Published:
+    (table,) = [table for table in published() if table.id == name]
+    return table
+
+
+def test_markdown_has_scores_aggregates_and_missing_tasks(folder: Path) -> None:
     text = (folder / "results.md").read_text()
     assert "| hopper-medium-v2 | 21.0 (20.0 to 22.0) | 22.0 (21.0 to 23.0) |" in text
     assert "| mean of 2 tasks | 21.0" in text
     assert "| IQM of 2 tasks | 21.0" in text
     assert "ant-medium-v2 is left out" in text
-    head, rows = block(text, "GTP, table 2")
-    theirs = dict(zip(head, rows["hopper-medium-v2"], strict=True))
-    assert theirs["gtp (ours)"] == "21.0"
-    assert theirs["GTP †‡§"] == "90.3"
-    assert theirs["D-QL ‡§"] == "90.5", "its version is known, its selection is another"
-    means = dict(zip(head, rows["mean of 2 tasks"], strict=True))
-    assert (means["gtp (ours)"], means["GTP †‡§"]) == ("21.0", "89.9")  # (90.3 + 89.5) / 2
-    head, rows = block(text, "CORL")
-    assert dict(zip(head, rows["hopper-medium-v2"], strict=True))["ReBRAC §"] == "102.3"
     assert "MuJoCo 2 (mujoco-py)" in text
     assert "Its data: v2; selection: last" in text
 
 
-def block(text: str, title: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Head and rows, by their first cell, of a table of Markdown."""
-    section = text.partition(f"## Beside published numbers: {title}\n")[2].partition("\n## ")[0]
-    lines = [[cell.strip() for cell in x.strip("|").split("|")] for x in section.splitlines() if x.startswith("|")]
-    return lines[0], {line[0]: line for line in lines[2:]}
+def test_published_numbers_have_marks_of_differing_conditions() -> None:
+    table = compared(RECORDS, "GTP, table 2")
+    hopper, _, mean = (dict(zip(table.head, row, strict=True)) for row in table.rows)
+    assert hopper["gtp (ours)"] == "21.0"
+    assert hopper["GTP †‡§"] == "90.3"
+    assert hopper["D-QL ‡§"] == "90.5", "its version is known, its selection is another"
+    assert (mean["gtp (ours)"], mean["GTP †‡§"]) == ("21.0", "89.9")  # (90.3 + 89.5) / 2
+    corl = compared(RECORDS, "CORL")
+    assert dict(zip(corl.head, corl.rows[0], strict=True))["ReBRAC §"] == "102.3"
 
 
 @pytest.mark.parametrize(
@@ -71,41 +90,33 @@ def block(text: str, title: str) -> tuple[list[str], dict[str, list[str]]]:
         ("fql-ogbench", "FQL", "scene-play-singletask-task2", "mean_last_3", "§"),
     ],
 )
-def test_numbers_are_marked_by_what_differs_from_ours(
-    name: str, method: str, task: str, selection: str, marks: str
-) -> None:
-    (table,) = [table for table in published() if table.id == name]
-    assert table.score(method, task) is not None
-    assert table.marks(method, task, selection) == marks
+def test_marks_follow_from_the_conditions(name: str, method: str, task: str, selection: str, marks: str) -> None:
+    assert source(name).score(method, task) is not None
+    assert source(name).marks(method, task, selection) == marks
 
 
-def test_a_mark_that_not_all_numbers_of_a_method_bear_stands_at_the_number() -> None:
+def test_a_mark_of_some_of_a_methods_numbers_stands_at_the_number() -> None:
     mixed = [Record(f"antmaze-umaze-{version}", "gtp", 0, (1,), (50.0,)) for version in ("v0", "v2")]
-    every = [table for table in tables.tables(mixed, "best") if table.title == "Beside published numbers: GTP, table 2"]
-    column = every[0].head.index("D-QL §")
-    assert [row[column] for row in every[0].rows] == ["93.4", "93.4†", "93.4†"]
-    assert sum(note.startswith(("†", "‡", "§")) for note in every[0].notes) == 3
+    table = compared(mixed, "GTP, table 2", "best")
+    column = table.head.index("D-QL §")
+    assert [row[column] for row in table.rows] == ["93.4", "93.4†", "93.4†"]
+    assert sum(note.startswith(("†", "‡", "§")) for note in table.notes) == 3
 
 
-def test_methods_without_a_number_for_what_was_run_have_no_column() -> None:
-    large = [Record("antmaze-large-play-v0", "gtp", 0, (1,), (50.0,))]
-    every = [table for table in tables.tables(large, "last") if table.title == "Beside published numbers: GTP, table 2"]
-    assert "QGPO ‡§" in every[0].head
-    assert not any(method.startswith("BDM") for method in every[0].head)
+def test_methods_without_a_number_for_the_tasks_have_no_column() -> None:
+    head = compared([Record("antmaze-large-play-v0", "gtp", 0, (1,), (50.0,))], "GTP, table 2").head
+    assert "QGPO ‡§" in head
+    assert not any(method.startswith("BDM") for method in head)
 
 
 def test_the_same_simulator_is_not_marked() -> None:
-    (corl,) = [table for table in published() if table.id == "corl"]
-    here = replace(corl, physics="")
-    assert here.marks("IQL", "hopper-medium-v2", "last") == ""
-    assert "simulator" not in here.note()
+    same = replace(source("corl"), physics="")
+    assert same.marks("IQL", "hopper-medium-v2", "last") == ""
+    assert "simulator" not in same.note()
+    assert tuple(map(int, version("ogbench").split(".")[:2])) > (1, 1), "published numbers are of an older one"
 
 
-def test_ogbench_is_another_than_that_of_the_published_numbers() -> None:
-    assert tuple(map(int, version("ogbench").split(".")[:2])) > (1, 1)
-
-
-def test_unfinished_and_absent_numbers_are_marked_beside_published_ones_too() -> None:
+def test_unfinished_and_missing_numbers_are_marked() -> None:
     hopper, walker = GYM
     some = [
         Record(hopper, "gtp", 0, (1,), (5.0,)),
@@ -113,34 +124,42 @@ def test_unfinished_and_absent_numbers_are_marked_beside_published_ones_too() ->
         Record(hopper, "iql", 0, (1,), (6.0,)),
         Record(walker, "gtp", 0, (1,), (8.0,)),
     ]
-    every = [table for table in tables.tables(some, "last") if table.title == "Beside published numbers: CORL"]
-    assert [row[:3] for row in every[0].rows] == [[hopper, "6.0*", "6.0"], [walker, "8.0", "not run"]]
-    assert any("a run is not finished" in note for note in every[0].notes)
-    some.append(Record(walker, "iql", 0, (1,), (9.0,)))
-    every = [table for table in tables.tables(some, "last") if table.title == "Beside published numbers: CORL"]
-    assert every[0].rows[-1][:3] == ["mean of 2 tasks", "7.0*", "7.5"]
+    table = compared(some, "CORL")
+    assert [row[:3] for row in table.rows] == [[hopper, "6.0*", "6.0"], [walker, "8.0", "not run"]]
+    assert any("are not finished" in note for note in table.notes)
+    complete = [*some, Record(walker, "iql", 0, (1,), (9.0,))]
+    assert compared(complete, "CORL").rows[-1][:3] == ["mean of 2 tasks", "7.0*", "7.5"]
+    text = tables.table(some[1:], selection="best")
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(GYM)}
+    assert rows == {hopper: ["7.0*", "6.0"], walker: ["8.0", "not", "run"]}
+    assert "are not finished" in text
+    assert "One seed has no interval" in text
+    assert "too good" in text
 
 
 def test_csv_has_a_line_for_each_run_and_selection(folder: Path) -> None:
     with (folder / "results.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 3 * len(RECORDS)
-    best = next(x for x in lines if (x["task"], x["agent"], x["seed"], x["selection"]) == (GYM[0], "gtp", "2", "best"))
-    assert (float(best["score"]), best["evaluations"], best["steps"], best["finished"]) == (22.0, "2", "2", "true")
+    assert len(lines) == len(RECORDS) * len(SELECTIONS)
+    line = next(x for x in lines if (x["agent"], x["seed"], x["selection"]) == ("iql", "2", "mean_last_3"))
+    assert (float(line["score"]), line["evaluations"], line["finished"]) == (21.5, "2", "true")
 
 
 class Outside(HTMLParser):
-    """Collects what a page would fetch."""
+    """Elements and addresses that would need more than the page."""
 
-    found: list[str]
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
 
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.found = getattr(self, "found", [])
-        self.found += [v for k, v in attributes if k in ("src", "href", "xlink:href") and v and not v.startswith("#")]
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [
+            value for name, value in attrs if name in ("src", "href", "xlink:href") and value and value[0] != "#"
+        ]
         self.found += [tag] if tag in ("script", "link", "iframe") else []
 
 
-def test_the_page_needs_nothing_from_outside_and_shows_curves_of_every_task(folder: Path) -> None:
+def test_the_page_is_self_contained_and_shows_curves_of_every_task(folder: Path, tmp_path: Path) -> None:
     text = (folder / "results.html").read_text()
     reader = Outside()
     reader.feed(text)
@@ -152,46 +171,30 @@ def test_the_page_needs_nothing_from_outside_and_shows_curves_of_every_task(fold
     assert all(task in pictures[0] for task in GYM)
     assert "D4RL &amp; more" in text
     assert "3 &lt;each&gt;" in text
+    for path in tables.write(RECORDS, tmp_path, **PAGE):
+        assert path.read_bytes() == (folder / path.name).read_bytes(), "the same records give the same bytes"
 
 
-def test_the_same_records_give_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    missing = ["ant-medium-v2 is left out: there is no data set"]
-    for path in tables.write(RECORDS, tmp_path, title="D4RL & more", facts=FACTS, selection="last", missing=missing):
-        assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
-
-
-def test_what_is_missing_or_unfinished_is_no_number_without_a_mark() -> None:
-    some = [
-        Record("a", "gtp", 0, (1,), (5.0,), unfinished=True),
-        Record("a", "iql", 0, (1,), (6.0,)),
-        Record("b", "iql", 0, (1,), (7.0,)),
-    ]
-    text = tables.table(some, selection="best")
-    (row,) = [line for line in text.splitlines() if line.startswith("a ")]
-    assert row.split() == ["a", "5.0*", "6.0"]
-    (row,) = [line for line in text.splitlines() if line.startswith("b ")]
-    assert "not run" in row
-    assert "a run is not finished" in text
-    assert "One seed has no interval" in text
-    assert "is too good" in text
-
-
-def test_published_numbers_are_those_of_their_tables() -> None:
-    known = {table.id: table for table in published()}
-    assert known["gtp"].score("GTP", "walker2d-medium-expert-v2") == 114.2
-    assert known["gtp-bc"].score("GTP-BC", "hopper-medium-replay-v2") == 100.5
-    assert known["gtp-antmaze"].score("GTP", "antmaze-large-play-v0") == 53.5
-    assert "C-AC" not in known["gtp-antmaze"].methods, "its three numbers are those of C-BC"
-    assert known["gtp-more"].score("QIPO-OT", "walker2d-medium-replay-v2") == 78.6
-    assert known["gtp-more-antmaze"].score("FQL", "antmaze-medium-diverse-v2") == 85.2
-    assert known["others"].score("DiffCPS", "walker2d-medium-v2") == 90.9
-    assert known["others-antmaze"].score("SfBC", "antmaze-large-diverse-v0") is None, "sources disagree"
-    assert known["fql-ogbench"].score("FQL", "puzzle-4x4-play-singletask-task4") == 11
-    assert known["fql-ogbench"].score("IFQL", "cube-double-play-singletask-task5") == 17
-    assert known["fql-ogbench-visual"].score("FQL", "visual-scene-play-singletask-task1") == 98
-    assert known["fql-antmaze"].score("ReBRAC", "antmaze-umaze-v2") == 98
-    assert known["corl"].score("IQL", "hopper-medium-replay-v2") == 97.4
-    assert known["corl-antmaze"].score("IQL", "antmaze-umaze-v0") is None
+@pytest.mark.parametrize(
+    ("name", "method", "task", "score"),
+    [
+        ("gtp", "GTP", "walker2d-medium-expert-v2", 114.2),
+        ("gtp-bc", "GTP-BC", "hopper-medium-replay-v2", 100.5),
+        ("gtp-antmaze", "GTP", "antmaze-large-play-v0", 53.5),
+        ("gtp-more", "QIPO-OT", "walker2d-medium-replay-v2", 78.6),
+        ("gtp-more-antmaze", "FQL", "antmaze-medium-diverse-v2", 85.2),
+        ("others", "DiffCPS", "walker2d-medium-v2", 90.9),
+        ("others-antmaze", "SfBC", "antmaze-large-diverse-v0", None),  # sources disagree
+        ("fql-ogbench", "FQL", "puzzle-4x4-play-singletask-task4", 11),
+        ("fql-ogbench", "IFQL", "cube-double-play-singletask-task5", 17),
+        ("fql-ogbench-visual", "FQL", "visual-scene-play-singletask-task1", 98),
+        ("fql-antmaze", "ReBRAC", "antmaze-umaze-v2", 98),
+        ("corl", "IQL", "hopper-medium-replay-v2", 97.4),
+        ("corl-antmaze", "IQL", "antmaze-umaze-v0", None),
+    ],
+)
+def test_published_numbers_are_those_of_their_tables(name: str, method: str, task: str, score: float | None) -> None:
+    assert source(name).score(method, task) == score
 
 
 @pytest.mark.parametrize(
@@ -213,42 +216,35 @@ def test_published_numbers_are_those_of_their_tables() -> None:
         ("fql-antmaze", "FQL", "", 84),
     ],
 )
-def test_the_means_that_others_have_published_are_those_of_their_numbers(
-    name: str, method: str, like: str, mean: float
-) -> None:
-    (table,) = [table for table in published() if table.id == name]
-    scores = [score for task, score in table.methods[method].items() if task.startswith(like)]
-    whole = name.startswith("fql")  # the others have one decimal, rounded or cut
-    assert sum(scores) / len(scores) == pytest.approx(mean, abs=0.5 if whole else 0.1)
+def test_published_means_are_those_of_their_numbers(name: str, method: str, like: str, mean: float) -> None:
+    scores = [score for task, score in source(name).methods[method].items() if task.startswith(like)]
+    is_whole = name.startswith("fql")  # the others have one decimal, rounded or cut
+    assert sum(scores) / len(scores) == pytest.approx(mean, abs=0.5 if is_whole else 0.1)
 
 
-def test_every_published_table_tells_its_conditions() -> None:
-    for table in published():
-        assert table.source
-        assert table.version
-        assert table.selection in (*SELECTIONS, "not stated")
-        assert table.physics
-        assert all(isinstance(score, float) for scores in table.methods.values() for score in scores.values())
+def test_every_published_table_states_its_conditions() -> None:
+    assert all(table.physics for table in published())
     assert len({table.id for table in published()}) == len(published())
+    assert "C-AC" not in source("gtp-antmaze").methods, "its three numbers are those of C-BC"
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"source": ""}, "table 'mine' has no source"),
         ({"selection": "newest"}, "the selection 'newest'; use one of last"),
         ({"exceptions": {"A": {"selection": "newest"}}}, "the selection 'newest'; use one of last"),
-        ({"exceptions": {"B": {"selection": "best"}}}, "exceptions for 'B'; name a method"),
-        ({"exceptions": {"A": {"seeds": "5"}}}, "exceptions for 'A'; name a method"),
+        ({"exceptions": {"B": {"selection": "best"}}}, "exceptions for 'B'"),
+        ({"exceptions": {"A": {"seeds": "5"}}}, "exceptions for 'A'"),
         ({"methods": {"A": {"hopper-medium-v2": "90"}}}, "something other than scores for 'A'"),
         ({"year": 2026}, "too many or too few fields \\(year\\)"),
     ],
 )
-def test_a_table_that_does_not_tell_its_conditions_is_refused(change: dict, told: str) -> None:
+def test_a_table_without_its_conditions_is_refused(change: dict, message: str) -> None:
     table: dict = {"id": "mine", "title": "Mine", "source": "us", "version": "v2", "selection": "last", "physics": ""}
     table |= {"runs": "one", "exceptions": {}, "methods": {"A": {"hopper-medium-v2": 90.0}}}
     assert read(table, "x.json").score("A", "hopper-medium-v2") == 90
-    with pytest.raises(GtpVisionError, match=told):
+    with pytest.raises(GtpVisionError, match=message):
         read(table | change, "x.json")
 
 
@@ -258,15 +254,14 @@ def test_every_task_of_a_published_suite_has_published_numbers(name: str) -> Non
         assert beside([task.name]), task.name
 
 
+@pytest.mark.browser
 def test_in_a_browser_wide_tables_scroll_and_the_page_does_not(tmp_path: Path) -> None:
-    named = [replace(record, agent=f"{record.agent}_with_a_name_that_takes_room") for record in RECORDS]
-    facts = FACTS | {"data": "/a/" + "very/" * 60 + "long/path"}
-    tables.write(named, tmp_path, title="Wide", facts=facts, selection="last")
+    named = [replace(record, agent=f"{record.agent}_with_a_long_name_that_takes_room") for record in RECORDS]
+    tables.write(named, tmp_path, **(PAGE | {"facts": {"data": "/a/" + "very/" * 60 + "long/path"}}))
     with Browser(tmp_path / "profile") as browser:
         for width in (380, 1280):
             with browser.page(tmp_path / "results.html", width=width) as page:
                 assert page.spill() == 0
-                wide = "[...document.querySelectorAll('.wide')].some((one) => one.scrollWidth > one.clientWidth)"
-                assert page.run(wide)
+                assert page.run("[...document.querySelectorAll('.wide')].some((e) => e.scrollWidth > e.clientWidth)")
                 assert page.complaints() == []
                 assert page.requests() == []

@@ -163,7 +163,7 @@ def test_the_slower_of_two_that_begin_is_refused(config: Config, data: Path, mon
         return plain(*arguments, **more)
 
     monkeypatch.setattr(trainer, "build", slow)
-    with pytest.raises(GtpVisionError, match="holds a run already"):
+    with pytest.raises(GtpVisionError, match="already holds a run"):
         trainer.train(config, progress=False)
     assert checkpoint.newest(Path(config.run_dir) / "checkpoints") is not None
 

@@ -278,7 +278,7 @@ def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["-m", "hydra/launcher=submitit_slurm"], "no srun on the PATH"),
+        (["-m", "hydra/launcher=submitit_slurm"], "srun is not on the PATH"),
         (["-m", "hydra/launcher=joblib"], "hydra/launcher/joblib"),
         (["-m", "hydra/lancher=basic"], "hydra/lancher"),
         (["-m", "hydra/launcher=basic,nope"], "hydra"),

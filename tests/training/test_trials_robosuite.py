@@ -128,9 +128,9 @@ def _without_env_args(store: Store) -> Store:
 @pytest.mark.parametrize(
     ("change", "settings", "told"),
     [
-        (_without_env_args, [], "task.env=robosuite takes the environment from a robomimic file's env_args"),
+        (_without_env_args, [], "task.env=robosuite needs a robomimic file"),
         (None, ["task.env=robosuite/Can"], "task.env=robosuite/Can, but the data set was recorded in 'Lift'"),
-        (None, ["task.goals=hindsight"], "robosuite shows no observation of a goal; set task.goals=null"),
+        (None, ["task.goals=hindsight"], "robosuite has no observation of a goal; set task.goals=null"),
         (
             lambda store: replace(store, observations={"robot0_eef_pose": store.observations["robot0_eef_pos"]}),
             [],

@@ -1,4 +1,4 @@
-// Players of one episode start together, and once more when all have ended. Without this each plays on its own.
+// Players of one episode start together, and again when all have ended. Without this script each plays by itself.
 addEventListener("load", () => {
   for (const row of document.querySelectorAll("[data-together]")) {
     const films = [...row.querySelectorAll("video")];

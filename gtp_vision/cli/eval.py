@@ -1,0 +1,49 @@
+"""`gtp-vision eval`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from gtp_vision.cli.verb import Verb
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, metavar="RUN")
+    parser.add_argument("--checkpoint", default="last", help="last (default), best, or step_N")
+    parser.add_argument("--episodes", type=int, default=50)
+    parser.add_argument("--steps", type=int, help="K, jumps an action; default: the agent's")
+    parser.add_argument("--candidates", type=int, help="N actions, one chosen by the critic; default: the agent's")
+    parser.add_argument("--seed", type=int, default=50_000, help="of the first episode")
+    parser.add_argument("--videos", type=Path, help="folder for videos")
+    parser.add_argument("--saliency", action="store_true", help="and videos of where the policy looks")
+    parser.add_argument("--json", action="store_true")
+
+
+def _run(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.training.evaluate import evaluate_run
+
+    found = evaluate_run(
+        arguments.run_dir,
+        which=arguments.checkpoint,
+        episodes=arguments.episodes,
+        steps=arguments.steps,
+        candidates=arguments.candidates,
+        seed=arguments.seed,
+        videos=arguments.videos,
+        saliency=arguments.saliency,
+        progress=not arguments.json,
+    )
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        low, high = found["success_interval"]
+        print(
+            f"success {found['success']:.0%} of {found['episodes']} episodes (95 % interval {low:.0%} to {high:.0%}), "
+            f"return {found['return']:.1f}, length {found['length']:.1f}, {found['seconds']:.0f} s"
+        )
+    return 0
+
+
+EVAL = Verb("eval", "evaluate a trained run", _options, _run, order=30)

@@ -1,0 +1,63 @@
+"""`gtp-vision export`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gtp_vision.cli.verb import Verb
+
+_HELP = """\
+Write a folder that is enough to act: weights, schema, provenance, model card; no data set and no simulator.
+
+  gtp-vision export runs/demo/gtp policy                    the last checkpoint
+  gtp-vision export RUN policy --checkpoint best --steps 2
+  python -c "import gtp_vision; print(gtp_vision.load_policy('policy').schema)"
+"""
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, metavar="RUN")
+    parser.add_argument("out", type=Path, metavar="DIR")
+    parser.add_argument("--checkpoint", default="last", help="last (default), best, or step_N")
+    parser.add_argument("--steps", type=int, help="K, jumps an action unless asked otherwise; default: the agent's")
+    parser.add_argument("--onnx", action="store_true", help="and policy.onnx, for ONNX Runtime")
+    parser.add_argument("--pt2", action="store_true", help="and policy.pt2, for torch.export.load")
+    parser.add_argument("--license", default="unknown", help="of the weights, as an SPDX name")
+    parser.add_argument("--data-license", default="unknown", help="of the data set")
+    parser.add_argument("--backbone-license", default="unknown", help="of pretrained weights it began with")
+    parser.add_argument("--overwrite", action="store_true", help="replace the artifact at DIR")
+
+
+def _run(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.serving.export import export
+
+    policy = export(
+        arguments.run_dir,
+        arguments.out,
+        which=arguments.checkpoint,
+        steps=arguments.steps,
+        licences={
+            "weights": arguments.license,
+            "data": arguments.data_license,
+            "backbone": arguments.backbone_license,
+        },
+        onnx=arguments.onnx,
+        pt2=arguments.pt2,
+        overwrite=arguments.overwrite,
+    )
+    schema = policy.schema
+    shown = [*(f"{name} {shape}" for name, shape in schema.cameras.items())]
+    shown += [f"{name} ({width})" for name, width in schema.states.items()]
+    print(f"{arguments.out}: {schema.agent} on {schema.task}, step {policy.card['step']}")
+    print(
+        f"  sees {', '.join(shown)}; answers {schema.actions} numbers, {schema.chunk} at once, in {schema.steps} jumps"
+    )
+    megabytes = sum(path.stat().st_size for path in arguments.out.iterdir()) / 1e6
+    print(f"  {megabytes:.1f} MB; it acts bit for bit as the run's agent does")
+    return 0
+
+
+EXPORT = Verb(
+    "export", "a trained policy as a folder that is enough to act", _options, _run, order=50, description=_HELP
+)

@@ -1,0 +1,117 @@
+"""`gtp-vision train`: one run, a run that is resumed, or Hydra's sweep of runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from gtp_vision.cli.verb import Verb
+from gtp_vision.core.errors import GtpVisionError
+
+_HELP = """\
+Train one run. Settings are Hydra overrides, key=value; groups are task, agent, improvement, acting, encoder,
+training.
+
+  gtp-vision train task=demo training=demo agent=gtp
+  gtp-vision train task=ogbench/visual-cube-single-play-singletask-task1 training.steps=1000 seed=3
+  gtp-vision train task=own task.dataset=my.hdf5 task.name=mine
+  gtp-vision train -m task=demo training=demo seed=0,1,2
+  accelerate launch --multi_gpu --num_processes 8 -m gtp_vision train task=...
+"""
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Train one run, resume one, or start a sweep."""
+    from gtp_vision.config.schema import from_command_line, from_run
+    from gtp_vision.training.trainer import train
+
+    if arguments.multirun:
+        if arguments.resume:
+            raise GtpVisionError("--resume RUN resumes one run; give --resume alone to resume a sweep")
+        return _sweep(overrides, resume=arguments.resume is not None, overwrite=arguments.overwrite)
+    if arguments.resume:
+        if overrides:
+            raise GtpVisionError(f"--resume RUN takes its settings from the run; leave out '{overrides[0]}'")
+        config = from_run(Path(arguments.resume))
+        config.run_dir = arguments.resume
+    else:
+        for override in overrides:
+            if override.startswith(("hydra.", "hydra/")):
+                raise GtpVisionError(f"'{override}' is about sweeps: add -m, or leave it out")
+        config = from_command_line(overrides)
+    quiet = os.environ.get("TQDM_DISABLE") == "1"  # tqdm's own switch, which an explicit argument would override
+    results = train(config, resume=arguments.resume is not None, overwrite=arguments.overwrite, progress=not quiet)
+    _print_results(config.run_dir, results)
+    return 0
+
+
+def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
+    """Start Hydra's multirun with our configuration, so that its launchers (SLURM, Ray, joblib) work unchanged."""
+    import hydra
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf import DictConfig, OmegaConf
+
+    from gtp_vision.config.schema import check_overrides, checked
+    from gtp_vision.training.trainer import train
+
+    check_overrides(overrides)
+    if any(item.startswith("hydra/launcher=submitit_slurm") for item in overrides) and shutil.which("srun") is None:
+        raise GtpVisionError(
+            "hydra/launcher=submitit_slurm submits jobs to SLURM, and srun is not on the PATH; start the sweep on a "
+            "machine that submits jobs, or try it on this one with hydra/launcher=submitit_local"
+        )
+
+    @hydra.main(config_path="pkg://gtp_vision.configs", config_name="config", version_base="1.3")
+    def train_one(composed: DictConfig) -> None:
+        config = checked(OmegaConf.to_object(composed))
+        _print_results(config.run_dir, train(config, resume=resume, overwrite=overwrite))
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main()
+    before, sys.argv = sys.argv, ["gtp-vision train", "-m", *overrides]
+    try:
+        train_one()
+    except HydraException as error:
+        missing = str(error.missing_cfg_file) if isinstance(error, MissingConfigException) else ""
+        fix = "correct the overrides that begin with hydra"
+        if "submitit" in missing:
+            fix = "the launchers submitit_slurm and submitit_local come with: pip install 'gtp-vision[slurm]'"
+        raise GtpVisionError(f"{str(error).splitlines()[0].rstrip('.')}; {fix}") from error
+    finally:
+        sys.argv = before
+    return 0
+
+
+def _print_results(run_dir: str, results: dict) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # only the first of several processes prints
+    if "score" in results.get("last", {}):
+        last = results["last"]
+        of = f"{len(results['seeds'])} seeds" if "seeds" in results else f"{last['episodes']} episodes"
+        print(f"normalised score {last['score']:.1f} (return {last['return']:.1f}), the mean of {of}")
+    elif "seeds" in results and "last" in results:
+        last = results["last"]
+        each = ", ".join(f"{success:.0%}" for success in last["success_by_seed"])
+        print(
+            f"success {last['success']:.1%} +- {last['success_error']:.1%}, the mean of {each}; "
+            f"return {last['return']:.1f}"
+        )
+    elif "last" in results:
+        last = results["last"]
+        low, high = last["success_interval"]
+        print(
+            f"success {last['success']:.0%} of {last['episodes']} episodes (95 % interval {low:.0%} to {high:.0%}), "
+            f"return {last['return']:.1f}"
+        )
+    print(f"report: {Path(run_dir) / 'report.html'}")
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resume", nargs="?", const="", metavar="RUN", help="resume a run (of this configuration)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in the run folder")
+    parser.add_argument("-m", "--multirun", action="store_true", help="Hydra's sweep: a run for each value in a list")
+
+
+TRAIN = Verb("train", "train one run", _options, run, order=10, description=_HELP, has_overrides=True)

@@ -1,0 +1,90 @@
+"""The interface of simulators, their registry, and the specification of an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.registry import Registry
+from gtp_vision.envs.rendering import Rendering
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """Everything that is needed to make an environment, in this process or in another.
+
+    Attributes:
+        name: D4RL's, Gymnasium's (`Hopper-v4`, `gymnasium/MODULE:ID`), OGBench's, `robosuite` with or without `/NAME`,
+            or of a simulator that a plug-in adds.
+        rendering: quality of the frames.
+        pixels: False makes the task with state observations (nothing is rendered).
+        max_episode_steps: time limit; None takes the environment's own.
+        collecting: the environment as OGBench's data were collected in: it never ends at a goal, and manipulation has
+            one target after another.
+        goals: the goal is observed (see `ogbench.GoalTasks`).
+        env_args: the attribute of a robomimic file; robosuite's environment is made from it.
+        shown: names and shapes of the data set's observations; an environment that has more shows only these.
+    """
+
+    name: str
+    rendering: Rendering = field(default_factory=Rendering)
+    pixels: bool = True
+    max_episode_steps: int | None = None
+    collecting: bool = False
+    goals: bool = False
+    env_args: Mapping[str, Any] | None = None
+    shown: Mapping[str, tuple[int, ...]] | None = None
+
+    @property
+    def simulator(self) -> Simulator:
+        """The simulator that makes environments of this name, or that has the most similar names."""
+        simulators = SIMULATORS.values()
+        matching = (simulator for simulator in simulators if simulator.matches(self.name))
+        similar = (simulator for simulator in simulators if simulator.resembles(self.name))
+        return next(matching, None) or next(similar)
+
+    def make(self) -> gymnasium.Env:
+        """Make one environment in this process.
+
+        Raises:
+            GtpVisionError: an unknown name, a missing package, or a setting that the simulator does not have.
+        """
+        if self.goals and not self.simulator.has_goals:
+            raise GtpVisionError(f"{self.name} has no observation of a goal; set task.goals=null")
+        return self.simulator.make(self)
+
+
+@dataclass(frozen=True)
+class Simulator:
+    """A simulator that the registry finds at the top of a file.
+
+    Attributes:
+        name: unique; without `is_own`, its environments are called `NAME` or `NAME/...`.
+        make: specification to an environment with a time limit, whose actions are bounded by -1 and 1. An episode
+            depends on the seed of its reset alone. The info of a step has `success` where that is defined.
+        is_own: whether an environment's name belongs to this simulator.
+        resembles: whether a name that belongs to no simulator is likely a mistyped one of this, whose `make` then says
+            which names are similar.
+        has_goals: whether `make` knows `EnvSpec.goals`.
+        prepare: called in the main process before others make environments: what is missing is reported there.
+        packages: distributions whose versions are recorded with results.
+    """
+
+    name: str
+    make: Callable[[EnvSpec], gymnasium.Env]
+    is_own: Callable[[str], bool] | None = None
+    resembles: Callable[[str], bool] = lambda name: False
+    has_goals: bool = False
+    prepare: Callable[[EnvSpec], Any] = lambda spec: None
+    packages: tuple[str, ...] = ()
+
+    def matches(self, name: str) -> bool:
+        """Whether an environment's name belongs to this simulator."""
+        return self.is_own(name) if self.is_own else name.partition("/")[0] == self.name
+
+
+SIMULATORS: Registry[Simulator] = Registry("gtp_vision.envs", "gtp_vision.envs", Simulator)

@@ -1,0 +1,1 @@
+"""A plug-in of gtp-vision, as a lab might write it for its robot."""
