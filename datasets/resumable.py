@@ -6,13 +6,11 @@ An entry is a plain HDF5 file, mapped when it is complete, with a JSON file that
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import atomic_write, evict, require_space, touch
+from gtp_vision.core.locks import FileLock
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import native
@@ -76,7 +75,7 @@ def compute_array(
         GtpVisionError: the disk or the cache is full; values that are not finite.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(target, label):
+    with FileLock(target.with_suffix(".lock"), f"computes {label}", waits=True):
         found = _opened(target)
         if found is None or found[1].shape != shape:
             _create(target, shape, dtype, label)
@@ -174,33 +173,5 @@ def _save(target: Path, file: FileIO, done: int) -> None:
 
 
 def _note(target: Path, done: int) -> None:
-    with atomic_write(target.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps({"done": done}))
-
-
-@contextlib.contextmanager
-def _lock(target: Path, label: str) -> Iterator[None]:
-    """Let one process at a time run the block; the lock of a killed process is free."""
-    path = target.with_suffix(".lock")
-    while True:
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                tqdm.write(f"{label}: waiting for another process that computes it", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_at(path, file.fileno()):
-                continue  # its last holder removed it, and a third process may lock a new one
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _is_at(path: Path, handle: int) -> bool:
-    """Whether an open file is still the one at a path."""
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(handle))
-    except FileNotFoundError:
-        return False
+    with atomic_write(target.with_suffix(".json")) as aside:
+        aside.write_text(json.dumps({"done": done}))

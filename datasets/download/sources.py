@@ -1,4 +1,4 @@
-"""Data sets by name: which files they are, where they are published, and where their own loaders look for them."""
+"""Data sets by name: their files, where these are published, and where their own loaders look for them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Files:
-    """A data set of single files on a web server.
-
-    Attributes:
-        folder: where they belong.
-        bases: addresses, tried in this order.
-        files: path below a base to path below the folder.
-        note: what whoever asks for this set should know; empty if nothing.
-    """
+    """Single files on a web server: addresses in their order, path below them to path below the folder."""
 
     folder: Path
     bases: tuple[str, ...]
@@ -43,13 +36,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Repository:
-    """A data set of a repository on the Hugging Face hub.
-
-    Attributes:
-        folder: where its files belong, with their paths of the repository.
-        name: owner/name.
-        patterns: of the files that are the data set; none is all.
-    """
+    """A repository owner/name on the Hugging Face hub, and patterns of the wanted files; none is all."""
 
     folder: Path
     name: str
@@ -57,7 +44,7 @@ class Repository:
 
 
 def find(name: str, folder: Path | None = None) -> Files | Repository:
-    """The data set of a name.
+    """Find the data set of a name.
 
     Args:
         name: `d4rl/hopper-medium-v2`, `ogbench/cube-single-play-v0`, `robomimic/lift/ph/low_dim_v15`, `lerobot/pusht`
@@ -65,7 +52,7 @@ def find(name: str, folder: Path | None = None) -> Files | Repository:
         folder: where it belongs; None is where its own library looks for it.
 
     Raises:
-        GtpVisionError: a name that is not known.
+        GtpVisionError: the name is unknown.
     """
     if name.startswith("hf://"):
         return _repository(name.removeprefix("hf://").removeprefix("datasets/"), folder)
@@ -85,19 +72,12 @@ def d4rl_files() -> dict[str, str]:
         for robot in ("halfcheetah", "hopper", "walker2d", "ant")
         for level in ("random", "medium", "expert", "medium-replay", "full-replay", "medium-expert")
     }
-    mazes = {
-        "umaze": ("u-maze", False, False),
-        "umaze-diverse": ("u-maze", True, True),
-        "medium-play": ("big-maze", True, False),
-        "medium-diverse": ("big-maze", True, True),
-        "large-play": ("hardest-maze", True, False),
-        "large-diverse": ("hardest-maze", True, True),
-    }
     for version, folder, ending in (("v0", "ant_maze_new", ""), ("v2", "ant_maze_v2", "_fixed")):
-        for maze, (theirs, start, goal) in mazes.items():
-            found[f"antmaze-{maze}-{version}"] = (
-                f"{folder}/Ant_maze_{theirs}_noisy_multistart_{start}_multigoal_{goal}_sparse{ending}.hdf5"
-            )
+        for maze, size in (("umaze", "u"), ("medium", "big"), ("large", "hardest")):
+            for kind in ("diverse", "play"):
+                name = maze if (maze, kind) == ("umaze", "play") else f"{maze}-{kind}"
+                starts = f"multistart_{name != 'umaze'}_multigoal_{kind == 'diverse'}"
+                found[f"antmaze-{name}-{version}"] = f"{folder}/Ant_maze_{size}-maze_noisy_{starts}_sparse{ending}.hdf5"
     return found
 
 
@@ -105,7 +85,7 @@ def _d4rl(name: str, folder: Path | None) -> Files:
     known = d4rl_files()
     if name not in known:
         raise GtpVisionError(
-            f"'d4rl/{name}' is none of D4RL's sets that are known here (robots: v2; antmaze: v0 and v2): "
+            f"'d4rl/{name}' is not one of the known sets of D4RL (robots: v2; antmaze: v0 and v2): "
             f"{propose(name, known)}"
         )
     note = ""
@@ -119,13 +99,13 @@ def _d4rl(name: str, folder: Path | None) -> Files:
 def _ogbench(name: str, folder: Path | None) -> Files:
     whole = dataset_name(name if re.search(r"-v\d+$", name) else f"{name}-v0")
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+-v\d+", whole):
-        raise GtpVisionError(f"'ogbench/{name}' is no name of an OGBench data set, such as ogbench/cube-single-play-v0")
+        raise GtpVisionError(f"'ogbench/{name}' is not an OGBench data set, as ogbench/cube-single-play-v0 is")
     files = {file: file for file in (f"{whole}.npz", f"{whole}-val.npz")}
     return Files(folder or Path("~/.ogbench/data"), BASES["ogbench"], files)
 
 
 def _robomimic_files() -> dict[str, str]:
-    """Names of robomimic's sets to their paths; the version that a name without one means is 1.5."""
+    """Names of robomimic's sets to their paths; a name without a version means 1.5."""
     kinds = {task: ["ph", "mh"] for task in ("lift", "can", "square", "transport")} | {"tool_hang": ["ph"]}
     found = {}
     for version in ("_v15", "_v141"):
@@ -151,21 +131,17 @@ def _robomimic(name: str, folder: Path | None) -> Files | Repository:
                 f"robomimic publishes no images (robomimic/{name}); download the demo_v15 file beside it and render "
                 f"them with robomimic's dataset_states_to_obs.py"
             )
-        raise GtpVisionError(f"'robomimic/{name}' is none of robomimic's sets: {propose(name, known)}")
+        raise GtpVisionError(f"'robomimic/{name}' is not one of robomimic's sets: {propose(name, known)}")
     folder = folder or Path("~/.robomimic/datasets")
     if file.endswith("_v15.hdf5"):  # since robomimic 0.4 on the hub; older ones and real robots at Stanford
         return Repository(folder, _ROBOMIMIC_REPOSITORY, (f"v1.5/{file}",))
     return Files(folder, BASES["robomimic"], {file: file})
 
 
-def _lerobot(name: str, folder: Path | None) -> Repository:
-    return _repository(f"lerobot/{name}", folder)
-
-
 def _repository(name: str, folder: Path | None) -> Repository:
     owner, _, short = name.partition("/")
     if not (_NAME.fullmatch(owner) and _NAME.fullmatch(short)):
-        raise GtpVisionError(f"'{name}' is no repository of the Hugging Face hub; write OWNER/NAME, as lerobot/pusht")
+        raise GtpVisionError(f"'{name}' is not a repository of the hub; write OWNER/NAME, as lerobot/pusht")
     hub = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface")
     home = Path(os.environ.get("HF_LEROBOT_HOME") or hub / "lerobot")  # where LeRobot looks
     return Repository(folder or home / owner / short, name)
@@ -175,5 +151,5 @@ _SUITES: dict[str, Callable[[str, Path | None], Files | Repository]] = {
     "d4rl": _d4rl,
     "ogbench": _ogbench,
     "robomimic": _robomimic,
-    "lerobot": _lerobot,
+    "lerobot": lambda name, folder: _repository(f"lerobot/{name}", folder),
 }

@@ -49,7 +49,7 @@ def q_term(q: torch.Tensor, *, normalize: bool) -> torch.Tensor:
     if not normalize:
         return -q.mean()
     members = len(q)
-    size = global_moments(q.detach().abs(), kept=1).mean.to(q.dtype)
+    size = global_moments(q.detach().abs(), leading=1).mean.to(q.dtype)
     others = (size.sum() - size) / (members - 1) if members > 1 else size
     return -(q.mean(1) / others.clamp_min(1e-6)).mean()
 

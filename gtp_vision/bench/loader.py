@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import multiprocessing
 import os
 import statistics
 import tempfile
@@ -20,6 +19,7 @@ import numpy as np
 from gtp_vision.bench.recordings import noise_store
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.timing import Work, median_ms, seconds
+from gtp_vision.core.worker_pool import WorkerPool
 from gtp_vision.datasets.formats import native, open_store, robomimic
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.statistics import array_statistics
@@ -316,8 +316,8 @@ def _write_large(path: Path, frames: int, *, sparse: bool) -> None:
 
 
 def _in_child(work: Callable[..., Any], *arguments: Any) -> Any:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, arguments)
+    with WorkerPool(1) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def _anonymous_mb() -> float:

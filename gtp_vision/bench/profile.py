@@ -6,6 +6,7 @@ Published numbers: GTP's paper (Feng et al., ICML 2026), 2M steps of batch 256 o
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from gtp_vision.bench.recordings import noise_store
 from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.random import RandomStream
 from gtp_vision.core.timing import Work, median_ms
+from gtp_vision.core.worker_pool import WorkerPool
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.encoders import EncoderConfig
 
@@ -211,8 +213,8 @@ def _peaks(configs: Sequence[AgentConfig], progress: bool) -> list[float]:
     """`peak_mb` of each configuration, in as many processes at once as there are cores."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # the libraries are loaded once for all of them
-    with context.Pool(maxtasksperchild=1) as pool:
-        peaks = pool.imap(_peak_mb, configs, chunksize=1)
+    with WorkerPool(os.cpu_count() or 1, mp_context=context, max_tasks_per_child=1) as pool:
+        peaks = pool.map(_peak_mb, configs)
         return list(tqdm(peaks, "measuring memory", len(configs), unit="agent", disable=not progress))
 
 

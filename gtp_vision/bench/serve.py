@@ -8,9 +8,7 @@ bit, with `policy.plan` in this process.
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +22,7 @@ from gtp_vision import agents
 from gtp_vision.bench.robot import random_observations
 from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.processes import start, stop
 from gtp_vision.core.timing import seconds
 from gtp_vision.serving import artifact
 from gtp_vision.serving.policy import Policy
@@ -125,11 +124,13 @@ def _time_alone(policy: Policy) -> np.ndarray:
 @contextmanager
 def _server(folder: Path, clients: int) -> Iterator[str]:
     """Run a server in a separate process; yields its address."""
-    command = [sys.executable, "-P", "-m", "gtp_vision", "serve", str(folder), "--port", "0", "--threads", "1"]
-    command += ["--clients", str(clients), "--timeout", "60"]
-    environment = {key: value for key, value in os.environ.items() if key != "GTP_VISION_TOKEN"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    options = ["--port", "0", "--threads", "1", "--clients", str(clients), "--timeout", "60"]
+    with start(
+        *("gtp_vision", "serve", str(folder), *options),
+        environment={"GTP_VISION_TOKEN": None},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as server:
         try:
             assert server.stdout
@@ -138,24 +139,23 @@ def _server(folder: Path, clients: int) -> Iterator[str]:
                 raise GtpVisionError(f"the server of {folder} did not start; run gtp-vision serve {folder} to see why")
             yield "ws://" + line.partition("ws://")[2].split(",")[0].strip()
         finally:
-            server.terminate()
+            stop(server)
 
 
 def _run_robots(
     address: str, clients: int, per_client: int, rate: float, folder: Path
 ) -> list[dict[str, np.ndarray] | None]:
     """What each robot recorded; None for a robot that did not finish."""
-    arguments = [address, str(clients), str(per_client), str(rate), str(folder)]
-    with subprocess.Popen([sys.executable, "-P", "-m", "gtp_vision.bench.robot", *arguments]) as robots:
-        try:
-            robots.wait(60 + 3 * per_client / rate)
-        except subprocess.TimeoutExpired as error:
-            raise GtpVisionError(
-                f"the server was too slow: {per_client} requests of each of {clients} robots took more than three "
-                f"times as long as rate={rate:g} allows; lower --rate or --clients"
-            ) from error
-        finally:
-            robots.kill()
+    robots = start("gtp_vision.bench.robot", address, str(clients), str(per_client), str(rate), str(folder))
+    try:
+        robots.wait(60 + 3 * per_client / rate)
+    except subprocess.TimeoutExpired as error:
+        raise GtpVisionError(
+            f"the server was too slow: {per_client} requests of each of {clients} robots took more than three "
+            f"times as long as rate={rate:g} allows; lower --rate or --clients"
+        ) from error
+    finally:
+        stop(robots)
     paths = [folder / f"{seed}.npz" for seed in range(clients)]
     return [dict(np.load(path)) if path.exists() else None for path in paths]
 

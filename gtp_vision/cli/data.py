@@ -163,7 +163,7 @@ def _download(arguments: argparse.Namespace, _: list[str]) -> int:
         revision=arguments.revision,
         pattern=arguments.filename,
     )
-    print(found.told())
+    print(found.summary())
     return 0
 
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import json
 import math
-import multiprocessing
 import os
 import shutil
-import signal
-import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -28,7 +23,9 @@ from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import atomic_write
+from gtp_vision.core.locks import FileLock
 from gtp_vision.core.names import __version__
+from gtp_vision.core.worker_pool import WorkerPool
 from gtp_vision.envs import close, quiet_worker
 
 _SETTINGS = "settings.json"
@@ -180,7 +177,7 @@ def recorded(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GtpVisionError(f"{folder} cannot be created ({error.strerror}); choose another --out") from error
-    with alone(folder):
+    with collection_lock(folder):
         parts = EpisodeParts(folder, episodes, _check_settings(folder, settings, execution.command))
         try:
             _record(parts, recorder, execution, unit)
@@ -232,47 +229,28 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder; the lock ends with this process, however that ends.
-
-    Raises:
-        GtpVisionError: another process has it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise GtpVisionError(f"another process is collecting into {folder}; wait for it or end it") from error
-    finally:
-        os.close(descriptor)
+def collection_lock(folder: Path) -> FileLock:
+    """The lock that one process at a time holds while it collects into a folder."""
+    return FileLock(folder / ".lock", f"collects into {folder}")
 
 
 def _record(parts: EpisodeParts, recorder: Recorder, execution: Execution, unit: str) -> None:
     missing = parts.missing()
     if not missing:
         return
-    context = multiprocessing.get_context("spawn")  # a fork would inherit this process's threads and CUDA context
-    told, hold = context.Pipe(duplex=False)  # closed by us, or by our death, it ends the workers at once
-    executor = ProcessPoolExecutor(min(execution.processes, len(missing)), context, _begin, (told,))
     try:
-        with _interrupts_held():  # the workers inherit that, from their first moment
-            futures = [executor.submit(_keep, recorder, episode, parts.path(episode)) for episode in missing]
-        done = parts.count - len(missing)
-        with tqdm(total=parts.count, initial=done, desc="collecting", unit=unit, disable=not execution.progress) as bar:
-            for future in as_completed(futures):
+        with (
+            WorkerPool(min(execution.processes, len(missing)), quiet_worker) as pool,
+            tqdm(total=parts.count, desc="collecting", unit=unit, disable=not execution.progress) as bar,
+        ):
+            bar.update(parts.count - len(missing))
+            for future in as_completed([pool.submit(_keep, recorder, n, parts.path(n)) for n in missing]):
                 future.result()
                 bar.update()
-        executor.shutdown()
     except BrokenProcessPool as error:
         raise GtpVisionError(
-            f"a worker process died, killed or for want of memory; {_kept(parts)}, perhaps with fewer --processes"
+            f"a worker process died: it was killed or ran out of memory; {_kept(parts)}, perhaps with fewer --processes"
         ) from error
-    finally:
-        hold.close()
-        executor.shutdown()  # the workers are gone; cancelling what they have not begun would race with noticing that
-        told.close()
 
 
 def _kept(parts: EpisodeParts) -> str:
@@ -280,29 +258,7 @@ def _kept(parts: EpisodeParts) -> str:
     return f"{done} of {parts.count} recordings are kept in {parts.folder}: {_AGAIN}"
 
 
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C wait until the block ends."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 _env: Any = None  # of a worker process
-
-
-def _begin(told: Connection) -> None:
-    quiet_worker()
-    threading.Thread(target=_leave_with_parent, args=(told,), daemon=True).start()
-
-
-def _leave_with_parent(told: Connection) -> None:
-    try:
-        told.recv()
-    except (EOFError, OSError):
-        os._exit(1)
 
 
 def _keep(recorder: Recorder, episode: int, path: Path) -> None:

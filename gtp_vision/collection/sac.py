@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gtp_vision.collection.recording import Execution, alone, require_at_least, versions
+from gtp_vision.collection.recording import Execution, collection_lock, require_at_least, versions
 from gtp_vision.collection.sac_training import Training
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.signals import stop_requested
@@ -144,7 +144,7 @@ def _begun(folder: Path, settings: Mapping[str, Any], stop: Callable[[], bool], 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GtpVisionError(f"{folder} cannot be created ({error.strerror}); choose another --out") from error
-    with alone(folder):
+    with collection_lock(folder):
         try:
             with Training(folder, settings, stop=stop, progress=progress) as training:
                 yield training

@@ -1,4 +1,4 @@
-"""What all processes know together: statistics of the global batch, and whether any of them says something."""
+"""Reductions over all processes of a training: statistics of the global batch, and flags."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-_alone = False
+_is_local = False
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """What is computed in the block is this process's own: nobody asks the others, and they need not answer."""
-    global _alone
-    before, _alone = _alone, True
+def local_only() -> Iterator[None]:
+    """Compute moments in the block from this process's rows alone, without communication."""
+    global _is_local
+    before, _is_local = _is_local, True
     try:
         yield
     finally:
-        _alone = before
+        _is_local = before
 
 
 class Moments(NamedTuple):
-    """The mean of values, and the mean of their squares, both without gradient and float64."""
+    """The mean of values, and the mean of their squares, both float64 and without gradient."""
 
     mean: torch.Tensor
     square: torch.Tensor
@@ -36,21 +36,21 @@ class Moments(NamedTuple):
 
     @property
     def effective_share(self) -> torch.Tensor:
-        """Of weights, E[w]^2 / E[w^2]: 1 for equal ones, 1/B when one of B has them all."""
+        """E[w]^2 / E[w^2] of weights: 1 if all are equal, 1/B if only one of B is not 0."""
         return self.mean.square() / self.square
 
 
 @torch.no_grad()
-def global_moments(x: torch.Tensor, kept: int = 0) -> Moments:
-    """The moments of all processes' `x`, by one communication.
+def global_moments(x: torch.Tensor, leading: int = 0) -> Moments:
+    """The moments of all processes' `x`, by one all-reduce.
 
     Args:
         x: any shape, equal on all processes.
-        kept: leading axes, for each index of which the moments are taken; the moments have their shape.
+        leading: number of leading axes over which no mean is taken; the moments have their shape.
     """
-    x = x.double().flatten(kept)  # float32 would lose a small deviation beside a large mean
+    x = x.double().flatten(leading)  # float32 would lose a small deviation beside a large mean
     sums = torch.stack([torch.ones_like(x).sum(-1), x.sum(-1), x.square().sum(-1)])
-    if dist.is_available() and dist.is_initialized() and not _alone:
+    if dist.is_available() and dist.is_initialized() and not _is_local:
         dist.all_reduce(sums)
     return Moments(sums[1] / sums[0], sums[2] / sums[0])
 
@@ -65,10 +65,10 @@ def global_std(x: torch.Tensor) -> torch.Tensor:
     return global_moments(x).std.to(x.dtype)
 
 
-def any_rank(*says: bool, device: torch.device) -> list[bool]:
-    """Of each statement, whether any process makes it; all processes must ask together, and all get this answer."""
+def any_rank(*flags: bool, device: torch.device) -> list[bool]:
+    """Whether each flag is set in any process. All processes must call this together, and get the same result."""
     if not (dist.is_available() and dist.is_initialized()):
-        return list(says)
-    told = torch.tensor(says, dtype=torch.int32, device=device)
-    dist.all_reduce(told, dist.ReduceOp.MAX)
-    return [bool(each) for each in told.tolist()]
+        return list(flags)
+    reduced = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(reduced, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in reduced.tolist()]

@@ -1,4 +1,4 @@
-"""What all our pages share: one HTML file without network, whose policy lets the browser run nothing but our script."""
+"""Pages as single HTML files without network access, whose policy lets the browser run only our script."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from markupsafe import Markup
 
 
 def environment(folder: Path) -> jinja2.Environment:
-    """Where a page's templates lie. Every text that is filled in is escaped, and one that is not given is an error.
+    """The templates of a folder. Inserted text is escaped, and a missing variable is an error.
 
-    Templates may use `style`, the rules that all pages share, as the beginning of their own.
+    Templates may use `style`, the CSS rules that all pages share.
     """
-    found = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.globals["style"] = Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
-    return found
+    templates.globals["style"] = Markup(Path(__file__).with_name("page.css").read_text(encoding="utf-8"))
+    return templates
 
 
 def script(path: Path) -> dict[str, Markup]:
-    """A script of ours as `script`, and as `script_hash` its source in a Content-Security-Policy."""
+    """A script of ours as `script`, and as `script_hash` its hash for a Content-Security-Policy."""
     text = path.read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return {"script": Markup(text), "script_hash": Markup(f"'sha256-{digest}'")}
 
 
 def block(value: Any) -> Markup:
-    """JSON for a `<script type="application/json">`, which no text in it can end."""
+    """JSON for a `<script type="application/json">`, escaped so that no text ends the script."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -44,5 +44,5 @@ def block(value: Any) -> Markup:
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """Content of a media type, e.g. `image/png`, as an address."""
+    """Content of a media type, e.g. `image/png`, as a `data:` URI."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,7 +1,7 @@
-"""Seals: sizes and hashes of a folder's files, written last; and what is wrong with files that anybody may have made.
+"""Manifests: sizes and hashes of a folder's files, written last; and checks of files that are not trusted.
 
-A file is looked at in the order in which it can do harm: whether it is one, its size, its hash, the header that says
-which tensors it holds. Nothing is allocated for a tensor before its shape is known to be the one that is waited for.
+A file is checked in the order in which it can do harm: its type, its size, its hash, the header with its tensors. No
+memory is allocated for a tensor before its shape is known to be the expected one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +18,32 @@ from safetensors import SafetensorError, safe_open
 from gtp_vision.core.errors import GtpVisionError
 
 MANIFEST = "manifest.json"
-_DOCUMENT = 64 << 20  # bytes of a JSON file, of which a million numbers take a third
+_MAX_JSON = 64 << 20  # bytes; a million numbers take a third of it
 
 
-def seal(folder: Path) -> None:
-    """Synchronise all files of a folder, and write their sizes and hashes beside them, last."""
-    manifest: dict[str, Any] = {}
+def write_manifest(folder: Path) -> None:
+    """Write the sizes and hashes of a folder's files to `manifest.json`, and flush all of them to the disk."""
+    manifest = {}
     for path in sorted(folder.iterdir()):
-        sync(path)
-        manifest[path.name] = _digest(path)
+        if path.name != MANIFEST:
+            sync(path)
+            manifest[path.name] = _digest(path)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     sync(folder / MANIFEST)
     sync(folder)
 
 
-def problem(folder: Path, files: Collection[str]) -> str:
-    """What is wrong with a sealed folder, or "" if its files are `files` and those that its manifest describes."""
+def problem(folder: Path, names: Iterable[str]) -> str:
+    """What is wrong with files of a folder; "" if they are those that its manifest lists."""
     try:
-        manifest = document(folder / MANIFEST)
-        if set(manifest) != set(files):
-            return f"{folder / MANIFEST} names other files than {sorted(files)}"
-        for name, sealed in manifest.items():
+        manifest = read_json(folder / MANIFEST)
+        for name in sorted(names):
             path = folder / name
-            if not isinstance(sealed, dict) or not path.is_file():
+            if not path.is_file():
                 return f"{path} is missing"
-            if path.stat().st_size != sealed.get("bytes") or _digest(path) != sealed:
-                return f"{path} is not what was written"
+            entry = manifest.get(name)
+            if not isinstance(entry, dict) or path.stat().st_size != entry.get("bytes") or _digest(path) != entry:
+                return f"{path} differs from the size and hash in {MANIFEST}"
     except GtpVisionError as error:
         return str(error)
     except OSError as error:
@@ -51,43 +51,43 @@ def problem(folder: Path, files: Collection[str]) -> str:
     return ""
 
 
-def document(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+def read_json(path: Path, limit: int = _MAX_JSON) -> dict[str, Any]:
+    """Read a file that holds a JSON object.
 
     Raises:
-        GtpVisionError: there is none, of a size and depth that any of ours has.
+        GtpVisionError: the file is missing, not a regular file, larger than `limit` bytes, or not a JSON object.
     """
     try:
-        if not path.is_file():  # a pipe would wait for its writer
+        if not path.is_file():  # reading a pipe would wait for its writer
             raise GtpVisionError(f"{path} is missing")
-        if path.stat().st_size > _DOCUMENT:
-            raise GtpVisionError(f"{path} is too large ({path.stat().st_size} bytes)")
-        found = json.loads(path.read_bytes())
+        if path.stat().st_size > limit:
+            raise GtpVisionError(f"{path} is too large ({path.stat().st_size} bytes, at most {limit})")
+        content = json.loads(path.read_bytes())
     except OSError as error:
         raise GtpVisionError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise GtpVisionError(f"{path} cannot be read ({str(error)[:80]})") from error
-    if not isinstance(found, dict):
-        raise GtpVisionError(f"{path} holds no JSON object")
-    return found
+    if not isinstance(content, dict):
+        raise GtpVisionError(f"{path} does not hold a JSON object")
+    return content
 
 
-def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype (as safetensors calls it) of each tensor of a file, from its header alone.
 
     Raises:
-        GtpVisionError: it is no safetensors file.
+        GtpVisionError: the file is not a safetensors file.
     """
     try:
         with safe_open(path, "pt") as file:
-            parts = {name: file.get_slice(name) for name in sorted(file.keys())}
-            return {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in parts.items()}
-    except (SafetensorError, OSError) as error:
-        raise GtpVisionError(f"{path} is no safetensors file ({str(error)[:80]})") from error
+            slices = {name: file.get_slice(name) for name in sorted(file.keys())}
+            return {name: (tuple(tensor.get_shape()), str(tensor.get_dtype())) for name, tensor in slices.items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise GtpVisionError(f"{path} is not a safetensors file ({str(error)[:80]})") from error
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
+    """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,9 +1,9 @@
-"""Names that several rooms must spell alike."""
+"""Names that several packages share."""
 
 __version__ = "0.1.0"
 
 GOAL = "goal/"
-"""Begins the name of an observation that is to be reached: `goal/front` is seen as `front` is."""
+"""Prefix of observations of the goal: `goal/front` has the shape of `front`."""
 
 SALIENCY = "_saliency"
-"""Ends the names of videos that show what moves the action."""
+"""Suffix of videos that show which pixels change the action."""

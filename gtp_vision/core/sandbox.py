@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from gtp_vision.core import processes
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.registry import QUIET
 
@@ -152,12 +153,13 @@ def _answer(child: subprocess.Popen, path: Path) -> dict[str, Any]:
 def _started() -> subprocess.Popen:
     global _child
     if _child is None or _child.poll() is not None:
-        _child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "gtp_vision.core.sandbox"],
-            env=os.environ | {QUIET: "1"},
+        # In a session of its own: Ctrl-C is for the parent, which then ends the child.
+        _child = processes.start(
+            "gtp_vision.core.sandbox",
+            environment={QUIET: "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            start_new_session=True,  # an interrupt goes to the parent, which then ends the child
+            start_new_session=True,
         )
     return _child
 
@@ -167,12 +169,7 @@ def stop() -> None:
     """End the child process, if there is one; the next call starts another."""
     global _child
     if _child is not None:
-        _child.terminate()  # the child removes its unfinished files, unless it is inside a library
-        try:
-            _child.wait(_TERMINATION)
-        except subprocess.TimeoutExpired:
-            _child.kill()
-            _child.wait()
+        processes.stop(_child, _TERMINATION)  # the child removes its unfinished files, unless it is inside a library
         for stream in (_child.stdin, _child.stdout):
             if stream:
                 with contextlib.suppress(OSError):

@@ -1,38 +1,33 @@
-"""How a long loop is asked to stop: by a signal, or because who started it is gone."""
+"""Stop requests to a long loop."""
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-
-PARENT = "GTP_VISION_PARENT"
-"""The variable that tells a training whose it is: when that process is gone, the training ends with a checkpoint."""
-
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Turns SIGINT, SIGTERM and SIGUSR1 into a question that a loop asks after every step; a second SIGINT kills.
+    """Yield a function that returns whether SIGINT, SIGTERM or SIGUSR1 has come; a second SIGINT interrupts at once.
 
-    SLURM sends SIGTERM at a job's end, and SIGUSR1 before it where `--signal=USR1@90` asks for that. A training that
-    another process started ends with it, too: `PARENT`.
+    SLURM sends SIGTERM at the end of a job, and SIGUSR1 before it with `--signal=USR1@90`. A process that
+    `processes.start` started gets SIGTERM when its parent ends.
     """
-    asked, parent = False, int(os.environ.get(PARENT, 0))
+    is_requested = False
 
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal is_requested
+        if is_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked = True
+        is_requested = True
 
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    before = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
-        yield lambda: asked or (parent > 0 and os.getppid() != parent)
+        yield lambda: is_requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

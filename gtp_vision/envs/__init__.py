@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Mapping
@@ -17,10 +15,9 @@ from typing import Any, SupportsFloat
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
+from gtp_vision.core.processes import end_with_parent
 from gtp_vision.envs.rendering import Rendering, choose_backend
 from gtp_vision.envs.simulator import SIMULATORS, EnvSpec, Simulator
-
-_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class _Vector(AsyncVectorEnv):
@@ -126,18 +123,10 @@ def quiet_worker() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
 
 
-def _die_with(parent: int) -> None:
-    """Have Linux end this process when its parent is gone, however that went: a simulator that hangs would stay."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was faster
-        os._exit(1)
-
-
 def _make_in_worker(spec: EnvSpec, main: int) -> gymnasium.Env:
     if os.getpid() != main:  # Gymnasium makes one in the main process, too, for its spaces
         quiet_worker()
-        _die_with(main)
+        end_with_parent(main)  # a simulator that hangs would stay
     return _Worker(spec.make(), spec.goals)
 
 

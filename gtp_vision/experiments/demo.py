@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 from gtp_vision.config.compose import from_command_line
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.processes import start, stop
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.evaluator import Evaluator, random_actor
 from gtp_vision.report import build_report
@@ -112,24 +112,17 @@ def _trainings(settings: Mapping[str, Sequence[str]], progress: bool) -> Iterato
     try:
         for position, (agent, overrides) in enumerate(settings.items()):
             bar = {"TQDM_POSITION": str(2 * position)} if progress else {"TQDM_DISABLE": "1"}
-            running[agent] = subprocess.Popen(
-                [sys.executable, "-m", "gtp_vision", "train", *overrides],
-                env=os.environ | {"OMP_NUM_THREADS": str(threads)} | bar,
-                stdout=subprocess.DEVNULL,
-            )
+            environment = {"OMP_NUM_THREADS": str(threads)} | bar
+            running[agent] = start("gtp_vision", "train", *overrides, environment=environment, stdout=DEVNULL)
         yield
         for agent, process in running.items():
             if process.wait():
                 raise GtpVisionError(
                     f"the run of {agent} failed with status {process.returncode}; its message is above"
                 )
-    except BaseException:
-        for process in running.values():
-            process.terminate()  # a run writes a checkpoint and ends
-        raise
     finally:
         for process in running.values():
-            process.wait()
+            stop(process, None)  # a run ends after a checkpoint
 
 
 def _evaluate_random(config: Config) -> dict[str, Any]:

@@ -11,7 +11,6 @@ Artifacts are untrusted: sizes and shapes are checked before anything is built f
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,12 +20,13 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent, AgentConfig
+from gtp_vision.core import manifest
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.manifest import MANIFEST
 from gtp_vision.core.settings import numbers
 from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
 from gtp_vision.serving.card import card
@@ -34,13 +34,7 @@ from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
 
 FORMAT = 1  # of the folder
-WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST = (
-    "policy.safetensors",
-    "policy.json",
-    "provenance.json",
-    "README.md",
-    "manifest.json",
-)
+WEIGHTS, MADE_OF, PROVENANCE, CARD = "policy.safetensors", "policy.json", "provenance.json", "README.md"
 FILES = [WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST]
 _MOST_JSON = 4 << 20  # bytes
 Settings = TypeVar("Settings", AgentConfig, EncoderConfig)
@@ -108,7 +102,7 @@ def write(folder: Path, agent: Agent, schema: Schema, provenance: Mapping[str, A
     (folder / MADE_OF).write_text(json.dumps(settings, indent=1))
     (folder / PROVENANCE).write_text(json.dumps(provenance, indent=1))
     (folder / CARD).write_text(card(schema, provenance))
-    seal(folder)
+    manifest.write_manifest(folder)
 
 
 def trimmed(agent: Agent, parts: list[str]) -> Agent:
@@ -119,12 +113,6 @@ def trimmed(agent: Agent, parts: list[str]) -> Agent:
     return agent
 
 
-def seal(folder: Path) -> None:
-    """Write the manifest of a folder's files."""
-    manifest = {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-
-
 def _load_agent(
     path: Path, schema: Schema, config: AgentConfig, encoder: EncoderConfig, parts: list[str], *, bf16: bool
 ) -> Agent:
@@ -133,11 +121,7 @@ def _load_agent(
     Raises:
         GtpVisionError: the weights do not fit the settings.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise GtpVisionError(f"{WEIGHTS} cannot be read ({error}); export it again") from error
+    stored = {name: shape for name, (shape, _) in manifest.tensor_shapes(path).items()}
     shapes = schema.shapes()
     with torch.device("meta"):  # takes no memory
         plan = _built(shapes, schema.actions, config, encoder)
@@ -193,29 +177,12 @@ def _check_files(folder: Path) -> None:
         raise GtpVisionError(
             f"{folder} is no policy artifact (no {MANIFEST} in it); make one with: gtp-vision export RUN {folder}"
         )
-    manifest = _json(folder / MANIFEST)
-    for name in (WEIGHTS, MADE_OF, PROVENANCE):
-        path, sealed = folder / name, manifest.get(name)
-        if not path.is_file():
-            raise GtpVisionError(f"{path} is missing; copy the whole folder, or export the run again")
-        if not isinstance(sealed, dict) or path.stat().st_size != sealed.get("bytes") or _digest(path) != sealed:
-            raise GtpVisionError(f"{path} is not what was written; copy the folder anew, or export the run again")
+    if fault := manifest.problem(folder, (WEIGHTS, MADE_OF, PROVENANCE)):
+        raise GtpVisionError(f"{fault}; copy the whole folder again, or export the run again")
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MOST_JSON:
-            raise GtpVisionError(f"{path} is larger than {_MOST_JSON >> 20} MB, which no artifact's is")
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise GtpVisionError(
-            f"{path} cannot be read ({error}); copy the folder anew, or export the run again"
-        ) from error
-    if not isinstance(found, dict):
-        raise GtpVisionError(f"{path} holds no JSON object; export the run again")
-    return found
-
-
-def _digest(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return manifest.read_json(path, _MOST_JSON)
+    except GtpVisionError as error:
+        raise GtpVisionError(f"{error}; copy the whole folder again, or export the run again") from error

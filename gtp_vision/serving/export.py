@@ -20,6 +20,7 @@ from gtp_vision.agents import ActingConfig, Agent
 from gtp_vision.agents.acting import FrameStack
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.manifest import write_manifest
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store
 from gtp_vision.serving import artifact, graphs
@@ -84,7 +85,7 @@ def export(
         for is_requested, write in ((onnx, graphs.write), (pt2, graphs.write_program)):
             if is_requested:
                 write(artifact.load_policy(aside), aside)
-                artifact.seal(aside)
+                write_manifest(aside)
         _replace(aside, out)
     except OSError as error:
         raise GtpVisionError(f"{out} cannot be written ({error}); free space or choose another folder") from error

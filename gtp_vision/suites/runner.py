@@ -18,7 +18,7 @@ from gtp_vision.suites import tables
 from gtp_vision.suites.plan import Plan, records
 from gtp_vision.suites.records import Record
 from gtp_vision.suites.suite import Suite
-from gtp_vision.training.jobs import refuse_other, trained
+from gtp_vision.training.jobs import require_same_settings, train_runs
 
 
 class InterruptedSuiteError(GtpVisionError):
@@ -41,8 +41,8 @@ def run(
     """Train the unfinished runs of a plan, `workers` at once, and write the tables, also when stopped.
 
     A run that fails does not stop the others and is reported at the end.
-    `launcher` are settings of a Hydra launcher that starts the runs (see `jobs.trained`); `command` is the command line
-    for the tables.
+    `launcher` are settings of a Hydra launcher that starts the runs (see `jobs.train_runs`); `command` is the command
+    line for the tables.
 
     Returns:
         The scores of all runs.
@@ -53,11 +53,11 @@ def run(
     """
     left = {job.folder: job.settings for job in plan.jobs if job.done < 1}
     for job in plan.jobs:
-        refuse_other(job.folder, job.config)
+        require_same_settings(job.folder, job.config)
     failures = []
     try:
         with _interruptible():
-            for _, failure in trained(left, workers=workers, threads=threads, launcher=launcher, progress=progress):
+            for _, failure in train_runs(left, workers=workers, threads=threads, launcher=launcher, progress=progress):
                 failures += [failure] if failure else []
     finally:
         scores = write(suite, plan, out, command=command)

@@ -32,7 +32,7 @@ from gtp_vision.envs import choose_backend
 from gtp_vision.training import checkpoint
 from gtp_vision.training.data import fit, open_data
 from gtp_vision.training.feature_cache import cacheable, feature_store
-from gtp_vision.training.processes import accelerator_of, global_batch
+from gtp_vision.training.ranks import accelerator_of, global_batch
 from gtp_vision.training.seeds import check_seeds
 
 

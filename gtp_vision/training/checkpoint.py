@@ -1,8 +1,8 @@
-"""Checkpoints: safetensors and JSON, written aside, manifest last, renamed; nothing is ever pickled.
+"""Checkpoints: safetensors and JSON in a folder that is written under a temporary name; nothing is ever pickled.
 
 checkpoints/step_1000/agent.safetensors      parameters and targets
                       optimizer.safetensors  Adam's moments, by the parameter's name
-                      state.json             step and whatever else the trainer needs
+                      state.json             step, format, version, and the state of the trainer
                       manifest.json          sizes and hashes of the above, written last
 checkpoints/last, checkpoints/best           links, replaced atomically
 """
@@ -23,12 +23,13 @@ from safetensors.torch import load_file, save_file
 
 from gtp_vision.core import manifest
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.names import __version__
 
+FORMAT = 1  # of state.json and of the tensors' names; gtp-vision 0.1.0 wrote format 1 without a number
 _PREFIX = "step_"
 _NAME = re.compile(_PREFIX + r"(0|[1-9]\d{0,14})")
 _FILES = {"agent.safetensors", "optimizer.safetensors", "state.json"}
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
-_ELSE = "use another checkpoint"
 _DTYPES = {
     **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"},
     **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
@@ -44,31 +45,32 @@ def save(
     *,
     keep: int | None = 2,
 ) -> Path:
-    """Write checkpoint `step_N` into `folder`, point `last` to it, and then prune all but the newest `keep`, if given.
+    """Write checkpoint `step_N` into `folder`, point `last` to it, and remove all but the newest `keep`, if given.
 
     Raises:
         GtpVisionError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
     """
     target = folder / f"{_PREFIX}{step}"
-    aside = folder / f".{target.name}.{os.getpid()}.part"
+    temporary = folder / f".{target.name}.{os.getpid()}.part"
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in agent.state_dict().items()}, aside / "agent.safetensors")
-        save_file(_optimizer_tensors(optimizer, agent), aside / "optimizer.safetensors")
-        (aside / "state.json").write_text(json.dumps({"step": step, **state}))
-        manifest.seal(aside)
-        if target.exists():  # the same step again: a directory cannot be replaced in one move
-            os.replace(target, aside.with_suffix(".old"))
-        os.replace(aside, target)
-        shutil.rmtree(aside.with_suffix(".old"), ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in agent.state_dict().items()}, temporary / "agent.safetensors")
+        save_file(_optimizer_tensors(optimizer, agent), temporary / "optimizer.safetensors")
+        header = {"step": step, "format": FORMAT, "version": __version__}
+        (temporary / "state.json").write_text(json.dumps(header | dict(state)))
+        manifest.write_manifest(temporary)
+        if target.exists():  # the same step again: a folder cannot be replaced in one move
+            os.replace(target, temporary.with_suffix(".old"))
+        os.replace(temporary, target)
+        shutil.rmtree(temporary.with_suffix(".old"), ignore_errors=True)
         manifest.sync(folder)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        kept = newest(folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        existing = newest(folder)
         raise GtpVisionError(
-            f"checkpoint {step} could not be written to {folder} ({error}); make room and go on with --resume"
-            + (f" from {kept.name}" if kept else "")
+            f"checkpoint {step} could not be written to {folder} ({error}); make room, then use --resume"
+            + (f" from {existing.name}" if existing else "")
         ) from error
     link(folder, "last", target)
     if keep is not None:
@@ -78,32 +80,29 @@ def save(
 
 def link(folder: Path, name: str, target: Path) -> None:
     """Point `folder/name` to a checkpoint beside it, atomically."""
-    aside = folder / f".{name}.{os.getpid()}.link"
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(target.name)
-    os.replace(aside, folder / name)
+    temporary = folder / f".{name}.{os.getpid()}.link"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    os.replace(temporary, folder / name)
 
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints and the one that `best` points to."""
     best = (folder / "best").resolve()
-    for old in _all(folder)[:-keep]:
+    for old in _checkpoints(folder)[:-keep]:
         if old.resolve() != best:
             shutil.rmtree(old)
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None. Damaged ones are passed over."""
-    for path in reversed(_all(folder)):
-        if not problem(path):
-            return path
-    return None
+    """The newest undamaged checkpoint, or None."""
+    return next((path for path in reversed(_checkpoints(folder)) if not problem(path)), None)
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Remove the checkpoints of later steps: those of a run that is gone on with from step `step`."""
-    for path in _all(folder):
-        if _step(path) > step:
+    """Remove the checkpoints after `step`, from which the run is resumed."""
+    for path in _checkpoints(folder):
+        if step_of(path) > step:
             shutil.rmtree(path)
     for name in ("last", "best"):
         if (folder / name).is_symlink() and not (folder / name).exists():
@@ -111,53 +110,51 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 def newest_of_all(folders: Sequence[Path], tell: Callable[[str], None] = lambda sentence: None) -> list[Path] | None:
-    """The checkpoints of the newest step of which every folder has a whole one; None if there are no checkpoints.
+    """The undamaged checkpoints of the newest step that every folder has; None without checkpoints.
 
     Args:
-        folders: of checkpoints, one a run.
-        tell: is given a sentence about each damaged checkpoint that is passed over.
+        folders: of checkpoints, one per run.
+        tell: is called with a sentence for each damaged checkpoint that is skipped.
 
     Raises:
-        GtpVisionError: there are checkpoints, and all are damaged, or the folders have none in common.
+        GtpVisionError: there are checkpoints, and all are damaged, or the folders have no step in common.
     """
-    steps: list[dict[int, Path]] = []
+    intact: list[dict[int, Path]] = []
     damaged: list[str] = []
-    for path_of in ({_step(path): path for path in _all(folder)} for folder in folders):
-        faults = {step: problem(path) for step, path in path_of.items()}
-        steps.append({step: path for step, path in path_of.items() if not faults[step]})
-        damaged += [f"the checkpoint {path_of[step]} is damaged: {fault}" for step, fault in faults.items() if fault]
-    if damaged and not any(steps):
-        raise GtpVisionError(f"{damaged[-1]}, and there is no whole one; start over with --overwrite")
+    for folder in folders:
+        faults = {path: problem(path) for path in _checkpoints(folder)}
+        intact.append({step_of(path): path for path, fault in faults.items() if not fault})
+        damaged += [f"the checkpoint {path} is damaged: {fault}" for path, fault in faults.items() if fault]
+    if damaged and not any(intact):
+        raise GtpVisionError(f"{damaged[-1]}, and all others are, too; start over with --overwrite")
     for sentence in damaged:
-        tell(f"{sentence}; it is passed over")
-    shared = set.intersection(*(set(of) for of in steps))
-    if not shared and any(steps):
-        latest = [f"{at.parent.name}: {max(of, default='none')}" for at, of in zip(folders, steps, strict=True)]
+        tell(f"{sentence}; it is skipped")
+    shared = set.intersection(*map(set, intact))
+    if not shared and any(intact):
+        latest = [f"{at.parent.name}: {max(steps, default='none')}" for at, steps in zip(folders, intact, strict=True)]
         raise GtpVisionError(
-            f"there is no step of which all seeds have a whole checkpoint (newest: {', '.join(latest)}); train with "
-            f"the seeds that there are, or start over with --overwrite"
+            f"the seeds have no step in common of which all have an undamaged checkpoint (newest: "
+            f"{', '.join(latest)}); train with the seeds that there are, or start over with --overwrite"
         )
-    if not shared:
-        return None
-    return [of[max(shared)] for of in steps]
+    return [steps[max(shared)] for steps in intact] if shared else None
 
 
 def problem(path: Path) -> str:
-    """What is wrong with a checkpoint, or "" if its files are those that its manifest describes."""
+    """What is wrong with a checkpoint, or "" if its files are those that its manifest lists."""
     return manifest.problem(path, _FILES)
 
 
 def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Fill agent and optimiser from a checkpoint, and return its state.
+    """Fill agent and optimizer from a checkpoint, and return its state.
 
     Raises:
-        GtpVisionError: damaged, of another architecture (how many tensors differ, and one by name), or made while other
-            parameters were trained.
+        GtpVisionError: the checkpoint is damaged, of another format or architecture, or of other trained parameters.
     """
-    fault = problem(path)
-    if fault:
+    if fault := problem(path):
         raise GtpVisionError(f"the checkpoint {path} is damaged: {fault}; use an earlier one")
-    stored, present = manifest.shapes(path / "agent.safetensors"), _described(agent.state_dict())
+    state = _state(path / "state.json", path.name)
+    stored = manifest.tensor_shapes(path / "agent.safetensors")
+    present = {name: (tuple(x.shape), _DTYPES.get(x.dtype, "?")) for name, x in agent.state_dict().items()}
     differing = sorted(name for name in stored.keys() | present.keys() if stored.get(name) != present.get(name))
     if differing:
         name = differing[0]
@@ -166,7 +163,6 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
             f"the checkpoint {path} is of another architecture: {len(differing)} tensors differ, first '{name}' "
             f"({kinds[0]} in the file, {kinds[1]} here); use the configuration it was trained with"
         )
-    state = _state(path / "state.json", path.name)
     agent.load_state_dict(load_file(path / "agent.safetensors"))
     if optimizer is not None:
         _fill_optimizer(optimizer, agent, path / "optimizer.safetensors")
@@ -174,45 +170,43 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
 
 
 def step_of(path: Path) -> int:
-    """The number of steps that were taken when a checkpoint was written."""
-    return _step(path)
-
-
-def _all(folder: Path) -> list[Path]:
-    """By step; a name with more digits than steps ever have is no checkpoint's."""
-    return sorted((path for path in folder.glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name)), key=_step)
-
-
-def _step(path: Path) -> int:
+    """The number of steps that were trained when a checkpoint was written."""
     return int(path.name.removeprefix(_PREFIX))
 
 
-def _described(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of tensors, as `sealing.shapes` tells them of a file's."""
-    return {name: (tuple(tensor.shape), _DTYPES.get(tensor.dtype, "?")) for name, tensor in tensors.items()}
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints by step; a name with more digits than steps ever have is not one."""
+    return sorted((path for path in folder.glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name)), key=step_of)
 
 
 def _state(path: Path, name: str) -> dict[str, Any]:
-    """What the trainer stored of itself in a checkpoint of this name.
+    """The state in a checkpoint of this name.
 
     Raises:
-        GtpVisionError: it cannot be read, or is of another step than the name says.
+        GtpVisionError: it cannot be read, is of another format, or of another step than the name says.
     """
-    found = manifest.document(path)
-    step = found.get("step")
+    state = manifest.read_json(path)
+    number = state.get("format", FORMAT)
+    if number != FORMAT:
+        raise GtpVisionError(
+            f"{path} was written by gtp-vision {str(state.get('version', '0.1.0'))[:20]} in checkpoint format "
+            f"{str(number)[:20]}, and this is gtp-vision {__version__}, which reads format {FORMAT}; resume the run "
+            f"with the version that wrote it"
+        )
+    step = state.get("step")
     if type(step) is not int or step < 0 or (_NAME.fullmatch(name) and name != f"{_PREFIX}{step}"):
-        raise GtpVisionError(f"{path} is of step {str(step)[:20]}, and lies in {name}; use another checkpoint")
-    return found
+        raise GtpVisionError(f"{path} is of step {str(step)[:20]}, but lies in {name}; use another checkpoint")
+    return state
 
 
-def _trained(optimizer: torch.optim.Optimizer, agent: torch.nn.Module) -> list[str]:
-    """The names of an optimiser's parameters, in the order in which it counts them."""
+def _parameter_names(optimizer: torch.optim.Optimizer, agent: torch.nn.Module) -> list[str]:
+    """Names of an optimizer's parameters, in its order."""
     names = {parameter: name for name, parameter in agent.named_parameters()}
     return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer, agent: torch.nn.Module) -> dict[str, torch.Tensor]:
-    names = _trained(optimizer, agent)
+    names = _parameter_names(optimizer, agent)
     return {
         f"{names[index]}.{moment}": value.contiguous()
         for index, values in optimizer.state_dict()["state"].items()
@@ -221,34 +215,35 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, agent: torch.nn.Module)
 
 
 def _fill_optimizer(optimizer: torch.optim.Optimizer, agent: torch.nn.Module, path: Path) -> None:
-    """By name, because the groups, and with them the order, follow the learning rates.
+    """Fill the moments by name, because the groups, and with them the order, depend on the learning rates.
 
     Raises:
         GtpVisionError: other parameters were trained.
     """
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    moments: dict[str, set[str]] = {}
     parameters = dict(agent.named_parameters())
-    for key, (shape, dtype) in manifest.shapes(path).items():
+    for key, (shape, dtype) in manifest.tensor_shapes(path).items():
         name, _, moment = key.rpartition(".")
-        like = parameters.get(name)
-        if moment not in _MOMENTS or (moment != "step" and like is not None and shape != tuple(like.shape)):
-            raise GtpVisionError(f"{path} holds '{key}', {shape} {dtype}, which no Adam of this agent has; {_ELSE}")
-        if dtype != "F32" or (moment == "step" and shape):
-            raise GtpVisionError(f"{path} holds '{key}', {shape} {dtype}, and float32 is waited for; {_ELSE}")
-        found.setdefault(name, {})[moment] = torch.empty(0)
-    names = _trained(optimizer, agent)
-    differing = sorted(found.keys() ^ set(names)) if found else []  # none before the first step
+        expected = () if moment == "step" else tuple(parameters[name].shape) if name in parameters else shape
+        if moment not in _MOMENTS or shape != expected or dtype != "F32":
+            raise GtpVisionError(
+                f"{path} holds '{key}', {shape} {dtype}, which is not a moment of Adam for this agent; "
+                f"use another checkpoint"
+            )
+        moments.setdefault(name, set()).add(moment)
+    names = _parameter_names(optimizer, agent)
+    differing = sorted(moments.keys() ^ set(names)) if moments else []  # none before the first step
     if differing:
         raise GtpVisionError(
-            f"{path} was written while {len(found)} parameters were trained, and {len(names)} are here: "
-            f"{len(differing)} differ, first '{differing[0]}'; go on with the encoder.tuning that it was trained with"
+            f"{path} was written while {len(moments)} parameters were trained, and {len(names)} are here: "
+            f"{len(differing)} differ, first '{differing[0]}'; resume with the encoder.tuning that it was trained with"
         )
-    if any(set(moments) != _MOMENTS for moments in found.values()):
-        raise GtpVisionError(f"{path} holds other moments than {sorted(_MOMENTS)} of some parameter; {_ELSE}")
+    if any(of_one != _MOMENTS for of_one in moments.values()):
+        raise GtpVisionError(f"{path} lacks some of the moments {sorted(_MOMENTS)}; use another checkpoint")
     tensors = load_file(path)
     state = {
-        index: {moment: tensors[f"{name}.{moment}"] for moment in found[name]}
+        index: {moment: tensors[f"{name}.{moment}"] for moment in _MOMENTS}
         for index, name in enumerate(names)
-        if found
+        if moments
     }
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,14 +1,11 @@
-"""Independent trainings side by side: a process and a thread each."""
+"""Independent trainings side by side, in a process and a thread each."""
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import queue
-import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,26 +19,25 @@ from tqdm import tqdm
 from gtp_vision.config.compose import from_command_line, from_run
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.signals import PARENT
+from gtp_vision.core.processes import start
+from gtp_vision.core.worker_pool import WorkerPool
 
 TrainingJob = tuple[Callable[..., Any], Mapping[str, Any]]
 """A function of a module and its arguments."""
 
 
 def run_parallel(jobs: Mapping[str, TrainingJob], *, progress: bool = True) -> dict[str, Any]:
-    """The results of all jobs by name; as many run at once as there are cores. The first error ends them all."""
-    context = multiprocessing.get_context("spawn")
-    workers = min(len(jobs), os.cpu_count() or 1)
-    results: dict[str, Any] = {}
-    with context.Pool(workers, initializer=_quiet) as pool:  # leaving it ends all that still runs
-        work = pool.imap_unordered(_run, [(name, *job) for name, job in jobs.items()])
-        for name, result in tqdm(work, "training", len(jobs), unit="job", disable=not progress):
-            results[name] = result
-    return {name: results[name] for name in jobs}
+    """Return the results of all jobs by name; as many run at once as there are cores. The first error ends them all."""
+    with WorkerPool(min(len(jobs), os.cpu_count() or 1), torch.set_num_threads, 1) as pool:
+        futures = {name: pool.submit(function, **arguments) for name, (function, arguments) in jobs.items()}
+        done = as_completed(futures.values())
+        for future in tqdm(done, "training", len(jobs), unit="job", disable=not progress):
+            future.result()
+        return {name: future.result() for name, future in futures.items()}
 
 
 def train_all(runs: Mapping[Path, Sequence[str]], *, progress: bool = True) -> None:
-    """`gtp-vision train` for each run folder, as many at once as there are cores; goes on with those begun before.
+    """Run `gtp-vision train` for each run folder, as many at once as there are cores; resume those that have begun.
 
     Args:
         runs: run folder to the settings of its run.
@@ -49,26 +45,26 @@ def train_all(runs: Mapping[Path, Sequence[str]], *, progress: bool = True) -> N
 
     Raises:
         GtpVisionError: a folder holds a run of other settings, or a run failed; its
-            own sentence stands in the log beside the run folder.
+            own error message is in the log beside the run folder.
     """
     for folder, overrides in runs.items():
-        refuse_other(folder, from_command_line([*overrides, f"run_dir={folder}"]))
-    for _, fault in trained(runs, progress=progress):
-        if fault:
-            raise GtpVisionError(fault)
+        require_same_settings(folder, from_command_line([*overrides, f"run_dir={folder}"]))
+    for _, failure in train_runs(runs, progress=progress):
+        if failure:
+            raise GtpVisionError(failure)
 
 
-def refuse_other(folder: Path, asked: Config) -> None:
-    """Refuse to go on with a run of other settings; one that was moved is still the same run.
+def require_same_settings(folder: Path, config: Config) -> None:
+    """Refuse a folder with a run of other settings; one that was moved is still the same run.
 
     Raises:
         GtpVisionError: the folder holds one.
     """
-    if (folder / "config.yaml").exists() and replace(from_run(folder), run_dir=asked.run_dir) != asked:
+    if (folder / "config.yaml").exists() and replace(from_run(folder), run_dir=config.run_dir) != config:
         raise GtpVisionError(f"{folder} holds a run of other settings; remove it, or choose another folder")
 
 
-def trained(
+def train_runs(
     runs: Mapping[Path, Sequence[str]],
     *,
     workers: int | None = None,
@@ -76,81 +72,63 @@ def trained(
     launcher: Sequence[str] = (),
     progress: bool = True,
 ) -> Iterator[tuple[Path, str]]:
-    """Each run folder as its `gtp-vision train` ends, and a sentence if it failed; what runs ends with the iterator.
+    """Yield each run folder as its `gtp-vision train` ends, with an error message or "". Closing it stops the rest.
 
     Where there are GPUs, each run sees one, and all of them are used in turn.
 
     Args:
-        runs: run folder to the settings of its run; one that has begun is gone on with.
+        runs: run folder to the settings of its run; one that has begun is resumed.
         workers: how many at once; None is as many as there are cores.
         threads: of each.
         launcher: Hydra's settings of one (hydra/launcher=submitit_slurm ...), which then starts the runs.
         progress: show a bar of runs.
     """
-    started: list[subprocess.Popen[bytes]] = []
-    over = threading.Event()
+    processes: list[subprocess.Popen] = []
+    is_stopped = threading.Event()
     workers = workers or os.cpu_count() or 1
-    slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    gpus: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     for _, gpu in zip(range(workers), itertools.cycle(_gpus()), strict=False):
-        slots.put(gpu)
+        gpus.put(gpu)
 
     def train(folder: Path, overrides: Sequence[str]) -> tuple[Path, str]:
-        gpu = slots.get()
+        gpu = gpus.get()
         try:
-            return folder, on(gpu, folder, overrides)
+            return folder, train_on(gpu, folder, overrides)
         finally:
-            slots.put(gpu)
+            gpus.put(gpu)
 
-    def on(gpu: str | None, folder: Path, overrides: Sequence[str]) -> str:
+    def train_on(gpu: str | None, folder: Path, overrides: Sequence[str]) -> str:
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = folder.with_name(f"{folder.name}.log")
-        begun = (folder / "config.yaml").exists()
-        settings = ["--resume", str(folder)] if begun else [*overrides, f"run_dir={folder}"]
-        own = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", PARENT: str(os.getpid())}
-        if launcher:  # whose jobs may run on other machines, and are no children of this process
-            settings = [*(["--resume"] if begun else []), "-m", *launcher, *overrides, f"run_dir={folder}"]
-            del own[PARENT]
+        has_begun = (folder / "config.yaml").exists()
+        settings = ["--resume", str(folder)] if has_begun else [*overrides, f"run_dir={folder}"]
+        environment = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
+        if launcher:  # its jobs may run on other machines
+            settings = [*(["--resume"] if has_begun else []), "-m", *launcher, *overrides, f"run_dir={folder}"]
         elif gpu is not None:
-            own["CUDA_VISIBLE_DEVICES"] = gpu
-        with log.open("ab") as told:
-            if over.is_set():
-                return "stopped"
-            process = subprocess.Popen(
-                [sys.executable, "-m", "gtp_vision", "train", *settings],
-                env=os.environ | own,
-                stdout=told,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the main process, which then asks this one to end
-            )
-            started.append(process)
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        if is_stopped.is_set():
+            return "stopped"
+        # In a session of its own: Ctrl-C is for this process, which then stops that one.
+        process = start("gtp_vision", "train", *settings, environment=environment, log=log, start_new_session=True)
+        processes.append(process)
         status = process.wait()
-        return f"the run {folder} ended with status {status}; {log} says why" if status else ""
+        return f"the run {folder} ended with status {status}; its error message is in {log}" if status else ""
 
     with ThreadPoolExecutor(workers) as pool:
         try:
-            waiting = [pool.submit(train, folder, overrides) for folder, overrides in runs.items()]
-            for done in tqdm(as_completed(waiting), "training", len(waiting), unit="run", disable=not progress):
-                yield done.result()
+            futures = [pool.submit(train, folder, overrides) for folder, overrides in runs.items()]
+            for future in tqdm(as_completed(futures), "training", len(futures), unit="run", disable=not progress):
+                yield future.result()
         finally:
-            over.set()
+            is_stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in started:
+            for process in processes:
                 if process.poll() is None:
                     process.terminate()  # a run ends after a checkpoint
 
 
 def _gpus() -> list[str | None]:
-    """The GPUs that may be used, by name; one nothing, where there are none."""
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return [*(named or map(str, range(torch.cuda.device_count())))] or [None]
-
-
-def _quiet() -> None:
-    """One thread, and Ctrl-C is the main process's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def _run(job: tuple[str, Callable[..., Any], Mapping[str, Any]]) -> tuple[str, Any]:
-    name, function, arguments = job
-    return name, function(**arguments)
+    """Names of the GPUs that may be used; [None] if there are none."""
+    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return [*(names or map(str, range(torch.cuda.device_count())))] or [None]

@@ -25,7 +25,7 @@ from torch.utils import _pytree as pytree
 from gtp_vision.agents import Agent
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config
-from gtp_vision.core.distributed import alone
+from gtp_vision.core.distributed import local_only
 from gtp_vision.core.random import NoiseRecorder, NoiseSource, NoiseTape
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.training import checkpoint
@@ -121,7 +121,7 @@ def diagnose(parts: Components, config: Config, folder: Path, step: int, found: 
         found: names of the metrics that were not finite.
     """
     agent, origin = _finite_copy(parts, config, folder, step)
-    with alone():
+    with local_only():
         faults = _Replay(parts, agent, step - 1).faults()
     ranks: list[dict[str, Any]] = gather_object([faults])
     rows = [row for rank in ranks for row in rank["rows"]]

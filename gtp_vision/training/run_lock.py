@@ -1,4 +1,4 @@
-"""What a killed process left half written in a run folder, and the lock that lets one training into it."""
+"""The lock that lets one training into a run folder, and the removal of what killed processes left there."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import sys
 from pathlib import Path
 
 import psutil
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.training.processes import is_first
+from gtp_vision.core.locks import FileLock
+from gtp_vision.training.ranks import is_first
 
 _LOCK = ".lock"
-_ASIDE = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(part|link|old)")
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(part|link|old)")
 
 
 class RunLock:
-    """A run folder that this process holds against other trainings, once it has entered it.
+    """A run folder that this process locks against other trainings, from `enter` to the end of the `with` block.
 
-    The kernel frees the lock when the process is gone, however it went. Of several processes of one training the first
-    holds it. Entering tells of, and removes, what killed processes have left half written.
+    Of several processes of one training the first holds the lock.
 
     Args:
         folder: of the run.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._lock = folder, FileLock(folder / _LOCK)
+        self._folder = folder
+        self._lock = FileLock(folder / _LOCK, f"trains in {folder}", "choose another run_dir=...")
 
     def __enter__(self) -> RunLock:
         return self
@@ -38,58 +38,57 @@ class RunLock:
         self._lock.release()
 
     def enter(self) -> None:
-        """Hold the folder, which is made if there is none; doing so twice is doing so once.
+        """Make the folder if it is missing, lock it, and remove temporary files of killed processes from it.
+
+        To enter twice is to enter once.
 
         Raises:
-            GtpVisionError: another training is in it, or it cannot be written.
+            GtpVisionError: another training runs in it, or it cannot be written.
         """
-        if self._lock.is_locked or not is_first():
+        if self._lock.is_held or not is_first():
             return
         folder = self._folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-            removed = [path for each in (folder, *folder.glob("seed_*")) for path in swept(each)]
-        except Timeout as error:
-            raise GtpVisionError(
-                f"another process trains in {folder}; wait for it, stop it, or choose another run_dir=..."
-            ) from error
+            self._lock.acquire()
+            removed = [path for run in (folder, *folder.glob("seed_*")) for path in remove_leftovers(run)]
         except OSError as error:
             raise GtpVisionError(
                 f"the run folder {folder} cannot be written ({error}); choose another run_dir=..."
             ) from error
         if removed:
             names = ", ".join(str(path.relative_to(folder)) for path in removed[:3])
-            tqdm.write(f"removed what a killed process left half written: {names}", file=sys.stderr)
+            tqdm.write(f"removed temporary files of a killed process: {names}", file=sys.stderr)
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove what stands in a folder, but for its lock."""
+    """Remove everything from a folder but its lock."""
     for path in folder.iterdir():
-        if path.name == _LOCK:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        if path.name != _LOCK:
+            _remove(path)
 
 
-def swept(folder: Path) -> list[Path]:
-    """Remove what processes that are gone have left half written in a folder and its `checkpoints`; what it was.
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Remove, and return, temporary files of processes that no longer run from a run folder and its `checkpoints`.
 
-    A checkpoint that was put aside for another of the same step, which then never came, is put back.
+    A checkpoint that was moved away for a new one of the same step, which was then never written, is moved back.
     """
     removed = []
     for place in (folder, folder / "checkpoints"):
         for path in sorted(place.glob(".*")):
-            found = _ASIDE.fullmatch(path.name)
-            if found is None or psutil.pid_exists(int(found["process"][-9:])):
+            match = _TEMPORARY.fullmatch(path.name)
+            if match is None or psutil.pid_exists(int(match["process"][-9:])):
                 continue
-            if path.suffix == ".old" and not (place / found["name"]).exists():
-                path.rename(place / found["name"])
-            elif path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+            if path.suffix == ".old" and not (place / match["name"]).exists():
+                path.rename(place / match["name"])
             else:
-                path.unlink()
+                _remove(path)
             removed.append(path)
     return removed
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

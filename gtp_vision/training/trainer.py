@@ -38,7 +38,7 @@ from gtp_vision.training.engines import Engine
 from gtp_vision.training.evaluate import check_simulator, evaluator_of
 from gtp_vision.training.guard import unchanged_state
 from gtp_vision.training.nonfinite import Fault
-from gtp_vision.training.processes import batch_shares, is_first, report_lost_ranks
+from gtp_vision.training.ranks import batch_shares, is_first, report_lost_ranks
 from gtp_vision.training.run import InterruptedRunError, TrainingRun, pending_metrics_of, train_seconds_of
 from gtp_vision.training.run_lock import RunLock, clear_folder
 from gtp_vision.training.seeds import folders, seeds_of, summary

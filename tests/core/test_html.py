@@ -9,28 +9,26 @@ import pytest
 from gtp_vision.core import html
 
 
-def test_text_is_escaped_and_what_is_not_given_is_an_error(tmp_path: Path) -> None:
+def test_text_is_escaped_and_a_missing_variable_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.j2").write_text("<p>{{ text }}</p><style>{{ style }}</style>")
     template = html.environment(tmp_path).get_template("a.j2")
-    told = template.render(text="<b>&")
-    assert "<p>&lt;b&gt;&amp;</p>" in told
-    assert '"Segoe UI"' in told, "our own rules are not escaped"
+    page = template.render(text="<b>&")
+    assert "<p>&lt;b&gt;&amp;</p>" in page
+    assert '"Segoe UI"' in page, "our own rules are not escaped"
     with pytest.raises(jinja2.UndefinedError):
         template.render()
 
 
-def test_a_script_comes_with_the_hash_by_which_browsers_know_it(tmp_path: Path) -> None:
+def test_a_script_comes_with_its_hash(tmp_path: Path) -> None:
     (tmp_path / "a.js").write_text("let a = 1 < 2;\n")
-    found = html.script(tmp_path / "a.js")
-    assert found["script"] == "let a = 1 < 2;\n"
     digest = base64.b64encode(hashlib.sha256(b"let a = 1 < 2;\n").digest()).decode()
-    assert found["script_hash"] == f"'sha256-{digest}'"
+    assert html.script(tmp_path / "a.js") == {"script": "let a = 1 < 2;\n", "script_hash": f"'sha256-{digest}'"}
 
 
-def test_no_text_ends_a_block_of_values() -> None:
+def test_no_text_ends_a_block_of_json() -> None:
     value = {"</script><!--": ["<script>", "&amp;", "\u2028", None, 0.1]}
-    told = html.block(value)
-    assert not set("<>&") & set(told)
-    assert json.loads(told) == value
+    block = html.block(value)
+    assert not set("<>&") & set(block)
+    assert json.loads(block) == value
     with pytest.raises(ValueError, match="JSON"):
         html.block([float("nan")])

@@ -4,7 +4,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.datasets.download import download
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
@@ -121,3 +127,13 @@ def file(
             handler.wfile.write(body[:stop])
 
     return answer
+
+
+def refused(folder: Path, *words: str, name: str, **options: Any) -> str:
+    """The message that refuses a download into a folder: one line that contains the words."""
+    with pytest.raises(GtpVisionError) as raised:
+        download(name, folder, **options)
+    message = str(raised.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    return message

@@ -13,6 +13,7 @@ from small_policies import HIGH, LOW, observations, untrained, write
 
 import gtp_vision
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.manifest import write_manifest
 from gtp_vision.serving import artifact
 from gtp_vision.serving.policy import Policy
 
@@ -97,8 +98,7 @@ def with_file(out: Path, target: Path, name: str, content: bytes | None) -> Path
     (target / name).unlink()
     if content is not None:
         (target / name).write_bytes(content)
-        (target / artifact.MANIFEST).unlink()
-        artifact.seal(target)
+        write_manifest(target)
     return target
 
 

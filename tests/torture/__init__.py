@@ -1,1 +1,1 @@
-"""Faults by causing them: kills, full disks, dead processes, damaged files. `scripts/torture`; docs/reliability.md."""
+"""Kills, full disks, dead processes and damaged files, caused for real. See `scripts/torture`, docs/reliability.md."""

@@ -1,4 +1,4 @@
-"""`scripts/torture`: all faults, all kills, all damaged inputs, and a line of counts at the end."""
+"""Kill trainings, cause faults, damage inputs, and print a line of counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch looks: forks of a process with threads are half a process
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it: a fork loses the threads of its parent
 
 from torture import faults, runs
 from torture.inputs import KINDS
@@ -19,7 +19,7 @@ from torture.watched import damage_inputs
 
 
 def main() -> int:
-    """Torture, tell, and return 0 if everything came out as it should."""
+    """Return 0 if everything ended as it should."""
     parser = argparse.ArgumentParser(prog="scripts/torture", description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="trainings that are killed; 0 for none")
     parser.add_argument("--real", type=int, default=5, help="of them started from nothing; the others are forks")
@@ -27,11 +27,17 @@ def main() -> int:
     parser.add_argument(
         "--kind", action="append", choices=sorted(KINDS), help="of inputs; may be repeated; default all"
     )
-    parser.add_argument("--fault", action="append", choices=[*faults.FAULTS, "none"], help="default all")
+    parser.add_argument(
+        *("--fault", "--faults"),
+        action="extend",
+        nargs="*",
+        choices=[*faults.FAULTS, "none"],
+        help="may be repeated; default all",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of moments and damage")
-    parser.add_argument("--out", type=Path, help="folder for the runs; default a temporary one, removed if all is well")
-    chosen = parser.parse_args()
-    folder = (chosen.out or Path(tempfile.mkdtemp(prefix="gtp-vision-torture-"))).absolute()
+    parser.add_argument("--out", type=Path, help="folder for the runs; default a temporary one, removed on success")
+    options = parser.parse_args()
+    folder = (options.out or Path(tempfile.mkdtemp(prefix="gtp-vision-torture-"))).absolute()
     os.environ["GTP_VISION_CACHE"] = str(folder / "cache")
     runs.data(folder / "data")
     began = time.monotonic()
@@ -39,30 +45,30 @@ def main() -> int:
     def tell(sentence: str) -> None:
         print(f"[{time.monotonic() - began:6.0f} s] {sentence}", flush=True)
 
-    told, well = [], True
-    if chosen.kills:
-        equal = kills(chosen.kills, folder / "data", folder / "kills", chosen.seed, tell, real=chosen.real)
-        told.append(f"{chosen.kills} kills, {equal} bit-equal resumptions")
-        well &= equal == chosen.kills
-    if chosen.inputs:
-        found = damage_inputs(chosen.inputs, folder / "inputs", chosen.seed, tell, kinds=chosen.kind)
-        tracebacks = sum(found.ends[end] for end in ("traceback", "no sentence", "crash"))
-        told.append(
-            f"{found.inputs} mutated inputs, {tracebacks} tracebacks, {found.ends['hang']} hangs, "
-            f"slowest {found.slowest:.1f} s, peak {found.peak / 1e6:.0f} MB"
+    summary, is_clean = [], True
+    if options.kills:
+        equal = kills(options.kills, folder / "data", folder / "kills", options.seed, tell, real=options.real)
+        summary.append(f"{options.kills} kills, {equal} bit-equal resumptions")
+        is_clean &= equal == options.kills
+    if options.inputs:
+        findings = damage_inputs(options.inputs, folder / "inputs", options.seed, tell, kinds=options.kind)
+        tracebacks = sum(findings.ends[end] for end in ("traceback", "no sentence", "crash"))
+        summary.append(
+            f"{findings.inputs} mutated inputs, {tracebacks} tracebacks, {findings.ends['hang']} hangs, "
+            f"slowest {findings.slowest:.1f} s, peak {findings.peak / 1e6:.0f} MB"
         )
-        well &= not found.bad
-    names = [name for name in chosen.fault or faults.FAULTS if name != "none"]
+        is_clean &= not findings.bad
+    names = [name for name in options.fault or faults.FAULTS if name != "none"]
     if names:
-        fine = faults.cause(names, folder / "data", folder / "faults", tell)
-        told.append(f"faults: {fine} of {len(names)}")
-        well &= fine == len(names)
-    if well and chosen.out is None:
+        passed = faults.cause(names, folder / "data", folder / "faults", tell)
+        summary.append(f"faults: {passed} of {len(names)}")
+        is_clean &= passed == len(names)
+    if is_clean and options.out is None:
         shutil.rmtree(folder)
-    elif not well:
-        print(f"what went wrong lies in {folder}")
-    print("torture: " + "; ".join(told))
-    return 0 if well else 1
+    elif not is_clean:
+        print(f"the runs and inputs that failed are in {folder}")
+    print("torture: " + "; ".join(summary))
+    return 0 if is_clean else 1
 
 
 if __name__ == "__main__":

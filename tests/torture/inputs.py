@@ -1,8 +1,7 @@
-"""Inputs that somebody has damaged, or made with care: each is used or refused in a sentence, soon, in little memory.
+"""Damaged and malicious inputs: each is read, or refused with an error message, soon and in little memory.
 
-A kind of input is a sample, ways to damage it, and what is done with it; `KINDS` is the registry, and another kind is a
-line there. They are used in a process apart, a fork of this one, which is watched: whether it ends, how long it takes,
-what memory it and its own processes take.
+A kind of input is a sample, ways to damage it, and its use; `KINDS` lists them. They are used in a worker process (see
+`watched`), whose end, time and memory are measured.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from gtp_vision.training.evaluate import restore
 from gtp_vision.training.run import pending_metrics_of, train_seconds_of
 from torture import messages
 from torture.forked import forked
-from torture.mutations import BYTES, change_json, damage, damage_json
-from torture.runs import store, words
+from torture.mutations import change_json, damage, damage_bytes, damage_json, pick
+from torture.runs import data, store, words
 
 Use = Callable[[Path], str]
-"""Does with an input all that is done with one; a word for how it ended, or raises `GtpVisionError`."""
+"""Uses an input as the package does; returns a word for how that ended, or raises `GtpVisionError`."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,10 @@ class Kind:
     """A kind of input.
 
     Attributes:
-        share: of all inputs; only the ratios count.
-        sample: (empty folder) writes a good one; the file or folder it is.
-        damaged: (copy of the sample, generator) damages it; what was done.
-        opened: () makes what uses it; it may take its time, which is not counted.
+        share: of all inputs, relative to the other kinds.
+        sample: (empty folder) writes an undamaged one, and returns its path.
+        damaged: (copy of the sample, generator) damages it, and returns how.
+        opened: (sample) returns the function that uses it; its own time does not count.
     """
 
     share: int
@@ -84,8 +83,6 @@ def _use_data(path: Path) -> str:
 
 def _run(folder: Path) -> Path:
     """A run of two checkpoints and an evaluation, and the data set that it was trained on."""
-    from torture.runs import data
-
     data(folder / "data")
     run = folder / "run"
     line = words("evaluated", folder / "data", run, "training.steps=10", "training.eval_every=5")
@@ -94,34 +91,33 @@ def _run(folder: Path) -> Path:
 
 
 def _damage_checkpoint(run: Path, random: np.random.Generator) -> str:
-    """A file of the newest checkpoint, its manifest mended in half of the cases, as who means it would."""
+    """Damage a file of the newest checkpoint, and in half of the cases write its manifest again."""
     newest = run / "checkpoints" / "step_10"
     kind = random.random()
     if kind < 0.1:
-        what = _header(newest / str(random.choice(["agent.safetensors", "optimizer.safetensors"])), random)
+        what = _header(newest / pick(random, ("agent.safetensors", "optimizer.safetensors")), random)
     elif kind < 0.3:
         what = damage_json(newest / "state.json", random)
     else:
         what = damage(newest, random)
     if random.random() < 0.5 and (newest / manifest.MANIFEST).exists() and "manifest" not in what:
-        (newest / manifest.MANIFEST).unlink()
-        manifest.seal(newest)
-        what += ", and sealed again"
+        manifest.write_manifest(newest)
+        what += ", with a new manifest"
     return what
 
 
 def _header(path: Path, random: np.random.Generator) -> str:
-    """The header of a safetensors file tells other sizes, shapes, kinds or places."""
+    """Change sizes, shapes, dtypes or offsets in the header of a safetensors file."""
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
     kind = int(random.integers(4))
     if kind == 0:
-        size = int(random.choice(np.array([0, length + 1, 1 << 20, 1 << 40, (1 << 63) - 1], object)))
+        size = pick(random, (0, length + 1, 1 << 20, 1 << 40, (1 << 63) - 1))
         path.write_bytes(size.to_bytes(8, "little") + raw[8:])
         return f"{path.name} with a header of {size} bytes"
     if kind == 1:
-        name = sorted(header)[int(random.integers(len(header)))]
+        name = pick(random, sorted(header))
         header[name] = {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}
         what = f"{name} of 4 TB"
     elif kind == 2:
@@ -139,13 +135,13 @@ def _opened_checkpoint(run: Path) -> Use:
     agent, optimizer = parts.agent, parts.optimizer
 
     def use(path: Path) -> str:
-        passed_over: list[str] = []
-        found = checkpoint.newest_of_all([path / "checkpoints"], passed_over.append)
+        skipped: list[str] = []
+        found = checkpoint.newest_of_all([path / "checkpoints"], skipped.append)
         assert found
         state = checkpoint.load(found[0], agent, optimizer)
         pending_metrics_of(state, found[0])
         train_seconds_of(state, found[0])
-        return "passed over" if passed_over else "sound"
+        return "skipped" if skipped else "sound"
 
     return use
 
@@ -153,40 +149,22 @@ def _opened_checkpoint(run: Path) -> Use:
 _LEVELS = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
 _BOMB = "\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x]", *_LEVELS]) + "\n"  # of 10 GB, once aliases are copied
 _TEXTS = (
-    _BOMB,
-    "seed: &a [*a]\n",
-    "!!python/object/apply:os.system ['true']\n",
-    "seed: " + "[" * 5000 + "]" * 5000,
-    "seed: " + "9" * 6000,
-    "seed: 0x" + "f" * 4000,
-    "",
-    "- 1\n- 2\n",
-    "\x00",
-    "a: b: c",
-    "run_dir: ${oc.env:PATH}\n",
-    "run_dir: ${run_dir}\n",
-    "task:\n  name: ???\n",
-    "seed: 1_000_000_000_000_000\n",
-    "? {a: 1}\n: 2\n",
-    "%YAML 9.9\n---\na: 1\n",
+    *(_BOMB, "", "- 1\n- 2\n", "\x00", "a: b: c", "seed: &a [*a]\n", "!!python/object/apply:os.system ['true']\n"),
+    *("seed: " + "[" * 5000 + "]" * 5000, "seed: " + "9" * 6000, "seed: 0x" + "f" * 4000),
+    *("run_dir: ${oc.env:PATH}\n", "run_dir: ${run_dir}\n", "task:\n  name: ???\n"),
+    *("seed: 1_000_000_000_000_000\n", "? {a: 1}\n: 2\n", "%YAML 9.9\n---\na: 1\n"),
 )
 _NUMBERS = (-1, 0, 1.5, 10**6, 10**9, 10**12, 10**30, 1e308, float("nan"), float("inf"), -(10**18))
 
 
 def _damage_config(run: Path, random: np.random.Generator) -> str:
-    path = run / "config.yaml"
+    path, kind = run / "config.yaml", random.random()
     text = path.read_text()
-    kind = random.random()
-    if kind < 0.15:
-        path.write_text(_TEXTS[random.integers(len(_TEXTS))])
-        return f"config.yaml is {path.read_text()[:30]!r}"
     if kind < 0.3:
-        path.write_text(text + _TEXTS[random.integers(len(_TEXTS))])
-        return "something follows in config.yaml"
+        path.write_text((text if kind < 0.15 else "") + pick(random, _TEXTS))
+        return f"config.yaml ends in {path.read_text()[-30:]!r}"
     if kind < 0.45:
-        mutate = BYTES[random.integers(len(BYTES))]
-        path.write_bytes(mutate(bytearray(text.encode()), random))
-        return f"{mutate.__name__} config.yaml"
+        return damage_bytes(path, random)
     document = yaml.safe_load(text)
     what = change_json(document, random) if kind < 0.7 else _change_number(document, random)
     path.write_text(yaml.safe_dump(document))
@@ -194,7 +172,7 @@ def _damage_config(run: Path, random: np.random.Generator) -> str:
 
 
 def _change_number(document: dict, random: np.random.Generator) -> str:
-    """A number, or a list of them, becomes another: sizes are such numbers."""
+    """Replace a number, or a list of them: sizes are such numbers."""
     places: list[tuple[dict, str]] = []
 
     def walk(node: dict) -> None:
@@ -205,9 +183,8 @@ def _change_number(document: dict, random: np.random.Generator) -> str:
                 places.append((node, key))
 
     walk(document)
-    node, key = places[random.integers(len(places))]
-    number = _NUMBERS[random.integers(len(_NUMBERS))]
-    node[key] = [number] * int(random.choice([1, 2, 3, 1000])) if isinstance(node[key], list) else number
+    (node, key), number = pick(random, places), pick(random, _NUMBERS)
+    node[key] = [number] * pick(random, (1, 2, 3, 1000)) if isinstance(node[key], list) else number
     return f"{key} = {str(node[key])[:40]}"
 
 
@@ -218,12 +195,10 @@ def _use_config(run: Path) -> str:
 
 def _damage_records(run: Path, random: np.random.Generator) -> str:
     names = ("metrics.jsonl", "results.json", "evaluations.json", "config.yaml", "statistics.json")
-    path = run / names[random.integers(len(names))]
+    path = run / pick(random, names)
     if path.suffix == ".json" and random.random() < 0.5:
         return damage_json(path, random)
-    mutate = BYTES[random.integers(len(BYTES))]
-    path.write_bytes(mutate(bytearray(path.read_bytes()), random))
-    return f"{mutate.__name__} {path.name}"
+    return damage_bytes(path, random)
 
 
 def _use_records(run: Path) -> str:

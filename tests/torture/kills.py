@@ -1,10 +1,9 @@
-"""kill -9 at random moments; and the run that went on must be the one that nothing happened to.
+"""kill -9 at random moments; the resumed run must equal the one that was not disturbed.
 
-Half of the moments are moments of the clock, drawn over what the run takes undisturbed. The others are moments of the
-disk: just before a file is opened to write, made, renamed or removed, drawn over all of these of the undisturbed run,
-so that checkpoints, evaluations and reports that are being written are hit as often as they are written to. Most
-victims are forks, which begin at once; some are started from nothing as a person starts them, and of these some train
-by compiled steps, which a fork cannot compile.
+Half of the moments are drawn from the time that the undisturbed run takes. The others are drawn from its changes to the
+disk: just before a file is opened to write, made, renamed or removed, so that checkpoints, evaluations and reports are
+hit while they are written. Most victims are forks, which begin at once; some are started as a user starts them, and of
+these some train by compiled steps, which a fork cannot compile.
 """
 
 from __future__ import annotations
@@ -25,150 +24,123 @@ from torture.runs import differences, whole, words
 
 _MIX = ("states", "evaluated", "states", "seeds", "states", "pixels")
 _STARTED = ("states", "compiled", "states", "compiled_seeds", "states")
-_LATEST = 55  # step whose checkpoint may be waited for
+_LATEST = 55  # the last step whose checkpoint may be waited for
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run that nothing happened to.
-
-    Attributes:
-        folder: of the run.
-        seconds: that it took.
-        events: changes that it made to the disk.
-    """
+    """A run that was not disturbed: its folder, the seconds that it took, and its changes to the disk."""
 
     folder: Path
     seconds: float
-    events: int
+    changes: int
 
 
-def undisturbed(kind: str, data: Path, folder: Path) -> Undisturbed:
-    """Train a run of a kind, and count."""
-    counted = folder / f"{kind}.count"
-    run = folder / kind
+def _undisturbed(kind: str, data: Path, folder: Path) -> Undisturbed:
+    counts, run, log = folder / f"{kind}.count", folder / kind, folder / f"{kind}.log"
     if kind.startswith("compiled"):
-        victim = started(words(kind, data, run), folder / f"{kind}.log")
+        victim = started(words(kind, data, run), log)
         victim.check(0)
-        _check_compiled(run)
+        engines = {json.loads(path.read_text(encoding="utf-8"))["engine"] for path in run.rglob("results.json")}
+        if engines != {"compile"}:
+            raise FailedError(f"{run} was trained by {', '.join(sorted(engines)) or 'nothing'}, not by compiled steps")
         return Undisturbed(run, time.monotonic() - victim.began, 0)
-    victim = forked(words(kind, data, run), folder / f"{kind}.log", before=_counting(run, counted))
-    victim.check(0)
-    return Undisturbed(run, time.monotonic() - victim.began, counted.stat().st_size)
 
-
-def _check_compiled(run: Path) -> None:
-    """Raise if it fell back to eager steps: what is compared should be what it is called."""
-    found = {json.loads(path.read_text(encoding="utf-8"))["engine"] for path in run.rglob("results.json")}
-    if found != {"compile"}:
-        raise FailedError(f"{run} was trained by {', '.join(sorted(found)) or 'nothing'}, not by compiled steps")
-
-
-def _counting(run: Path, counted: Path) -> Callable[[], None]:
     def begin() -> None:
-        handle = os.open(counted, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        handle = os.open(counts, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        on_event(run, lambda event, path: os.write(handle, b".") and None)
 
-        def count(event: str, path: str) -> None:
-            os.write(handle, b".")
-
-        on_event(run, count)
-
-    return begin
+    victim = forked(words(kind, data, run), log, before=begin)
+    victim.check(0)
+    return Undisturbed(run, time.monotonic() - victim.began, counts.stat().st_size)
 
 
-def _struck_at(run: Path, number: int) -> Callable[[], None]:
-    """Kill itself just before event `number` on the disk."""
+def _kill_at_change(run: Path, number: int) -> Callable[[], None]:
+    """What a victim calls first, to kill itself just before change `number` to the disk."""
 
     def begin() -> None:
         left = number
 
-        def strike(event: str, path: str) -> None:
+        def see(event: str, path: str) -> None:
             nonlocal left
             left -= 1
             if left < 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        on_event(run, strike)
+        on_event(run, see)
 
     return begin
 
 
 def kills(count: int, data: Path, folder: Path, seed: int, tell: Callable[[str], None], *, real: int = 5) -> int:
-    """Kill `count` trainings, go on with each, and compare.
+    """Kill `count` trainings, resume each, and compare.
 
     Args:
         count: how many.
         data: folder of `runs.data`.
-        folder: that the runs go to.
+        folder: of the runs.
         seed: of the moments.
-        tell: is given a sentence about each.
-        real: how many of them are started from nothing, the others being forks.
+        tell: is called with a sentence about each.
+        real: how many of them are started as a user starts them, the others being forks.
 
     Returns:
-        How many came out bit for bit as the run that nothing happened to.
+        How many equal the undisturbed run bit for bit.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = [_MIX[number % len(_MIX)] for number in range(count)]
-    real = min(real, count)
-    kinds[:real] = [_STARTED[number % len(_STARTED)] for number in range(real)]
-    references = {kind: undisturbed(kind, data, folder) for kind in sorted(set(kinds))}
-    slow = 0.0
+    kinds = [_STARTED[n % len(_STARTED)] if n < real else _MIX[n % len(_MIX)] for n in range(count)]
+    references = {kind: _undisturbed(kind, data, folder) for kind in sorted(set(kinds))}
+    seconds = 0.0  # of a run that is started as a user starts it
     if real:
         victim = started(words("states", data, folder / "started"), folder / "started.log")
         victim.check(0)
-        slow = time.monotonic() - victim.began
+        seconds = time.monotonic() - victim.began
     equal = 0
     for number, kind in enumerate(kinds):
         random = np.random.default_rng([seed, number])
-        run = folder / f"{number}_{kind}"
+        run, launch = folder / f"{number}_{kind}", started if number < real else forked
+        line, log = words(kind, data, run), run.with_suffix(".log")
         try:
             if kind.startswith("compiled"):
-                at = int(random.integers(1, 1 + _LATEST // 5)) * 5
-                when = _at_a_checkpoint(started(words(kind, data, run), run.with_suffix(".log")), run, at, random)
+                step = int(random.integers(1, 1 + _LATEST // 5)) * 5
+                when = _kill_at_checkpoint(started(line, log), run, step, random)
             elif number < real:
-                when = _by_the_clock(started(words(kind, data, run), run.with_suffix(".log")), slow, random, 0.3)
+                when = _kill_at_time(started(line, log), seconds, random, 0.3)
             elif number % 2:
-                at = int(random.integers(references[kind].events))
-                victim = forked(words(kind, data, run), run.with_suffix(".log"), before=_struck_at(run, at))
-                victim.check(-signal.SIGKILL)
-                when = f"before change {at} of {references[kind].events} to the disk"
+                at = int(random.integers(references[kind].changes))
+                forked(line, log, before=_kill_at_change(run, at)).check(-signal.SIGKILL)
+                when = f"before change {at} of {references[kind].changes} to the disk"
             else:
-                when = _by_the_clock(
-                    forked(words(kind, data, run), run.with_suffix(".log")), references[kind].seconds, random
-                )
-            kept = whole(run)
-            again = [*words(kind, data, run), "--resume"]
-            log = run.with_suffix(".resumed.log")
-            (started(again, log) if number < real else forked(again, log)).check(0)
-            found = differences(references[kind].folder, run)
-            if found:
+                when = _kill_at_time(forked(line, log), references[kind].seconds, random)
+            step = max(whole(run).values(), default=0)
+            launch([*line, "--resume"], run.with_suffix(".resumed.log")).check(0)
+            if found := differences(references[kind].folder, run):
                 raise FailedError("; ".join(found[:5]))
             shutil.rmtree(run)
             equal += 1
-            tell(f"kill {number}: {kind}, {when}, from step {max(kept.values(), default=0)}: equal")
+            tell(f"kill {number}: {kind}, {when}, from step {step}: equal")
         except FailedError as error:
             tell(f"kill {number}: {kind} (kept in {run}): {error}")
     return equal
 
 
-def _at_a_checkpoint(victim: Victim, run: Path, step: int, random: np.random.Generator) -> str:
-    """Kill it when a checkpoint of a step is there, or up to a tenth of a second later; when that was."""
-    wanted = f"checkpoints/step_{step}"  # looked for by name: a walk stumbles over what the victim renames
-    while not (run / wanted).exists() and not any(run.glob(f"seed_*/{wanted}")) and not victim.ended():
+def _kill_at_checkpoint(victim: Victim, run: Path, step: int, random: np.random.Generator) -> str:
+    """Kill it up to a tenth of a second after a checkpoint is there; returns when that was."""
+    name = f"checkpoints/step_{step}"  # looked for by name: a walk fails at what the victim renames
+    while not (run / name).exists() and not any(run.glob(f"seed_*/{name}")) and not victim.ended():
         time.sleep(0.001)
-    later = float(random.uniform(0, 0.1))
-    time.sleep(later)
+    delay = float(random.uniform(0, 0.1))
+    time.sleep(delay)
     victim.kill()
     victim.check_alone()
-    return f"{1000 * later:.0f} ms after step {step}"
+    return f"{1000 * delay:.0f} ms after step {step}"
 
 
-def _by_the_clock(victim: Victim, takes: float, random: np.random.Generator, first: float = 0.0) -> str:
-    """Kill it between `first` and all of what the run takes; when that was."""
-    moment = float(random.uniform(first, 1.0)) * takes
+def _kill_at_time(victim: Victim, seconds: float, random: np.random.Generator, first: float = 0.0) -> str:
+    """Kill it between `first` and all of the time that the run takes; returns when that was."""
+    moment = float(random.uniform(first, 1.0)) * seconds
     while time.monotonic() - victim.began < moment and not victim.ended():
         time.sleep(0.001)
-    late = victim.ended()
+    is_late = victim.ended()
     victim.kill()
     victim.check_alone()
-    return f"after {moment:.2f} of {takes:.2f} s" + (" (it had just ended)" if late else "")
+    return f"after {moment:.2f} of {seconds:.2f} s" + (" (it had just ended)" if is_late else "")

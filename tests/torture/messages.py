@@ -1,4 +1,4 @@
-"""Messages of robots that are none: bytes, lengths, types, shapes, keys and depth become others."""
+"""Damaged messages to the policy server: bytes, lengths, types, shapes, keys and depth."""
 
 from __future__ import annotations
 
@@ -10,54 +10,38 @@ import msgpack
 import numpy as np
 
 from gtp_vision.serving.protocol import EVERYTHING, Reader, packed
-from torture.mutations import BYTES, STRANGE
+from torture.mutations import BYTES, STRANGE, pick
 
 CAMERAS = {"front": (84, 84, 3), "wrist": (84, 84, 3)}
 STATES = {"proprioception": 9}
-_HEADERS = 120  # bytes at both ends in which names, types, shapes and lengths stand
-_LIES = (b"\xc6\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x05")
+_HEADERS = 120  # bytes at both ends with names, types, shapes and lengths
+_LENGTHS = (b"\xc6\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc9\xff\xff\xff\xff\x05")
 _SHAPES: tuple[Any, ...] = (
-    [1 << 40, 84, 3],
-    [-84, -84, 3],
-    [84, 84],
-    [],
-    [84.5, 84, 3],
-    "84",
-    [[84, 84, 3]],
-    [84, 84, 1 << 62],
+    *([1 << 40, 84, 3], [-84, -84, 3], [84, 84], [], [84.5, 84, 3], "84", [[84, 84, 3]], [84, 84, 1 << 62]),
 )
 _TYPES: tuple[Any, ...] = (
-    "|O",
-    "<f8",
-    ">u1",
-    "V9999999999",
-    "S1",
-    "",
-    None,
-    b"|O",
-    [["x", "<f4"]],
-    "<U99999999",
-    "x" * 5000,
+    *("|O", "<f8", ">u1", "V9999999999", "S1", "", None, b"|O", [["x", "<f4"]], "<U99999999", "x" * 5000),
 )
+_NAMES = ("x" * 4000, "", "front/front", b"front", "seed", "reset", "\u0000", "/", "a/" * 50)
+_VALUES = [x for x in STRANGE if x != "\ud800" and (not isinstance(x, int) or abs(x) < 1 << 63)]  # msgpack writes them
 
 
 def sample(folder: Path) -> Path:
     """The message of a robot with two cameras and a state."""
     random = np.random.default_rng(0)
-    seen: dict[str, Any] = {name: random.integers(0, 256, shape, np.uint8) for name, shape in CAMERAS.items()}
-    seen |= {name: random.normal(size=width).astype(np.float32) for name, width in STATES.items()}
+    observation: dict[str, Any] = {name: random.integers(0, 256, shape, np.uint8) for name, shape in CAMERAS.items()}
+    observation |= {name: random.normal(size=width).astype(np.float32) for name, width in STATES.items()}
     path = folder / "message"
-    path.write_bytes(packed(seen))
+    path.write_bytes(packed(observation))
     return path
 
 
 def damaged(path: Path, random: np.random.Generator) -> str:
-    """Damage a message in one way; what was done."""
-    content = bytearray(path.read_bytes())
-    kind = random.random()
+    """Damage a message in one way."""
+    content, kind = bytearray(path.read_bytes()), random.random()
     if kind < 0.4:
-        mutate = BYTES[random.integers(len(BYTES))]
-        if random.random() < 0.7:  # where it says what it holds, and not in a picture
+        mutate = pick(random, BYTES)
+        if random.random() < 0.7:  # in its headers and not in a picture
             head, content, tail = content[:_HEADERS], content[_HEADERS:-_HEADERS], content[-_HEADERS:]
             head, tail = (mutate(head, random), tail) if random.random() < 0.5 else (head, mutate(tail, random))
             content = head + content + tail
@@ -66,25 +50,25 @@ def damaged(path: Path, random: np.random.Generator) -> str:
         path.write_bytes(content)
         return f"{mutate.__name__} bytes"
     if kind < 0.5:
-        lie = _LIES[random.integers(len(_LIES))]
-        place = int(random.integers(_HEADERS))
-        path.write_bytes(content[:place] + lie + content[place:])
-        return f"a length of {lie[1:5].hex()} at {place}"
+        length, place = pick(random, _LENGTHS), int(random.integers(_HEADERS))
+        path.write_bytes(content[:place] + length + content[place:])
+        return f"a length of {length[1:5].hex()} at {place}"
     message = msgpack.unpackb(bytes(content))
-    what = _WAYS[random.integers(len(_WAYS))](message, random)
+    what = pick(random, (_change_key, _change_key, _change_key, _change_key, _change_key, _nest, _multiply))(
+        message, random
+    )
     path.write_bytes(msgpack.packb(message, default=str))
     return what
 
 
 def opened(path: Path) -> Callable[[Path], str]:
-    """What reads messages: by the policy's names alone, and with all others passed over."""
+    """The function that reads messages: with the policy's names alone, and ignoring all others."""
     readers = [Reader(CAMERAS, STATES), Reader(CAMERAS, STATES, ignored=[EVERYTHING])]
 
     def use(path: Path) -> str:
         message = path.read_bytes()
-        size = len(message)
-        if any(size > reader.max_size for reader in readers):
-            return "too large"  # websockets ends such a connection before it holds the message
+        if any(len(message) > reader.max_size for reader in readers):
+            return "too large"  # websockets closes such a connection before it holds the message
         for reader in readers:
             request = reader.read(message)
             for array in (request.observation or {}).values():
@@ -94,68 +78,41 @@ def opened(path: Path) -> Callable[[Path], str]:
     return use
 
 
-def _key(message: dict[Any, Any], random: np.random.Generator) -> Any:
-    keys = list(message)
-    return keys[random.integers(len(keys))]
+def _change_key(message: dict[Any, Any], random: np.random.Generator) -> str:
+    """Change the value, name, shape or type of one key, or remove a part of it."""
+    key, kind = pick(random, list(message)), int(random.integers(6))
+    if kind == 0:
+        message[key] = pick(random, _VALUES)
+        return f"{key} = {str(message[key])[:30]!r}"
+    if kind == 1:
+        name = pick(random, _NAMES)
+        message[name] = message.pop(key)
+        return f"{key} is named {str(name)[:20]!r}"
+    if kind == 2:
+        code = pick(random, (0, 5, 127))
+        message[key] = msgpack.ExtType(code, bytes(pick(random, (0, 1, 100_000))))
+        return f"{key} is an extension {code}"
+    if kind == 3:
+        part = pick(random, list(message[key]))
+        del message[key][part]
+        return f"{key} without {part!r}"
+    part, values = ((b"shape", _SHAPES), (b"dtype", _TYPES))[kind - 4]
+    message[key][part] = pick(random, values)
+    return f"{key}: {part.decode()} {str(message[key][part])[:20]}"
 
 
-def _another_value(message: dict[Any, Any], random: np.random.Generator) -> str:
-    key = _key(message, random)
-    values = [value for value in STRANGE if not isinstance(value, int) or abs(value) < 1 << 63]
-    values = [value for value in values if value != "\ud800"]  # msgpack writes no such text
-    message[key] = values[random.integers(len(values))]
-    return f"{key} = {str(message[key])[:30]!r}"
-
-
-def _another_key(message: dict[Any, Any], random: np.random.Generator) -> str:
-    key = _key(message, random)
-    names = ("x" * 4000, "", "front/front", b"front", "seed", "reset", "\u0000", "/", "a/" * 50)
-    name = names[random.integers(len(names))]
-    message[name] = message.pop(key)
-    return f"{key} is named {str(name)[:20]!r}"
-
-
-def _another_shape(message: dict[Any, Any], random: np.random.Generator) -> str:
-    key = _key(message, random)
-    message[key][b"shape"] = _SHAPES[random.integers(len(_SHAPES))]
-    return f"{key} of shape {message[key][b'shape']}"
-
-
-def _another_type(message: dict[Any, Any], random: np.random.Generator) -> str:
-    key = _key(message, random)
-    message[key][b"dtype"] = _TYPES[random.integers(len(_TYPES))]
-    return f"{key} of type {str(message[key][b'dtype'])[:20]}"
-
-
-def _without(message: dict[Any, Any], random: np.random.Generator) -> str:
-    key = _key(message, random)
-    part = _key(message[key], random)
-    del message[key][part]
-    return f"{key} without {part!r}"
-
-
-def _deep(message: dict[Any, Any], random: np.random.Generator) -> str:
-    levels, node = int(random.choice([3, 5, 100, 400])), message
+def _nest(message: dict[Any, Any], random: np.random.Generator) -> str:
+    levels, node = pick(random, (3, 5, 100, 400)), message
     for _ in range(levels):
         node["in"] = {}
         node = node["in"]
-    return f"{levels} maps in maps"
+    return f"{levels} nested maps"
 
 
-def _many(message: dict[Any, Any], random: np.random.Generator) -> str:
-    count = int(random.choice([100, 250, 300, 50_000]))
+def _multiply(message: dict[Any, Any], random: np.random.Generator) -> str:
+    count = pick(random, (100, 250, 300, 50_000))
     if random.random() < 0.5:
         message |= {f"k{number}": number for number in range(count)}
         return f"{count} keys"
     message["many"] = [[] for _ in range(count)]
     return f"{count} lists"
-
-
-def _extension(message: dict[Any, Any], random: np.random.Generator) -> str:
-    key = _key(message, random)
-    code = int(random.choice([0, 5, 127]))
-    message[key] = msgpack.ExtType(code, bytes(int(random.choice([0, 1, 100_000]))))
-    return f"{key} is an extension {code}"
-
-
-_WAYS = (_another_value, _another_key, _another_shape, _another_type, _without, _deep, _many, _extension)

@@ -1,4 +1,4 @@
-"""Runs that take a second, and what is the same of two of them."""
+"""Runs that take a second, and the comparison of two of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "compiled": ("agent=gtp", "training.eval_episodes=0", "training.engine=compile"),
     "compiled_seeds": ("agent=gtp_bc", "training.seeds=2", "training.eval_episodes=0", "training.engine=compile"),
 }
-"""What is trained: name to settings beside the common ones."""
+"""Kinds of runs: name to settings beside the common ones."""
 
 
 def store(*, cameras: int = 0, frames: int = 70, seed: int = 0) -> Store:
@@ -56,7 +56,7 @@ def store(*, cameras: int = 0, frames: int = 70, seed: int = 0) -> Store:
 
 
 def data(folder: Path) -> None:
-    """Write what the runs learn from: `states.h5`, `pixels.h5`, and `foreign.hdf5`, which is to be unpacked."""
+    """Write the data sets: `states.h5`, `pixels.h5`, and `foreign.hdf5`, which is to be unpacked."""
     folder.mkdir(parents=True, exist_ok=True)
     native.write(folder / "states.h5", store())
     native.write(folder / "pixels.h5", store(cameras=1))
@@ -64,13 +64,13 @@ def data(folder: Path) -> None:
 
 
 def words(kind: str, data: Path, run: Path, *more: str) -> list[str]:
-    """The command line that trains a run of a kind; with `--resume` behind it, that goes on with it."""
+    """The command line that trains a run of a kind; `--resume` after it resumes the run."""
     file = data / ("pixels.h5" if kind == "pixels" else "states.h5")
     return ["train", *_SMALL, f"task.dataset={file}", f"run_dir={run}", *KINDS[kind], *more]
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two runs that should be one: tensors, metrics, results, files. Times may differ."""
+    """What differs between two runs that should be equal: tensors, metrics, results, files. Times may differ."""
     found: list[str] = []
     places = sorted(path.parent.relative_to(one) for path in one.rglob("metrics.jsonl"))
     if not places:
@@ -93,7 +93,7 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def whole(run: Path) -> dict[str, int]:
-    """The newest step of which each run in a folder has a whole checkpoint."""
+    """The step of the newest undamaged checkpoint of each run in a folder."""
     places = sorted({path.parent for path in run.rglob("checkpoints/step_*")})
     newest = {str(place.relative_to(run)): checkpoint.newest(place) for place in places}
     return {place: int(path.name.removeprefix("step_")) for place, path in newest.items() if path}

@@ -1,4 +1,4 @@
-"""scripts/torture, a tenth of it: killed trainings go on as if nothing had been, damaged inputs end in a sentence."""
+"""A tenth of scripts/torture: killed trainings resume bit-equal, damaged inputs end in an error message."""
 
 import os
 import re
@@ -15,22 +15,23 @@ from gtp_vision.core.errors import GtpVisionError
 from torture import messages
 
 
-def test_killed_runs_go_on_bit_for_bit_and_damage_is_told() -> None:
-    asked = ["--kills", "5", "--real", "1", "--fault", "the clock jumps", "--inputs", "120"]
-    told = subprocess.run(
-        [sys.executable, "-P", "-m", "torture", *asked],
+@pytest.mark.processes
+def test_killed_runs_resume_bit_equal_and_damage_is_refused() -> None:
+    options = ["--kills", "5", "--real", "1", "--fault", "the clock jumps", "--inputs", "120"]
+    ran = subprocess.run(
+        [sys.executable, "-P", "-m", "torture", *options],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=500,
         check=False,
     )
-    wanted = (
+    expected = (
         r"torture: 5 kills, 5 bit-equal resumptions; 120 mutated inputs, 0 tracebacks, 0 hangs, "
         r"slowest \d\.\d s, peak \d+ MB; faults: 1 of 1"
     )
-    assert re.fullmatch(wanted, told.stdout.splitlines()[-1]), told.stdout + told.stderr
-    assert told.returncode == 0
+    assert re.fullmatch(expected, ran.stdout.splitlines()[-1]), ran.stdout + ran.stderr
+    assert ran.returncode == 0
 
 
 def ending(use: Callable[[Path], str], path: Path) -> str:
@@ -40,7 +41,7 @@ def ending(use: Callable[[Path], str], path: Path) -> str:
         return "refused" if "\n" not in str(error) else "no sentence"
 
 
-def test_damage_is_done_to_messages(tmp_path: Path) -> None:
+def test_messages_are_damaged(tmp_path: Path) -> None:
     sample = messages.sample(tmp_path)
     use, good, ends = messages.opened(sample), sample.read_bytes(), set()
     assert use(sample) == "sound"
@@ -54,7 +55,7 @@ def test_damage_is_done_to_messages(tmp_path: Path) -> None:
     assert use(sample) == "too large"
 
 
-def test_a_bad_end_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_ends_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torture import inputs, watched
 
     def used(path: Path) -> str:
@@ -69,6 +70,6 @@ def test_a_bad_end_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     kind = inputs.Kind(1, messages.sample, messages.damaged, lambda sample: used)
     monkeypatch.setitem(watched.KINDS, "bad", kind)
-    found = watched.damage_inputs(5, tmp_path, 0, lambda told: None, kinds=["bad"])
+    found = watched.damage_inputs(5, tmp_path, 0, lambda sentence: None, kinds=["bad"])
     assert dict(found.ends) == {"traceback": 1, "no sentence": 1, "crash": 1, "sound": 2}
     assert len(found.bad) == 3

@@ -1,4 +1,4 @@
-"""A process that uses inputs, one after another, watched by this one: its time, its memory, its end."""
+"""A worker process that uses inputs one after another, and its time, memory and end as this process measures them."""
 
 from __future__ import annotations
 
@@ -23,20 +23,15 @@ from gtp_vision.core.errors import GtpVisionError
 from torture.inputs import KINDS, Kind, copied
 
 _HANG = 5.0  # seconds of work
-_WAIT = 30.0  # seconds on a machine that is busy with others
-_SAFE = 3_000_000_000  # bytes beyond what the process has: more than any input may take, less than the machine has
+_WAIT = 30.0  # seconds on a busy machine
+_LIMIT = 3_000_000_000  # bytes beyond what the worker holds: more than any input may take, less than the machine has
+_FRESH = 60_000_000  # bytes of a child process that has just been started, before it has seen the input
+_BAD = ("hang", "crash", "traceback", "no sentence")
 
 
 @dataclass
 class Findings:
-    """What came of inputs.
-
-    Attributes:
-        ends: how often each end was met.
-        peak: most bytes that one took.
-        slowest: seconds of work that one took.
-        bad: a sentence about each that should not have happened.
-    """
+    """Results of inputs: how often each end was met, the most bytes and seconds of one, a sentence per bad end."""
 
     ends: Counter[str] = field(default_factory=Counter)
     peak: int = 0
@@ -60,46 +55,44 @@ class Worker:
 
     Args:
         kind: of the inputs.
-        sample: a good one.
-        log: file that gets what it says.
+        sample: an undamaged one.
+        log: file that gets its output.
     """
 
     def __init__(self, kind: Kind, sample: Path, log: Path) -> None:
-        asks, self._ask = os.pipe()
+        requests, self._requests = os.pipe()
         self._answers, answers = os.pipe()
         self.process = os.fork()
         if not self.process:
-            os.close(self._ask)
+            os.close(self._requests)
             os.close(self._answers)
-            _serve(kind, sample, log, asks, answers)
-        os.close(asks)
+            _serve(kind, sample, log, requests, answers)
+        os.close(requests)
         os.close(answers)
         self._answer(300.0)  # it is ready
 
     def use(self, path: Path) -> tuple[str, float, int]:
-        """How an input ended, the seconds of work and the bytes of memory that it took.
+        """The end of an input, its seconds of work and its bytes of memory.
 
-        A `hang` or a `crash` is the end of the worker, too.
+        A `hang` or a `crash` also ends the worker.
         """
         before = {process.pid: _memory(process.pid)[0] for process in self._all()}
         for process in before:
             with contextlib.suppress(OSError):
-                Path(f"/proc/{process}/clear_refs").write_text("5")  # forget the most that was held
+                Path(f"/proc/{process}/clear_refs").write_text("5")  # reset the peak
         worked, began = self._work(), time.monotonic()
-        os.write(self._ask, str(path).encode() + b"\n")
-        end = ""
-        while not end:
-            end = self._answer(0.25)
-            spent = self._work() - worked
-            waited = time.monotonic() - began
-            if not end and (spent > _HANG or waited > _WAIT):
+        os.write(self._requests, str(path).encode() + b"\n")
+        while not (end := self._answer(0.25)):
+            if self._work() - worked > _HANG or time.monotonic() - began > _WAIT:
+                spent = self._work() - worked
                 self.kill()
                 return "hang", spent, 0
+        spent = self._work() - worked
         peak = sum(max(0, _memory(p.pid)[1] - before.get(p.pid, _FRESH)) for p in self._all())
         return end, spent, peak
 
     def kill(self) -> None:
-        """End it and all that it has started."""
+        """End it and all processes that it has started."""
         for process in self._all():
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -120,27 +113,23 @@ class Worker:
         return total
 
     def _answer(self, seconds: float) -> str:
-        ready, _, _ = select.select([self._answers], [], [], seconds)
-        if not ready:
+        if not select.select([self._answers], [], [], seconds)[0]:
             return ""
-        said = os.read(self._answers, 1 << 16)
-        return json.loads(said) if said else "crash"
+        answer = os.read(self._answers, 1 << 16)
+        return json.loads(answer) if answer else "crash"
 
 
-_FRESH = 60_000_000  # bytes of a process apart that has just been started, before it has seen the input
-
-
-def _memory(process: int) -> tuple[int, int]:
-    """Bytes that a process holds, and the most that it held."""
-    try:
+def _memory(process: int | str, *names: str) -> list[int]:
+    """Bytes of memory of a process by their names in its status; what it holds and the most that it held."""
+    names = names or ("VmRSS", "VmHWM")
+    with contextlib.suppress(OSError, KeyError):
         status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
-        return 1024 * int(status["VmRSS"].split()[0]), 1024 * int(status["VmHWM"].split()[0])
-    except (OSError, KeyError):
-        return 0, 0
+        return [1024 * int(status[name].split()[0]) for name in names]
+    return [0] * len(names)
 
 
-def _serve(kind: Kind, sample: Path, log: Path, asks: int, answers: int) -> None:
-    """The fork: a path in, a word out."""
+def _serve(kind: Kind, sample: Path, log: Path, requests: int, answers: int) -> None:
+    """The fork: a path in, the end out."""
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -149,13 +138,10 @@ def _serve(kind: Kind, sample: Path, log: Path, asks: int, answers: int) -> None
         os.dup2(handle, 2)
         os.environ |= {"TQDM_DISABLE": "1", "GTP_VISION_PATIENCE": "4"}
         use = kind.opened(sample)
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        held = next(
-            int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "VmData" in line
-        )
-        resource.setrlimit(resource.RLIMIT_DATA, (1024 * held + _SAFE, hard))
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (_memory("self", "VmData")[0] + _LIMIT, hard))
         os.write(answers, json.dumps("ready").encode())
-        with os.fdopen(asks) as paths:
+        with os.fdopen(requests) as paths:
             for line in paths:
                 os.write(answers, json.dumps(_end(use, Path(line.rstrip("\n")))).encode())
     except BaseException:
@@ -180,49 +166,49 @@ def damage_inputs(
 
     Args:
         count: how many.
-        folder: for samples, copies and what is said; those that end badly stay there.
+        folder: for samples, copies and logs; inputs that end badly stay there.
         seed: of the damage.
-        tell: is given a sentence about each kind, and each bad end.
+        tell: is called with a sentence about each kind, and each bad end.
         kinds: names in `KINDS`; None is all.
     """
     chosen = {name: KINDS[name] for name in kinds or KINDS}
     shares = np.cumsum([0, *(kind.share for kind in chosen.values())])
-    cuts = np.round(shares / shares[-1] * count).astype(int)
-    whole = Findings()
-    for place, (name, kind) in enumerate(chosen.items()):
-        found = _of_kind(name, kind, int(cuts[place + 1] - cuts[place]), folder / name.replace(" ", "_"), seed, tell)
-        ends = ", ".join(f"{number} {end}" for end, number in sorted(found.ends.items()))
-        tell(f"inputs: {name}: {ends}; at most {found.slowest:.1f} s of work, {found.peak / 1e6:.0f} MB")
-        whole += found
-    return whole
+    counts = np.diff(np.round(shares / shares[-1] * count).astype(int))
+    total = Findings()
+    for (name, kind), number in zip(chosen.items(), counts, strict=True):
+        findings = _of_kind(name, kind, int(number), folder / name.replace(" ", "_"), seed, tell) if number else None
+        if findings:
+            ends = ", ".join(f"{number} {end}" for end, number in sorted(findings.ends.items()))
+            tell(f"inputs: {name}: {ends}; at most {findings.slowest:.1f} s of work, {findings.peak / 1e6:.0f} MB")
+            total += findings
+    return total
 
 
 def _of_kind(name: str, kind: Kind, count: int, folder: Path, seed: int, tell: Callable[[str], None]) -> Findings:
-    found = Findings()
-    if not count:
-        return found
+    findings = Findings()
     (folder / "sample").mkdir(parents=True)
     sample = kind.sample(folder / "sample")
     worker = Worker(kind, sample, folder / "worker.log")
     try:
         end, _, _ = worker.use(copied(sample, folder / "undamaged"))
         if end != "sound":
-            found.bad.append(f"{name}: the sample itself ends in: {end}")
+            findings.bad.append(f"{name}: the sample itself ends in: {end}")
+            tell(findings.bad[-1])
         for number in range(count):
             path = copied(sample, folder / str(number))
             what = kind.damaged(path, np.random.default_rng([seed, number]))
             end, spent, peak = worker.use(path)
             word = end.partition(":")[0]
-            found += Findings(Counter({word: 1}), peak, spent)
-            if word in ("hang", "crash", "traceback", "no sentence"):
-                found.bad.append(f"{name} {number} ({what}): {end}")
-                tell(f"{name} {number} ({what}): {word}: {end.strip().splitlines()[-1]}")
-                (folder / str(number) / "end.txt").write_text(end)
-                if word in ("hang", "crash"):
-                    worker.kill()
-                    worker = Worker(kind, sample, folder / "worker.log")
-            else:
+            findings += Findings(Counter({word: 1}), peak, spent)
+            if word not in _BAD:
                 shutil.rmtree(folder / str(number), ignore_errors=True)
+                continue
+            findings.bad.append(f"{name} {number} ({what}): {end}")
+            tell(f"{name} {number} ({what}): {word}: {end.strip().splitlines()[-1]}")
+            (folder / str(number) / "end.txt").write_text(end)
+            if word in ("hang", "crash"):
+                worker.kill()
+                worker = Worker(kind, sample, folder / "worker.log")
     finally:
         worker.kill()
-    return found
+    return findings

@@ -1,7 +1,5 @@
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +9,12 @@ import torch
 from torch import nn
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.manifest import write_manifest
+from gtp_vision.core.names import __version__
 from gtp_vision.training import checkpoint
 
 
-def _trained(width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer]:
+def trained(width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(width)
     module = nn.Linear(3, width)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
@@ -23,86 +23,82 @@ def _trained(width: int = 4) -> tuple[nn.Module, torch.optim.Optimizer]:
     return module, optimizer
 
 
-def test_parameters_and_moments_come_back_bit_for_bit(tmp_path: Path) -> None:
-    module, optimizer = _trained()
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_parameters_and_moments_are_restored_bit_for_bit(tmp_path: Path) -> None:
+    module, optimizer = trained()
     path = checkpoint.save(tmp_path, 7, module, optimizer, {"note": "x"})
+    assert names(path) == {"agent.safetensors", "optimizer.safetensors", "state.json", "manifest.json"}
     other = nn.Linear(3, 4)
     other_optimizer = torch.optim.Adam(other.parameters(), lr=0.1)
     state = checkpoint.load(path, other, other_optimizer)
-    assert state == {"step": 7, "note": "x"}
+    assert state == {"step": 7, "format": checkpoint.FORMAT, "version": __version__, "note": "x"}
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             assert torch.equal(value, other_optimizer.state_dict()["state"][index][name]), name
 
 
-def test_nothing_is_pickled(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, 1, *_trained(), {})
-    assert {file.name for file in path.iterdir()} == {
-        "agent.safetensors",
-        "optimizer.safetensors",
-        "state.json",
-        "manifest.json",
-    }
-
-
-def test_the_newest_are_kept_and_best_outlives_them(tmp_path: Path) -> None:
-    module, optimizer = _trained()
+def test_the_newest_and_the_best_are_kept_and_later_steps_forgotten(tmp_path: Path) -> None:
+    module, optimizer = trained()
     checkpoint.save(tmp_path, 1, module, optimizer, {}, keep=2)
     checkpoint.link(tmp_path, "best", tmp_path / "step_1")
     for step in (2, 3, 10):
         checkpoint.save(tmp_path, step, module, optimizer, {}, keep=2)
-    assert {path.name for path in tmp_path.iterdir()} == {"step_1", "step_3", "step_10", "last", "best"}
+    assert names(tmp_path) == {"step_1", "step_3", "step_10", "last", "best"}
     assert (tmp_path / "last").resolve().name == "step_10"
     assert checkpoint.newest(tmp_path) == tmp_path / "step_10"
-
-
-def test_what_comes_after_the_step_that_is_gone_on_from_is_removed(tmp_path: Path) -> None:
-    module, optimizer = _trained()
-    for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step, module, optimizer, {}, keep=None)
-    checkpoint.link(tmp_path, "best", tmp_path / "step_1")
-    checkpoint.forget_after(tmp_path, 2)
-    assert {path.name for path in tmp_path.iterdir()} == {"step_1", "step_2", "best"}
+    checkpoint.forget_after(tmp_path, 3)
+    assert names(tmp_path) == {"step_1", "step_3", "best"}
     checkpoint.forget_after(tmp_path, 0)
-    assert not list(tmp_path.iterdir())
+    assert not names(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest"])
-def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, damage: str) -> None:
-    module, optimizer = _trained()
+@pytest.mark.parametrize("damage", ["cut", "flip", "missing", "manifest", "entry"])
+def test_a_damaged_checkpoint_is_refused_and_skipped(tmp_path: Path, damage: str) -> None:
+    module, optimizer = trained()
     checkpoint.save(tmp_path, 1, module, optimizer, {})
     path = checkpoint.save(tmp_path, 2, module, optimizer, {})
-    weights = path / "agent.safetensors"
+    weights, manifest = path / "agent.safetensors", path / "manifest.json"
     raw = weights.read_bytes()
-    if damage == "cut":
-        weights.write_bytes(raw[:-1])
-    elif damage == "flip":
-        weights.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    if damage in ("cut", "flip"):
+        weights.write_bytes(raw[:-1] + (b"" if damage == "cut" else bytes([raw[-1] ^ 1])))
     elif damage == "missing":
         weights.unlink()
     else:
-        (path / "manifest.json").write_text("{")
+        entries = json.loads(manifest.read_text())
+        del entries["agent.safetensors"]
+        manifest.write_text("{" if damage == "manifest" else json.dumps(entries))
     assert checkpoint.newest(tmp_path) == tmp_path / "step_1"
     with pytest.raises(GtpVisionError, match=r"step_2.*damaged"):
         checkpoint.load(path, module)
 
 
 def test_another_architecture_is_refused_with_the_tensor(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, 1, *_trained(4), {})
-    with pytest.raises(
-        GtpVisionError, match=r"another architecture: 2 tensors differ, first 'bias' \(\(4,\) F32 in the file"
-    ):
+    path = checkpoint.save(tmp_path, 1, *trained(4), {})
+    with pytest.raises(GtpVisionError, match=r"architecture: 2 tensors differ, first 'bias' \(\(4,\) F32 in the file"):
         checkpoint.load(path, nn.Linear(3, 5))
 
 
-def test_a_path_out_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
-    module, optimizer = _trained()
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ({"format": 2, "version": "0.9.3"}, r"gtp-vision 0\.9\.3 in checkpoint format 2"),
+        ({"format": "x"}, r"gtp-vision 0\.1\.0 in checkpoint format x"),
+        ({"version": "0.1.0"}, ""),  # the first version wrote no format
+    ],
+)
+def test_another_format_is_refused_with_the_version(tmp_path: Path, state: dict, words: str) -> None:
+    module, optimizer = trained()
     path = checkpoint.save(tmp_path, 1, module, optimizer, {})
-    manifest = json.loads((path / "manifest.json").read_text())
-    del manifest["agent.safetensors"]
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(GtpVisionError, match=r"agent\.safetensors"):
+    (path / "state.json").write_text(json.dumps({"step": 1} | state))
+    write_manifest(path)
+    if not words:
+        assert checkpoint.load(path, module, optimizer)["step"] == 1
+        return
+    with pytest.raises(GtpVisionError, match=words):
         checkpoint.load(path, module)
 
 
@@ -130,34 +126,22 @@ sys.exit(1)
 """
 
 
-def _fill(folder: Path, how: str) -> str:
-    ran = subprocess.run([sys.executable, "-c", _FILL, str(folder), how], capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout
-
-
-def test_a_file_that_may_not_grow_loses_no_checkpoint(tmp_path: Path) -> None:
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY, "the test sets its own limit"
-    assert signal.getsignal(signal.SIGXFSZ) is not None
-    message = _fill(tmp_path, "limit")
-    assert "checkpoint 2 could not be written" in message
-    assert "--resume from step_1" in message
-    assert {path.name for path in tmp_path.iterdir()} == {"step_1", "last"}
-    assert checkpoint.problem(tmp_path / "step_1") == ""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-def test_a_full_disk_loses_no_checkpoint(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)], check=False).returncode:
-        pytest.skip("this machine allows no mount")
+@pytest.mark.processes
+@pytest.mark.parametrize("how", ["limit", "disk"])
+def test_a_full_disk_loses_no_checkpoint(tmp_path: Path, how: str) -> None:
+    if how == "disk":
+        mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(tmp_path)]
+        if os.geteuid() or subprocess.run(mount, check=False).returncode:
+            pytest.skip("this machine does not allow to mount a disk")
     try:
-        message = _fill(disk, "disk")
-        assert "could not be written" in message
-        assert "No space left" in message
-        kept = checkpoint.newest(disk)
-        assert kept is not None
-        assert not [path for path in disk.iterdir() if path.name.endswith(".part")]
+        ran = subprocess.run([sys.executable, "-c", _FILL, str(tmp_path), how], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert "could not be written" in ran.stdout
+        assert "No space left" in ran.stdout or how == "limit"
+        newest = checkpoint.newest(tmp_path)
+        assert newest is not None
+        assert f"--resume from {newest.name}" in ran.stdout
+        assert not [name for name in names(tmp_path) if name.endswith(".part")]
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        if how == "disk":
+            subprocess.run(["umount", str(tmp_path)], check=True)

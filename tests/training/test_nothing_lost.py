@@ -1,4 +1,4 @@
-"""What kills, damage and second trainings leave of a run folder."""
+"""Run folders after signals, kills, damage and second trainings."""
 
 import json
 import os
@@ -13,19 +13,20 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gtp_vision.cli.main import main
 from gtp_vision.config.compose import from_command_line
 from gtp_vision.config.schema import Config
+from gtp_vision.core import manifest
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
-from gtp_vision.training import checkpoint, trainer
-from gtp_vision.training import eager as updates
+from gtp_vision.training import checkpoint, eager, trainer
 from gtp_vision.training.build import Components
-from gtp_vision.training.processes import report_lost_ranks
+from gtp_vision.training.ranks import report_lost_ranks
 
+pytestmark = pytest.mark.trains
 SMALL = [
     *("task=own", "task.name=small", "agent=gtp", "encoder=state", "training.device=cpu", "training.eval_episodes=0"),
     *("training.batch_size=8", "training.log_every=4", "training.checkpoint_every=3", "agent.policy.hidden=[16]"),
@@ -40,7 +41,7 @@ def data(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
+    """An undisturbed run."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     trainer.train(config_of(data, folder), progress=False)
     return folder
@@ -48,7 +49,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def finished(whole: Path, config: Config) -> Config:
-    """The configuration of a copy of it."""
+    """The configuration of a copy of `whole`."""
     shutil.copytree(whole, config.run_dir, symlinks=True)
     return config
 
@@ -75,69 +76,52 @@ def assert_equal_runs(one: Path, other: Path) -> None:
     assert timeless(one) == timeless(other)
 
 
-def strike(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
-    """Send this process a signal in the middle of a step."""
-    plain = updates.Eager.step
-
-    def struck(engine: updates.Eager, now: int, fetched: Any) -> Any:
-        if now + 1 == step:
-            os.kill(os.getpid(), number)
-        return plain(engine, now, fetched)
-
-    monkeypatch.setattr(updates.Eager, "step", struck)
-
-
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
-def test_each_signal_ends_a_run_with_a_checkpoint_and_its_lines_come_out_as_if_it_had_not(
+def test_a_signal_ends_a_run_with_a_checkpoint_and_it_resumes_bit_equal(
     whole: Path, config: Config, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
+    plain = eager.Eager.step
+
+    def send(engine: eager.Eager, step: int, fetched: Any) -> Any:
+        if step == 5:
+            os.kill(os.getpid(), number)
+        return plain(engine, step, fetched)
+
     with monkeypatch.context() as patched:
-        strike(patched, 6, number)
-        with pytest.raises(trainer.InterruptedRunError) as told:
+        patched.setattr(eager.Eager, "step", send)
+        with pytest.raises(trainer.InterruptedRunError, match="step 6 of 10") as raised:
             trainer.train(config, progress=False)
-    assert told.value.exit_status == 130
-    assert "stopped at step 6 of 10" in str(told.value)
+    assert raised.value.exit_status == 130
     trainer.train(config, resume=True, progress=False)
     assert [line["step"] for line in timeless(Path(config.run_dir))] == [4, 8, 10]
     assert_equal_runs(whole, Path(config.run_dir))
 
 
-def test_a_damaged_checkpoint_is_named_when_it_is_passed_over(
+def test_a_damaged_checkpoint_is_named_and_skipped(
     whole: Path, finished: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = finished
-    newest = Path(config.run_dir) / "checkpoints" / "step_10"
+    newest = Path(finished.run_dir) / "checkpoints" / "step_10"
     weights = bytearray((newest / "agent.safetensors").read_bytes())
     weights[-1] ^= 1
     (newest / "agent.safetensors").write_bytes(weights)
-    trainer.train(config, resume=True, progress=False)
-    told = capsys.readouterr()
-    assert (
-        f"warning: the checkpoint {newest} is damaged: {newest / 'agent.safetensors'} is not what was written"
-        in told.err
-    )
-    assert "going on from step 9" in told.out
-    assert_equal_runs(whole, Path(config.run_dir))
-
-
-def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_over_them(finished: Config) -> None:
-    checkpoints = Path(finished.run_dir) / "checkpoints"
-    held = sorted(path.name for path in checkpoints.glob("step_*"))
-    for name in held:
-        (checkpoints / name / "manifest.json").write_text("[]")
-    with pytest.raises(GtpVisionError, match=r"step_10 is damaged: .* no whole one; start over with --overwrite"):
-        trainer.train(finished, resume=True, progress=False)
-    assert sorted(path.name for path in checkpoints.glob("step_*")) == held
-
-
-def test_links_are_those_of_the_step_that_is_gone_on_from(finished: Config) -> None:
-    checkpoints = Path(finished.run_dir) / "checkpoints"
-    checkpoint.link(checkpoints, "last", checkpoints / "step_9")  # as a kill leaves it between rename and link
     trainer.train(finished, resume=True, progress=False)
-    assert (checkpoints / "last").resolve().name == "step_10"
+    printed = capsys.readouterr()
+    assert f"the checkpoint {newest} is damaged: {newest / 'agent.safetensors'} differs" in printed.err
+    assert "from step 9" in printed.out
+    assert_equal_runs(whole, Path(finished.run_dir))
 
 
-def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(
+def test_a_run_without_an_undamaged_checkpoint_is_not_started_over(finished: Config) -> None:
+    checkpoints = Path(finished.run_dir) / "checkpoints"
+    before = sorted(path.name for path in checkpoints.glob("step_*"))
+    for name in before:
+        (checkpoints / name / "manifest.json").write_text("[]")
+    with pytest.raises(GtpVisionError, match=r"step_10 is damaged: .* start over with --overwrite"):
+        trainer.train(finished, resume=True, progress=False)
+    assert sorted(path.name for path in checkpoints.glob("step_*")) == before
+
+
+def test_temporary_files_of_killed_processes_are_removed_and_links_corrected(
     finished: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(finished.run_dir)
@@ -149,12 +133,13 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     (run / "checkpoints" / f".last.{dead}.link").symlink_to("step_10")
     (run / "checkpoints" / "step_10").rename(run / "checkpoints" / f".step_10.{dead}.old")
     (run / f".report.html.{alive}.part").write_text("<html>")
+    checkpoint.link(run / "checkpoints", "last", run / "checkpoints" / "step_9")  # as a kill before the link leaves it
     trainer.train(finished, resume=True, progress=False)
-    told = capsys.readouterr()
-    assert f"removed what a killed process left half written: .results.json.{dead}.part" in told.err
-    assert "going on from step 10" in told.out
-    hidden = {path.name for path in run.rglob(".*")} - {".lock"}
-    assert hidden == {f".report.html.{alive}.part"}
+    printed = capsys.readouterr()
+    assert f".results.json.{dead}.part" in printed.err
+    assert "from step 10" in printed.out
+    assert {path.name for path in run.rglob(".*")} - {".lock"} == {f".report.html.{alive}.part"}
+    assert (run / "checkpoints" / "last").resolve().name == "step_10"
 
 
 @pytest.mark.parametrize("how", ["--overwrite", "--resume"])
@@ -165,13 +150,12 @@ def test_a_second_training_in_a_folder_is_refused(
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with FileLock(run / ".lock"):
         more = [str(run)] if how == "--resume" else [*SMALL, f"task.dataset={data}", f"run_dir={run}"]
-        assert main.main(["train", how, *more]) == 2
-    assert f"another process trains in {run}; wait for it" in capsys.readouterr().err
+        assert main(["train", how, *more]) == 2
+    assert f" trains in {run}; wait for it" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    trainer.train(finished, overwrite=True, progress=False)
 
 
-def test_of_two_that_begin_the_slower_is_refused(config: Config, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slower_of_two_that_begin_is_refused(config: Config, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = trainer.build
 
     def slow(*arguments: Any, **more: Any) -> Components:
@@ -180,14 +164,14 @@ def test_of_two_that_begin_the_slower_is_refused(config: Config, data: Path, mon
         return plain(*arguments, **more)
 
     monkeypatch.setattr(trainer, "build", slow)
-    with pytest.raises(GtpVisionError, match="holds a run already"):
+    with pytest.raises(GtpVisionError, match="already holds a run"):
         trainer.train(config, progress=False)
     assert checkpoint.newest(Path(config.run_dir) / "checkpoints") is not None
 
 
-def test_an_error_of_the_machine_is_no_lost_process(tmp_path: Path) -> None:
+def test_an_error_in_one_process_is_not_a_lost_rank(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="connection closed"), report_lost_ranks(tmp_path):
-        raise RuntimeError("connection closed by peer")  # of one process alone
+        raise RuntimeError("connection closed by peer")
 
 
 STATES = {
@@ -197,54 +181,36 @@ STATES = {
     "no seconds": {"step": 10},
     "endless seconds": {"step": 10, "train_seconds": float("inf")},
 }
-
-
-@pytest.mark.parametrize("state", sorted(STATES))
-def test_a_state_that_somebody_wrote_is_refused_in_a_sentence(
-    finished: Config, state: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = Path(finished.run_dir) / "checkpoints" / "step_10"
-    (path / "state.json").write_text(json.dumps(STATES[state]))
-    reseal(path)
-    assert main.main(["train", "--resume", finished.run_dir]) == 2
-    assert "state.json" in capsys.readouterr().err
-
-
-def reseal(folder: Path) -> None:
-    """As somebody would who wants a checkpoint of his to be believed."""
-    from gtp_vision.core import manifest
-
-    (folder / "manifest.json").unlink()
-    manifest.seal(folder)
-
-
 HEADERS = {
     "huge": (1 << 60).to_bytes(8, "little") + b"{}",
     "empty": b"",
     "no JSON": (4).to_bytes(8, "little") + b"\xff\xff\xff\xff",
     "beyond the file": (60).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4]}}',
 }
+FORGED = {
+    **{name: ("state.json", json.dumps(state).encode(), "state.json") for name, state in STATES.items()},
+    **{f"agent {name}": ("agent.safetensors", header, "safetensors file") for name, header in HEADERS.items()},
+    **{f"optimizer {name}": ("optimizer.safetensors", header, "safetensors file") for name, header in HEADERS.items()},
+}
 
 
-@pytest.mark.parametrize("header", sorted(HEADERS))
-@pytest.mark.parametrize("part", ["agent", "optimizer"])
-def test_a_sealed_file_that_is_no_safetensors_is_refused(finished: Config, header: str, part: str) -> None:
+@pytest.mark.parametrize("case", FORGED)
+def test_a_forged_file_with_a_valid_manifest_is_refused(finished: Config, case: str) -> None:
+    name, content, words = FORGED[case]
     path = Path(finished.run_dir) / "checkpoints" / "step_10"
-    (path / f"{part}.safetensors").write_bytes(HEADERS[header])
-    reseal(path)
-    with pytest.raises(GtpVisionError, match="is no safetensors file"):
+    (path / name).write_bytes(content)
+    manifest.write_manifest(path)
+    with pytest.raises(GtpVisionError, match=words):
         trainer.train(finished, resume=True, progress=False)
 
 
 def test_moments_of_other_shapes_and_a_pipe_are_refused(finished: Config) -> None:
-    from safetensors.torch import save_file
-
     path = Path(finished.run_dir) / "checkpoints" / "step_10"
     moments = load_file(path / "optimizer.safetensors")
     key = sorted(name for name in moments if name.endswith(".exp_avg"))[0]
     for strange in (torch.zeros(7), moments[key].double()):
         save_file(moments | {key: strange}, path / "optimizer.safetensors")
-        reseal(path)
+        manifest.write_manifest(path)
         with pytest.raises(GtpVisionError, match=rf"holds '{key}'"):
             trainer.train(finished, resume=True, progress=False)
     (path / "state.json").unlink()

@@ -1,4 +1,4 @@
-"""One process or many: what Accelerate is told, and which rows of the global batch each process takes."""
+"""One process or several: Accelerate's settings, and the rows of the global batch of each process."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _PATIENCE = timedelta(hours=3)  # the others wait while one of each machine conv
 
 
 def accelerator_of(training: TrainingConfig) -> Accelerator:
-    """The processes that a launcher has started, or this one alone, as Accelerate sees them.
+    """Accelerate's view of the processes that a launcher has started, or of this one alone.
 
     Raises:
-        GtpVisionError: no CUDA device where one was asked for, or fewer than processes.
+        GtpVisionError: training.device=cuda without a CUDA device, or fewer devices than processes.
     """
     _check_devices(training.device)
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # Accelerate knows no other
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # Accelerate sets it
     accelerator = Accelerator(
         cpu=training.device == "cpu",
         mixed_precision="no",  # precision is the encoders' own, see `Encoder.bf16`
         kwargs_handlers=[
-            # A size that is asked for holds for the first bucket, too, which is 1 MB by default.
+            # A given size holds for the first bucket, too, which is 1 MB by default.
             DistributedDataParallelKwargs(
                 broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=_BUCKET_MB
             ),
@@ -48,11 +48,11 @@ def accelerator_of(training: TrainingConfig) -> Accelerator:
 def _check_devices(device: str) -> None:
     if device == "cpu" or not torch.cuda.is_available():
         return
-    asked, there = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if asked > there:
+    processes, devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if processes > devices:
         raise GtpVisionError(
-            f"{asked} processes were started on this machine, and it has {there} CUDA device{'s' * (there > 1)}; start "
-            f"as many processes as there are devices, or set training.device=cpu"
+            f"{processes} processes were started on this machine, which has {devices} CUDA "
+            f"device{'s' * (devices > 1)}; start as many processes as devices, or set training.device=cpu"
         )
 
 
@@ -67,39 +67,39 @@ def global_batch(training: TrainingConfig, processes: int) -> int:
     if training.batch_size % processes:
         raise GtpVisionError(
             f"training.batch_size={training.batch_size} cannot be divided over {processes} processes; make it a "
-            f"multiple, or set training.batch_per=process to give each of them so many rows"
+            f"multiple, or set training.batch_per=process to give so many rows to each"
         )
     return training.batch_size
 
 
 def batch_shares(processes: int, batch: int) -> str:
-    """A sentence about who takes what of `batch` rows; empty if there is one process."""
+    """A sentence about the rows of each process; empty if there is only one."""
     return f"{processes} processes, {batch // processes} rows each: {batch} a step" if processes > 1 else ""
 
 
 def is_first() -> bool:
-    """Whether this is the one process, or the first of those that a launcher has started."""
+    """Whether this is the only process, or the first of those that a launcher has started."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def report_lost_ranks(folder: Path) -> Iterator[None]:
-    """Tells in a sentence that another of several processes is gone: what the others then meet is a closed connection.
+    """Turn the closed connection that the end of another process leaves into an error message.
 
     Args:
         folder: of the run.
 
     Raises:
-        GtpVisionError: it is.
+        GtpVisionError: another process has ended.
     """
     try:
         yield
     except RuntimeError as error:
-        said = str(error)
-        if not torch.distributed.is_initialized() or not any(word in said.lower() for word in _LOST):
+        message = str(error)
+        if not torch.distributed.is_initialized() or not any(word in message.lower() for word in _LOST):
             raise
         raise GtpVisionError(
             f"another of the {torch.distributed.get_world_size()} processes has ended or cannot be reached "
-            f"({said.splitlines()[0][-100:]}); start them again with --resume, which goes on from the newest "
+            f"({message.splitlines()[0][-100:]}); start them again with --resume, from the newest "
             f"checkpoint in {folder / 'checkpoints'}"
         ) from error

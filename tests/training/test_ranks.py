@@ -1,4 +1,4 @@
-"""Real trainings by one, two and three processes: one configuration, one run."""
+"""The same training by one, two and three processes gives the same run."""
 
 import json
 import os
@@ -32,9 +32,10 @@ from gtp_vision.evaluation.evaluator import Evaluator, StoppedError, random_acto
 from gtp_vision.training import eager as updates
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build
-from gtp_vision.training.processes import accelerator_of, batch_shares, global_batch
+from gtp_vision.training.ranks import accelerator_of, batch_shares, global_batch
 from gtp_vision.training.run import InterruptedRunError
 
+pytestmark = pytest.mark.processes
 ENV, STATE, ACTIONS, EPISODES = "puzzle-3x3-play-singletask-task1", 55, 5, 3
 SMALL = [
     *("task=own", f"task.env={ENV}", "task.max_episode_steps=20", "encoder=state", "agent=gtp", "training.device=cpu"),
@@ -52,7 +53,7 @@ def train(folder: Path, name: str, *overrides: str, resume: bool = False) -> dic
 
 
 def communications(folder: Path) -> dict[str, int]:
-    """How often the processes speak to each other in a step of a whole GTP agent of states."""
+    """The number of collective operations in a step of a GTP agent of the default size, by their name."""
     config = from_command_line([*SMALL, f"task.dataset={folder / 'data.h5'}", f"run_dir={folder / 'none'}"])
     parts = build(config)
     for step in range(3):  # before the second the buckets are laid out anew
@@ -65,14 +66,11 @@ def communications(folder: Path) -> dict[str, int]:
 
 
 def evaluation(rank: int, world_size: int) -> tuple[str, list[int]]:
-    """What becomes of an evaluation that the last process alone is asked to stop; who is asked to act afterwards."""
-    spec, asked = EnvSpec(ENV, pixels=False, max_episode_steps=20), 0
-    acted: set[int] = set()
+    """The end of an evaluation that only the last process is requested to stop, and this process's episodes."""
+    spec, acted, calls = EnvSpec(ENV, pixels=False, max_episode_steps=20), set(), iter(range(10**9))
 
     def stop() -> bool:
-        nonlocal asked
-        asked += 1
-        return rank == world_size - 1 and asked > 2
+        return next(calls) > 1 and rank == world_size - 1
 
     def act(observation: Mapping[str, torch.Tensor], noise: EpisodeNoise) -> torch.Tensor:
         acted.update(noise.episodes)
@@ -85,25 +83,25 @@ def evaluation(rank: int, world_size: int) -> tuple[str, list[int]]:
             evaluator.run(random_actor(ACTIONS), 100, stop=stop)
         except StoppedError:
             return "stopped", sorted(acted)
-    return "went on", sorted(acted)
+    return "finished", sorted(acted)
 
 
 def interrupted(folder: Path, rank: int) -> str:
-    """What becomes of a training of which one process alone is sent SIGTERM."""
+    """The end of a training of which one process gets SIGTERM."""
 
-    def strike() -> None:
+    def send() -> None:
         lines = folder / "interrupted" / "metrics.jsonl"
         while not (lines.exists() and lines.stat().st_size):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
     if rank == 1:
-        threading.Thread(target=strike, daemon=True).start()
+        threading.Thread(target=send, daemon=True).start()
     try:
         train(folder, "interrupted", UNSEEN, "training.steps=100000", "training.checkpoint_every=100000")
     except InterruptedRunError as error:
         return str(error)
-    return "went on"
+    return "finished"
 
 
 def refused(folder: Path, *overrides: str) -> str:
@@ -115,7 +113,7 @@ def refused(folder: Path, *overrides: str) -> str:
 
 
 def recorded(folder: Path) -> set[str]:
-    """Files and folders below that this process writes, makes or renames from now on."""
+    """Paths in a folder that this process writes, makes or renames from now on."""
     wrote: set[str] = set()
 
     def see(event: str, arguments: tuple) -> None:
@@ -135,26 +133,26 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
         **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
         **{"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)},
     }
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     if processes == 2:
-        found["results"] = train(folder, "whole_2")
+        results["results"] = train(folder, "whole_2")
         train(folder, "mixed", "training.steps=2", UNSEEN)
         own = torch.arange(6.0).chunk(2)[rank]
-        found["moments"] = [float(x) for x in (*global_moments(own), global_moments(own).std)]
-        found["said"] = any_rank(rank == 0, False, device=torch.device("cpu"))
-        found["evaluation"] = evaluation(rank, processes)
-        found["interrupted"] = interrupted(folder, rank)
-        found["seeds"] = refused(folder, "training.seeds=2")
-        found["communications"] = communications(folder)
-        found["per_process"] = train(
+        results["moments"] = [float(x) for x in (*global_moments(own), global_moments(own).std)]
+        results["any"] = any_rank(rank == 0, False, device=torch.device("cpu"))
+        results["evaluation"] = evaluation(rank, processes)
+        results["interrupted"] = interrupted(folder, rank)
+        results["seeds"] = refused(folder, "training.seeds=2")
+        results["communications"] = communications(folder)
+        results["per_process"] = train(
             folder, "per_process", UNSEEN, "training.batch_per=process", "training.batch_size=6"
         )
     else:
         train(folder, "whole_3", UNSEEN)
         train(folder, "mixed", UNSEEN, resume=True)
-        found["indivisible"] = refused(folder, "training.batch_size=16")
-    found["wrote"] = wrote
-    torch.save(found, folder / f"{processes}_{rank}.pt")
+        results["indivisible"] = refused(folder, "training.batch_size=16")
+    results["wrote"] = wrote
+    torch.save(results, folder / f"{processes}_{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -166,7 +164,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def folder(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folders of one, two and three processes, and in N_RANK.pt what each of them found."""
+    """Run folders of one, two and three processes, and N_RANK.pt with the results of each rank."""
     folder = tmp_path_factory.mktemp("processes")
     native.write(folder / "data.h5", make_store((30, 40), state=STATE, actions=ACTIONS))
     torch.save({"results": train(folder, "whole_1")}, folder / "1_0.pt")
@@ -175,8 +173,7 @@ def folder(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-def told(folder: Path, processes: int, key: str) -> list[Any]:
-    """What each of so many processes found."""
+def results_of(folder: Path, processes: int, key: str) -> list[Any]:
     return [torch.load(folder / f"{processes}_{rank}.pt", weights_only=False)[key] for rank in range(processes)]
 
 
@@ -184,38 +181,34 @@ def metrics(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_equal_runs(one: Path, other: Path) -> None:
+@pytest.mark.parametrize("run", ["whole_2", "whole_3", "mixed", "per_process"])
+def test_weights_do_not_depend_on_the_number_of_processes(folder: Path, run: str) -> None:
     for part in ("agent", "optimizer"):
-        first, second = (load_file(run / "checkpoints" / "step_4" / f"{part}.safetensors") for run in (one, other))
+        first, second = (
+            load_file(folder / name / "checkpoints" / "step_4" / f"{part}.safetensors") for name in ("whole_1", run)
+        )
         assert first.keys() == second.keys()
         for name, value in first.items():
             scale = float(value.abs().max())
             torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-4 * scale + 1e-9, msg=name)
 
 
-@pytest.mark.parametrize("run", ["whole_2", "whole_3", "mixed", "per_process"])
-def test_so_many_processes_train_what_one_does(folder: Path, run: str) -> None:
-    assert_equal_runs(folder / "whole_1", folder / run)
-
-
 @pytest.mark.parametrize("run", ["whole_2", "whole_3", "mixed"])
-def test_their_metrics_are_those_of_one(folder: Path, run: str) -> None:
+def test_metrics_do_not_depend_on_the_number_of_processes(folder: Path, run: str) -> None:
     one, other = (
         {(line["step"], key): value for line in metrics(folder / name) for key, value in line.items()}
         for name in ("whole_1", run)
     )
-    extreme = ("critic/q_min", "critic/q_max")  # means over processes of each one's extreme
-    watched = [key for key in one if key[1].startswith(("loss", "actor/", "critic/", "weight/", "gradient", "eval/"))]
-    watched = [key for key in watched if key[1] not in (*extreme, "eval/seconds")]
-    watched = [key for key in watched if run == "whole_2" or not key[1].startswith("eval/")]
-    assert len(watched) > 40
-    for key in watched:
-        assert other[key] == pytest.approx(one[key], rel=2e-4, abs=1e-5), key
+    prefixes = ("loss", "actor/", "critic/", "weight/", "gradient", *(["eval/"] if run == "whole_2" else []))
+    extremes = ("critic/q_min", "critic/q_max")  # means over processes of the extreme of each
+    keys = [key for key in one if key[1].startswith(prefixes) and key[1] not in (*extremes, "eval/seconds")]
+    assert len(keys) > 40
+    assert {key: other[key] for key in keys} == pytest.approx({key: one[key] for key in keys}, rel=2e-4, abs=1e-5)
 
 
-def test_they_share_the_episodes_and_all_know_all_results(folder: Path) -> None:
-    (alone,) = told(folder, 1, "results")
-    for results in told(folder, 2, "results"):
+def test_processes_share_the_episodes_and_have_the_same_results(folder: Path) -> None:
+    (alone,) = results_of(folder, 1, "results")
+    for results in results_of(folder, 2, "results"):
         assert results["processes"] == 2
         assert results["batch"] == 12
         for name in ("episodes", "success", "length", "success_interval"):
@@ -229,38 +222,38 @@ def test_only_the_first_process_writes(folder: Path) -> None:
         run = folder / f"whole_{processes}"
         assert [line["step"] for line in metrics(run) if "loss" in line] == [1, 2, 3, 4]
         assert (run / "report.html").exists()
-        first, *others = told(folder, processes, "wrote") if processes > 1 else [{"metrics.jsonl"}]
+        first, *others = results_of(folder, processes, "wrote") if processes > 1 else [{"metrics.jsonl"}]
         assert "metrics.jsonl" in first
         assert others == [set()] * (processes - 1)
         assert not list(run.rglob("*.tmp*"))
 
 
-def test_an_evaluation_is_shared_and_ends_everywhere_when_one_process_is_asked_to_stop(folder: Path) -> None:
-    assert told(folder, 2, "evaluation") == [("stopped", [0, 2]), ("stopped", [1, 3])]
+def test_an_evaluation_is_shared_and_stops_in_all_processes(folder: Path) -> None:
+    assert results_of(folder, 2, "evaluation") == [("stopped", [0, 2]), ("stopped", [1, 3])]
 
 
-def test_a_training_ends_everywhere_when_one_process_is_asked_to_stop(folder: Path) -> None:
-    first, second = told(folder, 2, "interrupted")
+def test_a_training_stops_in_all_processes(folder: Path) -> None:
+    first, second = results_of(folder, 2, "interrupted")
     assert first == second
     step = int(first.removeprefix("stopped at step ").split()[0])
     assert (folder / "interrupted" / "checkpoints" / "last").resolve().name == f"step_{step}"
 
 
-def test_a_step_speaks_once_for_all_gradients_and_twice_for_weights(folder: Path) -> None:
-    for found in told(folder, 2, "communications"):
+def test_a_step_reduces_once_for_gradients_and_twice_for_weights(folder: Path) -> None:
+    for found in results_of(folder, 2, "communications"):
         assert found.pop("bytes") > 3e6, "the default first bucket, of 1 MB, would not hold it"
         assert found == {"c10d::allreduce_": 3}
 
 
-def test_moments_and_statements_are_of_all_processes(folder: Path) -> None:
+def test_moments_and_flags_are_of_all_processes(folder: Path) -> None:
     values = np.arange(6.0)
-    for found in told(folder, 2, "moments"):
+    for found in results_of(folder, 2, "moments"):
         assert found == pytest.approx([values.mean(), np.square(values).mean(), values.std()])
-    assert told(folder, 2, "said") == [[True, False]] * 2
+    assert results_of(folder, 2, "any") == [[True, False]] * 2
 
 
 def test_a_batch_per_process_grows_with_their_number(folder: Path) -> None:
-    for results in told(folder, 2, "per_process"):
+    for results in results_of(folder, 2, "per_process"):
         assert results["batch"] == 12
     assert global_batch(TrainingConfig(batch_size=5, batch_per="process"), 3) == 15
     assert global_batch(TrainingConfig(batch_size=6), 3) == 6
@@ -268,45 +261,42 @@ def test_a_batch_per_process_grows_with_their_number(folder: Path) -> None:
     assert batch_shares(1, 6) == ""
 
 
-def test_what_several_processes_cannot_do_is_one_sentence(folder: Path) -> None:
-    for said in told(folder, 3, "indivisible"):
-        assert said.startswith("training.batch_size=16 cannot be divided over 3 processes; make it a multiple")
-    for said in told(folder, 2, "seeds"):
-        assert said.startswith("training.seeds=2 trains in one process, and there are 2; start one process a GPU")
+def test_unsupported_settings_are_refused(folder: Path) -> None:
+    for rank in range(3):
+        assert "training.batch_size=16 cannot be divided over 3 processes" in results_of(folder, 3, "indivisible")[rank]
+    for message in results_of(folder, 2, "seeds"):
+        assert message.startswith("training.seeds=2 trains in one process, and there are 2")
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    with pytest.raises(GtpVisionError, match=r"2 processes were started .* it has 1 CUDA device; start .*device=cpu"):
+    with pytest.raises(GtpVisionError, match=r"2 processes .* 1 CUDA device.*device=cpu"):
         accelerator_of(TrainingConfig(device="auto"))
 
 
-def test_a_sweep_by_slurm_is_refused_where_there_is_none(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert main(["train", "-m", "hydra/launcher=submitit_slurm", "task=demo", "seed=0,1"]) == 2
-    assert "srun is not on the PATH" in capsys.readouterr().err
-
-
-def test_what_is_wrong_with_a_launcher_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    for overrides, words in (
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["-m", "hydra/launcher=submitit_slurm"], "srun is not on the PATH"),
         (["-m", "hydra/launcher=joblib"], "hydra/launcher/joblib"),
         (["-m", "hydra/lancher=basic"], "hydra/lancher"),
         (["-m", "hydra/launcher=basic,nope"], "hydra"),
-        (["hydra/launcher=basic"], "'hydra/launcher=basic' is about sweeps: add -m"),
-    ):
-        assert main(["train", *overrides, "task=demo", "seed=0"]) == 2
-        (said,) = capsys.readouterr().err.splitlines()
-        assert words in said
-        assert "pip install" not in said
+        (["hydra/launcher=basic"], "add -m"),
+    ],
+)
+def test_a_wrong_launcher_is_refused(
+    overrides: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert main(["train", *overrides, "task=demo", "seed=0"]) == 2
+    (message,) = capsys.readouterr().err.splitlines()
+    assert words in message
+    assert "pip install" not in message
 
 
 def test_moments_of_rows_are_taken_row_by_row() -> None:
-    x = torch.tensor([[1.0, 3.0], [2.0, 2.0]])
-    found = global_moments(x, kept=1)
-    assert found.mean.tolist() == [2, 2]
-    assert found.std.tolist() == [1, 0]
+    moments = global_moments(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), leading=1)
+    assert (moments.mean.tolist(), moments.std.tolist()) == ([2, 2], [1, 0])
     assert global_moments(torch.tensor([1.0, 1.0, 0.0, 0.0])).effective_share.item() == 0.5

@@ -1,0 +1,56 @@
+"""Pools of worker processes that end with their parent."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any
+
+from gtp_vision.core.processes import end_with_parent
+
+
+class WorkerPool(ProcessPoolExecutor):
+    """Worker processes that call functions; an error in its block ends them at once, as does the end of this process.
+
+    They ignore Ctrl-C, which is for this process to handle.
+
+    Args:
+        workers: how many.
+        initializer: called in each worker first.
+        *arguments: of the initializer.
+        **options: of `ProcessPoolExecutor`; `mp_context` is `spawn` if not given, because a fork would inherit threads
+            and CUDA contexts.
+    """
+
+    def __init__(
+        self, workers: int, initializer: Callable[..., None] | None = None, *arguments: Any, **options: Any
+    ) -> None:
+        options.setdefault("mp_context", multiprocessing.get_context("spawn"))
+        super().__init__(workers, initializer=_begin_worker, initargs=(initializer, *arguments), **options)
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        """As the base class; a worker that this starts inherits blocked interrupts, so that it never handles one."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(function, *arguments, **named)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> bool | None:
+        if kind is not None:
+            for process in list((self._processes or {}).values()):  # kill_workers() exists from Python 3.14 on
+                process.kill()
+        return super().__exit__(kind, *rest)
+
+
+def _begin_worker(initializer: Callable[..., None] | None, *arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(os.getppid())  # which is the fork server, if there is one
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():
+        os._exit(1)
+    if initializer is not None:
+        initializer(*arguments)

@@ -1,0 +1,82 @@
+"""Processes and workers end with their parent, and not before."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gtp_vision.core.processes import start, stop
+from gtp_vision.core.worker_pool import WorkerPool
+
+pytestmark = pytest.mark.processes
+SLEEPER = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(600)"
+
+
+def sleep_in(folder: Path) -> None:
+    (folder / str(os.getpid())).write_text("")
+    time.sleep(600)
+
+
+def wait_for(condition: object, seconds: float = 60.0) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+
+
+def test_a_module_runs_with_its_arguments_environment_and_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REMOVED", "1")
+    code = "import os, sys\nprint(sys.argv[1:], os.environ.get('ADDED'), os.environ.get('REMOVED'), __name__)"
+    (tmp_path / "module.py").write_text(code)
+    environment = {"ADDED": "x", "REMOVED": None, "PYTHONPATH": str(tmp_path)}
+    assert start("module", "a", "b c", environment=environment, log=tmp_path / "log").wait() == 0
+    assert (tmp_path / "log").read_text() == "['a', 'b c'] x None __main__\n"
+
+
+def test_stop_kills_what_ignores_sigterm(tmp_path: Path) -> None:
+    (tmp_path / "deaf.py").write_text("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEPER)
+    process = start("deaf", str(tmp_path / "pid"), environment={"PYTHONPATH": str(tmp_path)})
+    wait_for((tmp_path / "pid").exists)
+    stop(process, 0.1)
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("thread", ["main", "other"])
+def test_a_process_ends_with_its_parent(tmp_path: Path, thread: str) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    script = f"""
+import threading, time
+from gtp_vision.core.processes import start
+if {thread == "main"}:
+    start("sleeper", {str(tmp_path / "pid")!r})
+else:  # the process outlives the thread that started it
+    thread = threading.Thread(target=start, args=("sleeper", {str(tmp_path / "pid")!r}))
+    thread.start()
+    thread.join()
+time.sleep(600)
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-P", "-c", script], env=environment)
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    pid = int((tmp_path / "pid").read_text())
+    assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_an_error_ends_the_workers_of_a_pool(tmp_path: Path) -> None:
+    def fail() -> None:
+        with WorkerPool(2) as pool:
+            pool.submit(sleep_in, tmp_path)
+            wait_for(lambda: list(tmp_path.iterdir()))
+            pool.submit(int, "x").result()
+
+    with pytest.raises(ValueError, match="invalid literal"):
+        fail()
+    assert not [path for path in tmp_path.iterdir() if psutil.pid_exists(int(path.name))]
