@@ -112,7 +112,7 @@ def test_train_eval_and_report_end_to_end(capsys: pytest.CaptureFixture[str], tm
     assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").read_text().count("<video") == 2
     assert "did you mean 'step_2'" in _error(capsys, "eval", str(run), "--checkpoint", "step_22")
-    assert "holds a run already" in _error(capsys, *command)
+    assert "--overwrite" in _error(capsys, *command)
 
 
 @pytest.mark.trains
