@@ -144,7 +144,10 @@ def test_faulty_plugins_are_a_sentence_each_and_everything_else_works(run: Run, 
     clash = "from gtp_vision.datasets.formats.format import Format\nOTHER = Format('d4rl', 'other', None)\n"
     faulty(tmp_path, "clash", clash, "gtp_vision.formats")
     inspect = ["data", "inspect", "rig.h5"]
-    first, second = run(inspect, inspect, beside=(site, tmp_path))
+    train = ["train", "task=own", "task.name=rig", "task.env=null", "task.dataset=rig.h5", "agent=cql"]
+    first, second, refused = run(inspect, inspect, [*train, "agent.improvement.penalty=-1"], beside=(site, tmp_path))
+    assert refused[0] == 2
+    assert "agent.improvement.penalty=-1.0 must be at least 0" in refused[2]
     assert first[0] == second[0] == 0
     assert "3 episodes" in second[1]
     assert second[2] == "", "once a process"
