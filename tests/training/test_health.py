@@ -20,7 +20,6 @@ from gtp_vision.training.health import Health, Spread, spread_of, value_bound
 
 MakeStore = Callable[..., Store]
 SMALL = ["training.batch_size=64", "training.checkpoint_every=4", "training.steps=12"]
-DETERMINISTIC = ["agent=gtp_bc", "agent.policy.family=deterministic"]
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +27,8 @@ def data(make_store: MakeStore, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return native.write(tmp_path_factory.mktemp("data") / "states.h5", make_store((30, 40), terminals={29}))
 
 
-def config_of(data: Path, run: Path, *more: str) -> Config:
-    return small_run(data, run, *SMALL, *more)
+def config_of(data: Path, run: Path, *more: str, agent: str = "gtp") -> Config:
+    return small_run(data, run, *SMALL, *more, agent=agent)
 
 
 def watch(folder: Path, store: Store, *more: str, start: int = 0) -> Health:
@@ -65,7 +64,7 @@ def test_a_policy_that_ignores_the_observation_is_warned_of(make_store: MakeStor
 
 
 def test_a_policy_that_ignores_the_noise_is_warned_of_unless_it_has_none(data: Path, tmp_path: Path) -> None:
-    assert not health.has_noise(build(config_of(data, tmp_path, *DETERMINISTIC)))
+    assert not health.has_noise(build(config_of(data, tmp_path, "agent.policy.family=deterministic", agent="gtp_bc")))
     parts = build(config_of(data, tmp_path))
     with torch.no_grad():  # all actions at the bounds
         list(parts.agent.policy.parameters())[-1].fill_(1e6)
@@ -145,21 +144,22 @@ def test_an_evaluation_far_below_the_best_is_warned_of(
 
 
 @pytest.mark.parametrize(
-    ("more", "bound"),
+    ("agent", "more", "bound"),
     [
-        (["task.discount=0.9"], 30),
-        (["task.discount=0.9", "task.reward_shift=-3", "task.reward_scale=2"], 80),
-        (["task.discount=1"], 21),
-        (["task.discount=0.9", "agent.critic.next_penalty=1"], 110),
-        (["task.discount=0.9", "task.goals=hindsight"], 10),
-        (["agent=gtp_bc"], None),
+        ("gtp", ["task.discount=0.9"], 30),
+        ("gtp", ["task.discount=0.9", "task.reward_shift=-3", "task.reward_scale=2"], 80),
+        ("gtp", ["task.discount=1"], 21),
+        ("gtp", ["task.discount=0.9", "agent.critic.next_penalty=1"], 110),
+        ("gtp", ["task.discount=0.9", "task.goals=hindsight"], 10),
+        ("gtp_bc", [], None),
     ],
 )
 def test_the_largest_value_follows_from_rewards_and_discount(
-    make_store: MakeStore, tmp_path: Path, more: list[str], bound: float | None
+    make_store: MakeStore, tmp_path: Path, agent: str, more: list[str], bound: float | None
 ) -> None:
     store = make_store((5, 7), rewards=np.linspace(-1, 3, 12).astype(np.float32))
-    assert value_bound(config_of(tmp_path, tmp_path, *more), store) == (None if bound is None else pytest.approx(bound))
+    found = value_bound(config_of(tmp_path, tmp_path, *more, agent=agent), store)
+    assert found == (None if bound is None else pytest.approx(bound))
 
 
 def test_warnings_are_kept_by_step_and_damaged_files_are_ignored(make_store: MakeStore, tmp_path: Path) -> None:
