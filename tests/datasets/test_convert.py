@@ -40,7 +40,7 @@ def assert_same_transitions(before: Store, after: Store, *, exact: bool = True) 
         Sampler(store, 1, 0, frame_stack=3, n_step=2, action_chunk=4).gather(before.transitions)
         for store in (before, after)
     )
-    for field in ("actions", "action_mask", "reward", "discount", "rows"):
+    for field in ("actions", "action_mask", "reward", "discount"):
         np.testing.assert_array_equal(getattr(old, field), getattr(new, field), err_msg=field)
     for frames, converted in (
         (old.observation, new.observation),

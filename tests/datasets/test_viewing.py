@@ -271,6 +271,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, make_store: MakeStore) -> Pa
     return folder / "page.html"
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [380, 1280])
 def test_in_a_browser_frames_and_numbers_follow_the_slider(
     browser: Browser, shown: Path, width: int, tmp_path: Path
@@ -315,6 +316,7 @@ def test_in_a_browser_frames_and_numbers_follow_the_slider(
         assert page.requests() == []
 
 
+@pytest.mark.browser
 def test_without_scripts_first_frames_lines_and_findings_are_seen(browser: Browser, shown: Path) -> None:
     with browser.page(shown, scripts=False) as page:
         text = page.run("document.body.innerText")
