@@ -63,7 +63,8 @@ def test_the_actors_loss_leaves_the_critic_and_its_encoder_alone(batch: Batch, n
 @pytest.mark.parametrize("name", ["diffusion_ql", "consistency_ac", "fql"])
 def test_a_shared_encoder_follows_q_through_the_action_only(batch: Batch, name: str) -> None:
     # Features that the critic evaluates actions with give no gradient: a policy that ignores the observation has none.
-    learner = make(name, "agent.improvement.bc_weight=0", shapes=PIXELS, share=True)
+    weights = [] if name == "fql" else ["agent.improvement.bc_weight=0"]
+    learner = make(name, *weights, shapes=PIXELS, share=True)
     for part in learner.modules():
         if isinstance(part, nn.Linear) and part is getattr(learner.policy, "observe", None):
             nn.init.zeros_(part.weight)
