@@ -169,7 +169,7 @@ def test_a_stop_while_a_policy_is_recorded_keeps_the_training(tmp_path: Path, mo
 def test_a_damaged_checkpoint_and_a_folder_in_use_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / ".hopper-sac"
     folder.mkdir()
-    with alone(folder), pytest.raises(GtpVisionError, match="another process"):
+    with collection_lock(folder), pytest.raises(GtpVisionError, match="another process"):
         sac.collect("Hopper-v4", tmp_path, steps=100, execution=QUIET)
     (folder / "settings.json").write_text(json.dumps({"env": "Hopper-v4", "policy": "sac", "steps": 100, "seed": 0}))
     (folder / "state.pt").write_bytes(b"nothing")
