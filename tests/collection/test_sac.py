@@ -15,7 +15,7 @@ import pytest
 
 from gtp_vision.cli.main import main
 from gtp_vision.collection import sac
-from gtp_vision.collection.recording import Execution, alone
+from gtp_vision.collection.recording import Execution, collection_lock
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import open_store
 
