@@ -111,8 +111,11 @@ def layers(overrides: Sequence[str]) -> list[Layer]:
 @cache
 def _presets(choices: tuple[str, ...]) -> list[Layer]:
     """The presets that `group=option` overrides choose."""
+    of_sweep = GlobalHydra.instance().hydra  # in a job of a sweep Hydra runs already
+    GlobalHydra.instance().clear()
     with initialize_config_module("gtp_vision.configs", version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
+    GlobalHydra.instance().hydra = of_sweep
     found = []
     for default in loader.compute_defaults_list("config", list(choices), RunMode.RUN).defaults:
         path, package = default.config_path, default.package
