@@ -147,7 +147,7 @@ class NoiseTape:
 
     def _next(self, kind: str, *numbers: int) -> torch.Tensor:
         place, self._place = self._place, self._place + 1
-        if place >= len(self._draws) or self._draws[place] != (kind, numbers):
+        if place >= len(self._draws) or (self._draws[place].kind, self._draws[place].numbers) != (kind, numbers):
             raise ValueError(f"draw {place} is {kind}{numbers}, which is not what was recorded")
         return self._drawn[place]
 
