@@ -11,7 +11,7 @@ class Strided(Backbone):
 
     def __init__(self, shape: tuple[int, ...], stack: str = "channels") -> None:
         super().__init__(shape, stack=stack)
-        first, second = nn.Conv2d(self.inputs, 32, 8, stride=8), nn.Conv2d(32, 64, 2, stride=2)
+        first, second = nn.Conv2d(self.in_channels, 32, 8, stride=8), nn.Conv2d(32, 64, 2, stride=2)
         self.layers = nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
         self.first_layers = ("layers.0",)
         self.width = self.passes * 64 * (shape[2] // 16) * (shape[3] // 16)
