@@ -22,12 +22,8 @@ def gather(array: Array, rows: np.ndarray, capacity: int | None = None) -> np.nd
     """Copy `array[rows]` along the first axis with a few threads.
 
     NumPy uses one thread. torch's OpenMP threads are as fast alone, but wait for each other at a barrier: beside a busy
-    process they took three times as long as one thread.
-
-    Args:
-        array: (N, ...).
-        rows: integers in [0, N), one axis; of a segmented array they must not decrease.
-        capacity: rows to reserve memory for, so that calls with about as many rows reuse each other's memory.
+    process they took three times as long as one thread. Rows of a segmented array must not decrease. Memory is reserved
+    for `capacity` rows, so that calls with about as many rows reuse each other's memory.
     """
     shape = (max(len(rows), capacity or 0), *array.shape[1:])
     out = _memory.array(shape, array.dtype)[: len(rows)]
@@ -102,15 +98,9 @@ os.register_at_fork(after_in_child=_reset)
 
 
 class Segmented:
-    """Arrays of one dtype and one row shape, one after another along the first axis.
+    """Arrays (N_i, ...) of one dtype and one row shape (else ValueError), one after another along the first axis.
 
     Indexing copies rows from their segments; `np.asarray` copies everything.
-
-    Args:
-        segments: at least one array (N_i, ...).
-
-    Raises:
-        ValueError: segments of different dtypes or row shapes.
     """
 
     def __init__(self, segments: Sequence[np.ndarray | Segmented]) -> None:

@@ -94,11 +94,7 @@ class Frames(_Tensors):
     goal_window: torch.Tensor | None = None
 
     def batch(self, take: Any = torch.index_select) -> Batch:
-        """The stacked batch, by tensor operations on the frames' device.
-
-        Args:
-            take: (frames, 0, indices) to the frames of the indices; a host may have a faster one.
-        """
+        """The stacked batch, by tensor operations on the frames' device; a host may have a faster `take`."""
         frames = {name: x for name, x in self.frames.items() if not name.startswith(GOAL)}
         goal = {}
         if self.goal_window is not None:
@@ -116,12 +112,7 @@ class Frames(_Tensors):
 
 @dataclass(frozen=True)
 class Rows(_Tensors):
-    """The rows of a batch in a data set whose frames are on the device.
-
-    Attributes:
-        rows: int64 (B,).
-        goal_rows: int64 (B,), the rows that they are to reach; None without goals.
-    """
+    """The rows (B,) of a batch, and those that they are to reach, in a data set whose frames are on the device."""
 
     rows: torch.Tensor
     goal_rows: torch.Tensor | None = None

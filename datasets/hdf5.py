@@ -75,13 +75,8 @@ def array(
 ) -> h5py.Dataset:
     """Return a member that is an array of numbers inside the file, as large as it declares.
 
-    Args:
-        parent: the group above it.
-        name: its name below `parent`.
-        path: of the file, for messages.
-        kinds: NumPy's kinds of dtype that are accepted, e.g. "uf" for unsigned integers and floats.
-        ndim: how many dimensions it must have; None for any number above 0.
-        rows: how many rows it must have; None for any number.
+    `kinds` of dtype as NumPy names them, e.g. "uf" for unsigned integers and floats, `ndim` and `rows` (None: any) must
+    fit.
     """
     data = member(parent, name, path)
     place = f"{path}: '{data.name.lstrip('/')}'"

@@ -21,11 +21,7 @@ def window(xp: Any, rows: Rows, first: Rows, frame_stack: int) -> Any:
 def chunk(xp: Any, rows: Rows, last: Rows, action_chunk: int) -> tuple[Any, Any]:
     """Integers (B, H), the rows of each action chunk, and bool (B, H), which of them are real.
 
-    Args:
-        xp: namespace.
-        rows: the chunks' first.
-        last: row of each one's episode whose action has an outcome; what would follow it is that row again.
-        action_chunk: H.
+    `last` is the row of each one's episode whose action has an outcome; what would follow it is that row again.
     """
     wanted = xp.stack([rows + ahead for ahead in range(action_chunk)], 1)
     return xp.minimum(wanted, last[:, None]), wanted <= last[:, None]
@@ -43,17 +39,8 @@ def returns(
 ) -> tuple[Any, Any, Rows]:
     """The n-step return, what the next value counts, and the row of that next value.
 
-    Args:
-        xp: namespace.
-        rows: with an outcome.
-        last: row of each one's episode that has an outcome.
-        reward: float64 (B,) of rows.
-        terminal: bool (B,) of rows.
-        n_step: n.
-        discount: gamma.
-
-    Returns:
-        sum_k gamma^k r_k float64 (B,), gamma^k mask float64 (B,), integers (B,).
+    For `rows` with an outcome, of which `last` is the episode's last one: sum_k gamma^k r_k float64 (B,), gamma^k mask
+    float64 (B,), integers (B,). Rewards and terminals of given rows are (B,).
     """
     total, count = xp.zeros_like(rows, dtype=xp.float64), xp.ones_like(rows, dtype=xp.float64)
     here, alive = rows, xp.ones_like(rows, dtype=xp.bool)

@@ -27,19 +27,10 @@ _OWN_LINES = ("filters", "tasks", "episode_tasks")  # attributes that are listed
 
 
 def inspect(path: Path, env: str | None = None) -> tuple[dict[str, Any], Store]:
-    """Describe a data set of any known format.
+    """Describe a data set of any known format: JSON-able facts, and the data set itself.
 
-    Args:
-        path: the file or folder.
-        env: environment name, for formats whose rewards depend on the task.
-
-    Returns:
-        JSON-able facts, and the data set itself, from which pictures can be drawn. `problems` are faults, which
-        prevent training; `warnings` are likely mistakes, looked for if there are no faults. If lengths disagree, only
-        shapes are reported. A number that is not finite is None.
-
-    Raises:
-        GtpVisionError: the data set cannot be read.
+    `problems` are faults, which prevent training; `warnings` are likely mistakes, looked for in data without faults. If
+    lengths disagree, only shapes are reported. A number that is not finite is None. `env` is as in `open_store`.
     """
     name = detect(path)
     store = open_store(path, env)
@@ -97,11 +88,9 @@ def statistics(store: Store) -> dict[str, ArrayStatistics]:
 
 
 def success(store: Store) -> dict[str, Any]:
-    """Count the successful recordings, if the suite of the data defines success.
+    """Count the successful recordings: `rate`, `solved`, `of` and `because` (what was counted).
 
-    Returns:
-        `rate`, `solved`, `of` and `because` (what was counted); if success is not defined, `rate` is None and
-        `because` is the reason.
+    If the suite of the data does not define success, `rate` is None and `because` is the reason.
     """
     suite, env = str(store.attributes.get("suite", "")), str(store.attributes.get("env", ""))
     visits, solved = store.attributes.get("visits"), store.attributes.get("solved_visits")
@@ -116,7 +105,7 @@ def success(store: Store) -> dict[str, Any]:
         if rewards.any() and np.isin(rewards, (0, 1)).all():
             return _rate(_episodes_with(store, rewards == 1), store.episodes, "episodes with a reward of 1")
         if not rewards.any():
-            return _unknown("robomimic marks success with a reward of 1, and there are no rewards (0 everywhere)")
+            return _unknown("robomimic marks success with a reward of 1, and all rewards are 0")
         return _unknown("robomimic marks success with a reward of 1, and these rewards are not 0 and 1")
     if suite == "d4rl":
         if str(store.attributes.get("episode_ends")).startswith("timeouts and"):  # how its reader marks a maze

@@ -109,10 +109,7 @@ class FileArrays:
 def through_cache(path: Path, opened: Callable[[], AbstractContextManager[FileArrays]], *key: str) -> Layout:
     """Return the layout of a data set in another format, unpacked into the cache on first use.
 
-    Args:
-        path: file or folder.
-        opened: opens it; only called when the cache's entry is missing or damaged.
-        *key: what the result depends on beside the content: the reader's name, its options.
+    `opened` is called when the entry of the cache for the content and `key` is missing or damaged.
     """
     target = cached(path, _VERSION, *key)
 
@@ -193,15 +190,10 @@ def read_unpacked(target: Path, path: Path) -> Layout:
 
 
 def to_store(found: Layout, path: Path) -> Store:
-    """Map a layout's arrays.
+    """Map a layout's arrays; `path` is the data set as the user named it, for messages.
 
-    Args:
-        found: the layout.
-        path: the data set as the user named it, for messages.
-
-    Raises:
-        GtpVisionError: a file became shorter or was removed after its layout was made; filters that name unknown
-            episodes.
+    Raises GtpVisionError: a file became shorter or was removed after its layout was made; filters that name unknown
+    episodes.
     """
     try:
         arrays: dict[str, Array] = {name: _mapped(entry, path) for name, entry in found["arrays"].items()}

@@ -115,13 +115,7 @@ class Loader:
 
 
 class _Moved:
-    """A pytree of tensors on its way to a device.
-
-    Args:
-        fetched: on the host.
-        device: where it goes.
-        stream: of the GPU, on which it is copied.
-    """
+    """A pytree of tensors on its way to a device, copied on a stream of the GPU."""
 
     def __init__(self, fetched: Any, device: torch.device, stream: torch.cuda.Stream | None) -> None:
         def moved(tensor: torch.Tensor) -> torch.Tensor:

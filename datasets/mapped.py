@@ -14,12 +14,7 @@ _sizes: dict[str, int] = {}
 
 
 def map_file(path: str | Path, **arguments: Any) -> np.memmap:
-    """Return a read-only `np.memmap` of a file, whose size `check_sizes` checks from now on.
-
-    Args:
-        path: the file.
-        **arguments: of `np.memmap`.
-    """
+    """Return a read-only `np.memmap` of a file, whose size `check_sizes` checks from now on."""
     array = np.memmap(path, mode="r", **arguments)
     _sizes[os.path.abspath(path)] = os.stat(path).st_size
     return array

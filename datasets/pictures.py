@@ -32,13 +32,9 @@ def check_target(
     suffixes: Sequence[str] = (".png",),
     magics: Sequence[bytes] = (b"\x89png\r\n\x1a\n",),
 ) -> None:
-    """Raise a GtpVisionError unless a file may be written to the path: only a file of the same kind is replaced.
+    """Refuse a path, unless a file may be written to it: only a file of the same kind is replaced.
 
-    Args:
-        path: the file to be written.
-        kind: what it is, for messages.
-        suffixes: endings that the name may have.
-        magics: how a file of this kind begins, in lower case, after blanks.
+    `suffixes` are endings that the name may have; `magics` is how such a file begins, in lower case, after blanks.
     """
     if path.suffix.lower() not in suffixes:
         raise GtpVisionError(f"{path} cannot be a {kind} file; choose a name that ends in {suffixes[0]}")
@@ -55,11 +51,7 @@ def check_target(
 
 
 def write_contact_sheet(path: Path, store: Store) -> None:
-    """Write a PNG of the first, middle and last frame of some episodes, with all cameras side by side.
-
-    Raises:
-        GtpVisionError: the store has no valid camera, or its lengths disagree; `check_target` refuses.
-    """
+    """Write a PNG of the first, middle and last frame of some episodes, with all cameras side by side."""
     _check_shapes(store)
     images = {name: array for name, array in store.observations.items() if array.ndim > 2}
     faults = {name: observation_fault(name, array) for name, array in images.items()}
@@ -69,7 +61,7 @@ def write_contact_sheet(path: Path, store: Store) -> None:
         raise GtpVisionError(
             f"{store.path}: {fault}; fix that to draw a camera"
             if fault
-            else f"{store.path} has no camera: there are no frames to draw, only states"
+            else f"{store.path} has only states; pictures need a camera"
         )
     drawn = list(cameras)[:MAX_CAMERAS]
     heads = [f"{name} {'x'.join(map(str, cameras[name].shape[1:]))}" for name in drawn]
@@ -91,17 +83,10 @@ def write_sheet(
     heads: Sequence[str] = (),
     captions: Sequence[Sequence[str]] = (),
 ) -> None:
-    """Write frames in rows and columns as one PNG, scaled to a visible size.
+    """Write frames in rows of equal length as one PNG, scaled to a visible size.
 
-    Args:
-        path: the file to be written.
-        rows: of equal length; uint8 (H, W, C) frames, of one size in each column. Of more than 3 channels the first
-            3 are drawn, of 2 the first.
-        heads: titles, each above an equal number of columns.
-        captions: texts below the frames, one each.
-
-    Raises:
-        GtpVisionError: `check_target` refuses.
+    Frames are uint8 (H, W, C), of one size in each column. Of more than 3 channels the first 3 are drawn, of 2 the
+    first. Titles `heads` stand above an equal number of columns each, `captions` below the frames.
     """
     check_target(path)
     font = ImageFont.load_default(size=_TEXT)
@@ -130,9 +115,6 @@ def write_action_histograms(path: Path, store: Store) -> None:
     """Write a PNG with a histogram of the actions in each dimension; near-constant dimensions are red.
 
     All panels span one range, [-1, 1] or more, so that scales can be compared.
-
-    Raises:
-        GtpVisionError: the store's lengths disagree, or it has no action with an outcome; `check_target` refuses.
     """
     check_target(path)
     _check_shapes(store)
@@ -203,10 +185,9 @@ def _histogram(store: Store, dimension: int, edges: np.ndarray) -> np.ndarray:
 
 
 def picture(frame: np.ndarray) -> Image.Image:
-    """Convert a frame to an RGB image whose longest side is at most `SIDE`.
+    """Convert a frame uint8 (H, W, C) to an RGB image whose longest side is at most `SIDE`.
 
-    Args:
-        frame: uint8 (H, W, C). Of more than 3 channels the first 3 are drawn, of 2 the first.
+    Of more than 3 channels the first 3 are drawn, of 2 the first.
     """
     frame = _subsampled(frame)
     image = Image.fromarray(np.ascontiguousarray(frame[..., :3] if frame.shape[-1] > 2 else frame[..., 0]))

@@ -27,10 +27,7 @@ _SHORT = 0.1  # of the median length
 def pitfalls(store: Store, statistics: Mapping[str, ArrayStatistics], *, rewarded: bool = True) -> list[str]:
     """Return each kind of likely mistake in a valid store as a sentence: array, place and what to do.
 
-    Args:
-        store: without faults (see `validation.problems`).
-        statistics: of `actions` and of the states, by `observations/<name>`; states without them are not checked.
-        rewarded: whether the store's own rewards are used; rewards of goals are computed when it is sampled.
+    States without statistics (`observations/<name>`) are not checked. Rewards are not, if goals replace them.
     """
     found = [*(_rewards(store) if rewarded else ()), *_terminals(store), *_short_episodes(store)]
     for name, numbers in statistics.items():
@@ -62,7 +59,7 @@ def _rewards(store: Store) -> Iterator[str]:
         )
     elif (sampled == first).all() and not np.any(store.terminals):
         yield (
-            f"rewards are {first:g} everywhere and there is no terminal, so no action is better than another; mark "
+            f"rewards are {first:g} everywhere and terminals are missing, so no action is better than another; mark "
             f"successes and failures, or train by imitation (agent=gtp_bc)"
         )
 

@@ -26,12 +26,7 @@ def transfer_dtype(dtype: np.dtype) -> np.dtype:
 
 
 class Resident:
-    """An array whose rows live on a device; has the shape attributes of an `Array`.
-
-    Args:
-        array: (N, ...), copied in pieces.
-        device: where to.
-    """
+    """An array (N, ...), copied in pieces, whose rows live on a device; has the shape attributes of an `Array`."""
 
     def __init__(self, array: Array, device: torch.device) -> None:
         own = transfer_dtype(array.dtype)

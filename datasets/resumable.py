@@ -57,15 +57,10 @@ def compute_array(
     compute: Callable[[int, int], np.ndarray],
     label: str,
 ) -> np.ndarray:
-    """Compute the missing rows of an entry; of several processes one computes and the others wait.
+    """Compute the missing rows of an entry of the cache (.h5); of several processes one computes and the others wait.
 
-    Args:
-        target: the entry of the cache, with the ending .h5.
-        shape: (N, ...).
-        dtype: of a new entry; an unfinished one keeps its own.
-        piece: rows that are computed at once; pieces begin at its multiples.
-        compute: first and exclusive last row to the rows' values, of any float.
-        label: of the progress bar.
+    `compute` maps first and exclusive last row to the rows' values, of any float; pieces begin at multiples of `piece`.
+    An unfinished entry keeps its own dtype.
 
     Returns:
         (N, ...), mapped.

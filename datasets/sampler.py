@@ -86,11 +86,7 @@ class Sampler:
         return indices.window(np, rows, self.store.episode_starts[self.store.episode_of(rows)], self.frame_stack)
 
     def returns(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The n-step return, what the next value counts (gamma^k mask), and the row of that next value.
-
-        Returns:
-            float32 (B,), float32 (B,), int64 (B,).
-        """
+        """The n-step return, what the next value counts (gamma^k mask): float32 (B,); that value's row: int64 (B,)."""
         store = self.store
 
         def reward(at: np.ndarray) -> np.ndarray:
@@ -106,11 +102,7 @@ class Sampler:
         return total.astype(np.float32), count.astype(np.float32), following
 
     def chunks(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of each action chunk and which of them are real.
-
-        Returns:
-            int64 (B, H), bool (B, H).
-        """
+        """The rows of each action chunk, int64 (B, H), and which of them are real, bool (B, H)."""
         return indices.chunk(np, rows, self.store.last_outcomes[self.store.episode_of(rows)], self.action_chunk)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
@@ -128,10 +120,7 @@ class Sampler:
     def frames(self, rows: np.ndarray, goal_rows: np.ndarray | None = None, *, padded: bool = False) -> Frames:
         """The batch of the given rows, each distinct frame once.
 
-        Args:
-            rows: int64 (B,).
-            goal_rows: int64 (B,).
-            padded: repeat the last frame up to `most_frames`, so that all batches of B rows have the same shapes.
+        `padded` repeats the last frame up to `most_frames`, so that all batches of B rows have the same shapes.
         """
         reward, discount, next_rows = self.returns(rows)
         windows = [self.windows(rows), self.windows(next_rows)]

@@ -40,12 +40,7 @@ def batch_source(sampler: Sampler, device: torch.device) -> BatchSource:
 
 
 def batch_source_of_seeds(samplers: Sequence[Sampler], device: torch.device) -> BatchSource:
-    """The source of one sampler, or of several side by side, which share the tables on the device.
-
-    Args:
-        samplers: of the same data, with different seeds.
-        device: that trains.
-    """
+    """The source of one sampler, or of several of the same data side by side, which share the tables on the device."""
     first = batch_source(samplers[0], device)
     if len(samplers) == 1:
         return first
@@ -56,11 +51,7 @@ def batch_source_of_seeds(samplers: Sequence[Sampler], device: torch.device) -> 
 
 
 class HostSource:
-    """Stacks on the host; for training on a CPU.
-
-    Args:
-        sampler: draws and gathers.
-    """
+    """Stacks on the host; for training on a CPU."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
@@ -75,11 +66,7 @@ class HostSource:
 
 
 class FramesSource:
-    """Ships each distinct frame once, and stacks on the device.
-
-    Args:
-        sampler: draws and gathers.
-    """
+    """Ships each distinct frame once, and stacks on the device."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
@@ -97,10 +84,6 @@ class ResidentSource:
     """Ships row numbers, where all frames are on the device: windows, returns and chunks follow there.
 
     Beside the frames it keeps 13 bytes a row and the actions on the device.
-
-    Args:
-        sampler: draws the rows; its arithmetic is done here in tensors.
-        device: where the frames are.
     """
 
     def __init__(self, sampler: Sampler, device: torch.device) -> None:
@@ -157,11 +140,7 @@ class ResidentSource:
 
 
 class SeedsSource:
-    """Several sources side by side: what is fetched has a first axis of them.
-
-    Args:
-        sources: of the same data and shapes.
-    """
+    """Several sources of the same data and shapes side by side: what is fetched has a first axis of them."""
 
     def __init__(self, sources: Sequence[BatchSource]) -> None:
         self._sources = sources

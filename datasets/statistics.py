@@ -89,11 +89,7 @@ def store_statistics(store: Store) -> dict[str, ArrayStatistics]:
 
 
 def mean_images(store: Store) -> dict[str, np.ndarray]:
-    """Compute the mean frame of every camera, over frames spread evenly over the recordings.
-
-    Returns:
-        Camera name to float32 (H, W, C) in [0, 255].
-    """
+    """Compute the mean frame of every camera, float32 (H, W, C) in [0, 255], over frames spread over the recordings."""
     rows = np.linspace(0, len(store) - 1, min(len(store), _FRAMES)).astype(np.int64)
     return {name: _mean(array, rows) for name, array in store.observations.items() if array.ndim == 4}
 

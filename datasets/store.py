@@ -164,14 +164,10 @@ class Store:
 
 
 def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
-    """Join several data sets into one, of which a batch holds the given shares.
+    """Join data sets with equal observations and actions into one, of which a batch holds the given shares.
 
-    Args:
-        stores: with the same observations and actions.
-        shares: of a batch, each above 0; only their ratios count.
-
-    Raises:
-        GtpVisionError: data sets of different observations, actions or action bounds, or a share that is not above 0.
+    Only the ratios of shares count. Raises GtpVisionError: other observations, actions or bounds, or a share that is
+    not above 0.
     """
     first = stores[0]
     first_name = first.path or "the first"

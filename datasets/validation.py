@@ -29,16 +29,12 @@ def problems(store: Store) -> list[str]:
         elif array.ndim == 2:
             found += _nonfinite(f"observations/{name}", array, store)
     if not len(store.transitions):
-        found.append("there is no transition: every episode has one frame; record longer episodes")
+        found.append("every episode has one frame, so there is not a single transition; record longer episodes")
     return found
 
 
 def validate(store: Store) -> Store:
-    """Return the store if it has no fault.
-
-    Raises:
-        GtpVisionError: the first of `problems`, with the file's name.
-    """
+    """Return the store, or raise a GtpVisionError with the first of `problems` and the file's name."""
     found = problems(store)
     if found:
         more = f" ({len(found) - 1} more: see gtp-vision data inspect)" if len(found) > 1 else ""
@@ -76,7 +72,7 @@ def shape_errors(store: Store) -> list[str]:
         return found
     ends, frames = store.episode_ends, len(store)
     if not frames or not len(ends):
-        return ["there are no episodes: the file is empty; record some"]
+        return ["the file has no episodes; record some"]
     if ends[-1] != frames or np.any(np.diff(np.concatenate([[0], ends])) <= 0):
         return [f"episode_ends must increase up to the {frames} frames; they end at {ends[-1]}"]
     counts = {name: len(array) for name, array in flat.items() if name != "episode_ends"}

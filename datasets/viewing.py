@@ -62,12 +62,8 @@ class Film:
 class Panel:
     """Lines over an episode's frames.
 
-    Attributes:
-        name: of the array.
-        low, high: the panel's range; the same in all episodes.
-        paths: SVG path of each line, in `_WIDTH` times `_HEIGHT`.
-        values: of each line at each moment; None for values that are not finite.
-        left_out: number of dimensions that are not drawn.
+    All episodes have the same range `low` to `high`. `paths` are in SVG, in `_WIDTH` times `_HEIGHT`; `values`, of each
+    line at each moment, are None where not finite; `left_out` dimensions are not drawn.
     """
 
     name: str
@@ -80,15 +76,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Episode:
-    """An episode on the page.
-
-    Attributes:
-        number: in the file.
-        summary: length, return, end and task, in words.
-        moments: frames that can be shown, counted from the episode's start.
-        films: of its cameras.
-        panels: of its actions, rewards and states.
-    """
+    """An episode on the page; its moments are frames that can be shown, counted from the episode's start."""
 
     number: int
     summary: str
@@ -105,17 +93,7 @@ def check_target(path: Path, episodes: int) -> None:
 
 
 def write_page(path: Path, found: dict[str, Any], store: Store, episodes: int = EPISODES) -> None:
-    """Write the page.
-
-    Args:
-        path: the file to be written.
-        found: the facts of `inspection.inspect`.
-        store: the data set.
-        episodes: how many are shown, evenly spread from the first to the last.
-
-    Raises:
-        GtpVisionError: `check_target` refuses.
-    """
+    """Write the page of the facts of `inspection.inspect` and `episodes` episodes, evenly spread from first to last."""
     check_target(path, episodes)
     shown: list[Episode] = []
     notes: list[str] = []

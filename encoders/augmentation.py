@@ -16,15 +16,7 @@ from gtp_vision.encoders.settings import CameraConfig, EncoderConfig
 
 @dataclass(frozen=True)
 class Change:
-    """Parameters of the changes of B samples; None for a change that is off.
-
-    Attributes:
-        shift: int64 (B, 2), see `RandomShift.draw`.
-        crop: float32 (B, 2), the window's y and x position, within [0, 1).
-        color: float32 (B, 4), see `Color.draw`.
-        blur: float32 (B, 1), see `Blur.draw`.
-        erased: float32 (B, 4), see `Erasing.draw`.
-    """
+    """Parameters of the changes of B samples, as their `draw` makes them; None for a change that is off."""
 
     shift: torch.Tensor | None
     crop: torch.Tensor | None

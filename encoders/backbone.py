@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.encoders.settings import EncoderConfig
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
@@ -173,12 +173,7 @@ def _channel_error(expected: int, channels: int) -> GtpVisionError:
 
 
 class Block(nn.Module):
-    """References to parts of a backbone: whole modules, and parameters that stand alone.
-
-    Args:
-        module: the backbone.
-        names: of its parameters that belong to the block.
-    """
+    """References to parts of a backbone: whole modules, and parameters `names` that stand alone."""
 
     def __init__(self, module: nn.Module, names: Collection[str]) -> None:
         super().__init__()
@@ -207,13 +202,7 @@ def _largest(module: nn.Module, names: set[str], prefix: str = "") -> Iterator[t
 def probe(module: nn.Module, shape: tuple[int, ...], name: str) -> torch.Tensor:
     """The output of a module for one black input (K, H, W); the module is not changed.
 
-    Args:
-        module: any.
-        shape: of the input.
-        name: `encoder.name`, for the message.
-
-    Raises:
-        GtpVisionError: it cannot take this size.
+    Raises GtpVisionError, with `encoder.name`: it cannot take this size.
     """
     modes = {part: part.training for part in module.modules()}
     module.eval()
@@ -228,8 +217,3 @@ def probe(module: nn.Module, shape: tuple[int, ...], name: str) -> torch.Tensor:
     finally:
         for part, mode in modes.items():
             part.training = mode
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, at most 200 characters, or its class's name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -26,11 +26,7 @@ def find(name: str) -> Named | None:
 
 
 def check_name(name: str) -> None:
-    """Refuse an unknown name.
-
-    Raises:
-        GtpVisionError: unknown; near names are proposed.
-    """
+    """Refuse an unknown name, and propose near ones."""
     if name != "state" and find(name) is None:
         names = [*known(), *(full for backbone in BACKBONES.values() for full in backbone.names())]
         raise GtpVisionError(f"encoder.name={name} is unknown: {propose(name, names)}")

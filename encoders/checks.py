@@ -16,11 +16,7 @@ from gtp_vision.encoders.settings import CameraConfig, EncoderConfig
 def check_encoder(config: EncoderConfig) -> EncoderConfig:
     """Check each setting, and that none would be ignored or contradicts another.
 
-    Returns:
-        The same settings, those of each camera as a `CameraConfig`.
-
-    Raises:
-        GtpVisionError: the first setting that does not fit, and what to set instead.
+    Returns the settings with those of each camera as a `CameraConfig`; a GtpVisionError says what to set instead.
     """
     check_settings(config, "encoder.")
     backbones.check_name(config.name)
@@ -31,11 +27,7 @@ def check_encoder(config: EncoderConfig) -> EncoderConfig:
 
 
 def _camera(name: str, settings: Any) -> CameraConfig:
-    """The settings of a camera, from the mapping that a file or the command line holds.
-
-    Raises:
-        GtpVisionError: not a mapping, an unknown setting, or a size that is not a height and a width.
-    """
+    """The settings of a camera from an untrusted mapping of a file or the command line."""
     key = f"encoder.cameras.{name}"
     if isinstance(settings, CameraConfig):
         settings = asdict(settings)
@@ -44,7 +36,7 @@ def _camera(name: str, settings: Any) -> CameraConfig:
     known = [declared.name for declared in fields(CameraConfig)]
     for setting, size in settings.items():
         if setting not in known:
-            raise GtpVisionError(f"there is no setting '{key}.{setting}': {propose(setting, known)}")
+            raise GtpVisionError(f"unknown setting '{key}.{setting}': {propose(setting, known)}")
         is_size = isinstance(size, Sequence) and len(size) == 2 and all(type(n) is int and n >= 1 for n in size)
         if size is not None and not is_size:
             raise GtpVisionError(f"{key}.{setting}={size} must be a height and a width of at least 1")

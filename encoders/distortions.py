@@ -20,16 +20,10 @@ BLUR_REACH = 3  # radius of the blur's kernel in standard deviations, which hold
 
 
 def window(images: torch.Tensor, corner: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Cut a window out of each sample's frames, repeating their edge where it reaches beyond them.
+    """Cut a window out of each sample's frames (B, T, C, H, W), repeating their edge where it reaches beyond them.
 
-    Args:
-        images: (B, T, C, H, W) of any dtype.
-        corner: int64 (B, 2), row and column of the window's first pixel, which may be outside the frame.
-        height: of the window.
-        width: of the window.
-
-    Returns:
-        (B, T, C, height, width): pixel (y, x) is (y + row, x + column) of the input.
+    `corner`, int64 (B, 2), is row and column of the window's first pixel, which may be outside the frame: pixel (y, x)
+    of the result (B, T, C, height, width) is (y + row, x + column) of the input.
     """
     batch, frames, channels, rows, columns = images.shape
     x = images.permute(0, 1, 3, 4, 2).reshape(batch, frames, rows, columns * channels)
@@ -42,12 +36,7 @@ def window(images: torch.Tensor, corner: torch.Tensor, height: int, width: int) 
 
 
 class RandomShift:
-    """Shifts frames by up to `pad` pixels, repeating the edge (DrQ; Kostrikov et al., 2021).
-
-    Args:
-        pad: largest shift in pixels; 0 for none.
-        probability: of shifting a sample.
-    """
+    """Shifts frames by up to `pad` pixels, repeating the edge (DrQ; Kostrikov et al., 2021)."""
 
     def __init__(self, pad: int, probability: float) -> None:
         if pad < 0 or not 0 <= probability <= 1:

@@ -138,15 +138,7 @@ class Encoder(nn.Module):
         return self.fusion(cameras, pack(states, "b *")[0] if states else None)
 
     def camera_features(self, name: str, images: torch.Tensor) -> torch.Tensor:
-        """Vectors of a camera's backbone, before fusion.
-
-        Args:
-            name: of the camera.
-            images: (B, T, C, H, W) as in `forward`, or this method's earlier result as (B, 1, W).
-
-        Returns:
-            float (B, W).
-        """
+        """Vectors (B, W) of a camera's backbone before fusion, of frames as in `forward` or of vectors (B, 1, W)."""
         tower = self.tower(name)
         if images.ndim == 3 and images.shape[1:] == (1, tower.width):
             return images[:, 0].float()

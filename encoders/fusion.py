@@ -25,19 +25,11 @@ def normalized_layers(inputs: int, widths: Sequence[int]) -> nn.Sequential:
 
 
 class Fusion(nn.Module):
-    """Joins the vectors of the cameras and the states.
+    """Joins the vectors of the cameras and the states, of the given widths, to `width` features.
 
     `concat` projects all cameras together to F features and appends the states; `transformer` attends over a token of
     each camera, one of the states and a readout token, whose output it returns. States pass an MLP first if
     `state_hidden` is set.
-
-    Args:
-        cameras: width of each camera's vector.
-        states: width of all states together; 0 for none.
-        config: see `EncoderConfig`.
-
-    Attributes:
-        width: of the features.
     """
 
     def __init__(self, cameras: Sequence[int], states: int, config: EncoderConfig) -> None:

@@ -12,11 +12,8 @@ from gtp_vision.core.errors import GtpVisionError
 class SpatialSoftmax(nn.Module):
     """Position of each keypoint: the mean position under a softmax over all positions (Finn et al., 2016).
 
-    As robomimic's, with its temperature of 1: coordinates from -1 to 1, of a keypoint first x, then y.
-
-    Args:
-        shape: (C, H, W) of the map.
-        keypoints: K, linear in the channels; 0 takes every channel as one.
+    As robomimic's, with its temperature of 1: coordinates from -1 to 1, of a keypoint first x, then y. Keypoints are
+    linear in the channels of the map (C, H, W); 0 takes every channel as one.
     """
 
     places: torch.Tensor
@@ -39,9 +36,6 @@ class Attention(nn.Module):
 
     Features are compared after a layer norm, as maps differ in scale by orders of magnitude. The query starts at 0, so
     that the result starts as the plain mean.
-
-    Args:
-        channels: C of the map.
     """
 
     def __init__(self, channels: int) -> None:
@@ -64,15 +58,9 @@ class Average(nn.Module):
 
 
 def create(name: str, shape: tuple[int, ...], keypoints: int) -> tuple[nn.Module, int]:
-    """The pooling of a map, and the width of its vector.
+    """The pooling of a map (C, H, W), and the width of its vector.
 
-    Args:
-        name: spatial_softmax, attention, average or flatten.
-        shape: (C, H, W) of the map.
-        keypoints: of spatial_softmax.
-
-    Raises:
-        GtpVisionError: spatial_softmax of a map with a single position, whose keypoints never move.
+    Raises GtpVisionError: spatial_softmax of a map with a single position, whose keypoints never move.
     """
     channels, height, width = shape
     if name == "spatial_softmax":

@@ -16,10 +16,10 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.settings import choices_of
 from gtp_vision.encoders import pooling
-from gtp_vision.encoders.backbone import Backbone, Block, Named, Normalization, first_line, probe
+from gtp_vision.encoders.backbone import Backbone, Block, Named, Normalization, probe
 from gtp_vision.encoders.normalization import has_trained_constants
 from gtp_vision.encoders.settings import EncoderConfig
 
@@ -50,14 +50,9 @@ def normalization_of(name: str) -> Normalization:
 
 
 def make(name: str, inputs: int, size: tuple[int, int], *, classes: int = 0, hub: bool = False) -> nn.Module:
-    """Create the model `timm/<model>` of timm's.
+    """Create the model `timm/<model>` of timm's, of `inputs` channels and frames of `size` (for those that need it).
 
-    Args:
-        name: `timm/<model>`.
-        inputs: channels of the first layer.
-        size: height and width of the frames, for models that depend on it.
-        classes: of its classifier; 0 for none.
-        hub: load timm's own weights, from the Hugging Face hub or its cache.
+    `classes` 0 is without a classifier; `hub` loads timm's own weights, from the Hugging Face hub or its cache.
     """
     import timm
 

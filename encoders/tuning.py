@@ -23,11 +23,7 @@ from gtp_vision.encoders.settings import EncoderConfig
 
 
 def prepare(backbone: Backbone, config: EncoderConfig) -> Backbone:
-    """Freeze the parameters that `config.tuning` does not train, in place.
-
-    Raises:
-        GtpVisionError: more blocks than the backbone has, or adapters that do not fit it.
-    """
+    """Freeze the parameters that `config.tuning` does not train, in place."""
     if config.tuning in ("frozen", "partial"):
         backbone.requires_grad_(False)
     if config.tuning == "partial":
@@ -45,17 +41,11 @@ def prepare(backbone: Backbone, config: EncoderConfig) -> Backbone:
 
 
 def parameter_groups(agent: nn.Module, config: EncoderConfig) -> list[dict[str, Any]]:
-    """Groups of all trained parameters for an optimizer; one group if all have the same learning rate.
+    """Groups of an agent's trained parameters for an optimizer; one if all have the same learning rate.
 
-    In training step k (from 0) a group's learning rate is `scale` times the step's, and 0 while k < `after`. Gradients
-    are computed meanwhile, so that Adam's moments are ready when a backbone starts to learn at `unfreeze_step`.
-
-    Args:
-        agent: any module that contains backbones.
-        config: of its encoders.
-
-    Returns:
-        Dictionaries of `params`, `scale` and `after`, the full rate first; parameters in the agent's order.
+    Dictionaries of `params`, `scale` and `after`, the full rate first. In training step k (from 0) a group's learning
+    rate is `scale` times the step's, and 0 while k < `after`. Gradients are computed meanwhile, so that Adam's moments
+    are ready when a backbone starts to learn at `unfreeze_step`.
     """
     backbones = (module for module in agent.modules() if isinstance(module, Backbone))
     scales = {parameter: scale for backbone in backbones for parameter, scale in _scales(backbone, config)}

@@ -16,13 +16,8 @@ def one_view(
 ) -> list[dict[str, torch.Tensor]]:
     """Choose one of the V views for each sample, the same in all observations and cameras.
 
-    Args:
-        observations: of the same samples, e.g. observation and next observation; name to (B, 1, V, W) for a camera of
-            which several views were computed.
-        generator: of the choice; not used if there are no views.
-
-    Returns:
-        The observations with (B, 1, W) in place of (B, 1, V, W); all others unchanged.
+    Cameras of several views are (B, 1, V, W), and (B, 1, W) in the result; all others stay. Without views the generator
+    is not used.
     """
     several = [x for observation in observations for x in observation.values() if x.ndim == _NDIM]
     if not several:

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.encoders.backbone import Backbone, first_line
+from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.encoders.backbone import Backbone
 
 HUB = "hub"
 """The value of `encoder.weights` for timm's own weights from the Hugging Face hub."""
@@ -37,16 +37,10 @@ def of_run(weights: str | None) -> bool:
 
 
 def load(backbone: Backbone, weights: str, name: str, *, index: int = 0) -> None:
-    """Load trained weights into a backbone.
+    """Load trained weights, from a file, or from the folder of a run or of one of its checkpoints, into a backbone.
 
-    Args:
-        backbone: changed in place; its pooling only by the weights of a run.
-        weights: a file, or the folder of a run or of one of its checkpoints.
-        name: `encoder.name`, for messages.
-        index: of the backbone among those of the encoder; a run gives its backbone of this index, or else its first.
-
-    Raises:
-        GtpVisionError: a missing or unreadable file, or weights of another architecture.
+    Its pooling is changed only by the weights of a run, which gives its backbone of this `index`, or else its first.
+    Raises GtpVisionError: a missing or unreadable file, or weights of another architecture.
     """
     path = Path(weights).expanduser()
     if of_run(weights):
@@ -85,19 +79,8 @@ def fill(
 
     Prefixes of wrappers are removed, and classifiers that the module lacks are dropped. A first layer that sees T
     frames takes the weights of one, repeated and divided by T: a stack of equal frames gives what the frame gave.
-
-    Args:
-        module: changed in place.
-        state: name to tensor.
-        weights: `encoder.weights`, for messages.
-        name: `encoder.name`, for messages.
-        convert: to the module's own names and sizes.
-        first_layers: names of the layers that see the frames' channels.
-        frames: T.
-        unchanged: names of tensors that are not loaded.
-
-    Raises:
-        GtpVisionError: missing, unexpected or differently shaped tensors: how many, and the first of each.
+    `convert` gives the module's own names and sizes; tensors `unchanged` are not loaded. Raises GtpVisionError:
+    missing, unexpected or differently shaped tensors: how many, and the first of each.
     """
     own = module.state_dict()
     state = dict(convert(_unwrapped(state, own.keys() - set(unchanged)))) | {key: own[key] for key in unchanged}
@@ -143,11 +126,7 @@ def _advice(differing: Collection[str]) -> str:
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a file by name, from whatever nested dictionaries hold them.
-
-    Raises:
-        GtpVisionError: a missing or unreadable file, Python objects in it, or no tensors.
-    """
+    """Read the tensors of a file by name, from whatever nested dictionaries hold them; refuse Python objects."""
     try:
         if path.suffix.lower() == ".safetensors":
             content: object = load_file(path)

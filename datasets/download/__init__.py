@@ -51,12 +51,9 @@ def download(
 ) -> Downloaded:
     """Download what is missing of a published data set, and compare the rest with the checksums of its first download.
 
-    Args:
-        name: see `sources.find`.
-        folder: None is where the data set's own library looks for it.
-        mirrors: addresses that are tried before all others: of the server's folder, or of the hub.
-        revision: branch, tag or commit, of sets of the hub.
-        pattern: only files whose names match, such as `*-val.npz`.
+    Names are as in `sources.find`; without a `folder` it is where the data set's own library looks. `mirrors` are
+    addresses of the server's folder or of the hub, tried before all others; `revision` is a branch, tag or commit of
+    the hub. Only files that match `pattern`, such as `*-val.npz`, are downloaded.
 
     Raises:
         GtpVisionError: the name is unknown, no address has the set, or a file has changed.

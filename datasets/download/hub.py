@@ -22,15 +22,9 @@ def fetch(
 ) -> tuple[dict[str, Entry], bool]:
     """Download the files of a repository into the ledger's folder, in the version of their first download.
 
-    Args:
-        source: the repository.
-        ledger: of the folder.
-        revision: branch, tag or commit; None is the newest at the first download, and the same one ever after.
-        patterns: of the wanted files; none is all.
-        mirrors: other addresses of the hub, tried before HF_ENDPOINT.
-
-    Returns:
-        The files by their path below the folder, and whether anything was downloaded.
+    Returns the files by their path below the folder, and whether anything was downloaded. Without a `revision` it is
+    the newest at the first download, and the same one ever after. Without `patterns` all files are wanted; `mirrors` of
+    the hub are tried before HF_ENDPOINT.
 
     Raises:
         GtpVisionError: no address has it (with the reason of each), or a file is not what the hub published.

@@ -71,11 +71,7 @@ class Ledger:
         self._lock.release()
 
     def verify(self, name: str) -> Entry:
-        """Compare a file with its entry; record it if there is none.
-
-        Raises:
-            GtpVisionError: they differ.
-        """
+        """Compare a file with its entry; record it if there is none. Raises GtpVisionError: they differ."""
         path = self.folder / name
         if name not in self.files:
             self.add({name: Entry.of(path, "")})

@@ -44,15 +44,9 @@ class Repository:
 
 
 def find(name: str, folder: Path | None = None) -> Files | Repository:
-    """Find the data set of a name.
+    """Find a data set by a name such as `d4rl/hopper-medium-v2`, `robomimic/lift/ph/low_dim_v15` or `hf://owner/name`.
 
-    Args:
-        name: `d4rl/hopper-medium-v2`, `ogbench/cube-single-play-v0`, `robomimic/lift/ph/low_dim_v15`, `lerobot/pusht`
-            or `hf://owner/name`.
-        folder: where it belongs; None is where its own library looks for it.
-
-    Raises:
-        GtpVisionError: the name is unknown.
+    Without a `folder` it belongs where its own library looks for it. Raises GtpVisionError: the name is unknown.
     """
     if name.startswith("hf://"):
         return _repository(name.removeprefix("hf://").removeprefix("datasets/"), folder)

@@ -43,16 +43,9 @@ class _BrokenOffError(Exception):
 
 
 def fetch(path: Path, urls: Sequence[str], known: Entry | None, advice: str) -> str:
-    """Download a file from the first address that has it.
+    """Download a file from the first address that has it, and return that without user name and password.
 
-    Args:
-        path: the file, which does not exist yet.
-        urls: addresses, tried in this order.
-        known: what was recorded of the file when it was downloaded before.
-        advice: what to do if no address has it.
-
-    Returns:
-        The address that it came from, without user name and password.
+    `known` is what was recorded of the file when it was downloaded before, `advice` what to do if no address has it.
 
     Raises:
         GtpVisionError: no address has it (with the reason of each), or the disk is full.

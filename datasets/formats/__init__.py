@@ -34,16 +34,10 @@ def detect(path: Path) -> str:
 
 
 def open_store(path: Path, env: str | None = None) -> Store:
-    """Open a data set of any known format.
+    """Open a data set of any known format, or raise a GtpVisionError.
 
-    The file is read by a child process (see `core.sandbox`); this process only maps its arrays.
-
-    Args:
-        path: file or folder.
-        env: environment name, for formats whose rewards depend on the task (OGBench).
-
-    Raises:
-        GtpVisionError: the data set cannot be read.
+    The file is read by a child process (see `core.sandbox`); this process only maps its arrays. `env` is the
+    environment's name, for formats whose rewards depend on the task (OGBench).
     """
     return to_store(sandbox.call(f"{__name__}:_layout", path, env), path)
 
@@ -52,22 +46,12 @@ def open_states(path: Path) -> Store:
     """Open a data set with every recorded state as an observation, and without cameras.
 
     OGBench's files have additional states, which no policy reads: `qpos`, `qvel` and `button_states`.
-
-    Args:
-        path: file or folder.
-
-    Raises:
-        GtpVisionError: the data set cannot be read.
     """
     return to_store(sandbox.call(f"{__name__}:_states", path), path)
 
 
 def check_writable(name: str) -> Callable[[Path, Store], Any]:
-    """Return the function that writes a format.
-
-    Raises:
-        GtpVisionError: the format is unknown or cannot be written.
-    """
+    """Return the function that writes a format. Raises GtpVisionError: the format is unknown or cannot be written."""
     write = FORMATS[name].write if name in FORMATS else None
     if write is None:
         known = [each for each, known in FORMATS.items() if known.write]
@@ -76,17 +60,7 @@ def check_writable(name: str) -> Callable[[Path, Store], Any]:
 
 
 def convert(source: Path, target: Path, to: str, env: str | None = None, *, overwrite: bool = False) -> Store:
-    """Write a data set in another format.
-
-    Args:
-        source: file or folder of any known format.
-        target: the file or folder to be written.
-        to: name of a format that can be written.
-        env: see `open_store`.
-        overwrite: replace an existing target, when the new data set is complete.
-
-    Returns:
-        The new data set, read back.
+    """Write a data set of any known format in another one, and return it, read back; `env` as in `open_store`.
 
     Raises:
         GtpVisionError: the source cannot be read, its lengths disagree, or the format cannot hold it; the target
@@ -119,7 +93,7 @@ def _formats() -> tuple[Format, ...]:
 
 def _detect(path: Path) -> str:
     if not path.exists():
-        raise GtpVisionError(f"there is no data set at {path}; check the path")
+        raise GtpVisionError(f"{path} does not exist; check the path")
     if not path.is_file() and not path.is_dir():
         raise GtpVisionError(f"{path} is a device, a pipe or a socket; give a file or a folder")
     near = None

@@ -54,12 +54,7 @@ def is_d4rl(file: h5py.File, path: Path) -> bool:
 def layout(path: Path, env: str | None = None) -> Layout:
     """Return the layout of a D4RL file; contiguous float32 or uint8 observations are mapped in place.
 
-    Args:
-        path: the .hdf5 file.
-        env: environment name, which defines the time limit of old files without `timeouts`.
-
-    Raises:
-        GtpVisionError: truncated, missing arrays or ones of a wrong type, links, lengths that disagree.
+    The environment's name defines the time limit of old files without `timeouts`.
     """
     limit = _TIME_LIMIT.get((env or "").split("-")[0].lower())
     found = through_cache(path, lambda: _opened(path, limit), "d4rl", str(limit))
@@ -72,17 +67,8 @@ def write(path: Path, store: Store) -> Path:
     """Write a store in D4RL's format; reading returns the same store, and D4RL finds the same transitions.
 
     What the format cannot hold (episodes that continue after a terminal, the observation's name, attributes) is stored
-    in `metadata/episode_ends` and in the attribute `gtp_vision`.
-
-    Args:
-        path: the file to be written; an existing one is replaced when the new one is complete.
-        store: what to write.
-
-    Returns:
-        `path`.
-
-    Raises:
-        GtpVisionError: the store has more than one observation array.
+    in `metadata/episode_ends` and in the attribute `gtp_vision`. Raises GtpVisionError: more than one observation
+    array.
     """
     if len(store.observations) != 1:
         raise GtpVisionError(

@@ -97,14 +97,11 @@ def to_float32(values: np.ndarray) -> np.ndarray:
 
 
 def observation(parent: h5py.Group, name: str, path: Path, count: int) -> Piece | None:
-    """Return one observation of one episode, as the store needs it.
+    """Return one observation of one episode as the store needs it; None for an image that is not of bytes.
 
     Bytes (H, W, C) are a camera; so are (C, H, W) with 1, 3 or 4 channels first and another number last, which are
-    transposed, and (H, W) of at least 32 each. Everything else is a state: float32, flattened to one dimension.
-    Images that are not bytes (depth, floats, segment numbers) are not used as a state of thousands of numbers.
-
-    Returns:
-        The piece, which reads the file while it is open; None for an image that is not of bytes.
+    transposed, and (H, W) of at least 32 each. Everything else is a state: float32, flattened to one dimension. Images
+    that are not bytes (depth, floats, segment numbers) are not used as a state of thousands of numbers.
     """
     data = hdf5.array(parent, name, path, kinds=NUMBERS, rows=count)
     shape, dtype = data.shape[1:], data.dtype
@@ -162,11 +159,7 @@ def left_out(found: Mapping[str, Piece | None]) -> dict[str, list[str]]:
 
 @dataclass
 class Recording:
-    """Episodes, added one after another.
-
-    Attributes:
-        path: of the file, for messages.
-    """
+    """Episodes of a file, added one after another."""
 
     path: Path
     _observations: dict[str, list[Piece]] = field(default_factory=dict)

@@ -22,7 +22,7 @@ class Format:
         title: what people call it.
         layout: (path, environment name or None) to the layout; runs in the process apart.
         hdf5: whether an open HDF5 file is of this format; None if the format is not one HDF5 file.
-        other: whether a path that is no HDF5 file is of this format; None if the format is one HDF5 file.
+        other: whether a path that is not an HDF5 file is of this format; None if the format is one HDF5 file.
         write: (path, store) writes the store in this format; None if nothing writes it.
         states: (path) to the arrays of a layout: states that are recorded beside the observations; None if there are
             none; runs in the process apart.

@@ -36,12 +36,10 @@ class Feature:
 
 @dataclass(frozen=True)
 class Episodes:
-    """Where the episodes lie.
+    """Where the E episodes lie.
 
-    Attributes:
-        lengths: int64 (E,), rows of each episode.
-        data: int64 (E, 2), chunk and file of the table.
-        videos: key of a camera to int64 (E, 2), chunk and file, and float64 (E,), the second of its first frame.
+    `lengths` (E,) are rows; `data` (E, 2) chunk and file of the table; `videos`, by the camera's key, chunk and file
+    (E, 2), and the second of the first frame (E,).
     """
 
     lengths: np.ndarray
@@ -183,12 +181,8 @@ def files_of(
 ) -> list[tuple[Path, int, int]]:
     """Return the files that hold the episodes, in order: path, first and exclusive last episode.
 
-    Args:
-        path: the data set.
-        template: of the files' names, with `chunk_index`, `file_index` and `video_key` in braces.
-        key: of a camera.
-        places: int64 (E, 2), chunk and file of each episode.
-        lengths: int64 (E,), rows of each episode.
+    The template has `chunk_index`, `file_index` and `video_key` (`key`) in braces; `places` (E, 2) are chunk and file
+    of each episode, `lengths` (E,) its rows.
     """
     edges = [0, *(np.flatnonzero(np.any(places[1:] != places[:-1], axis=1)) + 1), len(lengths)]
     found: list[tuple[Path, int, int]] = []

@@ -42,19 +42,11 @@ Place = tuple[int, int]
 
 
 def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video_files_size_in_mb: float = 200) -> Path:
-    """Write a store as a LeRobot folder.
+    """Write a store as a LeRobot folder, whose attributes `fps`, `tasks`, `episode_tasks` and `robot_type` are used.
 
-    Args:
-        path: the folder to be written; an existing LeRobot folder is replaced when the new one is complete.
-        store: what to write. Its attributes `fps`, `tasks`, `episode_tasks` and `robot_type` are used.
-        data_files_size_in_mb: limit of a table, unless its only episode is larger.
-        video_files_size_in_mb: limit of a video, exact to about a hundred frames, which ffmpeg writes later.
-
-    Returns:
-        `path`.
-
-    Raises:
-        GtpVisionError: cameras that cannot be a video, invalid names, a folder that is not a LeRobot data set.
+    The limits are those of a table, unless its only episode is larger, and of a video, exact to about a hundred frames,
+    which ffmpeg writes later. Raises GtpVisionError: cameras that cannot be a video, invalid names, a folder of other
+    things.
     """
     keys, fps = _keys(store), _fps(store)
     tasks, episode_tasks = _tasks(store)

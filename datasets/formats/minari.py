@@ -67,12 +67,7 @@ def holds_episodes(file: h5py.File, path: Path) -> bool:
 def layout(path: Path) -> Layout:
     """Return the layout of a Minari data set: all of it is copied into the cache, since Minari's arrays are chunked.
 
-    Args:
-        path: the data set's folder, its folder `data`, or `main_data.hdf5` in it.
-
-    Raises:
-        GtpVisionError: damage, missing arrays or ones of a wrong type, counts that disagree with the metadata, actions
-            that are not a vector of floats, Arrow files.
+    `path` is the data set's folder, its folder `data`, or `main_data.hdf5` in it.
     """
     folder = path.parent if path.is_file() else _data_folder(path)
     assert folder is not None, "recognised before"
@@ -184,15 +179,7 @@ def _collect(
 ) -> None:
     """Put the observations of a space into `found`, by their joined names; None for those that are left out.
 
-    Args:
-        found: the result.
-        parent: a group of the file.
-        member: the member of `parent` that holds the values of the space.
-        name: the joined name so far.
-        space: the space's description in the metadata.
-        rows: that each observation must have.
-        main: the file, for messages.
-        depth: number of spaces around this one.
+    `member` of the group `parent` holds the values of `space`; `depth` is the number of spaces around it.
     """
     kind = space.get("type") if isinstance(space, dict) else None
     inner = space.get("subspaces") if isinstance(space, dict) else None

@@ -50,16 +50,10 @@ def create(
     *,
     compression: str | None = None,
 ) -> Iterator[dict[str, h5py.Dataset]]:
-    """Create a native file; it is written atomically when the block ends without an exception.
+    """Create a native file of `shapes` by name; it is written atomically when the block ends without an exception.
 
-    Args:
-        path: the file to be written.
-        shapes: array name (`observations/<name>` for observations) to (shape, dtype).
-        metadata: provenance, stored as JSON.
-        compression: None for mappable files; "gzip" for small ones.
-
-    Yields:
-        Name to h5py data set, to be filled by slices or by `write_rows`.
+    Yields name to h5py data set, to be filled by slices or by `write_rows`. Compression is None for mappable files;
+    "gzip" for small ones. `metadata` is provenance, stored as JSON.
 
     Raises:
         GtpVisionError: the file cannot be written, e.g. because the disk is full.
@@ -95,18 +89,9 @@ def write_rows(target: h5py.Dataset, start: int, values: np.ndarray) -> None:
 
 
 def write(path: str | Path, store: Store, *, compression: str | None = None) -> Path:
-    """Write a store to a native file.
+    """Write a store to a native file, and return its path; compression as in `create`.
 
-    Args:
-        path: the file to be written; an existing one is replaced when the new one is complete.
-        store: what to write.
-        compression: see `create`.
-
-    Returns:
-        `path`.
-
-    Raises:
-        GtpVisionError: the store has a type, shape, length or name that the format cannot hold; the disk is full.
+    Raises GtpVisionError: a type, shape, length or name that the format cannot hold; the disk is full.
     """
     path = Path(path)
     store = writable(store)
@@ -122,13 +107,7 @@ def write(path: str | Path, store: Store, *, compression: str | None = None) -> 
 def layout(path: Path, *, elsewhere: bool = False) -> Layout:
     """Return where the arrays of a native file lie; compressed ones are unpacked into the cache.
 
-    Args:
-        path: a file of this format.
-        elsewhere: whether observations may be missing, because they lie in other files (only in the cache).
-
-    Raises:
-        GtpVisionError: not HDF5, truncated, another format or version, missing arrays or ones of a wrong type, links,
-            lengths that disagree.
+    `elsewhere`: observations may be missing, because they lie in other files (only in the cache).
     """
     with hdf5.open_file(path) as file:
         metadata = _check_attributes(file, path)

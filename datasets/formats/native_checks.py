@@ -32,13 +32,7 @@ _ANY_KIND = "biufcSUOVmM"  # all, since wrong ones are reported together
 def checked_arrays(file: h5py.File, path: Path, elsewhere: bool) -> dict[str, h5py.Dataset]:
     """Return name to array, if all arrays are inside the file, of the right types and shapes, and of one length.
 
-    Args:
-        file: an open file of this format.
-        path: of it, for messages.
-        elsewhere: whether observations may be missing.
-
-    Raises:
-        GtpVisionError: everything that is missing or of a wrong type, in one sentence; links, damage, other lengths.
+    Raises GtpVisionError: everything that is missing or of a wrong type, in one sentence; links, damage, other lengths.
     """
     members = hdf5.children(file, path)
     faults = [f"has no '{name}' (wanted {wanted})" for name, (*_, wanted) in FLAT.items() if name not in members]
@@ -111,7 +105,7 @@ def writable(store: Store) -> Store:
     )
     faults = shape_errors(converted_store)
     if not observations:
-        faults.append("there is no observation; give at least one camera or state")
+        faults.append("observations are missing; give at least one camera or state")
     for name, observed in observations.items():
         if "/" in episodes.check_name(str(name), place):
             faults.append(f"the observation '{name}' has a '/' in its name; write it without")

@@ -69,12 +69,7 @@ def in_hdf5(file: h5py.File, path: Path) -> str | None:
 
 
 def in_folder(path: Path, is_data_set: Callable[[Path], bool]) -> str | None:
-    """Return a hint about a folder that is not a data set; None if it neither holds nor resembles one.
-
-    Args:
-        path: the folder.
-        is_data_set: whether a path below it is a data set of a known format.
-    """
+    """Return a hint about a folder that is not a data set; None if it neither holds nor resembles one."""
     if (path / "data" / "main_data.hdf5").is_file() or (path / "main_data.hdf5").is_file():
         return "it looks like a Minari data set without metadata.json; copy the whole folder"
     if not (path / "meta" / "info.json").is_file() and (

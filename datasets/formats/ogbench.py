@@ -63,7 +63,7 @@ def locate(env: str, folder: Path, *, download: bool = True) -> Path:
     if path.exists():
         return path
     if not download:
-        raise GtpVisionError(f"there is no data set at {path}; put {name}.npz and {name}-val.npz there")
+        raise GtpVisionError(f"{path} does not exist; put {name}.npz and {name}-val.npz there")
     from gtp_vision.datasets.download import download as fetch
 
     try:
@@ -85,12 +85,7 @@ def recognises(path: Path) -> bool:
 def layout(path: Path, env: str | None = None) -> Layout:
     """Return the layout of an OGBench file, decompressed once into the cache.
 
-    Args:
-        path: the .npz file.
-        env: environment name; rewards and terminals of a `singletask` one are relabeled. None is the file's name.
-
-    Raises:
-        GtpVisionError: truncated or missing members, lengths that disagree.
+    Rewards and terminals of a `singletask` environment, by `env` or the file's name, are relabeled.
     """
     if env is None:
         env = path.stem

@@ -77,17 +77,8 @@ def write(path: Path, store: Store) -> Path:
 
     If the last row of an episode has no outcome, its observation becomes the last `next_obs`, and its action and reward
     are dropped. If it is a terminal, no later observation is recorded: the last frame is repeated, and
-    `final_observation_recorded` is 0.
-
-    Args:
-        path: the file to be written; an existing one is replaced when the new one is complete.
-        store: what to write; its frames are read piece by piece.
-
-    Returns:
-        `path`.
-
-    Raises:
-        GtpVisionError: an episode without an outcome, or filters that name unknown episodes.
+    `final_observation_recorded` is 0. Raises GtpVisionError: an episode without an outcome, or filters that name
+    unknown episodes.
     """
     outcome = store.has_outcome
     filters = _checked_filters(store)
@@ -135,22 +126,10 @@ def write_demo(
     model_file: str | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> h5py.Group:
-    """Write one demonstration of N steps as robomimic's own scripts do, contiguous and uncompressed.
+    """Write one demonstration of N steps as robomimic's own scripts do, and return its group.
 
-    Args:
-        data: the group `data` of the file.
-        number: of the demonstration.
-        obs: key to the N observations before each action.
-        next_obs: key to the N observations after each action.
-        actions: (N, A), stored as float32.
-        rewards: (N,), stored as float32.
-        dones: (N,), not 0 where the MDP ended, stored as int64.
-        states: (N, D), the simulator's, as they are.
-        model_file: the simulator's XML.
-        attributes: of the demonstration's group, in addition to `num_samples`.
-
-    Returns:
-        The demonstration's group.
+    Arrays are contiguous and uncompressed: `obs` before and `next_obs` after each action, by key; actions (N, A),
+    rewards (N,), dones (N,), not 0 where the MDP ended, and the simulator's states (N, D) and XML.
     """
     demo = data.create_group(f"{_PREFIX}{number}")
     demo["actions"] = np.asarray(actions, np.float32)

@@ -26,12 +26,7 @@ CHANNELS = tuple(_PIXELS)
 
 
 class Frames:
-    """An iterator over the frames of a video, uint8 (H, W, C).
-
-    Attributes:
-        ended: why there are no more frames, for messages; empty before the end.
-        advice: what to do about it.
-    """
+    """An iterator over the frames of a video, uint8 (H, W, C); after its end it says why it ended, and what to do."""
 
     def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes], shape: tuple[int, int, int]) -> None:
         height, width, channels = shape
@@ -97,13 +92,9 @@ class Frames:
 
 @contextmanager
 def decoding(path: Path, shape: tuple[int, int, int]) -> Iterator[Frames]:
-    """Decode a video from its first frame on; ffmpeg is stopped when the block ends.
+    """Decode a video from its first frame on, in frames (H, W, C); ffmpeg is stopped when the block ends.
 
     Only mp4 is accepted, only this file is opened, and a damaged frame ends the iteration.
-
-    Args:
-        path: the file.
-        shape: (H, W, C) that its frames must have.
     """
     pixels, codec, _ = _PIXELS[shape[2]]
     command = [
@@ -122,18 +113,9 @@ def decoding(path: Path, shape: tuple[int, int, int]) -> Iterator[Frames]:
 
 @contextmanager
 def encoding(path: Path, shape: Sequence[int], fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Write an mp4 (H.264; every second frame is a key frame, for fast seeking).
+    """Write an mp4 (H.264) of frames (H, W, C), C 1 or 3; every second frame is a key frame, for fast seeking.
 
-    Args:
-        path: the file to be written.
-        shape: (H, W, C) of the frames, 1 or 3 channels.
-        fps: frames per second.
-
-    Yields:
-        A function that takes frames, uint8 (n, H, W, C).
-
-    Raises:
-        GtpVisionError: ffmpeg fails, as on a full disk.
+    Yields a function that takes frames, uint8 (n, H, W, C). Raises GtpVisionError: ffmpeg fails, as on a full disk.
     """
     height, width, channels = shape
     command = [

@@ -21,15 +21,7 @@ IMPROVEMENTS: Registry[type[Improvement]] = Registry(__name__, "gtp_vision.agent
 
 
 def check_agent(config: AgentConfig, *, steps_key: str = "agent.acting.steps") -> None:
-    """Refuse an unknown agent or part, and parts that do not fit each other.
-
-    Args:
-        config: see `AgentConfig`.
-        steps_key: what the number of acting steps is called to the user.
-
-    Raises:
-        GtpVisionError: the first fault, and the mend.
-    """
+    """Refuse an unknown agent or part, and parts that do not fit each other; `steps_key` is the user's name for K."""
     try:
         check(config, AGENTS, IMPROVEMENTS)
     except GtpVisionError as error:
@@ -37,11 +29,7 @@ def check_agent(config: AgentConfig, *, steps_key: str = "agent.acting.steps") -
 
 
 def improvement_settings(name: str) -> ImprovementSettings:
-    """The default settings of an improvement.
-
-    Raises:
-        GtpVisionError: unknown name.
-    """
+    """The default settings of an improvement. Raises GtpVisionError: unknown name."""
     if name not in IMPROVEMENTS:
         raise GtpVisionError(f"agent.improvement.name={name} is unknown: {propose(name, IMPROVEMENTS)}")
     return IMPROVEMENTS[name].Settings(name=name)

@@ -16,12 +16,9 @@ Observation = Mapping[str, torch.Tensor]
 
 
 class FrameStack:
-    """The newest T frames of each observation, for episodes side by side, as the sampler's windows hold them.
+    """The newest `frames` frames of each observation, for episodes side by side, as the sampler's windows hold them.
 
     An episode begins with its first frame repeated. A goal is a single frame that stands in place of every frame.
-
-    Args:
-        frames: T.
     """
 
     def __init__(self, frames: int) -> None:
@@ -29,12 +26,7 @@ class FrameStack:
         self._stacks: dict[str, np.ndarray] = {}  # name to (rows, T, ...)
 
     def begin(self, observation: Mapping[str, np.ndarray], rows: Sequence[int] | None = None) -> None:
-        """Start episodes.
-
-        Args:
-            observation: name to (rows, ...): images uint8 (rows, H, W, C), states (rows, D).
-            rows: of the episodes that start; None is all of them.
-        """
+        """Start episodes in `rows` (None: all) with images uint8 (rows, H, W, C) and states (rows, D)."""
         begun = slice(None) if rows is None else rows
         for name, frame in observation.items():
             if name not in self._stacks:
@@ -56,12 +48,7 @@ class FrameStack:
         return {name: stack[row, -1].copy() for name, stack in self._stacks.items()}
 
     def tensors(self, device: torch.device | str = "cpu", rows: Sequence[int] | None = None) -> dict[str, torch.Tensor]:
-        """Copies as networks take them: images uint8 (B, T, C, H, W), states float32 (B, T, D).
-
-        Args:
-            device: where they go.
-            rows: B of them, in order; None is all.
-        """
+        """Copies of `rows` (None: all) for networks: images uint8 (B, T, C, H, W), states float32 (B, T, D)."""
         tensors = {
             name: torch.from_numpy(stack.copy() if rows is None else stack[rows]).to(device)
             for name, stack in self._stacks.items()
@@ -70,16 +57,11 @@ class FrameStack:
 
 
 class Executor:
-    """Takes one action a step from action chunks, for episodes side by side.
+    """Takes one action a step from the chunks (B, H, A) of `plan`, for episodes side by side.
 
     With a receding horizon a plan is made every `execute` steps and its first `execute` actions are carried out; with
     temporal ensembling (ACT; Zhao et al., 2023) every step makes a plan, and the actions that up to H plans hold for
     this moment are averaged, weighted exp(-m i), i = 0 for the oldest.
-
-    Args:
-        plan: (observation, noise) to action chunks (B, H, A).
-        acting: see `ActingConfig`.
-        chunk: H.
     """
 
     def __init__(

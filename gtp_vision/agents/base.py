@@ -121,24 +121,12 @@ class Improvement(nn.Module):
         return torch.ones_like(inputs.batch.reward), {}
 
     def loss(self, agent: Agent, inputs: LossInputs, cloning: torch.Tensor | None) -> tuple[torch.Tensor, Metrics]:
-        """The actor's loss, (), and metrics.
-
-        Args:
-            agent: the agent.
-            inputs: of the step.
-            cloning: (), E[w l] / E[w]; None where `weights` gave None.
-        """
+        """The actor's loss, (), and metrics; `cloning` is E[w l] / E[w], (), or None where `weights` gave None."""
         assert cloning is not None, "an improvement without weights has a loss of its own"
         return cloning, {}
 
     def critic_loss(self, agent: Agent, inputs: LossInputs, q: torch.Tensor) -> tuple[torch.Tensor | None, Metrics]:
-        """A term beside the TD error, (), or None, and metrics.
-
-        Args:
-            agent: the agent.
-            inputs: of the step.
-            q: (E, B), values of the data's actions, with their gradient.
-        """
+        """A term beside the TD error, (), or None, and metrics; `q` (E, B) has the gradient of the critic."""
         return None, {}
 
     def next_features(self, agent: Agent, inputs: LossInputs) -> torch.Tensor:
@@ -177,13 +165,7 @@ def missing_ability(config: AgentConfig, ability: type, why: str) -> Iterator[st
 class Agent(nn.Module):
     """A policy, a critic, an improvement and a way of acting.
 
-    Args:
-        shapes: observation name to the shape of one stacked observation, (T, C, H, W) or (T, D).
-        actions: number A of action dimensions.
-        config: see `AgentConfig`.
-        encoder: see `EncoderConfig`.
-        improvement: the class that `config.improvement.name` names.
-        pretrained: read the encoders' trained weights; False for an agent that a checkpoint will fill.
+    Arguments as `agents.create`, and `improvement`, the class that `config.improvement.name` names.
     """
 
     def __init__(
@@ -269,11 +251,7 @@ class Agent(nn.Module):
         return loss, metrics | more
 
     def critic_loss(self, inputs: LossInputs) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
-        """Squared TD error, the mean over members and batch, and the losses of V and the improvement, if any.
-
-        Returns:
-            The loss (), the values of the data's actions (E, B) without gradient, and metrics.
-        """
+        """Squared TD error with the losses of V and the improvement, (); values (E, B) without gradient; metrics."""
         batch, action = inputs.batch, self.critic_action(inputs.action)
         with torch.no_grad():
             target = td_target(batch.reward, batch.discount, self.next_value(inputs).float())
@@ -355,14 +333,7 @@ class Agent(nn.Module):
         steps: int | None = None,
         acting: ActingConfig | None = None,
     ) -> torch.Tensor:
-        """Action chunks (B, H, A) in [-1, 1] for stacked observations.
-
-        Args:
-            observation: name to (B, T, ...).
-            noise: random numbers, drawn row by row.
-            steps: K; None is that of `acting`.
-            acting: how one of several candidates is drawn and chosen; None is the agent's own.
-        """
+        """Action chunks (B, H, A) in [-1, 1] of observations (B, T, ...); None takes the agent's own settings."""
         if self.training:  # acting uses the statistics of batch normalisation, and teaches it nothing
             self.eval()
             try:

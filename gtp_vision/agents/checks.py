@@ -12,11 +12,7 @@ from gtp_vision.models import FAMILIES
 
 
 def check(config: AgentConfig, recipes: Mapping[str, Recipe], improvements: Mapping[str, type[Improvement]]) -> None:
-    """Check each setting, and that the parts fit each other.
-
-    Raises:
-        GtpVisionError: the first setting or part that does not, and what to set instead.
-    """
+    """Check each setting, and that the parts fit each other; a GtpVisionError says what to set instead."""
     known: dict[str, tuple[str, Mapping[str, object]]] = {
         "agent.name": (config.name, recipes),
         "agent.policy.family": (config.policy.family, FAMILIES),

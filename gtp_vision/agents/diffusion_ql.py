@@ -39,12 +39,10 @@ DIFFUSION_QL = Recipe(
 
 
 def q_term(q: torch.Tensor, *, normalize: bool) -> torch.Tensor:
-    """-E[Q], of values (E, B) of the policy's actions: ().
+    """-E[Q], (), of values (E, B) of the policy's actions.
 
-    Args:
-        q: the members' values.
-        normalize: divide each member's by the mean size of the others' over the global batch, so that its weight means
-            the same on every scale of rewards; a single member's by its own.
+    `normalize` divides each member's by the mean size of the others' over the global batch, so that its weight means
+    the same on every scale of rewards; a single member's by its own.
     """
     if not normalize:
         return -q.mean()

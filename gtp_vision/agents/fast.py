@@ -19,7 +19,7 @@ import torch
 from gtp_vision.agents.acting import Observation
 from gtp_vision.agents.base import Agent
 from gtp_vision.agents.settings import ActingConfig
-from gtp_vision.core.compile import Captured, compiled, first_words, has_compiler
+from gtp_vision.core.compile import Captured, compiled, has_compiler
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseSource, NoiseTape, RandomStream
 
@@ -68,7 +68,7 @@ class FastPolicy:
         if engine == "graph" and not cuda:
             self._fall_back(f"a CUDA graph needs a GPU, and the agent is on {self._device}")
         elif engine == "compile" and not cuda and backend == "inductor" and not has_compiler():
-            self._fall_back("there is no C++ compiler to compile with (install g++ or clang++)")
+            self._fall_back("a C++ compiler is missing (install g++ or clang++)")
 
     def plan(
         self,
@@ -130,7 +130,7 @@ class FastPolicy:
                 run = lambda observation, drawn: graph(observation, drawn).clone()  # noqa: E731
             actions = run(observation, drawn)
         except Exception as error:  # compilers raise anything
-            self._fall_back(f"engine={self.engine} does not work here: {first_words(error)}")
+            self._fall_back(f"engine={self.engine} does not work here: {first_line(error, 2)}")
             return plan(observation, drawn)
         finally:
             agent.train(training)

@@ -21,11 +21,6 @@ _COMPARED = 5  # noises with which the engines' actions are compared
 def bench_act(folder: Path, *, steps: int = 2, rounds: int = 200) -> dict[str, Any]:
     """Milliseconds of a plan for one observation, medians over interleaved rounds.
 
-    Args:
-        folder: the artifact.
-        steps: K.
-        rounds: plans of each engine.
-
     Returns:
         JSON-able: `ms` and `against_eager` by engine, and `difference`, the largest between a graph and eager PyTorch.
 

@@ -42,11 +42,6 @@ def ratios(results: Mapping[str, Any]) -> dict[str, float]:
 def compare(results: Mapping[str, Any], path: Path, stored: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Compare ratios with those of a stored baseline.
 
-    Args:
-        results: of `bench_step`.
-        path: of the baseline.
-        stored: the baseline, as `check_baseline` returns it.
-
     Returns:
         A table, and sentences about the ratios that got worse by more than 15 % and those that were not measured.
 
@@ -102,15 +97,7 @@ def check_writable(path: Path) -> None:
 
 
 def check_baseline(path: Path, engines: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a file that `save` has written.
-
-    Args:
-        path: the file.
-        engines: those that will be measured, if not all.
-
-    Raises:
-        GtpVisionError: the file is not a baseline, or holds engines that will not be measured.
-    """
+    """Read a file that `save` has written; refuse another one, and one with engines that will not be measured."""
     try:
         stored = json.loads(path.read_text())
         if not all(isinstance(ratio, int | float) and ratio > 0 for ratio in stored["ratios"].values()):

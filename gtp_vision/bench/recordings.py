@@ -21,16 +21,7 @@ def noise_store(
     episode: int = 200,
     is_terminal: bool = False,
 ) -> Store:
-    """A recording of noise in memory.
-
-    Args:
-        frames: a multiple of `episode`.
-        cameras: name to (H, W, C).
-        state: dimensions of the state; 0 for none.
-        actions: dimensions of the action.
-        episode: frames of an episode.
-        is_terminal: whether episodes end in terminals rather than timeouts.
-    """
+    """A recording of noise in memory: cameras (H, W, C) by name; `frames` is a multiple of `episode`."""
     rng = np.random.default_rng(0)
     ends = np.arange(episode, frames + 1, episode)
     is_last = np.zeros(frames, bool)

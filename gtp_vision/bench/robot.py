@@ -39,13 +39,8 @@ def random_observations(
 def run_robot(address: str, seed: int, count: int, rate: float, out: Path) -> None:
     """Send `count` observations, `rate` a second, and write the answers.
 
-    Args:
-        address: of the server.
-        seed: of the episode's noise and of the observations.
-        count: observations.
-        rate: observations a second.
-        out: npz to write: `actions` (count, H, A), NaN where none arrived, and in milliseconds (count,) `round_trip`,
-            `act`, `queued`.
+    The npz `out` holds `actions` (count, H, A), NaN where none arrived, and in milliseconds (count,) `round_trip`,
+    `act`, `queued`.
     """
     with connect(address, compression=None, max_size=None) as connection:
         greeting = connection.recv()

@@ -37,11 +37,8 @@ def bench_serve(
 ) -> dict[str, Any]:
     """Measure milliseconds, and whether every answer arrives and is right.
 
-    Args:
-        folder: an artifact; None is an untrained GTP with two cameras of 84x84 and K = 2.
-        clients: robots.
-        requests: of all robots together; rounded up to the same number for each.
-        rate: requests a second of each robot.
+    `clients` robots send `rate` requests a second each. Without a `folder` the artifact is an untrained GTP with two
+    cameras of 84x84 and K = 2.
 
     Returns:
         JSON-able: `added_ms_p50`, `added_ms_p99`, and likewise `round_trip`, `act`, `queued`, `act_alone`; `requests`,

@@ -61,15 +61,9 @@ def words(text: str) -> list[str]:
 
 
 def measurement(name: str, function: str, help: str, options: Options, given: Sequence[str], order: int) -> Verb:
-    """A verb that prints what a function returns, as a table or with --json as JSON.
+    """A verb that prints what `function` (`module:name`) returns, as `table` of its module or with --json as JSON.
 
-    Args:
-        name: of the verb.
-        function: `module:name`; the module's `table` makes the text.
-        help: of the verb.
-        options: of the verb, besides --json.
-        given: names of the arguments that the function takes, besides `progress`.
-        order: of the verb.
+    `given` are the arguments that the function takes, besides `progress`.
     """
 
     def options_and_json(parser: argparse.ArgumentParser) -> None:

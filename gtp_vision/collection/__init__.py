@@ -29,20 +29,9 @@ def collect(
     progress: bool = True,
     overwrite: bool = False,
 ) -> str:
-    """Collect a data set.
+    """Collect a data set from OGBench, robosuite or Gymnasium, and return a summary of one sentence.
 
-    Args:
-        env: `ogbench/NAME` or `NAME`, a single-task environment or a data set of OGBench; `robosuite/Lift`; or
-            `gymnasium/NAME`.
-        out: the file to write, or the folder for OGBench's and Gymnasium's files.
-        options: the options that were given, by the names of the keywords of each kind's `collect`.
-        processes: number of worker processes.
-        command: the command line, recorded in the file.
-        progress: show a bar.
-        overwrite: replace an existing file.
-
-    Returns:
-        A summary, one sentence.
+    `options` are those that were given, by the names of the keywords of each kind's `collect`.
 
     Raises:
         GtpVisionError: an environment that cannot be collected; an option that does not apply to it; see the kinds.

@@ -54,25 +54,12 @@ def collect(
     states_only: bool = False,
     execution: Execution,
 ) -> str:
-    """Record a scripted policy at robosuite's Lift.
+    """Record a scripted policy at robosuite's Lift, and return a summary of one sentence.
 
     Episode k is a function of (seed, k) only. The last tenth of the episodes is robomimic's filter `valid`, all others
-    are `train`; a single episode has no filter.
-
-    Args:
-        env: Lift.
-        out: the HDF5 file; an existing one is replaced when the new one is complete.
-        episodes: how many.
-        seed: of all episodes.
-        noise: largest standard deviation of an episode's action noise.
-        limit: maximum steps of an episode; one that fails to lift the cube is kept, without reward.
-        cameras: names separated by commas; None is the agent's view and the hand's.
-        size: height and width of the frames, default 84.
-        states_only: do not record cameras.
-        execution: how it is run.
-
-    Returns:
-        A summary, one sentence.
+    are `train`; a single episode has no filter. `noise` is as in `lift_episode`; an episode that fails to lift the cube
+    within `limit` steps is kept, without reward. `cameras` are names separated by commas; None is the agent's view and
+    the hand's.
 
     Raises:
         GtpVisionError: another environment; a setting out of range; robosuite or OpenGL is missing.
@@ -138,12 +125,7 @@ def _write(path: Path, parts: EpisodeParts, record: dict[str, Any]) -> int:
 def lift_episode(env: RobosuiteEnv, seed: int, *, noise: float, limit: int) -> dict[str, np.ndarray]:
     """Record one episode of T steps; it ends when the cube is lifted, or after `limit` steps.
 
-    Args:
-        env: Lift.
-        seed: of the reset and the noise.
-        noise: largest standard deviation of the Gaussian noise on the arm's actions; the episode's own is uniform in
-            [0, noise].
-        limit: maximum steps.
+    The Gaussian noise on the arm's actions has a standard deviation uniform in [0, `noise`].
 
     Returns:
         `obs/<key>` (T + 1, ...), the last after the last action; actions float32 (T, 7) in [-1, 1]; rewards

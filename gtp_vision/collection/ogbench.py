@@ -48,22 +48,11 @@ def collect(
     multisamples: int | None = None,
     execution: Execution,
 ) -> str:
-    """Record one of OGBench's data sets again.
+    """Record one of OGBench's data sets again, and return a summary of one sentence.
 
-    Episode k is a function of (seed, k) only; the validation set's episodes follow the training set's.
-
-    Args:
-        env: OGBench's name of the data set, a key of `RECIPES`, with or without version.
-        out: a folder, in which the files get OGBench's names; or the training file, ending in .npz.
-        episodes: of the training set, and a tenth as many (at least one) for validation; None is OGBench's number.
-        seed: of all episodes.
-        limit: rows of an episode; None is OGBench's number, 1001 for manipulation.
-        shadow_size: see `Rendering`; for visual data sets only.
-        multisamples: see `Rendering`; for visual data sets only.
-        execution: how it is run.
-
-    Returns:
-        A summary, one sentence.
+    Episode k is a function of (seed, k) only; the validation set's episodes, a tenth as many (at least one), follow the
+    training set's. `out` is a folder, in which the files get OGBench's names, or the training file, ending in .npz.
+    `episodes` and `limit` (rows of an episode) are OGBench's numbers if None.
 
     Raises:
         GtpVisionError: a setting out of range; no OpenGL library; rendering options for states.

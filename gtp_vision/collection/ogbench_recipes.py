@@ -53,13 +53,9 @@ def manipulation_episode(env: gymnasium.Env, seed: int, *, noisy: bool, random_a
     """Record one episode of cube, scene or puzzle: an oracle moves from one random target to the next.
 
     A scene's episode in which the cube leaves the camera's view (other than into the drawer) is recorded again.
-
-    Args:
-        env: created with `collecting`.
-        seed: of everything in the episode.
-        noisy: False follows OGBench's plan oracle with smooth noise; True its closed-loop (Markov) oracle with Gaussian
-            noise of a standard deviation uniform in [0, 0.1], three times that in yaw and ten times in the gripper.
-        random_actions: probability that an action is uniform in [-1, 1] instead.
+    OGBench's plan oracle has smooth noise; with `noisy` its closed-loop (Markov) oracle has Gaussian noise of a
+    standard deviation uniform in [0, 0.1], three times that in yaw and ten times in the gripper. `random_actions` is
+    the probability of an action uniform in [-1, 1] instead.
     """
     np.random.seed(seed)  # the oracles draw from NumPy's global generator
     rng = np.random.default_rng(seed)
@@ -75,11 +71,8 @@ def manipulation_episode(env: gymnasium.Env, seed: int, *, noisy: bool, random_a
 def maze_episode(env: gymnasium.Env, seed: int, *, stitch: bool) -> Episode:
     """Record one episode of a point in a maze: the shortest path with Gaussian noise of deviation 0.5.
 
-    Args:
-        env: created with `collecting`.
-        seed: of everything in the episode.
-        stitch: False sets a new goal, at a corner or crossing anywhere, whenever one is reached; True has one goal,
-            four cells from the start, and stays there.
+    A new goal, at a corner or crossing anywhere, is set whenever one is reached; with `stitch` the episode has one
+    goal, four cells from the start, and stays there.
     """
     np.random.seed(seed)  # the maze draws from NumPy's global generator
     rng = np.random.default_rng(seed)

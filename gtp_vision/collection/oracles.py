@@ -54,16 +54,9 @@ class _Recorder:
 
 
 def solution(init: np.ndarray, goal: np.ndarray, rows: int, columns: int) -> list[int]:
-    """The smallest set of Lights Out buttons that turns `init` into `goal`; each flips itself and its neighbors.
+    """The smallest set of Lights Out buttons that turns `init` into `goal`, both {0, 1} of shape (rows * columns,).
 
-    Args:
-        init: {0, 1} of shape (rows * columns,).
-        goal: the same.
-        rows: of the board.
-        columns: of the board.
-
-    Raises:
-        GtpVisionError: the goal cannot be reached.
+    Each button flips itself and its neighbors. Raises GtpVisionError: the goal cannot be reached.
     """
     count = rows * columns
     flips = np.zeros((count, count), dtype=np.int64)
@@ -87,20 +80,11 @@ def puzzle_episodes(
 ) -> list[Recording]:
     """Record one visit to a single-task puzzle, pressing buttons by OGBench's closed-loop (Markov) oracle.
 
-    An expert visit presses the buttons of the task's solution, in random order. Any other presses one or two wrong
-    buttons and stops: a critic must distinguish the two. Before a button the hand may wander off, unrecorded, to a
-    random position, so that the data show recovery; without it clones get stuck beside a button that they missed.
-
-    Args:
-        env: a single-task puzzle environment, pixels or states.
-        seed: of the reset, the choice of buttons, the wandering and the noise.
-        expert_share: probability of an expert visit.
-        noise: largest standard deviation of the Gaussian action noise; the visit's own is uniform in [0, noise].
-        wander: probability of wandering off before a button.
-        limit: maximum steps of the visit, including wandering.
-
-    Returns:
-        One recording, and one more for each time that the hand wandered off.
+    An expert visit (probability `expert_share`) presses the buttons of the task's solution, in random order. Any other
+    presses one or two wrong buttons and stops: a critic must distinguish the two. Before a button the hand may
+    (probability `wander`) move away, unrecorded, to a random position, so that the data show recovery; without it
+    clones get stuck beside a button that they missed. This gives a recording more. A visit's Gaussian action noise has
+    a deviation uniform in [0, `noise`]; `limit` is its maximum of steps, including wandering.
     """
     from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
 

@@ -52,14 +52,7 @@ class Recorder(Protocol):
 
 @dataclass(frozen=True)
 class Execution:
-    """How a collection is run; the data do not depend on it.
-
-    Attributes:
-        processes: number of worker processes.
-        command: the command line, recorded with the data.
-        progress: show a bar.
-        overwrite: replace existing files.
-    """
+    """How a collection is run, on which the data do not depend; `command` is recorded with them."""
 
     processes: int = 1
     command: str = ""
@@ -69,13 +62,7 @@ class Execution:
 
 @dataclass(frozen=True)
 class EpisodeParts:
-    """The recorded episodes of a collection, one file each.
-
-    Attributes:
-        folder: of the files.
-        count: number of episodes when all are recorded.
-        command: the command line that started the collection.
-    """
+    """The recorded episodes of a collection, one file each in `folder`; `count` is the number of all."""
 
     folder: Path
     count: int
@@ -90,11 +77,7 @@ class EpisodeParts:
         return [episode for episode in range(self.count) if not self.path(episode).exists()]
 
     def load(self, episode: int, *names: str) -> dict[str, np.ndarray]:
-        """Load an episode's arrays; all, or those of the given names.
-
-        Raises:
-            GtpVisionError: the file is damaged.
-        """
+        """Load an episode's arrays; all, or those of the given names. Raises GtpVisionError: the file is damaged."""
         try:
             with np.load(self.path(episode), allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in names or arrays.files}
@@ -152,15 +135,8 @@ def recorded(
     """Record all missing episodes of a collection; the block joins them into `target`.
 
     The parts are in `.NAME.parts` beside the target. They stay there when recording or joining fails, and are removed
-    when the block succeeds.
-
-    Args:
-        target: the file to write.
-        recorder: records an episode.
-        episodes: how many.
-        settings: JSON-able, everything that the episodes depend on.
-        execution: how it is run.
-        unit: what the bar counts.
+    when the block succeeds. `settings` are JSON-able, everything that the episodes depend on; `unit` is what the bar
+    counts.
 
     Raises:
         InterruptedCollectionError: Ctrl-C.

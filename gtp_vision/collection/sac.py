@@ -41,20 +41,9 @@ def collect(
     seed: int = 0,
     execution: Execution,
 ) -> str:
-    """Train SAC, and write `<robot>-<set>-sac.hdf5` for each set into a folder.
+    """Train SAC, write `<robot>-<set>-sac.hdf5` for each set into a folder, and return a summary of one sentence.
 
-    Args:
-        env: Gymnasium's name, e.g. Hopper-v4.
-        out: the folder.
-        policy: sac.
-        steps: of training, and of the replay set.
-        medium_steps: of the medium set; None is as many as `steps`.
-        sets: names separated by commas.
-        seed: of everything random.
-        execution: how it is run; its processes are threads of PyTorch.
-
-    Returns:
-        A summary, one sentence.
+    `sets` are names separated by commas; the medium set has `medium_steps` steps, or as many as `steps` if None.
 
     Raises:
         GtpVisionError: an unknown policy, set or environment, a setting out of range, existing files, no
@@ -106,11 +95,7 @@ def collect(
 
 
 def medium(returns: Mapping[str, Any]) -> int:
-    """The step of the first policy a third of the way from random actions to the final policy.
-
-    Raises:
-        GtpVisionError: the final policy is no better than random actions.
-    """
+    """The step of the first policy a third of the way from random actions to the final one, which must be better."""
     low, high = returns["random_return"], returns["final_return"]
     if high <= low:
         raise GtpVisionError(

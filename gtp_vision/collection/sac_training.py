@@ -29,11 +29,8 @@ _AGAIN = "give the same command again to resume"
 class Training:
     """SAC with checkpoints of tensors and arrays, which do not run code when they are loaded.
 
-    Args:
-        folder: of the checkpoints; a training of the same settings in it is resumed.
-        settings: env, policy, steps and seed.
-        stop: whether to stop, called after every step.
-        progress: show bars.
+    A training of the same settings (env, policy, steps and seed) in `folder` is resumed; `stop` is called after every
+    step.
 
     Raises:
         GtpVisionError: an unknown environment, or one without states or bounded actions; a folder with a training of

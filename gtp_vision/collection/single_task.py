@@ -67,26 +67,11 @@ def collect(
     compress: bool = False,
     execution: Execution,
 ) -> str:
-    """Record an oracle at a single-task OGBench puzzle or cube.
+    """Record an oracle at a single-task OGBench puzzle or cube, and return a summary of one sentence.
 
-    Visit k is a function of (seed, k) only, whatever the number of processes.
-
-    Args:
-        env: OGBench's environment name; a visual one records frames, any other states.
-        out: the file; an existing one is replaced when the new one is complete.
-        episodes: number of visits; each gives one recording, and one more for each time that the hand wanders off.
-        seed: of all visits.
-        expert: share of visits that solve the task.
-        noise: largest standard deviation of a visit's action noise.
-        wander: probability that the hand wanders off (see `oracles.puzzle_episodes`).
-        limit: maximum steps of a visit.
-        shadow_size: see `Rendering`.
-        multisamples: see `Rendering`.
-        compress: use gzip.
-        execution: how it is run.
-
-    Returns:
-        A summary, one sentence.
+    Visit k is a function of (seed, k) only, whatever the number of processes. Visual environments record frames, others
+    states. Each visit gives one recording, and one more for each time that the hand wanders off (see
+    `oracles.puzzle_episodes`); `expert` is the share of visits that solve the task.
 
     Raises:
         GtpVisionError: an environment without an oracle; a setting out of range; no OpenGL library.

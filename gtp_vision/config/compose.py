@@ -40,12 +40,7 @@ OmegaConf.register_new_resolver("label", label, replace=True)
 
 
 class Layer(NamedTuple):
-    """Settings from one source; a later layer overrides an earlier one.
-
-    Attributes:
-        source: the YAML file below configs/, `command line`, or the name of a generated preset.
-        values: nested mappings, without the keys that the source does not set.
-    """
+    """Settings from one source (a file, preset or `command line`), without the keys that it does not set."""
 
     source: str
     values: dict[str, Any]
@@ -161,13 +156,7 @@ def _check_improvement(name: str, keys: Mapping[str, Any]) -> None:
 
 
 def _typed(stored: Any) -> Config:
-    """A configuration from plain values.
-
-    Raises:
-        OmegaConfBaseException: an unknown key, or a value of another type.
-        ValueError: something else than a mapping.
-        GtpVisionError: an unknown improvement.
-    """
+    """A configuration from plain values; OmegaConfBaseException, ValueError or GtpVisionError if they are not one."""
     if not isinstance(stored, Mapping):
         raise ValueError("it holds no settings")
     agent, kept = read_agent(stored.get("agent"))
@@ -205,11 +194,7 @@ def to_yaml(config: Config) -> str:
 
 
 def checked(config: Config) -> Config:
-    """The configuration as it is run, if every value is allowed and all fit each other.
-
-    Raises:
-        GtpVisionError: the first value that is not allowed, or does not fit another.
-    """
+    """The configuration as it is run; GtpVisionError: the first value that is not allowed or does not fit another."""
     check_settings(config)
     tuned_agent = (config.tuned or config.agent.name).partition("/")[0]
     if tuned_agent != config.agent.name:
@@ -283,11 +268,7 @@ def _misfits(config: Config) -> Iterator[str]:
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse a mistyped key or choice with the nearest right one, before Hydra sees it.
-
-    Raises:
-        GtpVisionError: the first mistake.
-    """
+    """Refuse a mistyped key or choice with the nearest right one, before Hydra sees it."""
     for override in overrides:
         _check_override(override)
     if not any(override.partition("=")[0].lstrip("+") == "task" for override in overrides):
@@ -316,7 +297,7 @@ def _check_override(override: str) -> None:
     name = key.rpartition(".")[2]
     moved = [known for known in _keys() if known.rpartition(".")[2] == name]  # agent.eta for agent.improvement.eta
     near = f"did you mean '{moved[0]}'?" if len(moved) == 1 else propose(key, _keys() | set(GROUPS))
-    raise GtpVisionError(f"there is no setting '{key}': {near}")
+    raise GtpVisionError(f"unknown setting '{key}': {near}")
 
 
 def _path(key: str) -> list[str]:

@@ -19,22 +19,12 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
 
 
-def first_words(error: BaseException) -> str:
-    """What an error says first, in one line: the second often names what the first says has failed."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) or type(error).__name__
-
-
 def compiled(run: Callable[..., Any], backend: str = "inductor", **options: Any) -> Callable[..., Any]:
     """A function of tensors as one compiled graph, for shapes, strides and settings that never change.
 
-    Guards, which check at each call whether compiled code still fits, would take as long as a small network: there are
-    none, so the caller makes a function for each combination of everything that changes besides the tensors' values.
-
-    Args:
-        run: the function; it must not read tensors' values on the host.
-        backend: of torch.compile.
-        options: of the backend.
+    Guards, which check at each call whether compiled code still fits, would take as long as a small network. They are
+    left out, so the caller makes a function for each combination of everything that changes besides the tensors'
+    values. `run` must not read tensors' values on the host; `options` are of the backend.
     """
 
     def call(*arguments: Any) -> Any:
@@ -54,11 +44,8 @@ def compiled(run: Callable[..., Any], backend: str = "inductor", **options: Any)
 class Captured:
     """A function of tensors captured in a CUDA graph: one launch for all of its kernels.
 
-    The function is called a few times first: the caller restores what it has written.
-
-    Args:
-        run: the function; it must not touch the host.
-        arguments: pytrees of tensors, of the shapes of all later calls.
+    The function, which must not touch the host, is called a few times first: the caller restores what it has written.
+    Later calls have arguments (pytrees of tensors) of the same shapes.
     """
 
     def __init__(self, run: Callable[..., Any], *arguments: Any) -> None:

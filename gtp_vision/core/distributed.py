@@ -42,12 +42,7 @@ class Moments(NamedTuple):
 
 @torch.no_grad()
 def global_moments(x: torch.Tensor, leading: int = 0) -> Moments:
-    """The moments of all processes' `x`, by one all-reduce.
-
-    Args:
-        x: any shape, equal on all processes.
-        leading: number of leading axes over which no mean is taken; the moments have their shape.
-    """
+    """The moments of all processes' `x` (of equal shapes) by one all-reduce; `leading` axes are kept."""
     x = x.double().flatten(leading)  # float32 would lose a small deviation beside a large mean
     sums = torch.stack([torch.ones_like(x).sum(-1), x.sum(-1), x.square().sum(-1)])
     if dist.is_available() and dist.is_initialized() and not _is_local:

@@ -22,9 +22,10 @@ class GtpVisionError(Exception):
         super().__init__("".join(letter if letter.isprintable() else " " for letter in message))
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message, at most 200 characters; its type if the message is empty."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def first_line(error: BaseException, lines: int = 1) -> str:
+    """Return the first line, or lines, of an exception's message, at most 200 characters each; its type if empty."""
+    found = [line.strip()[:200] for line in str(error).splitlines() if line.strip()]
+    return " ".join(found[:lines]) or type(error).__name__
 
 
 def propose(word: str, known: Iterable[str], limit: int = 3) -> str:

@@ -32,14 +32,9 @@ def cache_dir() -> Path:
 
 
 def cached(path: Path, *key: str) -> Path:
-    """The entry of the cache for a result that is computed from a file or folder.
+    """The entry of the cache for a result computed from a file or folder and `key`.
 
-    Args:
-        path: file or folder.
-        *key: what the result depends on beside the content.
-
-    Raises:
-        GtpVisionError: the cache cannot be written.
+    Raises GtpVisionError: the cache cannot be written.
     """
     folder = cache_dir()
     existing = _existing(folder)

@@ -16,9 +16,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.safe_json import read_json
 
 MANIFEST = "manifest.json"
-_MAX_JSON = 64 << 20  # bytes; a million numbers take a third of it
 
 
 def write_manifest(folder: Path) -> None:
@@ -36,7 +36,7 @@ def write_manifest(folder: Path) -> None:
 def problem(folder: Path, names: Iterable[str]) -> str:
     """What is wrong with files of a folder; "" if they are those that its manifest lists."""
     try:
-        manifest = read_json(folder / MANIFEST)
+        manifest = read_json(folder / MANIFEST, advice="")
         for name in sorted(names):
             path = folder / name
             if not path.is_file():
@@ -49,27 +49,6 @@ def problem(folder: Path, names: Iterable[str]) -> str:
     except OSError as error:
         return f"{error.filename or folder} cannot be read ({error.strerror})"
     return ""
-
-
-def read_json(path: Path, limit: int = _MAX_JSON) -> dict[str, Any]:
-    """Read a file that holds a JSON object.
-
-    Raises:
-        GtpVisionError: the file is missing, not a regular file, larger than `limit` bytes, or not a JSON object.
-    """
-    try:
-        if not path.is_file():  # reading a pipe would wait for its writer
-            raise GtpVisionError(f"{path} is missing")
-        if path.stat().st_size > limit:
-            raise GtpVisionError(f"{path} is too large ({path.stat().st_size} bytes, at most {limit})")
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise GtpVisionError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise GtpVisionError(f"{path} cannot be read ({str(error)[:80]})") from error
-    if not isinstance(content, dict):
-        raise GtpVisionError(f"{path} does not hold a JSON object")
-    return content
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:

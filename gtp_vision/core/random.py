@@ -30,15 +30,9 @@ class NoiseSource(Protocol):
 class RandomStream:
     """The random numbers of one training step, of which each process takes its rows.
 
-    Every draw is made for the global batch and cut to this process's rows, so `world_size` processes together
-    use exactly the numbers that one process would use. The first axis of every draw is the local batch.
-
-    Args:
-        seed: seed of the run.
-        step: training step; two steps share no numbers.
-        rank: index of this process.
-        world_size: number of processes.
-        device: where the numbers are made. CPU and GPU streams differ from each other.
+    Every draw is made for the global batch and cut to this process's rows, so `world_size` processes together use
+    exactly the numbers that one process would use. The first axis of every draw is the local batch. Two steps share no
+    numbers; CPU and GPU streams differ from each other.
     """
 
     def __init__(
@@ -91,11 +85,7 @@ class Draw(NamedTuple):
 
 
 class NoiseRecorder:
-    """A `NoiseSource` that passes on the draws of another and remembers what was asked for.
-
-    Attributes:
-        draws: in the order in which they were asked for.
-    """
+    """A `NoiseSource` that passes on the draws of another and records them in order in `draws`."""
 
     def __init__(self, source: NoiseSource) -> None:
         self._source, self.draws = source, list[Draw]()
@@ -118,12 +108,7 @@ class NoiseRecorder:
 
 
 class NoiseTape:
-    """A `NoiseSource` that hands out what was drawn before, in order: compiled code takes tensors, no generators.
-
-    Args:
-        draws: what will be asked for.
-        drawn: the answers, as `draw` makes them.
-    """
+    """A `NoiseSource` that returns what was drawn before, in order: compiled code takes tensors, not generators."""
 
     def __init__(self, draws: Sequence[Draw], drawn: Sequence[torch.Tensor]) -> None:
         self._draws, self._drawn, self._place = draws, drawn, 0
@@ -155,11 +140,8 @@ class NoiseTape:
 class EpisodeNoise:
     """Random numbers that depend on (seed, episode, step of the episode) alone, not on who runs beside it.
 
-    A `NoiseSource` whose rows are the episodes in progress, or several draws for each, side by side.
-
-    Attributes:
-        episodes: the number of each.
-        steps: how many actions each has taken.
+    A `NoiseSource` whose rows are the episodes in progress, or several draws for each, side by side; `steps` are the
+    actions that each of `episodes` has taken.
     """
 
     def __init__(self, seed: int, episodes: Sequence[int], steps: Sequence[int], device: torch.device) -> None:

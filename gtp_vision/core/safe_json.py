@@ -8,21 +8,14 @@ from typing import Any
 
 from gtp_vision.core.errors import GtpVisionError, first_line
 
-_MAX_BYTES = 50_000_000
+_MAX_BYTES = 64 << 20  # a million numbers take a third of it
 _MAX_DEPTH = 100  # JSON's own functions fail at about 1000 levels, earlier the deeper they are called
 
 
 def read_json(path: Path, *, what: str = "", limit: int = _MAX_BYTES, advice: str = "copy it again") -> dict[str, Any]:
-    """Read a file that holds a JSON object.
+    """Read a JSON object of at most `limit` bytes from a regular file, or raise a GtpVisionError.
 
-    Args:
-        path: the file.
-        what: what the file is, for the message, e.g. "the spaces of the data set".
-        limit: bytes that the file may have.
-        advice: what to do about a file that is missing or damaged.
-
-    Raises:
-        GtpVisionError: the file is missing, not a regular file, too large, or does not hold a JSON object.
+    `what` says what the file holds, e.g. "the spaces of the data set", `advice` what to do about a damaged one.
     """
     meaning = f", which holds {what}," if what else ""
     try:
@@ -33,20 +26,13 @@ def read_json(path: Path, *, what: str = "", limit: int = _MAX_BYTES, advice: st
         return _parsed(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
-        raise GtpVisionError(f"{path}{meaning} cannot be read as a JSON object ({reason}); {advice}") from error
+        raise GtpVisionError(
+            f"{path}{meaning} cannot be read as a JSON object ({reason}){advice and '; '}{advice}"
+        ) from error
 
 
 def parse_json(text: str | bytes, what: str, *, advice: str = "write it again") -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Args:
-        text: the JSON.
-        what: where the text comes from, for the message, e.g. "my.h5: the attribute 'metadata'".
-        advice: what to do about text that is damaged.
-
-    Raises:
-        GtpVisionError: the text is not JSON, not an object, or nested deeper than 100 levels.
-    """
+    """Parse a JSON object of at most 100 levels, or raise a GtpVisionError; `what` is where the text comes from."""
     try:
         return _parsed(text)
     except ValueError as error:

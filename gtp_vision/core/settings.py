@@ -24,13 +24,8 @@ def setting(
 ) -> Any:
     """Declare a setting: a field of a dataclass that `check_settings` and `--explain` understand.
 
-    Args:
-        default: its value; lists are copied, and a dataclass is instantiated, for each object.
-        help: one line.
-        low: smallest number, of a list's elements too.
-        high: largest number.
-        above: number below all allowed ones.
-        choices: the allowed words.
+    A list's elements lie in [low, high], too; `above` is below all allowed numbers. Lists are copied, and a dataclass
+    is instantiated, for each object.
     """
     metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices}
     if isinstance(default, type):
@@ -69,11 +64,7 @@ def numbers(value: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
 
 
 def check_settings(config: Any, prefix: str = "") -> None:
-    """Check the range or choices of each setting of a dataclass.
-
-    Raises:
-        GtpVisionError: the first one that is outside, by its key.
-    """
+    """Check the range or choices of each setting; a GtpVisionError names the key of the first one outside."""
     for key, number in numbers(config, prefix.rstrip(".")):
         if isinstance(number, int) and abs(number) >= _INTEGER_LIMIT:
             raise GtpVisionError(f"{key} is a number of {number.bit_length()} bits; set it below 2^63")

@@ -48,13 +48,8 @@ def median_ms(
 ) -> dict[Key, float]:
     """Median milliseconds of each work over interleaved rounds, after one round that warms up.
 
-    Args:
-        works: by key.
-        rounds: that count.
-        device: whose queue is emptied before and after each call.
-        max_seconds: a work that has taken longer in total sits out the rounds after the second.
-        label: of the progress bar.
-        progress: show a bar.
+    `device` is the one whose queue is emptied before and after each call. A work that has taken longer than
+    `max_seconds` in total sits out the rounds after the second.
     """
     times: dict[Key, list[float]] = {key: [] for key in works}
     spent = dict.fromkeys(works, 0.0)

@@ -15,14 +15,8 @@ from gtp_vision.core.processes import end_with_parent
 class WorkerPool(ProcessPoolExecutor):
     """Worker processes that call functions; an error in its block ends them at once, as does the end of this process.
 
-    They ignore Ctrl-C, which is for this process to handle.
-
-    Args:
-        workers: how many.
-        initializer: called in each worker first.
-        *arguments: of the initializer.
-        **options: of `ProcessPoolExecutor`; `mp_context` is `spawn` if not given, because a fork would inherit threads
-            and CUDA contexts.
+    They ignore Ctrl-C, which is for this process to handle. `initializer` is called in each first; `options` are those
+    of `ProcessPoolExecutor`, with `mp_context` `spawn` if not given: a fork would inherit threads and CUDA contexts.
     """
 
     def __init__(

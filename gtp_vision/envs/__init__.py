@@ -49,12 +49,8 @@ class _Vector(AsyncVectorEnv):
 def make_vector(spec: EnvSpec, count: int, patience: float | None = None) -> AsyncVectorEnv:
     """Make environments in a process each; they do not reset themselves, so that each episode gets its seed.
 
-    Observations, and the goal in the info of a reset, are dicts (see `by_name`).
-
-    Args:
-        spec: the environment.
-        count: how many.
-        patience: seconds until all must have started; None for no limit.
+    Observations, and the goal in the info of a reset, are dicts (see `by_name`). All must start within `patience`
+    seconds.
 
     Raises:
         multiprocessing.TimeoutError: some have not.

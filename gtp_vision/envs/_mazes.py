@@ -52,13 +52,7 @@ def cells(size: str, kind: str) -> list[tuple[int, int]]:
 
 
 class _Maze(MujocoEnv, ABC):
-    """A robot among walls.
-
-    Args:
-        robot: MJCF of the robot.
-        frame_skip: simulation steps a step.
-        observations: numbers in an observation.
-    """
+    """A robot (MJCF) among walls; `frame_skip` simulation steps a step, `observations` numbers an observation."""
 
     def __init__(self, robot: Any, frame_skip: int, observations: int) -> None:
         space = gymnasium.spaces.Box(-np.inf, np.inf, (observations,), np.float64)
@@ -89,11 +83,8 @@ class AntMaze(_Maze):
     """D4RL's AntMaze as it evaluates: from the cell in the corner to the goal's, reward 1 there, which ends it.
 
     Observation (29,): x, y, the torso's height and quaternion, 8 joints, 14 velocities. Cells are 4 m wide and the
-    origin is the first one's centre. The goal, which is not shown, is drawn for each episode within its cell, as in
-    v2; v0 and v1 drew it once a process.
-
-    Args:
-        size: umaze, medium or large.
+    origin is the first one's centre. The goal, which is not shown, is drawn for each episode within its cell, as in v2;
+    v0 and v1 drew it once a process. `size` is umaze, medium or large.
     """
 
     _CELL = 4.0  # m
@@ -130,13 +121,10 @@ class AntMaze(_Maze):
 
 
 class PointMaze(_Maze):
-    """D4RL's maze2d: a ball from anywhere to one goal; reward 1 a step there, or exp(-distance); nothing ends it.
+    """D4RL's maze2d: a ball from anywhere to one goal, without an end.
 
-    Observation (4,): position and velocity. Cells are 1 wide; x counts rows and y columns.
-
-    Args:
-        size: open, umaze, medium or large.
-        dense: the reward that falls with the distance.
+    Reward 1 a step at the goal, or exp(-distance) if `dense`. Observation (4,): position and velocity. Cells are 1
+    wide; x counts rows and y columns. `size` is open, umaze, medium or large.
     """
 
     _OFFSET = 0.2  # of D4RL's positions from the centres of the cells they number

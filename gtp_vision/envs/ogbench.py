@@ -23,10 +23,7 @@ def env_id(name: str) -> str:
 
 
 def make(spec: EnvSpec) -> gymnasium.Env:
-    """Make one environment.
-
-    Args:
-        spec: `name` may have the data set's type (play, noisy, ...) and version or not.
+    """Make one environment; its name may have the data set's type (play, noisy, ...) and version or not.
 
     Raises:
         GtpVisionError: unknown name, discrete actions, no OpenGL where frames are needed, or no goals.

@@ -152,12 +152,7 @@ class RobosuiteEnv(gymnasium.Env):
 def lift_env_args(cameras: Sequence[str] = (), size: int = 84) -> dict[str, Any]:
     """The `env_args` of Lift with a Panda, the default OSC_POSE controller, at 20 Hz, sparse rewards.
 
-    Args:
-        cameras: names of cameras; none for states only.
-        size: height and width of their frames.
-
-    Raises:
-        GtpVisionError: robosuite is not installed; an unknown camera.
+    Without `cameras` it has states only. Raises GtpVisionError: robosuite is not installed; an unknown camera.
     """
     for camera in cameras:
         if camera not in LIFT_CAMERAS:

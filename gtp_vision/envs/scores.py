@@ -34,15 +34,7 @@ def has_reference(name: str) -> bool:
 
 
 def normalised(name: str, value: float) -> float:
-    """100 (R - min) / (max - min) of a return R (Fu et al., 2020).
-
-    Args:
-        name: D4RL's, e.g. `hopper-medium-replay-v2`.
-        value: return of an episode, or a mean of returns.
-
-    Raises:
-        GtpVisionError: the name has no reference returns.
-    """
+    """100 (R - min) / (max - min) of a return R (Fu et al., 2020); GtpVisionError for a name without references."""
     found = _reference(name)
     if found is None:
         raise GtpVisionError(f"{name} has no reference returns; report the return itself")

@@ -215,17 +215,7 @@ class Evaluator:
 
 
 class _Rollout:
-    """The episodes of one evaluation, at most one in each slot of the simulators.
-
-    Args:
-        evaluator: whose seed, device and frame stack are used.
-        simulators: the environments.
-        waiting: numbers of the episodes to run.
-        film: episodes below this number are filmed.
-
-    Attributes:
-        running: slot to the episode in progress.
-    """
+    """The episodes of one evaluation, at most one in each slot of the simulators; those below `film` are filmed."""
 
     def __init__(self, evaluator: Evaluator, simulators: Simulators, waiting: list[int], film: int) -> None:
         self._simulators, self._waiting, self._film = simulators, waiting, film
@@ -245,11 +235,7 @@ class _Rollout:
         self.running.clear()
 
     def step(self, actor: Actor) -> list[Episode]:
-        """Start episodes in free slots, and take a step in all; returns the episodes that ended.
-
-        Raises:
-            FaultyError: an environment failed.
-        """
+        """Start episodes in free slots, and take a step in all; returns those that ended, or raises FaultyError."""
         self._start()
         slots = sorted(self.running)
         episodes = [self.running[slot] for slot in slots]
@@ -342,14 +328,7 @@ def write_videos(
     draw: Callable[[Episode], np.ndarray] = scaled_up,
     suffix: str = "",
 ) -> list[Path]:
-    """Write filmed episodes as mp4 files named by number and outcome.
-
-    Args:
-        folder: created if there is a video to write.
-        episodes: those without a film are left out.
-        draw: a filmed episode to its images, uint8 (L, H, W, 3).
-        suffix: of the names.
-    """
+    """Write filmed episodes as mp4 files named by number and outcome; `draw` makes the images uint8 (L, H, W, 3)."""
     written = []
     for episode in episodes:
         if episode.film:

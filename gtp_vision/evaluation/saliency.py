@@ -35,15 +35,8 @@ def saliency(
 ) -> torch.Tensor:
     """How much each pixel of a camera's newest frame changes the next action, the mean of `_DRAWS` draws.
 
-    Args:
-        agent: whose policy is differentiated; a critic that chooses among candidates is ignored.
-        observation: stacked; name to uint8 (B, T, C, H, W) or float (B, T, D).
-        camera: of the observation.
-        noise: of the policy.
-        steps: K; None is the agent's.
-
-    Returns:
-        float32 (B, H, W), in action units per unit of a pixel, which goes from 0 to 1.
+    float32 (B, H, W), in action units per unit of a pixel, which goes from 0 to 1, for stacked observations. A critic
+    that chooses among candidates is ignored.
     """
     acting = agent.config.acting
     pixels = (observation[camera].float() / 255).requires_grad_()
@@ -65,14 +58,7 @@ def saliency(
 
 @dataclass(frozen=True)
 class Saliency:
-    """Draws filmed episodes with heat where pixels changed the action.
-
-    Attributes:
-        agent: the agent that acted.
-        frame_stack: T.
-        seed: of the evaluation.
-        steps: K of the evaluation; None is the agent's.
-    """
+    """Draws filmed episodes with heat where pixels changed the action; `seed` and `steps` are the evaluation's."""
 
     agent: Agent
     frame_stack: int

@@ -18,13 +18,7 @@ _START_TIMEOUT = 60.0  # seconds at least, whatever the patience: processes, imp
 
 
 class FaultyError(Exception):
-    """A simulator hung, died or raised.
-
-    Args:
-        slots: indices of those that failed.
-        what: what it did, as a predicate.
-        late: whether more time could help.
-    """
+    """A simulator hung, died or raised: which slots, what they did as a predicate, and whether more time could help."""
 
     def __init__(self, slots: Sequence[int], what: str, *, late: bool = False) -> None:
         super().__init__(what)
@@ -32,15 +26,9 @@ class FaultyError(Exception):
 
 
 class Simulators:
-    """Environments side by side, one process each; see `make_vector`.
+    """Environments side by side, one process each; see `make_vector`. Raises FaultyError: they did not start.
 
-    Args:
-        spec: the environment.
-        count: how many.
-        patience: seconds that a step or a reset may take; a start may take a minute, or `patience` if that is longer.
-
-    Raises:
-        FaultyError: they did not start.
+    A step or reset may take `patience` seconds; a start may take a minute, or `patience` if that is longer.
     """
 
     def __init__(self, spec: EnvSpec, count: int, patience: float) -> None:
@@ -59,8 +47,7 @@ class Simulators:
     def reset(self, seeds: list[int | None], mask: np.ndarray) -> tuple[Any, dict[str, Any]]:
         """Reset the environments in `mask`, each with its seed; returns observations and infos of all.
 
-        Raises:
-            FaultyError: one of them failed.
+        Raises FaultyError: one of them failed.
         """
         self._send(lambda: self._vector.reset_async(seed=seeds, options={"reset_mask": mask}))
         return self._receive(self._vector.reset_wait)
@@ -68,8 +55,7 @@ class Simulators:
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Take an action in each; returns observations, rewards, terminated, truncated and infos.
 
-        Raises:
-            FaultyError: one of them failed.
+        Raises FaultyError: one of them failed.
         """
         self._send(lambda: self._vector.step_async(actions))
         return self._receive(self._vector.step_wait)

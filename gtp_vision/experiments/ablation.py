@@ -37,11 +37,7 @@ QUESTIONS: dict[str, list[dict[str, Any]]] = {
 
 
 def ablation(*, seeds: int = 1, steps: int = 12_000, progress: bool = True) -> dict[str, Any]:
-    """Train every variant with seeds 0, 1, ...
-
-    Returns:
-        Question to variant to the results of `known_answer` with each seed.
-    """
+    """Train every variant with seeds 0, 1, ...: question to variant to the results of `known_answer` with each seed."""
     jobs: dict[str, TrainingJob] = {}
     for question, variants in QUESTIONS.items():
         for changed in variants:

@@ -62,16 +62,8 @@ def encoders(
 ) -> dict[str, Any]:
     """Train every row with every seed, and measure its actions on held-out demonstrations.
 
-    Args:
-        data: demonstrations, e.g. of `gtp-vision data collect robosuite/Lift --size 96`.
-        weights: of timm's tf_efficientnet_lite0, or under the names of `efficientnet_lite0`.
-        out: folder of the runs; runs that are there already are resumed.
-        rows: of `ROWS`; empty for all.
-        demonstrations: episodes to train on, the file's first; the rest is held out.
-        seeds: 0 up to this number.
-        steps: gradient steps of each run.
-        cameras: that the policies see.
-        progress: show a bar.
+    `weights` are of timm's tf_efficientnet_lite0, or under the names of `efficientnet_lite0`. Runs that are in `out`
+    already are resumed. Training takes the first `demonstrations` episodes of `data`, the rest is held out.
 
     Returns:
         JSON-able: for each row, by seed, the mean absolute error of an action's dimensions, and the seconds of

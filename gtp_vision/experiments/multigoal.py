@@ -56,13 +56,8 @@ Act = Callable[[np.ndarray], np.ndarray]
 def rollout(act: Act, count: int, generator: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Roll out `count` trajectories, each until it reaches a goal or for 40 steps.
 
-    Args:
-        act: positions (B, 2) of all trajectories to actions (B, 2), which are clipped to [-1, 1].
-        count: B.
-        generator: of the starts.
-
-    Returns:
-        The positions, (T + 1, 2) each, and the actions, (T, 2) each.
+    `act` maps positions (B, 2) of all to actions (B, 2), clipped to [-1, 1]. Returns positions, (T + 1, 2) each, and
+    actions, (T, 2) each.
     """
     position = _START * generator.standard_normal((count, 2))
     positions, actions = [position], []

@@ -13,11 +13,7 @@ from gtp_vision.core.files import atomic_write
 
 
 def make_folder(out: Path) -> None:
-    """Create the folder of `--out`.
-
-    Raises:
-        GtpVisionError: it cannot be created.
-    """
+    """Create the folder of `--out`, or raise a GtpVisionError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -39,16 +39,11 @@ def sweep(
     compiled: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Act with each K on recorded observations, and optionally in the simulator.
+    """Act with each K on recorded observations, and optionally in the simulator; write `steps.json` and `steps.png`.
 
-    Args:
-        folder: of the run; `steps.json` and `steps.png` are written into it.
-        data: a file with recordings that the run was not trained on; None uses the run's own.
-        episodes: evaluation episodes for each K; 0 for none.
-        steps: the K; None is 1, 2, 3, 5 and 10, or all that a vp_diffusion can.
-        which: checkpoint.
-        compiled: also time `FastPolicy`; compiling takes seconds for each K.
-        progress: show a bar.
+    `data` has recordings that the run was not trained on; None uses the run's own. `episodes` evaluate each K. `steps`
+    are the K; None is 1, 2, 3, 5 and 10, or all that a vp_diffusion can. `compiled` also times `FastPolicy`, which
+    compiles for seconds for each K.
 
     Returns:
         By K: `action_error`, the root mean square distance between the policy's and the recorded action over 4096

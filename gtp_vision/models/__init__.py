@@ -18,11 +18,7 @@ FAMILIES: Registry[type[Policy]] = Registry(__name__, "gtp_vision.models", Polic
 
 
 def create(features: int, actions: int, config: PolicyConfig) -> Policy:
-    """The policy that `config.family` names; arguments as `Policy`.
-
-    Raises:
-        ValueError: an unknown family, or settings out of range.
-    """
+    """The policy that `config.family` names; arguments as `Policy`, ValueError for an unknown family."""
     if config.family not in FAMILIES:
         raise ValueError(f"unknown family '{config.family}': one of {', '.join(FAMILIES)}")
     return FAMILIES[config.family](features, actions, config)

@@ -29,15 +29,9 @@ class Integrable(Policy):
 
     @abstractmethod
     def integrate(self, observed: torch.Tensor, z: torch.Tensor, steps: int) -> torch.Tensor:
-        """The action that the noise becomes in K steps.
+        """The action (B, A), not clamped, that noise z (B, A), standard normal in every family, becomes in K steps.
 
-        Args:
-            observed: (B, width), what `observe` makes of the features.
-            z: (B, A), standard normal whatever the family's own scale of noise.
-            steps: K.
-
-        Returns:
-            (B, A), not clamped.
+        `observed` (B, width) is what `observe` makes of the features.
         """
 
     def generate(self, observed: torch.Tensor, steps: int, noise: NoiseSource) -> torch.Tensor:
@@ -45,11 +39,7 @@ class Integrable(Policy):
         return self.integrate(observed, noise.normal(len(observed), self.actions), steps)
 
     def sample_from(self, features: torch.Tensor, z: torch.Tensor, steps: int) -> torch.Tensor:
-        """As `sample`, from given noise: (B, F) and (B, A) to (B, A) in [-1, 1].
-
-        Raises:
-            ValueError: K below 1.
-        """
+        """As `sample`, from given noise: (B, F) and (B, A) to (B, A) in [-1, 1]. Raises ValueError: K below 1."""
         check_steps(steps)
         return self.integrate(self.observe(features), z, steps).clamp(-1, 1)
 
@@ -66,33 +56,18 @@ class Guidable(Policy):
         """The family's forward process: actions (B, A) or (B, M, A) at times (B,) with noise z of their shape."""
 
     def noised(self, action: torch.Tensor, noise: NoiseSource) -> tuple[torch.Tensor, torch.Tensor]:
-        """Noised actions and their times as the family's own loss draws them.
+        """Noised actions in the shape of `action` and their times t (B,) as the family's own loss draws them.
 
-        Args:
-            action: (B, A), or (B, M, A): M actions share their row's time, each with noise of its own.
-            noise: source of times, then of noise.
-
-        Returns:
-            The noised actions in the shape of `action`, and t (B,).
+        In (B, M, A), M actions share their row's time, each with noise of its own.
         """
         t = self.draw_time(len(action), noise)
         return self.diffuse(action, t, noise.normal(*action.shape)), t
 
     @abstractmethod
     def guided(self, observed: torch.Tensor, steps: int, noise: NoiseSource, pull: Pull) -> torch.Tensor:
-        """Sample from the policy times e^energy, in K steps.
+        """Sample from the policy times e^energy in K steps: (B, A) in [-1, 1], where its mean is held at every step.
 
-        Args:
-            observed: (B, width), what `observe` makes of the features.
-            steps: K.
-            noise: source of the noise.
-            pull: the energy's gradient, see `Pull`; its rows are those of `observed`.
-
-        Returns:
-            (B, A) in [-1, 1]: the guided mean of the action is held there at every step.
-
-        Raises:
-            ValueError: K below 1.
+        `pull` is the energy's gradient, see `Pull`; its rows are those of `observed`, (B, width).
         """
 
 

@@ -43,13 +43,7 @@ class CriticConfig:
 
 
 class Critic(nn.Module):
-    """An ensemble of action values Q_j(o, a), with a V(o) if `backup` is `expectile`.
-
-    Args:
-        features: width F of the observation's features.
-        actions: number A of action dimensions that are judged.
-        config: see `CriticConfig`.
-    """
+    """An ensemble of action values Q_j(o, a), with a V(o) if `backup` is `expectile`; `actions` are those judged."""
 
     def __init__(self, features: int, actions: int, config: CriticConfig) -> None:
         super().__init__()

@@ -43,20 +43,7 @@ class GTPPolicy(DenoisingPolicy, Integrable):
     # The map -------------------------------------------------------------------------------------------------
 
     def phi(self, features: torch.Tensor, a_t: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-        """The output of the network, phi of (o, a_t, t, s).
-
-        Args:
-            features: (B, F).
-            a_t: (B, A), the noised action.
-            t: (B,), the noise level of `a_t`.
-            s: (B,), the level to jump to, s <= t.
-
-        Returns:
-            (B, A).
-
-        Raises:
-            ValueError: times that do not fall from t <= sigma_max to s >= 0.
-        """
+        """The network's output phi, (B, A), at noise levels (B,), sigma_max >= t >= s >= 0, else ValueError."""
         self._check(t, s)
         return self._phi(self.observe(features), a_t, t, s)
 

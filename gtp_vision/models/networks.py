@@ -46,11 +46,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation(name: str) -> nn.Module:
-    """A new activation module by its name.
-
-    Raises:
-        ValueError: unknown name.
-    """
+    """A new activation module by its name. Raises ValueError: unknown name."""
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation '{name}': {propose(name, ACTIVATIONS)}")
     return ACTIVATIONS[name]()
@@ -59,13 +55,7 @@ def activation(name: str) -> nn.Module:
 class MLP(nn.Sequential):
     """Linear layers with an activation between them, and optionally a LayerNorm before each activation.
 
-    Args:
-        inputs: width of the input.
-        hidden: widths of the hidden layers.
-        outputs: width of the output, which is linear.
-        act: name of the activation.
-        layer_norm: normalise every hidden layer.
-        bias: of the output.
+    The output is linear; `bias` is the output's.
     """
 
     def __init__(
@@ -105,14 +95,8 @@ class ResidualBlock(nn.Module):
 class LNResNet(nn.Sequential):
     """Residual blocks, an activation and a linear output: the actor of IDQL (Hansen-Estruch et al., 2023).
 
-    Without their dropout: randomness here is a function of seed and step, and that of `nn.Dropout` is not.
-
-    Args:
-        width: of the input and of every block.
-        blocks: how many.
-        outputs: width of the output, which is linear.
-        act: name of the activation.
-        bias: of the output.
+    Without their dropout: randomness here is a function of seed and step, and that of `nn.Dropout` is not. `width` is
+    that of the input and of every block, `bias` the output's.
     """
 
     def __init__(self, width: int, blocks: int, outputs: int, act: str, bias: bool = True) -> None:
@@ -128,15 +112,8 @@ def after_first_layer(
 ) -> nn.Sequential:
     """The network behind a first linear layer of width `hidden[0]`, which the caller keeps apart.
 
-    Args:
-        architecture: `mlp`, or `ln_resnet`, which has a block for each hidden layer.
-        hidden: widths of the hidden layers, the first of them included.
-        outputs: width of the output, which is linear.
-        act: name of the activation.
-        bias: of the output.
-
-    Raises:
-        ValueError: unknown architecture, or several widths for ln_resnet.
+    `ln_resnet` has a block for each hidden layer. Raises ValueError: unknown architecture, or several widths for
+    ln_resnet.
     """
     width, *deeper = hidden
     if architecture == "mlp":

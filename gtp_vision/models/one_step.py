@@ -27,11 +27,7 @@ class OneStepPolicy(Integrable):
         self.network = self.deeper_layers(actions)
 
     def loss(self, batch: Rows) -> Losses:
-        """There is none.
-
-        Raises:
-            GtpVisionError: always.
-        """
+        """Raise a GtpVisionError: this family has no loss of its own."""
         raise GtpVisionError(
             "one_step learns from another policy only (agent=fql, improvement=distillation): "
             "choose another agent.policy.family to learn from data"

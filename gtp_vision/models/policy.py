@@ -122,11 +122,7 @@ class Policy(nn.Module, ABC):
     def rows(self, features: torch.Tensor, action: torch.Tensor, noise: NoiseSource, teacher: Policy) -> Rows:
         """The inputs of `loss` for samples: `config.noise_draws` rows of each, side by side.
 
-        Args:
-            features: (B, F).
-            action: (B, A) in [-1, 1].
-            noise: source of noise and times.
-            teacher: the slow copy of this policy, for families that learn from one; it reads the student's features.
+        The teacher, for families that learn from one, is the slow copy of this policy and reads the student's features.
         """
         draws = self.config.noise_draws
         observed = teacher_observed = repeated(self.observe(features), draws)
@@ -148,19 +144,9 @@ class Policy(nn.Module, ABC):
         return losses.view(-1, self.config.noise_draws).mean(1)
 
     def sample(self, features: torch.Tensor, steps: int, noise: NoiseSource, draws: int = 1) -> torch.Tensor:
-        """Actions in K steps.
+        """Actions (B * draws, A) in [-1, 1] in K steps, the draws of one observation side by side; ValueError if K < 1.
 
-        Args:
-            features: (B, F).
-            steps: K, chosen when acting, not when training; a family of one step ignores it.
-            noise: source of the noise.
-            draws: actions per observation.
-
-        Returns:
-            (B * draws, A) in [-1, 1], the draws of one observation side by side.
-
-        Raises:
-            ValueError: K below 1.
+        K is chosen when acting, not when training; a family of one step ignores it.
         """
         check_steps(steps)
         return self.generate(repeated(self.observe(features), draws), steps, noise).clamp(-1, 1)
@@ -176,11 +162,7 @@ def repeated(rows: torch.Tensor, draws: int) -> torch.Tensor:
 
 
 def check_steps(steps: int) -> None:
-    """Refuse to act in no steps.
-
-    Raises:
-        ValueError: K below 1.
-    """
+    """Refuse to act in fewer than one step, by a ValueError."""
     if steps < 1:
         raise ValueError(f"steps={steps}: a policy acts in at least 1 step")
 

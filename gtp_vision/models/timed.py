@@ -26,16 +26,7 @@ _KEPT = 64  # of such embeddings, for each K and number of rows its own
 class TimedPolicy(Policy):
     """A policy whose network sees the observation, a noised action and times.
 
-    Args:
-        features: as `Policy`.
-        actions: as `Policy`.
-        config: as `Policy`.
-        times: number of times that the network gets.
-        embed: of the times.
-        outputs: width of the network's output; None is `actions`.
-
-    Raises:
-        ValueError: as `Policy`.
+    Arguments as `Policy`, and the number of times, what embeds them, and the output's width (None: `actions`).
     """
 
     def __init__(
@@ -90,15 +81,7 @@ class TimedPolicy(Policy):
 class LevelPolicy(TimedPolicy):
     """Its times are noise levels of the forward process a_t = a + t z, z ~ N(0, I), from sigma_max to 0.
 
-    Args:
-        features: as `Policy`.
-        actions: as `Policy`.
-        config: as `Policy`.
-        times: as `TimedPolicy`.
-        outputs: as `TimedPolicy`.
-
-    Raises:
-        ValueError: levels that do not grow from sigma_min over sigma_last to sigma_max, or as `Policy`.
+    Arguments as `TimedPolicy`; ValueError for levels that do not grow from sigma_min over sigma_last to sigma_max.
     """
 
     def __init__(

@@ -56,7 +56,8 @@ def _warnings(run: RunFolder) -> list[tuple[Any, str]]:
     for entry in _entries(run, "nonfinite.json"):
         keys = entry.get("found")
         names = ", ".join(str(key) for key in keys[:4]) if isinstance(keys, list) else ""
-        warnings.append((scalar(entry, "step"), f"{names or 'the loss'} not finite; {scalar(entry, 'told') or ''}"))
+        clause = scalar(entry, "told") or ""
+        warnings.append((scalar(entry, "step"), f"{names or 'the loss'} not finite; {clause}"))
     short = [(step, text) for step, sentence in warnings if (text := sentence[:MAX_LENGTH].strip("; "))]
     return sorted(short, key=lambda warning: known(warning[0]) or 0.0)
 

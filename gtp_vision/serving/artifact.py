@@ -27,6 +27,7 @@ from gtp_vision.agents import Agent, AgentConfig
 from gtp_vision.core import manifest
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.manifest import MANIFEST
+from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.settings import numbers
 from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
 from gtp_vision.serving.card import card
@@ -37,21 +38,17 @@ FORMAT = 1  # of the folder
 WEIGHTS, MADE_OF, PROVENANCE, CARD = "policy.safetensors", "policy.json", "provenance.json", "README.md"
 FILES = [WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST]
 _MOST_JSON = 4 << 20  # bytes
+_ADVICE = "copy the whole folder again, or export the run again"
 Settings = TypeVar("Settings", AgentConfig, EncoderConfig)
 _MOST_COUNT = 100_000  # of any integer setting: untrusted networks must not take forever to build
 _SPARE = 256 << 20  # bytes of modules without stored weights, beyond sixteen times the stored ones
 
 
 def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager") -> Policy:
-    """Load the policy of an artifact; needs no data set and no simulator.
+    """Load the policy of an artifact that `gtp-vision export` wrote; needs neither data set nor simulator.
 
-    Args:
-        folder: as `gtp-vision export` wrote it.
-        device: where it computes, e.g. `cuda`.
-        engine: eager, compile, graph or auto, see `agents.fast.FastPolicy`.
-
-    Raises:
-        GtpVisionError: not an artifact, a damaged or inconsistent one, or one of another format.
+    `device` and `engine` are as in `Policy`. Raises GtpVisionError: not an artifact, damaged, inconsistent, or of
+    another format.
     """
     folder = Path(folder).expanduser()
     _check_files(folder)
@@ -80,15 +77,7 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
 
 
 def write(folder: Path, agent: Agent, schema: Schema, provenance: Mapping[str, Any], parts: Sequence[str]) -> None:
-    """Write an artifact's files into an empty folder.
-
-    Args:
-        folder: the empty folder.
-        agent: the agent to store; its K is stored as `schema.steps`.
-        schema: of its policy.
-        provenance: see `export.provenance`.
-        parts: names of the agent's modules whose weights are stored.
-    """
+    """Write an artifact's files into an empty folder, with the weights of the agent's modules `parts`."""
     tensors = {name: x.contiguous() for name, x in agent.state_dict().items() if name.partition(".")[0] in parts}
     save_file(tensors, folder / WEIGHTS)
     settings = {
@@ -116,11 +105,7 @@ def trimmed(agent: Agent, parts: list[str]) -> Agent:
 def _load_agent(
     path: Path, schema: Schema, config: AgentConfig, encoder: EncoderConfig, parts: list[str], *, bf16: bool
 ) -> Agent:
-    """Build the agent and load its weights, after checking the size of both.
-
-    Raises:
-        GtpVisionError: the weights do not fit the settings.
-    """
+    """Build the agent and load its weights, after checking the size of both."""
     stored = {name: shape for name, (shape, _) in manifest.tensor_shapes(path).items()}
     shapes = schema.shapes()
     with torch.device("meta"):  # takes no memory
@@ -149,11 +134,7 @@ def _built(shapes: Mapping[str, tuple[int, ...]], actions: int, config: AgentCon
 
 
 def _settings(defaults: Settings, stored: Any) -> Settings:
-    """Read a dataclass of settings from untrusted JSON.
-
-    Raises:
-        GtpVisionError: names or types that there are not, or numbers beyond all measure.
-    """
+    """Read a dataclass of settings from untrusted JSON: known names, right types, numbers within limits."""
     try:
         found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(defaults), OmegaConf.create(stored)))
     except (OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
@@ -163,26 +144,19 @@ def _settings(defaults: Settings, stored: Any) -> Settings:
     assert isinstance(found, type(defaults))
     for name, value in numbers(found):
         if isinstance(value, int) and abs(value) > _MOST_COUNT:
-            raise GtpVisionError(f"{MADE_OF} has {name}={value}, which is beyond all measure")
+            raise GtpVisionError(f"{MADE_OF} has {name}={value}, which is above {_MOST_COUNT}")
     return found
 
 
 def _check_files(folder: Path) -> None:
-    """Refuse what is no artifact, and one whose files are not those that were written.
-
-    Raises:
-        GtpVisionError: which file, and why.
-    """
+    """Refuse a folder that is not an artifact, and one whose files are not those that were written."""
     if not (folder / MANIFEST).is_file():
         raise GtpVisionError(
-            f"{folder} is no policy artifact (no {MANIFEST} in it); make one with: gtp-vision export RUN {folder}"
+            f"{folder} is not a policy artifact (no {MANIFEST} in it); make one with: gtp-vision export RUN {folder}"
         )
     if fault := manifest.problem(folder, (WEIGHTS, MADE_OF, PROVENANCE)):
-        raise GtpVisionError(f"{fault}; copy the whole folder again, or export the run again")
+        raise GtpVisionError(f"{fault}; {_ADVICE}")
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        return manifest.read_json(path, _MOST_JSON)
-    except GtpVisionError as error:
-        raise GtpVisionError(f"{error}; copy the whole folder again, or export the run again") from error
+    return read_json(path, limit=_MOST_JSON, advice=_ADVICE)

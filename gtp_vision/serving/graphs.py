@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from gtp_vision.agents import Agent
-from gtp_vision.core.compile import first_words
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseTape, RandomStream
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
@@ -28,16 +27,9 @@ NAME, PROGRAM = "policy.onnx", "policy.pt2"
 
 
 class Sampler(nn.Module):
-    """An agent's plan as a function of tensors only.
+    """An agent's plan in K steps as a function of tensors only: observations of one row, then the noise of `draws`.
 
-    Args:
-        agent: the agent that plans.
-        schema: of its policy.
-        steps: K.
-
-    Attributes:
-        inputs: examples of the arguments by name, in order: observations of one row, then noise.
-        draws: the draws of the noise arguments.
+    `inputs` are examples of the arguments by name, in order.
     """
 
     low: torch.Tensor
@@ -86,12 +78,7 @@ def sampler_of(policy: Policy, steps: int | None = None) -> Sampler:
 
 
 def write(policy: Policy, folder: Path, steps: int | None = None) -> Path:
-    """Write the policy's sampler as `policy.onnx`, with its schema among the metadata.
-
-    Args:
-        policy: on the CPU.
-        folder: an existing folder.
-        steps: K; None is the policy's own.
+    """Write the policy's sampler in K steps (None: its own) as `policy.onnx`, with its schema among the metadata.
 
     Raises:
         GtpVisionError: missing packages, or a policy with operations that ONNX lacks.
@@ -116,7 +103,9 @@ def write(policy: Policy, folder: Path, steps: int | None = None) -> Path:
         program.save(str(path), external_data=False)
     except Exception as error:  # exporters raise anything
         path.unlink(missing_ok=True)
-        raise GtpVisionError(f"the policy cannot be written as ONNX ({first_words(error)}); use load_policy") from error
+        raise GtpVisionError(
+            f"the policy cannot be written as ONNX ({first_line(error, 2)}); use load_policy"
+        ) from error
     return path
 
 
@@ -130,17 +119,9 @@ def program(policy: Policy, steps: int | None = None) -> torch.export.ExportedPr
 
 
 def write_program(policy: Policy, folder: Path, steps: int | None = None) -> Path:
-    """Write the policy's sampler as `policy.pt2`, for `torch.export.load`, without a pickle.
+    """Write the policy's sampler as `policy.pt2`, for `torch.export.load`, without a pickle; errors as `program`.
 
     Its extra files are JSON: `schema`, `steps`, and `inputs`, the arguments' shapes by name, in order.
-
-    Args:
-        policy: on the CPU.
-        folder: an existing folder.
-        steps: K; None is the policy's own.
-
-    Raises:
-        GtpVisionError: see `program`.
     """
     sampler = sampler_of(policy, steps)
     exported = _traced(sampler)
@@ -161,21 +142,12 @@ def _traced(sampler: Sampler) -> torch.export.ExportedProgram:
             return torch.export.export(sampler, tuple(sampler.inputs.values()))
     except Exception as error:  # exporters raise anything
         raise GtpVisionError(
-            f"the policy cannot be traced by torch.export ({first_words(error)}); use load_policy"
+            f"the policy cannot be traced by torch.export ({first_line(error, 2)}); use load_policy"
         ) from error
 
 
 class Graph:
-    """`policy.onnx` in ONNX Runtime.
-
-    Args:
-        path: of the graph.
-        threads: of ONNX Runtime.
-
-    Attributes:
-        schema: observations and actions.
-        steps: K.
-        noise: names and shapes of the noise arguments.
+    """`policy.onnx` in ONNX Runtime with its schema, K, and names and shapes of its noise arguments.
 
     Raises:
         GtpVisionError: ONNX Runtime is missing, or the file is not such a graph.
@@ -194,17 +166,16 @@ class Graph:
             metadata = self._session.get_modelmeta().custom_metadata_map
             self.schema, self.steps = Schema.of(json.loads(metadata["schema"])), int(metadata["steps"])
         except Exception as error:  # ONNX Runtime has its own exceptions
-            raise GtpVisionError(f"{path} is not a policy's graph ({first_words(error)}); export it again") from error
+            raise GtpVisionError(f"{path} is not a policy's graph ({first_line(error, 2)}); export it again") from error
         shapes = self.schema.shapes()
         inputs = self._session.get_inputs()
         self.noise = {tensor.name: tuple(tensor.shape) for tensor in inputs if tensor.name not in shapes}
 
     def plan(self, stacks: Mapping[str, np.ndarray], noise: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Actions float32 (H, A), in the robot's units.
+        """Actions float32 (H, A), in the robot's units, of the last T of each observation and of noise.
 
-        Args:
-            stacks: the last T of each observation: frames uint8 (1, T, C, H, W), states float32 (1, T, D).
-            noise: standard normal float32 numbers with the names and shapes of the attribute `noise`.
+        Frames are uint8 (1, T, C, H, W), states float32 (1, T, D); `noise` is standard normal, float32, with the names
+        and shapes of the attribute `noise`.
         """
         inputs: dict[str, Any] = {**stacks, **noise}
         return np.asarray(self._session.run(["actions"], inputs)[0])

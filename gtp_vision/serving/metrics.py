@@ -16,13 +16,7 @@ _QUANTILES = (0.5, 0.9, 0.99)
 
 
 class Times(NamedTuple):
-    """Seconds of one answer.
-
-    Attributes:
-        waited: while the policy acted for other clients.
-        acted: in the policy.
-        total: from the message's arrival to the answer's departure.
-    """
+    """Seconds of one answer: waiting for other clients, in the policy, and from the message's arrival to the answer."""
 
     waited: float
     acted: float

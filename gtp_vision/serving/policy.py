@@ -19,8 +19,7 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from gtp_vision.agents import Agent, acting_in, check_agent
 from gtp_vision.agents.acting import Executor, FrameStack
 from gtp_vision.agents.fast import FastPolicy
-from gtp_vision.core.compile import first_words
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.serving.schema import Schema
 
@@ -28,14 +27,10 @@ _MAX_STEPS = 1000
 
 
 class Session:
-    """One robot's episodes: its frame stack, its action chunk and its noise.
+    """One robot's episodes: its frame stack, its action chunk and its noise; several sessions share a policy.
 
     Noise is a function of (seed, episode, step): the same observations are answered with the same actions. An episode
     is acted by `act` or by `plan`, not by both.
-
-    Args:
-        policy: whose weights it uses; several sessions share them.
-        seed: of its noise.
     """
 
     def __init__(self, policy: Policy, seed: int = 0) -> None:
@@ -58,14 +53,9 @@ class Session:
         )
 
     def act(self, observation: Mapping[str, Any], *, steps: int | None = None) -> np.ndarray:
-        """The next action.
+        """The next action, float32 (A,), in the robot's units, within its bounds; K is the policy's own if None.
 
-        Args:
-            observation: the newest frame of each camera, uint8 (H, W, C), and each state, (D,); goals likewise.
-            steps: K; None is the policy's own.
-
-        Returns:
-            float32 (A,), in the robot's units, within its bounds.
+        The observation has the newest frame of each camera, uint8 (H, W, C), and each state, (D,); goals likewise.
 
         Raises:
             GtpVisionError: an observation that does not fit the schema, or a K that does not fit the policy.
@@ -101,16 +91,8 @@ class Policy(PyTorchModelHubMixin):
     """Weights and schema of a trained agent.
 
     `policy.push_to_hub("me/policy")` and `Policy.from_pretrained("me/policy")` use the Hugging Face hub; they transfer
-    the artifact, which is checked as any untrusted one.
-
-    Args:
-        agent: a trained agent.
-        schema: its observations and actions.
-        card: provenance, see `artifact`.
-        engine: see `FastPolicy`: eager is ready at once, compile and graph take seconds at the first action.
-
-    Attributes:
-        device: where it computes.
+    the artifact, which is checked as any untrusted one. `card` is provenance, see `artifact`. `engine` is that of
+    `FastPolicy`: eager is ready at once, compile and graph take seconds at the first action.
     """
 
     def __init__(self, agent: Agent, schema: Schema, card: Mapping[str, Any], engine: str = "eager") -> None:
@@ -123,19 +105,14 @@ class Policy(PyTorchModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Policy:  # type: ignore[override]
-        """Load the policy of a folder or of a repository on the hub.
+        """Load the policy of a folder or of `owner/name` on the hub; errors as `load_policy`.
 
-        Args:
-            name: folder, or `owner/name`.
-            options: `device` and `engine` as `load_policy` takes them; `revision`, `token`, ... as the hub does.
-
-        Raises:
-            GtpVisionError: it cannot be downloaded, or is not a valid artifact, see `load_policy`.
+        Options are `device` and `engine` as `load_policy` takes them; `revision`, `token`, ... as the hub does.
         """
         try:
             return super().from_pretrained(name, **options)
         except (OSError, ValueError) as error:
-            raise GtpVisionError(f"{name}: the download failed ({first_words(error)}); check the name") from error
+            raise GtpVisionError(f"{name}: the download failed ({first_line(error, 2)}); check the name") from error
 
     def _save_pretrained(self, save_directory: Path) -> None:
         from gtp_vision.serving import artifact
@@ -169,11 +146,7 @@ class Policy(PyTorchModelHubMixin):
         return Session(self, seed)
 
     def check_steps(self, steps: int | None) -> None:
-        """Refuse a K that does not fit the policy.
-
-        Raises:
-            GtpVisionError: not an integer from 1 to 1000, or an agent that acts in another fixed number of steps.
-        """
+        """Refuse a K that is not an integer from 1 to 1000, or not the fixed number of the agent."""
         if steps is None:
             return
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= _MAX_STEPS:

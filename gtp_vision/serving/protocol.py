@@ -87,11 +87,7 @@ class Reader:
         }
 
     def read(self, message: bytes | str) -> Request:
-        """Read a message.
-
-        Raises:
-            GtpVisionError: it is not a request, or does not fit the policy's schema.
-        """
+        """Read a message. Raises GtpVisionError: it is not a request, or does not fit the policy's schema."""
         if isinstance(message, str):
             raise GtpVisionError("the message is text; send msgpack in a binary message")
         content = self._unpacked(message)

@@ -47,13 +47,8 @@ _MAX_UNREAD = 8  # answers that a client may leave unread before its messages ar
 class Client:
     """A connected client.
 
-    Attributes:
-        connection: the websocket.
-        session: its episodes.
-        last_message: when its last message arrived, in the loop's seconds.
-        lane: requests that wait for the policy.
-        answers: requests in order, until they are answered.
-        pending: messages that are not answered yet.
+    `last_message` is when its last message arrived, in the loop's seconds; `lane` holds requests that wait for the
+    policy, `answers` all in order until they are answered, `pending` counts messages not answered yet.
     """
 
     connection: ServerConnection
@@ -65,15 +60,9 @@ class Client:
 
 
 class Server:
-    """Serves a policy until it is stopped.
+    """Serves a policy until it is stopped; `log` is called with a line when a client connects or disconnects.
 
-    Args:
-        policy: the policy that acts.
-        settings: see `Settings`.
-        log: called with a line when a client connects or disconnects.
-
-    Raises:
-        GtpVisionError: settings that contradict each other or do not fit the policy.
+    Raises GtpVisionError: settings that contradict each other or do not fit the policy.
     """
 
     def __init__(self, policy: Policy, settings: Settings, log: Callable[[str], None] = lambda line: None) -> None:
@@ -94,12 +83,8 @@ class Server:
     async def run(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
         """Serve until `stop` is set; then pending requests are answered and connections closed (1001).
 
-        Args:
-            stop: ends the server.
-            ready: called with the address, e.g. `ws://127.0.0.1:8000`, once clients can connect.
-
-        Raises:
-            GtpVisionError: the address cannot be used.
+        `ready` is called with the address, e.g. `ws://127.0.0.1:8000`, once clients can connect. Raises GtpVisionError:
+        the address cannot be used.
         """
         settings = self._settings
         await self._warm_up()

@@ -54,11 +54,7 @@ class Settings:
 
 
 def check(settings: Settings) -> None:
-    """Refuse settings that are out of range or contradict each other.
-
-    Raises:
-        GtpVisionError: the first of them.
-    """
+    """Refuse settings that are out of range or contradict each other."""
     if settings.answer not in ("chunk", "action"):
         raise GtpVisionError(f"--answer {settings.answer} must be chunk or action")
     for name, least in (("clients", 1), ("queue", 1), ("timeout", 0.001), ("idle", 0.1), ("port", 0), ("seed", 0)):

@@ -82,12 +82,9 @@ class Lane:
 
 
 class Worker:
-    """One thread that runs requests in the order of their arrival, with a limited number waiting for each client.
+    """One thread that runs requests in the order of their arrival; `depth` of each client may wait.
 
     A client that sends faster than the policy answers loses its own oldest requests, and none of other clients.
-
-    Args:
-        depth: requests of a client that may wait.
     """
 
     def __init__(self, depth: int) -> None:

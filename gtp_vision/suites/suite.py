@@ -82,11 +82,7 @@ class Suite:
 
 
 def load(name: str) -> Suite:
-    """Load a suite by its name, or from a YAML file.
-
-    Raises:
-        GtpVisionError: it does not exist, or is invalid.
-    """
+    """Load a suite by its name, or from a YAML file. Raises GtpVisionError: it does not exist, or is invalid."""
     if name.endswith((".yaml", ".yml")):
         text, where = _read(Path(name)), name
     else:

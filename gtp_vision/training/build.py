@@ -88,13 +88,10 @@ def build(
 ) -> Components:
     """Build the data, networks and optimizer of a run.
 
-    Args:
-        config: of the run.
-        fresh: False for a run that is only evaluated: the encoders' statistics come with its checkpoint, and no frames
-            are copied to the device.
-        resumes: checkpoint from which the run resumes and which will fill the agent; the file with the encoder's
-            trained weights need not exist any more.
-        check: called with the data set on the main process, before anything that takes long.
+    A run that is only evaluated is not `fresh`: the encoders' statistics come with its checkpoint, and no frames are
+    copied to the device. With `resumes`, the checkpoint that will fill the agent, the file with the encoder's trained
+    weights need not exist any more. `check` is called with the data set on the main process, before anything that takes
+    long.
     """
     choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which reads it once
     accelerator = accelerator_of(config.training)
@@ -141,12 +138,7 @@ def build(
 
 
 def components_for_seed(parts: Components, config: Config) -> Components:
-    """The parts of a run of another seed, with the same data in the same place.
-
-    Args:
-        parts: of a run that is built, and has not begun.
-        config: of the other run; it differs in the seed alone.
-    """
+    """The components of a run that differs in the seed alone, with the same data; the given ones have not begun."""
     agent = _agent(config, parts.store, pretrained=False)
     with torch.no_grad():  # statistics of the data
         for own, known in zip(agent.buffers(), parts.agent.buffers(), strict=True):
@@ -163,12 +155,7 @@ def components_for_seed(parts: Components, config: Config) -> Components:
 
 
 def initial_agent(parts: Components, config: Config) -> Agent:
-    """The agent as the run began with it, on the device.
-
-    Args:
-        parts: of the run, whose agent has moved on; the data's statistics are taken from it.
-        config: of the run.
-    """
+    """The agent as the run began with it, on the device, with the data's statistics of its present agent."""
     agent = _agent(config, parts.store, pretrained=True)
     with torch.no_grad():
         for own, known in zip(agent.buffers(), parts.agent.buffers(), strict=True):
@@ -257,11 +244,7 @@ def goals_of(config: Config) -> HindsightGoals | None:
 
 
 def _check_rewards(config: Config, store: Store) -> None:
-    """A critic learns nothing where nothing is ever rewarded.
-
-    Raises:
-        GtpVisionError: all rewards are 0, and none are made by shifting them.
-    """
+    """Refuse rewards that are all 0, and not shifted: a critic would learn nothing."""
     if not config.task.reward_shift and not np.any(store.rewards):
         raise GtpVisionError(
             f"{store.path or 'the data set'} holds no rewards (all are 0), and agent={config.agent.name} learns from "

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from gtp_vision.core import manifest
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import __version__
+from gtp_vision.core.safe_json import read_json
 
 FORMAT = 1  # of state.json and of the tensors' names; gtp-vision 0.1.0 wrote format 1 without a number
 _PREFIX = "step_"
@@ -45,10 +46,9 @@ def save(
     *,
     keep: int | None = 2,
 ) -> Path:
-    """Write checkpoint `step_N` into `folder`, point `last` to it, and remove all but the newest `keep`, if given.
+    """Write checkpoint `step_N`, point `last` to it, and remove all but the newest `keep`, if given.
 
-    Raises:
-        GtpVisionError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
+    Raises GtpVisionError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
     """
     target = folder / f"{_PREFIX}{step}"
     temporary = folder / f".{target.name}.{os.getpid()}.part"
@@ -112,9 +112,7 @@ def forget_after(folder: Path, step: int) -> None:
 def newest_of_all(folders: Sequence[Path], tell: Callable[[str], None] = lambda sentence: None) -> list[Path] | None:
     """The undamaged checkpoints of the newest step that every folder has; None without checkpoints.
 
-    Args:
-        folders: of checkpoints, one per run.
-        tell: is called with a sentence for each damaged checkpoint that is skipped.
+    `tell` is called with a sentence for each damaged checkpoint that is skipped.
 
     Raises:
         GtpVisionError: there are checkpoints, and all are damaged, or the folders have no step in common.
@@ -180,12 +178,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _state(path: Path, name: str) -> dict[str, Any]:
-    """The state in a checkpoint of this name.
-
-    Raises:
-        GtpVisionError: it cannot be read, is of another format, or of another step than the name says.
-    """
-    state = manifest.read_json(path)
+    """The state in a checkpoint of this name; refuse another format, and another step than the name says."""
+    state = read_json(path, advice="")
     number = state.get("format", FORMAT)
     if number != FORMAT:
         raise GtpVisionError(
@@ -215,11 +209,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, agent: torch.nn.Module)
 
 
 def _fill_optimizer(optimizer: torch.optim.Optimizer, agent: torch.nn.Module, path: Path) -> None:
-    """Fill the moments by name, because the groups, and with them the order, depend on the learning rates.
-
-    Raises:
-        GtpVisionError: other parameters were trained.
-    """
+    """Fill the moments by name, because the groups, and with them the order, depend on the learning rates."""
     moments: dict[str, set[str]] = {}
     parameters = dict(agent.named_parameters())
     for key, (shape, dtype) in manifest.tensor_shapes(path).items():

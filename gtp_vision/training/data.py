@@ -70,15 +70,9 @@ def _paths(config: Config) -> list[Path]:
 
 
 def fit(module: nn.Module, store: Store, *, standardize: bool) -> dict[str, ArrayStatistics]:
-    """Set the mean and scale of every encoder in `module`, targets included; they are saved with its weights.
+    """Set mean and scale of every encoder in `module`, targets included; return statistics of actions and states.
 
-    Args:
-        module: an agent.
-        store: the data set.
-        standardize: whether states get mean 0 and deviation 1 (near-constant dimensions are only centered).
-
-    Returns:
-        The statistics of actions and states.
+    `standardize` gives states mean 0 and deviation 1 (near-constant dimensions are only centered).
     """
     statistics = store_statistics(store)
     means = {name: torch.from_numpy(mean).permute(2, 0, 1) for name, mean in mean_images(store).items()}

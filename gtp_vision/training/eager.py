@@ -33,13 +33,7 @@ def learning_rate(config: Config, step: int) -> float:
 
 
 class Eager:
-    """One run, step by step: autograd, PyTorch's Adam, and DistributedDataParallel where there are several processes.
-
-    Args:
-        source: of the batches.
-        config: of the run.
-        parts: of the run.
-    """
+    """One run, step by step: autograd, PyTorch's Adam, and DistributedDataParallel for several processes."""
 
     name = "eager"
 

@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config
-from gtp_vision.core.compile import Captured, compiled, first_words, has_compiler
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.compile import Captured, compiled, has_compiler
+from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.random import NoiseTape
 from gtp_vision.datasets.sources import BatchSource, batch_source_of_seeds
 from gtp_vision.training.build import Components
@@ -34,12 +34,7 @@ _STAGES = 4  # each is compiled separately
 
 
 class Engine(Protocol):
-    """Runs steps of the runs that are trained side by side.
-
-    Attributes:
-        name: eager, compile or graph.
-        source: of the batches; with several runs what it fetches has a first axis of runs.
-    """
+    """Runs steps of runs side by side; of several, what `source` fetches has a first axis of runs."""
 
     name: str
     source: BatchSource
@@ -49,15 +44,9 @@ class Engine(Protocol):
 
 
 class Functional:
-    """Steps as functions of tensors.
+    """Steps as functions of tensors; the parameters of several runs become views of stacked tensors.
 
-    Args:
-        source: see `Engine`.
-        config: of the runs.
-        members: the runs; the parameters of several become views of stacked tensors.
-        name: what is done to the function: nothing (eager), compile or graph.
-        tell: is given a sentence if that cannot be done; then nothing is.
-        backend: of torch.compile.
+    `name` is what is done to the function: nothing (eager), compile or graph. If that fails, `tell` gets a sentence.
     """
 
     def __init__(
@@ -95,7 +84,7 @@ class Functional:
         except Exception as error:  # whatever a compiler may raise; nothing has moved then
             if stage.proven or self.name == "eager":
                 raise
-            self._tell(f"engine: eager, because training.engine={self.name} does not work here: {first_words(error)}")
+            self._tell(f"engine: eager, because training.engine={self.name} does not work here: {first_line(error, 2)}")
             self.name, stage.run = "eager", stage.function
             return stage.run(self._state, fetched, noise, self._rates)
         stage.proven = True
@@ -138,13 +127,7 @@ class Functional:
 
 @dataclass
 class _Stage:
-    """The step of a stage.
-
-    Attributes:
-        function: what a step does.
-        run: the same, made fast.
-        proven: whether `run` has worked.
-    """
+    """The step of a stage: the function, the same made fast, and whether that has worked."""
 
     function: StepFunction
     run: Callable[..., Metrics]
@@ -152,16 +135,7 @@ class _Stage:
 
 
 def choose(config: Config, members: Sequence[Components], tell: Tell) -> Engine:
-    """The engine that `training.engine` names, or the best for where this runs.
-
-    Args:
-        config: of the runs.
-        members: the runs.
-        tell: is given a sentence about the choice.
-
-    Raises:
-        GtpVisionError: see `check`.
-    """
+    """The engine that `training.engine` names, or the best for where this runs; errors as `check`."""
     first = members[0]
     source = batch_source_of_seeds([member.sampler for member in members], first.accelerator.device)
     check(config, first)
@@ -174,11 +148,7 @@ def choose(config: Config, members: Sequence[Components], tell: Tell) -> Engine:
 
 
 def check(config: Config, parts: Components) -> None:
-    """Whether the engine that is asked for can run.
-
-    Raises:
-        GtpVisionError: this machine or these settings do not allow it.
-    """
+    """Refuse an engine that this machine or these settings do not allow."""
     for fault in _faults(config, parts):
         raise GtpVisionError(f"training.engine={config.training.engine} {fault}; set training.engine=auto")
 
@@ -230,11 +200,7 @@ def _counts(parts: Components) -> bool:
 
 
 class Graph:
-    """A step captured in a CUDA graph.
-
-    Args:
-        run: the step; it must not touch the host.
-    """
+    """A step captured in a CUDA graph; it must not touch the host."""
 
     def __init__(self, run: Callable[..., Metrics]) -> None:
         self._run = run

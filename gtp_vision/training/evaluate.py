@@ -103,13 +103,7 @@ def evaluate_run(
 
 
 def actor_of(agent: Agent, steps: int | None = None, acting: ActingConfig | None = None) -> Actor:
-    """The agent as the actor of an evaluation, which executes action chunks.
-
-    Args:
-        agent: the agent that acts.
-        steps: K; None is that of `acting`.
-        acting: None is the agent's own.
-    """
+    """The agent as the actor of an evaluation, which executes chunks; `steps` and `acting` are its own if None."""
     acting = agent.config.acting if acting is None else acting
     return Executor(
         lambda observation, noise: agent.plan(observation, noise, steps, acting), acting, agent.config.action_chunk
@@ -145,8 +139,7 @@ def env_spec(config: Config, store: Store) -> EnvSpec:
 def check_simulator(config: Config, store: Store) -> None:
     """Create the environment once before training, so that a wrong name or missing OpenGL is not found after days.
 
-    Raises:
-        GtpVisionError: it cannot be created, or its observations or actions differ from the data set's.
+    Raises GtpVisionError: it cannot be created, or its observations or actions differ from the data set's.
     """
     env = env_spec(config, store).make()
     try:
@@ -164,14 +157,7 @@ def check_simulator(config: Config, store: Store) -> None:
 
 
 def evaluator_of(config: Config, parts: Components, progress: bool, seed: int | None = None) -> Evaluator:
-    """The evaluator of the run's task.
-
-    Args:
-        config: of the run.
-        parts: of the run.
-        progress: show a bar.
-        seed: of the first episode; None is that of evaluations during training.
-    """
+    """The evaluator of the run's task; `seed`, of the first episode, is that of evaluations during training if None."""
     return Evaluator(
         env_spec(config, parts.store),
         frame_stack=config.task.frame_stack,

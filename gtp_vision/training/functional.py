@@ -21,7 +21,7 @@ from gtp_vision.agents.base import Metrics
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseSource, NoiseTape
 from gtp_vision.datasets.sources import BatchSource
 from gtp_vision.models.networks import followed
-from gtp_vision.training.guard import NONFINITE, apply_if_finite, is_nonfinite
+from gtp_vision.training.guard import NONFINITE, apply_if_finite, is_nonfinite, optimizer_moments
 
 Tensors = dict[str, torch.Tensor]
 
@@ -59,7 +59,9 @@ def state_of(agents: Sequence[Agent], optimizers: Sequence[torch.optim.Optimizer
     """
     first, optimizer = agents[0], optimizers[0]
     for other in optimizers:
-        _begin(other)
+        optimizer_moments(other)
+        for parameter, own in other.state.items():  # an eager run keeps the count of steps on the CPU
+            own["step"] = own["step"].to(parameter.device)
     names = {parameter: name for name, parameter in first.named_parameters()}
     trained = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     tensors = [_own(agent) for agent in agents]
@@ -107,33 +109,12 @@ def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return tensors[0].detach() if len(tensors) == 1 else torch.stack([tensor.detach() for tensor in tensors])
 
 
-def _begin(optimizer: torch.optim.Optimizer) -> None:
-    """What Adam makes at its first step, made before it."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if not optimizer.state[parameter]:
-                optimizer.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-            own = optimizer.state[parameter]
-            own["step"] = own["step"].to(parameter.device)  # an eager run keeps it on the CPU
-
-
 class StepFunction:
-    """The step of one stage (see `Agent.stage`).
+    """The step of one stage (see `Agent.stage`), for which `step` stands.
 
-    Args:
-        agent: whose losses are computed; of several agents the first. Its own tensors are not read.
-        optimizer: whose groups and settings are used.
-        source: makes batches of what it fetched.
-        draws: the noise that a step draws.
-        step: a training step of the stage; it stands for all of them.
-        awake: of each of the optimiser's groups, whether it is trained in this stage.
-        clip: largest gradient norm of the groups that are awake; None for none.
-        skips: steps that are not finite are not applied.
-        held: if tensors, batches and noise have a first axis of seeds, that of each tensor that is held, see `State`.
+    Of several agents the first computes the losses; its own tensors are not read. `draws` is the noise that a step
+    draws; `awake` says which of the optimizer's groups are trained in this stage, `clip` the largest gradient norm of
+    these. Tensors, batches and noise have a first axis of seeds where `held` gives that of each tensor of `State.held`.
     """
 
     def __init__(
@@ -164,11 +145,7 @@ class StepFunction:
     def __call__(self, state: State, fetched: Any, noise: list[torch.Tensor], rates: list[torch.Tensor]) -> Metrics:
         """One step: moves `state` and returns metrics, () or (S,).
 
-        Args:
-            state: of the agents.
-            fetched: by the source.
-            noise: one tensor for each of `draws`.
-            rates: learning rate of each of the optimiser's groups, ().
+        `noise` is a tensor for each of `draws`, `rates` the learning rate () of each of the optimizer's groups.
         """
         with torch.no_grad():
             gradients, metrics = self.gradients(state.trained, state.held, fetched, noise)

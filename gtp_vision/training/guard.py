@@ -20,13 +20,9 @@ NONFINITE = "nonfinite"
 
 
 def is_nonfinite(loss: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-    """1 if a step cannot be applied, else 0: float32 ().
+    """1 if a step cannot be applied, else 0: float32 (), of the loss () and the norm () of all gradients.
 
     Gradients whose squares overflow count as not finite: Adam's second moments would stay infinite.
-
-    Args:
-        loss: ().
-        norm: (), of all gradients; not finite if the sum of their squares is not.
     """
     return (~(loss.detach() + norm).isfinite()).float()
 

@@ -60,17 +60,9 @@ class Spread(NamedTuple):
 
 
 class Health:
-    """The warnings of one run; its methods return the lines to print.
+    """The warnings of one run (`warnings`, as in health.json); its methods return the lines to print.
 
-    Args:
-        folder: the run folder.
-        config: of the run.
-        store: its data set.
-        start: the step from which the run continues; warnings of later steps are dropped.
-        writes: whether this process writes health.json.
-
-    Attributes:
-        warnings: the contents of health.json.
+    Warnings of steps later than `start` are dropped; only a process that `writes` writes the file.
     """
 
     def __init__(self, folder: Path, config: Config, store: Store, *, start: int, writes: bool) -> None:
@@ -119,13 +111,7 @@ class Health:
         ]
 
     def check_spread(self, step: int, spread: Spread, *, has_noise: bool) -> list[str]:
-        """Check the policy's actions; one small spread may be chance, two in a row are not.
-
-        Args:
-            step: at which the actions were sampled.
-            spread: of the actions.
-            has_noise: whether the policy's actions depend on noise.
-        """
+        """Check the policy's actions; one small spread may be chance, two in a row are not."""
         is_blind = self._is_repeated("blind", spread.observations < _MIN_SPREAD * spread.data)
         is_certain = self._is_repeated("certain", has_noise and spread.noise < _MIN_NOISE_SPREAD)
         if not is_blind and not is_certain:
@@ -183,13 +169,7 @@ def value_bound(config: Config, store: Store) -> float | None:
 
 @torch.no_grad()
 def spread_of(parts: Components, steps: int, step: int) -> Spread:
-    """How much the policy's actions differ; with noise of its own, so that training does not change.
-
-    Args:
-        parts: of the run.
-        steps: K in which actions are sampled.
-        step: whose batch's first observations are used.
-    """
+    """How much the policy's actions in K steps differ; with noise of its own, so that training does not change."""
     agent, device, seed = parts.agent, parts.accelerator.device, parts.noise_seed + _SALT
     batch = parts.batch(step)
     observation = {

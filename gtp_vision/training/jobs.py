@@ -39,13 +39,8 @@ def run_parallel(jobs: Mapping[str, TrainingJob], *, progress: bool = True) -> d
 def train_all(runs: Mapping[Path, Sequence[str]], *, progress: bool = True) -> None:
     """Run `gtp-vision train` for each run folder, as many at once as there are cores; resume those that have begun.
 
-    Args:
-        runs: run folder to the settings of its run.
-        progress: show a bar of runs.
-
-    Raises:
-        GtpVisionError: a folder holds a run of other settings, or a run failed; its
-            own error message is in the log beside the run folder.
+    Raises GtpVisionError: a folder holds a run of other settings, or a run failed; its own message is in the log beside
+    its folder.
     """
     for folder, overrides in runs.items():
         require_same_settings(folder, from_command_line([*overrides, f"run_dir={folder}"]))
@@ -55,11 +50,7 @@ def train_all(runs: Mapping[Path, Sequence[str]], *, progress: bool = True) -> N
 
 
 def require_same_settings(folder: Path, config: Config) -> None:
-    """Refuse a folder with a run of other settings; one that was moved is still the same run.
-
-    Raises:
-        GtpVisionError: the folder holds one.
-    """
+    """Refuse a folder with a run of other settings; one that was moved is still the same run."""
     if (folder / "config.yaml").exists() and replace(from_run(folder), run_dir=config.run_dir) != config:
         raise GtpVisionError(f"{folder} holds a run of other settings; remove it, or choose another folder")
 
@@ -74,14 +65,9 @@ def train_runs(
 ) -> Iterator[tuple[Path, str]]:
     """Yield each run folder as its `gtp-vision train` ends, with an error message or "". Closing it stops the rest.
 
-    Where there are GPUs, each run sees one, and all of them are used in turn.
-
-    Args:
-        runs: run folder to the settings of its run; one that has begun is resumed.
-        workers: how many at once; None is as many as there are cores.
-        threads: of each.
-        launcher: Hydra's settings of one (hydra/launcher=submitit_slurm ...), which then starts the runs.
-        progress: show a bar of runs.
+    Where there are GPUs, each run sees one, and all of them are used in turn. A run that has begun is resumed.
+    `workers` at once are as many as cores if None; `launcher` are Hydra's settings of one
+    (hydra/launcher=submitit_slurm ...), which then starts the runs.
     """
     processes: list[subprocess.Popen] = []
     is_stopped = threading.Event()

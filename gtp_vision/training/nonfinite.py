@@ -71,12 +71,9 @@ class StepReadings:
 
 
 def read_steps(pending: Sequence[Metrics | None], accelerator: Accelerator, *, skips: bool) -> StepReadings:
-    """Wait for the device and read the metrics of steps; all processes read together, and get the same means.
+    """Read the metrics of steps from the device (None: left out); all processes read together, and get the same means.
 
-    Args:
-        pending: metrics of each step; None for one that is left out.
-        accelerator: of the processes.
-        skips: whether steps marked as not finite were not applied.
+    `skips` says whether steps marked as not finite were not applied.
     """
     result = StepReadings([None] * len(pending), [], None, [])
     present = [(index, metrics) for index, metrics in enumerate(pending) if metrics is not None]
@@ -111,15 +108,7 @@ def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def diagnose(parts: Components, config: Config, folder: Path, step: int, found: Sequence[str]) -> str:
-    """Repeat a step, write the diagnosis into the run folder, and return it as a clause; all processes together.
-
-    Args:
-        parts: of the run.
-        config: of the run.
-        folder: of the run.
-        step: from 1.
-        found: names of the metrics that were not finite.
-    """
+    """Repeat a step (from 1), all processes together; write the diagnosis, and return it as a clause."""
     agent, origin = _finite_copy(parts, config, folder, step)
     with local_only():
         faults = _Replay(parts, agent, step - 1).faults()
@@ -174,13 +163,7 @@ def _finite_copy(parts: Components, config: Config, folder: Path, step: int) -> 
 
 
 class _Replay:
-    """A training step that is repeated without an update.
-
-    Args:
-        parts: of the run.
-        agent: a copy that may be changed.
-        step: from 0.
-    """
+    """A training step (from 0) that is repeated without an update, on a copy of the agent that may be changed."""
 
     def __init__(self, parts: Components, agent: Agent, step: int) -> None:
         self._agent, self._store = agent, parts.store

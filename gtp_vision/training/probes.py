@@ -56,16 +56,11 @@ def linear_cka(before: torch.Tensor, after: torch.Tensor) -> float:
 def linear_probe(
     features: np.ndarray, states: Mapping[str, np.ndarray], episodes: np.ndarray, seed: int
 ) -> dict[str, float]:
-    """How well each state can be predicted linearly from features, in episodes that were not fitted.
+    """How well each state can be predicted linearly from features (N, W), in episodes that were not fitted.
 
-    Ridge regression in closed form of standardized features and states. Three fifths of the episodes are fitted, one
-    fifth chooses the ridge of each state, one fifth is scored. Constant dimensions are left out.
-
-    Args:
-        features: (N, W).
-        states: name to (N, D).
-        episodes: (N,), the episode of each row; at least three different ones.
-        seed: of the draw of episodes.
+    Ridge regression in closed form of standardized features and states (N, D). Three fifths of the episodes (N,), at
+    least three, are fitted, one fifth chooses the ridge of each state, one fifth is scored. Constant dimensions are
+    left out.
 
     Returns:
         Name to R^2, 1 - sum (y - y')^2 / sum (y - mean y)^2 over all dimensions together; constant states are left
@@ -116,16 +111,8 @@ def evenly_spaced(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
 class FeatureMonitor:
     """Measures the actor's encoder on the same rows of the data set throughout a run.
 
-    The features at the start are stored in the run folder, so that a resumed run compares with its true start.
-
-    Args:
-        folder: the run folder.
-        config: of the run.
-        parts: of the run.
-        resumed: load the features at the start; else compute and store them.
-
-    Attributes:
-        note: which measurements are missing, and why; empty if none is.
+    The features at the start are stored in the run folder, so that a resumed run, which loads them, compares with its
+    true start. `note` says which measurements are missing, and why.
     """
 
     def __init__(self, folder: Path, config: Config, parts: Components, *, resumed: bool) -> None:

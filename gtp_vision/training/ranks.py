@@ -57,11 +57,7 @@ def _check_devices(device: str) -> None:
 
 
 def global_batch(training: TrainingConfig, processes: int) -> int:
-    """Rows of a step over all processes.
-
-    Raises:
-        GtpVisionError: the processes cannot share them equally.
-    """
+    """Rows of a step over all processes, which must share them equally."""
     if training.batch_per == "process":
         return training.batch_size * processes
     if training.batch_size % processes:
@@ -84,14 +80,7 @@ def is_first() -> bool:
 
 @contextmanager
 def report_lost_ranks(folder: Path) -> Iterator[None]:
-    """Turn the closed connection that the end of another process leaves into an error message.
-
-    Args:
-        folder: of the run.
-
-    Raises:
-        GtpVisionError: another process has ended.
-    """
+    """Turn the closed connection that the end of another process leaves into an error message."""
     try:
         yield
     except RuntimeError as error:

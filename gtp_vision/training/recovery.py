@@ -23,11 +23,7 @@ IDLE = 2  # readings of metrics without an applied step
 def handle_fault(mode: str, members: Sequence[TrainingRun], fault: Fault, tell: Callable[[str], None]) -> int:
     """Roll back, note the step to leave out, and return the step to continue from; all processes together.
 
-    Args:
-        mode: `training.on_nonfinite`.
-        members: the runs; all roll back together, and only the one with the fault leaves its step out.
-        fault: what happened.
-        tell: prints a warning.
+    All runs roll back, and only the one with the fault leaves its step out.
 
     Raises:
         GtpVisionError: the mode is not rollback, there were too many rollbacks, or no checkpoint exists.
@@ -55,11 +51,7 @@ def handle_fault(mode: str, members: Sequence[TrainingRun], fault: Fault, tell: 
 
 @torch.no_grad()
 def restore(path: Path, agent: Agent, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load a checkpoint into an agent and Adam's moments in place (engines hold their tensors); return its state.
-
-    Raises:
-        GtpVisionError: see `checkpoint.load`.
-    """
+    """Load a checkpoint into an agent and Adam's moments in place (engines hold their tensors); return its state."""
     state = checkpoint.load(path, agent)
     stored = load_file(path / "optimizer.safetensors")
     for name, parameter in agent.named_parameters():
@@ -70,11 +62,7 @@ def restore(path: Path, agent: Agent, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def check_parameters(members: Sequence[TrainingRun], done: int) -> None:
-    """Check everything that a checkpoint would hold, before it is written.
-
-    Raises:
-        Fault: a parameter or buffer is not finite, in any process.
-    """
+    """Check everything that a checkpoint would hold; Fault: something is not finite, in any process."""
     for index, member in enumerate(members):
         wrong = [name for name, x in member.parts.agent.state_dict().items() if not bool(x.isfinite().all())]
         if any_rank(bool(wrong), device=member.parts.accelerator.device)[0]:
@@ -83,22 +71,14 @@ def check_parameters(members: Sequence[TrainingRun], done: int) -> None:
 
 
 def check_idle(members: Sequence[TrainingRun], done: int) -> None:
-    """Stop when every run skips every step.
-
-    Raises:
-        GtpVisionError: in the last readings of metrics, no run applied a step.
-    """
+    """Stop by a GtpVisionError when every run has skipped every step of the last readings."""
     if all(member.idle >= IDLE for member in members):
         since = min(member.idle_since for member in members)
         raise members[0].diverged(done, f"no step since step {since} was finite, and all were skipped", "")
 
 
 def skips_of(state: Mapping[str, Any], path: Path) -> set[int]:
-    """The steps, from 1, that a checkpoint's state says to leave out.
-
-    Raises:
-        GtpVisionError: `skip_steps` is not a list of positive integers.
-    """
+    """The steps, from 1, that a checkpoint's state says to leave out, if it holds a list of positive integers."""
     stored = state.get("skip_steps", [])
     if not isinstance(stored, list) or not all(isinstance(step, int) and step > 0 for step in stored):
         raise GtpVisionError(f"{path / 'state.json'}: skip_steps is not a list of steps; use an earlier checkpoint")

@@ -42,22 +42,10 @@ class InterruptedRunError(GtpVisionError):
 class TrainingRun:
     """A run that is being trained.
 
-    Args:
-        config: of this run alone.
-        folder: of this run.
-        parts: its components.
-        index: its number among those that are trained side by side.
-        start: the step from which it continues.
-        train_seconds: spent on training before.
-        resume_with: the argument of `gtp-vision train --resume` after an interruption.
-        skips: steps, from 1, that it leaves out; see `recovery`.
-        pending: metrics of the last steps before `start`, which no line of metrics.jsonl holds yet.
-        log: prints a line for the user.
-
-    Attributes:
-        health: its warnings.
-        idle: lines of metrics since the last one with a step that was applied.
-        idle_since: the step, from 1, of the first step since.
+    It is number `index` of those trained side by side, continues from step `start`, and leaves out the steps `skips`,
+    from 1. `pending` are metrics of the last steps before `start`, which no line of metrics.jsonl holds yet;
+    `resume_with` is the argument of `gtp-vision train --resume` after an interruption. `idle` counts lines of metrics
+    since a step was applied, `idle_since` is the step, from 1, after that one.
     """
 
     def __init__(
@@ -174,13 +162,10 @@ class TrainingRun:
         self.report(self.health.check_evaluations(self.evaluations))
 
     def write_metrics(self, step: int, metrics: Mapping[str, float], *, is_planned: bool) -> None:
-        """Write a line of metrics, and report what looks wrong in it.
+        """Write a line of metrics since the last one, and report what looks wrong in it.
 
-        Args:
-            step: from 1.
-            metrics: of the steps since the last line.
-            is_planned: whether the features' drift and the spread of the actions belong into the line. They do not
-                where a run is only asked to stop: its lines would differ from an undisturbed run's.
+        The features' drift and the spread of actions belong into planned lines only: where a run is only asked to stop,
+        its lines would differ from an undisturbed run's.
         """
         more: dict[str, float] = {}
         if is_planned and self.watch:
@@ -209,12 +194,7 @@ class TrainingRun:
     def read(self, pending: Sequence[Metrics | None], done: int) -> dict[str, float]:
         """Means over the steps since the last reading that have them; only here the host waits for the device.
 
-        Args:
-            pending: metrics of the steps before step `done`; None for a step that was left out.
-            done: steps that were taken.
-
-        Raises:
-            Fault: one of them is not finite, and was applied.
+        `pending` has None for a step that was left out. Fault: one of them is not finite, and was applied.
         """
         self.hold(pending, done)
         rows, self._pending = self._pending, []
@@ -228,15 +208,7 @@ class TrainingRun:
         return line if mode == "stop" else line | {_SKIPPED: float(skipped)}
 
     def hold(self, pending: Sequence[Metrics | None], done: int) -> None:
-        """Read the metrics of steps, and keep them for the next line; a checkpoint stores them for a resumed run.
-
-        Args:
-            pending: as `read` takes them.
-            done: steps that were taken.
-
-        Raises:
-            Fault: one of them is not finite, and was applied.
-        """
+        """Read the metrics of steps as `read` does, and keep them for the next line; a checkpoint stores them."""
         if not pending:
             return
         found = read_steps(pending, self.parts.accelerator, skips=self.config.training.on_nonfinite == "skip")
@@ -254,13 +226,7 @@ class TrainingRun:
             self.report(self.health.add(step, "skipped", f"step {step}: {names[0]} is not finite, {what}; skipped"))
 
     def diverged(self, step: int, what: str, clause: str) -> GtpVisionError:
-        """The error that ends a run that cannot learn any more.
-
-        Args:
-            step: from 1.
-            what: was not finite.
-            clause: the one of `nonfinite.report` about it; may be empty.
-        """
+        """The error that ends a run that cannot learn any more; `clause`, of `nonfinite.report`, may be empty."""
         kept = checkpoint.newest(self.folder / "checkpoints")
         looked = f"{clause} ({self.folder / NONFINITE_FILE}); " if clause else ""
         fixes = ["lower training.learning_rate", "set training.clip_gradient"]
@@ -271,12 +237,7 @@ class TrainingRun:
         )
 
     def go_back(self, step: int, pending: Sequence[Mapping[str, float]]) -> None:
-        """Forget what was written after step `step`; the caller restores parameters and moments.
-
-        Args:
-            step: of the checkpoint.
-            pending: the metrics that it holds.
-        """
+        """Forget what was written after a checkpoint of step `step`; the caller restores parameters and moments."""
         self.evaluations = [found for found in self.evaluations if found["step"] <= step]
         self.idle, self.idle_since, self._pending = 0, step + 1, list(pending)
         if self.tracker:
@@ -287,12 +248,7 @@ class TrainingRun:
             self.tracker = Tracker(self.folder, resume_step=step, seconds=seconds, evaluated=evaluated)
 
     def finish(self, engine: str, beside: int) -> dict[str, Any]:
-        """Write results.json and report.html, on the main process.
-
-        Args:
-            engine: that ran the steps.
-            beside: number of runs that were trained side by side, and share `train_seconds`.
-        """
+        """Write results.json and report.html, on the main process; `beside` runs share `train_seconds`."""
         agent, config = self.parts.agent, self.config
         results: dict[str, Any] = {
             "task": config.task.name,
@@ -345,11 +301,7 @@ def _merit(found: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def pending_metrics_of(state: Mapping[str, Any], where: Path) -> list[dict[str, float]]:
-    """The pending metrics in a checkpoint's state.
-
-    Raises:
-        GtpVisionError: they are not metrics.
-    """
+    """The pending metrics in a checkpoint's state, or a GtpVisionError."""
     rows = state.get("metrics", [])
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and all(map(_is_number, row.values())) for row in rows
@@ -359,11 +311,7 @@ def pending_metrics_of(state: Mapping[str, Any], where: Path) -> list[dict[str, 
 
 
 def train_seconds_of(state: Mapping[str, Any], where: Path) -> float:
-    """The seconds of training in a checkpoint's state.
-
-    Raises:
-        GtpVisionError: they are missing.
-    """
+    """The seconds of training in a checkpoint's state, or a GtpVisionError."""
     seconds = state.get("train_seconds")
     if seconds is None or not _is_number(seconds):
         raise GtpVisionError(f"{where / 'state.json'} holds no train_seconds; use another checkpoint")

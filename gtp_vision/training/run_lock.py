@@ -22,9 +22,6 @@ class RunLock:
     """A run folder that this process locks against other trainings, from `enter` to the end of the `with` block.
 
     Of several processes of one training the first holds the lock.
-
-    Args:
-        folder: of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,12 +35,9 @@ class RunLock:
         self._lock.release()
 
     def enter(self) -> None:
-        """Make the folder if it is missing, lock it, and remove temporary files of killed processes from it.
+        """Make the folder if it is missing, lock it (once), and remove temporary files of killed processes from it.
 
-        To enter twice is to enter once.
-
-        Raises:
-            GtpVisionError: another training runs in it, or it cannot be written.
+        Raises GtpVisionError: another training runs in it, or it cannot be written.
         """
         if self._lock.is_held or not is_first():
             return

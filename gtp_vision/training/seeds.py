@@ -35,11 +35,7 @@ def folders(config: Config) -> list[Path]:
 
 
 def check_seeds(config: Config, store: Store, processes: int) -> None:
-    """Refuse seeds that cannot be trained side by side.
-
-    Raises:
-        GtpVisionError: several processes, backbones that are trained, or features that differ between seeds.
-    """
+    """Refuse seeds side by side with several processes, trained backbones, or features that differ between seeds."""
     seeds, encoder = config.training.seeds, config.encoder
     if seeds == 1:
         return

@@ -20,11 +20,8 @@ from gtp_vision.core.files import atomic_write
 class Tracker:
     """Append metrics to `metrics.jsonl` and to TensorBoard files in `tensorboard/`.
 
-    Args:
-        folder: the run folder.
-        resume_step: the step from which the run continues; later lines are dropped.
-        seconds: run time so far, which the `seconds` column continues.
-        evaluated: steps with a recorded evaluation; other evaluation lines are dropped, as they will be repeated.
+    Lines after `resume_step` are dropped, and evaluations of steps that are not in `evaluated`, as they will be
+    repeated. The `seconds` column continues from `seconds`.
     """
 
     def __init__(

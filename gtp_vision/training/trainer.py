@@ -55,16 +55,10 @@ __all__ = ["InterruptedRunError", "prepare_folder", "refuse_occupied", "train"]
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False, progress: bool = True) -> dict[str, Any]:
-    """Train, evaluate and report one run, or one of each seed.
+    """Train, evaluate and report one run, or one of each seed; return the contents of results.json.
 
-    Args:
-        config: of the run; `config.run_dir` is its folder.
-        resume: continue from the newest intact checkpoint in the run folder.
-        overwrite: replace the run in the run folder.
-        progress: show bars.
-
-    Returns:
-        The contents of results.json.
+    `config.run_dir` is the folder; `resume` continues from the newest intact checkpoint in it, `overwrite` replaces the
+    run.
 
     Raises:
         GtpVisionError: a mistake in the input or a failure of the machine; `InterruptedRunError` after SIGINT, SIGTERM
@@ -117,15 +111,6 @@ def _loop(
     log: Log,
 ) -> None:
     """Take steps `start` to the last of the runs that are trained side by side; log, save and evaluate in between.
-
-    Args:
-        runs: the runs.
-        engine: takes their steps.
-        start: the first step, from 0.
-        stop: whether to stop after the current step.
-        evaluator: of the task.
-        verbose: show a bar.
-        log: prints a line.
 
     Raises:
         InterruptedRunError: `stop` asked to.
@@ -221,18 +206,7 @@ def _loop(
 def _prepare(
     config: Config, enter: Callable[[], None], resume: bool, verbose: bool, log: Log
 ) -> tuple[list[TrainingRun], int]:
-    """Build the runs, fill them from their checkpoints, and write their folders.
-
-    Args:
-        config: of all.
-        enter: locks the run folder and refuses one that is occupied.
-        resume: whether to continue from the newest checkpoint.
-        verbose: whether `log` prints.
-        log: prints a line.
-
-    Returns:
-        The runs, and the step to continue from.
-    """
+    """Build the runs, load their checkpoints, write their folders; return them and the step to continue from."""
     folder = Path(config.run_dir)
     configs, run_folders = seeds_of(config), folders(config)
     found = checkpoint.newest_of_all([each / "checkpoints" for each in run_folders], _warn) if resume else None
@@ -321,11 +295,7 @@ def _warn(line: str) -> None:
 
 
 def refuse_occupied(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse to mix two runs.
-
-    Raises:
-        GtpVisionError: the folder holds a run and neither resume nor overwrite was asked for.
-    """
+    """Refuse a folder that holds a run, unless it is resumed or overwritten."""
     if (folder / "config.yaml").exists() and not (resume or overwrite):
         raise GtpVisionError(
             f"{folder} already holds a run; give --resume to continue it, --overwrite to replace it, "
@@ -334,11 +304,7 @@ def refuse_occupied(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def prepare_folder(folder: Path, config: Config, *, empty: bool) -> None:
-    """Make the run folder, without an earlier run if `empty`, and write its configuration.
-
-    Raises:
-        GtpVisionError: it cannot be written.
-    """
+    """Make the run folder, without an earlier run if `empty`, and write its configuration."""
     try:
         if empty and (folder / "config.yaml").exists():
             clear_folder(folder)
