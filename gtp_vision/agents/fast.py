@@ -20,7 +20,7 @@ from gtp_vision.agents.acting import Observation
 from gtp_vision.agents.base import Agent
 from gtp_vision.agents.settings import ActingConfig
 from gtp_vision.core.compile import Captured, compiled, has_compiler
-from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.errors import GtpVisionError, first_line, propose
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseSource, NoiseTape, RandomStream
 
 ENGINES = ("auto", "eager", "compile", "graph")
