@@ -105,7 +105,7 @@ def success(store: Store) -> dict[str, Any]:
         if rewards.any() and np.isin(rewards, (0, 1)).all():
             return _rate(_episodes_with(store, rewards == 1), store.episodes, "episodes with a reward of 1")
         if not rewards.any():
-            return _unknown("robomimic marks success with a reward of 1, and all rewards are 0")
+            return _unknown("robomimic marks success with a reward of 1, and this file has no rewards (0 everywhere)")
         return _unknown("robomimic marks success with a reward of 1, and these rewards are not 0 and 1")
     if suite == "d4rl":
         if str(store.attributes.get("episode_ends")).startswith("timeouts and"):  # how its reader marks a maze

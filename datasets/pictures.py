@@ -61,7 +61,7 @@ def write_contact_sheet(path: Path, store: Store) -> None:
         raise GtpVisionError(
             f"{store.path}: {fault}; fix that to draw a camera"
             if fault
-            else f"{store.path} has only states; pictures need a camera"
+            else f"{store.path} has no camera: its states cannot be drawn as frames"
         )
     drawn = list(cameras)[:MAX_CAMERAS]
     heads = [f"{name} {'x'.join(map(str, cameras[name].shape[1:]))}" for name in drawn]

@@ -59,7 +59,7 @@ def _rewards(store: Store) -> Iterator[str]:
         )
     elif (sampled == first).all() and not np.any(store.terminals):
         yield (
-            f"rewards are {first:g} everywhere and terminals are missing, so no action is better than another; mark "
+            f"rewards are {first:g} everywhere and no row is a terminal, so no action is better than another; mark "
             f"successes and failures, or train by imitation (agent=gtp_bc)"
         )
 

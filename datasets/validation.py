@@ -29,7 +29,7 @@ def problems(store: Store) -> list[str]:
         elif array.ndim == 2:
             found += _nonfinite(f"observations/{name}", array, store)
     if not len(store.transitions):
-        found.append("every episode has one frame, so there is not a single transition; record longer episodes")
+        found.append("the data set has no transition: every episode has one frame; record longer episodes")
     return found
 
 
@@ -72,7 +72,7 @@ def shape_errors(store: Store) -> list[str]:
         return found
     ends, frames = store.episode_ends, len(store)
     if not frames or not len(ends):
-        return ["the file has no episodes; record some"]
+        return ["the data set is empty: it has no episodes; record some"]
     if ends[-1] != frames or np.any(np.diff(np.concatenate([[0], ends])) <= 0):
         return [f"episode_ends must increase up to the {frames} frames; they end at {ends[-1]}"]
     counts = {name: len(array) for name, array in flat.items() if name != "episode_ends"}

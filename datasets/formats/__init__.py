@@ -93,7 +93,7 @@ def _formats() -> tuple[Format, ...]:
 
 def _detect(path: Path) -> str:
     if not path.exists():
-        raise GtpVisionError(f"{path} does not exist; check the path")
+        raise GtpVisionError(f"found no data set at {path}; check the path")
     if not path.is_file() and not path.is_dir():
         raise GtpVisionError(f"{path} is a device, a pipe or a socket; give a file or a folder")
     near = None

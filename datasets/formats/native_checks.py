@@ -105,7 +105,7 @@ def writable(store: Store) -> Store:
     )
     faults = shape_errors(converted_store)
     if not observations:
-        faults.append("observations are missing; give at least one camera or state")
+        faults.append("the store has no observation; give at least one camera or state")
     for name, observed in observations.items():
         if "/" in episodes.check_name(str(name), place):
             faults.append(f"the observation '{name}' has a '/' in its name; write it without")

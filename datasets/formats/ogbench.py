@@ -63,7 +63,7 @@ def locate(env: str, folder: Path, *, download: bool = True) -> Path:
     if path.exists():
         return path
     if not download:
-        raise GtpVisionError(f"{path} does not exist; put {name}.npz and {name}-val.npz there")
+        raise GtpVisionError(f"found no data set at {path}; put {name}.npz and {name}-val.npz there")
     from gtp_vision.datasets.download import download as fetch
 
     try:

@@ -297,7 +297,7 @@ def _check_override(override: str) -> None:
     name = key.rpartition(".")[2]
     moved = [known for known in _keys() if known.rpartition(".")[2] == name]  # agent.eta for agent.improvement.eta
     near = f"did you mean '{moved[0]}'?" if len(moved) == 1 else propose(key, _keys() | set(GROUPS))
-    raise GtpVisionError(f"unknown setting '{key}': {near}")
+    raise GtpVisionError(f"the configuration has no setting '{key}': {near}")
 
 
 def _path(key: str) -> list[str]:

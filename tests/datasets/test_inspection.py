@@ -99,7 +99,7 @@ def test_padding_after_the_last_action_is_not_counted(make_store: MakeStore) -> 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({"lengths": [1, 1]}, "PROBLEM        there is no transition"),
+        ({"lengths": [1, 1]}, "PROBLEM        the data set has no transition"),
         ({"rewards": np.zeros(11, np.float32)}, "PROBLEM        rewards has 11 rows and actions 12"),
         ({"cameras": {"front": (0, 4, 3)}}, "PROBLEM        observations/front is uint8 (12, 0, 4, 3)"),
         ({"rewards": np.zeros(12, np.float32)}, "WARNING        rewards are 0 everywhere"),
@@ -163,7 +163,7 @@ def test_long_and_deep_attributes_are_short_in_the_text(make_store: MakeStore) -
         ({"suite": "ogbench", "env": "x-singletask-v0", "visits": 10, "solved_visits": 9}, None, 0.9, "visits"),
         ({"suite": "robomimic"}, [0, 0, 0, 1, 1, 0, 0, 0, 0], 1 / 3, "a reward of 1"),
         ({"suite": "robomimic"}, [0, 0, 0, 0.5, 1, 0, 0, 0, 0], None, "not 0 and 1"),
-        ({"suite": "robomimic"}, [0] * 9, None, "there are no rewards"),
+        ({"suite": "robomimic"}, [0] * 9, None, "has no rewards"),
         ({"suite": "d4rl", "episode_ends": "timeouts and leaps"}, None, 2 / 3, "the maze's goal"),
         ({"suite": "d4rl", "episode_ends": "terminals and timeouts"}, None, None, "falls"),
         ({"suite": "minari"}, None, None, "rules"),

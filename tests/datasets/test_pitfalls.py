@@ -67,7 +67,7 @@ ROWS: list[tuple[dict[str, Any], Change | None, tuple[str, ...]]] = [
     (GOOD, rewards([49, 74], 1), ("no outcome have rewards other than 0, first at episode 1, frame 29",)),
     (GOOD, rewards([19, 49, 74], 1), ()),  # a terminal row is sampled
     (GOOD, rewards(slice(None), -1), ()),  # a step costs, and there is a terminal to reach
-    (GOOD, no_terminal, ("rewards are -1 everywhere and there is no terminal",)),
+    (GOOD, no_terminal, ("rewards are -1 everywhere and no row is a terminal",)),
     (GOOD, masks, ("terminals are set in 95% of the rows, first at episode 0, frame 0",)),
     (TEN, None, ("all 3 episodes end in a terminal after 10 frames",)),
     (TEN | {"terminals": {9, 19}}, None, ()),
