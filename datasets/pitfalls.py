@@ -27,7 +27,7 @@ _SHORT = 0.1  # of the median length
 def pitfalls(store: Store, statistics: Mapping[str, ArrayStatistics], *, rewarded: bool = True) -> list[str]:
     """Return each kind of likely mistake in a valid store as a sentence: array, place and what to do.
 
-    States without statistics (`observations/<name>`) are not checked. Rewards are not, if goals replace them.
+    States without statistics (`observations/<name>`) are not checked, and rewards only if `rewarded`.
     """
     found = [*(_rewards(store) if rewarded else ()), *_terminals(store), *_short_episodes(store)]
     for name, numbers in statistics.items():

@@ -45,8 +45,8 @@ def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video
     """Write a store as a LeRobot folder, whose attributes `fps`, `tasks`, `episode_tasks` and `robot_type` are used.
 
     The limits are those of a table, unless its only episode is larger, and of a video, exact to about a hundred frames,
-    which ffmpeg writes later. Raises GtpVisionError: cameras that cannot be a video, invalid names, a folder of other
-    things.
+    which ffmpeg writes later. Raises GtpVisionError: cameras that cannot be a video, invalid names, another
+    folder.
     """
     keys, fps = _keys(store), _fps(store)
     tasks, episode_tasks = _tasks(store)

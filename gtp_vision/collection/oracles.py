@@ -83,8 +83,8 @@ def puzzle_episodes(
     An expert visit (probability `expert_share`) presses the buttons of the task's solution, in random order. Any other
     presses one or two wrong buttons and stops: a critic must distinguish the two. Before a button the hand may
     (probability `wander`) move away, unrecorded, to a random position, so that the data show recovery; without it
-    clones get stuck beside a button that they missed. This gives a recording more. A visit's Gaussian action noise has
-    a deviation uniform in [0, `noise`]; `limit` is its maximum of steps, including wandering.
+    clones get stuck beside a button that they missed. Each time makes one more recording. A visit's Gaussian action
+    noise has a deviation uniform in [0, `noise`]; `limit` is its maximum of steps, including wandering.
     """
     from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
 

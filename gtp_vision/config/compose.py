@@ -194,7 +194,7 @@ def to_yaml(config: Config) -> str:
 
 
 def checked(config: Config) -> Config:
-    """The configuration as it is run; GtpVisionError: the first value that is not allowed or does not fit another."""
+    """The configuration as it is run. Raises GtpVisionError: the first value that is not allowed or does not fit."""
     check_settings(config)
     tuned_agent = (config.tuned or config.agent.name).partition("/")[0]
     if tuned_agent != config.agent.name:

@@ -1,1 +1,1 @@
-"""Everything that runs an algorithm: trainer, checkpoints, evaluation, collection, report, bench, demo."""
+"""Trainer, runs, engines, checkpoints, resuming, and steps that are not finite."""

@@ -62,7 +62,7 @@ def restore(path: Path, agent: Agent, optimizer: torch.optim.Optimizer) -> dict[
 
 
 def check_parameters(members: Sequence[TrainingRun], done: int) -> None:
-    """Check everything that a checkpoint would hold; Fault: something is not finite, in any process."""
+    """Check everything that a checkpoint would hold. Raises Fault: something is not finite, in any process."""
     for index, member in enumerate(members):
         wrong = [name for name, x in member.parts.agent.state_dict().items() if not bool(x.isfinite().all())]
         if any_rank(bool(wrong), device=member.parts.accelerator.device)[0]:

@@ -194,7 +194,7 @@ class TrainingRun:
     def read(self, pending: Sequence[Metrics | None], done: int) -> dict[str, float]:
         """Means over the steps since the last reading that have them; only here the host waits for the device.
 
-        `pending` has None for a step that was left out. Fault: one of them is not finite, and was applied.
+        `pending` has None for a step that was left out. Raises Fault: one of them is not finite, and was applied.
         """
         self.hold(pending, done)
         rows, self._pending = self._pending, []
