@@ -63,7 +63,7 @@ class Ledger:
             raise GtpVisionError(f"{self.folder} cannot be written ({error}); choose another with --to") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise GtpVisionError(
-                f"{self.path} is not a list of checksums ({type(error).__name__}); remove it to record the files anew"
+                f"{self.path} is not a list of checksums ({type(error).__name__}); remove it to record the files again"
             ) from error
         return self
 

@@ -51,7 +51,7 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         help="of a format that can be written, e.g. native; an unknown name lists them",
     )
     parser.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
-    parser.add_argument("--overwrite", action="store_true", help="replace what stands at the target")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
 
 
 def _download_options(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +89,7 @@ def _collect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--medium-steps", type=int, help="steps of SAC's medium set; default as many as --steps")
     parser.add_argument("--compress", action="store_true", help="gzip: small, but not mappable in place")
     parser.add_argument("--processes", type=int, help="default one a core; of SAC: threads, default 1")
-    parser.add_argument("--overwrite", action="store_true", default=False, help="replace what stands at --out")
+    parser.add_argument("--overwrite", action="store_true", default=False, help="replace an existing --out")
 
 
 def _writable(name: str) -> str:

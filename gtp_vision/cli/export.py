@@ -20,7 +20,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", type=Path, metavar="RUN")
     parser.add_argument("out", type=Path, metavar="DIR")
     parser.add_argument("--checkpoint", default="last", help="last (default), best, or step_N")
-    parser.add_argument("--steps", type=int, help="K, jumps an action unless asked otherwise; default: the agent's")
+    parser.add_argument("--steps", type=int, help="default K, jumps an action; without it the agent's")
     parser.add_argument("--onnx", action="store_true", help="and policy.onnx, for ONNX Runtime")
     parser.add_argument("--pt2", action="store_true", help="and policy.pt2, for torch.export.load")
     parser.add_argument("--license", default="unknown", help="of the weights, as an SPDX name")

@@ -19,7 +19,7 @@ Let robots ask a policy over the network: websocket and msgpack, as openpi's pub
   gtp-vision serve policy --map observation/image=front        the client's names for the policy's cameras
   gtp-vision serve policy --host 0.0.0.0 --token-file token --tls-cert cert.pem --tls-key key.pem
 
-Ctrl-C or SIGTERM ends it, after what was asked is answered. /metrics at the same port is Prometheus', /healthz says ok.
+Ctrl-C or SIGTERM ends it, after pending answers. /metrics at the same port is Prometheus', /healthz says ok.
 """
 TOKEN = "GTP_VISION_TOKEN"
 _SWITCH = 1e-4  # seconds that one thread may keep Python to itself while the other has an answer to send
@@ -30,7 +30,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="default 8000, as openpi's; 0 is any that is free")
     parser.add_argument("--token-file", type=Path, help=f"file with what clients must show; or set {TOKEN}")
-    parser.add_argument("--open", action="store_true", help="let in other machines without a token")
+    parser.add_argument("--open", action="store_true", help="allow other machines without a token")
     parser.add_argument("--tls-cert", type=Path, help="certificate, PEM")
     parser.add_argument("--tls-key", type=Path, help="its key, PEM")
     parser.add_argument(
@@ -40,12 +40,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of a robot's noise, unless it sends one")
     parser.add_argument("--map", action="append", default=[], metavar="THEIRS=OURS", help="a client's key for our name")
     parser.add_argument(
-        "--ignore", action="append", default=[], metavar="KEY", help="a client's key to pass over; * is all"
+        "--ignore", action="append", default=[], metavar="KEY", help="a client's key to ignore; * is all"
     )
     parser.add_argument("--clients", type=int, default=16, help="connections at once (default 16)")
     parser.add_argument("--queue", type=int, default=1, help="observations of a client that may wait (default 1)")
     parser.add_argument("--timeout", type=float, default=10.0, help="seconds for an answer (default 10)")
-    parser.add_argument("--idle", type=float, default=600.0, help="seconds of silence until a client is sent away")
+    parser.add_argument(
+        "--idle", type=float, default=600.0, help="seconds without a message until a client is disconnected"
+    )
     parser.add_argument("--device", default="cpu", help="where the policy computes (default cpu)")
     parser.add_argument("--engine", default="eager", help="eager (default), compile, graph or auto")
     parser.add_argument("--threads", type=int, help="CPU threads of the policy; default: PyTorch's choice")

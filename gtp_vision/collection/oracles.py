@@ -120,8 +120,7 @@ def puzzle_episodes(
                 "privileged/target_button_state": wanted,
                 "privileged/target_button_top_pos": top,
             }
-            action = oracle.select_action(observation, info | target)
-            action = np.clip(action + deviation * rng.normal(size=len(action)), -1, 1).astype(np.float32)
+            action = _noisy(oracle.select_action(observation, info | target), deviation, rng)
             before = observation
             observation, reward, ended, _, info = env.step(action)
             recorder.add(before, action, float(reward))
@@ -167,14 +166,17 @@ def cube_episodes(
             "privileged/target_block_pos": target,
             "privileged/target_block_yaw": np.zeros(1),
         }
-        action = oracle.select_action(observation, info | aim)
-        action = np.clip(action + deviation * rng.normal(size=len(action)), -1, 1).astype(np.float32)
+        action = _noisy(oracle.select_action(observation, info | aim), deviation, rng)
         before = observation
         observation, reward, ended, _, info = env.step(action)
         recorder.add(before, action, float(reward))
         steps, success = steps + 1, bool(info["success"])
     recorder.cut(observation, terminal=ended and success, success=success)
     return recorder.recordings
+
+
+def _noisy(action: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
+    return np.clip(action + deviation * rng.normal(size=len(action)), -1, 1).astype(np.float32)
 
 
 def _wander(

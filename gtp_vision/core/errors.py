@@ -28,6 +28,11 @@ def first_line(error: BaseException, lines: int = 1) -> str:
     return " ".join(found[:lines]) or type(error).__name__
 
 
+def reason(error: BaseException) -> str:
+    """Return the system's words for an OSError that has some, and else the first line of an exception's message."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 def propose(word: str, known: Iterable[str], limit: int = 3) -> str:
     """Return a clause that proposes the nearest of `known` to a mistyped `word`, or lists them if none is near.
 

@@ -73,7 +73,7 @@ class RandomStream:
 
 
 class Draw(NamedTuple):
-    """What was asked of a `NoiseSource`: the name of its method, and the numbers it was given."""
+    """A draw from a `NoiseSource`: the name of its method, and its arguments."""
 
     kind: str
     numbers: tuple[int, ...]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.errors import GtpVisionError, first_line, reason
 
 _MAX_BYTES = 64 << 20  # a million numbers take a third of it
 _MAX_DEPTH = 100  # JSON's own functions fail at about 1000 levels, earlier the deeper they are called
@@ -25,10 +25,8 @@ def read_json(path: Path, *, what: str = "", limit: int = _MAX_BYTES, advice: st
             raise ValueError(f"{size} bytes, at most {limit} are read")
         return _parsed(path.read_bytes())
     except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
-        raise GtpVisionError(
-            f"{path}{meaning} cannot be read as a JSON object ({reason}){advice and '; '}{advice}"
-        ) from error
+        advice = f"; {advice}" if advice else ""
+        raise GtpVisionError(f"{path}{meaning} cannot be read as a JSON object ({reason(error)}){advice}") from error
 
 
 def parse_json(text: str | bytes, what: str, *, advice: str = "write it again") -> dict[str, Any]:

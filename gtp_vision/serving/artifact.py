@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from gtp_vision import agents
 from gtp_vision.agents import Agent, AgentConfig
 from gtp_vision.core import manifest
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.manifest import MANIFEST
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.settings import numbers
@@ -72,7 +72,7 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
     try:
         agent.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise GtpVisionError(f"device={device} is not available ({str(error).splitlines()[0]}); try cpu") from error
+        raise GtpVisionError(f"device={device} is not available ({first_line(error)}); try cpu") from error
     return Policy(agent, schema, _json(folder / PROVENANCE), engine)
 
 
@@ -139,7 +139,7 @@ def _settings(defaults: Settings, stored: Any) -> Settings:
         found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(defaults), OmegaConf.create(stored)))
     except (OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
         raise GtpVisionError(
-            f"{MADE_OF} holds no {type(defaults).__name__} of this version ({str(error).splitlines()[0]})"
+            f"{MADE_OF} holds no {type(defaults).__name__} of this version ({first_line(error)})"
         ) from error
     assert isinstance(found, type(defaults))
     for name, value in numbers(found):

@@ -29,11 +29,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, reason
 from gtp_vision.serving.metrics import Metrics, Times
 from gtp_vision.serving.policy import Policy, Session
 from gtp_vision.serving.protocol import Reader, packed
-from gtp_vision.serving.settings import Settings, check, encryption, reason
+from gtp_vision.serving.settings import Settings, check, encryption
 from gtp_vision.serving.worker import Lane, PendingRequest, Worker
 
 _HANDSHAKE = 10.0  # seconds

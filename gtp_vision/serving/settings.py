@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, reason
 
 _MIN_TOKEN = 16
 
@@ -101,8 +101,3 @@ def encryption(settings: Settings) -> ssl.SSLContext | None:
             f"({reason(error)}); give the two PEM files that belong together"
         ) from error
     return context
-
-
-def reason(error: Exception) -> str:
-    """The message of a system error, in a line."""
-    return (str(getattr(error, "strerror", None) or error).splitlines() or [type(error).__name__])[0][:200]

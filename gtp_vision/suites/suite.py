@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from gtp_vision.agents import AGENTS, IMPROVEMENTS
 from gtp_vision.config.presets import options
-from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.errors import GtpVisionError, first_line, propose
 from gtp_vision.envs.scores import has_reference
 from gtp_vision.suites.records import SELECTIONS
 
@@ -93,9 +93,7 @@ def load(name: str) -> Suite:
     try:
         suite = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Suite), OmegaConf.create(text)))
     except (OmegaConfBaseException, YAMLError, ValueError, TypeError) as error:
-        raise GtpVisionError(
-            f"{where} is not a suite: {str(error).splitlines()[0]}; compare it with d4rl-gym"
-        ) from error
+        raise GtpVisionError(f"{where} is not a suite: {first_line(error)}; compare it with d4rl-gym") from error
     assert isinstance(suite, Suite)
     suite.tasks = [member for task in suite.tasks for member in _expand(task)]
     for problem in _errors(suite):

@@ -219,12 +219,12 @@ def _of_features(config: Config, frames: Sampler, agent: Agent, accelerator: Acc
     with accelerator.local_main_process_first():  # one process of each machine computes, the others map it
         features = feature_store(agent.actor_encoder.to(device), agent.augment, frames, device)
     placed, where = place(features, device, config.training.placement, what="features", source=cache_dir())
-    told = f"{where}, computed once"
+    note = f"{where}, computed once"
     if encoder.views > 1:
-        told += f" in {encoder.views} views, {encoder.views - 1} of them augmented"
+        note += f" in {encoder.views} views, {encoder.views - 1} of them augmented"
     elif agent.augment.active:
-        told += " and not augmented (encoder.views=4, say, would)"
-    return replace(frames, store=placed, frame_stack=1), told
+        note += " and not augmented (encoder.views=4, say, would)"
+    return replace(frames, store=placed, frame_stack=1), note
 
 
 def shapes(store: Store, frame_stack: int, *, goals: bool = False) -> dict[str, tuple[int, ...]]:

@@ -29,7 +29,7 @@ from gtp_vision.training.eager import Eager, learning_rate
 from gtp_vision.training.functional import State, StepFunction, draws_of, state_of
 
 Tell = Callable[[str], None]
-_PAYS = 10_000  # steps from which on compiling on a CPU, which takes half a minute, is surely worth it
+_PAYS = 10_000  # steps from which on compiling on a CPU, which takes half a minute, saves time
 _STAGES = 4  # each is compiled separately
 
 
@@ -172,14 +172,14 @@ def _best(config: Config, parts: Components) -> tuple[str, str]:
 
 
 def _faults(config: Config, parts: Components) -> Iterator[str]:
-    """Why an engine that was asked for cannot be."""
+    """Why the requested engine cannot run here."""
     name, processes = config.training.engine, parts.accelerator.num_processes
     if name in ("auto", "eager"):
         return
     if processes > 1:
         yield f"runs in one process, and there are {processes}"
     if _changes(config, parts):
-        yield "compiles a step anew when it changes, and encoder.augmentation.warmup_steps changes every step"
+        yield "compiles a step again when it changes, and encoder.augmentation.warmup_steps changes every step"
     if _counts(parts):
         yield "makes a step a function, and encoder.batch_norm=train moves statistics while it computes"
     if name == "graph" and parts.accelerator.device.type != "cuda":

@@ -211,12 +211,12 @@ class StepFunction:
 def _follows(agent: Agent) -> list[tuple[float, list[tuple[str, str]], list[tuple[str, str]]]]:
     """By rate: the names of averaged and of copied tensors, each with the one that it follows."""
     names = {id(tensor): name for name, tensor in [*agent.named_parameters(), *agent.named_buffers()]}
-    told = []
+    follows = []
     for slow, fast, rate in agent.targets():
         averaged, copied = ([(names[id(a)], names[id(b)]) for a, b in pairs] for pairs in followed(slow, fast))
         if averaged or copied:
-            told.append((rate, averaged, copied))
-    return told
+            follows.append((rate, averaged, copied))
+    return follows
 
 
 def draws_of(agent: Agent, source: BatchSource, fetched: Any, noise: NoiseSource, step: int) -> list[Draw]:
