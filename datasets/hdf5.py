@@ -129,9 +129,12 @@ def text_attribute(node: h5py.File | h5py.Group, name: str, path: Path, default:
         value = node.attrs.get(name)
     except DAMAGE as error:
         raise _damaged(f"{node.name}' with attribute '{name}", path, error) from error
-    if value is None:
-        return default
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return default if value is None else text(value)
+
+
+def text(value: Any) -> str:
+    """Return text that HDF5 holds as bytes or as a string."""
+    return bytes(value).decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def json_attribute(node: h5py.File | h5py.Group, name: str, path: Path) -> dict[str, Any]:

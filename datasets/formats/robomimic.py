@@ -243,7 +243,7 @@ def _filters(file: h5py.File, demos: Sequence[str], path: Path) -> dict[str, lis
         data = hdf5.array(masks, key, path, kinds="SO", ndim=1)
         if data.dtype.kind == "O" and h5py.check_string_dtype(data.dtype) is None:
             raise GtpVisionError(f"{path}: 'mask/{key}' does not hold names of demonstrations; write it again")
-        named = [_text(name) for name in episodes.read_rows(data, 0, data.shape[0], path)]
+        named = [hdf5.text(name) for name in episodes.read_rows(data, 0, data.shape[0], path)]
         for name in named:
             if name not in numbers:
                 raise GtpVisionError(
@@ -251,10 +251,6 @@ def _filters(file: h5py.File, demos: Sequence[str], path: Path) -> dict[str, lis
                 )
         found[key] = [numbers[name] for name in named]
     return found
-
-
-def _text(name: Any) -> str:
-    return bytes(name).decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
 
 def _env_args(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError, first_line
-from gtp_vision.core.files import atomic_write
+from gtp_vision.core.files import atomic_write, make_folder
 from gtp_vision.core.locks import FileLock
 from gtp_vision.core.names import __version__
 from gtp_vision.core.worker_pool import WorkerPool
@@ -149,10 +149,7 @@ def recorded(
         raise GtpVisionError(f"{target} is a folder, and a file must be written there; choose another --out")
     if target.exists() and not execution.overwrite:
         raise GtpVisionError(f"{target} exists; give --overwrite to replace it, or choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GtpVisionError(f"{folder} cannot be created ({error.strerror}); choose another --out") from error
+    make_folder(folder)
     with collection_lock(folder):
         parts = EpisodeParts(folder, episodes, _check_settings(folder, settings, execution.command))
         try:

@@ -23,6 +23,7 @@ import torch
 from gtp_vision.collection.recording import Execution, collection_lock, require_at_least, versions
 from gtp_vision.collection.sac_training import Training
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.files import make_folder
 from gtp_vision.core.signals import stop_requested
 from gtp_vision.datasets.formats import d4rl
 from gtp_vision.datasets.store import Store
@@ -125,10 +126,7 @@ def joined(first: Store, second: Store) -> Store:
 @contextmanager
 def _begun(folder: Path, settings: Mapping[str, Any], stop: Callable[[], bool], progress: bool) -> Iterator[Training]:
     """Lock a folder and yield its training; the folder is removed if it has no checkpoint afterwards."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GtpVisionError(f"{folder} cannot be created ({error.strerror}); choose another --out") from error
+    make_folder(folder)
     with collection_lock(folder):
         try:
             with Training(folder, settings, stop=stop, progress=progress) as training:

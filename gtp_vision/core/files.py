@@ -139,6 +139,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder for results, or raise a GtpVisionError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GtpVisionError(f"{folder} cannot be created ({error.strerror}); choose another --out") from error
+
+
 def require_space(folder: Path, wanted: int, what: str, advice: str = "set GTP_VISION_CACHE to another disk") -> None:
     """Raise unless the disk of `folder` has room for `wanted` bytes of `what`."""
     free = shutil.disk_usage(_existing(folder)).free

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from gtp_vision.agents import Agent, AgentConfig
+from gtp_vision.core.files import make_folder
 from gtp_vision.core.random import RandomStream, counter_rng
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sources import batch_source
@@ -36,7 +37,7 @@ from gtp_vision.experiments.bandit_problem import (
     shares_of,
 )
 from gtp_vision.experiments.bandit_rows import ROWS, run_config
-from gtp_vision.experiments.output import make_folder, write_figure, write_json
+from gtp_vision.experiments.output import write_figure, write_json
 from gtp_vision.training.build import build
 from gtp_vision.training.eager import Eager
 from gtp_vision.training.jobs import run_parallel

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from gtp_vision.core.errors import GtpVisionError, propose
-from gtp_vision.core.files import fingerprint
+from gtp_vision.core.files import fingerprint, make_folder
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.formats import native, open_store
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
-from gtp_vision.experiments.output import make_folder, write_json
+from gtp_vision.experiments.output import write_json
 from gtp_vision.training.evaluate import restore
 from gtp_vision.training.jobs import train_all
 

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from gtp_vision.core.files import make_folder
 from gtp_vision.core.random import RandomStream, counter_rng
 from gtp_vision.experiments.fitting import fit
 from gtp_vision.experiments.measures import act_milliseconds
-from gtp_vision.experiments.output import make_folder, write_figure, write_json
+from gtp_vision.experiments.output import write_figure, write_json
 from gtp_vision.models import PolicyConfig
 from gtp_vision.training.jobs import run_parallel
 

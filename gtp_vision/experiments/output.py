@@ -8,18 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
-
-
-def make_folder(out: Path) -> None:
-    """Create the folder of `--out`, or raise a GtpVisionError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GtpVisionError(
-            f"the folder {out} cannot be created ({error.strerror}); choose another with --out"
-        ) from error
 
 
 def write_json(path: Path, results: Any) -> None:
