@@ -68,7 +68,7 @@ class FastPolicy:
         if engine == "graph" and not cuda:
             self._fall_back(f"a CUDA graph needs a GPU, and the agent is on {self._device}")
         elif engine == "compile" and not cuda and backend == "inductor" and not has_compiler():
-            self._fall_back("a C++ compiler is missing (install g++ or clang++)")
+            self._fall_back("found no C++ compiler (install g++ or clang++)")
 
     def plan(
         self,
