@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REFUSED = re.compile(
     r"\b(told(?!\")|tells? of|mends?|mended|mending|goes on|go on|going on|what came of|came of|asks for|strangers?"
     r"|for want of|is not to be had|beyond all measure|nobody|whose it is)\b"
-    r"|(?<!there )\b(?:is|are|was|were) no (?!longer\b|more than\b)\w+",  # "it is no checkpoint"; "there is no" is plain
+    r"|(?<!there )\b(?:is|are|was|were) no (?!longer\b|more than\b)\w+",  # "it is no run"; "there is no run" is plain
     re.IGNORECASE,
 )
 CODE = [*ROOT.glob("gtp_vision/**/*.py"), *ROOT.glob("datasets/**/*.py"), *ROOT.glob("encoders/**/*.py")]
@@ -24,7 +24,10 @@ def refused(text: str) -> list[str]:
 def test_messages_comments_and_docstrings_are_plain() -> None:
     faults = []
     for path in CODE:
-        for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        text = path.read_text(encoding="utf-8")
+        if not refused(text):  # names may match, so only strings and comments of these files count
+            continue
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type in (tokenize.STRING, tokenize.COMMENT):
                 faults += [f"{path.relative_to(ROOT)}:{token.start[0]}: {word}" for word in refused(token.string)]
     assert faults == []
