@@ -1,11 +1,15 @@
-"""Commands and code blocks of the documentation."""
+"""Commands and code blocks of the documentation, and the data that they use."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+
+import h5py
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.relative_to(ROOT).as_posix(): path for path in sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")])}
@@ -72,3 +76,27 @@ def commands(page: str) -> list[Command]:
                 del words[0]
             found.append(Command(page, line, tuple(words), "\n".join(after[:end])))
     return found
+
+
+def write_lift(path: Path) -> None:
+    """Write lift.hdf5 of the pages: four short demonstrations of robosuite's Lift in robomimic's format."""
+    random = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": {}})
+        for number in range(4):
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs["num_samples"] = 5
+            demo["actions"] = random.uniform(-1, 1, (5, 7))
+            demo["rewards"] = demo["dones"] = (np.arange(5) == 4).astype(np.int64)
+            for camera in ("agentview_image", "robot0_eye_in_hand_image"):
+                demo[f"obs/{camera}"] = random.integers(256, size=(5, 84, 84, 3), dtype=np.uint8)
+            for state, width in {
+                "object": 10,
+                "robot0_eef_pos": 3,
+                "robot0_eef_quat": 4,
+                "robot0_gripper_qpos": 2,
+            }.items():
+                demo[f"obs/{state}"] = random.normal(size=(5, width))
+        file["mask/train"] = np.array([b"demo_0", b"demo_1", b"demo_2"])
+        file["mask/valid"] = np.array([b"demo_3"])

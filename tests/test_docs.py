@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import os
 import re
 import subprocess
@@ -17,7 +16,7 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
-from commands_of_docs import PAGES, PROGRAMS, ROOT, Command, blocks, commands
+from commands_of_docs import PAGES, PROGRAMS, ROOT, Command, blocks, commands, write_lift
 
 from gtp_vision import collection
 from gtp_vision.cli.main import _parser, main
@@ -99,7 +98,7 @@ def test_commands_parse(page: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The reader's working folder: a robomimic file, and the checkout's data."""
     folder = tmp_path_factory.mktemp("reader")
-    lift(folder / "lift.hdf5")
+    write_lift(folder / "lift.hdf5")
     (folder / "datasets").symlink_to(ROOT / "datasets")
     before, registered, modules = Path.cwd(), dict(gymnasium.registry), set(sys.modules)
     os.chdir(folder)
@@ -114,30 +113,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     gymnasium.registry.update(registered)
     for name in {"my_robot"} & (set(sys.modules) - modules):
         del sys.modules[name]
-
-
-def lift(path: Path) -> None:
-    """Four short demonstrations with what robosuite's Lift records."""
-    random = np.random.default_rng(0)
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        data.attrs["env_args"] = json.dumps({"env_name": "Lift", "type": 1, "env_kwargs": {}})
-        for number in range(4):
-            demo = data.create_group(f"demo_{number}")
-            demo.attrs["num_samples"] = 5
-            demo["actions"] = random.uniform(-1, 1, (5, 7))
-            demo["rewards"] = demo["dones"] = (np.arange(5) == 4).astype(np.int64)
-            for camera in ("agentview_image", "robot0_eye_in_hand_image"):
-                demo[f"obs/{camera}"] = random.integers(256, size=(5, 84, 84, 3), dtype=np.uint8)
-            for state, width in {
-                "object": 10,
-                "robot0_eef_pos": 3,
-                "robot0_eef_quat": 4,
-                "robot0_gripper_qpos": 2,
-            }.items():
-                demo[f"obs/{state}"] = random.normal(size=(5, width))
-        file["mask/train"] = np.array([b"demo_0", b"demo_1", b"demo_2"])
-        file["mask/valid"] = np.array([b"demo_3"])
 
 
 def run(words: list[str]) -> tuple[int, str]:

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 pytestmark = pytest.mark.docs
 
@@ -59,10 +58,3 @@ def test_the_api_page_holds_the_docstrings(site: Path) -> None:
     assert all(f'id="{name}"' in api for name in named if name[name.rindex(".") + 1].isupper())
     assert "not bootstrap" in api or "episode_ends" in api
     assert "Raises" in api
-
-
-def test_the_nav_is_in_the_readers_order() -> None:
-    text = (ROOT / "mkdocs.yml").read_text()
-    nav = yaml.safe_load(text)["nav"]
-    titles = [next(iter(entry)) for entry in nav]
-    assert titles[:5] == ["gtp-vision", "First run", "Your own data", "Your own backbone", "Your own environment"]
