@@ -1,4 +1,4 @@
-"""Draw the rooms of the package and the floors they stand on, from the imports: scripts/house.py [--check].
+"""Draw the rooms of the package and their floors, from the imports: scripts/house.py [--check].
 
 A room is a package directly below `gtp_vision`; a room's floor is one above the highest room that it imports.
 Writes docs/img/house.svg; --check only compares, and fails if the picture is out of date.
@@ -14,8 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "img" / "house.svg"
-MOVED = ("datasets", "encoders", "configs")  # stand at the root, and are installed inside gtp_vision
-FACADE = "gtp_vision"  # the package's own __init__, which imports what it offers when it is asked for
+MOVED = ("datasets", "encoders", "configs")  # folders of the root, installed inside gtp_vision
+FACADE = "gtp_vision"  # the package's own __init__, which imports on first use
 
 
 def modules() -> dict[str, Path]:
@@ -41,7 +41,7 @@ def first_party(source: str, known: Mapping[str, Path]) -> set[str]:
 
 
 def room(module: str) -> str:
-    """`agents` of `gtp_vision.agents.gtp`; the command line's for `python -m gtp_vision`, which only starts it."""
+    """The room of a module: `agents` of `gtp_vision.agents.gtp`; `cli` of `python -m gtp_vision`."""
     parts = module.split(".")
     return "cli" if parts[1:] == ["__main__"] else parts[1] if len(parts) > 1 else FACADE
 
@@ -82,7 +82,7 @@ def what(name: str) -> str:
 
 
 def drawing() -> str:
-    """The picture as SVG: a row a floor; lines lead to rooms that are imported and not reached by another line."""
+    """The picture as SVG, a row for each floor; lines lead to imported rooms that no other line reaches."""
     rooms = house()
     rows = floors(rooms)[::-1]
     reach: dict[str, set[str]] = {}

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs.yml: pages of the repository's root belong to the site, and links to sources become their names."""
+"""Hooks of mkdocs.yml: add the root's pages to the site, and replace links to sources by their paths."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _tree = tempfile.TemporaryDirectory(prefix="gtp-vision-docs-")  # removed when t
 
 @event_priority(100)  # before the readers are made
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Show the package to the API pages as it is installed: its readers do not know setuptools' package-dir."""
+    """Link the package as it is installed, for the API pages, which do not know setuptools' package-dir."""
     package = Path(_tree.name) / "gtp_vision"
     if not package.exists():
         package.mkdir()
@@ -49,17 +49,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
-    """Lead links from the place that a file has in the repository to the one that it has on the site."""
+    """Replace links to files of the repository by links to the pages of the site."""
     source = PAGES.get(page.file.src_uri)
     folder = ROOT if source else ROOT / "docs"
     if source:
         markdown = markdown.replace("](docs/img/", "](img/")
     parts = _FENCED.split(markdown)
-    parts[::2] = [_LINK.sub(lambda found: _led(found, folder), part) for part in parts[::2]]
+    parts[::2] = [_LINK.sub(lambda found: _site_link(found, folder), part) for part in parts[::2]]
     return "".join(parts)
 
 
-def _led(found: re.Match[str], folder: Path) -> str:
+def _site_link(found: re.Match[str], folder: Path) -> str:
     text, to, anchor = found["text"], found["to"], found["anchor"] or ""
     if not to or "://" in to:
         return found[0]
@@ -69,4 +69,4 @@ def _led(found: re.Match[str], folder: Path) -> str:
         return f"[{text}]({pages[target]}{anchor})"
     if target.is_relative_to(ROOT / "docs") and target.suffix != ".py":
         return f"[{text}]({target.relative_to(ROOT / 'docs')}{anchor})"
-    return f"`{target.relative_to(ROOT)}`" if target.exists() else found[0]  # a source, which the site does not hold
+    return f"`{target.relative_to(ROOT)}`" if target.exists() else found[0]  # a source, which the site does not contain

@@ -1,4 +1,4 @@
-"""What pip installs, what constraints.txt pins, and the words with which scripts/setup refuses."""
+"""What pip installs, what constraints.txt pins, and what scripts/setup refuses."""
 
 import importlib
 import os
@@ -87,7 +87,7 @@ def test_nothing_but_the_package_is_installed_at_the_top_level() -> None:
 
 
 @pytest.mark.parametrize("room", sorted(MAPPED))
-def test_a_room_of_the_root_shadows_nobody(room: str, tmp_path: Path) -> None:
+def test_a_room_of_the_root_shadows_no_other_package(room: str, tmp_path: Path) -> None:
     """Seen from a fresh interpreter elsewhere: `import datasets` never finds this repository's folder."""
     code = f"import importlib.util as u; s = u.find_spec({room!r}); print(s.origin if s else None)"
     command = [sys.executable, "-I", "-c", code]
@@ -136,7 +136,7 @@ def test_setup_refuses_an_old_python(tmp_path: Path) -> None:
     refusal = run_setup(tmp_path, PYTHON=old)
     assert refusal.returncode == 1
     assert refusal.stderr.count("\n") == 1
-    assert f"PYTHON={old} is no Python 3.11 or newer: name another one" in refusal.stderr
+    assert f"PYTHON={old} is not Python 3.11 or newer: name another one" in refusal.stderr
 
 
 def test_setup_names_the_debian_package_that_makes_environments(tmp_path: Path) -> None:

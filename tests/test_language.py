@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 REFUSED = re.compile(
     r"\b(told(?!\")|tells? of|mends?|mended|mending|goes on|go on|going on|what came of|came of|asks for|strangers?"
     r"|for want of|is not to be had|beyond all measure|nobody|whose it is)\b"
-    r"|\b(?:is|are|was|were) no (?!longer\b|more than\b)\w+",
+    r"|(?<!there )\b(?:is|are|was|were) no (?!longer\b|more than\b)\w+",  # "it is no run"; "there is no run" is plain
     re.IGNORECASE,
 )
 CODE = [*ROOT.glob("gtp_vision/**/*.py"), *ROOT.glob("datasets/**/*.py"), *ROOT.glob("encoders/**/*.py")]
@@ -24,7 +24,10 @@ def refused(text: str) -> list[str]:
 def test_messages_comments_and_docstrings_are_plain() -> None:
     faults = []
     for path in CODE:
-        for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        text = path.read_text(encoding="utf-8")
+        if not refused(text):  # names may match, so only strings and comments of these files count
+            continue
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
             if token.type in (tokenize.STRING, tokenize.COMMENT):
                 faults += [f"{path.relative_to(ROOT)}:{token.start[0]}: {word}" for word in refused(token.string)]
     assert faults == []
@@ -43,6 +46,6 @@ def test_the_readme_is_short() -> None:
 
 
 def test_riddles_are_found_and_plain_words_are_not() -> None:
-    assert refused("there is no\n  checkpoint") == ["is no checkpoint"]
+    assert refused("the folder is no\n  checkpoint") == ["is no checkpoint"]
     assert refused("Mend it") == ["Mend"]
-    assert refused("it is no longer needed; the amended recommendation") == []
+    assert refused("it is no longer needed; there is no checkpoint; the amended recommendation") == []

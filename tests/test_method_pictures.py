@@ -11,7 +11,8 @@ from gtp_vision.experiments import problems
 SCRIPT = Path(__file__).resolve().parents[1] / "docs" / "img" / "method.py"
 
 
-def test_they_are_drawn_and_told(tmp_path: Path) -> None:
+@pytest.mark.trains
+def test_they_are_drawn(tmp_path: Path) -> None:
     error, shares = runpy.run_path(str(SCRIPT))["draw"](tmp_path, steps=3)
     assert shares[0] == 1, "the exact equation ends on a mode always"
     assert max(shares[1:]) < 0.5, "three steps of training do not"

@@ -1,4 +1,4 @@
-"""The documentation's site: built as scripts/docs builds it, strictly, and asking nobody for anything."""
+"""The documentation's site: built as scripts/docs builds it, strictly, and loading nothing from the network."""
 
 import re
 import subprocess
@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
+
+pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADED = re.compile(r"""<(?:script|img|link|source|iframe)\b[^>]*?\b(?:src|href)=["']?([^"'\s>]+)""")
@@ -22,7 +23,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr  # a link or an anchor that leads nowhere, a page not in nav
+    assert done.returncode == 0, done.stdout + done.stderr  # e.g. a broken link or anchor, a page that is not in nav
     return folder
 
 
@@ -42,7 +43,7 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     assert {link for page, link in loaded if page == "method.html"} >= {"img/method-map.png", "img/method-jumps.png"}
 
 
-def test_pages_of_the_root_lead_to_the_sites_own(site: Path) -> None:
+def test_links_of_the_readme_lead_to_pages_of_the_site(site: Path) -> None:
     index = (site / "index.html").read_text("utf-8")
     assert 'href="data.html#your-own-arrays"' in index
     assert 'href="docs/' not in index
@@ -50,17 +51,10 @@ def test_pages_of_the_root_lead_to_the_sites_own(site: Path) -> None:
     assert "gtp_vision/agents/gtp.py" in index, "sources are named, as the site does not hold them"
 
 
-def test_the_api_is_told_from_the_docstrings(site: Path) -> None:
+def test_the_api_page_holds_the_docstrings(site: Path) -> None:
     api = (site / "api.html").read_text("utf-8")
     named = re.findall(r"^::: (\S+)", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
     assert len(named) > 15
     assert all(f'id="{name}"' in api for name in named if name[name.rindex(".") + 1].isupper())
     assert "not bootstrap" in api or "episode_ends" in api
     assert "Raises" in api
-
-
-def test_the_nav_is_in_the_readers_order() -> None:
-    text = (ROOT / "mkdocs.yml").read_text()
-    nav = yaml.safe_load(text)["nav"]
-    titles = [next(iter(entry)) for entry in nav]
-    assert titles[:5] == ["gtp-vision", "First run", "Your own data", "Your own backbone", "Your own environment"]

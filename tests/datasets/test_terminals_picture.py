@@ -1,4 +1,4 @@
-"""The picture of docs/data.md shows what the readers really make of each format."""
+"""The picture of docs/data.md shows the stores that the readers return."""
 
 import runpy
 from pathlib import Path

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands_of_docs import ROOT, blocks, commands
+from commands_of_docs import blocks, commands
 
 from gtp_vision.cli.main import main
 from gtp_vision.config.compose import from_command_line
@@ -19,7 +19,7 @@ from gtp_vision.training.trainer import train
 
 pytestmark = [pytest.mark.docs, pytest.mark.trains, pytest.mark.processes, pytest.mark.compiles]
 
-PAGE = ROOT / "docs/deploying.md"
+PAGE = "docs/deploying.md"
 FIRST = [
     *("task=own", "agent=gtp", "encoder=impala_tiny", "agent.policy.hidden=[16]", "training.device=cpu"),
     *("training.batch_size=8", "training.steps=1", "training.engine=eager", "training.probe_rows=0"),
