@@ -12,12 +12,13 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+from refusals import assert_same, open_here
 from samples import FORMATS as SAMPLES
 
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.differences import differences
-from gtp_vision.datasets.formats import FORMATS, convert, detect, native, open_store
+from gtp_vision.datasets.formats import FORMATS, check_writable, convert, detect, native, open_store
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
@@ -67,6 +68,49 @@ def refused(tmp_path: Path, source: Path, to: str, *words: str) -> None:
     assert files() == before
 
 
+ATTRIBUTES: dict[str, Any] = {
+    "env": "cube-single-play-singletask-task1-v0",
+    "suite": "ogbench",
+    "rendering": {"shadow_size": 512, "multisamples": None},
+    "filters": {"train": [0, 2], "valid": [1], "none": []},
+    "action_low": [-2.0, -1.5],
+    "action_high": [2.0, 1.5],
+    "tasks": ["pick up the cube", "öffnen\nund schließen"],
+    "episode_tasks": [0, 1, 0],
+    "fps": 29.97,
+    "seeds": list(range(30_000)),
+}
+
+
+STORES: dict[str, dict[str, Any]] = {
+    "terminals inside": {"lengths": (6, 6), "terminals": {2, 3, 8, 11}},
+    "both flags": {"lengths": (4, 4), "terminals": {3, 7}, "timeouts": {3}},
+    "short": {"lengths": (1, 2, 2), "terminals": {0, 2}},
+    "one number": {"state": 1, "actions": 1},
+    "camera": {"lengths": (70, 80), "cameras": {"front": (8, 6, 3)}, "state": None, "terminals": {4}},
+    "attributes": {"lengths": (3, 4, 2), "attributes": ATTRIBUTES},
+    "mapped": {"lengths": (3000, 3000), "state": 8},
+}
+
+
+@pytest.mark.parametrize("to", WRITABLE)
+@pytest.mark.parametrize("content", STORES.values(), ids=STORES)
+def test_what_is_written_reads_back_the_same(
+    make_store: MakeStore, tmp_path: Path, content: dict[str, Any], to: str
+) -> None:
+    store = make_store(**content)
+    store.rewards[0] = 1e-40
+    if "state" in store.observations:  # NaNs and signs keep their bits
+        bits = np.array([0x7FC00001, 0x80000000, 0xFF800000, 1], np.uint32).view(np.float32)
+        store.observations["state"][1:5, -1] = bits
+    after = open_here(check_writable(to)(target(tmp_path, to), store))
+    if to == "robomimic":  # has no room for rows without an outcome
+        assert_same_transitions(store, after)
+        assert store.attributes.items() <= after.attributes.items()
+    else:
+        assert_same(after, store, cameras=to != "lerobot")
+
+
 # What is the same ---------------------------------------------------------------------------------------------------
 
 
@@ -101,32 +145,6 @@ def test_the_error_of_video_is_bounded_and_reported(make_store: MakeStore, tmp_p
     assert 0 < error.mean() < 2
     (sentence,) = differences(store, after)
     assert f"{error.mean():.3g} of 255 on average, by {error.max()} at most" in sentence
-
-
-ATTRIBUTES: dict[str, Any] = {
-    "env": "cube-single-play-singletask-task1-v0",
-    "suite": "ogbench",
-    "rendering": {"shadow_size": 512, "multisamples": None},
-    "filters": {"train": [0, 2], "valid": [1]},
-    "action_low": [-2.0, -1.5],
-    "action_high": [2.0, 1.5],
-    "tasks": ["pick up the cube", "öffnen\nund schließen"],
-    "episode_tasks": [0, 1, 0, 1],
-    "fps": 20,
-    "seed": 3,
-}
-
-
-def test_states_and_attributes_survive_a_chain_of_conversions(make_store: MakeStore, tmp_path: Path) -> None:
-    store = make_store((5, 7, 2, 4), terminals={1, 4, 8, 13}, state=4, attributes=ATTRIBUTES)
-    store.rewards[3:5] = -0.0, 1e-40
-    path = native.write(tmp_path / "0.h5", store)
-    for number, to in enumerate(("robomimic", "d4rl", "lerobot", "robomimic", "native", "d4rl", "native"), 1):
-        after = convert(path, tmp_path / str(number), to)
-        assert ATTRIBUTES.items() <= dict(after.attributes).items()
-        path = tmp_path / str(number)
-    assert_same_transitions(store, open_store(path))
-    assert after.filtered("train").episodes == 2
 
 
 # What is reported ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,3 @@
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -183,22 +182,6 @@ def test_jpeg_frames_of_one_length_are_decoded(created: Any) -> None:
     assert np.all(camera == 7)
 
 
-def test_terminations_inside_an_episode_are_kept(created: Any) -> None:
-    folder, _ = created()
-    flags = np.array([False, True, True, False, False, True])
-    put("episode_1/terminations", flags)(folder)
-    store = validate(open_here(folder))
-    assert store.terminals[episode(store, 1)].tolist() == [*flags.tolist(), False]
-    assert store.episodes == 3
-
-
-def test_episodes_are_ordered_by_their_numbers(created: Any) -> None:
-    folder, recorded = created(lengths=(2,) * 12)
-    store = open_here(folder)
-    for number in (2, 10, 11):
-        np.testing.assert_array_equal(store.actions[episode(store, number)][:-1], recorded[number]["actions"])
-
-
 # Actions ------------------------------------------------------------------------------------------------------------
 
 
@@ -211,11 +194,6 @@ def test_bounded_actions_are_scaled_and_the_bounds_are_kept(created: Any) -> Non
     assert (store.attributes["action_low"], store.attributes["action_high"]) == ([-2, 0], [2, 10])
     back = low + (store.actions[episode(store, 1)][:-1] + 1) / 2 * (high - low)
     np.testing.assert_allclose(back, recorded[1]["actions"], atol=1e-5)
-
-
-def test_an_action_with_one_allowed_value_is_zero(created: Any) -> None:
-    folder, _ = created(actions=spaces.Box(np.array([-2, 3], np.float32), np.array([2, 3], np.float32)))
-    assert not open_here(folder).actions[:, 1].any()
 
 
 @pytest.mark.parametrize(
@@ -241,11 +219,3 @@ def test_spaces_that_cannot_be_named_are_refused(created: Any) -> None:
     for _ in range(20):
         deep = spaces.Dict({"a": deep})
     refused(created(deep, name="walker/deep-v0")[0], "nested deeper")
-
-
-def test_a_space_that_declares_huge_images_allocates_nothing(created: Any, cache: Path) -> None:
-    folder, _ = created(image(40, 36, 3))
-    space = {"type": "Box", "dtype": "uint8", "shape": [30000, 30000, 3], "low": 0, "high": 255}
-    entry(METADATA, "observation_space", value=json.dumps(space))(folder)
-    refused(folder)
-    assert not list(cache.glob("*"))

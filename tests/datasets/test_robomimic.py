@@ -1,4 +1,3 @@
-import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from samples import ENV_ARGS, robomimic_file
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import layout
 from gtp_vision.datasets.arrays import Segmented
-from gtp_vision.datasets.formats import detect, native, robomimic
+from gtp_vision.datasets.formats import detect, robomimic
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems, validate
@@ -149,52 +148,6 @@ def test_images_of_other_layouts(tmp_path: Path) -> None:
 # Writing ------------------------------------------------------------------------------------------------------------
 
 
-def assert_same_transitions(store: Store, other: Store) -> None:
-    """All rows with an outcome and all observations are equal bit for bit."""
-    assert store.observations.keys() == other.observations.keys()
-    np.testing.assert_array_equal(store.episode_ends, other.episode_ends)
-    np.testing.assert_array_equal(store.has_outcome, other.has_outcome)
-    for name, array in store.observations.items():
-        np.testing.assert_array_equal(np.asarray(array), np.asarray(other.observations[name]), err_msg=name)
-    for name in ("actions", "rewards", "terminals"):
-        mine, theirs = getattr(store, name), getattr(other, name)
-        np.testing.assert_array_equal(mine[store.transitions], theirs[other.transitions], err_msg=name)
-
-
-CONTENTS = {
-    "ends by timeout": {"lengths": (5, 7), "cameras": {"front": (8, 6, 3), "wrist": (4, 4, 1)}},
-    "ends by terminal": {"lengths": (5, 7), "terminals": {4, 11}, "cameras": {"front": (8, 6, 3)}},
-    "terminals inside": {"lengths": (5, 7), "terminals": {1, 3, 9}},
-    "short": {"lengths": (1, 2, 2), "terminals": {0, 2}},
-    "no states": {"lengths": (5, 7), "terminals": {11}, "state": None, "cameras": {"front": (8, 6, 3)}},
-    "filters": {"attributes": {"filters": {"train": [1], "valid": [0], "all": [0, 1]}, "env": "cube", "suite": "x"}},
-}
-
-
-@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
-def test_what_is_written_is_read(make_store: MakeStore, tmp_path: Path, content: dict[str, Any]) -> None:
-    store = make_store(**content)
-    found = validate(open_here(robomimic.write(tmp_path / "data.hdf5", store)))
-    assert_same_transitions(found, store)
-    assert store.attributes.items() <= found.attributes.items()
-    again = open_here(robomimic.write(tmp_path / "again.hdf5", found))
-    assert_same_transitions(again, store)
-    assert again.attributes == found.attributes
-
-
-@pytest.mark.parametrize("side", [8, 84])
-def test_a_file_of_robomimic_survives_two_conversions(tmp_path: Path, side: int) -> None:
-    first = open_here(robomimic_file(tmp_path / "lift.hdf5", LENGTHS, side=side)[0])
-    native.write(tmp_path / "native.h5", first)
-    last = open_here(robomimic.write(tmp_path / "back.hdf5", open_here(tmp_path / "native.h5")))
-    assert_same_transitions(first, last)
-    assert first.attributes == last.attributes
-    with h5py.File(tmp_path / "back.hdf5", "r") as file:
-        assert json.loads(file["data"].attrs["env_args"]) == ENV_ARGS
-        assert file["mask/train"][:].tolist() == [b"demo_1"]
-        assert file["data/demo_1/next_obs/agentview_image"].id.get_offset() is not None, "contiguous"
-
-
 def test_frames_are_written_piece_by_piece(
     make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,14 +218,11 @@ def sequences(path: Path, cameras: tuple[str, ...], states: tuple[str, ...], **o
     return SequenceDataset(hdf5_path=str(path), **keys, **options)
 
 
-@pytest.mark.parametrize("cached", [None, "all"])
-def test_robomimic_reads_what_is_written(make_store: MakeStore, tmp_path: Path, cached: str | None) -> None:
+def test_robomimic_reads_what_is_written(make_store: MakeStore, tmp_path: Path) -> None:
     stack, chunk = 3, 2
     store = make_store((5, 7, 4), terminals={2, 15}, cameras={"front": (8, 6, 3)})
     path = robomimic.write(tmp_path / "data.hdf5", store)
-    theirs = sequences(
-        path, ("front",), ("state",), frame_stack=stack, seq_length=chunk, load_next_obs=True, hdf5_cache_mode=cached
-    )
+    theirs = sequences(path, ("front",), ("state",), frame_stack=stack, seq_length=chunk, load_next_obs=True)
     ours = Sampler(open_here(path), 1, 0, frame_stack=stack, action_chunk=chunk)
     rows = ours.store.transitions
     assert len(theirs) == len(rows)
