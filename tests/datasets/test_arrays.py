@@ -62,9 +62,6 @@ def test_a_view_copies_nothing(segments: list[np.ndarray], whole: np.ndarray, sp
     assert np.shares_memory(view(whole, 2, 4), whole)
 
 
-# Gathering ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("rows", [3, 700])
 @pytest.mark.parametrize("count", [1, 7, 129])
 def test_threads_gather_the_same_rows_from_segments_and_from_one_array(rows: int, count: int) -> None:

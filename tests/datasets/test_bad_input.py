@@ -5,7 +5,6 @@ import os
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from refusals import Edit, entry, open_here, put, truncated
-from samples import DATA, FRONT, INFO, LENGTHS, METADATA, ROWS, VIDEO, mp4
+from samples import DATA, FRONT, INFO, METADATA, ROWS, VIDEO, Copied, mp4
 
 from gtp_vision.cli.main import main
 from gtp_vision.core import sandbox
@@ -24,7 +23,6 @@ from gtp_vision.datasets.formats import open_store
 from gtp_vision.datasets.validation import problems
 
 Inspect = Callable[..., str]
-Copied = Callable[[str], Path]
 TABLE = DATA.format(0)
 
 
@@ -99,9 +97,6 @@ def test_a_stalled_ffmpeg_is_killed(copied: Copied, tmp_path: Path, monkeypatch:
         open_here(copied("published"))
 
 
-# Arrays that are mapped in place ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("sample", "array"),
     [
@@ -158,9 +153,6 @@ def test_numbers_that_numpy_does_not_know_are_read_as_hdf5_reads_them(kind: str,
     np.testing.assert_allclose(store.observations[name], values, rtol=1e-6)
 
 
-# Paths that are not files -------------------------------------------------------------------------------------------
-
-
 def test_what_is_neither_file_nor_folder_is_refused_at_once(tmp_path: Path, refused: Inspect) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
@@ -213,8 +205,6 @@ def test_a_name_of_odd_characters_is_read_and_shown_in_a_line(
     assert "\x1b" not in refused(odd)
 
 
-# Other processes ----------------------------------------------------------------------------------------------------
-
 WRITER = """
 import h5py, sys
 with h5py.File(sys.argv[1], "r+") as file:
@@ -234,33 +224,6 @@ def test_a_file_that_is_being_written_is_refused_until_it_is_closed(copied: Copi
         refused(path, "open for writing in another program")
         writer.communicate("\n")
     assert not problems(open_store(path))
-
-
-@pytest.mark.parametrize("sample", ["native_gzip", "robomimic", "ogbench", "lerobot"])
-def test_a_file_that_is_cut_while_it_is_opened_is_read_or_refused(sample: str, copied: Copied) -> None:
-    path = copied(sample)
-    file = path / TABLE if path.is_dir() else path
-    content, stop = file.read_bytes(), threading.Event()
-
-    def rewrite() -> None:
-        random = np.random.default_rng(0)
-        while not stop.is_set():
-            os.truncate(file, int(random.integers(len(content))))
-            file.write_bytes(content)
-
-    thread = threading.Thread(target=rewrite)
-    thread.start()
-    outcomes = set()
-    try:
-        for _ in range(15):
-            try:
-                outcomes.add(len(open_store(path)))
-            except GtpVisionError as error:
-                outcomes.add(str(error).count("\n"))
-    finally:
-        stop.set()
-        thread.join()
-    assert outcomes <= {0, ROWS, ROWS + len(LENGTHS)}
 
 
 def test_a_folder_of_very_many_files_is_not_counted_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Conversion between all formats: what is the same afterwards, what is reported, and what is left when it fails."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import psutil
 import pytest
 from refusals import assert_same, open_here
 from samples import FORMATS as SAMPLES
+from samples import Copied, MakeStore
 
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
@@ -24,8 +24,6 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
 
 pytestmark = pytest.mark.usefixtures("cache")
-MakeStore = Callable[..., Store]
-Copied = Callable[[str], Path]
 WRITABLE = [name for name, known in FORMATS.items() if known.write]
 
 
@@ -111,9 +109,6 @@ def test_what_is_written_reads_back_the_same(
         assert_same(after, store, cameras=to != "lerobot")
 
 
-# What is the same ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("to", WRITABLE)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_format_becomes_every_other_one(name: str, to: str, samples: dict[str, Path], tmp_path: Path) -> None:
@@ -145,9 +140,6 @@ def test_the_error_of_video_is_bounded_and_reported(make_store: MakeStore, tmp_p
     assert 0 < error.mean() < 2
     (sentence,) = differences(store, after)
     assert f"{error.mean():.3g} of 255 on average, by {error.max()} at most" in sentence
-
-
-# What is reported ---------------------------------------------------------------------------------------------------
 
 
 def test_what_a_conversion_does_not_keep_is_printed(
@@ -208,9 +200,6 @@ def test_help_imports_no_reader() -> None:
     script = "import sys; from gtp_vision.cli import main; main._parser(); print({'h5py', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
-
-
-# What is refused, and what is left ------------------------------------------------------------------------------------
 
 
 def test_what_a_format_cannot_hold_is_refused_and_leaves_nothing(make_store: MakeStore, tmp_path: Path) -> None:
@@ -337,21 +326,3 @@ def test_a_stopped_conversion_leaves_the_old_target_and_no_process(
     assert not alive
     assert_same_transitions(old, open_store(path))
     assert_same_transitions(old, convert(source, path, to, overwrite=True), exact=to != "lerobot")
-
-
-@pytest.mark.processes
-def test_a_full_cache_disk_is_not_reported_as_damage_of_the_file(copied: Copied) -> None:
-    path = copied("robomimic")
-    script = (
-        "import resource, signal, sys; from pathlib import Path;"
-        "from gtp_vision.datasets.formats import robomimic;"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
-        "robomimic.layout(Path(sys.argv[1]))"
-    )
-    command = [sys.executable, "-P", "-c", script, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    message = done.stderr.strip().splitlines()[-1]
-    assert "GtpVisionError" in message
-    assert "GTP_VISION_CACHE" in message
-    assert "copy it again" not in message

@@ -84,9 +84,6 @@ def assert_same_transitions(store: Store, limit: int | None = None) -> None:
     np.testing.assert_array_equal(later[alive], theirs["next_observations"][alive])
 
 
-# The meaning of a file ----------------------------------------------------------------------------------------------
-
-
 def test_a_gym_file_gives_d4rls_transitions(tmp_path: Path) -> None:
     contents = hopper()
     store = opened(tmp_path, contents)
@@ -157,9 +154,6 @@ def test_frames_are_a_camera(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.observations["camera"], frames)
 
 
-# Mazes --------------------------------------------------------------------------------------------------------------
-
-
 def test_an_ant_at_the_goal_walks_on_until_it_is_reset(tmp_path: Path) -> None:
     contents = ant()
     store = opened(tmp_path, contents)
@@ -217,9 +211,6 @@ def test_other_tools_find_d4rls_arrays_and_transitions(make_store: MakeStore, tm
     with h5py.File(path) as file:
         dtypes = [str(file[name].dtype) for name in ("actions", "rewards", "terminals", "timeouts")]
     assert dtypes == ["float32", "float32", "bool", "bool"]
-
-
-# Writing ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_store_of_several_observations_is_refused(make_store: MakeStore, tmp_path: Path) -> None:

@@ -1,17 +1,13 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from refusals import refused
-from samples import FORMATS
+from samples import FORMATS, Copied, MakeStore
 
 from gtp_vision.datasets.formats import _detect, detect, native, near_misses
-from gtp_vision.datasets.store import Store
 
-MakeStore = Callable[..., Store]
-Copied = Callable[[str], Path]
 pytestmark = pytest.mark.usefixtures("cache")
 
 

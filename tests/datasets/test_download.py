@@ -115,9 +115,6 @@ def test_names_of_the_hub(name: str, expected: tuple[str, ...]) -> None:
     assert (found.name, *found.patterns) == expected
 
 
-# Names ----------------------------------------------------------------------------------------------------------
-
-
 def test_robomimics_names_are_those_of_its_own_registry() -> None:
     robomimic = pytest.importorskip("robomimic")
     theirs = {
@@ -164,9 +161,6 @@ def test_sets_lie_where_their_own_libraries_look(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     assert sources.find(NAME).folder == Path("~/.d4rl/datasets")
     assert sources.find("lerobot/pusht").folder == tmp_path / "hub" / "lerobot" / "lerobot" / "pusht"
-
-
-# A transfer -----------------------------------------------------------------------------------------------------
 
 
 def test_a_file_is_downloaded_once_and_its_checksum_recorded(server: Server, tmp_path: Path) -> None:
@@ -274,8 +268,6 @@ def test_two_downloads_at_once_transfer_once(server: Server, tmp_path: Path) -> 
     assert "there already" in summaries[-1]
 
 
-# What is refused ------------------------------------------------------------------------------------------------
-
 PAGE = b"<!DOCTYPE html><html><body>Please log in to this network" + b" " * 1000 + b"</body></html>"
 BAD_LENGTH = "does not say how many bytes"
 REFUSED: dict[str, tuple[Answer, int, str]] = {
@@ -342,9 +334,6 @@ def test_a_silent_server_is_given_up(server: Server, tmp_path: Path, monkeypatch
     refused(tmp_path, "does not answer", "in 5 tries")
 
 
-# Checksums ------------------------------------------------------------------------------------------------------
-
-
 def test_a_file_that_differs_from_its_first_download_is_refused(server: Server, tmp_path: Path) -> None:
     fetched(tmp_path, server, file(WHOLE))
     (tmp_path / LOCAL).unlink()
@@ -391,9 +380,6 @@ def test_a_damaged_list_of_checksums_is_refused(tmp_path: Path, content: str) ->
     refused(tmp_path, "checksums.json", "remove it")
 
 
-# Addresses ------------------------------------------------------------------------------------------------------
-
-
 def test_mirrors_come_first_and_every_failure_is_reported(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -438,9 +424,6 @@ def test_a_place_that_cannot_be_written_is_reported(server: Server, tmp_path: Pa
     refused(tmp_path, "low_dim_v141.hdf5", "cannot be written", "--to", name="robomimic/can/mh/low_dim_v141")
 
 
-# Several files --------------------------------------------------------------------------------------------------
-
-
 def test_only_missing_files_are_fetched(server: Server, tmp_path: Path) -> None:
     first, second = "cube-single-play-v0.npz", "cube-single-play-v0-val.npz"
     server.answers = {f"/{first}": [file(npz(0))], f"/{second}": [status(404)]}
@@ -458,9 +441,6 @@ def test_a_pattern_chooses_files(server: Server, tmp_path: Path) -> None:
     assert parts(tmp_path) == ["cube-single-play-v0-val.npz"]
     refused(tmp_path, "no file", "cube-single-play-v0.npz", name="ogbench/cube-single-play-v0", pattern="*.hdf5")
     refused(tmp_path, "--revision", revision="main")
-
-
-# The command ----------------------------------------------------------------------------------------------------
 
 
 def test_the_command_tells_what_is_where(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

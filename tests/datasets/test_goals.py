@@ -1,13 +1,10 @@
-from collections.abc import Callable
-
 import numpy as np
 import pytest
+from samples import MakeStore
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
 from gtp_vision.datasets.store import Store, mix
-
-MakeStore = Callable[..., Store]
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from samples import MakeStore
 
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
@@ -15,8 +15,6 @@ from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.inspection import facts, inspect, inspection_text, success
 from gtp_vision.datasets.statistics import array_statistics
 from gtp_vision.datasets.store import Store
-
-MakeStore = Callable[..., Store]
 
 
 @pytest.fixture
@@ -177,9 +175,6 @@ def test_success_is_reported_only_if_it_is_known(
     assert found["rate"] == (rate if rate is None else pytest.approx(rate))
     assert because in found["because"]
     assert found["because"] in " ".join(text(store).split())
-
-
-# The command --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.processes

@@ -1,5 +1,4 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from samples import (
     INFO,
     LEROBOT_ENDS,
     LEROBOT_ROWS,
+    Copied,
+    MakeStore,
     brightness,
     lerobot_contents,
 )
@@ -23,15 +24,9 @@ from samples import (
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.formats import detect, lerobot_writer, native
-from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
 
 pytestmark = pytest.mark.usefixtures("cache")
-MakeStore = Callable[..., Store]
-Copied = Callable[[str], Path]
-
-
-# Reading ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_published_data_set_is_read(published: Path) -> None:
@@ -112,9 +107,6 @@ def test_missing_flags(copied: Copied) -> None:
     assert "tasks" not in store.attributes
 
 
-# Writing ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("shape", [(64, 48, 3), (33, 31, 3), (16, 16, 1)], ids=["even", "odd", "gray"])
 def test_cameras_keep_their_size_and_smooth_images(
     make_store: MakeStore, tmp_path: Path, shape: tuple[int, int, int]
@@ -180,25 +172,6 @@ def test_the_written_folder_follows_the_published_schema(make_store: MakeStore, 
     assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["task"]
 
 
-def test_a_folder_is_replaced_only_if_it_is_a_data_set_and_the_new_one_is_complete(
-    make_store: MakeStore, tmp_path: Path, cache: Path
-) -> None:
-    store, other = make_store(), make_store(seed=1)
-    lerobot_writer.write(tmp_path / "a", store)
-    lerobot_writer.write(tmp_path / "a", other)
-    assert_same(open_here(tmp_path / "a"), other)
-    with pytest.raises(GtpVisionError, match="'fps'"):
-        lerobot_writer.write(tmp_path / "a", make_store(attributes={"fps": "fast"}))
-    assert_same(open_here(tmp_path / "a"), other)
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "letter.txt").write_text("dear")
-    (tmp_path / "file").write_text("")
-    for name, words in (("home", "not a LeRobot data set"), ("file", "is a file")):
-        with pytest.raises(GtpVisionError, match=words):
-            lerobot_writer.write(tmp_path / name, store)
-    assert sorted(entry.name for entry in tmp_path.iterdir() if entry != cache) == ["a", "file", "home"]
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -206,6 +179,7 @@ def test_a_folder_is_replaced_only_if_it_is_a_data_set_and_the_new_one_is_comple
         ({"observations": {"a/b": np.zeros((12, 2), np.float32)}}, "a/b"),
         ({"cameras": {"a": (8, 8, 3)}, "observations": {"a": np.zeros((12, 8, 8, 3), np.uint8),
                                                           "images.a": np.zeros((12, 2), np.float32)}}, "the name"),
+        ({"attributes": {"fps": "fast"}}, "'fps'"),
         ({"attributes": {"tasks": ["a"], "episode_tasks": [0]}}, "each of 2 episodes"),
         ({"attributes": {"tasks": ["a"], "episode_tasks": [0, 1]}}, "not among the 1"),
     ],

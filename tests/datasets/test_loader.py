@@ -1,10 +1,10 @@
 import threading
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from samples import MakeStore
 from torch.utils import _pytree as pytree
 
 from gtp_vision.datasets import loader as loader_module
@@ -12,9 +12,6 @@ from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.sources import HostSource
-from gtp_vision.datasets.store import Store
-
-MakeStore = Callable[..., Store]
 
 
 def loader_threads() -> int:

@@ -46,9 +46,6 @@ def episode(store: Store, number: int) -> slice:
     return slice(int(store.episode_starts[number]), int(store.episode_ends[number]))
 
 
-# Reading ------------------------------------------------------------------------------------------------------------
-
-
 def test_every_step_and_flag_is_in_its_place(created: Any) -> None:
     import minari as library
 
@@ -182,9 +179,6 @@ def test_jpeg_frames_of_one_length_are_decoded(created: Any) -> None:
     assert np.all(camera == 7)
 
 
-# Actions ------------------------------------------------------------------------------------------------------------
-
-
 def test_bounded_actions_are_scaled_and_the_bounds_are_kept(created: Any) -> None:
     low, high = np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np.float32)
     folder, recorded = created(actions=spaces.Box(low, high))
@@ -206,9 +200,6 @@ def test_other_actions_are_not_changed(created: Any, space: spaces.Box) -> None:
     store = open_here(folder)
     np.testing.assert_array_equal(store.actions[episode(store, 1)][:-1], recorded[1]["actions"])
     assert "action_low" not in store.attributes
-
-
-# Refusals that need a space of their own; the others are in test_damaged_files ----------------------------------------
 
 
 def test_spaces_that_cannot_be_named_are_refused(created: Any) -> None:

@@ -1,7 +1,6 @@
 import os
 import shutil
 import tracemalloc
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +10,13 @@ import h5py
 import numpy as np
 import pytest
 from refusals import ARRAYS, assert_same, put, refused
+from samples import MakeStore
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import validate
 
-MakeStore = Callable[..., Store]
 CAMERA = {"front": (8, 8, 3)}
 
 
@@ -26,9 +24,6 @@ CAMERA = {"front": (8, 8, 3)}
 def written(make_store: MakeStore, tmp_path: Path) -> Path:
     """A small native file of two episodes."""
     return native.write(tmp_path / "small.h5", make_store((5, 7), cameras=CAMERA, terminals={3}))
-
-
-# Reading what was written -------------------------------------------------------------------------------------------
 
 
 def test_a_compressed_file_is_unpacked_into_the_cache_once(make_store: MakeStore, tmp_path: Path, cache: Path) -> None:
@@ -68,9 +63,6 @@ def test_other_tools_find_plain_arrays(written: Path) -> None:
         assert file["observations/front"].chunks is file["observations/front"].compression is None
         dtypes = [file[name].dtype for name in ARRAYS]
     assert dtypes == [np.float32, np.float32, np.uint8, np.uint8, np.int64]
-
-
-# Files of other writers ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -116,9 +108,6 @@ def test_the_code_in_the_documentation_writes_a_file_that_is_read(
     assert {name: array.shape[1:] for name, array in store.observations.items()} == {"front": (64, 64, 3), "arm": (7,)}
     assert len(store.transitions) == 24, "all but the last row of the episode that only stopped"
     assert not cache.exists()
-
-
-# What cannot be written or read -------------------------------------------------------------------------------------
 
 
 def test_a_path_may_be_text_and_arrays_lists(make_store: MakeStore, tmp_path: Path) -> None:

@@ -129,9 +129,6 @@ def test_states_that_no_policy_reads_can_be_opened(contents: Contents, tmp_path:
     assert not formats.open_states(npz(tmp_path / "bare.npz", contents)).observations
 
 
-# Names and files ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("env", ["nonsense-v0", "cube-single-play-singeltask-task1-v0", "hopper-medium-v2", ""])
 def test_a_name_that_ogbench_does_not_have_is_refused(
     contents: Contents, tmp_path: Path, cache: Path, env: str

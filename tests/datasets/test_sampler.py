@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -6,14 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import MakeStore
 from scipy.stats import chisquare
 from torch.utils import _pytree as pytree
 
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
-
-MakeStore = Callable[..., Store]
 
 
 @st.composite

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import MakeStore
 from torch.utils import _pytree as pytree
 
 from gtp_vision.datasets.batch import Batch, Rows
@@ -24,7 +25,6 @@ from gtp_vision.datasets.sources import (
 )
 from gtp_vision.datasets.store import Store
 
-MakeStore = Callable[..., Store]
 CPU = torch.device("cpu")
 KINDS = ("host", "frames", "resident")
 LONG: dict[str, Any] = {"frame_stack": 3, "n_step": 4, "action_chunk": 3, "reward_scale": 3.0, "reward_shift": -0.3}

@@ -1,14 +1,11 @@
 import json
-from collections.abc import Callable
 
 import numpy as np
 import pytest
+from samples import MakeStore
 
 from gtp_vision.datasets.arrays import Array, Segmented
 from gtp_vision.datasets.statistics import array_statistics, mean_images, store_statistics
-from gtp_vision.datasets.store import Store
-
-MakeStore = Callable[..., Store]
 
 
 def test_the_mean_image_is_over_all_of_few_and_a_sample_of_many_frames(make_store: MakeStore) -> None:

@@ -1,19 +1,14 @@
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from samples import MakeStore
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.arrays import Segmented
 from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.datasets.store import Store, mix
+from gtp_vision.datasets.store import mix
 from gtp_vision.datasets.validation import problems
-
-MakeStore = Callable[..., Store]
-
-
-# Parts and mixtures ----------------------------------------------------------------------------------------------
 
 
 def test_observations_are_chosen_by_name(make_store: MakeStore) -> None:

@@ -1,15 +1,13 @@
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from samples import MakeStore
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import location, problems, validate
-
-MakeStore = Callable[..., Store]
 
 
 def with_value(array: np.ndarray, row: int, value: float) -> np.ndarray:

@@ -2,7 +2,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from browser import Browser
 from PIL import Image
+from samples import MakeStore
 
 from gtp_vision.cli.main import main
 from gtp_vision.datasets import viewing
@@ -19,7 +20,6 @@ from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.inspection import facts
 from gtp_vision.datasets.store import Store
 
-MakeStore = Callable[..., Store]
 HOSTILE = "</script><script>document.title='no'</script><img src=x onerror=alert(1)>"
 
 
