@@ -17,7 +17,6 @@ from refusals import Edit, entry, open_here, put, truncated
 from samples import DATA, FRONT, INFO, METADATA, ROWS, VIDEO, Copied, mp4
 
 from gtp_vision.cli.main import main
-from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import open_store
 from gtp_vision.datasets.validation import problems
@@ -224,12 +223,3 @@ def test_a_file_that_is_being_written_is_refused_until_it_is_closed(copied: Copi
         refused(path, "open for writing in another program")
         writer.communicate("\n")
     assert not problems(open_store(path))
-
-
-def test_a_folder_of_very_many_files_is_not_counted_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(9):
-        (tmp_path / str(number)).write_bytes(b"12345")
-    (tmp_path / "again").symlink_to(tmp_path)
-    assert sandbox._size(tmp_path) == 45
-    monkeypatch.setattr(sandbox, "_MAX_FILES", 4)
-    assert sandbox._size(tmp_path) == 20

@@ -6,7 +6,6 @@ import pytest
 from refusals import assert_same, open_here
 from samples import Contents, MakeStore, d4rl_file, hopper
 
-from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import d4rl, detect
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
@@ -84,22 +83,17 @@ def assert_same_transitions(store: Store, limit: int | None = None) -> None:
     np.testing.assert_array_equal(later[alive], theirs["next_observations"][alive])
 
 
-def test_a_gym_file_gives_d4rls_transitions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("both", [False, True])
+def test_a_gym_file_gives_d4rls_transitions(tmp_path: Path, both: bool) -> None:
     contents = hopper()
+    contents["timeouts"][9] = both  # where the robot falls
     store = opened(tmp_path, contents)
     assert detect(tmp_path / "file.hdf5") == "d4rl"
     assert store.episode_ends.tolist() == [6, 10, 15, 18]
     assert store.terminals.tolist() == contents["terminals"].tolist()
     assert store.timeouts.tolist() == contents["timeouts"].tolist()
     assert store.attributes == {"source": "file.hdf5", "suite": "d4rl", "episode_ends": "terminals and timeouts"}
-    assert_same_transitions(store)
-
-
-def test_a_row_that_is_both_has_no_outcome_as_in_d4rl(tmp_path: Path) -> None:
-    contents = hopper()
-    contents["timeouts"][9] = True  # where the robot falls
-    store = opened(tmp_path, contents)
-    assert 9 not in store.transitions
+    assert (9 in store.transitions) is not both
     assert_same_transitions(store)
 
 
@@ -154,34 +148,22 @@ def test_frames_are_a_camera(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.observations["camera"], frames)
 
 
-def test_an_ant_at_the_goal_walks_on_until_it_is_reset(tmp_path: Path) -> None:
-    contents = ant()
+@pytest.mark.parametrize("case", ["reaches the goal", "never arrives", "timeouts", "position of the simulator"])
+def test_an_ants_walk_ends_where_it_is_reset(tmp_path: Path, case: str) -> None:
+    contents = ant(goal_at=100 if case == "never arrives" else 25)
+    if case == "timeouts":
+        contents["timeouts"][[39, 69, 119]] = True
+    if case == "position of the simulator":
+        contents["infos/qpos"] = contents["observations"][:, :15].astype(np.float64)
+        contents["observations"] = contents["observations"][:, 2:]  # without the position
     store = opened(tmp_path, contents)
     assert store.episode_ends.tolist() == [40, 70, 120]
     assert store.terminals.tolist() == contents["terminals"].tolist()
-    assert not store.timeouts.any(), "the last rows are at the goal"
-    assert store.attributes["episode_ends"] == "timeouts and leaps"
-
-
-def test_an_ant_that_never_arrives_is_stopped_where_it_jumps(tmp_path: Path) -> None:
-    store = opened(tmp_path, ant(goal_at=100))
-    assert store.episode_ends.tolist() == [40, 70, 120]
-    assert store.timeouts.nonzero()[0].tolist() == [39, 69, 119]
-
-
-def test_a_mazes_timeouts_end_episodes_and_give_d4rls_transitions(tmp_path: Path) -> None:
-    contents = ant()
-    contents["timeouts"][[39, 69, 119]] = True
-    store = opened(tmp_path, contents)
-    assert store.episode_ends.tolist() == [40, 70, 120]
-    assert_same_transitions(store)
-
-
-def test_the_simulators_position_is_used_if_it_is_recorded(tmp_path: Path) -> None:
-    contents = ant()
-    contents["infos/qpos"] = contents["observations"][:, :15].astype(np.float64)
-    contents["observations"] = contents["observations"][:, 2:]  # without the position
-    assert opened(tmp_path, contents).episode_ends.tolist() == [40, 70, 120]
+    if case == "timeouts":
+        assert_same_transitions(store)
+    else:
+        assert store.timeouts.nonzero()[0].tolist() == ([39, 69, 119] if case == "never arrives" else [])
+        assert store.attributes["episode_ends"] == "timeouts and leaps"
 
 
 @pytest.mark.parametrize("has_goal", [True, False])
@@ -211,9 +193,3 @@ def test_other_tools_find_d4rls_arrays_and_transitions(make_store: MakeStore, tm
     with h5py.File(path) as file:
         dtypes = [str(file[name].dtype) for name in ("actions", "rewards", "terminals", "timeouts")]
     assert dtypes == ["float32", "float32", "bool", "bool"]
-
-
-def test_a_store_of_several_observations_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
-    with pytest.raises(GtpVisionError, match=r"2 \(front, state\).*robomimic"):
-        d4rl.write(tmp_path / "a.hdf5", make_store(cameras={"front": (8, 8, 3)}))
-    assert not list(tmp_path.glob("*.hdf5"))

@@ -4,9 +4,9 @@ import h5py
 import numpy as np
 import pytest
 from refusals import refused
-from samples import FORMATS, Copied, MakeStore
+from samples import FORMATS, Copied
 
-from gtp_vision.datasets.formats import _detect, detect, native, near_misses
+from gtp_vision.datasets.formats import detect, near_misses
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -55,23 +55,6 @@ def test_a_near_miss_is_refused_with_what_to_rename(
 ) -> None:
     message = hint(hdf5_with(tmp_path / "near.h5", *names))
     assert all(word in message for word in words), message
-
-
-def test_what_the_hint_proposes_works(tmp_path: Path, make_store: MakeStore) -> None:
-    path = native.write(tmp_path / "mine.h5", make_store())
-    with h5py.File(path, "r+") as file:
-        del file.attrs["format"], file.attrs["version"]
-    assert "file.attrs.update(format='gtp-vision', version=1)" in hint(path)
-    with h5py.File(path, "r+") as file:
-        file.attrs.update(format="gtp-vision", version=1)
-    assert _detect(path) == "native"
-    path = hdf5_with(tmp_path / "flat.h5", "action", "obs")
-    assert "rename 'action' to 'actions' and 'obs' to 'observations', and add 'rewards' and 'terminals'" in hint(path)
-    with h5py.File(path, "r+") as file:
-        file.move("action", "actions")
-        file.move("obs", "observations")
-        file["rewards"] = file["terminals"] = np.zeros(3, np.float32)
-    assert _detect(path) == "d4rl"
 
 
 def test_a_link_in_a_near_miss_is_not_followed(tmp_path: Path) -> None:

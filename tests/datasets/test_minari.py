@@ -139,69 +139,6 @@ def test_nested_spaces_become_joined_names(created: Any) -> None:
     assert store.attributes["left_out"] == ["task"]
 
 
-def test_a_tuple_without_a_name_is_numbered(created: Any) -> None:
-    store = open_here(created(spaces.Tuple((spaces.Box(-1, 1, (2,)), image(4, 4, 3))))[0])
-    shapes = {name: array.shape[1:] for name, array in store.observations.items()}
-    assert shapes == {"observation_0": (2,), "observation_1": (4, 4, 3)}
-
-
-@pytest.mark.parametrize(
-    ("shape", "wanted"),
-    [((40, 36, 3), (40, 36, 3)), ((3, 40, 36), (40, 36, 3)), ((8, 8, 3), (8, 8, 3)), ((40, 36), (40, 36, 1))],
-    ids=["rows first", "channels first", "tiny", "gray"],
-)
-def test_images_become_cameras(created: Any, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
-    folder, recorded = created(image(*shape), jpeg_encoding=False)
-    given = np.concatenate([episode["observations"] for episode in recorded])
-    given = given.transpose(0, 2, 3, 1) if shape[0] == 3 else given.reshape(-1, *wanted)
-    np.testing.assert_array_equal(validate(open_here(folder)).observations["camera"], given)
-
-
-@pytest.mark.parametrize("shape", [(40, 36, 3), (40, 36)], ids=["color", "gray"])
-def test_jpeg_frames_are_decoded_as_minari_does(created: Any, shape: tuple[int, ...]) -> None:
-    import minari as library
-
-    folder, _ = created(spaces.Dict({"front": image(*shape)}))
-    with h5py.File(folder / MAIN, "r") as file:
-        assert file["episode_0/observations/front"].dtype.kind == "O"  # the bytes of JPEG files
-    front = validate(open_here(folder)).observations["front"]
-    theirs = [one.observations["front"] for one in library.load_dataset("walker/test-v0").iterate_episodes()]
-    np.testing.assert_array_equal(front, np.concatenate(theirs).reshape(-1, *(*shape, 1)[:3]))
-
-
-def test_jpeg_frames_of_one_length_are_decoded(created: Any) -> None:
-    folder, _ = created(image(40, 36, 3))
-    jpeg = np.frombuffer(encoded(np.full((40, 36, 3), 7, np.uint8), "JPEG"), np.uint8)
-    for number, length in enumerate(LENGTHS):
-        put(f"episode_{number}/observations", np.stack([jpeg] * (length + 1)))(folder)
-    camera = open_here(folder).observations["camera"]
-    assert camera.shape == (sum(LENGTHS) + 3, 40, 36, 3)
-    assert np.all(camera == 7)
-
-
-def test_bounded_actions_are_scaled_and_the_bounds_are_kept(created: Any) -> None:
-    low, high = np.array([-2.0, 0.0], np.float32), np.array([2.0, 10.0], np.float32)
-    folder, recorded = created(actions=spaces.Box(low, high))
-    put("episode_0/actions", np.array([low, high, (low + high) / 2, low]))(folder)
-    store = validate(open_here(folder))
-    assert store.actions[:4].tolist() == [[-1, -1], [1, 1], [0, 0], [-1, -1]]
-    assert (store.attributes["action_low"], store.attributes["action_high"]) == ([-2, 0], [2, 10])
-    back = low + (store.actions[episode(store, 1)][:-1] + 1) / 2 * (high - low)
-    np.testing.assert_allclose(back, recorded[1]["actions"], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "space",
-    [UNIT, spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(-np.finfo(np.float32).max, np.finfo(np.float32).max, (2,))],
-    ids=["unit", "unbounded", "largest float"],
-)
-def test_other_actions_are_not_changed(created: Any, space: spaces.Box) -> None:
-    folder, recorded = created(actions=space)
-    store = open_here(folder)
-    np.testing.assert_array_equal(store.actions[episode(store, 1)][:-1], recorded[1]["actions"])
-    assert "action_low" not in store.attributes
-
-
 def test_spaces_that_cannot_be_named_are_refused(created: Any) -> None:
     vector = spaces.Box(-1, 1, (2,))
     refused(created(spaces.Dict({"a_b": vector, "a": spaces.Dict({"b": vector})}), name="walker/one-v0")[0], "'a_b'")
@@ -210,3 +147,48 @@ def test_spaces_that_cannot_be_named_are_refused(created: Any) -> None:
     for _ in range(20):
         deep = spaces.Dict({"a": deep})
     refused(created(deep, name="walker/deep-v0")[0], "nested deeper")
+
+
+def test_bounded_actions_are_scaled_and_the_bounds_are_kept(created: Any) -> None:
+    low, high = np.array([-2.0, 0.0, 3.0], np.float32), np.array([2.0, 10.0, 3.0], np.float32)
+    folder, recorded = created(actions=spaces.Box(low, high))
+    put("episode_0/actions", np.array([low, high, (low + high) / 2, low]))(folder)
+    store = validate(open_here(folder))
+    assert store.actions[:4].tolist() == [[-1, -1, 0], [1, 1, 0], [0, 0, 0], [-1, -1, 0]]
+    assert (store.attributes["action_low"], store.attributes["action_high"]) == (low.tolist(), high.tolist())
+    back = low + (store.actions[episode(store, 1)][:-1] + 1) / 2 * (high - low)
+    np.testing.assert_allclose(back, recorded[1]["actions"], atol=1e-5)
+
+
+@pytest.mark.parametrize("bound", [1, np.inf, np.finfo(np.float32).max])
+def test_other_actions_are_not_changed(created: Any, bound: float) -> None:
+    folder, recorded = created(actions=spaces.Box(-bound, bound, (2,), np.float32))
+    store = open_here(folder)
+    np.testing.assert_array_equal(store.actions[episode(store, 1)][:-1], recorded[1]["actions"])
+    assert "action_low" not in store.attributes
+
+
+@pytest.mark.parametrize("shape", [(40, 36, 3), (3, 40, 36), (40, 36)], ids=["rows first", "channels first", "gray"])
+def test_images_become_cameras(created: Any, shape: tuple[int, ...]) -> None:
+    folder, recorded = created(spaces.Tuple((image(*shape), VECTOR)), jpeg_encoding=False)
+    given = np.concatenate([episode["observations"][0] for episode in recorded])
+    given = given.transpose(0, 2, 3, 1) if shape[0] == 3 else given.reshape(len(given), 40, 36, -1)
+    store = validate(open_here(folder))
+    assert list(store.observations) == ["observation_0", "observation_1"]
+    np.testing.assert_array_equal(store.observations["observation_0"], given)
+
+
+@pytest.mark.parametrize("shape", [(40, 36, 3), (40, 36)], ids=["color", "gray"])
+def test_jpeg_frames_are_decoded_as_minari_does(created: Any, shape: tuple[int, ...]) -> None:
+    import minari as library
+
+    folder, _ = created(image(*shape))
+    with h5py.File(folder / MAIN, "r") as file:
+        assert file["episode_0/observations"].dtype.kind == "O"  # the bytes of JPEG files
+    camera = validate(open_here(folder)).observations["camera"]
+    theirs = [one.observations for one in library.load_dataset("walker/test-v0").iterate_episodes()]
+    np.testing.assert_array_equal(camera, np.concatenate(theirs).reshape(-1, *(*shape, 1)[:3]))
+    jpeg = np.frombuffer(encoded(np.full(shape, 7, np.uint8), "JPEG"), np.uint8)
+    for number, length in enumerate(LENGTHS):  # all of one size
+        put(f"episode_{number}/observations", np.stack([jpeg] * (length + 1)))(folder)
+    assert np.all(open_here(folder).observations["camera"] == 7)

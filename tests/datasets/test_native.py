@@ -95,21 +95,6 @@ def test_unambiguous_types_and_shapes_are_accepted(
     assert Path(str(frames.filename)) == path, "frames stay in the file"
 
 
-def test_the_code_in_the_documentation_writes_a_file_that_is_read(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    (code,) = [block.split("```")[0] for block in page.split("```python\n")[1:] if "h5py.File" in block]
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "docs/data.md", "exec"), {})
-    (path,) = tmp_path.glob("*.h5")
-    store = validate(native.read(path))
-    assert (store.episodes, len(store)) == (2, 25)
-    assert {name: array.shape[1:] for name, array in store.observations.items()} == {"front": (64, 64, 3), "arm": (7,)}
-    assert len(store.transitions) == 24, "all but the last row of the episode that only stopped"
-    assert not cache.exists()
-
-
 def test_a_path_may_be_text_and_arrays_lists(make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store((2, 2))
     listed = replace(store, **{name: getattr(store, name).tolist() for name in ARRAYS})
@@ -141,19 +126,6 @@ def test_what_could_not_be_read_back_is_not_written(
     with pytest.raises(GtpVisionError, match=words):
         native.write(tmp_path / "data.h5", replace(make_store((5, 7)), **{field: value}))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_files_that_are_not_of_the_format_are_refused(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "theirs.h5", "w") as file:
-        file["data/demo_0/actions"] = np.zeros((3, 2))
-    (tmp_path / "folder.h5").mkdir()
-    for name, words in (
-        ("theirs.h5", "no attribute format='gtp-vision'.*native.write"),
-        ("absent.h5", "cannot be read as HDF5"),
-        ("folder.h5", "cannot be read as HDF5"),
-    ):
-        with pytest.raises(GtpVisionError, match=words):
-            native.read(tmp_path / name)
 
 
 def test_what_does_not_fit_the_disk_is_not_unpacked(

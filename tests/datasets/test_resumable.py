@@ -4,6 +4,7 @@ import resource
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -84,20 +85,13 @@ def test_of_two_at_once_one_computes_and_the_other_waits(target: Path, capfd: py
     def never(start: int, stop: int) -> np.ndarray:
         raise AssertionError("the other one has computed it")
 
-    found: list[np.ndarray] = []
-    first, second = (
-        threading.Thread(target=lambda f=function: found.append(compute(target, 4, function=f)))
-        for function in (slow, never)
-    )
-    first.start()
-    assert begun.wait(60)
-    second.start()
-    second.join(0.2)
-    assert second.is_alive()
-    proceed.set()
-    first.join(60)
-    second.join(60)
-    assert len(found) == 2
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(compute, target, 4, function=slow)
+        assert begun.wait(60)
+        second = pool.submit(compute, target, 4, function=never)
+        assert not wait([second], 0.2).done
+        proceed.set()
+        np.testing.assert_array_equal(first.result(60), second.result(60))
     assert f"waiting for another process ({os.getpid()} on " in capfd.readouterr().err
 
 

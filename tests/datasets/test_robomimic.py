@@ -53,24 +53,17 @@ def test_every_frame_and_flag_is_in_its_place(tmp_path: Path, compressed: bool) 
     }
 
 
-def test_without_next_obs_the_last_action_has_an_outcome_only_if_it_is_done(tmp_path: Path) -> None:
-    path, contents = robomimic_file(tmp_path / "lift.hdf5", LENGTHS, later=False)
-    store = validate(open_here(path))
-    assert store.episode_ends.tolist() == np.cumsum(LENGTHS).tolist()
-    assert store.timeouts[store.episode_ends - 1].tolist() == [0, 1, 0]
-    assert store.has_outcome[store.episode_ends - 1].tolist() == [True, False, True]
-    for number, demo in enumerate(contents):
-        frames = store.observations["agentview_image"][episode(store, number)]
-        np.testing.assert_array_equal(frames, demo["agentview_image"][:-1])
-
-
 @pytest.mark.parametrize("missing", ["next_obs", "next_obs/agentview_image"])
-def test_a_demonstration_without_all_of_next_obs_has_no_final_row(tmp_path: Path, missing: str) -> None:
-    path, _ = robomimic_file(tmp_path / "lift.hdf5", LENGTHS)
-    put(f"data/demo_1/{missing}", None)(path)
+def test_without_next_obs_the_last_action_has_an_outcome_only_if_it_is_done(tmp_path: Path, missing: str) -> None:
+    path, contents = robomimic_file(tmp_path / "lift.hdf5", LENGTHS)
+    for number in (0, 1):
+        put(f"data/demo_{number}/{missing}", None)(path)
     store = validate(open_here(path))
-    assert np.diff(store.episode_ends, prepend=0).tolist() == [7, 9, 6]
-    assert store.timeouts[store.episode_ends - 1].all()
+    assert np.diff(store.episode_ends, prepend=0).tolist() == [6, 9, 6]
+    assert store.timeouts[store.episode_ends - 1].tolist() == [0, 1, 1]
+    assert store.has_outcome[store.episode_ends - 1].tolist() == [True, False, False]
+    frames = store.observations["agentview_image"][episode(store, 1)]
+    np.testing.assert_array_equal(frames, contents[1]["agentview_image"][:-1])
 
 
 def test_missing_rewards_and_dones_are_zero_and_columns_are_accepted(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import MakeStore
 from scipy.stats import chisquare
-from torch.utils import _pytree as pytree
 
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
 from gtp_vision.datasets.sampler import Sampler
@@ -167,13 +166,6 @@ def test_transitions_are_drawn_uniformly(make_store: MakeStore) -> None:
 def test_a_batch_that_cannot_be_divided_is_refused_with_the_mend(make_store: MakeStore) -> None:
     with pytest.raises(ValueError, match=r"batch of 10 .* 4 processes.*multiple of 4"):
         Sampler(make_store(), 10, 0).rows(0, 1, 4)
-
-
-def test_a_moved_batch_holds_the_same_numbers(make_store: MakeStore) -> None:
-    batch = Sampler(make_store(cameras={"front": (4, 4, 3)}), 4, 0, frame_stack=2).batch(1)
-    assert {str(x.device) for x in pytree.tree_leaves(batch.to("meta"))} == {"meta"}
-    for x, other in zip(pytree.tree_leaves(batch.to("cpu")), pytree.tree_leaves(batch), strict=True):
-        assert torch.equal(x, other)
 
 
 def test_a_chunk_is_the_actions_that_follow_and_is_padded_at_the_episodes_end(make_store: MakeStore) -> None:
