@@ -51,9 +51,7 @@ def test_a_fingerprint_depends_on_content_time_name_and_purpose(tmp_path: Path) 
         ({}, Path.home() / ".cache" / "gtp-vision"),
     ],
 )
-def test_the_environment_names_the_cache(
-    variables: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variables_name_the_cache(variables: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XDG_CACHE_HOME", "GTP_VISION_CACHE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

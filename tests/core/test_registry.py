@@ -76,9 +76,7 @@ def test_two_of_one_name_are_refused(make: Callable[..., Registries], monkeypatc
         len(make()[0])
 
 
-def test_a_plugin_adds_to_all_registries_of_its_group(
-    make: Callable[..., Registries], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plugin_adds_to_all_registries(make: Callable[..., Registries], capsys: pytest.CaptureFixture[str]) -> None:
     text = f"{HEAD}from test_discovery_package.a import FIRST\nNEW = Thing('new')\nclass Round(Shape):\n"
     things, shapes = make(good=f"{text}    name, area = 'round', abs\n")
     assert list(things) == ["first", "last", "new"]

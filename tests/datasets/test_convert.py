@@ -93,9 +93,7 @@ STORES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("to", WRITABLE)
 @pytest.mark.parametrize("content", STORES.values(), ids=STORES)
-def test_what_is_written_reads_back_the_same(
-    make_store: MakeStore, tmp_path: Path, content: dict[str, Any], to: str
-) -> None:
+def test_what_is_written_is_read_back(make_store: MakeStore, tmp_path: Path, content: dict[str, Any], to: str) -> None:
     store = make_store(**content)
     store.rewards[0] = 1e-40
     if "state" in store.observations:  # NaNs and signs keep their bits
@@ -131,9 +129,7 @@ def test_every_format_becomes_every_other_one(name: str, to: str, samples: dict[
         assert not sentences
 
 
-def test_what_a_conversion_does_not_keep_is_printed(
-    make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lost_content_is_printed(make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = make_store((5, 7), terminals={4}, cameras={"front": (8, 6, 3)}, state=None)
     source = native.write(tmp_path / "a.h5", store)
     for to, words in (
@@ -164,9 +160,7 @@ def test_what_a_conversion_does_not_keep_is_printed(
         (lambda other: setattr(other, "attributes", {"env": "b"}), "attributes are missing or changed: env, fps"),
     ],
 )
-def test_every_kind_of_difference_is_reported(
-    make_store: MakeStore, change: Callable[[Store], Any], words: str
-) -> None:
+def test_each_kind_of_difference_is_reported(make_store: MakeStore, change: Callable[[Store], Any], words: str) -> None:
     options: dict[str, Any] = {"lengths": (5, 7), "terminals": {4}, "cameras": {"front": (8, 6, 3)}}
     store, other = (make_store(**options, attributes={"env": "a", "fps": 5} | more) for more in ({}, {"more": 1}))
     change(other)
@@ -220,9 +214,7 @@ def test_targets_that_cannot_be_written_are_refused(make_store: MakeStore, tmp_p
 
 
 @pytest.mark.parametrize("to", WRITABLE)
-def test_an_existing_target_is_replaced_on_request_and_completely(
-    make_store: MakeStore, tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_overwrite_replaces(make_store: MakeStore, tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]) -> None:
     first = native.write(tmp_path / "a.h5", make_store((9, 8, 7), seed=1))
     second = native.write(tmp_path / "b.h5", make_store((4, 3), seed=2))
     path = target(tmp_path, to)
@@ -280,9 +272,7 @@ sys.exit(main(["data", "convert", sys.argv[1], sys.argv[2], "--to", sys.argv[3],
 @pytest.mark.processes
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("to", ["native", "lerobot"])
-def test_a_stopped_conversion_leaves_the_old_target_and_no_process(
-    make_store: MakeStore, tmp_path: Path, to: str, how: signal.Signals
-) -> None:
+def test_a_stopped_conversion_is_undone(make_store: MakeStore, tmp_path: Path, to: str, how: signal.Signals) -> None:
     store = make_store(cameras={"front": (16, 16, 3)}, state=None)
     source, path = native.write(tmp_path / "a.h5", store), target(tmp_path, to)
     old = convert(source, path, to)

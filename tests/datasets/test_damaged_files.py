@@ -543,9 +543,7 @@ SINGLE_TASK = "cube-single-play-singletask-task2-v0"
         ("pointmaze-medium-navigate-singletask-v0", {}, ("'qpos' has 21 numbers per frame", "pointmaze")),
     ],
 )
-def test_states_that_are_not_those_of_the_task_are_refused(
-    tmp_path: Path, env: str, changed: dict[str, Any], words: tuple[str, ...]
-) -> None:
+def test_foreign_states_are_refused(tmp_path: Path, env: str, changed: dict[str, Any], words: tuple[str, ...]) -> None:
     contents = {name: array for name, array in (ogbench_contents() | changed).items() if array is not None}
     refused(npz(tmp_path / "a.npz", contents), *words, env=env)
 

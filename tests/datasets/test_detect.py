@@ -50,9 +50,7 @@ def hint(path: Path) -> str:
     ],
     ids=lambda value: ",".join(value)[:40],
 )
-def test_a_near_miss_is_refused_with_what_to_rename(
-    tmp_path: Path, names: tuple[str, ...], words: tuple[str, ...]
-) -> None:
+def test_a_near_miss_is_refused_with_a_hint(tmp_path: Path, names: tuple[str, ...], words: tuple[str, ...]) -> None:
     message = hint(hdf5_with(tmp_path / "near.h5", *names))
     assert all(word in message for word in words), message
 
@@ -78,9 +76,7 @@ def test_folders_without_their_metadata_are_named(samples: dict[str, Path], copi
         assert words in hint(folder)
 
 
-def test_a_folder_with_data_sets_in_it_names_them(
-    copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_sets_in_a_folder_are_named(copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "folder"
     (folder / "deep").mkdir(parents=True)
     (folder / "readme.txt").write_text("nothing")

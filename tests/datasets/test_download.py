@@ -197,18 +197,14 @@ def test_tries_with_progress_do_not_count(server: Server, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("obeys", [True, False])
 @pytest.mark.parametrize("size", [400_000, 300_000, 500_000])
-def test_a_file_that_changes_between_two_tries_is_never_glued_together(
-    server: Server, tmp_path: Path, obeys: bool, size: int
-) -> None:
+def test_a_file_that_changes_is_never_glued_together(server: Server, tmp_path: Path, obeys: bool, size: int) -> None:
     new = hdf5(1, size)
     changed = file(new, etag='"2"', obeys_if_range=obeys)
     assert fetched(tmp_path, server, file(WHOLE, stop=350_000), file(WHOLE, stop=0), changed) == new
 
 
 @pytest.mark.parametrize("answer", ["bytes 5-{last}/{size}", "bytes {start}-{last}/*", "5", None, "200"])
-def test_another_part_than_the_requested_one_is_not_glued_on(
-    server: Server, tmp_path: Path, answer: str | None
-) -> None:
+def test_another_part_than_requested_is_not_glued_on(server: Server, tmp_path: Path, answer: str | None) -> None:
     def elsewhere(handler: Any) -> None:
         start = int(handler.headers["Range"].removeprefix("bytes=").removesuffix("-"))
         place = answer and answer.format(start=start, size=len(WHOLE), last=len(WHOLE) - 1)
@@ -306,9 +302,7 @@ def test_an_archive_that_ends_early_is_refused(server: Server, tmp_path: Path) -
     assert parts(tmp_path) == []
 
 
-def test_a_redirect_from_https_to_http_is_not_followed(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_https_is_not_redirected_to_http(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     authority, certificate = trustme.CA(), tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(certificate)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -377,9 +371,7 @@ def test_a_damaged_list_of_checksums_is_refused(tmp_path: Path, content: str) ->
     refused(tmp_path, "checksums.json", "remove it")
 
 
-def test_mirrors_come_first_and_every_failure_is_reported(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_addresses_are_tried_in_order(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GTP_VISION_MIRRORS", f"{server.url}/env1/ {server.url}/env2")
     server.answers = {f"/env1{REMOTE}": [status(404)], f"/env2{REMOTE}": [status(403)], REMOTE: [status(410)]}
     text = refused(tmp_path, mirrors=[f"{server.url}/first", CLOSED])
@@ -398,9 +390,7 @@ def test_passwords_are_not_shown(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mirror", ["file:///data", "/data", "rail.berkeley.edu", "http://[", "https://"])
-def test_a_mirror_that_is_not_an_address_is_refused(
-    tmp_path: Path, mirror: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mirror_without_an_address_is_refused(tmp_path: Path, mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(tmp_path, mirror, "http", mirrors=[mirror])
     monkeypatch.setenv("GTP_VISION_MIRRORS", mirror)
     refused(tmp_path, mirror, "http")

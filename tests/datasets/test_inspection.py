@@ -212,7 +212,7 @@ def test_pictures_are_drawn_as_far_as_possible_and_never_replace_the_data(
     assert path.read_bytes() == before
 
 
-def test_a_missing_camera_is_reported_and_not_a_fault(
+def test_a_missing_camera_is_reported(
     make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = native.write(tmp_path / "data.h5", make_store())

@@ -64,9 +64,7 @@ def read(path: Path) -> Store:
     return to_store(layout_of(path), path)
 
 
-def test_large_contiguous_arrays_are_mapped_in_place_and_others_unpacked(
-    path: Path, frames: list[np.ndarray], cache: Path
-) -> None:
+def test_large_arrays_are_mapped_and_others_unpacked(path: Path, frames: list[np.ndarray], cache: Path) -> None:
     for _ in range(2):  # the second time from the cache
         store = read(path)
         plain, small, state = (store.observations[name] for name in ("plain", "small", "state"))

@@ -130,9 +130,7 @@ def test_states_that_no_policy_reads_can_be_opened(contents: Contents, tmp_path:
 
 
 @pytest.mark.parametrize("env", ["nonsense-v0", "cube-single-play-singeltask-task1-v0", "hopper-medium-v2", ""])
-def test_a_name_that_ogbench_does_not_have_is_refused(
-    contents: Contents, tmp_path: Path, cache: Path, env: str
-) -> None:
+def test_a_name_unknown_to_ogbench_is_refused(contents: Contents, tmp_path: Path, cache: Path, env: str) -> None:
     with pytest.raises(GtpVisionError, match=f"'{env}' is not the name of an OGBench environment.*singletask"):
         open_here(npz(tmp_path / "a.npz", contents), env)
 
@@ -152,9 +150,7 @@ def test_every_name_of_ogbench_is_recognized() -> None:
         assert reader.dataset_name(env) == name
 
 
-def test_a_missing_file_is_refused_or_downloaded_once(
-    contents: Contents, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_downloaded(contents: Contents, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "data"
     with pytest.raises(GtpVisionError, match=rf"{folder}/cube-single-play-v0\.npz"):
         reader.locate(TASK, folder, download=False)

@@ -50,9 +50,7 @@ def test_of_many_episodes_and_cameras_a_few_are_drawn(make_store: MakeStore, tmp
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 2), (8, 8, 9), (1, 3000, 3), (400, 3, 3), (1, 1, 3)])
-def test_frames_of_any_shape_are_drawn_in_bounded_size(
-    make_store: MakeStore, tmp_path: Path, shape: tuple[int, int, int]
-) -> None:
+def test_sheets_of_any_shape_are_bounded(make_store: MakeStore, tmp_path: Path, shape: tuple[int, int, int]) -> None:
     assert max(sheet(tmp_path, make_store([3, 3], cameras={"front": shape})).shape) < 700
 
 

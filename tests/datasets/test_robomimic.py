@@ -10,7 +10,6 @@ from samples import ENV_ARGS, MakeStore, robomimic_file
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import layout
-from gtp_vision.datasets.arrays import Segmented
 from gtp_vision.datasets.formats import detect, robomimic
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
@@ -100,23 +99,6 @@ def test_demonstrations_are_ordered_by_their_numbers(tmp_path: Path) -> None:
     assert store.attributes["filters"] == {"train": [2, 0], "text": [1], "none": []}
 
 
-def test_large_cameras_are_mapped_in_place_even_when_the_file_moves(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, contents = robomimic_file(tmp_path / "lift.hdf5", (40, 50), side=84)
-    monkeypatch.chdir(tmp_path)
-    for folder in (tmp_path, tmp_path / "moved"):
-        folder.mkdir(exist_ok=True)
-        path = path.rename(folder / path.name)
-        monkeypatch.chdir(folder)
-        camera = open_here(Path(path.name)).observations["agentview_image"]
-        assert isinstance(camera, Segmented)
-        assert len(camera.segments) == 4  # frames before each action, and the last frame after it
-        np.testing.assert_array_equal(camera[41:], contents[1]["agentview_image"])
-    assert len(list(cache.glob("*.h5"))) == 1
-    assert sum(entry.stat().st_size for entry in cache.iterdir()) < 0.1 * path.stat().st_size
-
-
 def test_images_of_other_layouts(tmp_path: Path) -> None:
     path, _ = robomimic_file(tmp_path / "lift.hdf5", (4,), later=False)
     random = np.random.default_rng(1)
@@ -133,9 +115,7 @@ def test_images_of_other_layouts(tmp_path: Path) -> None:
     assert store.attributes["left_out"] == ["depth"]
 
 
-def test_frames_are_written_piece_by_piece(
-    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_are_written_in_pieces(make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store((600,), terminals={599}, cameras={"front": (100, 100, 3)})
     monkeypatch.setattr(layout, "COPY_BYTES", 1 << 20)
     tracemalloc.start()
@@ -156,9 +136,7 @@ def test_frames_are_written_piece_by_piece(
         ({"attributes": {"filters": [0, 1]}}, "filters"),
     ],
 )
-def test_what_the_format_cannot_hold_is_refused(
-    make_store: MakeStore, tmp_path: Path, content: dict[str, Any], words: str
-) -> None:
+def test_unfit_stores_are_refused(make_store: MakeStore, tmp_path: Path, content: dict[str, Any], words: str) -> None:
     with pytest.raises(GtpVisionError, match=words):
         robomimic.write(tmp_path / "data.hdf5", make_store(**content))
     assert not list(tmp_path.glob("*data*"))

@@ -133,9 +133,7 @@ def test_states_reach_the_network_as_float32_whatever_float_the_file_holds(make_
     world_size=st.sampled_from([1, 2, 3, 4, 6, 12, 24]),
     is_weighted=st.booleans(),
 )
-def test_processes_together_draw_the_batch_of_one_in_its_order(
-    make_store: MakeStore, seed: int, step: int, world_size: int, is_weighted: bool
-) -> None:
+def test_ranks_share_one_batch(make_store: MakeStore, seed: int, step: int, world_size: int, is_weighted: bool) -> None:
     store = make_store((40, 60))
     store.weights = np.linspace(0, 1, 100) if is_weighted else None
     sampler = Sampler(store, 24, seed)
@@ -179,9 +177,7 @@ def test_a_chunk_is_the_actions_that_follow_and_is_padded_at_the_episodes_end(ma
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_goals_are_drawn_for_the_whole_batch_and_shown_as_one_frame_that_stands_still(
-    make_store: MakeStore, world_size: int
-) -> None:
+def test_goals_are_drawn_for_the_batch_and_shown_as_a_repeated_frame(make_store: MakeStore, world_size: int) -> None:
     store = make_store((9, 11), cameras={"front": (4, 4, 3)})
     sampler = Sampler(store, 16, 0, frame_stack=2, goals=HindsightGoals())
     wanted = sampler.goal_rows(3)
