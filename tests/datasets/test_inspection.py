@@ -64,19 +64,6 @@ def test_facts_and_their_text(store: Store, tmp_path: Path) -> None:
         inspect(tmp_path / "gone.h5")
 
 
-def test_faults_inside_a_readable_file_are_listed_with_the_facts(store: Store, tmp_path: Path) -> None:
-    store.actions[6] = 3
-    store.rewards[1] = np.nan
-    found, _ = inspect(native.write(tmp_path / "data.h5", store))
-    assert len(found["problems"]) == 1
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert max(found["actions"]["max"]) == 3
-    lines = inspection_text(found)
-    assert "PROBLEM        rewards holds a value that is not finite at episode 0, frame 1" in lines
-    assert "rewards        not finite to not finite" in lines
-    assert "none were found" not in lines
-
-
 def test_padding_after_the_last_action_is_not_counted(make_store: MakeStore) -> None:
     """As Minari's and robomimic's readers write it: a terminal, then the final observation."""
     store = make_store([4, 4], terminals={2}, timeouts={3, 7})
@@ -93,13 +80,17 @@ def test_padding_after_the_last_action_is_not_counted(make_store: MakeStore) -> 
     ("content", "words"),
     [
         ({"lengths": [1, 1]}, "PROBLEM        there is no transition"),
+        ({"rewards": np.full(12, np.nan, np.float32)}, "PROBLEM        rewards holds a value that is not finite"),
+        ({"rewards": np.full(12, np.nan, np.float32)}, "rewards        not finite to not finite"),
         ({"rewards": np.zeros(12, np.float32)}, "WARNING        rewards are 0 everywhere"),
         ({"rewards": np.zeros(12, np.float32)}, "none were found, but see the warnings"),
         ({"rewards": np.arange(12) < 4}, "other than 0 in 40.0% of the rows"),
     ],
 )
 def test_findings_are_lines_of_the_text(make_store: MakeStore, content: dict[str, Any], words: str) -> None:
-    assert words in text(make_store(**content))
+    store = make_store(**content)
+    assert words in text(store)
+    assert json.dumps(facts(store), allow_nan=False)
 
 
 def test_filters_and_tasks_are_counted(make_store: MakeStore) -> None:

@@ -87,18 +87,6 @@ def test_large_arrays_are_mapped_and_others_unpacked(path: Path, frames: list[np
     assert len(list(cache.glob("*.h5"))) == 1
 
 
-def test_a_file_is_opened_once_for_each_option(path: Path, cache: Path) -> None:
-    keys: list[str] = []
-
-    def counted(key: str) -> contextlib.AbstractContextManager[FileArrays]:
-        keys.append(key)
-        return opened(path)
-
-    for key in ("a", "a", "b"):
-        through_cache(path, lambda key=key: counted(key), key)
-    assert keys == ["a", "b"]
-
-
 def test_only_the_cache_may_refer_to_other_files(path: Path, cache: Path) -> None:
     """A file that comes with a JSON file, as entries of the cache have it, is read without that."""
     read(path)
