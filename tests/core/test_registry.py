@@ -108,7 +108,7 @@ def test_a_faulty_plugin_is_left_out_with_one_sentence(
     assert told.count("\n") == 1
     _scan.cache_clear()
     monkeypatch.setenv("RANK", "1")
-    assert len(things) == 3
+    assert len(Registry("test_discovery_package", "test.things", Thing, beside=(Shape,))) == 3
     assert not capsys.readouterr().err, "other ranks are silent"
 
 

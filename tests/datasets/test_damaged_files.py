@@ -161,6 +161,19 @@ def damaged_chunk(name: str) -> Edit:
     return edit
 
 
+def damaged_header(name: str) -> Edit:
+    """The header of an HDF5 array or group with an unknown version; without a name, the list of its members."""
+
+    def edit(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        with h5py.File(path, "r") as file:
+            at = h5py.h5o.get_info(file[name].id).addr if name else content.index(b"SNOD")
+        content[at] = 0xEE
+        path.write_bytes(content)
+
+    return edit
+
+
 def external(path: Path) -> None:
     path.with_name("raw.bin").write_bytes(bytes(15 * 2 * 4))
     options: dict[str, Any] = {"external": [("raw.bin", 0, h5py.h5f.UNLIMITED)]}
@@ -187,6 +200,7 @@ NATIVE = [
     row("native", put("observations/front", zeros(14, 8, 6, 3, dtype=np.uint8)), "14", "15"),
     row("native", several(put("timeouts", None), put("rewards", None), put("actions", zeros(15, dtype=np.int64))),
         "has no 'rewards' (wanted float32", "has no 'timeouts' (wanted uint8", "'actions' holds integers"),
+    *(row("native", damaged_header(name), name) for name in ("", "observations", "observations/front", "actions")),
     row("native", empty_group, "'observations'"),
     row("native", external, "'actions'", "inside the file"),
     row("native", virtual, "'actions'", "inside the file"),

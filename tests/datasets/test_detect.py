@@ -76,7 +76,7 @@ def test_folders_without_their_metadata_are_named(samples: dict[str, Path], copi
         assert words in hint(folder)
 
 
-def test_data_sets_in_a_folder_are_named(copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_sets_in_a_folder_are_named(copied: Copied, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (folder / "deep").mkdir(parents=True)
     (folder / "readme.txt").write_text("nothing")
@@ -88,5 +88,12 @@ def test_data_sets_in_a_folder_are_named(copied: Copied, tmp_path: Path, monkeyp
     for number in range(9):
         (folder / f"c{number}.h5").write_bytes((folder / "deep" / "b.data").read_bytes())
     assert "c4.h5, ...)" in hint(folder)
-    monkeypatch.setattr(near_misses, "_MAX_MEMBERS", 1)
-    assert "deep/b.data" not in hint(folder), "a huge folder is not searched to its end"
+
+
+def test_a_huge_folder_is_searched_briefly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:02}").mkdir()
+    hdf5_with(tmp_path / "19" / "late.h5", "actions")
+    for limit, is_found in ((10, False), (20, False), (100, True)):
+        monkeypatch.setattr(near_misses, "_MAX_MEMBERS", limit)
+        assert ("late.h5" in str(near_misses.in_folder(tmp_path, Path.is_file))) is is_found

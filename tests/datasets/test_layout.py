@@ -12,7 +12,7 @@ from gtp_vision.datasets import layout
 from gtp_vision.datasets.arrays import Segmented
 from gtp_vision.datasets.formats import open_store
 from gtp_vision.datasets.formats.episodes import check_name
-from gtp_vision.datasets.layout import FileArrays, Piece, piece_of, through_cache, to_store
+from gtp_vision.datasets.layout import FileArrays, Piece, piece_in_memory, piece_of, through_cache, to_store
 from gtp_vision.datasets.store import Store
 
 LENGTHS = (9, 12)
@@ -107,6 +107,21 @@ def test_files_that_change_after_their_layout_was_made_are_named(path: Path, cac
         file.truncate(1000)
     with pytest.raises(GtpVisionError, match="shorter"):
         to_store(found, path)
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (np.zeros((12, 5)), "episode 1"),
+        (np.zeros((12, 4), np.float32), "float32"),
+        (np.zeros((11, 4)), "20 frames for 21 actions"),
+    ],
+)
+def test_pieces_that_differ_are_refused(path: Path, cache: Path, second: np.ndarray, words: str) -> None:
+    arrays = file_arrays({"state": [piece_in_memory(np.zeros((9, 4))), piece_in_memory(second)]})
+    with pytest.raises(GtpVisionError, match=words):
+        through_cache(path, lambda: contextlib.nullcontext(arrays), "test")
+    assert not list(cache.glob("*"))
 
 
 def test_a_failure_in_the_middle_leaves_nothing(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

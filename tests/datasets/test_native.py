@@ -149,3 +149,13 @@ def test_batches_of_a_large_mapped_file_take_little_memory(tmp_path: Path) -> No
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 40e6 < np.prod(size) * frames
+
+
+def test_what_is_not_a_file_of_the_format_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "theirs.h5", "w") as file:
+        file["data/demo_0/actions"] = np.zeros((3, 2))
+    for name, words in (("theirs.h5", "no attribute format='gtp-vision'.*native.write"), ("absent.h5", "as HDF5")):
+        with pytest.raises(GtpVisionError, match=words):
+            native.read(tmp_path / name)
+    with pytest.raises(GtpVisionError, match=r"cannot be written.*make room"), native.create(Path("/proc/x"), {}, {}):
+        pass

@@ -97,15 +97,14 @@ def test_only_a_png_is_ever_replaced(make_store: MakeStore, tmp_path: Path, draw
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("dimensions", "lines"), [(1, 1), (40, 2)])
+@pytest.mark.parametrize(("dimensions", "lines"), [(7, 2), (40, 2)])
 def test_there_is_a_panel_for_each_dimension_up_to_a_limit(
     make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dimensions: int, lines: int
 ) -> None:
     monkeypatch.setattr(pictures, "_MAX_PANELS", 8)
     store = make_store(actions=dimensions)
-    if dimensions > 1:
-        store.actions[[2, 6, 7], 0] = np.nan, np.inf, -3e38
-        store.actions[:, 1] = np.nan
+    store.actions[[2, 6, 7], 0] = np.nan, np.inf, -3e38
+    store.actions[:, 1] = np.nan
     store.actions[:, -1] = 0.5
     pictures.write_action_histograms(tmp_path / "actions.png", store)
     image = drawn(tmp_path / "actions.png")

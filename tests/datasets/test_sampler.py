@@ -64,7 +64,7 @@ def sampled_rows(stack: torch.Tensor) -> np.ndarray:
     return stack[..., 0].numpy().astype(int)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     recordings(),
     st.integers(1, 4),
