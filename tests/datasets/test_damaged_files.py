@@ -34,7 +34,6 @@ from samples import (
 )
 
 pytestmark = pytest.mark.usefixtures("cache")
-Row = tuple[str, Edit, tuple[str, ...]]
 DEMO, EPISODE = "data/demo_1", "episode_1"
 TABLE, STATS, TASKS = DATA.format(0), "meta/stats.json", "meta/tasks.parquet"
 
@@ -51,15 +50,10 @@ def with_value(name: str, index: Any, value: float) -> Edit:
     """An array of an HDF5 or npz file with another value at an index."""
 
     def edit(path: Path) -> None:
-        def changed(array: np.ndarray) -> np.ndarray:
-            array[index] = value
-            return array
-
-        if path.suffix == ".npz":
-            with np.load(path) as archive:
-                array = archive[name]
-            return put(name, changed(array))(path)
-        return hdf5(lambda file: file[name].__setitem__(slice(None), changed(file[name][:])))(path)
+        with np.load(path) if path.suffix == ".npz" else h5py.File(path / MAIN if path.is_dir() else path) as file:
+            array = np.array(file[name])
+        array[index] = value
+        put(name, array)(path)
 
     return edit
 
