@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,11 +24,15 @@ def sleep_in(folder: Path) -> None:
     time.sleep(600)
 
 
-def wait_for(condition: object, seconds: float = 60.0) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+def wait_for(condition: Callable[[], Any]) -> None:
+    ends = time.monotonic() + 60
+    while not condition():
         assert time.monotonic() < ends
         time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_module_runs_with_its_arguments_environment_and_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,10 +70,10 @@ time.sleep(600)
     parent = subprocess.Popen([sys.executable, "-P", "-c", script], env=environment)
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     pid = int((tmp_path / "pid").read_text())
-    assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    assert is_running(pid)
     parent.kill()
     parent.wait()
-    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    wait_for(lambda: not is_running(pid))
 
 
 def test_an_error_ends_the_workers_of_a_pool(tmp_path: Path) -> None:
@@ -79,4 +85,4 @@ def test_an_error_ends_the_workers_of_a_pool(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="invalid literal"):
         fail()
-    assert not [path for path in tmp_path.iterdir() if psutil.pid_exists(int(path.name))]
+    wait_for(lambda: not any(is_running(int(path.name)) for path in tmp_path.iterdir()))

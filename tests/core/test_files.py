@@ -51,9 +51,7 @@ def test_a_fingerprint_depends_on_content_time_name_and_purpose(tmp_path: Path) 
         ({}, Path.home() / ".cache" / "gtp-vision"),
     ],
 )
-def test_the_environment_names_the_cache(
-    variables: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variables_name_the_cache(variables: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XDG_CACHE_HOME", "GTP_VISION_CACHE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -91,7 +89,7 @@ def test_the_least_recently_used_entries_make_room(tmp_path: Path, monkeypatch: 
 
 def test_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
     for age, name in ((7200, ".a.h5.999999998.part"), (60, ".b.h5.999999999.part"), (7200, "c.h5")):
-        (tmp_path / name).write_bytes(b"x")
+        (tmp_path / name).touch()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     evict(tmp_path, 1)
     assert {path.name for path in tmp_path.iterdir()} == {".b.h5.999999999.part", "c.h5"}, "the other is being written"
@@ -99,8 +97,8 @@ def test_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
 
 def test_the_longest_name_has_an_entry_in_the_cache(tmp_path: Path, cache: Path) -> None:
     path = tmp_path / ("\N{GREEK SMALL LETTER OMEGA}" * 125 + ".h5")
-    path.write_bytes(b"x")
+    path.touch()
     with atomic_write(cached(path, "key")) as temporary:
-        temporary.write_bytes(b"unpacked")
+        temporary.touch()
     assert cached(path, "key").exists()
     assert cached(path, "key") != cached(path, "another")

@@ -35,14 +35,12 @@ def test_processes_together_use_the_numbers_of_one(
         assert torch.equal(torch.cat(parts), DRAWS[kind](alone, rows * world_size, shape))
 
 
-def test_steps_and_seeds_share_no_numbers() -> None:
-    seen = torch.stack([RandomStream(seed, step).normal(64) for seed in range(3) for step in range(5)])
-    assert len(seen.unique()) == seen.numel()
-
-
-def test_two_draws_of_a_step_differ() -> None:
-    stream = RandomStream(0, 0)
-    assert not torch.equal(stream.normal(8, 2), stream.normal(8, 2))
+def test_steps_seeds_and_draws_share_no_numbers_and_leave_torchs_generator_alone() -> None:
+    before = torch.get_rng_state()
+    streams = [RandomStream(seed, step) for seed in range(3) for step in range(5)]
+    drawn = torch.stack([stream.normal(32) for stream in streams * 2])
+    assert len(drawn.unique()) == drawn.numel()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_draws_have_their_law_and_type() -> None:
@@ -56,28 +54,10 @@ def test_draws_have_their_law_and_type() -> None:
     np.testing.assert_allclose(integers.bincount() / len(integers), [0.2] * 5, atol=0.02)
 
 
-def test_torchs_own_generator_is_left_alone() -> None:
-    before = torch.get_rng_state()
-    RandomStream(0, 0).normal(100)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 @pytest.mark.parametrize(("rank", "world_size"), [(-1, 2), (2, 2), (0, 0)])
 def test_a_rank_outside_the_world_is_refused(rank: int, world_size: int) -> None:
     with pytest.raises(ValueError, match=f"rank {rank} "):
         RandomStream(0, 0, rank=rank, world_size=world_size)
-
-
-@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=4))
-@settings(max_examples=30, deadline=None, derandomize=True)
-def test_counter_generators_are_functions_of_their_key(key: list[int]) -> None:
-    first, second = counter_rng(*key).random(8), counter_rng(*key).random(8)
-    other = counter_rng(key[0] + 1, *key[1:]).random(8)
-    np.testing.assert_array_equal(first, second)
-    assert not np.array_equal(first, other)
-
-
-# Episodes -------------------------------------------------------------------------------------------------------
 
 
 def of_episodes(episodes: list[int], steps: list[int]) -> EpisodeNoise:
@@ -85,18 +65,22 @@ def of_episodes(episodes: list[int], steps: list[int]) -> EpisodeNoise:
 
 
 def test_noise_is_a_function_of_episode_and_step() -> None:
-    both, one = of_episodes([4, 9], [2, 2]).normal(2, 5), of_episodes([9], [2]).normal(1, 5)
-    assert torch.equal(both[1:], one)
-    assert not torch.equal(one, of_episodes([9], [3]).normal(1, 5))
-
-
-def test_several_draws_of_an_episode_stand_side_by_side() -> None:
     both, one = of_episodes([4, 9], [2, 7]), of_episodes([9], [7])
-    for draw in ("normal", "uniform"):
+    for draw in ("normal", "uniform"):  # several draws of an episode stand side by side
         assert torch.equal(getattr(both, draw)(6, 5)[3:], getattr(one, draw)(3, 5))
     assert torch.equal(both.integers(10, 4)[2:], one.integers(10, 2))
-    three = of_episodes([9], [7]).normal(3, 5)
-    assert len({tuple(row) for row in three.tolist()}) == 3
+    assert len(of_episodes([9], [7]).normal(3, 5).unique(dim=0)) == 3
+    assert not torch.equal(of_episodes([9], [8]).normal(1, 5), of_episodes([9], [7]).normal(1, 5))
+    with pytest.raises(ValueError, match="5 rows cannot be shared by 2 episodes"):
+        both.normal(5, 2)
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=4))
+@settings(max_examples=30, deadline=None, derandomize=True)
+def test_counter_generators_are_functions_of_their_key(key: list[int]) -> None:
+    first = counter_rng(*key).random(8)
+    np.testing.assert_array_equal(first, counter_rng(*key).random(8))
+    assert not np.array_equal(first, counter_rng(key[0] + 1, *key[1:]).random(8))
 
 
 def test_some_of_the_episodes_go_on_from_where_all_were() -> None:
@@ -108,8 +92,3 @@ def test_some_of_the_episodes_go_on_from_where_all_were() -> None:
     following = some.normal(2, 5)
     assert torch.equal(following, one.normal(2, 5))
     assert torch.equal(both.select([1]).uniform(1), one.uniform(1)), "they share their place in the stream"
-
-
-def test_rows_that_cannot_be_shared_by_the_episodes_are_refused() -> None:
-    with pytest.raises(ValueError, match="5 rows cannot be shared by 2 episodes"):
-        of_episodes([4, 9], [0, 0]).normal(5, 2)

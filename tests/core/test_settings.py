@@ -41,8 +41,9 @@ def test_settings_are_listed_with_their_keys_and_help() -> None:
         (Outer(inner=Inner(scale=0)), r"x.inner.scale=0 must be above 0"),
         (Outer(inner=Inner(scale=float("inf"))), r"x.inner.scale=inf must be finite"),
         (Outer(table={"a": [1, {"b": float("nan")}]}), r"x.table.a.1.b=nan must be finite"),
-        *((Outer(plain=int(digits, 16)), r"x.plain .* below 2\^63") for digits in ("8" + "0" * 15, "f" * 9000)),
-        *((Outer(widths=[int(digits, 16)]), r"x.widths.0 .* below 2\^63") for digits in ("f" * 400,)),
+        (Outer(plain=2**63), r"x.plain .* below 2\^63"),
+        (Outer(plain=2**36_000), r"x.plain .* below 2\^63"),
+        (Outer(widths=[2**1600]), r"x.widths.0 .* below 2\^63"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_refused_by_its_key(config: Outer, message: str) -> None:
@@ -51,9 +52,6 @@ def test_a_value_that_is_not_allowed_is_refused_by_its_key(config: Outer, messag
 
 
 def test_ends_of_ranges_and_null_are_allowed() -> None:
-    check_settings(Outer(inner=Inner(share=1)))
     check_settings(Outer(plain=2**63 - 1, widths=[1], inner=Inner(share=0, scale=None)))
-
-
-def test_numbers_are_found_in_lists_and_mappings() -> None:
+    check_settings(Outer(inner=Inner(share=1)))
     assert dict(numbers({"a": [True, {"b": 3}], "c": Inner()})) == {"a.1.b": 3, "c.share": 0.5}

@@ -95,17 +95,10 @@ def file(
     obeys_if_range: bool = True,
     extra: dict[str, str] | None = None,
 ) -> Answer:
-    """A file.
+    """A file with an ETag, a date and more headers (`extra`).
 
-    Args:
-        content: its bytes.
-        etag: its ETag.
-        modified: its date.
-        stop: the connection breaks off after this many bytes of the body.
-        claim: the Content-Length that is told instead of the true one.
-        ranges: False sends the whole file to everybody.
-        obeys_if_range: False sends the part that was asked for, though of another file.
-        extra: more headers.
+    The connection breaks off after `stop` bytes of the body; `claim` is sent as the Content-Length; `ranges=False`
+    sends the whole file on every request; `obeys_if_range=False` sends the part of another file, too.
     """
 
     def answer(handler: BaseHTTPRequestHandler) -> None:

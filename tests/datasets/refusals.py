@@ -25,6 +25,21 @@ def open_here(path: Path, env: str | None = None) -> Store:
     return to_store(formats._layout(path, env), path)
 
 
+ARRAYS = ("actions", "rewards", "terminals", "timeouts", "episode_ends")
+
+
+def assert_same(found: Store, store: Store, *, cameras: bool = True) -> None:
+    """All arrays (without `cameras`, all but these) are equal bit for bit, and so are attributes."""
+    assert found.observations.keys() == store.observations.keys()
+    for name, array in store.observations.items():
+        if cameras or array.ndim == 2:
+            assert found.observations[name].dtype == array.dtype
+            assert np.asarray(found.observations[name]).tobytes() == np.asarray(array).tobytes(), name
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(store, name), err_msg=name)
+    assert dict(found.attributes) == dict(store.attributes)
+
+
 def refused(path: Path, *words: str, env: str | None = None) -> str:
     """The one sentence, with the path's name and the words, by which a data set is refused; nothing else is raised."""
     with pytest.raises(GtpVisionError) as error:

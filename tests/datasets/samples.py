@@ -23,6 +23,7 @@ from gtp_vision.datasets.formats import d4rl, lerobot_writer, native
 from gtp_vision.datasets.store import Store
 
 MakeStore = Callable[..., Store]
+Copied = Callable[[str], Path]
 Contents = dict[str, Any]
 LENGTHS = (6, 9)
 ROWS = sum(LENGTHS)

@@ -62,17 +62,6 @@ def test_a_view_copies_nothing(segments: list[np.ndarray], whole: np.ndarray, sp
     assert np.shares_memory(view(whole, 2, 4), whole)
 
 
-def test_views_do_not_search_all_segments() -> None:
-    array = Segmented([np.zeros((2, 1), np.uint8)] * 6000)
-    started = time.process_time()
-    for start in range(0, len(array), 2):  # as a writer iterates over episodes
-        array.view(start, start + 2), array[start : start + 2]
-    assert time.process_time() - started < 2, "a tenth of a second; a search of all segments took ten"
-
-
-# Gathering ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("rows", [3, 700])
 @pytest.mark.parametrize("count", [1, 7, 129])
 def test_threads_gather_the_same_rows_from_segments_and_from_one_array(rows: int, count: int) -> None:

@@ -3,17 +3,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from refusals import open_here
+from refusals import assert_same, open_here
 from samples import Contents, MakeStore, d4rl_file, hopper
 
-from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import d4rl, detect
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
 
 pytestmark = pytest.mark.usefixtures("cache")
-ARRAYS = ("actions", "rewards", "terminals", "timeouts", "episode_ends")
 
 
 def ant(steps: tuple[int, ...] = (40, 30, 50), goal_at: int = 25) -> Contents:
@@ -85,35 +83,17 @@ def assert_same_transitions(store: Store, limit: int | None = None) -> None:
     np.testing.assert_array_equal(later[alive], theirs["next_observations"][alive])
 
 
-def assert_same(found: Store, store: Store) -> None:
-    assert list(found.observations) == list(store.observations)
-    for name, array in store.observations.items():
-        assert found.observations[name].dtype == array.dtype
-        np.testing.assert_array_equal(found.observations[name], array)
-    for name in ARRAYS:
-        np.testing.assert_array_equal(getattr(found, name), getattr(store, name), err_msg=name)
-    assert dict(found.attributes) == dict(store.attributes)
-
-
-# The meaning of a file ----------------------------------------------------------------------------------------------
-
-
-def test_a_gym_file_gives_d4rls_transitions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("both", [False, True])
+def test_a_gym_file_gives_d4rls_transitions(tmp_path: Path, both: bool) -> None:
     contents = hopper()
+    contents["timeouts"][9] = both  # where the robot falls
     store = opened(tmp_path, contents)
     assert detect(tmp_path / "file.hdf5") == "d4rl"
     assert store.episode_ends.tolist() == [6, 10, 15, 18]
     assert store.terminals.tolist() == contents["terminals"].tolist()
     assert store.timeouts.tolist() == contents["timeouts"].tolist()
     assert store.attributes == {"source": "file.hdf5", "suite": "d4rl", "episode_ends": "terminals and timeouts"}
-    assert_same_transitions(store)
-
-
-def test_a_row_that_is_both_has_no_outcome_as_in_d4rl(tmp_path: Path) -> None:
-    contents = hopper()
-    contents["timeouts"][9] = True  # where the robot falls
-    store = opened(tmp_path, contents)
-    assert 9 not in store.transitions
+    assert (9 in store.transitions) is not both
     assert_same_transitions(store)
 
 
@@ -168,37 +148,22 @@ def test_frames_are_a_camera(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.observations["camera"], frames)
 
 
-# Mazes --------------------------------------------------------------------------------------------------------------
-
-
-def test_an_ant_at_the_goal_walks_on_until_it_is_reset(tmp_path: Path) -> None:
-    contents = ant()
+@pytest.mark.parametrize("case", ["reaches the goal", "never arrives", "timeouts", "position of the simulator"])
+def test_an_ants_walk_ends_where_it_is_reset(tmp_path: Path, case: str) -> None:
+    contents = ant(goal_at=100 if case == "never arrives" else 25)
+    if case == "timeouts":
+        contents["timeouts"][[39, 69, 119]] = True
+    if case == "position of the simulator":
+        contents["infos/qpos"] = contents["observations"][:, :15].astype(np.float64)
+        contents["observations"] = contents["observations"][:, 2:]  # without the position
     store = opened(tmp_path, contents)
     assert store.episode_ends.tolist() == [40, 70, 120]
     assert store.terminals.tolist() == contents["terminals"].tolist()
-    assert not store.timeouts.any(), "the last rows are at the goal"
-    assert store.attributes["episode_ends"] == "timeouts and leaps"
-
-
-def test_an_ant_that_never_arrives_is_stopped_where_it_jumps(tmp_path: Path) -> None:
-    store = opened(tmp_path, ant(goal_at=100))
-    assert store.episode_ends.tolist() == [40, 70, 120]
-    assert store.timeouts.nonzero()[0].tolist() == [39, 69, 119]
-
-
-def test_a_mazes_timeouts_end_episodes_and_give_d4rls_transitions(tmp_path: Path) -> None:
-    contents = ant()
-    contents["timeouts"][[39, 69, 119]] = True
-    store = opened(tmp_path, contents)
-    assert store.episode_ends.tolist() == [40, 70, 120]
-    assert_same_transitions(store)
-
-
-def test_the_simulators_position_is_used_if_it_is_recorded(tmp_path: Path) -> None:
-    contents = ant()
-    contents["infos/qpos"] = contents["observations"][:, :15].astype(np.float64)
-    contents["observations"] = contents["observations"][:, 2:]  # without the position
-    assert opened(tmp_path, contents).episode_ends.tolist() == [40, 70, 120]
+    if case == "timeouts":
+        assert_same_transitions(store)
+    else:
+        assert store.timeouts.nonzero()[0].tolist() == ([39, 69, 119] if case == "never arrives" else [])
+        assert store.attributes["episode_ends"] == "timeouts and leaps"
 
 
 @pytest.mark.parametrize("has_goal", [True, False])
@@ -220,38 +185,11 @@ def test_terminals_of_other_robots_end_episodes_however_they_move(tmp_path: Path
     assert opened(tmp_path, contents).episodes == int(contents["terminals"].sum())
 
 
-# Writing ------------------------------------------------------------------------------------------------------------
-
-STORES: dict[str, Contents] = {
-    "states": {"lengths": (5, 7, 1, 2), "terminals": {11}},
-    "camera": {"cameras": {"front": (8, 6, 3)}, "state": None, "terminals": {4}},
-    "terminals inside": {"lengths": (6, 6), "terminals": {2, 3, 8, 11}},
-    "both flags": {"lengths": (4, 4), "terminals": {3, 7}, "timeouts": {3}},
-    "long attributes": {"attributes": {"env": "ö", "seeds": list(range(30_000)), "none": None}},
-    "mapped": {"lengths": (3000, 3000), "state": 8},
-}
-
-
-@pytest.mark.parametrize("content", STORES.values(), ids=STORES)
-def test_what_is_written_reads_back_the_same(make_store: MakeStore, tmp_path: Path, content: Contents) -> None:
-    store = make_store(**content)
-    found = open_here(d4rl.write(tmp_path / "theirs.hdf5", store))
-    assert_same(found, store)
-    assert_same_transitions(found)
-    if len(store) > 1000:
-        observations = found.observations["state"]
-        assert isinstance(observations, np.memmap)
-        assert Path(str(observations.filename)) == tmp_path / "theirs.hdf5"
-
-
-def test_other_tools_find_d4rls_arrays(make_store: MakeStore, tmp_path: Path) -> None:
-    with h5py.File(d4rl.write(tmp_path / "a.hdf5", make_store())) as file:
-        dtypes = {name: file[name].dtype for name in ("observations", "actions", "rewards", "terminals", "timeouts")}
-        assert {file[name].shape[0] for name in dtypes} == {12}
-    assert [str(dtype) for dtype in dtypes.values()] == ["float32", "float32", "float32", "bool", "bool"]
-
-
-def test_a_store_of_several_observations_is_refused(make_store: MakeStore, tmp_path: Path) -> None:
-    with pytest.raises(GtpVisionError, match=r"2 \(front, state\).*robomimic"):
-        d4rl.write(tmp_path / "a.hdf5", make_store(cameras={"front": (8, 8, 3)}))
-    assert not list(tmp_path.glob("*.hdf5"))
+@pytest.mark.parametrize("camera", [False, True])
+def test_other_tools_find_d4rls_arrays_and_transitions(make_store: MakeStore, tmp_path: Path, camera: bool) -> None:
+    content: Contents = {"cameras": {"front": (8, 6, 3)}, "state": None} if camera else {}
+    path = d4rl.write(tmp_path / "a.hdf5", make_store((5, 7, 1, 2), terminals={11}, **content))
+    assert_same_transitions(open_here(path))
+    with h5py.File(path) as file:
+        dtypes = [str(file[name].dtype) for name in ("actions", "rewards", "terminals", "timeouts")]
+    assert dtypes == ["float32", "float32", "bool", "bool"]

@@ -34,7 +34,6 @@ from samples import (
 )
 
 pytestmark = pytest.mark.usefixtures("cache")
-Row = tuple[str, Edit, tuple[str, ...]]
 DEMO, EPISODE = "data/demo_1", "episode_1"
 TABLE, STATS, TASKS = DATA.format(0), "meta/stats.json", "meta/tasks.parquet"
 
@@ -51,26 +50,12 @@ def with_value(name: str, index: Any, value: float) -> Edit:
     """An array of an HDF5 or npz file with another value at an index."""
 
     def edit(path: Path) -> None:
-        def changed(array: np.ndarray) -> np.ndarray:
-            array[index] = value
-            return array
-
-        if path.suffix == ".npz":
-            with np.load(path) as archive:
-                array = archive[name]
-            return put(name, changed(array))(path)
-        return hdf5(lambda file: file[name].__setitem__(slice(None), changed(file[name][:])))(path)
+        with np.load(path) if path.suffix == ".npz" else h5py.File(path / MAIN if path.is_dir() else path) as file:
+            array = np.array(file[name])
+        array[index] = value
+        put(name, array)(path)
 
     return edit
-
-
-def link(name: str, target: Any) -> Edit:
-    def change(file: h5py.File) -> None:
-        if name in file:
-            del file[name]
-        file[name] = target
-
-    return hdf5(change)
 
 
 def declared(name: str, shape: tuple[int, ...], dtype: Any = np.float32, **options: Any) -> Edit:
@@ -89,6 +74,18 @@ def move(old: str, new: str) -> Edit:
 
 def several(*edits: Edit) -> Edit:
     return lambda path: [edit(path) for edit in edits]
+
+
+def emptied(group: str, count: str, *names: str) -> Edit:
+    """A group of which arrays have no rows, and say so in an attribute."""
+
+    def without_rows(file: h5py.File) -> None:
+        for name in names:
+            shape = file[f"{group}/{name}"].shape
+            del file[f"{group}/{name}"]
+            file[f"{group}/{name}"] = zeros(0, *shape[1:])
+
+    return several(attribute(group, count, 0), hdf5(without_rows))
 
 
 # HDF5 ---------------------------------------------------------------------------------------------------------------
@@ -115,8 +112,8 @@ def common_rows() -> list[Any]:
     for name in HDF5:
         for place in PLACES[name][:2]:
             key = place.split("/")[-1]
-            rows.append(row(name, link(place, h5py.SoftLink("/elsewhere")), key, "link"))
-            rows.append(row(name, link(place, h5py.ExternalLink("/etc/passwd", "/x")), key, "link"))
+            rows.append(row(name, put(place, h5py.SoftLink("/elsewhere")), key, "link"))
+            rows.append(row(name, put(place, h5py.ExternalLink("/etc/passwd", "/x")), key, "link"))
             rows.append(row(name, put(place, ["x"] * 9), key))
             rows.append(row(name, declared(place, (9, 10**9, 10**5)[: 2 + (key != "actions")]), key))
             rows.append(row(name, declared(place, (1 << 45, 5), chunks=(1, 5)), key))
@@ -147,26 +144,6 @@ FLAT_FAULTS = [
 ]
 
 
-def damaged_bytes(signature: bytes) -> Edit:
-    def edit(path: Path) -> None:
-        content = path.read_bytes()
-        assert signature in content
-        path.write_bytes(content.replace(signature, b"XXXX", 1))
-
-    return edit
-
-
-def damaged_header(name: str) -> Edit:
-    def edit(path: Path) -> None:
-        with h5py.File(path, "r") as file:
-            at = h5py.h5o.get_info(file[name].id).addr
-        content = bytearray(path.read_bytes())
-        content[at] = 0xEE  # the header's version
-        path.write_bytes(content)
-
-    return edit
-
-
 def damaged_chunk(name: str) -> Edit:
     def edit(path: Path) -> None:
         with h5py.File(path, "r") as file:
@@ -178,11 +155,17 @@ def damaged_chunk(name: str) -> Edit:
     return edit
 
 
-def unknown_exponent(path: Path) -> None:
-    float32 = b"\x00\x00\x20\x00\x17\x08\x00\x17\x7f\x00\x00\x00"  # places and sizes of its parts, and its bias
-    content = path.read_bytes()
-    assert float32 in content
-    path.write_bytes(content.replace(float32, float32[:-1] + b"\x7f"))
+def damaged_header(name: str) -> Edit:
+    """The header of an HDF5 array or group with an unknown version; without a name, the list of its members."""
+
+    def edit(path: Path) -> None:
+        content = bytearray(path.read_bytes())
+        with h5py.File(path, "r") as file:
+            at = h5py.h5o.get_info(file[name].id).addr if name else content.index(b"SNOD")
+        content[at] = 0xEE
+        path.write_bytes(content)
+
+    return edit
 
 
 def external(path: Path) -> None:
@@ -211,10 +194,7 @@ NATIVE = [
     row("native", put("observations/front", zeros(14, 8, 6, 3, dtype=np.uint8)), "14", "15"),
     row("native", several(put("timeouts", None), put("rewards", None), put("actions", zeros(15, dtype=np.int64))),
         "has no 'rewards' (wanted float32", "has no 'timeouts' (wanted uint8", "'actions' holds integers"),
-    *(row("native", damaged_bytes(signature), "") for signature in (b"SNOD", b"HEAP", b"TREE")),
-    *(row("native", damaged_header(name), name)
-      for name in ("observations", "observations/front", "actions", "episode_ends")),
-    row("native", unknown_exponent, ""),
+    *(row("native", damaged_header(name), name) for name in ("", "observations", "observations/front", "actions")),
     row("native", empty_group, "'observations'"),
     row("native", external, "'actions'", "inside the file"),
     row("native", virtual, "'actions'", "inside the file"),
@@ -242,20 +222,11 @@ D4RL = [
         ("metadata/episode_ends", np.array([0, 15]), "increase up to the 15"),
         ("metadata/episode_ends", zeros(0, dtype=int), "0 entries")]),
     row("d4rl", damaged_chunk("observations"), "'observations' is damaged", "copy the file again"),
-    *(row("d4rl", several(move(name, "x"), link(name, h5py.SoftLink("/x"))), f"'{name}'", "link")
+    *(row("d4rl", several(move(name, "x"), put(name, h5py.SoftLink("/x"))), f"'{name}'", "link")
       for name in ("timeouts", "infos", "metadata")),
     *(row("d4rl", declared(name, (1 << 45, 11)), f"'{name}'") for name in ("next_observations", "rewards")),
     row("d4rl", attribute("/", "gtp_vision", json.dumps({"observation": "a\nb"})), "cannot be the name"),
 ]  # fmt: skip
-
-
-@hdf5
-def no_steps(file: h5py.File) -> None:
-    for name in ("actions", "rewards", "dones", "obs/phase", "next_obs/phase"):
-        shape = file[f"{DEMO}/{name}"].shape
-        del file[f"{DEMO}/{name}"]
-        file[f"{DEMO}/{name}"] = zeros(0, *shape[1:])
-    file[DEMO].attrs["num_samples"] = 0
 
 
 IMAGE, PHASE = f"{DEMO}/obs/agentview_image", f"{DEMO}/obs/phase"
@@ -284,7 +255,8 @@ ROBOMIMIC = [
     row("robomimic", move(DEMO, "data/demo_last"), "demo_last", "no number"),
     row("robomimic", move(DEMO, "data/demo_" + "9" * 99), "no number"),
     row("robomimic", move(DEMO, "data/demo_" + "9" * 5000), "name of an array"),
-    row("robomimic", no_steps, DEMO, "no step"),
+    row("robomimic", emptied(DEMO, "num_samples", "actions", "rewards", "dones", "obs/phase", "next_obs/phase"),
+        DEMO, "no step"),
     row("robomimic", attribute(DEMO, "num_samples", 8), DEMO, "9 actions", "'8'"),
     row("robomimic", attribute(DEMO, "num_samples", "a\nb"), DEMO, "num_samples"),
     row("robomimic", put("mask/train", np.array(["demo_0", "demo_7"], dtype="S")), "mask/train", "demo_7"),
@@ -293,8 +265,8 @@ ROBOMIMIC = [
         "mask/x"),
     row("robomimic", put("mask/deep/train", np.arange(3)), "mask/deep"),
     row("robomimic", put("mask", np.arange(3)), "'mask'", "not a group"),
-    row("robomimic", link(DEMO, h5py.ExternalLink("other.h5", DEMO)), "demo_1", "link"),
-    row("robomimic", link("data", h5py.ExternalLink("other.h5", "/data")), "data", "link"),
+    row("robomimic", put(DEMO, h5py.ExternalLink("other.h5", DEMO)), "demo_1", "link"),
+    row("robomimic", put("data", h5py.ExternalLink("other.h5", "/data")), "data", "link"),
     row("robomimic", damaged_chunk(IMAGE), IMAGE, "rows"),
     row("robomimic", several(*(put(f"data/demo_{n}/obs", None) for n in (0, 1)),
                              *(put(f"data/demo_{n}/obs/depth", zeros(6 + 3 * n, 8, 8, 1)) for n in (0, 1))),
@@ -305,17 +277,6 @@ ROBOMIMIC = [
 
 
 # Minari -------------------------------------------------------------------------------------------------------------
-
-
-@hdf5
-def no_minari_steps(file: h5py.File) -> None:
-    for name in ("actions", "rewards", "terminations", "truncations"):
-        shape = file[f"{EPISODE}/{name}"].shape
-        del file[f"{EPISODE}/{name}"]
-        file[f"{EPISODE}/{name}"] = zeros(0, *shape[1:])
-    file[EPISODE].attrs["total_steps"] = 0
-    del file[f"{EPISODE}/observations"]
-    file[f"{EPISODE}/observations"] = zeros(1, 5)
 
 
 def frame(content: bytes) -> Edit:
@@ -347,9 +308,10 @@ MINARI = [
         ("actions", zeros(9, 3), f"{EPISODE}/actions", "3 dimensions", "2"),
         ("actions", zeros(9, 2, dtype=int), f"{EPISODE}/actions", "int64")]),
     row("minari", attribute(EPISODE, "total_steps", 5), EPISODE, "9 actions", "'5'"),
-    row("minari", no_minari_steps, EPISODE, "no step"),
+    row("minari", several(put(f"{EPISODE}/observations", zeros(1, 5)),
+        emptied(EPISODE, "total_steps", "actions", "rewards", "terminations", "truncations")), EPISODE, "no step"),
     row("minari", put(EPISODE, zeros(3)), EPISODE, "not a group"),
-    row("minari", link(EPISODE, h5py.ExternalLink("other.h5", EPISODE)), EPISODE, "link"),
+    row("minari", put(EPISODE, h5py.ExternalLink("other.h5", EPISODE)), EPISODE, "link"),
     row("minari", several(put("episode_0", None), put("episode_1", None)), "has no episode"),
     row("minari", lambda path: (path / MAIN).unlink(), "main_data.hdf5"),
     *(row("minari", entry(METADATA, key, value=value), *words) for key, value, *words in [
@@ -419,18 +381,6 @@ def zip_field(local: int, central: int, value: int) -> Edit:
     return edit
 
 
-def damaged_member(name: str) -> Edit:
-    def edit(path: Path) -> None:
-        with zipfile.ZipFile(path) as archive:
-            at = archive.getinfo(f"{name}.npy").header_offset
-        content = bytearray(path.read_bytes())
-        at += 30 + sum(int.from_bytes(content[at + place : at + place + 2], "little") for place in (26, 28))
-        content[at] = 0x07  # a deflate block of a type that does not exist
-        path.write_bytes(content)
-
-    return edit
-
-
 LAST = ogbench_contents()["terminals"]
 OGBENCH = [
     *(row("ogbench", with_member(name, content), "") for name, content in [
@@ -447,7 +397,6 @@ OGBENCH = [
         ("gtp_vision", npy(np.array('{"recipe": ' + "[" * 500 + "]" * 500 + "}"))), ("gtp_vision", npy(zeros(3))),
         ("gtp_vision", npy(np.array('{"rendering": {"shadow_size": "large"}}'))),
         ("gtp_vision", npy(np.array("x" * 100_000)))]),
-    *(row("ogbench", damaged_member(name), "") for name in ("observations", "actions")),
     row("ogbench", zip_field(8, 10, 99), ""),  # an unknown compression
     row("ogbench", zip_field(8, 10, 14), ""),  # LZMA, which raises an error of its own
     row("ogbench", zip_field(6, 8, 1), ""),  # encrypted
@@ -478,13 +427,6 @@ def playlist(path: Path) -> None:
     (path / VIDEO.format(FRONT, 0)).write_text(f"#EXTM3U\n#EXTINF:1,\nfile://{other}\n#EXT-X-ENDLIST\n")
 
 
-def damaged_frames(path: Path) -> None:
-    content = bytearray((path / VIDEO.format(FRONT, 0)).read_bytes())
-    at = content.index(b"mdat") + 4
-    content[at + 700 : at + 760] = b"\xff" * 60
-    (path / VIDEO.format(FRONT, 0)).write_bytes(content)
-
-
 def linked_out(member: str) -> Edit:
     def edit(path: Path) -> None:
         (path / member).rename(path.parent / "elsewhere")
@@ -501,7 +443,6 @@ LEROBOT = [
     row("published", replaced_video(1, gray_frames(range(5), (24, 48))),
         "file-001.mp4", "48x24 pixels and not 48x32", "episode 2, frame 0"),
     row("published", playlist, "file-000.mp4", "ffmpeg"),
-    row("published", damaged_frames, "file-000.mp4", "ffmpeg"),
     *(row("published", truncated(share, member), member, "again") for share in (0, 0.1, 0.9)
       for member in (VIDEO.format(FRONT, 0), VIDEO.format(TOP, 0), DATA.format(1), EPISODES)),
     *(row("published", lambda path, member=member: (path / member).unlink(), "")
@@ -605,16 +546,12 @@ SINGLE_TASK = "cube-single-play-singletask-task2-v0"
     ("env", "changed", "words"),
     [
         (SINGLE_TASK, {"qpos": None}, ("qpos",)),
-        (SINGLE_TASK, {"qpos": zeros(1, 21)}, ("qpos",)),
         (SINGLE_TASK, {"qpos": zeros(13, 21)}, ("qpos",)),
         (SINGLE_TASK, {"qpos": zeros(15, 3)}, ("'qpos' has 3 numbers per frame",)),
-        ("cube-double-play-singletask-v0", {}, ("'qpos' has 21 numbers per frame", "cube-double")),
         ("pointmaze-medium-navigate-singletask-v0", {}, ("'qpos' has 21 numbers per frame", "pointmaze")),
     ],
 )
-def test_states_that_are_not_those_of_the_task_are_refused(
-    tmp_path: Path, env: str, changed: dict[str, Any], words: tuple[str, ...]
-) -> None:
+def test_foreign_states_are_refused(tmp_path: Path, env: str, changed: dict[str, Any], words: tuple[str, ...]) -> None:
     contents = {name: array for name, array in (ogbench_contents() | changed).items() if array is not None}
     refused(npz(tmp_path / "a.npz", contents), *words, env=env)
 

@@ -1,17 +1,13 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from refusals import refused
-from samples import FORMATS
+from samples import FORMATS, Copied
 
-from gtp_vision.datasets.formats import _detect, detect, native, near_misses
-from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.formats import detect, near_misses
 
-MakeStore = Callable[..., Store]
-Copied = Callable[[str], Path]
 pytestmark = pytest.mark.usefixtures("cache")
 
 
@@ -42,43 +38,21 @@ def hint(path: Path) -> str:
     ("names", "words"),
     [
         (("actions", "observations/front"), ("gtp-vision", "attribute 'format'", "format='gtp-vision', version=1")),
-        (("actions", "episode_ends", "frames"), ("gtp-vision", "format='gtp-vision'")),
         (("action", "observations/images/top", "observations/qpos"), ("ALOHA", "'observations/images/NAME'")),
         (("action", "obs", "done"), ("'action' to 'actions'", "'obs' to 'observations'", "'done' to 'terminals'")),
         (("action", "obs", "reward"), ("'reward' to 'rewards'", "add 'terminals'")),
-        (("actions", "obs", "dones", "rewards"), ("rename 'obs' to 'observations' and 'dones' to 'terminals'",)),
         (("action", "observation", "state", "reward", "done"), ("'observation' to 'observations'",)),
         (("demo_0/actions", "demo_1/actions"), ("robomimic", "without the group 'data'", "'demo_0'")),
         (("episode_0/actions", "episode_1/actions", "extra"), ("Minari", "'extra' beside its episodes")),
         (("traj_0/actions", "traj_1/actions"), ("group per episode ('traj_0')", "data/demo_0", "rewards and dones")),
         (("data/episode_0/actions",), ("group per episode ('data/episode_0')", "data/demo_0")),
-        (("actions",), ("gtp-vision HDF5",)),
         (("data/", "observations/"), ("gtp-vision HDF5",)),
     ],
     ids=lambda value: ",".join(value)[:40],
 )
-def test_a_near_miss_is_refused_with_what_to_rename(
-    tmp_path: Path, names: tuple[str, ...], words: tuple[str, ...]
-) -> None:
+def test_a_near_miss_is_refused_with_a_hint(tmp_path: Path, names: tuple[str, ...], words: tuple[str, ...]) -> None:
     message = hint(hdf5_with(tmp_path / "near.h5", *names))
     assert all(word in message for word in words), message
-
-
-def test_what_the_hint_proposes_works(tmp_path: Path, make_store: MakeStore) -> None:
-    path = native.write(tmp_path / "mine.h5", make_store())
-    with h5py.File(path, "r+") as file:
-        del file.attrs["format"], file.attrs["version"]
-    assert "file.attrs.update(format='gtp-vision', version=1)" in hint(path)
-    with h5py.File(path, "r+") as file:
-        file.attrs.update(format="gtp-vision", version=1)
-    assert _detect(path) == "native"
-    path = hdf5_with(tmp_path / "flat.h5", "action", "obs")
-    assert "rename 'action' to 'actions' and 'obs' to 'observations', and add 'rewards' and 'terminals'" in hint(path)
-    with h5py.File(path, "r+") as file:
-        file.move("action", "actions")
-        file.move("obs", "observations")
-        file["rewards"] = file["terminals"] = np.zeros(3, np.float32)
-    assert _detect(path) == "d4rl"
 
 
 def test_a_link_in_a_near_miss_is_not_followed(tmp_path: Path) -> None:
@@ -102,7 +76,7 @@ def test_folders_without_their_metadata_are_named(samples: dict[str, Path], copi
         assert words in hint(folder)
 
 
-def test_a_folder_with_data_sets_in_it_names_them(copied: Copied, tmp_path: Path) -> None:
+def test_data_sets_in_a_folder_are_named(copied: Copied, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (folder / "deep").mkdir(parents=True)
     (folder / "readme.txt").write_text("nothing")
@@ -120,6 +94,6 @@ def test_a_huge_folder_is_searched_briefly(tmp_path: Path, monkeypatch: pytest.M
     for number in range(20):
         (tmp_path / f"{number:02}").mkdir()
     hdf5_with(tmp_path / "19" / "late.h5", "actions")
-    for limit, is_found in ((10, False), (100, True)):
+    for limit, is_found in ((10, False), (20, False), (100, True)):
         monkeypatch.setattr(near_misses, "_MAX_MEMBERS", limit)
         assert ("late.h5" in str(near_misses.in_folder(tmp_path, Path.is_file))) is is_found

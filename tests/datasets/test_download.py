@@ -78,57 +78,35 @@ def parts(folder: Path) -> list[str]:
     return sorted(set(os.listdir(folder)) - {".download.lock", "checksums.json"})
 
 
-# Names ----------------------------------------------------------------------------------------------------------
+ANTMAZE = "ant_maze_v2/Ant_maze_{}_noisy_multistart_True_multigoal_{}_sparse_fixed.hdf5"
 
 
 @pytest.mark.parametrize(
     ("name", "remote"),
     [
-        ("halfcheetah-medium-expert-v2", "gym_mujoco_v2/halfcheetah_medium_expert-v2.hdf5"),
-        ("ant-full-replay-v2", "gym_mujoco_v2/ant_full_replay-v2.hdf5"),
-        ("antmaze-umaze-v0", "ant_maze_new/{}_u-maze_noisy_multistart_False_multigoal_False_sparse.hdf5"),
-        ("antmaze-umaze-diverse-v2", "ant_maze_v2/{}_u-maze_noisy_multistart_True_multigoal_True_sparse_fixed.hdf5"),
-        ("antmaze-medium-play-v2", "ant_maze_v2/{}_big-maze_noisy_multistart_True_multigoal_False_sparse_fixed.hdf5"),
-        ("antmaze-large-diverse-v0", "ant_maze_new/{}_hardest-maze_noisy_multistart_True_multigoal_True_sparse.hdf5"),
+        ("d4rl/halfcheetah-medium-expert-v2", "gym_mujoco_v2/halfcheetah_medium_expert-v2.hdf5"),
+        ("d4rl/antmaze-umaze-v0", "ant_maze_new/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse.hdf5"),
+        ("d4rl/antmaze-umaze-diverse-v2", ANTMAZE.format("u-maze", True)),
+        ("d4rl/antmaze-medium-play-v2", ANTMAZE.format("big-maze", False)),
+        ("d4rl/antmaze-large-diverse-v2", ANTMAZE.format("hardest-maze", True)),
+        ("ogbench/visual-cube-single-play-singletask-task1-v0", "visual-cube-single-play-v0.npz"),
+        ("ogbench/visual-cube-single-play", "visual-cube-single-play-v0.npz"),
     ],
 )
-def test_d4rl_sets_have_d4rls_addresses_and_file_names(name: str, remote: str) -> None:
-    found, remote = sources.find(f"d4rl/{name}"), remote.format("Ant_maze")
+def test_sets_have_their_publishers_addresses_and_file_names(name: str, remote: str) -> None:
+    found = sources.find(name)
     assert isinstance(found, sources.Files)
-    assert found.files == {remote: remote.rpartition("/")[2]}
-
-
-def test_no_two_d4rl_sets_are_one_file() -> None:
-    known = sources.d4rl_files()
-    assert len(known) == 4 * 6 + 2 * 6
-    assert len({Path(remote).name for remote in known.values()}) == len(known)
-
-
-def test_the_version_of_antmaze_is_told() -> None:
-    notes = {name: sources.find(f"d4rl/antmaze-umaze-{name}").note for name in ("v0", "v2")}  # type: ignore[union-attr]
-    assert "AntMaze v0" in notes["v0"]
-    assert "AntMaze v2" in notes["v2"]
-
-
-@pytest.mark.parametrize(
-    "name", ["visual-cube-single-play-v0", "visual-cube-single-play-singletask-task1-v0", "visual-cube-single-play"]
-)
-def test_an_ogbench_set_is_two_files_also_by_the_name_of_a_task(name: str) -> None:
-    found = sources.find(f"ogbench/{name}")
-    assert isinstance(found, sources.Files)
-    assert list(found.files) == ["visual-cube-single-play-v0.npz", "visual-cube-single-play-v0-val.npz"]
-    assert found.folder == Path("~/.ogbench/data")
+    assert found.files[remote] == remote.rpartition("/")[2]
+    assert len(found.files) == 1 + name.startswith("ogbench")
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("robomimic/lift/ph/low_dim_v15", ("amandlek/robomimic", "v1.5/lift/ph/low_dim_v15.hdf5")),
         ("robomimic/lift/ph/low_dim", ("amandlek/robomimic", "v1.5/lift/ph/low_dim_v15.hdf5")),
         ("robomimic/can/mg/low_dim_sparse_v15", ("amandlek/robomimic", "v1.5/can/mg/low_dim_sparse_v15.hdf5")),
         ("lerobot/pusht", ("lerobot/pusht",)),
-        ("hf://someone/some-thing_2.0", ("someone/some-thing_2.0",)),
-        ("hf://datasets/someone/thing", ("someone/thing",)),
+        ("hf://datasets/someone/some-thing_2.0", ("someone/some-thing_2.0",)),
     ],
 )
 def test_names_of_the_hub(name: str, expected: tuple[str, ...]) -> None:
@@ -159,11 +137,9 @@ def test_robomimics_names_are_those_of_its_own_registry() -> None:
         ("hopper-medium-v2", "d4rl/..."),
         ("d4rl/hoper-medium-v2", "hopper-medium-v2"),
         ("d4rl/hopper-medium-v0", "robots: v2"),
-        ("d4rl/antmaze-umaze-v1", "antmaze-umaze-v2"),
         ("ogbench/../../etc/passwd", "not an OGBench data set"),
         ("robomimic/lift/ph/image", "dataset_states_to_obs.py"),
         ("robomimic/lifft/ph/low_dim", "lift/ph/low_dim"),
-        ("lerobot/", "OWNER/NAME"),
         ("lerobot/../x", "OWNER/NAME"),
         ("hf://pusht", "OWNER/NAME"),
     ],
@@ -183,9 +159,6 @@ def test_sets_lie_where_their_own_libraries_look(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     assert sources.find(NAME).folder == Path("~/.d4rl/datasets")
     assert sources.find("lerobot/pusht").folder == tmp_path / "hub" / "lerobot" / "lerobot" / "pusht"
-
-
-# A transfer -----------------------------------------------------------------------------------------------------
 
 
 def test_a_file_is_downloaded_once_and_its_checksum_recorded(server: Server, tmp_path: Path) -> None:
@@ -224,18 +197,14 @@ def test_tries_with_progress_do_not_count(server: Server, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("obeys", [True, False])
 @pytest.mark.parametrize("size", [400_000, 300_000, 500_000])
-def test_a_file_that_changes_between_two_tries_is_never_glued_together(
-    server: Server, tmp_path: Path, obeys: bool, size: int
-) -> None:
+def test_a_file_that_changes_is_never_glued_together(server: Server, tmp_path: Path, obeys: bool, size: int) -> None:
     new = hdf5(1, size)
     changed = file(new, etag='"2"', obeys_if_range=obeys)
     assert fetched(tmp_path, server, file(WHOLE, stop=350_000), file(WHOLE, stop=0), changed) == new
 
 
 @pytest.mark.parametrize("answer", ["bytes 5-{last}/{size}", "bytes {start}-{last}/*", "5", None, "200"])
-def test_another_part_than_the_requested_one_is_not_glued_on(
-    server: Server, tmp_path: Path, answer: str | None
-) -> None:
+def test_another_part_than_requested_is_not_glued_on(server: Server, tmp_path: Path, answer: str | None) -> None:
     def elsewhere(handler: Any) -> None:
         start = int(handler.headers["Range"].removeprefix("bytes=").removesuffix("-"))
         place = answer and answer.format(start=start, size=len(WHOLE), last=len(WHOLE) - 1)
@@ -257,24 +226,19 @@ def test_a_part_belongs_to_one_address(server: Server, tmp_path: Path) -> None:
     assert parts(tmp_path) == [LOCAL]
 
 
-@pytest.mark.parametrize("version", [{"etag": None}, {"etag": 'W/"1"'}])
-def test_a_file_without_a_version_begins_anew(server: Server, tmp_path: Path, version: dict[str, Any]) -> None:
-    new = hdf5(1)
-    assert fetched(tmp_path, server, file(WHOLE, stop=150_000, **version), file(new, **version)) == new
-    assert server.ranges(REMOTE) == [None, None]
+OLD, NEW = "Mon, 06 Jan 2020 10:00:00 GMT", "Mon, 06 Jan 2025 10:00:00 GMT"
 
 
-def test_a_date_is_a_version(server: Server, tmp_path: Path) -> None:
-    old, new = "Mon, 06 Jan 2020 10:00:00 GMT", "Mon, 06 Jan 2025 10:00:00 GMT"
-    broken = file(WHOLE, etag=None, modified=old, stop=150_000)
-    assert fetched(tmp_path / "a", server, broken, file(WHOLE, etag=None, modified=old)) == WHOLE
-    assert server.requests[2][2]["If-Range"] == old
-    changed = hdf5(1)
-    assert fetched(tmp_path / "b", server, broken, file(changed, etag=None, modified=new)) == changed
-
-
-def test_a_server_that_fails_for_a_moment_is_tried_again(server: Server, tmp_path: Path) -> None:
-    assert fetched(tmp_path, server, status(503), status(429), file(WHOLE)) == WHOLE
+@pytest.mark.parametrize("etag", [None, 'W/"1"'])
+@pytest.mark.parametrize(("before", "after"), [(None, None), (OLD, OLD), (OLD, NEW)])
+def test_without_a_strong_etag_the_date_is_the_version(
+    server: Server, tmp_path: Path, etag: str | None, before: str | None, after: str | None
+) -> None:
+    is_same = before is not None and before == after
+    new = WHOLE if is_same else hdf5(1)
+    broken = file(WHOLE, etag=etag, modified=before, stop=150_000)
+    assert fetched(tmp_path, server, status(503), broken, file(new, etag=etag, modified=after)) == new
+    assert (server.ranges(REMOTE)[-1] is not None) is is_same
 
 
 def test_redirects_are_followed(server: Server, tmp_path: Path) -> None:
@@ -298,8 +262,6 @@ def test_two_downloads_at_once_transfer_once(server: Server, tmp_path: Path) -> 
     assert "there already" in summaries[-1]
 
 
-# What is refused ------------------------------------------------------------------------------------------------
-
 PAGE = b"<!DOCTYPE html><html><body>Please log in to this network" + b" " * 1000 + b"</body></html>"
 BAD_LENGTH = "does not say how many bytes"
 REFUSED: dict[str, tuple[Answer, int, str]] = {
@@ -307,7 +269,6 @@ REFUSED: dict[str, tuple[Answer, int, str]] = {
     "empty": (status(200), 1, "something else instead of a .hdf5 file"),
     "archive": (status(200, b"PK\x03\x04 and more"), 1, "something else instead of a .hdf5 file"),
     "missing": (status(404), 1, "answers 404 Not Found"),
-    "teapot": (status(418), 1, "answers 418"),
     "no content": (status(204), 1, "answers 204"),
     "unasked part": (status(206, WHOLE[5:], Content_Range="bytes 5-9/10"), 1, "206"),
     "broken server": (status(503), 5, "answers 503"),
@@ -341,9 +302,7 @@ def test_an_archive_that_ends_early_is_refused(server: Server, tmp_path: Path) -
     assert parts(tmp_path) == []
 
 
-def test_a_redirect_from_https_to_http_is_not_followed(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_https_is_not_redirected_to_http(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     authority, certificate = trustme.CA(), tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(certificate)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -364,9 +323,6 @@ def test_a_silent_server_is_given_up(server: Server, tmp_path: Path, monkeypatch
     monkeypatch.setattr(transfer, "READ_SECONDS", 0.05)
     server.answers[REMOTE] = [lambda _: time.sleep(0.2)]
     refused(tmp_path, "does not answer", "in 5 tries")
-
-
-# Checksums ------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_that_differs_from_its_first_download_is_refused(server: Server, tmp_path: Path) -> None:
@@ -415,12 +371,7 @@ def test_a_damaged_list_of_checksums_is_refused(tmp_path: Path, content: str) ->
     refused(tmp_path, "checksums.json", "remove it")
 
 
-# Addresses ------------------------------------------------------------------------------------------------------
-
-
-def test_mirrors_come_first_and_every_failure_is_reported(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_addresses_are_tried_in_order(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GTP_VISION_MIRRORS", f"{server.url}/env1/ {server.url}/env2")
     server.answers = {f"/env1{REMOTE}": [status(404)], f"/env2{REMOTE}": [status(403)], REMOTE: [status(410)]}
     text = refused(tmp_path, mirrors=[f"{server.url}/first", CLOSED])
@@ -439,9 +390,7 @@ def test_passwords_are_not_shown(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mirror", ["file:///data", "/data", "rail.berkeley.edu", "http://[", "https://"])
-def test_a_mirror_that_is_not_an_address_is_refused(
-    tmp_path: Path, mirror: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mirror_without_an_address_is_refused(tmp_path: Path, mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(tmp_path, mirror, "http", mirrors=[mirror])
     monkeypatch.setenv("GTP_VISION_MIRRORS", mirror)
     refused(tmp_path, mirror, "http")
@@ -462,56 +411,44 @@ def test_a_place_that_cannot_be_written_is_reported(server: Server, tmp_path: Pa
     refused(tmp_path, "low_dim_v141.hdf5", "cannot be written", "--to", name="robomimic/can/mh/low_dim_v141")
 
 
-# Several files --------------------------------------------------------------------------------------------------
-
-
-def test_only_missing_files_are_fetched(server: Server, tmp_path: Path) -> None:
-    first, second = "cube-single-play-v0.npz", "cube-single-play-v0-val.npz"
-    server.answers = {f"/{first}": [file(npz(0))], f"/{second}": [status(404)]}
-    refused(tmp_path, "404", f"put {second} into", name="ogbench/cube-single-play-singletask-task2-v0")
-    server.answers[f"/{second}"] = [file(npz(1))]
+def test_only_missing_and_chosen_files_are_fetched(server: Server, tmp_path: Path) -> None:
+    name, first, second = "ogbench/cube-single-play-v0", "cube-single-play-v0.npz", "cube-single-play-v0-val.npz"
+    server.answers = {f"/{first}": [status(404)], f"/{second}": [file(npz(1))]}
+    download(name, tmp_path, pattern="*-val.npz")
+    assert parts(tmp_path) == [second]
+    refused(tmp_path, "no file", first, name=name, pattern="*.hdf5")
+    refused(tmp_path, "404", f"put {first} into", name="ogbench/cube-single-play-singletask-task2-v0")
+    server.answers[f"/{first}"] = [file(npz(0))]
     server.requests.clear()
-    result = download("ogbench/cube-single-play-v0", tmp_path)
-    assert (result.new, set(result.files)) == ({second}, {first, second})
-    assert [path for _, path, _ in server.requests] == [f"/{second}"]
-
-
-def test_a_pattern_chooses_files(server: Server, tmp_path: Path) -> None:
-    server.answers["/cube-single-play-v0-val.npz"] = [file(npz(1))]
-    download("ogbench/cube-single-play-v0", tmp_path, pattern="*-val.npz")
-    assert parts(tmp_path) == ["cube-single-play-v0-val.npz"]
-    refused(tmp_path, "no file", "cube-single-play-v0.npz", name="ogbench/cube-single-play-v0", pattern="*.hdf5")
+    result = download(name, tmp_path)
+    assert (result.new, set(result.files)) == ({first}, {first, second})
+    assert [path for _, path, _ in server.requests] == [f"/{first}"]
     refused(tmp_path, "--revision", revision="main")
 
 
-# The command ----------------------------------------------------------------------------------------------------
-
-
-def test_the_command_tells_what_is_where(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    name, remote = "antmaze-umaze-v0", sources.d4rl_files()["antmaze-umaze-v0"]
+def test_the_command_prints_what_is_where(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    remote = sources.d4rl_files()["antmaze-umaze-v0"]
     server.answers[f"/m/{remote}"] = [file(WHOLE)]
-    words = ["data", "download", f"d4rl/{name}", "--to", str(tmp_path), "--mirror", f"{server.url}/m"]
-    assert main(words) == 0
-    first = capsys.readouterr().out
-    assert f"{tmp_path / Path(remote).name}: 0.4 MB, downloaded" in first
-    assert "AntMaze v0" in first
-    assert main(words) == 0
-    assert "there already" in capsys.readouterr().out
+    words = ["data", "download", "d4rl/antmaze-umaze-v0", "--to", str(tmp_path), "--mirror", f"{server.url}/m"]
+    for state in ("downloaded", "there already"):
+        assert main(words) == 0
+        output = capsys.readouterr().out
+        assert str(tmp_path / Path(remote).name) in output
+        assert state in output
+    assert "AntMaze v0" in output
     assert main(["data", "download", NAME, "--to", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("gtp-vision: hopper_medium-v2.hdf5")
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("gtp-vision: hopper_medium-v2.hdf5")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("quiet", [False, True])
-def test_progress_has_rate_and_time_unless_it_is_switched_off(server: Server, tmp_path: Path, quiet: bool) -> None:
+def test_progress_has_rate_and_time(server: Server, tmp_path: Path) -> None:
     server.answers[REMOTE] = [file(WHOLE)]
     environment = {key: value for key, value in os.environ.items() if key != "TQDM_DISABLE"}
-    environment |= {"TQDM_DISABLE": "1"} if quiet else {}
-    words = ["data", "download", NAME, "--to", str(tmp_path), "--mirror", server.url]
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "gtp_vision", *words], env=environment, capture_output=True, text=True, timeout=60
-    )
+    command = [sys.executable, "-P", "-m", "gtp_vision", "data", "download", NAME, "--to", str(tmp_path)]
+    command += ["--mirror", server.url]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "" if quiet else "B/s" in done.stderr and "00:0" in done.stderr
+    assert "B/s" in done.stderr
+    assert "00:0" in done.stderr

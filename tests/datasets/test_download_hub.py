@@ -150,14 +150,6 @@ def test_wrong_bytes_of_the_right_length_are_noticed(hub: Server, tmp_path: Path
     assert not (tmp_path / "to" / "checksums.json").exists()
 
 
-def test_a_file_of_the_user_is_not_replaced(hub: Server, tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("my own")
-    refused(tmp_path, str(tmp_path / "README.md"), "another file", "--to")
-    assert (tmp_path / "README.md").read_text() == "my own"
-    (tmp_path / "README.md").write_bytes(FILES["README.md"])  # the very file is welcome
-    assert set(download(NAME, tmp_path).files) == set(FILES)
-
-
 @pytest.mark.parametrize("path", ["../out.txt", "/tmp/gtp-out.txt", "a/../../out.txt", ".cache/x", "checksums.json"])
 def test_names_that_leave_the_folder_are_refused(hub: Server, tmp_path: Path, path: str) -> None:
     publish(hub, {path: b"evil"})
@@ -187,12 +179,6 @@ def test_another_server_is_refused(hub: Server, tmp_path: Path, content: bytes) 
     refused(tmp_path / "to", hub.url, "by hand")
 
 
-def test_more_than_the_disk_holds_is_refused(hub: Server, tmp_path: Path) -> None:
-    tree = [{"type": "file", "path": "big.bin", "size": 10**16, "oid": "0" * 40}]
-    hub.answers[f"/api/datasets/{NAME}/tree/{OLD}"] = [status(200, json.dumps(tree).encode())]
-    refused(tmp_path / "to", "needs 10000000.0 GB", "--to")
-
-
 def test_a_mirror_comes_first_and_gets_no_token(hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with running(Server()) as mirror:
@@ -203,11 +189,6 @@ def test_a_mirror_comes_first_and_gets_no_token(hub: Server, tmp_path: Path, mon
     download(NAME, tmp_path / "b", mirrors=["http://127.0.0.1:1"])
     assert have(tmp_path / "b")
     assert "Bearer hf_secret" in str(hub.requests[0][2])
-
-
-def test_without_a_network_the_folder_for_the_files_is_named(tmp_path: Path) -> None:
-    refused(tmp_path / "to", f"into {tmp_path / 'to'} by hand", "http://127.0.0.1:1")
-    assert not (tmp_path / "to" / "checksums.json").exists()
 
 
 @pytest.mark.processes
@@ -229,3 +210,14 @@ def test_the_hubs_own_variables_are_respected(hub: Server, tmp_path: Path, offli
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         assert have(place)
+
+
+def test_a_file_of_the_user_is_not_replaced(hub: Server, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("my own")
+    refused(tmp_path, str(tmp_path / "README.md"), "another file", "--to")
+    assert (tmp_path / "README.md").read_text() == "my own"
+    (tmp_path / "README.md").write_bytes(FILES["README.md"])  # the published file itself is kept
+    assert set(download(NAME, tmp_path).files) == set(FILES)
+    tree = [{"type": "file", "path": "big.bin", "size": 10**16, "oid": "0" * 40}]
+    hub.answers[f"/api/datasets/{NAME}/tree/{OLD}"] = [status(200, json.dumps(tree).encode())]
+    refused(tmp_path / "to", "needs 10000000.0 GB", "--to")

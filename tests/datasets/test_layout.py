@@ -11,6 +11,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import layout
 from gtp_vision.datasets.arrays import Segmented
 from gtp_vision.datasets.formats import open_store
+from gtp_vision.datasets.formats.episodes import check_name
 from gtp_vision.datasets.layout import FileArrays, Piece, piece_in_memory, piece_of, through_cache, to_store
 from gtp_vision.datasets.store import Store
 
@@ -63,9 +64,7 @@ def read(path: Path) -> Store:
     return to_store(layout_of(path), path)
 
 
-def test_large_contiguous_arrays_are_mapped_in_place_and_others_unpacked(
-    path: Path, frames: list[np.ndarray], cache: Path
-) -> None:
+def test_large_arrays_are_mapped_and_others_unpacked(path: Path, frames: list[np.ndarray], cache: Path) -> None:
     for _ in range(2):  # the second time from the cache
         store = read(path)
         plain, small, state = (store.observations[name] for name in ("plain", "small", "state"))
@@ -86,18 +85,6 @@ def test_large_contiguous_arrays_are_mapped_in_place_and_others_unpacked(
     path.rename(moved)
     np.testing.assert_array_equal(np.asarray(read(moved).observations["plain"]), whole)
     assert len(list(cache.glob("*.h5"))) == 1
-
-
-def test_a_file_is_opened_once_for_each_option(path: Path, cache: Path) -> None:
-    keys: list[str] = []
-
-    def counted(key: str) -> contextlib.AbstractContextManager[FileArrays]:
-        keys.append(key)
-        return opened(path)
-
-    for key in ("a", "a", "b"):
-        through_cache(path, lambda key=key: counted(key), key)
-    assert keys == ["a", "b"]
 
 
 def test_only_the_cache_may_refer_to_other_files(path: Path, cache: Path) -> None:
@@ -123,15 +110,15 @@ def test_files_that_change_after_their_layout_was_made_are_named(path: Path, cac
 
 
 @pytest.mark.parametrize(
-    ("pieces", "words"),
+    ("second", "words"),
     [
-        ([np.zeros((9, 4)), np.zeros((12, 5))], "episode 1"),
-        ([np.zeros((9, 4)), np.zeros((12, 4), np.float32)], "float32"),
-        ([np.zeros((9, 4)), np.zeros((11, 4))], "20 frames for 21 actions"),
+        (np.zeros((12, 5)), "episode 1"),
+        (np.zeros((12, 4), np.float32), "float32"),
+        (np.zeros((11, 4)), "20 frames for 21 actions"),
     ],
 )
-def test_pieces_that_differ_are_refused(path: Path, cache: Path, pieces: list[np.ndarray], words: str) -> None:
-    arrays = file_arrays({"state": [piece_in_memory(values) for values in pieces]})
+def test_pieces_that_differ_are_refused(path: Path, cache: Path, second: np.ndarray, words: str) -> None:
+    arrays = file_arrays({"state": [piece_in_memory(np.zeros((9, 4))), piece_in_memory(second)]})
     with pytest.raises(GtpVisionError, match=words):
         through_cache(path, lambda: contextlib.nullcontext(arrays), "test")
     assert not list(cache.glob("*"))
@@ -160,8 +147,14 @@ def test_a_full_cache_makes_room(path: Path, cache: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", ["*.h5", "*.json"])
-@pytest.mark.parametrize("content", [b"", b"rubbish"])
-def test_a_damaged_entry_of_the_cache_is_made_again(path: Path, cache: Path, name: str, content: bytes) -> None:
+def test_a_damaged_entry_of_the_cache_is_made_again(path: Path, cache: Path, name: str) -> None:
     expected = np.array(read(path).observations["small"])  # a copy: a mapped file must not be cut
-    next(cache.glob(name)).write_bytes(content)
+    next(cache.glob(name)).write_bytes(b"rubbish")
     np.testing.assert_array_equal(read(path).observations["small"], expected)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a\nb", "\udcff", "a" * 256])
+def test_names_that_cannot_be_shown_are_refused(name: str) -> None:
+    with pytest.raises(GtpVisionError) as error:
+        check_name(name, Path("some.h5"))
+    assert str(error.value).isascii()

@@ -1,17 +1,15 @@
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
 from PIL import Image
+from samples import MakeStore
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import pictures
 from gtp_vision.datasets.store import Store
 
-MakeStore = Callable[..., Store]
 Draw = Callable[[Path, Store], None]
 DRAWINGS = [pictures.write_contact_sheet, pictures.write_action_histograms]
 
@@ -27,7 +25,7 @@ def sheet(folder: Path, store: Store) -> np.ndarray:
 
 
 def test_first_middle_and_last_frames_of_every_camera_are_side_by_side(make_store: MakeStore, tmp_path: Path) -> None:
-    store = make_store([5, 8], cameras={"left": (64, 64, 3), "right": (64, 96, 3)})
+    store = make_store([5, 8], cameras={"left": (64, 64, 1), "right": (64, 96, 3)})
     image = sheet(tmp_path, store)
     lefts = [4, 200, 396, 592, 788, 984]  # six frames of 192 pixels and gaps of 4
     for line, chosen in enumerate([(0, 2, 4), (5, 8, 12)]):
@@ -36,7 +34,7 @@ def test_first_middle_and_last_frames_of_every_camera_are_side_by_side(make_stor
             frame = store.observations[name][row]
             scale = 192 // max(frame.shape[:2])
             shown = image[top:, lefts[column] :][: 64 * scale : scale, : frame.shape[1] * scale : scale]
-            np.testing.assert_array_equal(shown, frame, err_msg=f"{name} {row}")
+            np.testing.assert_array_equal(shown, np.broadcast_to(frame, shown.shape), err_msg=f"{name} {row}")
     assert image.shape[1] == lefts[-1] + 192 + 4
     assert (image[:16] == 0).any(), "the cameras' names are above them"
 
@@ -51,17 +49,9 @@ def test_of_many_episodes_and_cameras_a_few_are_drawn(make_store: MakeStore, tmp
     assert sheet(tmp_path, many).shape[1] == 4 + 16 * 3 * (192 + 4)
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8, 2), (8, 8, 4), (8, 8, 9), (1, 3000, 3), (400, 3, 3), (1, 1, 3)])
-def test_frames_of_any_shape_are_drawn_in_bounded_size(
-    make_store: MakeStore, tmp_path: Path, shape: tuple[int, int, int]
-) -> None:
+@pytest.mark.parametrize("shape", [(8, 8, 2), (8, 8, 9), (1, 3000, 3), (400, 3, 3), (1, 1, 3)])
+def test_sheets_of_any_shape_are_bounded(make_store: MakeStore, tmp_path: Path, shape: tuple[int, int, int]) -> None:
     assert max(sheet(tmp_path, make_store([3, 3], cameras={"front": shape})).shape) < 700
-
-
-def test_gray_frames_are_gray(make_store: MakeStore, tmp_path: Path) -> None:
-    store = make_store([3], cameras={"depth": (192, 192, 1)})
-    shown = sheet(tmp_path, store)[20 : 20 + 192, 4 : 4 + 192]
-    np.testing.assert_array_equal(shown, store.observations["depth"][0].repeat(3, -1))
 
 
 def test_faults_of_values_allow_a_sheet_and_faults_of_shapes_do_not(make_store: MakeStore, tmp_path: Path) -> None:
@@ -107,35 +97,14 @@ def test_only_a_png_is_ever_replaced(make_store: MakeStore, tmp_path: Path, draw
 
 
 @pytest.mark.filterwarnings("error")
-def test_titles_show_the_range_of_finite_actions_and_count_the_others(
-    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    titles: list[str] = []
-    set_title = Axes.set_title
-
-    def recorded(panel: Axes, text: str, **options: Any) -> Any:
-        titles.append(text)
-        return set_title(panel, text, **options)
-
-    monkeypatch.setattr(Axes, "set_title", recorded)
-    store = make_store((5, 7), actions=3)
-    store.actions[:, 0] = np.linspace(-0.5, 3, 12)
-    store.actions[[2, 6], 0] = np.nan, np.inf
-    store.actions[:, 1] = np.nan
-    store.actions[3, 2] = -3e38
-    pictures.write_action_histograms(tmp_path / "actions.png", store)
-    assert titles[0] == "0: -0.5 to 2.68 (2 not finite)"  # the last row, 3, is never sampled
-    assert titles[1].startswith("1: nothing finite")
-    assert "nan" not in " ".join(titles)
-    assert "not finite" not in titles[2]
-
-
-@pytest.mark.parametrize(("dimensions", "lines"), [(1, 1), (7, 2), (40, 2)])
+@pytest.mark.parametrize(("dimensions", "lines"), [(7, 2), (40, 2)])
 def test_there_is_a_panel_for_each_dimension_up_to_a_limit(
     make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dimensions: int, lines: int
 ) -> None:
     monkeypatch.setattr(pictures, "_MAX_PANELS", 8)
     store = make_store(actions=dimensions)
+    store.actions[[2, 6, 7], 0] = np.nan, np.inf, -3e38
+    store.actions[:, 1] = np.nan
     store.actions[:, -1] = 0.5
     pictures.write_action_histograms(tmp_path / "actions.png", store)
     image = drawn(tmp_path / "actions.png")

@@ -3,12 +3,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from samples import MakeStore
 
 from gtp_vision.datasets import inspection
 from gtp_vision.datasets.pitfalls import pitfalls
 from gtp_vision.datasets.store import Store
 
-MakeStore = Callable[..., Store]
 Change = Callable[[Store], Any]
 CAMERAS = {"front": (8, 6, 3), "wrist": (8, 6, 3)}
 GOOD: dict[str, Any] = {"lengths": (20, 30, 25), "terminals": {19}, "cameras": CAMERAS}

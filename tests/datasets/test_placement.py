@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -6,6 +5,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from samples import MakeStore
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
@@ -13,7 +13,6 @@ from gtp_vision.datasets.placement import place
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store, mix
 
-MakeStore = Callable[..., Store]
 CPU = torch.device("cpu")
 
 

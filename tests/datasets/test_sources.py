@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from samples import MakeStore
 from torch.utils import _pytree as pytree
 
 from gtp_vision.datasets.batch import Batch, Rows
@@ -24,7 +25,6 @@ from gtp_vision.datasets.sources import (
 )
 from gtp_vision.datasets.store import Store
 
-MakeStore = Callable[..., Store]
 CPU = torch.device("cpu")
 KINDS = ("host", "frames", "resident")
 LONG: dict[str, Any] = {"frame_stack": 3, "n_step": 4, "action_chunk": 3, "reward_scale": 3.0, "reward_shift": -0.3}
@@ -101,13 +101,6 @@ def test_stored_features_of_goals_are_used_as_they_are(make_store: MakeStore, ki
     np.testing.assert_array_equal(batch.observation["goal/front"][:, 0], expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_fetched_has_the_same_shapes_at_every_step(store: Store, kind: str) -> None:
-    made = source(kind, store, **LONG)
-    shapes = {tuple((x.shape, x.dtype) for x in pytree.tree_leaves(made.fetch(step))) for step in range(6)}
-    assert len(shapes) == 1
-
-
 def test_fetched_frames_have_room_for_rows_that_share_none(make_store: MakeStore) -> None:
     for frame_stack, n_step in ((3, 2), (2, 3), (1, 1)):
         sampler = Sampler(make_store((4000,)), 8, 0, frame_stack=frame_stack, n_step=n_step)
@@ -141,6 +134,7 @@ def test_seeds_side_by_side_get_the_batches_of_each_alone(store: Store, kind: st
         assert_equal(pytree.tree_map(lambda x, i=index: x[i], mapped), one.batch(one.fetch(2)))
 
 
+@pytest.mark.compiles
 @pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_is_one_graph_of_fixed_shapes(store: Store, kind: str, several: bool) -> None:

@@ -1,15 +1,13 @@
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from samples import MakeStore
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import location, problems, validate
-
-MakeStore = Callable[..., Store]
 
 
 def with_value(array: np.ndarray, row: int, value: float) -> np.ndarray:
@@ -36,9 +34,7 @@ def test_a_valid_store_is_returned(make_store: MakeStore) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 @pytest.mark.parametrize("name", ["rewards", "actions", "observations/state"])
-def test_a_value_that_is_not_finite_is_named_by_array_episode_and_frame(
-    make_store: MakeStore, name: str, value: float
-) -> None:
+def test_a_value_that_is_not_finite_is_located(make_store: MakeStore, name: str, value: float) -> None:
     store = make_store((5, 7), path=Path("somewhere.h5"))
     array = store.observations["state"] if "/" in name else getattr(store, name)
     with pytest.raises(GtpVisionError, match=rf"somewhere\.h5: {name} .* episode 1, frame 3"):
@@ -80,9 +76,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("name", "array", "words"), FAULTS)
-def test_a_fault_of_shape_or_type_is_named(
-    make_store: MakeStore, name: str, array: np.ndarray, words: tuple[str, ...]
-) -> None:
+def test_a_fault_is_named(make_store: MakeStore, name: str, array: np.ndarray, words: tuple[str, ...]) -> None:
     store = make_store((5, 7), timeouts={11} if name == "episode_ends" and len(np.shape(array)) == 1 else None)
     found = problems(changed(store, name, array))
     assert len(found) == 1
