@@ -26,12 +26,6 @@ def test_each_setting_has_a_line_with_what_set_it() -> None:
     assert {key: tuple(lines[key][: len(words)]) for key, words in expected.items()} == expected
 
 
-def test_settings_of_a_replaced_improvement_are_not_named() -> None:
-    text = explain(["task=demo", "agent=iql", "improvement=distillation", "agent.policy.family=flow_matching"])
-    assert "improvement.eta" not in text
-    assert "improvement/distillation.yaml" in text
-
-
 def test_the_command_explains_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "task=demo", "--explain"]) == 0
     assert capsys.readouterr().out.startswith("seed ")

@@ -2,31 +2,24 @@
 
 import importlib.util
 import json
-import re
-import shlex
 import shutil
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from commands_of_docs import ROOT, commands
 
 from gtp_vision.cli.main import main
 
 pytestmark = [pytest.mark.trains, pytest.mark.docs]
-GUIDE = Path(__file__).parents[2] / "docs" / "encoders.md"
+GUIDE = ROOT / "docs" / "encoders.md"
 SMALL = ["training.steps=2", "training.batch_size=4", "training.log_every=1", "training.device=cpu"]
 SMALL += ["agent.policy.hidden=[16]", "encoder.features=16"]
 
 
-def commands() -> list[list[str]]:
-    """The words of every `gtp-vision` command in the guide's bash blocks."""
-    blocks = re.findall(r"```bash\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("gtp-vision ")]
-
-
-TRAININGS = [words for words in commands() if words[0] == "train" and "task=own" in words]
+COMMANDS = [command.ours for command in commands(GUIDE) if command.ours]
+TRAININGS = [words for words in COMMANDS if words[0] == "train" and "task=own" in words]
 
 
 @pytest.fixture
@@ -65,15 +58,7 @@ def test_trainings_of_the_guide_run(words: list[str], folder: Path) -> None:
 
 def test_the_guide_shows_every_tuning_and_its_other_command_runs(folder: Path) -> None:
     text = GUIDE.read_text()
-    options = (
-        "tuning=partial",
-        "tuning=lora",
-        "tuning=frozen",
-        "fusion=transformer",
-        "crop=",
-        "size=",
-        "augmentation.",
-    )
-    assert all(option in text for option in options)
-    assert ["data", "inspect", "lift.hdf5"] in commands()
+    for option in ("tuning=partial", "tuning=lora", "tuning=frozen", "fusion=transformer", "crop=", "size="):
+        assert option in text
+    assert ["data", "inspect", "lift.hdf5"] in COMMANDS
     assert main(["data", "inspect", "lift.hdf5"]) == 0
