@@ -173,3 +173,19 @@ def test_networks_that_cannot_be_built_are_refused() -> None:
     config.policy.hidden = []
     with pytest.raises(GtpVisionError, match=r"agent\.policy\.hidden=\[\] is a network without layers"):
         agents.create(STATE, 2, config, EncoderConfig(name="state"))
+
+
+@pytest.mark.parametrize("name", ["gtp_bc", "idql"])
+def test_acting_uses_the_statistics_of_batch_normalization_and_training_moves_them(name: str) -> None:
+    encoder = EncoderConfig(name="resnet18", pooling="average", batch_norm="train", features=8)
+    agent, seen = agents.create(PIXELS, 2, preset(name), encoder), observation(PIXELS)
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    planned = agent.plan(seen, RandomStream(0, 0))
+    assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
+    assert all(module.training for module in agent.modules()), "its mode is restored"
+    agent.actor_encoder(seen)
+    means = [name for name in before if name.startswith("actor_encoder.") and "running_mean" in name]
+    assert means
+    assert not any(torch.equal(agent.state_dict()[name], before[name]) for name in means)
+    agent.load_state_dict(before)
+    assert torch.equal(agent.eval().plan(seen, RandomStream(0, 0)), planned)

@@ -77,16 +77,17 @@ def test_a_shared_encoder_follows_q_through_the_action_only(batch: Batch, name: 
 @pytest.mark.parametrize(
     ("agent", "more"),
     [
-        ("diffusion_ql", ["agent.policy.grid=3", "agent.acting.steps=3", "agent.critic.next_steps=3"]),
+        ("diffusion_ql", ["agent.policy.grid=3", "agent.critic.next_steps=3"]),
         ("consistency_ac", []),
-        ("gtp", ["improvement=q_gradient", "agent.acting.steps=3"]),
-        ("gtp", ["improvement=q_gradient", "agent.acting.steps=3", "agent.policy.family=flow_matching"]),
+        ("gtp", ["improvement=q_gradient"]),
+        ("gtp", ["improvement=q_gradient", "agent.policy.family=flow_matching"]),
     ],
 )
 def test_qs_gradient_reaches_the_policy_through_all_of_its_steps(
     make_store: Callable[..., Store], agent: str, more: list[str]
 ) -> None:
-    learner = make(agent, "agent.improvement.q_steps=3", "agent.improvement.bc_weight=0", *more)
+    steps = ["agent.improvement.q_steps=3", "agent.acting.steps=3"]
+    learner = make(agent, *steps, "agent.improvement.bc_weight=0", *more)
     store = make_store((300,))
     outputs: list[torch.Tensor] = []
 

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from gtp_vision.cli.main import main
@@ -167,31 +166,6 @@ def test_demo_replaces_only_a_demo(capsys: pytest.CaptureFixture[str], tmp_path:
 def test_parsing_imports_no_torch() -> None:
     code = "import sys, gtp_vision.cli.main as cli; cli._parser(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.trains
-@pytest.mark.simulates
-def test_the_real_job_trains_and_evaluates_on_a_file_in_ogbenchs_format(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    rng, frames = np.random.default_rng(0), 40
-    ends = np.zeros(frames, bool)
-    ends[[19, 39]] = True
-    contents = {
-        "observations": rng.integers(0, 256, (frames, 64, 64, 3), np.uint8),
-        "actions": rng.uniform(-1, 1, (frames, 5)).astype(np.float32),
-        "terminals": ends,
-        "qpos": np.zeros((frames, 23)),
-        "button_states": rng.integers(0, 2, (frames, 9)),
-    }
-    for name in ("visual-puzzle-3x3-play-v0.npz", "visual-puzzle-3x3-play-v0-val.npz"):
-        np.savez_compressed(tmp_path / name, **contents)
-    run = tmp_path / "run"
-    task = "task=ogbench/visual-puzzle-3x3-play-singletask-task1"
-    assert main(["train", task, "agent=gtp", "encoder=impala", f"data_dir={tmp_path}", f"run_dir={run}", *TINY]) == 0
-    assert "success 0% of 1 episodes" in capsys.readouterr().out
-    results = json.loads((run / "results.json").read_text())
-    assert (results["encoder"], results["last"]["length"]) == ("impala", 2)
 
 
 @pytest.mark.processes

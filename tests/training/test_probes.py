@@ -15,7 +15,6 @@ from gtp_vision.training.probes import (
     START,
     FeatureMonitor,
     cosine_distance,
-    evenly_spaced,
     linear_cka,
     linear_probe,
 )
@@ -72,15 +71,6 @@ def test_cka_is_invariant_to_rotation_and_scale() -> None:
     assert linear_cka(torch.eye(2), torch.tensor([[0.0], [9.0]])) == pytest.approx(1)
     first, second = torch.tensor([[1.0], [0.0], [-1.0]]), torch.tensor([[1.0], [-2.0], [1.0]])
     assert linear_cka(first, second) == pytest.approx(0)
-
-
-def test_rows_are_spread_evenly_by_the_seed() -> None:
-    rows = np.arange(1000) * 2
-    found = evenly_spaced(rows, 100, seed=0)
-    assert np.array_equal(found // 20, np.arange(100)), "one from each hundredth"
-    assert not np.array_equal(found, evenly_spaced(rows, 100, seed=1))
-    assert np.array_equal(found, evenly_spaced(rows, 100, seed=0))
-    assert np.array_equal(evenly_spaced(rows, 5000, seed=0), rows)
 
 
 @pytest.fixture
@@ -157,16 +147,6 @@ def test_features_of_other_rows_are_not_compared(tmp_path: Path, data: Path) -> 
     monitor = FeatureMonitor(tmp_path, fewer, parts, resumed=True)
     assert monitor.drift() == {}
     assert "other rows" in monitor.note
-
-
-@pytest.mark.trains
-def test_a_frozen_backbone_is_probed_once_and_does_not_drift(tmp_path: Path, data: Path) -> None:
-    results = trainer.train(
-        _config(tmp_path, data, "training.steps=2", "encoder.tuning=frozen", "encoder.cache=false"), progress=False
-    )
-    assert results["probe"]["before"] == results["probe"]["after"]
-    assert not (tmp_path / START).exists()
-    assert "features/" not in (tmp_path / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize(("lengths", "state"), [((9, 7), 3), (LENGTHS, None)])

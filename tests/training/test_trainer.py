@@ -149,6 +149,7 @@ def test_a_run_from_pixels_says_what_it_trains(data: Path, tmp_path: Path, capsy
     assert partial["parameters"] == results["trained_parameters"] > partial["trained_parameters"]
 
 
+@pytest.mark.simulates
 @pytest.mark.parametrize(
     ("more", "words"),
     [
