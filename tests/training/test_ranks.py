@@ -193,8 +193,9 @@ def test_a_run_does_not_depend_on_the_number_of_processes(folder: Path, run: str
     alone, together = (saved(folder / name, "step_4") for name in (whole, run))
     assert alone.keys() == together.keys()
     for name, value in alone.items():
-        scale = float(value.abs().max())
-        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-4 * scale + 1e-9, msg=name)
+        rounding = 1e-3 if name.startswith("improvement.energy") else 1e-4  # of gradients that are nothing else
+        atol = rounding * float(value.abs().max()) + 1e-9
+        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=atol, msg=name)
     one, other = (
         {(line["step"], key): value for line in lines(folder / name) for key, value in line.items()}
         for name in (whole, run)
