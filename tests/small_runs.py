@@ -43,10 +43,11 @@ def _composed(overrides: tuple[str, ...]) -> Config:
 
 def composed(*overrides: str) -> Config:
     """A configuration of one's own; paths, seeds and lengths, which differ between runs, are not composed anew."""
-    pairs = [override.split("=", 1) for override in overrides]
-    late = {key: value for key, value in pairs if key in _LATE}
+    pairs = dict(override.split("=", 1) for override in overrides)
+    late = {key: value for key, value in pairs.items() if key in _LATE and value != "null"}
     placeholders = [f"{key}=unused" for key in ("run_dir", "task.dataset") if key in late]
-    config = copy.deepcopy(_composed((*(o for o in overrides if o.split("=", 1)[0] not in _LATE), *placeholders)))
+    early = (f"{key}={value}" for key, value in pairs.items() if key not in late)
+    config = copy.deepcopy(_composed((*early, *placeholders)))
     for key, value in late.items():
         section, kind = _LATE[key]
         setattr(getattr(config, section) if section else config, key.rpartition(".")[2], kind(value))

@@ -20,19 +20,15 @@ STATE: dict[str, tuple[int, ...]] = {"state": (2, 3)}
 PIXELS: dict[str, tuple[int, ...]] = {"front": (2, 3, 12, 12), "state": (2, 3)}
 
 
-def shrunk(name: str, *more: str) -> list[str]:
-    """Overrides that make a preset tiny, and change nothing else."""
+def preset(name: str, *overrides: str) -> AgentConfig:
+    """The preset that people run, tiny."""
     tiny = [
-        *small(name, *more)[1:],
+        *small(name, *overrides),
         *("agent.policy.hidden=[16,16]", "agent.policy.grid=2", "agent.acting.steps=2"),
         *("agent.critic.hidden=[16]", "agent.critic.next_steps=2"),
     ]
-    return tiny + (["agent.acting.candidates=4"] if AGENTS[name].chooses else [])
-
-
-def preset(name: str, *overrides: str) -> AgentConfig:
-    """The preset, tiny."""
-    return composed("task=demo", f"agent={name}", *shrunk(name, *overrides), *overrides).agent
+    tiny += ["agent.acting.candidates=4"] if AGENTS[name].chooses else []
+    return composed("task=demo", *tiny, *overrides).agent
 
 
 def make(
@@ -47,12 +43,8 @@ def make(
     """A tiny agent of two action dimensions; `share`, `shift` and `shift_probability` are the encoder's."""
     torch.manual_seed(seed)
     kind = "impala_tiny" if any(len(shape) == 4 for shape in shapes.values()) else "state"
-    encoder = EncoderConfig(
-        name=kind,
-        features=8,
-        share=share,
-        augmentation=AugmentationConfig(shift=shift, shift_probability=shift_probability),
-    )
+    augmentation = AugmentationConfig(shift=shift, shift_probability=shift_probability)
+    encoder = EncoderConfig(name=kind, features=8, share=share, augmentation=augmentation)
     return agents.create(shapes, 2, preset(name, *overrides), encoder)
 
 

@@ -27,7 +27,7 @@ def noise(steps: dict[int, int]) -> EpisodeNoise:
 def test_stacks_are_the_samplers_windows(make_store: Callable[..., Store]) -> None:
     store = make_store((5, 4), cameras={"front": (4, 6, 3)})
     sampler, frames = Sampler(store, 2, seed=0, frame_stack=3), FrameStack(3)
-    arrays = {name: np.asarray(array) for name, array in store.observations.items()}
+    arrays, taken = {name: np.asarray(array) for name, array in store.observations.items()}, []
     for moment in range(5):  # row 1 shows another episode's end, and begins its own at moment 2
         rows = np.array([moment, 8 if moment < 2 else 3 + moment])
         newest = {name: array[rows] for name, array in arrays.items()}
@@ -41,16 +41,9 @@ def test_stacks_are_the_samplers_windows(make_store: Callable[..., Store]) -> No
         for name, stack in stacks.items():
             assert stack.dtype == expected[name].dtype
             assert torch.equal(stack, expected[name]), (name, moment)
+        taken.append((stacks["state"], stacks["state"].clone()))
         assert np.array_equal(frames.newest(0)["front"], arrays["front"][moment])
-
-
-def test_stacks_do_not_change_after_they_are_taken() -> None:
-    frames = FrameStack(2)
-    frames.push({"state": np.zeros((1, 3))})
-    taken = frames.tensors()["state"]
-    frames.push({"state": np.ones((1, 3))})
-    assert taken.dtype == torch.float32
-    assert not taken.any()
+    assert all(torch.equal(*pair) for pair in taken), "stacks do not change after they are taken"
 
 
 def value(episode: int, planned: int, ahead: int) -> float:
@@ -138,11 +131,3 @@ CHOOSING = ["agent.acting.candidates=4", "agent.acting.choose=softmax", "agent.a
 )
 def test_an_episode_does_not_depend_on_those_beside_it(name: str, overrides: list[str]) -> None:
     torch.testing.assert_close(*beside(name, *overrides), rtol=1e-4, atol=1e-5)
-
-
-def test_the_noise_of_a_plan_is_that_of_its_step() -> None:
-    agent = make("gtp", "agent.action_chunk=3", "agent.acting.execute=3")
-    executor, seen = Executor(agent.plan, agent.config.acting, 3), observation(batch=1)
-    plan = agent.plan(seen, noise({4: 0}))
-    for step in range(3):
-        assert torch.equal(executor(seen, noise({4: step}))[0], plan[0, step])

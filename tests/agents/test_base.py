@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import PIXELS, STATE, make, observation, owner, preset, states_of
+from small import PIXELS, STATE, make, observation, preset
 
 from gtp_vision import agents
 from gtp_vision.agents import ActingConfig, Agent
@@ -21,27 +21,6 @@ from gtp_vision.encoders import EncoderConfig
 from gtp_vision.models.critic import td_target
 
 MakeStore = Callable[..., Store]
-
-
-# Critic ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_critics_loss_is_the_squared_td_error_over_members_and_batch(
-    batch: Batch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learner, few = make(), states_of(batch)
-    next_action = torch.rand(12, 2)
-    monkeypatch.setattr(learner.policy_target, "sample", lambda *_: next_action)
-    with torch.no_grad():  # targets of their own
-        for parameter in learner.critic_target.parameters():
-            parameter.add_(0.1)
-    features, following = few.observation["state"].flatten(1), few.next_observation["state"].flatten(1)
-    loss, found, _ = learner.critic_loss(learner.loss_inputs(few, RandomStream(0, 0), 0))
-    target = few.reward + few.discount * learner.critic_target(following, next_action).min(0).values
-    q = learner.critic(features, few.action)
-    assert loss.item() == pytest.approx(torch.stack([(one - target) ** 2 for one in q]).mean().item(), rel=1e-5)
-    torch.testing.assert_close(found, q.detach())
-    assert not found.requires_grad
 
 
 @pytest.fixture
@@ -104,9 +83,6 @@ def test_chunks_cut_short_by_a_timeout_train_neither_q_nor_v(counted: Store, mon
         assert (float(metrics["critic/v_loss"]) > 0) == learns
 
 
-# Augmentation ---------------------------------------------------------------------------------------------------
-
-
 def test_observation_and_next_observation_are_shifted_alike(batch: Batch) -> None:
     learner = make(shapes=PIXELS, shift=3, shift_probability=1.0)
     batch = replace(batch, next_observation=batch.observation)  # only the shift could make a difference
@@ -127,9 +103,6 @@ def test_observation_and_next_observation_are_shifted_alike(batch: Batch) -> Non
     assert torch.equal(shifted["state"], batch.observation["state"])
 
 
-# Whose gradient trains a shared encoder ---------------------------------------------------------------------------
-
-
 def _encoder_gradients(batch: Batch, gradient: str) -> torch.Tensor:
     learner = agents.create(
         PIXELS, 2, preset("gtp"), EncoderConfig(name="impala_tiny", features=8, share=True, gradient=gradient)
@@ -144,38 +117,6 @@ def test_a_shared_encoder_learns_from_both_losses_or_from_one(batch: Batch) -> N
     assert min(float(actor.norm()), float(critic.norm())) > 0
     assert not torch.allclose(actor, critic, atol=1e-3 * float(both.norm()))
     assert torch.allclose(actor + critic, both, atol=1e-4 * float(both.norm()))
-
-
-# Targets --------------------------------------------------------------------------------------------------------
-
-
-def test_targets_begin_as_copies() -> None:
-    learner = make(shapes=PIXELS)
-    parts = dict(learner.named_children())
-    targets = {name for name in parts if name.endswith("_target")}
-    assert targets == {f"{name}_target" for name in ("actor_encoder", "critic_encoder", "critic", "policy")}
-    for name in targets:
-        online = parts[name.removesuffix("_target")].state_dict()
-        assert all(torch.equal(value, online[key]) for key, value in parts[name].state_dict().items())
-
-
-# Behaviour cloning ----------------------------------------------------------------------------------------------
-
-
-def test_behaviour_cloning_weighs_every_action_1_and_has_no_critic(batch: Batch) -> None:
-    learner, few = make("gtp_bc"), states_of(batch)
-    assert {owner(name) for name, _ in learner.named_parameters()} == {"policy", "policy_target"}
-    loss, metrics = learner(few, RandomStream(0, 3), 0)
-    noise = RandomStream(0, 3)
-    learner.augment.draw(12, noise)  # comes first in the stream
-    features = few.observation["state"].flatten(1)
-    each, _ = learner.policy.loss(learner.policy.rows(features, few.action, noise, learner.policy_target))
-    assert loss.item() == pytest.approx(each.mean().item(), rel=1e-6)
-    assert not any(name.startswith("critic/") for name in metrics)
-    assert float(metrics["weight/effective_share"]) == 1
-
-
-# Acting ---------------------------------------------------------------------------------------------------------
 
 
 def test_acting_takes_the_agents_steps_unless_given() -> None:
@@ -215,11 +156,6 @@ def test_candidates_are_evaluated_with_their_own_observation(monkeypatch: pytest
         assert torch.equal(chosen[row], min(own, key=lambda a, wanted=wanted: abs(float(a[0]) - wanted)))
 
 
-def test_the_best_of_n_is_the_one_of_the_highest_value() -> None:
-    q = torch.tensor([[0.1, 0.3, 0.2], [-5.0, -6.0, -7.0]])
-    assert choose(q, ActingConfig(), RandomStream(0, 0)).tolist() == [1, 0]
-
-
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_a_soft_choice_follows_the_softmax_of_q_over_the_temperature(temperature: float) -> None:
     q, rows = torch.tensor([0.0, 1.0, 2.0]), 20_000
@@ -232,11 +168,24 @@ def test_a_soft_choice_follows_the_softmax_of_q_over_the_temperature(temperature
     assert chi_square < 13.8, "the 0.1 % point of two degrees of freedom"
 
 
-# Construction ---------------------------------------------------------------------------------------------------
-
-
 def test_networks_that_cannot_be_built_are_refused() -> None:
     config = preset("bdm")
     config.policy.hidden = []
     with pytest.raises(GtpVisionError, match=r"agent\.policy\.hidden=\[\] is a network without layers"):
         agents.create(STATE, 2, config, EncoderConfig(name="state"))
+
+
+@pytest.mark.parametrize("name", ["gtp_bc", "idql"])
+def test_acting_uses_the_statistics_of_batch_normalization_and_training_moves_them(name: str) -> None:
+    encoder = EncoderConfig(name="resnet18", pooling="average", batch_norm="train", features=8)
+    agent, seen = agents.create(PIXELS, 2, preset(name), encoder), observation(PIXELS)
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    planned = agent.plan(seen, RandomStream(0, 0))
+    assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
+    assert all(module.training for module in agent.modules()), "its mode is restored"
+    agent.actor_encoder(seen)
+    means = [name for name in before if name.startswith("actor_encoder.") and "running_mean" in name]
+    assert means
+    assert not any(torch.equal(agent.state_dict()[name], before[name]) for name in means)
+    agent.load_state_dict(before)
+    assert torch.equal(agent.eval().plan(seen, RandomStream(0, 0)), planned)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 from small import NAMES
+from small_runs import composed
 
 from gtp_vision import agents
 from gtp_vision.agents import AgentConfig, check_agent, improvement_settings
@@ -88,24 +89,20 @@ def test_an_agent_is_checked_when_it_is_created_too() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        "agent=gtp improvement=distillation acting=best_of_n",
-        "agent=diffusion_ql improvement=guidance",
         "agent=diffusion_ql improvement=advantage agent.improvement.value_steps=5",
-        "agent=iql improvement=alignment",
         "agent=iql improvement=q_gradient acting=softmax agent.acting.noise=1",
-        f"agent=iql {VP5} agent.acting.steps=5",
         "agent=fql agent.policy.family=meanflow agent.action_chunk=5 agent.critic.chunk=true task.n_step=5",
         "agent=gtp agent.action_chunk=4 agent.acting.ensemble=0.01 agent.acting.execute=1",
         "agent=rebrac agent.action_chunk=4 agent.critic.next_penalty=0",
     ],
 )
 def test_what_fits_is_allowed(overrides: str) -> None:
-    check_agent(from_command_line(["task=demo", *overrides.split()]).agent)
+    check_agent(composed("task=demo", *overrides.split()).agent)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_improvement_is_either_built_or_refused_for_every_agent(name: str) -> None:
-    config = from_command_line(["task=demo", f"agent={name}", "agent.critic.hidden=[8]"]).agent
+    config = composed("task=demo", f"agent={name}", "agent.critic.hidden=[8]").agent
     for improvement, kind in agents.IMPROVEMENTS.items():
         policy = replace(config.policy, hidden=[8])
         small = replace(config, policy=policy, improvement=improvement_settings(improvement))

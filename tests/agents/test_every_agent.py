@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 from small import JUDGED, NAMES, PIXELS, STATE, make, observation, owner, preset, states_of
@@ -10,16 +9,12 @@ from small_runs import composed
 
 from gtp_vision.agents import AGENTS, actions_needed, label
 from gtp_vision.agents.base import Agent
-from gtp_vision.config.presets import options
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 
 STAGES = [(name, 0) for name in NAMES] + [("bdm", step) for step in (1, 2, 3)]  # pretrain_steps is 2
-
-
-# Presets --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -34,21 +29,13 @@ def test_a_preset_is_what_its_recipe_says(name: str) -> None:
     assert label(config) == name
 
 
-def test_every_agent_has_a_preset_of_its_name() -> None:
-    assert set(AGENTS) <= set(options("agent"))
-
-
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["agent=gtp"], "gtp"),
-        (["agent=gtp", "improvement=q_gradient"], "gtp+q"),
-        (["agent=gtp", "acting=best_of_n"], "gtp+n"),
         (["agent=gtp", "improvement=q_gradient", "acting=softmax"], "gtp+q+n"),
         (["agent=gtp", "improvement=distillation"], "gtp+d"),
         (["agent=gtp", "improvement=guidance"], "gtp+e"),
         (["agent=gtp", "improvement=none"], "gtp+bc"),
-        (["agent=idql"], "idql"),
         (["agent=idql", "acting=single"], "idql"),
         (["agent=gtp_bc", "agent.policy.family=shortcut"], "gtp_bc-shortcut"),
         (["agent=bdm", "agent.improvement.name=advantage"], "bdm+a"),
@@ -65,9 +52,6 @@ def test_a_batch_holds_the_actions_that_an_agent_needs() -> None:
     assert actions_needed(preset("gtp"), 3) == 1
     assert actions_needed(preset("gtp", "agent.action_chunk=5"), 3) == 5
     assert actions_needed(preset("rebrac"), 3) == 4
-
-
-# Steps ----------------------------------------------------------------------------------------------------------
 
 
 def step_of(learner: Agent, batch: Batch, step: int) -> dict[str, torch.Tensor]:
@@ -130,26 +114,11 @@ def test_a_batch_of_one_row_is_enough(make_store: Callable[..., Store], name: st
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_steps_of_the_optimizer_lower_the_losses_of_their_batch(batch: Batch, name: str) -> None:
-    # Not losses with a Q term, which changes with Q.
-    watched = "critic/loss" if AGENTS[name].improvement in ("q_gradient", "distillation") else "loss"
-    learner, few = make(name), states_of(batch)
-    optimizer = torch.optim.Adam([p for p in learner.parameters() if p.requires_grad], lr=3e-3)
-    losses = []
-    learner.begin(0)
-    for _ in range(20):
-        loss, metrics = learner(few, RandomStream(0, 0), 0)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(metrics[watched]))
-    assert losses[-1] < losses[0] - 0.02 * abs(losses[0])
-
-
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("share", [False, True])
 def test_updating_the_targets_is_exactly_polyaks_step(name: str, share: bool) -> None:
     learner = make(name, "agent.tau=0.1", "agent.policy_tau=0.02", shapes=PIXELS, share=share)
+    begun = learner.state_dict()
+    assert all(torch.equal(x, begun[key.replace("_target", "")]) for key, x in begun.items()), "targets begin as copies"
     with torch.no_grad():
         for parameter in learner.parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -171,9 +140,6 @@ def test_updating_the_targets_is_exactly_polyaks_step(name: str, share: bool) ->
     assert moved == {"policy_target"} | (critics if name in JUDGED else set())
 
 
-# Acting ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_acting_is_a_function_of_observation_and_noise_within_the_unit_box(name: str) -> None:
     learner = make(name, shapes=PIXELS, shift=3, shift_probability=1.0)
@@ -187,8 +153,6 @@ def test_acting_is_a_function_of_observation_and_noise_within_the_unit_box(name:
     drawn = not torch.equal(learner.act(seen, RandomStream(3, 3)), action)
     assert drawn == (name not in ("gaussian_bc", "iql", "td3_bc", "rebrac")), "those act by a mean or have no noise"
 
-
-# Action chunks --------------------------------------------------------------------------------------------------
 
 CHUNKED = [name for name in NAMES if name != "rebrac"]  # its penalty takes single actions
 
@@ -209,5 +173,4 @@ def test_action_chunks_of_three(make_store: Callable[..., Store], name: str, who
     assert float(plan.abs().max()) <= 1
     if name in JUDGED:
         width = learner.actor_encoder.width
-        first = learner.critic.q(torch.zeros(1, width + (6 if whole else 2)))
-        assert np.isfinite(first.detach().numpy()).all()
+        assert bool(learner.critic.q(torch.zeros(1, width + (6 if whole else 2))).isfinite().all())

@@ -62,23 +62,8 @@ def test_steps_and_acting_settings_are_chosen_at_every_call(monkeypatch: pytest.
     assert not torch.allclose(fast.plan(seen, RandomStream(0, 0), 1), fast.agent.plan(seen, RandomStream(0, 0), 3))
 
 
-def test_agents_of_the_same_shapes_are_not_confused() -> None:
-    seen = observation(batch=1)
-    first, second = traced(make("gtp", seed=0)), traced(make("gtp", seed=1))
-    for _ in range(2):
-        assert_same(first, seen, turns=1)
-        assert_same(second, seen, turns=1)
-    assert not torch.allclose(first.plan(seen, RandomStream(0, 0)), second.plan(seen, RandomStream(0, 0)))
-
-
 def test_cameras_candidates_chunks_and_scaled_noise_are_compiled_for_a_batch() -> None:
     assert_same(traced(make("gtp", *CHOOSING, shapes=PIXELS, share=True), batch=2), observation(PIXELS, batch=2))
-
-
-def test_observations_may_be_views() -> None:
-    fast, whole = traced(make("gtp")), observation(batch=5)["state"]
-    for view in (whole[:1], whole[3:4], whole[2:3].transpose(1, 2).contiguous().transpose(1, 2)):
-        assert_same(fast, {"state": view})
 
 
 @pytest.mark.parametrize("make_noise", [lambda: RandomStream(0, 0), lambda: EpisodeNoise(0, [4], [7], CPU)])
@@ -93,13 +78,6 @@ def test_another_batch_size_is_planned_eagerly() -> None:
     fast = traced(make("gtp"))
     assert_same(fast, observation(batch=3))
     assert not fast._plans
-
-
-def test_an_agent_in_training_acts_in_evaluation_mode_and_stays_in_training() -> None:
-    agent = make("gtp", shapes=PIXELS).train()
-    modes = [module.training for module in agent.modules()]
-    assert_same(traced(agent), observation(PIXELS, batch=1))
-    assert [module.training for module in agent.modules()] == modes
 
 
 @pytest.mark.skipif(not compile.has_compiler(), reason="no C++ compiler")
@@ -127,15 +105,6 @@ def test_an_unavailable_engine_falls_back_to_eager(monkeypatch: pytest.MonkeyPat
     assert fast.status.startswith("acting: eager, because ")
     assert reason in fast.status
     assert_same(fast, observation(batch=1), engine="eager")
-
-
-def test_a_plan_that_cannot_be_traced_is_made_eagerly_with_the_noise_already_drawn() -> None:
-    agent, seen = make("qgpo"), observation(batch=1)
-    fast, ours, theirs = traced(agent), RandomStream(0, 0), RandomStream(0, 0)
-    for _ in range(2):
-        assert torch.equal(fast.plan(seen, ours), agent.plan(seen, theirs))
-    assert fast.status.startswith("acting: eager, because engine=compile ")
-    assert "\n" not in fast.status
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -63,13 +63,3 @@ def test_rebracs_penalty_is_the_squared_distance_from_the_datas_next_action(
         for own, row in zip(action, following, strict=True)
     ]
     assert value.tolist() == pytest.approx([10 - 0.5 * distance for distance in distances], rel=1e-5)
-
-
-def test_the_policy_itself_is_cloned_by_squared_error_and_acts_without_noise(batch: Batch) -> None:
-    learner, few = make("td3_bc"), states_of(batch)
-    features = few.observation["state"].flatten(1)
-    action = learner.act(few.observation, RandomStream(0, 0))
-    assert torch.equal(action, learner.act(few.observation, RandomStream(7, 7)))
-    _, metrics = learner(few, RandomStream(0, 0), 0)
-    expected = (learner.policy.sample(features, 1, RandomStream(0, 0)) - few.action).square().mean()
-    assert float(metrics["actor/cloning"]) == pytest.approx(expected.item(), rel=1e-5)

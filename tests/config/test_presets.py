@@ -58,9 +58,6 @@ def redundant(overrides: list[str], source: str) -> set[str]:
     return {key for key, value in mine.items() if key in below and below[key] == value}
 
 
-# Files ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("file", FILES)
 def test_every_file_is_an_option_that_composes(file: str) -> None:
     group, _, option = file.removesuffix(".yaml").partition("/")
@@ -105,9 +102,6 @@ def test_an_agent_without_settings_has_the_networks_of_gtp() -> None:
     assert set(options("family")) == set(FAMILIES)
 
 
-# Published settings ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("option", TUNED)
 def test_published_settings_name_themselves_and_their_source(option: str) -> None:
     made = from_command_line(with_option("tuned", option))
@@ -115,22 +109,6 @@ def test_published_settings_name_themselves_and_their_source(option: str) -> Non
     table = f"published/{option.partition('/')[0]}.yaml"
     assert "github.com/" in (CONFIGS / table).read_text()
     assert not redundant(with_option("tuned", option), table)
-
-
-def test_every_published_task_has_a_file() -> None:
-    gym = [
-        f"{body}-medium{kind}" for body in ("halfcheetah", "hopper", "walker2d") for kind in ("", "-replay", "-expert")
-    ]
-    mazes = [f"antmaze-{maze}" for maze in ("umaze", "umaze-diverse")]
-    mazes += [f"antmaze-{size}-{kind}" for size in ("medium", "large") for kind in ("play", "diverse")]
-    states = [f"{body}-navigate" for body in ("antmaze-large", "antmaze-giant", "antsoccer-arena")]
-    states += [f"humanoidmaze-{size}-navigate" for size in ("medium", "large")]
-    states += [f"{scene}-play" for scene in ("cube-single", "cube-double", "scene", "puzzle-3x3", "puzzle-4x4")]
-    pixels = [f"visual-{scene}" for scene in states if scene.endswith("-play")]
-    tasks = {"diffusion_ql": gym + mazes, "consistency_ac": gym + mazes, "ifql": states, "fql": states + pixels + mazes}
-    for agent in ("iql", "rebrac"):
-        tasks[agent] = [*({*states, "visual-cube-single-play", "ogbench"} - {"antsoccer-arena-navigate"})]
-    assert {f"{agent}/{task}" for agent, names in tasks.items() for task in names} == set(TUNED)
 
 
 DQL = ["training.learning_rate", "agent.improvement.q_weight", "agent.critic.backup", "training.steps"]

@@ -18,7 +18,7 @@ from gymnasium.spaces import Box, Dict
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
-from gtp_vision.envs import EnvSpec, Rendering, by_name, rendering
+from gtp_vision.envs import EnvSpec, Rendering, rendering
 from gtp_vision.evaluation.evaluator import Actor, Episode, Evaluator, random_actor, summary, write_videos
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # simulators' processes need not import the tests
@@ -127,8 +127,8 @@ def test_images_are_rendered_with_the_specs_quality_and_filmed(tmp_path: Path) -
     first, finer = env.reset(seed=2)[0], other.reset(seed=2)[0]
     assert env.unwrapped.model.vis.quality.shadowsize == 512
     assert env.unwrapped.model.vis.quality.offsamples == 0
-    env.unwrapped._renderer.close()
-    other.unwrapped._renderer.close()
+    for simulator in (env, other):
+        simulator.unwrapped._renderer.close()
     np.testing.assert_array_equal(episode.frames[0], first)
     assert not np.array_equal(first, finer)
     (video,) = write_videos(tmp_path, [episode])
@@ -144,13 +144,6 @@ def test_the_summary_has_wilson_intervals_and_successes_by_task() -> None:
     assert "tasks" not in found
     tasks = summary([Episode(k, k in (0, 3, 5), 0.0, 9, [], task=1 + k % 3) for k in range(6)], 1.0)["tasks"]
     assert tasks == {"1": 1.0, "2": 0.0, "3": 0.5}
-
-
-def test_an_observation_without_names_is_a_camera_or_a_state() -> None:
-    image, numbers = np.zeros((2, 2, 3)), np.zeros(3)
-    assert by_name(image)["camera"] is image
-    assert list(by_name(numbers)) == list(by_name(Box(-1, 1, (3,)))) == ["state"]
-    assert list(by_name(Dict({"b": Box(-1, 1, (3,)), "a": Box(-1, 1, (3,))}))) == ["a", "b"]
 
 
 def test_a_missing_opengl_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,28 +1,23 @@
 """Saliency maps are gradients of the action, drawn over the frames that the policy saw."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from small_runs import composed
 from torch import nn
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent
 from gtp_vision.cli.main import main
-from gtp_vision.config.compose import from_command_line
-from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import SALIENCY
 from gtp_vision.core.random import EpisodeNoise, RandomStream
-from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.evaluation.evaluator import Episode, write_videos
 from gtp_vision.evaluation.saliency import Saliency, saliency
 from gtp_vision.training import trainer
-from gtp_vision.training.evaluate import evaluate_run
 
 SIDE, STACK = 16, 2
 SHAPES: dict[str, tuple[int, ...]] = {"camera": (STACK, 3, SIDE, SIDE)}
@@ -31,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def make(*overrides: str, name: str = "gtp", shapes: Mapping[str, tuple[int, ...]] = SHAPES) -> Agent:
-    config = from_command_line(["task=demo", f"agent={name}", *TINY, *overrides])
+    config = composed("task=demo", f"agent={name}", *TINY, *overrides)
     torch.manual_seed(0)
     return agents.create(shapes, 2, config.agent, config.encoder)
 
@@ -99,14 +94,6 @@ def test_every_agent_has_a_saliency_and_is_not_changed(name: str, overrides: lis
     assert all(torch.equal(value, before[key]) for key, value in agent.state_dict().items())
 
 
-def test_of_a_chunk_the_next_action_counts() -> None:
-    agent, observation = make("agent.action_chunk=3", name="gtp_bc"), seen()
-    found = saliency(agent, observation, "camera", RandomStream(0, 0))
-    act = agent.improvement.act
-    agent.improvement.act = lambda *args: act(*args)[:, :2]  # type: ignore[method-assign]
-    torch.testing.assert_close(saliency(agent, observation, "camera", RandomStream(0, 0)), found)
-
-
 @pytest.mark.parametrize("goals", [False, True])
 def test_maps_of_an_episode_are_those_of_what_the_policy_saw(episode: Episode, goals: bool) -> None:
     shapes = SHAPES | ({"goal/camera": SHAPES["camera"]} if goals else {})
@@ -143,27 +130,13 @@ def test_training_and_eval_write_videos_with_saliency(tmp_path: Path, capsys: py
     run, videos = tmp_path / "run", tmp_path / "videos"
     settings = ["task=demo", "training=demo", "agent=gtp_bc_demo", *TINY, "task.max_episode_steps=2"]
     settings += ["training.steps=1", "training.batch_size=8", "training.eval_episodes=1", "training.videos=2"]
-    trainer.train(from_command_line([*settings, f"run_dir={run}"]), progress=False)
+    trainer.train(composed(*settings, f"run_dir={run}"), progress=False)
     names = sorted(path.name for path in (run / "videos" / "step_1").iterdir())
     assert names == ["episode_000_failure.mp4", "episode_000_failure_saliency.mp4"]
     page = (run / "report.html").read_text()
     assert "What it sees" in page
     assert page.count("<video") == 2
-    capsys.readouterr()
-    assert main(["eval", str(run), "--episodes", "1", "--videos", str(videos), "--saliency", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["episodes"] == 1
-    assert len(list(videos.glob("*_saliency.mp4"))) == 1
-    assert len(list(videos.glob("*.mp4"))) == 2
+    assert main(["eval", str(run), "--episodes", "1", "--videos", str(videos), "--saliency"]) == 0
+    assert (len(list(videos.glob("*_saliency.mp4"))), len(list(videos.glob("*.mp4")))) == (1, 2)
     assert main(["eval", str(run), "--saliency"]) == 2
     assert "--videos FOLDER" in capsys.readouterr().err
-
-
-@pytest.mark.trains
-def test_saliency_without_a_camera_is_refused(tmp_path: Path, make_store: Callable[..., Store]) -> None:
-    data = native.write(tmp_path / "data.h5", make_store((9, 7), actions=5, state=55))
-    settings = ["task=demo", "training=demo", f"run_dir={tmp_path / 'run'}", f"task.dataset={data}", "encoder=state"]
-    settings += ["agent=gtp_bc_demo", "training.steps=1", "training.batch_size=8", "training.eval_episodes=0"]
-    env = "task.env=puzzle-3x3-play-singletask-task1-v0"
-    trainer.train(from_command_line([*settings, "agent.policy.hidden=[16]", env]), progress=False)
-    with pytest.raises(GtpVisionError, match=r"no camera.*leave out --saliency"):
-        evaluate_run(tmp_path / "run", episodes=1, videos=tmp_path, saliency=True, progress=False)

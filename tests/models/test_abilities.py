@@ -10,14 +10,13 @@ from learning import A, F, loss_of
 from gtp_vision import models
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
-from gtp_vision.models import FAMILIES, Density, Guidable, Integrable, PolicyConfig
+from gtp_vision.models import FAMILIES, Guidable, Integrable, PolicyConfig
 from gtp_vision.models.bottleneck import BottleneckPolicy
 from gtp_vision.models.diffusion import DiffusionPolicy, VPDiffusionPolicy
 from gtp_vision.models.flow_matching import FlowMatchingPolicy
 from gtp_vision.models.gtp import GTPPolicy
 from gtp_vision.models.timed import Time
 
-ABILITIES = (Integrable, Guidable, Density)
 INTEGRABLE = sorted(name for name, kind in FAMILIES.items() if issubclass(kind, Integrable))
 GUIDABLE = sorted(name for name, kind in FAMILIES.items() if issubclass(kind, Guidable))
 
@@ -25,29 +24,6 @@ GUIDABLE = sorted(name for name, kind in FAMILIES.items() if issubclass(kind, Gu
 def policy(family: str, **settings: Any) -> Any:
     torch.manual_seed(0)
     return models.create(F, A, PolicyConfig(family, **{"hidden": [16], "grid": 5, "activation": "mish"} | settings))
-
-
-@pytest.mark.parametrize(
-    ("family", "able"),
-    [
-        ("gtp", {Integrable, Guidable}),
-        ("diffusion", {Integrable, Guidable}),
-        ("vp_diffusion", {Guidable}),  # draws noise on the way
-        ("consistency", set()),  # the same
-        ("flow_matching", {Integrable, Guidable}),
-        ("shortcut", {Integrable}),
-        ("meanflow", {Integrable}),
-        ("bottleneck", {Integrable, Guidable, Density}),
-        ("one_step", {Integrable}),
-        ("gaussian", {Integrable, Density}),
-        ("deterministic", {Integrable}),
-    ],
-)
-def test_abilities_of_each_family(family: str, able: set[type]) -> None:
-    assert {ability for ability in ABILITIES if issubclass(FAMILIES[family], ability)} == able
-
-
-# Integrating ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", INTEGRABLE)
@@ -66,7 +42,6 @@ def test_integrated_actions_are_a_function_of_all_the_noise_that_sampling_draws(
         actor.sample_from(features, z, 0)
 
 
-# Following an energy --------------------------------------------------------------------------------------------
 #
 # Actions from N(m, d^2) and the energy b a, whose product is N(m + b d^2, d^2). The mean of the action given the noised
 # one is linear in it, and log E[e^(b a) | a_t] is b times this mean plus a constant: the pull is b times its slope.
@@ -176,9 +151,6 @@ def test_guided_actions_stay_in_the_box_and_need_a_step(family: str) -> None:
         torch.testing.assert_close(found, torch.ones(8, A))
     with pytest.raises((ValueError, GtpVisionError), match="steps=0"):
         actor.guided(observed, 0, RandomStream(0, 0), lambda x, t: x)
-
-
-# Noised actions -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", sorted(set(GUIDABLE) - {"gtp"}))

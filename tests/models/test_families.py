@@ -13,7 +13,7 @@ from gtp_vision.models import FAMILIES, Policy, PolicyConfig
 from gtp_vision.models.consistency import ConsistencyPolicy
 from gtp_vision.models.diffusion import DiffusionPolicy, VPDiffusionPolicy
 from gtp_vision.models.flow_matching import FlowMatchingPolicy, MeanFlowPolicy, ShortcutPolicy
-from gtp_vision.models.networks import ARCHITECTURES, frozen_copy
+from gtp_vision.models.networks import ARCHITECTURES
 from gtp_vision.models.policy import Rows
 from gtp_vision.models.timed import Time
 
@@ -29,9 +29,6 @@ def policy(family: str, seed: int = 0, features: int = F, actions: int = A, **se
 
 def steps_of(family: str) -> int:
     return 5 if family == "vp_diffusion" else 3
-
-
-# Guarantees of all ----------------------------------------------------------------------------------------------
 
 
 @LEARNING
@@ -52,14 +49,6 @@ def test_the_loss_of_each_sample_is_a_function_of_the_noise_averaged_over_its_dr
     once, repeated = policy(family), [x.repeat_interleave(draws, 0) for x in (features, action)]
     apart, _ = loss_of(once, *repeated, RandomStream(0, 0), teacher)
     torch.testing.assert_close(loss(0), apart.view(32, draws).mean(1))
-
-
-@LEARNING
-def test_a_batch_of_one_has_finite_metrics(family: str) -> None:
-    student, teacher = policy(family), policy(family, seed=1)
-    for step in range(8):
-        _, metrics = loss_of(student, torch.zeros(1, F), torch.zeros(1, A), RandomStream(0, step), teacher)
-        assert all(bool(value.isfinite()) for value in metrics.values())
 
 
 @LEARNING
@@ -94,17 +83,6 @@ def test_actions_are_a_function_of_noise_and_features_within_the_box(family: str
         for parameter in actor.parameters():
             parameter.mul_(5)
     assert float(actor.sample(features, k, RandomStream(0, 0)).detach().abs().max()) <= 1
-
-
-@EVERY
-def test_checkpoints_and_copies_act_as_the_policy_does(family: str) -> None:
-    actor, features, k = policy(family), torch.randn(16, F), steps_of(family)
-    actions = actor.sample(features, k, RandomStream(0, 0))
-    loaded = policy(family, seed=1)
-    loaded.load_state_dict(actor.state_dict())
-    for other in (loaded, frozen_copy(actor)):
-        assert torch.equal(other.sample(features, k, RandomStream(0, 0)), actions)
-    assert set(actor.state_dict()) == {name for name, _ in actor.named_parameters()}
 
 
 @EVERY
@@ -158,9 +136,6 @@ def test_an_unknown_family_is_refused_with_those_known() -> None:
         policy("gpt")
 
 
-# What defines each ----------------------------------------------------------------------------------------------
-
-
 class PointDenoiser(DiffusionPolicy):
     """All actions are 0.3."""
 
@@ -168,7 +143,7 @@ class PointDenoiser(DiffusionPolicy):
         return torch.full_like(a_t, 0.3)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("steps", [1, 7])
 def test_diffusion_with_the_exact_denoiser_of_a_point_ends_there(steps: int) -> None:
     actions = PointDenoiser(F, A, PolicyConfig(hidden=[4])).sample(torch.zeros(8, F), steps, RandomStream(0, 0))
     torch.testing.assert_close(actions, torch.full((8, A), 0.3))
@@ -235,16 +210,13 @@ class PointVelocity:
         return (x - 0.3) / torch.as_tensor(times[0]).view(-1, 1).clamp_min(1e-6) + 0 * self.observe.weight.sum()  # type: ignore[attr-defined]
 
 
-class PointFlow(PointVelocity, FlowMatchingPolicy):
-    pass
+class PointFlow(PointVelocity, FlowMatchingPolicy): ...
 
 
-class PointShortcut(PointVelocity, ShortcutPolicy):
-    pass
+class PointShortcut(PointVelocity, ShortcutPolicy): ...
 
 
-class PointMeanFlow(PointVelocity, MeanFlowPolicy):
-    pass
+class PointMeanFlow(PointVelocity, MeanFlowPolicy): ...
 
 
 @pytest.mark.parametrize("kind", [PointFlow, PointShortcut, PointMeanFlow])

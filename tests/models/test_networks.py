@@ -7,16 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gtp_vision.models.networks import (
-    ARCHITECTURES,
     MLP,
-    EnsembleLinear,
     EnsembleMLP,
     LNResNet,
     LogTimeEmbedding,
-    Mish,
     _mish,
     activation,
-    after_first_layer,
     frozen_copy,
     polyak_,
 )
@@ -43,21 +39,6 @@ def test_an_ensemble_computes_what_its_members_compute(layer_norm: bool) -> None
         torch.testing.assert_close(together[member], alone(x), rtol=1e-5, atol=1e-5)
 
 
-def test_ensemble_layers_are_initialized_like_torchs_linear_layers_and_differ() -> None:
-    torch.manual_seed(0)
-    layer, bound = EnsembleLinear(2, 25, 4000), 1 / math.sqrt(25)
-    for parameter in layer.parameters():
-        assert float(parameter.detach().abs().max()) <= bound
-        assert float(parameter.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.02)
-        assert not torch.equal(parameter[0], parameter[1])
-
-
-def test_an_mlp_ends_in_a_linear_layer() -> None:
-    network = MLP(3, [8, 8], 2, layer_norm=True)
-    assert [type(layer) for layer in network] == [nn.Linear, nn.LayerNorm, Mish] * 2 + [nn.Linear]
-    assert [type(layer) for layer in MLP(3, [], 2)] == [nn.Linear]
-
-
 def test_a_residual_network_adds_to_its_input_block_by_block() -> None:
     torch.manual_seed(0)
     network, x = LNResNet(8, 2, 3, "mish"), torch.randn(5, 8)
@@ -73,28 +54,6 @@ def test_a_residual_network_adds_to_its_input_block_by_block() -> None:
         h = h + narrow.bias
     torch.testing.assert_close(network(x), nn.functional.mish(h) @ network[3].weight.T + network[3].bias)
     assert not any(isinstance(part, nn.Dropout) for part in network.modules())
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("bias", [True, False])
-def test_networks_after_the_first_layer_have_its_width(architecture: str, bias: bool) -> None:
-    network = after_first_layer(architecture, [8, 8, 8], 3, "gelu", bias)
-    assert network(torch.zeros(5, 8)).shape == (5, 3)
-    last = [part for part in network.modules() if isinstance(part, nn.Linear)][-1]
-    assert (last.bias is not None) == bias
-
-
-@pytest.mark.parametrize(
-    ("architecture", "hidden", "function", "words"),
-    [
-        ("ln_resnet", [8, 8, 16], "gelu", "one width"),
-        ("resnet", [8], "gelu", "'ln_resnet'"),
-        ("mlp", [8], "gelo", r"'gelo'.*'gelu'"),
-    ],
-)
-def test_unknown_networks_are_refused(architecture: str, hidden: list[int], function: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        after_first_layer(architecture, hidden, 3, function)
 
 
 MISHES = {torch.float64: (1e-12, 1e-13), torch.float32: (2e-6, 3e-7), torch.bfloat16: (2e-2, 1e-2)}
@@ -146,29 +105,6 @@ def test_levels_far_above_the_smallest_are_evenly_spaced_in_log_time() -> None:
     c = embed(torch.tensor([0.1, 1.0, 10.0]))[:, 0]
     assert float(c[1] - c[0]) == pytest.approx(float(c[2] - c[1]), rel=1e-2)
     assert embed.state_dict() == {}
-
-
-def test_a_frozen_copy_is_equal_separate_and_without_gradients() -> None:
-    network = MLP(3, [4], 2)
-    copied = frozen_copy(network)
-    x = torch.randn(5, 3)
-    assert torch.equal(copied(x), network(x))
-    assert not any(parameter.requires_grad for parameter in copied.parameters())
-    assert all(parameter.requires_grad for parameter in network.parameters())
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(1)
-    assert not torch.equal(copied(x), network(x))
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.005, 0.3, 1.0])
-def test_polyak_moves_each_parameter_by_the_rate(rate: float) -> None:
-    source, target = MLP(3, [4], 2), frozen_copy(MLP(3, [4], 2))
-    before = [parameter.clone() for parameter in target.parameters()]
-    polyak_(target, source, rate)
-    for moved, old, new in zip(target.parameters(), before, source.parameters(), strict=True):
-        torch.testing.assert_close(moved, old + rate * (new - old), rtol=0, atol=1e-7)
-    polyak_(nn.Identity(), nn.Identity(), rate)
 
 
 def test_polyak_leaves_untrained_parameters_and_copies_moving_statistics() -> None:

@@ -53,13 +53,6 @@ def test_gaussian_actions_have_its_deviation_within_the_box() -> None:
     assert torch.equal(actor.sample_from(features, torch.zeros(4000, A), 1), middle)
 
 
-def test_noised_actions_of_a_gaussian_are_the_actions_themselves() -> None:
-    action = torch.rand(5, 4, A)
-    a_t, t = gaussian().noised(action, RandomStream(0, 0))
-    assert torch.equal(a_t, action)
-    assert torch.equal(t, torch.zeros(5))
-
-
 def test_a_deterministic_policys_loss_is_the_squared_error_of_its_action() -> None:
     actor, noise = DeterministicPolicy(F, A, config()), RandomStream(0, 0)
     features, action = noise.normal(8, F), 2 * noise.uniform(8, A) - 1

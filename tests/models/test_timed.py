@@ -9,7 +9,6 @@ from learning import A, F
 
 from gtp_vision.core.random import RandomStream
 from gtp_vision.models import GTPPolicy, PolicyConfig
-from gtp_vision.models.flow_matching import FlowMatchingPolicy
 
 
 @pytest.fixture
@@ -72,9 +71,3 @@ def test_compiled_code_caches_nothing_and_gives_the_same_actions(actor: GTPPolic
     assert not actor._kept
     torch.testing.assert_close(compiled, actor.sample_from(features, z, 3))
     assert actor._kept
-
-
-def test_only_families_with_levels_of_noise_check_their_order() -> None:
-    FlowMatchingPolicy(F, A, PolicyConfig("flow_matching", hidden=[4], sigma_min=5.0))
-    with pytest.raises(ValueError, match="sigma_min < sigma_last"):
-        GTPPolicy(F, A, PolicyConfig(hidden=[4], sigma_min=5.0))

@@ -16,7 +16,6 @@ from gtp_vision.report import build_report
 
 HOSTILE = '<script>alert("x")</script><img src="http://example.org/x.png" onerror="y">'
 MakeRun = Callable[..., Path]
-VOID = {"meta", "img", "br", "path", "circle", "use", "rect"}
 
 
 class Page(HTMLParser):
@@ -29,7 +28,7 @@ class Page(HTMLParser):
         self.styles: list[str] = []
         self.rows: list[dict[str, str]] = []
         self.panels: dict[str, str] = {}  # caption to SVG
-        self.open: list[str] = []
+        self.is_style = False
         self.column: str | None = None
         source = path.read_text(encoding="utf-8")
         self.feed(source)
@@ -43,8 +42,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = {key: value or "" for key, value in attrs}
         self.elements.append((tag, attributes))
-        if tag not in VOID:
-            self.open.append(tag)
+        self.is_style = tag == "style"
         if tag == "tr":
             self.rows.append({})
         if tag == "td":
@@ -52,14 +50,13 @@ class Page(HTMLParser):
             self.rows[-1][self.column] = ""
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
+        self.is_style = False
         if tag == "td":
             self.rows[-1][self.column or ""] = self.rows[-1][self.column or ""].strip()
             self.column = None
 
     def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "style":
+        if self.is_style:
             self.styles.append(data)
             return
         self.parts.append(data)
@@ -134,9 +131,9 @@ def edit_results(run: Path, **changes: Any) -> None:
     (run / "results.json").write_text(json.dumps(results | changes))
 
 
-def add_metrics(run: Path, *lines: str) -> None:
+def add_metrics(run: Path, *added: str) -> None:
     with (run / "metrics.jsonl").open("a") as file:
-        file.writelines(line + "\n" for line in lines)
+        file.writelines(f"{line}\n" for line in added)
 
 
 def a_video(path: Path) -> bytes:

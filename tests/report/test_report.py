@@ -20,22 +20,17 @@ from gtp_vision.report import build_report, plots
 
 def test_nothing_is_outside_the_file(new_run: MakeRun) -> None:
     page = build(new_run(curves=True))
-    references = [
-        (tag, value)
-        for tag, attributes in page.elements
-        for key, value in attributes.items()
-        if key in {"src", "srcset", "href", "xlink:href", "poster", "data", "action", "background"}
-    ]
-    assert {tag for tag, _ in references} >= {"img", "video"}
-    assert [value[:60] for _, value in references if not value.startswith(("data:", "#"))] == []
-    assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "embed", "base"}
+    keys = {"src", "srcset", "href", "xlink:href", "poster", "data", "action", "background"}
+    references = [value for _, attributes in page.elements for key, value in attributes.items() if key in keys]
+    assert [value[:60] for value in references if not value.startswith(("data:", "#"))] == []
+    tags = {tag for tag, _ in page.elements}
+    assert tags & {"img", "video", "script", "link", "iframe", "object", "embed", "base"} == {"img", "video"}
     css = " ".join(page.styles) + " ".join(attributes.get("style", "") for _, attributes in page.elements)
     assert "@import" not in css
     assert css.count("url(") == css.count("url(#")
     (policy,) = [attributes["content"] for attributes in page.all("meta") if "http-equiv" in attributes]
     assert policy.startswith("default-src 'none'")
     assert "script-src" not in policy
-    assert page.open == []
 
 
 def test_the_table_holds_the_runs_and_the_baselines(new_run: MakeRun) -> None:
@@ -61,35 +56,20 @@ def test_the_head_shows_task_environment_data_and_day(new_run: MakeRun) -> None:
         os.utime(run / name, (86400 * 365, 86400 * 365))
     (run / "report.html").write_text("written today, and not a part of the run")
     edit_results(dated, date="1972-02-03T04:05:06")
-    about = "reach-pixels · environment Reach-v0 · data set demo/reach-v1 · 1971-01-01"
-    assert about + " to 1972-02-03" in build(run, dated).text
-    assert about in build(run).text
-
-
-def test_settings_versions_and_missing_files_are_listed(new_run: MakeRun) -> None:
-    run = new_run()
-    page = build(run)
-    assert len(page.all("details")) == 1
-    for text in ("dataset: demo/reach-v1 frame_stack: 3", "1,234,567 parameters", "torch 2.13.0", "device cpu"):
-        assert text in page.text
-    assert "no final results" not in page.text
-    (run / "images" / "first_batch.png").unlink()
-    assert "gtp, seed 0: no picture of the first batch." in build(run).text
-
-
-# Videos and pictures
+    page = build(run, dated)
+    assert "reach-pixels · environment Reach-v0 · data set demo/reach-v1 · 1971-01-01 to 1972-02-03" in page.text
+    assert "dataset: demo/reach-v1 frame_stack: 3" in page.text
+    assert "1,234,567 parameters" in page.text
 
 
 @pytest.mark.parametrize(
     ("outcomes", "shown"),
-    [("sssss", "ssss"), ("ssssf", "sssf"), ("ffffffs", "sfff"), ("sfsfsf", "ssff"), ("f", "f")],
+    [("ssssf", "sssf"), ("ffffffs", "sfff"), ("f", "f")],
 )
 def test_videos_are_few_and_show_both_outcomes(mp4: bytes, new_run: MakeRun, outcomes: str, shown: str) -> None:
     page = build(new_run(outcomes=outcomes))
     videos = page.all("video")
     assert "".join(video["aria-label"].split(", ")[-1][0] for video in videos) == shown
-    assert page.text.count("✓ success") == shown.count("s")
-    assert page.text.count("✗ failure") == shown.count("f")
     assert "step 1,500" in page.text, "not the videos of step 500"
     for video in videos:
         assert {"muted", "loop", "controls"} <= video.keys()
@@ -116,7 +96,6 @@ def test_a_picture_is_shown_once_for_all_runs_that_share_it(new_run: MakeRun) ->
     page = build(*runs)
     assert shown_pictures(page) == [(run / "images/first_batch.png").read_bytes() for run in runs[::2]]
     assert "a, seed 0; b, seed 0" in page.text
-    assert "augmentation" not in page.text
     picture = runs[0] / "images" / "augmentation.png"
     Image.fromarray(np.full((8, 16, 3), 71, np.uint8)).save(picture)
     page = build(runs[0])
@@ -136,9 +115,6 @@ def test_a_link_out_of_the_run_is_not_published(new_run: MakeRun) -> None:
     assert "step 1,500" not in page.text
 
 
-# What it sees
-
-
 def test_saliency_probes_and_feature_drift_have_a_section(mp4: bytes, new_run: MakeRun) -> None:
     runs = [new_run(name, agent=name, outcomes="sf") for name in ("a", "b")]
     assert "What it sees" not in build(*runs).text, "older runs have measured nothing"
@@ -155,24 +131,10 @@ def test_saliency_probes_and_feature_drift_have_a_section(mp4: bytes, new_run: M
     ]
     assert "b, seed 0: no linear probe: the data set records no states." in section
     assert plots.COLORS[0] in page.panels["drift_front"]
-    assert "Learning curves" in section, "which come after it, and do not show the drift again"
-    assert page.text.count("drift_front") == 1
-    labels = [video["aria-label"] for video in page.all("video")]
-    assert labels.count("a, seed 0, episode 1, failure") == 2
-    assert len(labels) == 5
-
-
-def test_a_hostile_probe_is_shown_as_text_or_not_at_all(new_run: MakeRun) -> None:
-    run = new_run()
-    edit_results(run, probe={"before": [1], "after": {HOSTILE: "x", "some": {"a": 1}}, "note": HOSTILE})
-    page = build(run)
-    assert not page.all("script")
-    assert HOSTILE in page.text
-    edit_results(run, probe=[HOSTILE])
-    assert "What it sees" not in build(run).text
-
-
-# Curves
+    assert page.text.count("drift_front") == 1, "learning curves do not show the drift again"
+    assert len(page.all("video")) == 5
+    edit_results(runs[0], probe={"before": [1], "after": {HOSTILE: "x", "some": {"a": 1}}, "note": HOSTILE})
+    assert HOSTILE in build(runs[0]).text
 
 
 def test_every_metric_with_two_points_has_a_panel_with_every_run(new_run: MakeRun) -> None:
@@ -219,17 +181,6 @@ def test_values_that_are_not_finite_break_the_curve_and_nothing_else(new_run: Ma
     assert "all 3 not finite" in page.text
     assert [row["odd"] for row in page.rows if "odd" in row] == ["–"]
     assert "nan" not in page.panels["some"] + page.panels["all"]
-
-
-def test_a_long_curve_is_drawn_as_means(new_run: MakeRun) -> None:
-    run = new_run()
-    steps = range(8 * plots.MAX_POINTS)  # every eight steps hold four zeros and four ones, in changing order
-    add_metrics(run, *(f'{{"step": {step}, "long/zigzag": {(step + step // 8) % 2}}}' for step in steps))
-    (line,) = curve(build(run), "zigzag")
-    assert len({point.split()[1] for point in line.replace("L", "").strip().splitlines()}) == 1
-
-
-# Unfinished, damaged, hostile, missing
 
 
 def test_an_unfinished_run_shows_its_logs(new_run: MakeRun, tmp_path: Path) -> None:
@@ -298,9 +249,7 @@ def test_hostile_text_is_shown_as_text(mp4: bytes, new_run: MakeRun) -> None:
     page = build(run, title=HOSTILE, notes=[HOSTILE], baselines=[{"agent": HOSTILE}])
     assert not page.all("script")
     assert not [key for _, attributes in page.elements for key in attributes if key.startswith("on")]
-    assert all(image["src"].startswith("data:") for image in page.all("img"))
     assert page.text.count(HOSTILE) > 15
-    assert {page.row(0)[name] for name in ("Agent", "Encoder", "Success, last", "Return")} == {HOSTILE}
 
 
 def test_folders_that_are_not_runs_are_refused(new_run: MakeRun, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import composed
 
-from gtp_vision.config.compose import from_command_line
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.serving.export import export
@@ -16,24 +16,17 @@ SMALL = [
     *("task=own", "agent.policy.hidden=[16]", "training.device=cpu", "training.batch_size=8", "training.steps=1"),
     *("training.engine=eager", "training.probe_rows=0"),
 ]
-PIXELS = {"front": (16, 16, 3), "wrist": (12, 12, 3)}
-RUNS: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "pixels": (["agent=gtp", "encoder=impala_tiny", "task.frame_stack=2"], {"cameras": PIXELS}),
-    "fql": (["agent=fql", "encoder=state", "task.frame_stack=1"], {"state": 5}),
-    "chunks": (
-        ["agent=gtp_bc", "encoder=state", "agent.action_chunk=4", "agent.acting.execute=3", "task.frame_stack=3"],
-        {},
-    ),
-    "softmax": (
-        ["agent=idql", "agent.acting.choose=softmax", "encoder=impala_tiny", "task.frame_stack=1"],
-        {"cameras": PIXELS},
-    ),
-    "guidance": (["agent=qgpo", "encoder=state", "task.frame_stack=1"], {}),
-    "units": (
-        ["agent=gtp", "encoder=state", "task.frame_stack=1"],
-        {"attributes": {"action_low": [-3.0, 0.0], "action_high": [1.0, 250.0]}},
-    ),
-    "goals": (["agent=gtp_bc", "encoder=state", "task.goals=hindsight", "task.frame_stack=2"], {}),
+PIXELS = {"cameras": {"front": (16, 16, 3), "wrist": (12, 12, 3)}}
+UNITS = {"attributes": {"action_low": [-3.0, 0.0], "action_high": [1.0, 250.0]}}
+STATE = "encoder=state task.frame_stack=1"
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pixels": ("agent=gtp encoder=impala_tiny task.frame_stack=2", PIXELS),
+    "fql": (f"agent=fql {STATE}", {"state": 5}),
+    "chunks": ("agent=gtp_bc encoder=state task.frame_stack=3 agent.action_chunk=4 agent.acting.execute=3", {}),
+    "softmax": ("agent=idql agent.acting.choose=softmax encoder=impala_tiny task.frame_stack=1", PIXELS),
+    "guidance": (f"agent=qgpo {STATE}", {}),
+    "units": (f"agent=gtp {STATE}", UNITS),
+    "goals": ("agent=gtp_bc encoder=state task.goals=hindsight task.frame_stack=2", {}),
 }
 
 
@@ -47,7 +40,7 @@ def exported(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPath
         if not out.exists():
             settings, data = RUNS[name]
             path = native.write(folder / name / "data.h5", make_store((30, 20), **data))
-            train(from_command_line([*SMALL, *settings, f"task.dataset={path}", f"run_dir={run}"]), progress=False)
+            train(composed(*SMALL, *settings.split(), f"task.dataset={path}", f"run_dir={run}"), progress=False)
             export(run, out)
         return run, out
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from small_runs import composed
 
 from gtp_vision import agents
-from gtp_vision.config.compose import from_command_line
 from gtp_vision.serving import artifact
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
@@ -23,7 +23,7 @@ ORIGIN: dict[str, Any] = {
 
 def untrained(*overrides: str, **fields: Any) -> Policy:
     """A policy of two action dimensions; by default it sees a camera and a state, two frames each."""
-    config = from_command_line(["task=demo", "encoder=impala_tiny", "agent.policy.hidden=[16]", *overrides])
+    config = composed("task=demo", "encoder=impala_tiny", "agent.policy.hidden=[16]", *overrides)
     acting = config.agent.acting
     defaults: dict[str, Any] = {
         **{"cameras": {"front": (16, 12, 3)}, "states": {"arm": 5}, "frame_stack": 2, "task": "test"},

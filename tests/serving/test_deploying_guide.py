@@ -1,6 +1,7 @@
 """The commands and code of docs/deploying.md run, in their order."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from commands_of_docs import blocks, commands
+from small_runs import composed
 
 from gtp_vision.cli.main import main
-from gtp_vision.config.compose import from_command_line
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
 from gtp_vision.training.trainer import train
@@ -35,7 +36,7 @@ def reader(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFa
     os.chdir(folder)
     bounds = {"action_low": [-1.0] * ACTIONS, "action_high": [1.0] * ACTIONS}
     store = make_store((30, 20), state=None, cameras={"camera": CAMERA}, actions=ACTIONS, attributes=bounds)
-    train(from_command_line([*FIRST, f"task.dataset={native.write(folder / 'data.h5', store)}"]), progress=False)
+    train(composed(*FIRST, f"task.dataset={native.write(folder / 'data.h5', store)}"), progress=False)
     yield folder
     os.chdir(before)
 
@@ -65,10 +66,11 @@ def test_the_page_runs(reader: Path, capsys: pytest.CaptureFixture[str]) -> None
             exec(ours.replace("8000", port), client)
             assert client["plan"].shape == (1, ACTIONS)
         finally:
-            running.terminate()
+            running.send_signal(signal.SIGINT)
         _, errors = running.communicate(timeout=30)
     assert running.returncode == 0, errors
     assert "disconnected after 2 messages" in errors
+    assert "Traceback" not in errors
 
     assert main([*graph, "--overwrite"]) == 0
     exec(program, scope)

@@ -29,14 +29,14 @@ STATE: dict[str, Any] = {"cameras": {}, "states": {"arm": 3}, "frame_stack": 1}
 def policy_of(name: str) -> Policy:
     if name == "gtp":
         return untrained("agent=gtp", states={})
-    agent, *more = {
-        "chunks": ("gtp_bc", "agent.action_chunk=4"),
-        "fql": ("fql",),
-        "gaussian": ("gaussian_bc",),
-        "candidates": ("gtp", "acting=best_of_n"),
-        "softmax": ("gtp", "acting=softmax"),
-    }[name]
-    return untrained(f"agent={agent}", "encoder=state", *more, **STATE)
+    overrides = {
+        "chunks": "agent=gtp_bc agent.action_chunk=4",
+        "fql": "agent=fql",
+        "gaussian": "agent=gaussian_bc",
+        "candidates": "agent=gtp acting=best_of_n",
+        "softmax": "agent=gtp acting=softmax",
+    }
+    return untrained("encoder=state", *overrides[name].split(), **STATE)
 
 
 def drawn(policy: Policy, noise: dict[str, tuple[int, ...]], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -110,16 +110,16 @@ def test_a_program_needs_no_gtp_vision_and_holds_no_pickle(tmp_path: Path) -> No
 
     stacks, noise = drawn(policy, {"noise_0": (1, 2)}, 0)
     np.savez(tmp_path / "given.npz", **stacks, **noise)
-    code = (
-        "import json, sys, numpy as np, torch\n"
-        "told = {'schema': '', 'steps': '', 'inputs': ''}\n"
-        "plan = torch.export.load('policy.pt2', extra_files=told).module()\n"
-        "given, shapes = np.load('given.npz'), json.loads(told['inputs'])\n"
-        "assert {name: list(given[name].shape) for name in given} == shapes\n"
-        "np.save('found.npy', plan(*(torch.from_numpy(given[name]) for name in shapes)).numpy(force=True))\n"
-        "assert not any(name.startswith('gtp_vision') for name in sys.modules)\n"
-        "print(told['steps'], json.loads(told['schema'])['agent'])\n"
-    )
+    code = """
+import json, sys, numpy as np, torch
+files = {"schema": "", "steps": "", "inputs": ""}
+plan = torch.export.load("policy.pt2", extra_files=files).module()
+given, shapes = np.load("given.npz"), json.loads(files["inputs"])
+assert {name: list(given[name].shape) for name in given} == shapes
+np.save("found.npy", plan(*(torch.from_numpy(given[name]) for name in shapes)).numpy(force=True))
+assert not any(name.startswith("gtp_vision") for name in sys.modules)
+print(files["steps"], json.loads(files["schema"])["agent"])
+"""
     ran = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ran.stdout == "2 gtp\n"
     with torch.no_grad():

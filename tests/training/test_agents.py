@@ -1,17 +1,14 @@
 """Every agent as people run it: from the command line on states, and learning from pixels."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from engines_of import engine_of
-from small_runs import STATES, lines, small, small_run
+from small_runs import small_run
 
 from gtp_vision.agents import AGENTS
-from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.formats import native
@@ -21,7 +18,6 @@ from gtp_vision.training.build import Components, build
 
 MakeStore = Callable[..., Store]
 NAMES = sorted(AGENTS)
-JUDGED = [name for name in NAMES if AGENTS[name].backup != "none"]
 SIDE, ROWS, STEPS = 12, 64, 80
 FASTER = {  # agents whose published settings learn too slowly for so few steps
     "bdm": ["agent.improvement.pretrain_steps=40"],
@@ -32,28 +28,12 @@ FASTER = {  # agents whose published settings learn too slowly for so few steps
 }
 
 
-@pytest.mark.trains
-@pytest.mark.parametrize("name", NAMES)
-def test_every_agent_trains_from_the_command_line_on_states(
-    make_store: MakeStore, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = native.write(tmp_path / "data.h5", make_store((20, 20), terminals={19}))
-    paths = [f"task.dataset={data}", f"run_dir={tmp_path / 'run'}"]
-    assert main(["train", *STATES, *small(name), *paths, "training.steps=4"]) == 0, capsys.readouterr().err
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["agent"] == name
-    metrics = lines(tmp_path / "run")
-    assert [line["step"] for line in metrics] == [2, 4]
-    assert all(np.isfinite(value) for line in metrics for value in line.values())
-    assert 0 < metrics[0]["weight/effective_share"] <= 1.001
-    assert ("critic/loss" in metrics[-1]) == (name in JUDGED)
-
-
 @pytest.fixture(scope="module")
-def pixels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    """A data set whose frames show, by the half that is lit, the action that is best; noisy ones around it are taken.
+def pixels(make_store: MakeStore, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """The half of a frame that is lit shows the best action; noisy ones around it are taken.
 
     Returns:
-        Its path, and float32 (ROWS, 2), the best action of each row.
+        The data set's path, and float32 (ROWS, 2), the best action of each row.
     """
     random = np.random.default_rng(0)
     right = random.integers(0, 2, ROWS)
@@ -62,17 +42,10 @@ def pixels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
         frames[row, :, half * SIDE // 2 : (half + 1) * SIDE // 2, :2] += 200
     best = np.where(right[:, None], (0.6, -0.6), (-0.6, 0.6)).astype(np.float32)
     actions = (best + 0.2 * random.normal(size=(ROWS, 2))).clip(-1, 1).astype(np.float32)
-    terminals = np.zeros(ROWS, np.uint8)
-    terminals[3::4] = 1
-    store = Store(
-        observations={"camera": frames},
-        actions=actions,
-        rewards=1 - np.linalg.norm(actions - best, axis=1).astype(np.float32),
-        terminals=terminals,
-        timeouts=np.zeros(ROWS, np.uint8),
-        episode_ends=np.arange(4, ROWS + 1, 4),
-        attributes={"made_by": "the tests"},
-    )
+    rewards = 1 - np.linalg.norm(actions - best, axis=1).astype(np.float32)
+    lengths, terminals = (4,) * (ROWS // 4), range(3, ROWS, 4)
+    store = make_store(lengths, terminals=terminals, observations={"camera": frames}, actions=2, rewards=rewards)
+    store.actions[:] = actions
     return native.write(tmp_path_factory.mktemp("data") / "pixels.h5", store), best
 
 
@@ -106,9 +79,6 @@ def test_every_agent_learns_from_pixels(pixels: tuple[Path, np.ndarray], name: s
     assert after < 0.6, "the best policy that sees nothing is 0.85 away"
 
 
-# Bad input ------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["gtp", "iql", "fql"])
 def test_zero_rewards_are_refused_where_a_critic_needs_them(make_store: MakeStore, tmp_path: Path, name: str) -> None:
     data = native.write(tmp_path / "data.h5", make_store((9, 9), rewards=np.zeros(18, np.float32)))
@@ -117,12 +87,3 @@ def test_zero_rewards_are_refused_where_a_critic_needs_them(make_store: MakeStor
     assert not (tmp_path / "run").exists()
     build(small_run(data, tmp_path / "run", "task.reward_shift=-1", agent=name))  # a reward of -1 a step
     build(small_run(data, tmp_path / "run", agent="gaussian_bc"))
-
-
-def test_discrete_actions_of_a_data_set_are_refused(make_store: MakeStore, tmp_path: Path) -> None:
-    data = native.write(tmp_path / "data.h5", make_store((9, 9)))
-    with h5py.File(data, "r+") as file:
-        del file["actions"]
-        file["actions"] = np.ones((18, 2), np.int64)
-    with pytest.raises(GtpVisionError, match=r"data\.h5.*'actions'.*discrete"):
-        build(small_run(data, tmp_path / "run"))

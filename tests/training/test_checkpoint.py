@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,35 +112,20 @@ module = torch.nn.Linear(512, 512)
 optimizer = torch.optim.Adam(module.parameters())
 folder = Path(sys.argv[1])
 checkpoint.save(folder, 1, module, optimizer, {})
-if sys.argv[2] == "limit":
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    for step in range(2, 9):
-        checkpoint.save(folder, step, module, optimizer, {}, keep=9)
+    checkpoint.save(folder, 2, module, optimizer, {}, keep=9)
 except GtpVisionError as error:
     print(error)
-    sys.exit(0)
-sys.exit(1)
 """
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("how", ["limit", "disk"])
-def test_a_full_disk_loses_no_checkpoint(tmp_path: Path, how: str) -> None:
-    if how == "disk":
-        mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(tmp_path)]
-        if os.geteuid() or subprocess.run(mount, check=False).returncode:
-            pytest.skip("this machine does not allow to mount a disk")
-    try:
-        ran = subprocess.run([sys.executable, "-c", _FILL, str(tmp_path), how], capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr
-        assert "could not be written" in ran.stdout
-        assert "No space left" in ran.stdout or how == "limit"
-        newest = checkpoint.newest(tmp_path)
-        assert newest is not None
-        assert f"--resume from {newest.name}" in ran.stdout
-        assert not [name for name in names(tmp_path) if name.endswith(".part")]
-    finally:
-        if how == "disk":
-            subprocess.run(["umount", str(tmp_path)], check=True)
+def test_a_full_disk_loses_no_checkpoint(tmp_path: Path) -> None:
+    ran = subprocess.run([sys.executable, "-c", _FILL, str(tmp_path)], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "could not be written" in ran.stdout
+    assert "--resume from step_1" in ran.stdout
+    assert checkpoint.newest(tmp_path) == tmp_path / "step_1"
+    assert not [name for name in names(tmp_path) if name.endswith(".part")]

@@ -1,14 +1,14 @@
 """Goal-conditioned policies, from the configuration to the tasks of an evaluation."""
 
-import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_runs import composed, lines
 
-from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise, RandomStream
 from gtp_vision.datasets.formats import native
@@ -34,21 +34,13 @@ def own(folder: Path, *overrides: str) -> list[str]:
     return [*data, f"run_dir={folder / 'run'}", *SMALL, *overrides]
 
 
-def line(make_store: MakeStore, path: Path) -> None:
+def walks(make_store: MakeStore, path: Path) -> None:
     """Write walks on a line from 0, at 0.1 a step: half of them to the right, half to the left."""
     length, count = 11, 40
-    way = np.repeat(np.where(np.arange(count) % 2, 1.0, -1.0), length).astype(np.float32)
-    place = 0.1 * way * np.tile(np.arange(length), count)
-    store = make_store(
-        (length,) * count,
-        actions=1,
-        rewards=np.zeros(length * count, np.float32),
-        observations={"state": place[:, None].astype(np.float32)},
-    )
-    native.write(path, Store(**{**vars(store), "actions": way[:, None]}))
-
-
-# Training -------------------------------------------------------------------------------------------------------
+    way = np.repeat(np.where(np.arange(count) % 2, 1.0, -1.0), length).astype(np.float32)[:, None]
+    place = 0.1 * way * np.tile(np.arange(length), count).astype(np.float32)[:, None]
+    store = make_store((length,) * count, rewards=np.zeros(length * count, np.float32), observations={"state": place})
+    native.write(path, replace(store, actions=way))
 
 
 def test_every_observation_has_a_goal_of_its_shape_and_scale(make_store: MakeStore, tmp_path: Path) -> None:
@@ -58,7 +50,7 @@ def test_every_observation_has_a_goal_of_its_shape_and_scale(make_store: MakeSto
         **{"goal/front": (2, 3, 12, 12), "goal/state": (2, 3)},
     }
     native.write(tmp_path / "data.h5", store)
-    parts = build(from_command_line(own(tmp_path, "agent=gtp_bc", "encoder=impala_tiny")))
+    parts = build(composed(*own(tmp_path, "agent=gtp_bc", "encoder=impala_tiny")))
     encoder = parts.agent.actor_encoder
     assert encoder.tower("front") is encoder.tower("goal/front")
     assert encoder.states == ["state", "goal/state"]
@@ -68,18 +60,18 @@ def test_every_observation_has_a_goal_of_its_shape_and_scale(make_store: MakeSto
 
 
 def test_cloning_draws_later_goals_and_a_critic_those_of_values(tmp_path: Path) -> None:
-    assert goals_of(from_command_line(own(tmp_path, "agent=gtp_bc"))) == ACTOR_GOALS
-    judged = from_command_line(own(tmp_path, "agent=iql", "task.discount=0.9"))
+    assert goals_of(composed(*own(tmp_path, "agent=gtp_bc"))) == ACTOR_GOALS
+    judged = composed(*own(tmp_path, "agent=iql", "task.discount=0.9"))
     assert goals_of(judged) == HindsightGoals(current=0.2, trajectory=0.5, random=0.3, geometric=True, discount=0.9)
-    assert goals_of(from_command_line(own(tmp_path, "task.goals=null"))) is None
+    assert goals_of(composed(*own(tmp_path, "task.goals=null"))) is None
 
 
 @pytest.mark.trains
 @pytest.mark.parametrize("name", ["gtp_bc", "iql"])
 def test_the_action_leads_to_the_goal_that_is_shown(make_store: MakeStore, tmp_path: Path, name: str) -> None:
-    line(make_store, tmp_path / "data.h5")
+    walks(make_store, tmp_path / "data.h5")
     fast = ("agent.policy_tau=0.1",) if name == "gtp_bc" else ()  # it also learns from a slow copy
-    config = from_command_line(own(tmp_path, f"agent={name}", "training.steps=200", "task.discount=0.9", *fast))
+    config = composed(*own(tmp_path, f"agent={name}", "training.steps=200", "task.discount=0.9", *fast))
     config.agent.acting.candidates = 1
     parts = build(config)  # though the file holds no rewards
     for step in range(200):
@@ -91,20 +83,6 @@ def test_the_action_leads_to_the_goal_that_is_shown(make_store: MakeStore, tmp_p
     right, left = action[:20].mean(), action[20:].mean()
     assert right > 0.4, "without a goal either way is as good, and the mean is 0"
     assert left < -0.4
-
-
-@pytest.mark.trains
-def test_a_mixture_of_data_sets_and_chunks_of_actions_take_goals(make_store: MakeStore, tmp_path: Path) -> None:
-    for name in ("a.h5", "b.h5"):
-        native.write(tmp_path / name, make_store((9, 9)))
-    mixed = [f"task.datasets=[{tmp_path / 'a.h5'},{tmp_path / 'b.h5'}]", "task.shares=[3,1]", "task.dataset=null"]
-    overrides = own(tmp_path, "agent=gtp_bc", "agent.action_chunk=3", "task.n_step=2", "training.steps=2", *mixed)
-    trainer.train(from_command_line(overrides), progress=False)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert np.isfinite(lines[-1]["loss"])
-
-
-# Evaluating -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.simulates
@@ -138,13 +116,9 @@ def test_a_run_from_pixels_with_goals_is_evaluated_by_task(tmp_path: Path) -> No
         *("agent.policy.hidden=[32]", "training.batch_size=4", "training.steps=2", "training.eval_episodes=2"),
         *("training.eval_envs=1", "training.videos=0", "training.device=cpu", f"run_dir={tmp_path}"),
     ]
-    results = trainer.train(from_command_line(overrides), progress=False)
+    results = trainer.train(composed(*overrides), progress=False)
     assert results["last"]["tasks"] == {"1": 0.0, "2": 0.0}
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert np.isfinite(lines[-1]["eval/success"])
-
-
-# Bad input ------------------------------------------------------------------------------------------------------
+    assert np.isfinite(lines(tmp_path)[-1]["eval/success"])
 
 
 @pytest.mark.parametrize(
@@ -156,13 +130,13 @@ def test_a_run_from_pixels_with_goals_is_evaluated_by_task(tmp_path: Path) -> No
 )
 def test_settings_that_do_not_fit_goals_are_refused(tmp_path: Path, overrides: list[str], words: str) -> None:
     with pytest.raises(GtpVisionError, match=words):
-        from_command_line(own(tmp_path, *overrides))
+        composed(*own(tmp_path, *overrides))
 
 
 @pytest.mark.simulates
 def test_a_task_whose_simulator_shows_no_goal_is_refused_before_training(tmp_path: Path) -> None:
     overrides = ["task=demo", "task.goals=hindsight", "task.n_step=1", "agent=gtp_bc", "encoder=impala_tiny"]
-    config = from_command_line([*overrides, "training.device=cpu", f"run_dir={tmp_path / 'run'}"])
+    config = composed(*overrides, "training.device=cpu", f"run_dir={tmp_path / 'run'}")
     with pytest.raises(GtpVisionError, match=r"singletask-task1-v0 has no observation of a goal.*visual-puzzle-3x3-p"):
         trainer.train(config, progress=False)
     assert not (tmp_path / "run").exists()

@@ -22,11 +22,6 @@ MakeStore = Callable[..., Store]
 SMALL = ["training.batch_size=64", "training.checkpoint_every=4", "training.steps=12"]
 
 
-@pytest.fixture(scope="module")
-def data(make_store: MakeStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return native.write(tmp_path_factory.mktemp("data") / "states.h5", make_store((30, 40), terminals={29}))
-
-
 def config_of(data: Path, run: Path, *more: str, agent: str = "gtp") -> Config:
     return small_run(data, run, *SMALL, *more, agent=agent)
 
@@ -112,32 +107,30 @@ def test_metrics_are_checked(
     assert [one["kind"] for one in health.read_warnings(tmp_path)] == [kind] * bool(kind)
 
 
-def evaluation(step: int, success: float, reward: float, *, score: float | None = None) -> dict[str, Any]:
-    found = {"step": step, "success": success, "return": reward}
-    found["success_interval"] = [max(0, success - 0.1), min(1, success + 0.1)]
-    return found if score is None else found | {"score": score}
+def evaluation(step: int, success: float, *rest: float) -> dict[str, Any]:
+    """An evaluation of this success, return and, if given, score."""
+    interval = [max(0, success - 0.1), min(1, success + 0.1)]
+    return {"step": step, "success": success, "success_interval": interval} | dict(
+        zip(("return", "score"), rest, strict=False)
+    )
 
 
 @pytest.mark.parametrize(
     ("evaluations", "words"),
     [
-        (
-            [evaluation(1, 0.2, 0), evaluation(2, 0.8, 0), evaluation(3, 0.3, 0)],
-            "success is 0.3, and was 0.8 at step 2",
-        ),
-        ([evaluation(1, 0, 0), evaluation(2, 0, 10), evaluation(3, 0, 4)], "return is 4, and was 10 at step 2"),
-        ([evaluation(1, 0, 0, score=90), evaluation(2, 0, 0, score=30)], "score is 30, and was 90 at step 1"),
-        ([evaluation(1, 0.2, 0), evaluation(2, 0.4, 0), evaluation(3, 0.25, 0)], ""),
-        ([evaluation(1, 0, 0), evaluation(2, 0, 10), evaluation(3, 0, 8)], ""),
-        ([evaluation(1, 0, 0, score=5), evaluation(2, 0, 0, score=1)], ""),
-        ([evaluation(1, 0.9, 0)], ""),
+        ([(0.2, 0), (0.8, 0), (0.3, 0)], "success is 0.3, and was 0.8 at step 2"),
+        ([(0, 0), (0, 10), (0, 4)], "return is 4, and was 10 at step 2"),
+        ([(0, 0, 90), (0, 0, 30)], "score is 30, and was 90 at step 1"),
+        ([(0.2, 0), (0.4, 0), (0.25, 0)], ""),
+        ([(0, 0), (0, 10), (0, 8)], ""),
+        ([(0, 0, 5), (0, 0, 1)], ""),
     ],
 )
 def test_an_evaluation_far_below_the_best_is_warned_of(
-    make_store: MakeStore, tmp_path: Path, evaluations: list[dict[str, Any]], words: str
+    make_store: MakeStore, tmp_path: Path, evaluations: list[tuple[float, ...]], words: str
 ) -> None:
-    own = watch(tmp_path, make_store())
-    warned = [line for end in range(len(evaluations)) for line in own.check_evaluations(evaluations[: end + 1])]
+    own, found = watch(tmp_path, make_store()), [evaluation(k + 1, *given) for k, given in enumerate(evaluations)]
+    warned = [line for end in range(len(found)) for line in own.check_evaluations(found[: end + 1])]
     assert len(warned) == bool(words)
     assert words in "".join(warned)
     assert [one["kind"] for one in health.read_warnings(tmp_path)] == ["collapse"] * bool(words)

@@ -1,11 +1,5 @@
 """Trainings side by side: what each may use, and when it ends."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,19 +7,12 @@ import torch
 
 from gtp_vision.config.compose import from_command_line, to_yaml
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.training import jobs
 
 SMALL = [
     *("task=own", "encoder=state", "agent=gtp_bc", "agent.policy.hidden=[16]", "training.device=cpu"),
     *("training.batch_size=8", "training.engine=eager"),
 ]
-
-
-@pytest.fixture(scope="module")
-def data(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return native.write(tmp_path_factory.mktemp("data") / "states.h5", make_store((30,)))
 
 
 def test_each_run_gets_one_of_the_usable_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,28 +37,6 @@ def test_a_failed_run_is_reported_with_its_log_and_the_others_continue(data: Pat
     assert "/none.h5" in (tmp_path / "bad.log").read_text()
     with pytest.raises(GtpVisionError, match=r"status 2; .*bad\.log"):
         jobs.train_all({bad: runs[bad]}, progress=False)
-
-
-@pytest.mark.processes
-def test_a_training_ends_with_a_checkpoint_when_its_parent_ends(data: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    settings = [*SMALL, f"task.dataset={data}", "training.steps=1000000"]
-    script = f"""
-from pathlib import Path
-from gtp_vision.training import jobs
-list(jobs.train_runs({{Path({str(folder)!r}): {settings!r}}}, workers=1, progress=False))
-"""
-    parent = subprocess.Popen([sys.executable, "-P", "-c", script])
-    limit = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.wait()
-    while "stopped at step" not in (tmp_path / "run.log").read_text():
-        assert time.monotonic() < limit, "the training continues without its parent"
-        time.sleep(0.05)
-    assert list(folder.glob("checkpoints/step_*/manifest.json"))
 
 
 def test_a_folder_of_other_settings_is_refused_and_a_moved_one_is_not(tmp_path: Path) -> None:

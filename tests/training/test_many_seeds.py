@@ -1,6 +1,7 @@
 """Seeds trained side by side are separate runs."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,6 @@ from gtp_vision.training.evaluate import restore
 from gtp_vision.training.seeds import summary
 
 pytestmark = pytest.mark.trains
-
-
-@pytest.fixture(scope="module")
-def data(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return native.write(tmp_path_factory.mktemp("data") / "states.h5", make_store((30, 40), terminals={29}))
 
 
 def config_of(data: Path, folder: Path, steps: int, *more: str, seeds: int = 2) -> Config:
@@ -54,14 +50,11 @@ def test_each_seed_is_a_run_of_its_own_and_the_report_shows_all(
     assert (config.seed, config.training.seeds) == (5, 1)
     assert torch.equal(parts.agent.policy.observe.weight, saved(inside)["policy.observe.weight"])
     assert not np.allclose(losses(whole / "seed_4"), losses(inside))
-    page, results = (whole / "report.html").read_text(), json.loads((whole / "results.json").read_text())
-    assert "seed_4" in page
-    assert "seed_5" in page
+    results = json.loads((whole / "results.json").read_text())
+    assert {"seed_4", "seed_5"} <= set(re.findall(r"seed_\d", (whole / "report.html").read_text()))
     assert results["seeds"] == [run["seed"] for run in results["runs"]] == [4, 5]
     assert main(["eval", str(whole)]) == 2
-    message = capsys.readouterr().err
-    assert "2 runs" in message
-    assert str(whole / "seed_4") in message
+    assert str(whole / "seed_4") in capsys.readouterr().err
     assert main(["report", str(whole), "--out", str(tmp_path / "again.html")]) == 0
     assert "seed_5" in (tmp_path / "again.html").read_text()
 
@@ -90,8 +83,7 @@ def test_a_run_that_ends_between_the_checkpoints_of_two_seeds_loses_nothing(
         trainer.train(config, progress=False)
     monkeypatch.undo()
     found = checkpoint.newest_of_all([tmp_path / "seed_0" / "checkpoints", tmp_path / "seed_1" / "checkpoints"])
-    assert found is not None
-    assert found[0].name == "step_3"
+    assert [path.name for path in found or ()] == ["step_3", "step_3"]
     trainer.train(config, resume=True, progress=False)
     for seed in ("seed_0", "seed_1"):
         assert [path.name for path in (tmp_path / seed / "checkpoints").glob("step_*")] == ["step_6"]
@@ -117,14 +109,9 @@ def test_seeds_that_cannot_share_features_are_refused(make_store: Callable[..., 
 
 
 def test_the_summary_holds_means_over_seeds() -> None:
-    shared = dict.fromkeys(
-        ("task", "env", "dataset", "agent", "family", "encoder", "steps", "engine", "device", "versions"), "x"
-    )
-    runs = [
-        {**shared, "seed": seed, "train_seconds": 1.0, "last": {"success": success, "return": 0.0, "length": 9.0}}
-        for seed, success in ((0, 0.5), (1, 0.7), (2, 0.9))
-    ]
+    names = ("task", "env", "dataset", "agent", "family", "encoder", "steps", "engine", "device", "versions")
+    ends = [{"success": success, "return": 0.0, "length": 9.0} for success in (0.5, 0.7, 0.9)]
+    runs = [dict.fromkeys(names, "x") | {"seed": k, "train_seconds": 1.0, "last": end} for k, end in enumerate(ends)]
     last = summary(runs)["last"]
-    assert last["success"] == pytest.approx(0.7)
+    assert (last["success"], last["success_error"]) == pytest.approx((0.7, 0.2 / 3**0.5))
     assert last["success_by_seed"] == [0.5, 0.7, 0.9]
-    assert last["success_error"] == pytest.approx(0.2 / 3**0.5)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import composed
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent
-from gtp_vision.config.compose import from_command_line
 from gtp_vision.config.schema import Config
 from gtp_vision.training.model_summary import counts, summary
 
@@ -17,7 +17,7 @@ SHAPES = {"front": (1, 3, 32, 32), "wrist": (1, 3, 32, 32), "state": (1, 3)}
 
 def _made(*overrides: str, shapes: dict[str, Any] = SHAPES) -> tuple[Agent, Config]:
     small = ["agent.policy.hidden=[8]", "agent.critic.hidden=[8]", "encoder.features=8", "training.learning_rate=0.001"]
-    config = from_command_line(["task=own", "task.dataset=none", "run_dir=none", *small, *overrides])
+    config = composed("task=own", "task.dataset=none", "run_dir=none", *small, *overrides)
     return agents.create(shapes, 2, config.agent, config.encoder), config
 
 
@@ -57,8 +57,6 @@ def test_the_table_adds_up_over_encoders_and_cameras() -> None:
 
 
 def test_equal_neighbors_share_a_row_and_a_deep_backbone_stays_short() -> None:
-    vit = ["agent=gtp_bc", "encoder.name=timm/test_vit", "encoder.tuning=lora"]
-    assert "actor_encoder: model.blocks.0 to model.blocks.4" in _rows(summary(*_made(*vit)))
     deep = ["agent=gtp_bc", "encoder.name=timm/tf_efficientnet_lite0", "encoder.tuning=layerwise"]
     agent, config = _made(*deep, shapes={"front": SHAPES["front"]})
     assert len(agent.actor_encoder.towers[0].blocks()) > 14
@@ -82,6 +80,4 @@ def test_large_backbones_and_separate_rates_have_a_table() -> None:
     assert "trunk.layer4.1" in summary(*_made("agent=gtp_bc", "encoder.name=resnet18", "encoder.pooling=average"))
     slow = _rows(summary(*_made("agent=gtp_bc", "encoder=impala_tiny", "encoder.learning_rate_scale=0.1")))
     assert slow["actor_encoder: layers.0 to layers.2"][2] == "1.00e-04"
-    late = _rows(summary(*_made("agent=gtp_bc", "encoder=impala_tiny", "encoder.unfreeze_step=7")))
-    assert late["actor_encoder: layers.0 to layers.2"][2] == "1.00e-03 from step 7"
-    assert late["policy"][2] == "1.00e-03"
+    assert slow["policy"][2] == "1.00e-03"

@@ -1,12 +1,10 @@
 """Run folders after signals, kills, damage and second trainings."""
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +12,19 @@ import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
+from small_runs import STATES, assert_equal, composed, lines, saved, small
 
 from gtp_vision.cli.main import main
-from gtp_vision.config.compose import from_command_line
 from gtp_vision.config.schema import Config
 from gtp_vision.core import manifest
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint, eager, trainer
 from gtp_vision.training.build import Components
 from gtp_vision.training.ranks import report_lost_ranks
 
 pytestmark = pytest.mark.trains
-SMALL = [
-    *("task=own", "task.name=small", "agent=gtp", "encoder=state", "training.device=cpu", "training.eval_episodes=0"),
-    *("training.batch_size=8", "training.log_every=4", "training.checkpoint_every=3", "agent.policy.hidden=[16]"),
-    *("agent.critic.hidden=[16]", "training.steps=10", "training.schedule=cosine", "training.warmup_steps=4"),
-]
-
-
-@pytest.fixture(scope="module")
-def data(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return native.write(tmp_path_factory.mktemp("data") / "states.h5", make_store((30, 40), terminals={29}))
+SMALL = [*STATES, *small("gtp"), "training.batch_size=8", "training.log_every=4", "training.steps=10"]
+SMALL += ["training.schedule=cosine", "training.warmup_steps=4"]
 
 
 @pytest.fixture(scope="module")
@@ -60,19 +48,15 @@ def config(data: Path, tmp_path: Path) -> Config:
 
 
 def config_of(data: Path, folder: Path, *more: str) -> Config:
-    return from_command_line([*SMALL, f"task.dataset={data}", f"run_dir={folder}", *more])
+    return composed(*SMALL, f"task.dataset={data}", f"run_dir={folder}", *more)
 
 
 def timeless(folder: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds" and not k.startswith("time/")} for line in lines]
+    return [{k: v for k, v in line.items() if k != "seconds" and not k.startswith("time/")} for line in lines(folder)]
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:
-    for part in ("agent", "optimizer"):
-        first, second = (load_file(run / "checkpoints" / "last" / f"{part}.safetensors") for run in (one, other))
-        assert first.keys() == second.keys()
-        assert not [name for name in first if not torch.equal(first[name], second[name])]
+    assert_equal(saved(one), saved(other))
     assert timeless(one) == timeless(other)
 
 
@@ -174,13 +158,6 @@ def test_an_error_in_one_process_is_not_a_lost_rank(tmp_path: Path) -> None:
         raise RuntimeError("connection closed by peer")
 
 
-STATES = {
-    "another step": {"step": 3, "train_seconds": 0.0},
-    "metrics of words": {"step": 10, "train_seconds": 0.0, "metrics": [{"loss": "x"}]},
-    "no metrics": {"step": 10, "train_seconds": 0.0, "metrics": {"loss": 1}},
-    "no seconds": {"step": 10},
-    "endless seconds": {"step": 10, "train_seconds": float("inf")},
-}
 HEADERS = {
     "huge": (1 << 60).to_bytes(8, "little") + b"{}",
     "empty": b"",
@@ -188,19 +165,23 @@ HEADERS = {
     "beyond the file": (60).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1000000000],"data_offsets":[0,4]}}',
 }
 FORGED = {
-    **{name: ("state.json", json.dumps(state).encode(), "state.json") for name, state in STATES.items()},
-    **{f"agent {name}": ("agent.safetensors", header, "safetensors file") for name, header in HEADERS.items()},
-    **{f"optimizer {name}": ("optimizer.safetensors", header, "safetensors file") for name, header in HEADERS.items()},
+    "another step": ("state.json", b'{"step": 3, "train_seconds": 0.0}'),
+    "metrics of words": ("state.json", b'{"step": 10, "train_seconds": 0.0, "metrics": [{"loss": "x"}]}'),
+    "no metrics": ("state.json", b'{"step": 10, "train_seconds": 0.0, "metrics": {"loss": 1}}'),
+    "no seconds": ("state.json", b'{"step": 10}'),
+    "endless seconds": ("state.json", b'{"step": 10, "train_seconds": Infinity}'),
+    **{f"agent {name}": ("agent.safetensors", header) for name, header in HEADERS.items()},
+    "optimizer huge": ("optimizer.safetensors", HEADERS["huge"]),
 }
 
 
 @pytest.mark.parametrize("case", FORGED)
 def test_a_forged_file_with_a_valid_manifest_is_refused(finished: Config, case: str) -> None:
-    name, content, words = FORGED[case]
+    name, content = FORGED[case]
     path = Path(finished.run_dir) / "checkpoints" / "step_10"
     (path / name).write_bytes(content)
     manifest.write_manifest(path)
-    with pytest.raises(GtpVisionError, match=words):
+    with pytest.raises(GtpVisionError, match="safetensors file" if name.endswith("tensors") else "state.json"):
         trainer.train(finished, resume=True, progress=False)
 
 

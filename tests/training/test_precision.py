@@ -8,7 +8,6 @@ import torch
 from engines_of import engine_of
 from small_runs import PIXELS, small_run
 
-from gtp_vision.config.compose import from_run
 from gtp_vision.config.schema import Config
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.store import Store
@@ -69,14 +68,6 @@ def test_a_run_acts_in_the_precision_of_its_training(half: Config) -> None:
     _, parts = restore(Path(half.run_dir))
     assert parts.agent.actor_encoder.bf16
     assert parts.agent.actor_encoder_target.bf16
-
-
-def test_the_precision_of_older_runs_is_read(half: Config, tmp_path: Path) -> None:
-    trainer.prepare_folder(tmp_path, half, empty=False)
-    stored = (tmp_path / "config.yaml").read_text()
-    assert "precision: bf16" in stored
-    (tmp_path / "config.yaml").write_text(stored.replace("precision: bf16", "precision: 'no'"))
-    assert from_run(tmp_path).training.precision == "float32"
 
 
 def test_gpus_multiply_exactly_unless_set_otherwise() -> None:

@@ -51,21 +51,17 @@ def test_runs_on_a_d4rl_task_are_scored_and_the_best_is_linked(run: Path) -> Non
     scores = [found["score"] for found in results["evaluations"]]
     assert results["mean_last_3"]["score"] == pytest.approx(np.mean(scores))
     assert results["best"]["score"] == max(scores)
-    best = (run / "checkpoints" / "best").resolve().name
-    assert best == f"step_{results['best']['step']}"
+    assert (run / "checkpoints" / "best").resolve().name == f"step_{results['best']['step']}"
 
 
 @pytest.mark.trains
 @pytest.mark.simulates
 def test_every_evaluation_is_repeated_with_several_candidates(run: Path) -> None:
-    for found in read(run, "evaluations.json"):
-        five = found["candidates"]["5"]
-        assert five["episodes"] == 2
-        assert five["return"] != found["return"]
-        assert five["score"] == pytest.approx(normalised("hopper-medium-replay-v2", five["return"]))
     last = read(run, "results.json")["last"]
+    assert last["candidates"]["5"]["return"] != last["return"]
     again = evaluate_run(run, episodes=2, candidates=5, seed=100_000, progress=False)
     assert again["return"] == pytest.approx(last["candidates"]["5"]["return"])
+    assert again["score"] == pytest.approx(normalised("hopper-medium-replay-v2", again["return"]))
     alone = evaluate_run(run, episodes=2, seed=100_000, progress=False)
     assert alone["return"] == pytest.approx(last["return"])
 
@@ -79,8 +75,6 @@ def test_the_best_evaluation_has_the_highest_score_and_else_success_and_return()
     assert found(0.0, 2.0) > found(0.0, 1.0) > ()
 
 
-def test_impossible_candidates_are_refused() -> None:
+def test_candidates_without_a_critic_are_refused() -> None:
     with pytest.raises(GtpVisionError, match=r"training\.eval_candidates=\[5\].*critic"):
         from_command_line([*SMALL, "agent=gtp_bc", "training.eval_candidates=[5]"])
-    with pytest.raises(GtpVisionError, match=r"training\.eval_candidates: 1 "):
-        from_command_line([*SMALL, "training.eval_candidates=[1]"])
