@@ -50,9 +50,6 @@ class Kind:
     opened: Callable[[Path], Use]
 
 
-# Data sets ----------------------------------------------------------------------------------------------------------
-
-
 def _data(name: str) -> Callable[[Path], Path]:
     def sample(folder: Path) -> Path:
         endings = {"lerobot": "", "native": ".h5"}
@@ -76,9 +73,6 @@ def _use_data(path: Path) -> str:
         np.asarray(array[np.arange(len(array))]).tobytes()
     Sampler(found, 1, 0, frame_stack=2, n_step=2, action_chunk=2).gather(found.transitions)
     return "sound"
-
-
-# Runs ---------------------------------------------------------------------------------------------------------------
 
 
 def _run(folder: Path) -> Path:
@@ -108,26 +102,21 @@ def _damage_checkpoint(run: Path, random: np.random.Generator) -> str:
 
 def _header(path: Path, random: np.random.Generator) -> str:
     """Change sizes, shapes, dtypes or offsets in the header of a safetensors file."""
-    raw = path.read_bytes()
+    raw, kind = path.read_bytes(), int(random.integers(4))
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
-    kind = int(random.integers(4))
     if kind == 0:
-        size = pick(random, (0, length + 1, 1 << 20, 1 << 40, (1 << 63) - 1))
-        path.write_bytes(size.to_bytes(8, "little") + raw[8:])
-        return f"{path.name} with a header of {size} bytes"
-    if kind == 1:
-        name = pick(random, sorted(header))
-        header[name] = {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}
-        what = f"{name} of 4 TB"
-    elif kind == 2:
-        header = dict.fromkeys(["x" * 100_000], next(iter(header.values())))
         what = "a long name"
+        header = dict.fromkeys(["x" * 100_000], next(iter(header.values())))
+    elif kind == 1:
+        what = "a tensor of 4 TB"
+        header[pick(random, sorted(header))] = {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}
     else:
         what = change_json(header, random)
     content = json.dumps(header).encode()
-    path.write_bytes(len(content).to_bytes(8, "little") + content + raw[8 + length :])
-    return f"{path.name}, header: {what}"
+    size = pick(random, (0, length + 1, 1 << 20, 1 << 40, (1 << 63) - 1)) if kind == 2 else len(content)
+    path.write_bytes(size.to_bytes(8, "little") + content + raw[8 + length :])
+    return f"{path.name}, header: {what}, size {size}"
 
 
 def _opened_checkpoint(run: Path) -> Use:
@@ -173,16 +162,11 @@ def _damage_config(run: Path, random: np.random.Generator) -> str:
 
 def _change_number(document: dict, random: np.random.Generator) -> str:
     """Replace a number, or a list of them: sizes are such numbers."""
-    places: list[tuple[dict, str]] = []
-
-    def walk(node: dict) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                walk(value)
-            elif isinstance(value, int | float | list):
-                places.append((node, key))
-
-    walk(document)
+    nodes, places = [document], []
+    while nodes:
+        node = nodes.pop()
+        nodes += [value for value in node.values() if isinstance(value, dict)]
+        places += [(node, key) for key, value in node.items() if isinstance(value, int | float | list)]
     (node, key), number = pick(random, places), pick(random, _NUMBERS)
     node[key] = [number] * pick(random, (1, 2, 3, 1000)) if isinstance(node[key], list) else number
     return f"{key} = {str(node[key])[:40]}"

@@ -39,24 +39,20 @@ def sample(folder: Path) -> Path:
 def damaged(path: Path, random: np.random.Generator) -> str:
     """Damage a message in one way."""
     content, kind = bytearray(path.read_bytes()), random.random()
-    if kind < 0.4:
-        mutate = pick(random, BYTES)
-        if random.random() < 0.7:  # in its headers and not in a picture
-            head, content, tail = content[:_HEADERS], content[_HEADERS:-_HEADERS], content[-_HEADERS:]
-            head, tail = (mutate(head, random), tail) if random.random() < 0.5 else (head, mutate(tail, random))
-            content = head + content + tail
-        else:
-            content = mutate(content, random)
-        path.write_bytes(content)
-        return f"{mutate.__name__} bytes"
     if kind < 0.5:
-        length, place = pick(random, _LENGTHS), int(random.integers(_HEADERS))
-        path.write_bytes(content[:place] + length + content[place:])
-        return f"a length of {length[1:5].hex()} at {place}"
+        place = int(random.integers(_HEADERS)) if random.random() < 0.7 else len(content) - _HEADERS
+        if kind < 0.4:  # a part of it, mostly of its headers and not of a picture
+            mutate = pick(random, BYTES)
+            content[place:] = mutate(content[place : place + _HEADERS], random) + content[place + _HEADERS :]
+            what = f"{mutate.__name__} bytes at {place}"
+        else:
+            length = pick(random, _LENGTHS)
+            content[place:place] = length
+            what = f"a length of {length[1:5].hex()} at {place}"
+        path.write_bytes(content)
+        return what
     message = msgpack.unpackb(bytes(content))
-    what = pick(random, (_change_key, _change_key, _change_key, _change_key, _change_key, _nest, _multiply))(
-        message, random
-    )
+    what = pick(random, (_change_key, _change_key, _change_key, _change_key, _enlarge))(message, random)
     path.write_bytes(msgpack.packb(message, default=str))
     return what
 
@@ -101,17 +97,15 @@ def _change_key(message: dict[Any, Any], random: np.random.Generator) -> str:
     return f"{key}: {part.decode()} {str(message[key][part])[:20]}"
 
 
-def _nest(message: dict[Any, Any], random: np.random.Generator) -> str:
-    levels, node = pick(random, (3, 5, 100, 400)), message
-    for _ in range(levels):
-        node["in"] = {}
-        node = node["in"]
-    return f"{levels} nested maps"
-
-
-def _multiply(message: dict[Any, Any], random: np.random.Generator) -> str:
-    count = pick(random, (100, 250, 300, 50_000))
-    if random.random() < 0.5:
+def _enlarge(message: dict[Any, Any], random: np.random.Generator) -> str:
+    """Add nested maps, keys or lists, some more than are allowed."""
+    count, kind = pick(random, (3, 100, 300, 50_000)), int(random.integers(3))
+    if kind == 0:
+        levels, node = min(count, 400), message
+        for _ in range(levels):
+            node["in"] = node = {}
+        return f"{levels} nested maps"
+    if kind == 1:
         message |= {f"k{number}": number for number in range(count)}
         return f"{count} keys"
     message["many"] = [[] for _ in range(count)]
