@@ -84,15 +84,9 @@ def test_random_actions_come_as_often_as_the_recipe_says(monkeypatch: pytest.Mon
 
 def test_a_scene_without_a_visible_cube_is_recorded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
-
-    def hidden_at_first(qpos: np.ndarray) -> bool:
-        seen.append(qpos)
-        return len(seen) == 2
-
-    monkeypatch.setattr(ogbench_recipes, "_is_visible", hidden_at_first)
+    monkeypatch.setattr(ogbench_recipes, "_is_visible", lambda qpos: seen.append(qpos) or len(seen) == 2)
     kept = RECIPES["scene-noisy"].record(made("scene-noisy", 10), 0)
-    assert len(seen) == 2
-    assert not np.array_equal(seen[0], seen[1])
+    assert not np.array_equal(*seen)
     np.testing.assert_array_equal(kept["qpos"], seen[1].astype(np.float32))
 
 

@@ -187,9 +187,9 @@ def test_unknown_and_discrete_environments_and_existing_files_are_refused(
     for env in ("Hoper-v4", "CartPole-v1"):
         assert main(["data", "collect", f"gymnasium/{env}", "--out", str(tmp_path)]) == 2
         assert env in capsys.readouterr().err
-        assert not list(tmp_path.iterdir())
     assert main(command(folder, "--steps", str(STEPS))) == 2
     assert "--overwrite" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(command(tmp_path)) == 2
     assert "pip install 'gtp-vision[sac]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -21,7 +21,6 @@ VIT, CONV, SWIN = "timm/test_vit", "timm/test_efficientnet", "timm/swin_tiny_pat
 MAMBA = "timm/test_mambaout"
 SPELLED = [name for name in backbones.known() if name != "state"]
 TIMM = [VIT, CONV, "timm/test_convnext", MAMBA]
-EVERY = pytest.mark.parametrize("name", [*SPELLED, *TIMM])
 LARGE = ("impala", "impala_large", "resnet34", "resnet50")  # only other sizes
 EACH = pytest.mark.parametrize("name", [*(name for name in SPELLED if name not in LARGE), *TIMM])
 EACH_TIMM = pytest.mark.parametrize("name", [VIT, CONV, "timm/test_convnext", SWIN])
@@ -40,7 +39,7 @@ def norms(backbone: nn.Module) -> list[_BatchNorm]:
     return [module for module in backbone.modules() if isinstance(module, _BatchNorm)]
 
 
-@EVERY
+@EACH
 def test_stacks_become_vectors_of_the_stated_width(name: str) -> None:
     backbone, images = made(name), frames()
     assert norms(backbone) == [], "untrained backbones have no batch statistics"

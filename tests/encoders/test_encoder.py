@@ -98,13 +98,10 @@ def test_invalid_preprocessing_is_refused(cameras: dict[str, CameraConfig], mess
 def test_cameras_can_share_one_backbone() -> None:
     shapes = {"left": (1, 3, 16, 16), "right": (1, 3, 24, 24), "state": (1, 2)}
     same = {"right": CameraConfig(size=[16, 16])}
-    encoder = Encoder(shapes, EncoderConfig(features=8, share_cameras=True, cameras=same))
-    assert len(encoder.towers) == 1
+    encoder, given = Encoder(shapes, EncoderConfig(features=8, share_cameras=True, cameras=same)), observation(shapes)
     assert encoder.tower("left") is encoder.tower("right")
-    given = observation(shapes)
     features = encoder(given)
-    for camera in ("left", "right"):
-        assert not torch.equal(encoder(given | {camera: 255 - given[camera]}), features)
+    assert not any(torch.equal(encoder(given | {name: 255 - given[name]}), features) for name in ("left", "right"))
     with pytest.raises(GtpVisionError, match=r"'right' and 'left' share a backbone.*encoder.cameras.<name>.size"):
         Encoder(shapes, EncoderConfig(share_cameras=True))
 
@@ -122,11 +119,9 @@ def test_goals_share_backbone_and_scale_with_their_observations() -> None:
 
 def test_features_of_a_backbone_can_replace_its_frames() -> None:
     shapes = {"front": (2, 3, 16, 16), "wrist": (2, 3, 16, 16), "state": (2, 3)}
-    encoder = Encoder(shapes, EncoderConfig(features=8))
-    given = observation(shapes)
-    earlier = {name: encoder.camera_features(name, given[name]).detach()[:, None] for name in ("front", "wrist")}
-    stacked = {"state": given["state"].reshape(2, 1, 6)}
-    assert torch.equal(encoder(earlier | stacked), encoder(given))
+    encoder, given = Encoder(shapes, EncoderConfig(features=8)), observation(shapes)
+    cached = {name: encoder.camera_features(name, given[name]).detach()[:, None] for name in ("front", "wrist")}
+    assert torch.equal(encoder(cached | {"state": given["state"].reshape(2, 1, 6)}), encoder(given))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ WARMUP = AugmentationConfig(hue=0.1, warmup_steps=9)
         ({"name": "impala", "weights": "hub"}, "set encoder.name=timm/<model>"),
         ({"name": "resnet18", "weights": "a.pth", "batch_norm": "group"}, "encoder.batch_norm=group"),
         ({"name": "drq", "level": 1}, "encoder.level=1"),
-        ({"name": "timm/test_vit", "level": 1, "pooling": "class_token"}, "encoder.pooling=class_token"),
+        ({"name": "timm/test_vit", "level": 1, "pooling": "class_token"}, "encoder.level ends it earlier"),
         ({"weights": ""}, "encoder.weights"),
         ({"gradient": "actor"}, "encoder.gradient=actor"),
         ({"views": 2}, "encoder.views=2"),
@@ -48,24 +48,9 @@ def test_settings_that_do_not_fit_each_other_are_refused(settings: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"tuning": "partial", "blocks": 2, "unfreeze_step": 5},
-        {"tuning": "layerwise", "decay": 0.5, "learning_rate_scale": 0.1},
-        {"tuning": "lora", "lora": LoraSettings(rank=4, targets=["first"]), "learning_rate_scale": 2.0},
-        {"learning_rate_scale": 0.1, "unfreeze_step": 5},
-        {"tuning": "frozen", "views": 2},
-    ],
-)
-def test_settings_that_fit_each_other_are_accepted(settings: dict[str, Any]) -> None:
-    check_encoder(EncoderConfig(name="impala_tiny", **settings))
-
-
-@pytest.mark.parametrize(
     ("name", "near"),
     [
         ("impla_small", "'impala_small'"),
-        ("resnet81", "'resnet18'"),
         ("robomimic/ResNet18", "'robomimic/ResNet18Conv'"),
         ("vit_small_patch16_224", "'timm/vit_small_patch16_224'"),
         ("timm/resnet18.nobodys", "'timm/resnet18'"),

@@ -85,9 +85,6 @@ def _changed(agent: Agent, before: dict[str, torch.Tensor]) -> set[str]:
     return {key for key, value in agent.state_dict().items() if not torch.equal(value, before[key])}
 
 
-# Steps
-
-
 TUNINGS = choices_of(EncoderConfig, "tuning")
 CASES = [*(("impala_tiny", tuning, "gtp") for tuning in TUNINGS), ("resnet18", "partial", "gtp_bc")]
 CASES += [(name, tuning, "gtp_bc") for name in ("timm/test_vit", "timm/test_efficientnet") for tuning in TUNINGS]
@@ -154,9 +151,6 @@ def test_actor_and_critic_have_the_same_frozen_features(make_store: Callable[...
     assert not torch.equal(one, other)
 
 
-# Saving and loading
-
-
 @pytest.mark.parametrize(
     ("name", "tuning"), [*(("impala_tiny", tuning) for tuning in TUNINGS), ("timm/test_efficientnet", "lora")]
 )
@@ -191,9 +185,6 @@ def test_moments_are_restored_by_parameter_where_groups_have_changed(
     partial = _agent(_encoder(tuning="partial"))
     with pytest.raises(GtpVisionError, match=r"12 .*'actor_encoder\.towers\.0\.layers\.0\.bias'.*encoder\.tuning"):
         checkpoint.load(path, partial, _adam(partial, _encoder(tuning="partial")))
-
-
-# Adapters
 
 
 class Odd(Backbone):
@@ -255,9 +246,6 @@ def test_targets_match_ends_of_names_of_plain_layers_that_are_called() -> None:
     assert _adapted(_with_lora(Odd())) == {"first", "last.0"}
     found = _adapted(_with_lora(create(SHAPE, _encoder("impala_tiny")), targets=["first", "5.second"]))
     assert found == {"layers.2.first", "layers.5.first", "layers.5.second"}
-
-
-# Refusals
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -28,10 +27,7 @@ _DISK = 64  # MB of the small disk
 _NOTICE = 60.0  # seconds within which the other ranks must have noticed that one died
 _TIMEOUT = 120.0  # seconds
 _EVALUATED = (
-    "training.steps=15",
-    "task.max_episode_steps=200",
-    "training.eval_episodes=40",
-    "training.eval_timeout=10",
+    *("training.steps=15", "training.eval_episodes=40", "training.eval_timeout=10", "task.max_episode_steps=200"),
 )
 _STEPPING = 2000  # context switches of a simulator that has started and is stepping
 
@@ -200,14 +196,8 @@ def _ranks(bench: Bench, run: Path, *more: str) -> list[Victim]:
         shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1])}
     shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     line = words("states", bench.data, run, *more)
-    return [
-        forked(
-            line,
-            bench.folder / f"{run.name}_{rank}{''.join(more)}.log",
-            environment=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
+    logs = {rank: bench.folder / f"{run.name}_{rank}{''.join(more)}.log" for rank in "01"}
+    return [forked(line, log, environment=shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank, log in logs.items()]
 
 
 def _wait_until(victim: Victim, is_reached: Callable[[], bool]) -> None:
@@ -218,7 +208,7 @@ def _wait_until(victim: Victim, is_reached: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def _strike_simulator(number: int, message: str, switches: int, bench: Bench) -> str:
+def _strike_simulator(bench: Bench, number: int, message: str, switches: int) -> str:
     """Send a signal to a simulator after some context switches: few while it starts, then two a step."""
     run = bench.folder / f"simulator_{number}_{switches}"
     victim = bench.train("evaluated", run, *_EVALUATED)
@@ -240,6 +230,11 @@ def _strike_simulator(number: int, message: str, switches: int, bench: Bench) ->
         raise FailedError(f"it does not say what happened: {victim.last_line()}")
     bench.resume("evaluated", run, *_EVALUATED)
     return f"{signal.Signals(number).name} to the simulator's process"
+
+
+def _simulator_hangs(bench: Bench) -> str:
+    _strike_simulator(bench, signal.SIGSTOP, "60 s", 0)
+    return _strike_simulator(bench, signal.SIGSTOP, "10 s in episode", _STEPPING)
 
 
 def _data_shrink(bench: Bench) -> str:
@@ -290,9 +285,8 @@ FAULTS: dict[str, Fault] = {
     "disk full at the cache": _full_at_cache,
     "read-only folder": _read_only,
     "a rank dies": _rank_dies,
-    "a simulator never starts": partial(_strike_simulator, signal.SIGSTOP, "60 s", 0),
-    "a simulator hangs": partial(_strike_simulator, signal.SIGSTOP, "10 s in episode", _STEPPING),
-    "a simulator dies": partial(_strike_simulator, signal.SIGKILL, "has ended in episode", _STEPPING),
+    "a simulator hangs": _simulator_hangs,
+    "a simulator dies": lambda bench: _strike_simulator(bench, signal.SIGKILL, "has ended in episode", _STEPPING),
     "the data shrink": _data_shrink,
     "the clock jumps": _clock_jumps,
     "the scheduler asks": _scheduler_signals,

@@ -106,14 +106,7 @@ def forked(
     before: Callable[[], None] = lambda: None,
     environment: Mapping[str, str] | None = None,
 ) -> Victim:
-    """Run `gtp-vision WORDS` in a fork of this process.
-
-    Args:
-        words: of the command line.
-        log: file that gets its output.
-        before: is called in it first, to prepare a fault.
-        environment: variables that it has beside this process's.
-    """
+    """Run `gtp-vision WORDS` in a fork of this process, which calls `before` first, to prepare a fault."""
     mark = f"{log}:{time.monotonic_ns()}"
     process = os.fork()
     if process:

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,19 +36,12 @@ Use = Callable[[Path], str]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of input.
+    """A kind of input."""
 
-    Attributes:
-        share: of all inputs, relative to the other kinds.
-        sample: (empty folder) writes an undamaged one, and returns its path.
-        damaged: (copy of the sample, generator) damages it, and returns how.
-        opened: (sample) returns the function that uses it; its own time does not count.
-    """
-
-    share: int
-    sample: Callable[[Path], Path]
-    damaged: Callable[[Path, np.random.Generator], str]
-    opened: Callable[[Path], Use]
+    share: int  # of all inputs, relative to the other kinds
+    sample: Callable[[Path], Path]  # writes an undamaged one into an empty folder, and returns its path
+    damaged: Callable[[Path, np.random.Generator], str]  # damages a copy of the sample, and returns how
+    opened: Callable[[Path], Use]  # returns the function that uses it; its own time does not count
 
 
 def _data(name: str) -> Callable[[Path], Path]:
@@ -172,11 +166,6 @@ def _change_number(document: dict, random: np.random.Generator) -> str:
     return f"{key} = {str(node[key])[:40]}"
 
 
-def _use_config(run: Path) -> str:
-    restore(run)
-    return "sound"
-
-
 def _damage_records(run: Path, random: np.random.Generator) -> str:
     names = ("metrics.jsonl", "results.json", "evaluations.json", "config.yaml", "statistics.json")
     path = run / pick(random, names)
@@ -185,9 +174,14 @@ def _damage_records(run: Path, random: np.random.Generator) -> str:
     return damage_bytes(path, random)
 
 
-def _use_records(run: Path) -> str:
-    build_report([run], run / "again.html", title="again")
-    return "sound"
+def _sound(use: Callable[[Path], object]) -> Callable[[Path], Use]:
+    """Use an input by a function that returns or refuses."""
+
+    def returns(path: Path) -> str:
+        use(path)
+        return "sound"
+
+    return lambda sample: returns
 
 
 KINDS: dict[str, Kind] = {
@@ -196,8 +190,10 @@ KINDS: dict[str, Kind] = {
         for name in ("native", "d4rl", "robomimic", "lerobot")
     },
     "checkpoint": Kind(60, _run, _damage_checkpoint, _opened_checkpoint),
-    "config": Kind(50, _run, _damage_config, lambda run: _use_config),
-    "records": Kind(10, _run, _damage_records, lambda run: _use_records),
+    "config": Kind(50, _run, _damage_config, _sound(restore)),
+    "records": Kind(
+        10, _run, _damage_records, _sound(lambda run: build_report([run], run / "again.html", title="again"))
+    ),
     "message": Kind(40, messages.sample, messages.damaged, messages.opened),
 }
 """By name."""
@@ -206,9 +202,5 @@ KINDS: dict[str, Kind] = {
 def copied(sample: Path, to: Path) -> Path:
     """A copy of a sample in a folder of its own."""
     to.mkdir(parents=True)
-    path = to / sample.name
-    if sample.is_dir():
-        shutil.copytree(sample, path, symlinks=True)
-    else:
-        shutil.copyfile(sample, path)
-    return path
+    copy = partial(shutil.copytree, symlinks=True) if sample.is_dir() else shutil.copyfile
+    return Path(copy(sample, to / sample.name))

@@ -68,18 +68,10 @@ def _kill_at_change(run: Path, number: int) -> Callable[[], None]:
 
 
 def kills(count: int, data: Path, folder: Path, seed: int, tell: Callable[[str], None], *, real: int = 5) -> int:
-    """Kill `count` trainings, resume each, compare, and report each to `tell`.
+    """Kill `count` trainings at moments by a seed, resume each, compare, and report each to `tell`.
 
-    Args:
-        count: how many.
-        data: folder of `runs.data`.
-        folder: of the runs.
-        seed: of the moments.
-        tell: is called with a sentence about each.
-        real: how many of them are started as a user starts them, the others being forks.
-
-    Returns:
-        How many equal the undisturbed run bit for bit.
+    `real` of them are started as a user starts them, the others are forks. Returns how many equal the undisturbed run
+    bit for bit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kinds = [_STARTED[n % len(_STARTED)] if n < real else _MIX[n % len(_MIX)] for n in range(count)]
