@@ -136,21 +136,15 @@ def test_trained_weights_get_a_gray_camera_as_three_equal_channels(resnet: Path)
     assert torch.equal(grey(images), colour(images.expand(-1, -1, 3, -1, -1)))
 
 
-def test_position_embeddings_are_resampled_to_the_frames(tmp_path: Path) -> None:
-    large = made(VIT, (1, 3, 160, 160)).weights_module()
+def test_position_embeddings_are_resampled_and_poolings_of_the_file_ignored(tmp_path: Path) -> None:
+    large = timm_backbones.make(VIT, 3, (160, 160), classes=10)
     torch.save(large.state_dict(), tmp_path / "vit.pth")
-    state = made(VIT, (1, 3, 64, 96), weights=str(tmp_path / "vit.pth")).weights_module().state_dict()
+    loaded = made(VIT, (1, 3, 64, 96), pooling="average", weights=str(tmp_path / "vit.pth"))
+    state = loaded.weights_module().state_dict()
     prefix = int(large.num_prefix_tokens)  # type: ignore[arg-type]
     expected = resample_abs_pos_embed(large.state_dict()["pos_embed"], [4, 6], num_prefix_tokens=prefix)
     torch.testing.assert_close(state["pos_embed"], expected)
     assert torch.equal(state["blocks.0.attn.qkv.weight"], large.state_dict()["blocks.0.attn.qkv.weight"])
-
-
-def test_a_models_own_pooling_in_the_file_is_ignored_where_another_is_configured(tmp_path: Path) -> None:
-    import timm
-
-    torch.save(timm.create_model("test_vit", img_size=64).state_dict(), tmp_path / "vit.pth")
-    assert made(VIT, pooling="average", weights=str(tmp_path / "vit.pth")).width == 64
 
 
 def test_names_of_efficientnet_pytorch_are_converted() -> None:

@@ -191,9 +191,7 @@ KINDS: dict[str, Kind] = {
     },
     "checkpoint": Kind(60, _run, _damage_checkpoint, _opened_checkpoint),
     "config": Kind(50, _run, _damage_config, _sound(restore)),
-    "records": Kind(
-        10, _run, _damage_records, _sound(lambda run: build_report([run], run / "again.html", title="again"))
-    ),
+    "records": Kind(10, _run, _damage_records, _sound(lambda run: build_report([run], run / "again.html", title="a"))),
     "message": Kind(40, messages.sample, messages.damaged, messages.opened),
 }
 """By name."""
