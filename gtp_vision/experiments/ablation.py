@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gtp_vision.experiments.maps import SETTINGS, known_answer
-from gtp_vision.experiments.measures import STEPS
+from gtp_vision.experiments.measures import SAMPLES, STEPS
 from gtp_vision.training.jobs import TrainingJob, run_parallel
 
 # Question to the changed settings; `tau` is of the training, the others are of the policy.
@@ -36,8 +36,12 @@ QUESTIONS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def ablation(*, seeds: int = 1, steps: int = 12_000, progress: bool = True) -> dict[str, Any]:
-    """Train every variant with seeds 0, 1, ...: question to variant to the results of `known_answer` with each seed."""
+def ablation(*, seeds: int = 1, steps: int = 12_000, samples: int = SAMPLES, progress: bool = True) -> dict[str, Any]:
+    """Train every variant with seeds 0, 1, ..., and measure on `samples` samples.
+
+    Returns:
+        Question to variant to the results of `known_answer` with each seed.
+    """
     jobs: dict[str, TrainingJob] = {}
     for question, variants in QUESTIONS.items():
         for changed in variants:
@@ -45,7 +49,8 @@ def ablation(*, seeds: int = 1, steps: int = 12_000, progress: bool = True) -> d
             training = {"tau": changed["tau"]} if "tau" in changed else {}
             for seed in range(seeds):
                 arguments = {"problem": "modes", "config": replace(SETTINGS, **policy), "steps": steps, "seed": seed}
-                jobs[f"{question}|{label(changed)}|{seed}"] = (known_answer, arguments | training)
+                arguments |= {"samples": samples, **training}
+                jobs[f"{question}|{label(changed)}|{seed}"] = (known_answer, arguments)
     results: dict[str, Any] = {}
     for name, measured in run_parallel(jobs, progress=progress).items():
         question, variant, _ = name.split("|")

@@ -16,7 +16,7 @@ from gtp_vision.core.timing import Work, median_ms
 from gtp_vision.evaluation.evaluator import one_thread
 from gtp_vision.experiments import multigoal, problems
 from gtp_vision.experiments.fitting import fit, unconditional
-from gtp_vision.experiments.measures import STEPS, draw, map_error, modes_hit, wasserstein
+from gtp_vision.experiments.measures import SAMPLES, STEPS, draw, map_error, modes_hit, wasserstein
 from gtp_vision.models import GTPPolicy, PolicyConfig
 from gtp_vision.models.networks import frozen_copy
 from gtp_vision.training.jobs import TrainingJob, run_parallel
@@ -26,23 +26,25 @@ SETTINGS = PolicyConfig(hidden=[128, 128, 128])  # the default but narrower
 DATA = replace(SETTINGS, teacher="data")  # with the paper's score approximation
 
 
-def maps(*, seed: int = 0, steps: int = 24_000, progress: bool = True) -> dict[str, Any]:
+def maps(*, seed: int = 0, steps: int = 24_000, samples: int = SAMPLES, progress: bool = True) -> dict[str, Any]:
     """Train the default policy on each problem, the paper's target on the modes, and the multigoal methods.
 
-    Methods with cheaper steps than GTP's take more steps, at the same cost.
+    Methods with cheaper steps than GTP's take more steps, at the same cost. `samples` are those of `known_answer`, and
+    the trajectories of each multigoal method.
 
     Returns:
         JSON-able: `modes`, `modes_data`, `gaussian`, `mixture1d` (see `known_answer`), `multigoal` (see
         `multigoal.multigoal`), `cost` (milliseconds a training step by teacher), `settings`, `seconds`.
     """
     began = time.perf_counter()
+    common = {"steps": steps, "seed": seed, "samples": samples}
     jobs: dict[str, TrainingJob] = {
-        name: (known_answer, {"problem": name, "config": SETTINGS, "steps": steps, "seed": seed}) for name in PROBLEMS
+        name: (known_answer, {"problem": name, "config": SETTINGS} | common) for name in PROBLEMS
     }
-    jobs["modes_data"] = (known_answer, {"problem": "modes", "config": DATA, "steps": steps, "seed": seed})
+    jobs["modes_data"] = (known_answer, {"problem": "modes", "config": DATA} | common)
     methods = {f"multigoal/{method}": method for method in multigoal.METHODS}
     for name, method in methods.items():
-        jobs[name] = (multigoal.train_method, {"method": method, "steps": steps, "seed": seed})
+        jobs[name] = (multigoal.train_method, {"method": method} | common)
     done = run_parallel(jobs, progress=progress)
     return {
         **{name: result for name, result in done.items() if name not in methods},
@@ -53,24 +55,27 @@ def maps(*, seed: int = 0, steps: int = 24_000, progress: bool = True) -> dict[s
     }
 
 
-def known_answer(problem: str, config: PolicyConfig, steps: int, seed: int, *, tau: float = 0.05) -> dict[str, Any]:
-    """Train on one of `PROBLEMS` and measure. Arguments as `fit`.
+def known_answer(
+    problem: str, config: PolicyConfig, steps: int, seed: int, *, tau: float = 0.05, samples: int = SAMPLES
+) -> dict[str, Any]:
+    """Train on one of `PROBLEMS` and measure on `samples` samples for each K. Other arguments as `fit`.
 
     Returns:
         `rel_error` and `composition` (see `map_error`); by K: `on_mode`, `share`, `spread` (see `modes_hit`) and
-        `wasserstein` of 1000 samples from as many of the data; `wasserstein_data`, that of the data from itself;
+        `wasserstein` of a quarter of them from as many of the data; `wasserstein_data`, that of the data from itself;
         training `seconds`.
     """
     mixture = PROBLEMS[problem]()
     fitted = fit(config, unconditional(mixture.draw), steps=steps, seed=seed, tau=tau)
     assert isinstance(fitted.policy, GTPPolicy)
-    samples = {k: draw(fitted.policy, k) for k in STEPS}
-    hits = {k: modes_hit(x, mixture) for k, x in samples.items()}
-    data, other = (mixture.draw(1000, counter_rng(seed, 0xDA7A, side)) for side in (1, 2))
+    drawn = {k: draw(fitted.policy, k, samples) for k in STEPS}
+    hits = {k: modes_hit(x, mixture) for k, x in drawn.items()}
+    few = samples // 4  # an assignment takes the cube of their number
+    data, other = (mixture.draw(few, counter_rng(seed, 0xDA7A, side)) for side in (1, 2))
     return {
-        **map_error(fitted.policy, mixture, counter_rng(seed, 0xDA7A, 3)),
+        **map_error(fitted.policy, mixture, counter_rng(seed, 0xDA7A, 3), rows=samples // 8),
         **{key: {k: hit[key] for k, hit in hits.items()} for key in ("on_mode", "share", "spread")},
-        "wasserstein": {k: wasserstein(x[:1000], data) for k, x in samples.items()},
+        "wasserstein": {k: wasserstein(x[:few], data) for k, x in drawn.items()},
         "wasserstein_data": wasserstein(other, data),
         "seconds": round(fitted.seconds, 1),
     }

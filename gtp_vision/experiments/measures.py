@@ -20,8 +20,10 @@ LEVELS = (10.0, 5.0, 2.5, 1.2, 0.6, 0.3, 0.15, 0.05, 0.0)  # the same for every 
 _ON_MODE = 0.2  # a sample this near to a narrow mode is on it: four deviations
 
 
-def map_error(policy: GTPPolicy, problem: Mixture, generator: np.random.Generator) -> dict[str, float]:
-    """Errors of the learned Phi(x, t, s) over all pairs of `LEVELS` up to its sigma_max.
+def map_error(
+    policy: GTPPolicy, problem: Mixture, generator: np.random.Generator, *, rows: int = 500
+) -> dict[str, float]:
+    """Errors of the learned Phi(x, t, s) over all pairs of `LEVELS` up to its sigma_max, for `rows` x each.
 
     Returns:
         `rel_error`, the mean over pairs t > s of rms(Phi - exact) / rms(exact - mean of the data); `composition`, the
@@ -31,7 +33,7 @@ def map_error(policy: GTPPolicy, problem: Mixture, generator: np.random.Generato
     centre = problem.means.mean(0)
     levels = [level for level in LEVELS if level <= policy.config.sigma_max]
     for i, t in enumerate(levels[:-1]):
-        x = problem.draw(500, generator) + t * generator.standard_normal((500, problem.dimensions))
+        x = problem.draw(rows, generator) + t * generator.standard_normal((rows, problem.dimensions))
         for j in range(i + 1, len(levels)):
             s = levels[j]
             exact = problem.flow_map(x, t, s)

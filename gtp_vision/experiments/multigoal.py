@@ -111,8 +111,8 @@ def measure(paths: list[np.ndarray]) -> dict[str, Any]:
     }
 
 
-def train_method(method: str, steps: int, seed: int) -> dict[str, Any]:
-    """Train one of `METHODS` on the demonstrations, roll it out, and measure.
+def train_method(method: str, steps: int, seed: int, samples: int = _ROLLOUTS) -> dict[str, Any]:
+    """Train one of `METHODS` on the demonstrations, roll it out `samples` times, and measure.
 
     `steps` are those of GTP; methods with cheaper steps take more of them, at the same cost.
 
@@ -138,7 +138,7 @@ def train_method(method: str, steps: int, seed: int) -> dict[str, Any]:
         noise = RandomStream(seed, _SALT + calls)
         return fitted.policy.sample(torch.from_numpy(position).float(), chosen.steps, noise).double().numpy()
 
-    paths, _ = rollout(act, _ROLLOUTS, counter_rng(seed, _SALT, 2))
+    paths, _ = rollout(act, samples, counter_rng(seed, _SALT, 2))
     measured = measure(paths) | {
         "act_ms": act_milliseconds(fitted.policy, 2, chosen.steps),
         "steps": chosen.steps,

@@ -6,7 +6,7 @@ import pytest
 
 from gtp_vision import agents
 from gtp_vision.bench import profile
-from gtp_vision.bench.profile import NETWORKS, PUBLISHED, Network, agent_config, table
+from gtp_vision.bench.profile import NETWORKS, Network, agent_config, table
 from gtp_vision.cli.main import main
 from gtp_vision.encoders import EncoderConfig
 
@@ -25,21 +25,18 @@ def test_every_agent_has_times_parameters_and_memory_by_network(results: Mapping
     assert (results["agents"], results["ratios"]) == tuple(results["networks"]["2x16"].values())
     encoder = EncoderConfig(name="state", share=True)
     for title, network in results["networks"].items():
-        assert list(network["agents"]) == NAMES
+        gtp, ql, fql = (network["agents"][name] for name in NAMES)
+        assert [list(costs["act_ms"]) for costs in (gtp, ql, fql)] == [[1, 2, 5], [5], [1]]
+        assert list(ql["act_ms_candidates"]) == [50]
         for name, costs in network["agents"].items():
-            assert set(costs) - {"act_ms_candidates"} == {"step_ms", "act_ms", "params", "peak_mb"}
-            assert list(costs["act_ms"]) == {"gtp": [1, 2, 5], "diffusion_ql": [5], "fql": [1]}[name]
-            assert list(costs.get("act_ms_candidates", {})) == ([50] if name == "diffusion_ql" else [])
             assert costs["peak_mb"] >= 0
             agent = agents.create({"state": (1, 29)}, 8, agent_config(name, SMALL[title]), encoder)
             assert costs["params"] == sum(p.numel() for p in agent.parameters() if p.requires_grad)
-        gtp, ql, fql = (network["agents"][name] for name in NAMES)
         assert network["ratios"] == {
             "gtp_step_vs_diffusion_ql": pytest.approx(gtp["step_ms"] / ql["step_ms"], abs=0.05),
             "gtp_act_2_vs_diffusion_ql": pytest.approx(gtp["act_ms"][2] / ql["act_ms"][5], abs=1e-3),
             "gtp_act_1_vs_fql": pytest.approx(gtp["act_ms"][1] / fql["act_ms"][1], abs=1e-3),
         }
-    assert results["published"] == {name: PUBLISHED[name] for name in NAMES}
 
 
 def test_all_agents_get_the_same_networks_and_keep_their_other_settings() -> None:
@@ -48,9 +45,7 @@ def test_all_agents_get_the_same_networks_and_keep_their_other_settings() -> Non
         config = agent_config(name, network)
         assert tuple(config.policy.hidden) == tuple(config.critic.hidden) == network.hidden
         assert config.policy.activation == config.critic.activation == network.activation
-        assert (config.policy.architecture, config.critic.layer_norm) == ("mlp", network.layer_norm)
         assert agents.label(config) == name
-    assert agent_config("gtp", network).critic.next_steps == 5
 
 
 @pytest.mark.processes
@@ -73,6 +68,5 @@ def test_the_command_prints_json_or_a_table(
     text = capsys.readouterr().out
     assert text == table(results) + "\n"
     assert calls == [{"rounds": 3, "progress": False}, {"rounds": 15, "progress": True}]
-    gtp = next(line for line in text.splitlines() if line.startswith("gtp "))
-    assert all(number in gtp for number in ("(3.8 h, 4.3 h)", "(0.67)", "(0.94)")), "published numbers are beside ours"
+    assert all(number in text for number in ("(3.8 h, 4.3 h)", "(0.67)", "(0.94)")), "published numbers are beside ours"
     assert max(map(len, text.splitlines())) <= 120

@@ -65,12 +65,6 @@ def test_a_failed_collection_keeps_its_parts_and_resumes(tmp_path: Path) -> None
     assert os.listdir(tmp_path) == ["out.txt"]
 
 
-def test_a_failure_before_the_first_part_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(GtpVisionError, match="no simulator"):
-        collect(tmp_path / "out.txt", Recorder(failure="no simulator"))
-    assert not os.listdir(tmp_path)
-
-
 def test_damaged_and_differing_parts_and_a_second_process_are_refused(tmp_path: Path) -> None:
     target, folder = tmp_path / "out.txt", tmp_path / ".out.txt.parts"
     with recorded(target, Recorder(), episodes=2, settings={"seed": 0}, execution=Execution(progress=False)) as parts:
@@ -92,7 +86,10 @@ def test_damaged_and_differing_parts_and_a_second_process_are_refused(tmp_path: 
         collect(target)
 
 
-def test_outputs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+def test_failures_before_the_first_part_leave_nothing(tmp_path: Path) -> None:
+    with pytest.raises(GtpVisionError, match="no simulator"):
+        collect(tmp_path / "out.txt", Recorder(failure="no simulator"))
+    assert not os.listdir(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(GtpVisionError, match="choose another --out"):
         collect(tmp_path / "file" / "out.txt")

@@ -1,11 +1,13 @@
 """SAC's data sets in D4RL's format; stopping and resuming."""
 
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,36 +43,28 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_replay_set_has_all_transitions_in_order(folder: Path) -> None:
     store = open_store(folder / "hopper-replay-sac.hdf5")
-    assert len(store) == STEPS
-    assert store.observations["state"].shape == (STEPS, 11)
-    assert np.abs(store.actions).max() <= 1
-    last = store.episode_ends - 1
+    states, last = np.asarray(store.observations["state"]), store.episode_ends - 1
+    assert states.shape == (STEPS, 11)
+    assert np.array_equal(np.flatnonzero(store.terminals), last[:-1]), "an untrained hopper falls"
     assert np.array_equal(np.flatnonzero(store.terminals | store.timeouts), last)
-    assert not (store.terminals & store.timeouts).any()
-    assert store.terminals[last[:-1]].all(), "an untrained hopper falls, it does not run into the time limit"
-    states = np.asarray(store.observations["state"])
     inside = np.setdiff1d(np.arange(STEPS - 1), last)
     jumps = np.linalg.norm(states[inside + 1, :5] - states[inside, :5], axis=1)
-    assert jumps.max() < 1, "rows go on from each other"
+    assert jumps.max() < 1, "rows follow each other"
     assert np.all(states[np.r_[0, last[:-1] + 1], 0] > 1.2), "an episode begins standing"
 
 
 def test_medium_and_expert_sets_are_rollouts_of_so_many_steps(folder: Path) -> None:
-    one, two = (open_store(folder / f"hopper-{name}-sac.hdf5") for name in ("medium", "medium-expert"))
-    assert (len(one), len(two)) == (80, 160)
-    assert np.array_equal(two.actions[:80], one.actions)
-    assert not np.array_equal(two.actions[80:], one.actions)
-    assert one.timeouts[-1] or one.terminals[-1]
-    assert two.episode_ends[len(one.episode_ends) - 1] == 80
-
-
-def test_files_record_how_they_were_collected_and_that_they_are_not_d4rls(folder: Path) -> None:
-    told = open_store(folder / "hopper-medium-sac.hdf5").attributes
-    assert (told["env"], told["set"], told["steps"], told["seed"]) == ("Hopper-v4", "medium", STEPS, 0)
-    assert "not D4RL's" in told["source"]
-    assert told["command"].startswith("gtp-vision data collect gymnasium/Hopper-v4")
-    assert {"stable_baselines3", "gymnasium", "mujoco"} <= told["versions"].keys()
-    assert told["medium_policy"]["step"] > 0
+    medium, both = (open_store(folder / f"hopper-{name}-sac.hdf5") for name in ("medium", "medium-expert"))
+    assert (len(medium), len(both)) == (80, 160)
+    assert np.array_equal(both.actions[:80], medium.actions)
+    assert not np.array_equal(both.actions[80:], medium.actions)
+    assert both.episode_ends[len(medium.episode_ends) - 1] == 80
+    attributes = medium.attributes
+    assert {"env": "Hopper-v4", "set": "medium", "steps": STEPS, "seed": 0}.items() <= attributes.items()
+    assert "not D4RL's" in attributes["source"]
+    assert attributes["command"].startswith("gtp-vision data collect gymnasium/Hopper-v4")
+    assert {"stable_baselines3", "gymnasium", "mujoco"} <= attributes["versions"].keys()
+    assert attributes["medium_policy"]["step"] > 0
     assert not list(folder.glob(".*")), "checkpoints are removed when all is written"
 
 
@@ -97,14 +91,13 @@ def test_a_stopped_collection_resumes(tmp_path: Path) -> None:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert "of 300; give the same command again to resume" in said
-    stopped = int(said.split("stopped at step ")[1].split()[0])
-    assert 0 < stopped < 300
+    assert "of 300; give the same command again to resume" in stderr
+    stopped = int(stderr.split("stopped at step ")[1].split()[0])
     with np.load(tmp_path / ".hopper-sac" / "buffer.npz", allow_pickle=False) as stored:
         rows = {name: stored[name] for name in stored.files}
-    assert len(rows["actions"]) == stopped
+    assert 0 < len(rows["actions"]) == stopped < 300
     inside = np.flatnonzero(rows["dones"][:-1] == 0)
     assert np.array_equal(rows["next_observations"][inside], rows["observations"][inside + 1])
     assert main(command(tmp_path, "--steps", "400", "--sets", "replay")) == 2, "other settings"
@@ -128,17 +121,17 @@ def test_episodes_cut_by_the_time_limit_are_timeouts_and_actions_lie_in_the_unit
     assert 0.5 < np.abs(store.actions).max() <= 1, "the torque goes up to 2"
 
 
+def stop_at(monkeypatch: pytest.MonkeyPatch, query: int) -> Iterator[int]:
+    """Request a stop at this query of the collection; counts the queries."""
+    asked = itertools.count(1)
+    monkeypatch.setattr(sac, "stop_requested", lambda: nullcontext(lambda: next(asked) == query))
+    return asked
+
+
 def test_checkpoints_hold_whole_steps_wherever_a_collection_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = 0
-
-    def ask() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked == 31
-
-    monkeypatch.setattr(sac, "stop_requested", lambda: nullcontext(ask))
+    stop_at(monkeypatch, 31)
     with pytest.raises(GtpVisionError, match="stopped at step 30 of 120"):
         sac.collect("Hopper-v4", tmp_path, steps=120, sets="replay", execution=QUIET)
     sac.collect("Hopper-v4", tmp_path, steps=120, sets="replay", execution=QUIET)
@@ -149,20 +142,13 @@ def test_checkpoints_hold_whole_steps_wherever_a_collection_stops(
 
 
 def test_a_stop_while_a_policy_is_recorded_keeps_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = 0
-
-    def ask() -> bool:
-        nonlocal asked
-        asked += 1
-        return asked == 150
-
-    monkeypatch.setattr(sac, "stop_requested", lambda: nullcontext(ask))
+    asked = stop_at(monkeypatch, 150)
     monkeypatch.setattr(sac, "medium", lambda returns: min(map(int, returns["returns"])))
     with pytest.raises(GtpVisionError, match=r"stopped; .*kept"):
         sac.collect("Hopper-v4", tmp_path, steps=100, medium_steps=60, execution=QUIET)
     assert not list(tmp_path.glob("*.hdf5"))
     sac.collect("Hopper-v4", tmp_path, steps=100, medium_steps=60, execution=QUIET)
-    assert asked == 150 + 60, "the training took no step again"
+    assert next(asked) == 150 + 60 + 1, "the training took no step again"
     assert {len(open_store(path)) for path in tmp_path.glob("*.hdf5")} == {60, 100}
 
 
@@ -178,7 +164,7 @@ def test_a_damaged_checkpoint_and_a_folder_in_use_are_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("more", "words"),
+    ("more", "message"),
     [
         (["--policy", "ppo"], "--policy ppo is unknown"),
         (["--sets", "replay,expert"], "--sets expert is unknown: did you mean"),
@@ -188,10 +174,10 @@ def test_a_damaged_checkpoint_and_a_folder_in_use_are_refused(tmp_path: Path) ->
     ],
 )
 def test_invalid_options_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     assert main([*command(tmp_path), *more]) == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -201,9 +187,9 @@ def test_unknown_and_discrete_environments_and_existing_files_are_refused(
     for env in ("Hoper-v4", "CartPole-v1"):
         assert main(["data", "collect", f"gymnasium/{env}", "--out", str(tmp_path)]) == 2
         assert env in capsys.readouterr().err
-        assert not list(tmp_path.iterdir())
     assert main(command(folder, "--steps", str(STEPS))) == 2
     assert "--overwrite" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(command(tmp_path)) == 2
     assert "pip install 'gtp-vision[sac]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

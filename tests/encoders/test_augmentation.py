@@ -1,7 +1,5 @@
-import subprocess
-import sys
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -13,13 +11,11 @@ from gtp_vision.encoders import (
     Augmentation,
     AugmentationConfig,
     CameraConfig,
-    Encoder,
     EncoderConfig,
     RandomShift,
 )
 
 FRAMES = {"front": (2, 3, 16, 16), "wrist": (2, 3, 12, 20)}
-OFF = {"shift": 0}
 EVERYTHING = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2, "blur": 1.0, "erase": 0.4}
 
 
@@ -42,29 +38,25 @@ def noise(step: int = 0) -> RandomStream:
 
 @pytest.mark.parametrize("used", [{"shift": 3}, {"blur": 1.0}, EVERYTHING])
 def test_all_frames_of_a_sample_are_changed_alike(used: dict[str, Any]) -> None:
-    augment = make(crops={"front": [10, 12]}, **OFF | used)
+    augment = make(**{"shift": 0} | used)
     still = {name: x[:, :1].expand(x.shape) for name, x in images(32).items()}
-    goals = {f"goal/{name}": x for name, x in still.items()}
     draws = augment.draw(32, noise())
-    once, again = augment({**still, **goals}, draws), augment(still, draws)
-    for name in still:
-        assert once[name].dtype == torch.uint8
-        assert torch.equal(once[name], again[name]), "the next observation"
-        assert torch.equal(once[name], once[f"goal/{name}"])
-        assert torch.equal(once[name][:, 0], once[name][:, 1]), "the frames of a stack"
-        if name == "wrist":
-            assert not torch.equal(once[name], still[name])
+    changed = augment(still | {f"goal/{name}": x for name, x in still.items()}, draws)
+    for name, next_frames in augment(still, draws).items():
+        assert changed[name].dtype == torch.uint8
+        assert torch.equal(changed[name], next_frames)
+        assert torch.equal(changed[name], changed[f"goal/{name}"])
+        assert torch.equal(changed[name][:, 0], changed[name][:, 1]), "the frames of a stack"
+    assert not torch.equal(changed["wrist"], still["wrist"])
 
 
 @pytest.mark.parametrize("key", [f.name for f in fields(AugmentationConfig)])
 def test_every_setting_changes_something(key: str) -> None:
     other = {"shift": 1, "same_for_cameras": True, "warmup_steps": 10, "hue": 0.3}
-    probabilities = {"shift_probability": 0.9, "color_probability": 0.2, "blur_probability": 0.1}
-    other |= probabilities | {"erase_probability": 0.1}
+    other |= dict.fromkeys(("shift_probability", "color_probability", "blur_probability", "erase_probability"), 0.1)
     settings = {"shift": 3, **EVERYTHING}
-    value = other.get(key, settings.get(key, 0) / 2)
     observation = images(64)
-    before, after = make(**settings), make(**settings | {key: value})
+    before, after = make(**settings), make(**settings | {key: other.get(key, settings.get(key, 0) / 2)})
     seen = [augment(observation, augment.draw(64, noise(), 5)) for augment in (before, after)]
     assert any(not torch.equal(seen[0][name], seen[1][name]) for name in FRAMES)
 
@@ -101,76 +93,44 @@ def test_cameras_of_other_sizes_are_changed_alike_in_shares_of_their_frame() -> 
 
 
 def test_a_crop_is_a_slice_at_the_drawn_place_and_reaches_every_place() -> None:
-    augment, observation = make(crops={"front": [10, 13]}, shift=0), images(500)
+    augment, front = make(crops={"front": [10, 13]}, shift=0), images(500)["front"]
     draws = augment.draw(500, noise())
-    seen, place = augment(observation, draws), draws["front"].crop
+    cropped, place = augment({"front": front}, draws)["front"], draws["front"].crop
     assert place is not None
-    assert seen["front"].shape == (500, 2, 3, 10, 13)
-    corners = {(int(y * 7), int(x * 4)) for y, x in place.tolist()}
-    assert corners == {(y, x) for y in range(7) for x in range(4)}
-    for sample in range(20):
-        top, left = int(place[sample, 0] * 7), int(place[sample, 1] * 4)
-        expected = observation["front"][sample, :, :, top : top + 10, left : left + 13]
-        assert torch.equal(seen["front"][sample], expected)
-
-
-def test_a_shifted_crop_shows_what_lies_beyond_the_crop() -> None:
-    shapes = {"front": (1, 1, 16, 16)}
-    augment = make(shapes, {"front": [10, 10]}, shift=3, shift_probability=1.0)
-    observation = images(50, shapes)
-    draws = augment.draw(50, noise())
-    shift, place = draws["front"].shift, draws["front"].crop
-    assert shift is not None
-    assert place is not None
-    seen = augment(observation, draws)["front"]
-    whole = RandomShift(3, 1.0)(observation["front"], shift)
-    for sample in range(50):
-        top, left = (place[sample] * 7).long().tolist()
-        assert torch.equal(seen[sample], whole[sample, :, :, top : top + 10, left : left + 10])
-
-
-def test_the_encoder_takes_cropped_frames_in_training_and_whole_ones_when_acting() -> None:
-    config = EncoderConfig(features=8, cameras={"front": CameraConfig(crop=[12, 12])})
-    shapes = {"front": FRAMES["front"]}
-    encoder, augment, observation = Encoder(shapes, config), Augmentation(config, shapes), images(4, shapes)
-    middle = replace(augment.draw(4, noise())["front"], shift=None, crop=torch.full((4, 2), 0.5))
-    cropped = augment(observation, {"front": middle})
-    assert torch.equal(encoder(cropped), encoder(observation))
+    corners = (place * torch.tensor([7, 4])).long()
+    assert len(corners.unique(dim=0)) == 7 * 4
+    for sample, (top, left) in enumerate(corners[:20].tolist()):
+        assert torch.equal(cropped[sample], front[sample, :, :, top : top + 10, left : left + 13])
 
 
 def test_several_processes_change_frames_as_one_does() -> None:
     augment, observation = make(crops={"wrist": [9, 9]}, **EVERYTHING), images(12)
-    one = augment(observation, augment.draw(12, RandomStream(0, 5)))
+    whole = augment(observation, augment.draw(12, RandomStream(0, 5)))
     for rank in range(3):
-        own = {name: x[4 * rank : 4 * rank + 4] for name, x in observation.items()}
-        part = augment(own, augment.draw(4, RandomStream(0, 5, rank=rank, world_size=3)))
-        for name in FRAMES:
-            assert torch.equal(part[name], one[name][4 * rank : 4 * rank + 4])
+        rows = slice(4 * rank, 4 * rank + 4)
+        draws = augment.draw(4, RandomStream(0, 5, rank=rank, world_size=3))
+        part = augment({name: x[rows] for name, x in observation.items()}, draws)
+        assert all(torch.equal(part[name], whole[name][rows]) for name in FRAMES)
 
 
 def test_warmup_grows_from_shift_and_crop_to_full_strength() -> None:
-    settings = {"shift": 3, **EVERYTHING}
     crops = {"front": [9, 9]}
-    augment, plain, observation = make(crops=crops, warmup_steps=10, **settings), make(crops=crops), images(64)
-    one_camera = {"front": observation["front"]}
+    augment, plain = make(crops=crops, warmup_steps=10, shift=3, **EVERYTHING), make(crops=crops)
+    front = {"front": images(64)["front"]}
 
     def differences(step: int | None) -> float:
-        seen = augment(one_camera, augment.draw(64, noise(), step))["front"]
-        return float((seen.float() - first.float()).abs().mean())
+        changed = augment(front, augment.draw(64, noise(), step))["front"]
+        return float((changed.float() - first.float()).abs().mean())
 
-    first = plain(one_camera, plain.draw(64, noise(), 0))["front"]
+    first = plain(front, plain.draw(64, noise(), 0))["front"]
     assert differences(0) == 0, "shift and crop have no warmup"
     assert 0 < differences(2) < differences(5) < differences(10)
     assert differences(10) == differences(11) == differences(None)
-    streams = [noise(), noise()]
-    for stream, step in zip(streams, (0, 10), strict=True):
-        augment.draw(64, stream, step)
-    assert torch.equal(streams[0].uniform(3), streams[1].uniform(3)), "the schedule changes no later number"
 
 
 def test_samples_that_are_not_drawn_stay_bit_equal_also_in_half_precision() -> None:
-    settings = {f"{key}_probability": 0.4 for key in ("color", "blur", "erase")}
-    augment, observation = make(shift=0, **EVERYTHING, **settings), images(100)
+    probabilities = {f"{key}_probability": 0.4 for key in ("color", "blur", "erase")}
+    augment, observation = make(shift=0, **EVERYTHING, **probabilities), images(100)
     draws = augment.draw(100, noise())
     with torch.autocast("cpu", torch.bfloat16):
         changed = augment(observation, draws)
@@ -180,7 +140,6 @@ def test_samples_that_are_not_drawn_stay_bit_equal_also_in_half_precision() -> N
         assert change.erased is not None
         is_drawn = (change.color[:, 3] != 0) | (change.blur[:, 0] > 0) | (change.erased[:, 0] > 0)
         is_changed = (changed[name] != observation[name]).flatten(1).any(1)
-        assert 5 < int((~is_drawn).sum()) < 45
         assert not (is_changed & ~is_drawn).any()
         assert float(is_changed[is_drawn].float().mean()) > 0.9, "some changes are below the precision of uint8"
 
@@ -191,12 +150,6 @@ def test_states_and_features_are_not_changed() -> None:
     passed = augment(observation, augment.draw(6, noise()))
     assert all(passed[name] is x for name, x in observation.items())
     assert make({"arm": (2, 3)}, **EVERYTHING).draw(6, noise()) == {}
-
-
-def test_gray_frames_and_the_largest_shift_and_blur_are_allowed() -> None:
-    shapes = {"depth": (1, 1, 16, 16)}
-    augment = make(shapes, shift=15, blur=5.0, brightness=0.5, contrast=0.5, erase=1.0)
-    assert augment(images(4, shapes), augment.draw(4, noise()))["depth"].shape == (4, 1, 1, 16, 16)
 
 
 @pytest.mark.parametrize(
@@ -213,17 +166,3 @@ def test_gray_frames_and_the_largest_shift_and_blur_are_allowed() -> None:
 def test_settings_that_frames_do_not_allow_are_refused(channels: int, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(GtpVisionError, match=message):
         make({"depth": (1, channels, 16, 16)}, **settings)
-
-
-@pytest.mark.processes
-def test_a_shift_needs_no_import_of_kornia() -> None:
-    code = (
-        "import sys, torch\n"
-        "from gtp_vision.core.random import RandomStream\n"
-        "from gtp_vision.encoders import Augmentation, AugmentationConfig, EncoderConfig\n"
-        "config = EncoderConfig(augmentation=AugmentationConfig(erase=0.5))\n"
-        "augment = Augmentation(config, {'front': (1, 3, 8, 8)})\n"
-        "augment({'front': torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)}, augment.draw(2, RandomStream(0, 0)))\n"
-        "assert 'kornia' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-P", "-c", code], check=True)

@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Mapping
 
 import pytest
@@ -18,95 +19,68 @@ def observation(shapes: Mapping[str, tuple[int, ...]], batch: int = 2) -> dict[s
 
 @pytest.mark.parametrize(("name", "size"), [*((name, (16, 16)) for name in SIZES), ("impala_small", (15, 9))])
 def test_images_become_features_of_the_configured_width(name: str, size: tuple[int, int]) -> None:
-    shapes = {"front": (2, 3, *size)}
-    encoder = Encoder(shapes, EncoderConfig(name=name, features=24))
-    features = encoder(observation(shapes, batch=3))
-    assert encoder.width == 24
-    assert features.shape == (3, 24)
-    assert features.dtype == torch.float32
-    assert bool(features.isfinite().all())
+    encoder = Encoder({"front": (2, 3, *size)}, EncoderConfig(name=name, features=24))
+    given = observation({"front": (2, 3, *size)}, batch=3)
+    features = encoder(given)
+    assert features.shape == (3, encoder.width) == (3, 24)
     assert float(features.detach().std()) > 0
+    torch.testing.assert_close(encoder({"front": given["front"].float() / 255}), features, rtol=0, atol=1e-5)
 
 
 def test_states_alone_are_passed_through() -> None:
     shapes = {"state": (2, 3), "goal": (1, 4)}
-    encoder = Encoder(shapes, EncoderConfig(name="state"))
-    given = observation(shapes)
+    encoder, given = Encoder(shapes, EncoderConfig(name="state")), observation(shapes)
     assert encoder.width == 10
     assert list(encoder.parameters()) == []
-    expected = torch.cat([given["state"].flatten(1), given["goal"].flatten(1)], dim=1)
-    assert torch.equal(encoder(given), expected)
-
-
-def test_states_are_appended_to_the_features_of_cameras() -> None:
-    shapes = {"front": (1, 3, 16, 16), "state": (2, 3)}
-    encoder = Encoder(shapes, EncoderConfig(features=8))
-    given = observation(shapes)
-    features = encoder(given)
-    assert encoder.width == 8 + 6
-    moved = encoder(given | {"state": given["state"] + 1})
-    changed = (moved != features).any(0)
-    assert int(changed.sum()) == 6, "six features are the states, and no other depends on them"
-    kept = features[:, changed]
-    assert torch.equal(kept.sort(1).values, given["state"].flatten(1).sort(1).values)
+    assert torch.equal(encoder(given), torch.cat([given["state"].flatten(1), given["goal"].flatten(1)], dim=1))
 
 
 def test_every_camera_frame_and_channel_has_an_effect() -> None:
     shapes = {"observation.images.top": (2, 3, 16, 16), "keys": (2, 1, 12, 12)}  # invalid as names of modules
-    encoder = Encoder(shapes, EncoderConfig(features=16))
-    given = observation(shapes)
+    encoder, given = Encoder(shapes, EncoderConfig(features=16)), observation(shapes)
     features = encoder(given)
-    for name in shapes:
-        for frame in range(2):
-            for channel in range(shapes[name][1]):
-                other = {key: value.clone() for key, value in given.items()}
-                other[name][:, frame, channel] = 255 - other[name][:, frame, channel]
-                assert not torch.allclose(encoder(other), features), (name, frame, channel)
+    for name, shape in shapes.items():
+        for frame, channel in itertools.product(range(2), range(shape[1])):
+            other = given[name].clone()
+            other[:, frame, channel] = 255 - other[:, frame, channel]
+            assert not torch.allclose(encoder(given | {name: other}), features), (name, frame, channel)
+
+
+def inputs_of(encoder: Encoder, given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """What the backbones' first layers see."""
+    inputs: list[torch.Tensor] = []
+    for tower in encoder.towers:
+        tower.layers[0].register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].detach()))
+    encoder(given)
+    return inputs
 
 
 def test_the_mean_frame_is_subtracted_from_every_frame_of_its_camera_and_saved() -> None:
     shapes = {"left": (2, 3, 16, 16), "right": (2, 3, 16, 16)}
-    encoder = Encoder(shapes, EncoderConfig(features=8))
-    given = observation(shapes)
-    raw = encoder(given)
+    encoder, given = Encoder(shapes, EncoderConfig(features=8)), observation(shapes)
     means = {name: torch.rand(3, 16, 16) * 255 for name in shapes}
     encoder.centre(means)
-    inputs: list[torch.Tensor] = []
-    for tower in encoder.towers:
-        tower.layers[0].register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
-    centred = encoder(given)
-    for name, x in zip(shapes, inputs, strict=True):
+    for name, x in zip(shapes, inputs_of(encoder, given), strict=True):
         assert torch.allclose(x, ((given[name] - means[name]) / 255).flatten(1, 2))
-    assert not torch.allclose(centred, raw)
     other = Encoder(shapes, EncoderConfig(features=8))
     other.load_state_dict(encoder.state_dict())
-    assert torch.equal(other(given), centred)
+    assert torch.equal(other(given), encoder(given))
 
 
-def test_frames_are_center_cropped_and_resized() -> None:
-    shapes = {"front": (2, 3, 32, 40)}
+def test_frames_and_their_mean_are_center_cropped_and_resized() -> None:
     camera = CameraConfig(crop=[24, 24], size=[16, 16])
+    shapes = {"front": (2, 3, 32, 40)}
     encoder = Encoder(shapes, EncoderConfig(features=8, cameras={"front": camera}))
     assert encoder.tower("front").shape == (2, 3, 16, 16)
     given = observation(shapes)["front"]
-    features = encoder({"front": given})
-    border = given.clone()
+    features, border = encoder({"front": given}), given.clone()
     border[..., :4, :], border[..., :8] = 0, 0
     assert torch.equal(encoder({"front": border}), features), "pixels outside the crop have no effect"
-    cut = given[..., 4:28, 8:32]
-    assert torch.equal(encoder({"front": cut}), features), "a frame that was cropped in training is taken as it is"
-
-
-def test_the_mean_frame_is_preprocessed_like_the_frames() -> None:
-    shapes = {"front": (1, 3, 32, 32)}
-    camera = CameraConfig(crop=[24, 24], size=[16, 16])
-    encoder = Encoder(shapes, EncoderConfig(features=8, cameras={"front": camera}))
-    frame = observation(shapes)["front"]
-    encoder.centre({"front": frame[0, 0].float()})
-    inputs: list[torch.Tensor] = []
-    encoder.tower("front").layers[0].register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))  # type: ignore[union-attr,operator,index]
-    encoder({"front": frame[:1]})
-    assert float(inputs[0].detach().abs().max()) < 1.1 / 255, "resized frames are rounded to bytes, means are not"
+    cropped = {"front": given[..., 4:28, 8:32]}
+    assert torch.equal(encoder(cropped), features), "a frame that was cropped in training is taken as it is"
+    encoder.centre({"front": given[0, 0].float()})
+    (x,) = inputs_of(encoder, {"front": given[:1, :1].expand(-1, 2, -1, -1, -1)})
+    assert float(x.abs().max()) < 1.1 / 255, "resized frames are rounded to bytes, means are not"
 
 
 @pytest.mark.parametrize(
@@ -114,8 +88,6 @@ def test_the_mean_frame_is_preprocessed_like_the_frames() -> None:
     [
         ({"frnt": CameraConfig()}, r"encoder.cameras.frnt.*'front'"),
         ({"front": CameraConfig(crop=[33, 8])}, r"front.crop=\[33, 8\] .*32x32"),
-        ({"front": CameraConfig(crop=[8])}, r"front.crop=\[8\]"),
-        ({"front": CameraConfig(size=[0, 8])}, r"front.size=\[0, 8\]"),
     ],
 )
 def test_invalid_preprocessing_is_refused(cameras: dict[str, CameraConfig], message: str) -> None:
@@ -126,62 +98,51 @@ def test_invalid_preprocessing_is_refused(cameras: dict[str, CameraConfig], mess
 def test_cameras_can_share_one_backbone() -> None:
     shapes = {"left": (1, 3, 16, 16), "right": (1, 3, 24, 24), "state": (1, 2)}
     same = {"right": CameraConfig(size=[16, 16])}
-    encoder = Encoder(shapes, EncoderConfig(features=8, share_cameras=True, cameras=same))
-    assert len(encoder.towers) == 1
+    encoder, given = Encoder(shapes, EncoderConfig(features=8, share_cameras=True, cameras=same)), observation(shapes)
     assert encoder.tower("left") is encoder.tower("right")
-    given = observation(shapes)
     features = encoder(given)
-    for camera in ("left", "right"):
-        assert not torch.equal(encoder(given | {camera: 255 - given[camera]}), features)
+    assert not any(torch.equal(encoder(given | {name: 255 - given[name]}), features) for name in ("left", "right"))
     with pytest.raises(GtpVisionError, match=r"'right' and 'left' share a backbone.*encoder.cameras.<name>.size"):
         Encoder(shapes, EncoderConfig(share_cameras=True))
 
 
 def test_goals_share_backbone_and_scale_with_their_observations() -> None:
     shapes = {"front": (1, 3, 16, 16), "state": (1, 2), "goal/front": (1, 3, 16, 16), "goal/state": (1, 2)}
-    encoder = Encoder(shapes, EncoderConfig(features=8))
+    encoder, given = Encoder(shapes, EncoderConfig(features=8)), observation(shapes)
     assert encoder.tower("goal/front") is encoder.tower("front")
-    encoder.standardize({"state": (torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0]))})
-    encoder.centre({"front": torch.full((3, 16, 16), 9.0)})
-    given = observation(shapes)
+    mean, deviation = torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])
+    encoder.standardize({"state": (mean, deviation)})
     features = encoder(given)
-    assert torch.allclose(
-        features[:, 2:4], (given["goal/state"][:, 0] - torch.tensor([1.0, 2.0])) / torch.tensor([2.0, 4.0])
-    )
+    assert torch.allclose(features[:, 2:4], (given["goal/state"][:, 0] - mean) / deviation)
     assert not torch.equal(encoder(given | {"goal/front": 255 - given["goal/front"]}), features)
-
-
-def test_float_frames_within_one_equal_bytes() -> None:
-    encoder = Encoder({"front": (2, 3, 16, 16)}, EncoderConfig(features=8))
-    given = observation({"front": (2, 3, 16, 16)})["front"]
-    assert torch.allclose(encoder({"front": given.float() / 255}), encoder({"front": given}), atol=1e-5)
 
 
 def test_features_of_a_backbone_can_replace_its_frames() -> None:
     shapes = {"front": (2, 3, 16, 16), "wrist": (2, 3, 16, 16), "state": (2, 3)}
-    encoder = Encoder(shapes, EncoderConfig(features=8))
-    given = observation(shapes)
-    earlier = {name: encoder.camera_features(name, given[name]).detach()[:, None] for name in ("front", "wrist")}
-    stacked = {"state": given["state"].reshape(2, 1, 6)}
-    assert torch.equal(encoder(earlier | stacked), encoder(given))
+    encoder, given = Encoder(shapes, EncoderConfig(features=8)), observation(shapes)
+    cached = {name: encoder.camera_features(name, given[name]).detach()[:, None] for name in ("front", "wrist")}
+    assert torch.equal(encoder(cached | {"state": given["state"].reshape(2, 1, 6)}), encoder(given))
 
 
 @pytest.mark.parametrize(
     ("front", "message"),
     [
-        (None, r"'front' is missing.*'state'"),
         ([1], "'front' is a list"),
         (torch.zeros(1, 2, 3, 16, 16, dtype=torch.uint8), r"'front' .*\(2, 3, 16, 16\).*\(1, 3, 16, 16\)"),
-        (torch.zeros(1, 1, 16, 16, 3, dtype=torch.uint8), r"'front' .*\(1, 16, 16, 3\)"),
         (torch.full((1, 1, 3, 16, 16), -0.5), r"'front' .*torch.float32 within \[-0.5"),
         (torch.full((1, 1, 3, 16, 16), torch.nan), r"'front' .*torch.float32 within"),
         (torch.zeros(1, 1, 3, 16, 16, dtype=torch.int32), r"'front' .*torch.int32"),
     ],
 )
-def test_missing_and_invalid_observations_are_refused(front: object, message: str) -> None:
+def test_invalid_observations_are_refused(front: object, message: str) -> None:
     encoder = Encoder({"front": (1, 3, 16, 16), "state": (1, 2)}, EncoderConfig(features=8))
-    given = {"state": torch.zeros(1, 1, 2)} | ({} if front is None else {"front": front})
     with pytest.raises(GtpVisionError, match=message):
-        encoder(given)  # type: ignore[arg-type]
+        encoder({"state": torch.zeros(1, 1, 2), "front": front})  # type: ignore[dict-item]
+
+
+def test_missing_observations_and_unused_cameras_are_refused() -> None:
+    encoder = Encoder({"front": (1, 3, 16, 16), "state": (1, 2)}, EncoderConfig(features=8))
+    with pytest.raises(GtpVisionError, match=r"'front' is missing.*'state'"):
+        encoder({"state": torch.zeros(1, 1, 2)})
     with pytest.raises(GtpVisionError, match=r"'front'.*encoder=impala_small"):
         Encoder({"front": (1, 3, 16, 16)}, EncoderConfig(name="state"))

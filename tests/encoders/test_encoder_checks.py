@@ -8,49 +8,38 @@ import pytest
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import AugmentationConfig, EncoderConfig, LoraSettings, check_encoder
 
+WARMUP = AugmentationConfig(hue=0.1, warmup_steps=9)
+
 
 @pytest.mark.parametrize(
     ("settings", "key"),
     [
-        # Backbones
         ({"pooling": "average"}, "encoder.pooling=average"),
-        ({"name": "drq", "pooling": "attention"}, "encoder.pooling=attention"),
         ({"name": "resnet18", "pooling": "class_token"}, "encoder.pooling=class_token"),
-        ({"name": "robomimic/ShallowConv", "pooling": "flatten"}, "encoder.pooling=flatten"),
         ({"name": "resnet18", "weights": "hub"}, "set encoder.name=timm/resnet18"),
         ({"name": "impala", "weights": "hub"}, "set encoder.name=timm/<model>"),
         ({"name": "resnet18", "weights": "a.pth", "batch_norm": "group"}, "encoder.batch_norm=group"),
         ({"name": "drq", "level": 1}, "encoder.level=1"),
-        ({"name": "timm/test_vit", "level": 1, "pooling": "class_token"}, "encoder.pooling=class_token"),
+        ({"name": "timm/test_vit", "level": 1, "pooling": "class_token"}, "encoder.level ends it earlier"),
         ({"weights": ""}, "encoder.weights"),
         ({"gradient": "actor"}, "encoder.gradient=actor"),
         ({"views": 2}, "encoder.views=2"),
         ({"fusion_heads": 2}, "encoder.fusion_heads"),
         ({"state_hidden": [8, 0]}, "encoder.state_hidden"),
-        # No camera
         ({"name": "state", "weights": "a.pth"}, "encoder.weights"),
-        ({"name": "state", "stack": "frames"}, "encoder.stack"),
-        ({"name": "state", "tuning": "frozen"}, "encoder.tuning"),
-        ({"name": "state", "unfreeze_step": 3}, "encoder.unfreeze_step"),
         ({"name": "state", "share_cameras": True}, "encoder.share_cameras"),
         ({"name": "state", "augmentation": AugmentationConfig(shift=0, erase=0.1)}, "encoder.augmentation.erase"),
-        # Tuning
         ({"blocks": 2}, "encoder.blocks"),
         ({"tuning": "lora", "decay": 0.5}, "encoder.decay"),
         ({"lora": LoraSettings(rank=2)}, "encoder.lora"),
         ({"tuning": "frozen", "learning_rate_scale": 0.1}, "encoder.learning_rate_scale"),
-        ({"tuning": "frozen", "unfreeze_step": 9}, "encoder.unfreeze_step"),
         ({"tuning": "lora", "unfreeze_step": 9}, "encoder.unfreeze_step"),
         ({"tuning": "lora", "lora": LoraSettings(targets=[])}, "encoder.lora.targets"),
         ({"name": "resnet18", "tuning": "frozen", "batch_norm": "train"}, "encoder.batch_norm=train"),
         ({"name": "resnet18", "tuning": "lora", "pooling": "attention"}, "encoder.pooling=attention"),
-        # Augmentation
         ({"augmentation": AugmentationConfig(warmup_steps=100)}, "encoder.augmentation.warmup_steps=100"),
         ({"tuning": "frozen", "augmentation": AugmentationConfig(hue=0.1)}, "encoder.augmentation.hue"),
-        (
-            {"tuning": "frozen", "views": 4, "augmentation": AugmentationConfig(hue=0.1, warmup_steps=9)},
-            "encoder.augmentation.warmup_steps=9",
-        ),
+        ({"tuning": "frozen", "views": 4, "augmentation": WARMUP}, "encoder.augmentation.warmup_steps=9"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(settings: dict[str, Any], key: str) -> None:
@@ -59,24 +48,9 @@ def test_settings_that_do_not_fit_each_other_are_refused(settings: dict[str, Any
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"tuning": "partial", "blocks": 2, "unfreeze_step": 5},
-        {"tuning": "layerwise", "decay": 0.5, "learning_rate_scale": 0.1},
-        {"tuning": "lora", "lora": LoraSettings(rank=4, targets=["first"]), "learning_rate_scale": 2.0},
-        {"learning_rate_scale": 0.1, "unfreeze_step": 5},
-        {"tuning": "frozen", "views": 2},
-    ],
-)
-def test_settings_that_fit_each_other_are_accepted(settings: dict[str, Any]) -> None:
-    check_encoder(EncoderConfig(name="impala_tiny", **settings))
-
-
-@pytest.mark.parametrize(
     ("name", "near"),
     [
         ("impla_small", "'impala_small'"),
-        ("resnet81", "'resnet18'"),
         ("robomimic/ResNet18", "'robomimic/ResNet18Conv'"),
         ("vit_small_patch16_224", "'timm/vit_small_patch16_224'"),
         ("timm/resnet18.nobodys", "'timm/resnet18'"),
@@ -91,12 +65,12 @@ def test_unknown_names_are_refused_with_near_ones(name: str, near: str) -> None:
 @pytest.mark.parametrize(
     ("camera", "key"),
     [
-        (3, "encoder.cameras.front=3"),
-        ({"crop": [9]}, "encoder.cameras.front.crop=[9]"),
-        ({"size": [0, 8]}, "encoder.cameras.front.size=[0, 8]"),
-        ({"sise": [8, 8]}, "'encoder.cameras.front.sise'"),
+        (3, "front=3"),
+        ({"crop": [9]}, "front.crop=[9]"),
+        ({"size": [0, 8]}, "front.size=[0, 8]"),
+        ({"sise": 8}, "front.sise"),
     ],
 )
 def test_invalid_settings_of_a_camera_are_refused(camera: Any, key: str) -> None:
-    with pytest.raises(GtpVisionError, match=re.escape(key)):
+    with pytest.raises(GtpVisionError, match=re.escape(f"encoder.cameras.{key}")):
         check_encoder(EncoderConfig(cameras={"front": camera}))

@@ -35,14 +35,11 @@ def test_a_row_is_trained_on_the_first_demonstrations_and_judged_on_the_rest(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    data, weights = files
-    out = tmp_path / "out"
+    (data, weights), out = files, tmp_path / "out"
     command = ["experiment", "encoders", "--data", str(data), "--weights", str(weights), "--out", str(out)]
     command += ["--rows", ROW, "--demonstrations", "2", "--cameras", "front", "--seeds", "1", "--train-steps", "1"]
     assert main([*command, "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
-    assert (results["demonstrations"], results["held_out"], results["seeds"]) == (2, 1, 1)
-    assert len(results["rows"][ROW]["error"]) == 1
     assert json.loads((out / "encoders.json").read_text()) == results
     few, held_out = native.read(next(out.glob("2-*.h5"))), native.read(data).select(["front"]).subset([2])
     assert few.episodes == 2
@@ -53,11 +50,10 @@ def test_a_row_is_trained_on_the_first_demonstrations_and_judged_on_the_rest(
     assert f"{results['rows'][ROW]['error'][0]:.4f}" in capsys.readouterr().out
 
     run = next(out.glob("*/seed0"))
-    assert encoders.held_out_error(run, held_out) == results["rows"][ROW]["error"][0]
+    assert [encoders.held_out_error(run, held_out)] == results["rows"][ROW]["error"]
     zeros = torch.zeros(len(held_out.transitions) * 8, held_out.action_dim)
     monkeypatch.setattr(type(restore(run)[1].agent.improvement), "act", lambda *_: zeros)
     assert encoders.held_out_error(run, held_out) == pytest.approx(float(np.abs(actions).mean()))
-
     other = make_store(lengths=(5, 4, 6), cameras={"front": (16, 16, 3)}, seed=1)
     with pytest.raises(GtpVisionError, match="holds a run of other settings"):
         encoders.encoders(native.write(tmp_path / "others.h5", other), weights, out, **OPTIONS)

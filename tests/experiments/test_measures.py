@@ -37,14 +37,12 @@ def test_only_the_exact_map_has_no_error(factor: float) -> None:
 def test_samples_are_counted_for_the_mode_that_they_are_on() -> None:
     known = four_modes()
     samples = np.concatenate([np.repeat(known.means[:1], 3, 0), known.means[2:3] + 0.1, np.zeros((4, 2))])
-    assert modes_hit(samples, known) == {
-        "on_mode": 50.0,
-        "share": [75.0, 0.0, 25.0, 0.0],
-        "spread": pytest.approx(0.5 * 0.1 / 0.05),
-    }
-    assert modes_hit(np.zeros((4, 2)), known) == {"on_mode": 0.0, "share": [0.0, 0.0, 0.0, 0.0], "spread": 0.0}
-    data = known.draw(5000, counter_rng(0))
-    assert modes_hit(data, known)["spread"] == pytest.approx(1, abs=0.02)
+    spread = pytest.approx(0.5 * 0.1 / 0.05)
+    assert modes_hit(samples, known) == {"on_mode": 50.0, "share": [75.0, 0.0, 25.0, 0.0], "spread": spread}
+    assert modes_hit(np.zeros((4, 2)), known) == {"on_mode": 0.0, "share": [0.0] * 4, "spread": 0.0}
+    data = modes_hit(known.draw(20_000, counter_rng(0)), known)
+    assert (data["on_mode"], data["spread"]) == (pytest.approx(99.97, abs=0.06), pytest.approx(1, abs=0.02))
+    assert data["share"] == pytest.approx([25] * 4, abs=2)
 
 
 def test_the_wasserstein_distance_of_a_shift_is_its_length() -> None:
@@ -58,17 +56,12 @@ SMALL: dict[str, Any] = {"hidden": [64, 64], "sigma_max": 5.0}
 
 @pytest.mark.trains
 def test_a_few_seconds_of_training_find_the_gaussians_flow_map() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     known = gaussian()
-    fitted = fit(PolicyConfig(**SMALL), unconditional(known.draw), steps=1000)
-    torch.set_num_threads(threads)
-    assert isinstance(fitted.policy, GTPPolicy)
-    found = map_error(fitted.policy, known, counter_rng(0))
-    assert found["rel_error"] < 0.12
-    assert found["composition"] < 0.12
+    policy = fit(PolicyConfig(**SMALL), unconditional(known.draw), steps=1000).policy
+    assert isinstance(policy, GTPPolicy)
+    assert max(map_error(policy, known, counter_rng(0)).values()) < 0.12
     for steps in (1, 2, 5):
-        samples = draw(fitted.policy, steps, 2000)
+        samples = draw(policy, steps, 2000)
         assert samples.mean(0) == pytest.approx(known.means[0], abs=0.05)
         assert samples.std(0) == pytest.approx(np.full(2, known.deviation), rel=0.25)
 

@@ -15,16 +15,14 @@ def test_demonstrations_reach_every_goal_equally_often_and_nearly_straight() -> 
     assert (measures["reach"], measures["share"]) == (100, [25] * 4)
     assert 1 < measures["path_ratio"] < 1.1
     assert all(len(path) == len(taken) + 1 for path, taken in zip(paths, actions, strict=True))
-    assert max(np.abs(taken).max() for taken in actions) <= 1
 
 
 def test_a_straight_path_has_no_jitter_and_a_zigzag_has() -> None:
     straight = np.linspace([0, 0], [1, 0], 11)
     zigzag = straight + np.array([[0, 0.05 * (-1) ** k] for k in range(11)])
-    assert measure([straight]) == {
-        **{"reach": 100, "share": [100, 0, 0, 0]},
-        **{"path_ratio": pytest.approx(1), "jitter": pytest.approx(0, abs=1e-12)},
-    }
+    found = measure([straight])
+    assert (found["reach"], found["share"]) == (100, [100, 0, 0, 0])
+    assert (found["path_ratio"], found["jitter"]) == pytest.approx((1, 0))
     assert measure([zigzag])["jitter"] == pytest.approx(4.0)  # second differences of 0.2, two strides of 0.1
     assert measure([zigzag])["path_ratio"] > 1.2
 
@@ -41,18 +39,16 @@ def test_a_trajectory_ends_at_the_first_goal_or_the_horizon_and_actions_are_clip
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_each_method_is_trained_at_the_same_cost(method: str) -> None:
-    result = train_method(method, steps=12, seed=0)
+    result = train_method(method, steps=12, seed=0, samples=70)
     assert result["measured"]["train_steps"] * METHODS[method].passes == pytest.approx(12 * 9, abs=4)
-    assert result["measured"]["act_ms"] > 0
     assert len(result["paths"]) == 60
 
 
 @pytest.mark.processes
 def test_the_command_writes_figure_and_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "goals"
-    assert main(["experiment", "multigoal", "--train-steps", "5", "--out", str(out), "--json"]) == 0
+    assert main(["experiment", "multigoal", "--train-steps", "5", "--out", str(tmp_path / "goals"), "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
     assert set(METHODS) | {"data"} <= set(results)
     assert {"reach", "share", "jitter", "path_ratio", "act_ms"} <= set(results["gtp"])
-    assert (out / "multigoal.png").read_bytes().startswith(b"\x89PNG")
-    assert json.loads((out / "multigoal.json").read_text())["gtp"] == results["gtp"]
+    assert (tmp_path / "goals" / "multigoal.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "goals" / "multigoal.json").read_text())["gtp"] == results["gtp"]

@@ -41,10 +41,3 @@ def test_the_denoiser_is_the_mean_of_the_data_given_the_noised() -> None:
         weight = np.exp(-0.5 * np.square((x - data) / t))
         expected = (weight * data).sum() / weight.sum()
         assert known.denoise(np.array([[x]]), t)[0, 0] == pytest.approx(expected, abs=0.015)
-
-
-def test_nearly_all_data_are_on_a_mode() -> None:
-    known = four_modes()
-    mode, distance = known.nearest_mode(known.draw(20_000, counter_rng(0)))
-    assert float((distance < 0.2).mean()) == pytest.approx(0.9997, abs=0.0006)
-    assert np.bincount(mode) / 20_000 == pytest.approx(np.full(4, 0.25), abs=0.02)

@@ -44,10 +44,7 @@ def test_compiled_acting_is_timed_beside_it(run: Path) -> None:
     results = sweep(run, steps=[1], compiled=True, progress=False)
     assert results["acting"] == "acting: compile"
     assert results["steps"][1]["act_ms_compiled"] > 0 < results["steps"][1]["act_ms"]
-    head, row, *rest = table(results).splitlines()
-    assert head.split() == ["K", "action", "error", "act", "ms", "compiled", "success"]
-    assert len(row.split()) == 4
-    assert rest[0] == results["acting"]
+    assert results["acting"] in table(results)
 
 
 def test_other_recordings_of_the_same_shape_can_be_used(

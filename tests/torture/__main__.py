@@ -24,16 +24,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50, help="trainings that are killed; 0 for none")
     parser.add_argument("--real", type=int, default=5, help="of them started from nothing; the others are forks")
     parser.add_argument("--inputs", type=int, default=2000, help="damaged inputs; 0 for none")
-    parser.add_argument(
-        "--kind", action="append", choices=sorted(KINDS), help="of inputs; may be repeated; default all"
-    )
-    parser.add_argument(
-        *("--fault", "--faults"),
-        action="extend",
-        nargs="*",
-        choices=[*faults.FAULTS, "none"],
-        help="may be repeated; default all",
-    )
+    parser.add_argument("--kind", action="append", choices=sorted(KINDS), help="of inputs; repeatable; default all")
+    several = {"action": "extend", "nargs": "*", "choices": [*faults.FAULTS, "none"]}
+    parser.add_argument("--fault", "--faults", **several, help="repeatable; default all")
     parser.add_argument("--seed", type=int, default=0, help="of moments and damage")
     parser.add_argument("--out", type=Path, help="folder for the runs; default a temporary one, removed on success")
     options = parser.parse_args()
@@ -54,19 +47,18 @@ def main() -> int:
         findings = damage_inputs(options.inputs, folder / "inputs", options.seed, tell, kinds=options.kind)
         tracebacks = sum(findings.ends[end] for end in ("traceback", "no sentence", "crash"))
         summary.append(
-            f"{findings.inputs} mutated inputs, {tracebacks} tracebacks, {findings.ends['hang']} hangs, "
+            f"{findings.ends.total()} mutated inputs, {tracebacks} tracebacks, {findings.ends['hang']} hangs, "
             f"slowest {findings.slowest:.1f} s, peak {findings.peak / 1e6:.0f} MB"
         )
         is_clean &= not findings.bad
-    names = [name for name in options.fault or faults.FAULTS if name != "none"]
-    if names:
+    if names := [name for name in options.fault or faults.FAULTS if name != "none"]:
         passed = faults.cause(names, folder / "data", folder / "faults", tell)
         summary.append(f"faults: {passed} of {len(names)}")
         is_clean &= passed == len(names)
-    if is_clean and options.out is None:
-        shutil.rmtree(folder)
-    elif not is_clean:
+    if not is_clean:
         print(f"the runs and inputs that failed are in {folder}")
+    elif options.out is None:
+        shutil.rmtree(folder)
     print("torture: " + "; ".join(summary))
     return 0 if is_clean else 1
 

@@ -1,8 +1,4 @@
-"""`gtp-vision` in processes of its own, cheaply: forks of this process, which has imported everything already.
-
-To the kernel that kills it and to the disk a fork is a process like any other. A few kills are of processes that were
-started as a user starts them (`started`), which takes some seconds each.
-"""
+"""`gtp-vision` in processes of its own: forks of this process, which begin at once, or started as a user does."""
 
 from __future__ import annotations
 
@@ -25,7 +21,7 @@ _EVENTS = {"open": 0, "os.mkdir": 0, "os.rename": 1, "os.remove": 0, "os.rmdir":
 
 
 class FailedError(Exception):
-    """Something happened that should never happen."""
+    """A run or a process did not end as it should."""
 
 
 @dataclass
@@ -46,11 +42,7 @@ class Victim:
         return self.status is not None
 
     def wait(self, seconds: float = 300.0) -> int:
-        """Its exit status, or minus the signal that killed it.
-
-        Raises:
-            FailedError: it did not end.
-        """
+        """Its exit status, or minus the signal that killed it."""
         while not self.ended():
             if time.monotonic() - self.began > seconds:
                 self.kill()
@@ -72,18 +64,11 @@ class Victim:
         return next((line for line in reversed(lines) if line.strip()), "")
 
     def check(self, status: int) -> None:
-        """Require this exit status, an error message if it is 2, no traceback, and no process left behind.
-
-        Raises:
-            FailedError: it ended otherwise.
-        """
+        """Require this exit status, an error message if it is 2, no traceback, and no process left behind."""
         actual, text = self.wait(), self.log.read_text(errors="replace")
-        if actual != status:
-            raise FailedError(f"status {actual} instead of {status}: {text[-2000:]}")
-        if status == 2 and not any(line.startswith("gtp-vision: ") for line in text.split("\n")):
-            raise FailedError(f"it ended without an error message: {text[-2000:]}")
-        if "Traceback (most recent call last)" in text:
-            raise FailedError(f"a traceback: {text[-3000:]}")
+        has_message = any(line.startswith("gtp-vision: ") for line in text.split("\n"))
+        if actual != status or (status == 2 and not has_message) or "Traceback (most recent call last)" in text:
+            raise FailedError(f"status {actual}, and not {status} with a message and no traceback: {text[-3000:]}")
         self.check_alone()
 
     def check_alone(self) -> None:
@@ -107,6 +92,13 @@ def descendants(mark: str) -> list[psutil.Process]:
     return found
 
 
+def redirect(log: Path) -> None:
+    """Append this process's output to a file from now on."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+
+
 def forked(
     words: Sequence[str],
     log: Path,
@@ -114,24 +106,15 @@ def forked(
     before: Callable[[], None] = lambda: None,
     environment: Mapping[str, str] | None = None,
 ) -> Victim:
-    """Run `gtp-vision WORDS` in a fork of this process.
-
-    Args:
-        words: of the command line.
-        log: file that gets its output.
-        before: is called in it first, to prepare a fault.
-        environment: variables that it has beside this process's.
-    """
+    """Run `gtp-vision WORDS` in a fork of this process, which calls `before` first, to prepare a fault."""
     mark = f"{log}:{time.monotonic_ns()}"
     process = os.fork()
     if process:
         return Victim(process, log, mark, time.monotonic())
-    status = 70
+    status = 1
     try:
         os.setsid()
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
+        redirect(log)
         os.environ.update({_MARK: mark, "TQDM_DISABLE": "1", **(environment or {})})
         from gtp_vision.cli.main import main
 
@@ -143,7 +126,6 @@ def forked(
         status = error.code if isinstance(error.code, int) else 1
     except BaseException:  # as the interpreter would
         traceback.print_exc()
-        status = 1
     finally:
         from gtp_vision.core import sandbox
 
@@ -162,18 +144,15 @@ def started(words: Sequence[str], log: Path) -> Victim:
             [sys.executable, "-P", "-m", "gtp_vision", *words],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | {_MARK: mark, "TQDM_DISABLE": "1"},
             start_new_session=True,
+            env=os.environ | {_MARK: mark, "TQDM_DISABLE": "1"},
         )
     process.returncode = 0  # `Victim` waits for it
     return Victim(process.pid, log, mark, time.monotonic())
 
 
 def on_event(folder: Path, act: Callable[[str, str], None]) -> None:
-    """Call `act(event, path)` before a path in `folder` is opened to write, made, renamed, removed or linked.
-
-    In this process and for the rest of its life: Python's audit hooks cannot be removed.
-    """
+    """Call `act(event, path)` before a path in `folder` is changed, from now on: audit hooks cannot be removed."""
     prefix, is_busy = str(folder), False
 
     def see(event: str, arguments: tuple) -> None:

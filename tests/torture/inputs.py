@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,22 +36,12 @@ Use = Callable[[Path], str]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of input.
+    """A kind of input."""
 
-    Attributes:
-        share: of all inputs, relative to the other kinds.
-        sample: (empty folder) writes an undamaged one, and returns its path.
-        damaged: (copy of the sample, generator) damages it, and returns how.
-        opened: (sample) returns the function that uses it; its own time does not count.
-    """
-
-    share: int
-    sample: Callable[[Path], Path]
-    damaged: Callable[[Path, np.random.Generator], str]
-    opened: Callable[[Path], Use]
-
-
-# Data sets ----------------------------------------------------------------------------------------------------------
+    share: int  # of all inputs, relative to the other kinds
+    sample: Callable[[Path], Path]  # writes an undamaged one into an empty folder, and returns its path
+    damaged: Callable[[Path, np.random.Generator], str]  # damages a copy of the sample, and returns how
+    opened: Callable[[Path], Use]  # returns the function that uses it; its own time does not count
 
 
 def _data(name: str) -> Callable[[Path], Path]:
@@ -76,9 +67,6 @@ def _use_data(path: Path) -> str:
         np.asarray(array[np.arange(len(array))]).tobytes()
     Sampler(found, 1, 0, frame_stack=2, n_step=2, action_chunk=2).gather(found.transitions)
     return "sound"
-
-
-# Runs ---------------------------------------------------------------------------------------------------------------
 
 
 def _run(folder: Path) -> Path:
@@ -108,26 +96,21 @@ def _damage_checkpoint(run: Path, random: np.random.Generator) -> str:
 
 def _header(path: Path, random: np.random.Generator) -> str:
     """Change sizes, shapes, dtypes or offsets in the header of a safetensors file."""
-    raw = path.read_bytes()
+    raw, kind = path.read_bytes(), int(random.integers(4))
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
-    kind = int(random.integers(4))
     if kind == 0:
-        size = pick(random, (0, length + 1, 1 << 20, 1 << 40, (1 << 63) - 1))
-        path.write_bytes(size.to_bytes(8, "little") + raw[8:])
-        return f"{path.name} with a header of {size} bytes"
-    if kind == 1:
-        name = pick(random, sorted(header))
-        header[name] = {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}
-        what = f"{name} of 4 TB"
-    elif kind == 2:
-        header = dict.fromkeys(["x" * 100_000], next(iter(header.values())))
         what = "a long name"
+        header = dict.fromkeys(["x" * 100_000], next(iter(header.values())))
+    elif kind == 1:
+        what = "a tensor of 4 TB"
+        header[pick(random, sorted(header))] = {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}
     else:
         what = change_json(header, random)
     content = json.dumps(header).encode()
-    path.write_bytes(len(content).to_bytes(8, "little") + content + raw[8 + length :])
-    return f"{path.name}, header: {what}"
+    size = pick(random, (0, length + 1, 1 << 20, 1 << 40, (1 << 63) - 1)) if kind == 2 else len(content)
+    path.write_bytes(size.to_bytes(8, "little") + content + raw[8 + length :])
+    return f"{path.name}, header: {what}, size {size}"
 
 
 def _opened_checkpoint(run: Path) -> Use:
@@ -173,24 +156,14 @@ def _damage_config(run: Path, random: np.random.Generator) -> str:
 
 def _change_number(document: dict, random: np.random.Generator) -> str:
     """Replace a number, or a list of them: sizes are such numbers."""
-    places: list[tuple[dict, str]] = []
-
-    def walk(node: dict) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                walk(value)
-            elif isinstance(value, int | float | list):
-                places.append((node, key))
-
-    walk(document)
+    nodes, places = [document], []
+    while nodes:
+        node = nodes.pop()
+        nodes += [value for value in node.values() if isinstance(value, dict)]
+        places += [(node, key) for key, value in node.items() if isinstance(value, int | float | list)]
     (node, key), number = pick(random, places), pick(random, _NUMBERS)
     node[key] = [number] * pick(random, (1, 2, 3, 1000)) if isinstance(node[key], list) else number
     return f"{key} = {str(node[key])[:40]}"
-
-
-def _use_config(run: Path) -> str:
-    restore(run)
-    return "sound"
 
 
 def _damage_records(run: Path, random: np.random.Generator) -> str:
@@ -201,9 +174,14 @@ def _damage_records(run: Path, random: np.random.Generator) -> str:
     return damage_bytes(path, random)
 
 
-def _use_records(run: Path) -> str:
-    build_report([run], run / "again.html", title="again")
-    return "sound"
+def _sound(use: Callable[[Path], object]) -> Callable[[Path], Use]:
+    """Use an input by a function that returns or refuses."""
+
+    def returns(path: Path) -> str:
+        use(path)
+        return "sound"
+
+    return lambda sample: returns
 
 
 KINDS: dict[str, Kind] = {
@@ -212,8 +190,8 @@ KINDS: dict[str, Kind] = {
         for name in ("native", "d4rl", "robomimic", "lerobot")
     },
     "checkpoint": Kind(60, _run, _damage_checkpoint, _opened_checkpoint),
-    "config": Kind(50, _run, _damage_config, lambda run: _use_config),
-    "records": Kind(10, _run, _damage_records, lambda run: _use_records),
+    "config": Kind(50, _run, _damage_config, _sound(restore)),
+    "records": Kind(10, _run, _damage_records, _sound(lambda run: build_report([run], run / "again.html", title="a"))),
     "message": Kind(40, messages.sample, messages.damaged, messages.opened),
 }
 """By name."""
@@ -222,9 +200,5 @@ KINDS: dict[str, Kind] = {
 def copied(sample: Path, to: Path) -> Path:
     """A copy of a sample in a folder of its own."""
     to.mkdir(parents=True)
-    path = to / sample.name
-    if sample.is_dir():
-        shutil.copytree(sample, path, symlinks=True)
-    else:
-        shutil.copyfile(sample, path)
-    return path
+    copy = partial(shutil.copytree, symlinks=True) if sample.is_dir() else shutil.copyfile
+    return Path(copy(sample, to / sample.name))

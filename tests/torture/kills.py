@@ -8,6 +8,7 @@ these some train by compiled steps, which a fork cannot compile.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from torture.forked import FailedError, Victim, forked, on_event, started
-from torture.runs import differences, whole, words
+from torture.runs import require_equal, whole, words
 
 _MIX = ("states", "evaluated", "states", "seeds", "states", "pixels")
 _STARTED = ("states", "compiled", "states", "compiled_seeds", "states")
@@ -57,34 +58,20 @@ def _undisturbed(kind: str, data: Path, folder: Path) -> Undisturbed:
 
 def _kill_at_change(run: Path, number: int) -> Callable[[], None]:
     """What a victim calls first, to kill itself just before change `number` to the disk."""
+    left = itertools.count(number, -1)
 
-    def begin() -> None:
-        left = number
+    def see(event: str, path: str) -> None:
+        if next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        def see(event: str, path: str) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        on_event(run, see)
-
-    return begin
+    return lambda: on_event(run, see)
 
 
 def kills(count: int, data: Path, folder: Path, seed: int, tell: Callable[[str], None], *, real: int = 5) -> int:
-    """Kill `count` trainings, resume each, and compare.
+    """Kill `count` trainings at moments by a seed, resume each, compare, and report each to `tell`.
 
-    Args:
-        count: how many.
-        data: folder of `runs.data`.
-        folder: of the runs.
-        seed: of the moments.
-        tell: is called with a sentence about each.
-        real: how many of them are started as a user starts them, the others being forks.
-
-    Returns:
-        How many equal the undisturbed run bit for bit.
+    `real` of them are started as a user starts them, the others are forks. Returns how many equal the undisturbed run
+    bit for bit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kinds = [_STARTED[n % len(_STARTED)] if n < real else _MIX[n % len(_MIX)] for n in range(count)]
@@ -96,25 +83,23 @@ def kills(count: int, data: Path, folder: Path, seed: int, tell: Callable[[str],
         seconds = time.monotonic() - victim.began
     equal = 0
     for number, kind in enumerate(kinds):
-        random = np.random.default_rng([seed, number])
+        random, reference = np.random.default_rng([seed, number]), references[kind]
         run, launch = folder / f"{number}_{kind}", started if number < real else forked
         line, log = words(kind, data, run), run.with_suffix(".log")
         try:
             if kind.startswith("compiled"):
-                step = int(random.integers(1, 1 + _LATEST // 5)) * 5
-                when = _kill_at_checkpoint(started(line, log), run, step, random)
+                when = _kill_at_checkpoint(started(line, log), run, random)
             elif number < real:
                 when = _kill_at_time(started(line, log), seconds, random, 0.3)
             elif number % 2:
-                at = int(random.integers(references[kind].changes))
+                at = int(random.integers(reference.changes))
                 forked(line, log, before=_kill_at_change(run, at)).check(-signal.SIGKILL)
-                when = f"before change {at} of {references[kind].changes} to the disk"
+                when = f"before change {at} of {reference.changes} to the disk"
             else:
-                when = _kill_at_time(forked(line, log), references[kind].seconds, random)
+                when = _kill_at_time(forked(line, log), reference.seconds, random)
             step = max(whole(run).values(), default=0)
             launch([*line, "--resume"], run.with_suffix(".resumed.log")).check(0)
-            if found := differences(references[kind].folder, run):
-                raise FailedError("; ".join(found[:5]))
+            require_equal(reference.folder, run)
             shutil.rmtree(run)
             equal += 1
             tell(f"kill {number}: {kind}, {when}, from step {step}: equal")
@@ -123,8 +108,9 @@ def kills(count: int, data: Path, folder: Path, seed: int, tell: Callable[[str],
     return equal
 
 
-def _kill_at_checkpoint(victim: Victim, run: Path, step: int, random: np.random.Generator) -> str:
+def _kill_at_checkpoint(victim: Victim, run: Path, random: np.random.Generator) -> str:
     """Kill it up to a tenth of a second after a checkpoint is there; returns when that was."""
+    step = int(random.integers(1, 1 + _LATEST // 5)) * 5
     name = f"checkpoints/step_{step}"  # looked for by name: a walk fails at what the victim renames
     while not (run / name).exists() and not any(run.glob(f"seed_*/{name}")) and not victim.ended():
         time.sleep(0.001)

@@ -39,24 +39,20 @@ def sample(folder: Path) -> Path:
 def damaged(path: Path, random: np.random.Generator) -> str:
     """Damage a message in one way."""
     content, kind = bytearray(path.read_bytes()), random.random()
-    if kind < 0.4:
-        mutate = pick(random, BYTES)
-        if random.random() < 0.7:  # in its headers and not in a picture
-            head, content, tail = content[:_HEADERS], content[_HEADERS:-_HEADERS], content[-_HEADERS:]
-            head, tail = (mutate(head, random), tail) if random.random() < 0.5 else (head, mutate(tail, random))
-            content = head + content + tail
-        else:
-            content = mutate(content, random)
-        path.write_bytes(content)
-        return f"{mutate.__name__} bytes"
     if kind < 0.5:
-        length, place = pick(random, _LENGTHS), int(random.integers(_HEADERS))
-        path.write_bytes(content[:place] + length + content[place:])
-        return f"a length of {length[1:5].hex()} at {place}"
+        place = int(random.integers(_HEADERS)) if random.random() < 0.7 else len(content) - _HEADERS
+        if kind < 0.4:  # a part of it, mostly of its headers and not of a picture
+            mutate = pick(random, BYTES)
+            content[place:] = mutate(content[place : place + _HEADERS], random) + content[place + _HEADERS :]
+            what = f"{mutate.__name__} bytes at {place}"
+        else:
+            length = pick(random, _LENGTHS)
+            content[place:place] = length
+            what = f"a length of {length[1:5].hex()} at {place}"
+        path.write_bytes(content)
+        return what
     message = msgpack.unpackb(bytes(content))
-    what = pick(random, (_change_key, _change_key, _change_key, _change_key, _change_key, _nest, _multiply))(
-        message, random
-    )
+    what = pick(random, (_change_key, _change_key, _change_key, _change_key, _enlarge))(message, random)
     path.write_bytes(msgpack.packb(message, default=str))
     return what
 
@@ -81,37 +77,32 @@ def opened(path: Path) -> Callable[[Path], str]:
 def _change_key(message: dict[Any, Any], random: np.random.Generator) -> str:
     """Change the value, name, shape or type of one key, or remove a part of it."""
     key, kind = pick(random, list(message)), int(random.integers(6))
+    part = pick(random, list(message[key]))
     if kind == 0:
         message[key] = pick(random, _VALUES)
-        return f"{key} = {str(message[key])[:30]!r}"
-    if kind == 1:
-        name = pick(random, _NAMES)
-        message[name] = message.pop(key)
-        return f"{key} is named {str(name)[:20]!r}"
-    if kind == 2:
-        code = pick(random, (0, 5, 127))
-        message[key] = msgpack.ExtType(code, bytes(pick(random, (0, 1, 100_000))))
-        return f"{key} is an extension {code}"
-    if kind == 3:
-        part = pick(random, list(message[key]))
+    elif kind == 1:
+        message[pick(random, _NAMES)] = message.pop(key)
+        return f"{key} is renamed"
+    elif kind == 2:
+        message[key] = msgpack.ExtType(pick(random, (0, 5, 127)), bytes(pick(random, (0, 1, 100_000))))
+    elif kind == 3:
         del message[key][part]
-        return f"{key} without {part!r}"
-    part, values = ((b"shape", _SHAPES), (b"dtype", _TYPES))[kind - 4]
-    message[key][part] = pick(random, values)
-    return f"{key}: {part.decode()} {str(message[key][part])[:20]}"
+    elif kind == 4:
+        message[key][b"shape"] = pick(random, _SHAPES)
+    else:
+        message[key][b"dtype"] = pick(random, _TYPES)
+    return f"{key} = {str(message[key])[:30]!r}"
 
 
-def _nest(message: dict[Any, Any], random: np.random.Generator) -> str:
-    levels, node = pick(random, (3, 5, 100, 400)), message
-    for _ in range(levels):
-        node["in"] = {}
-        node = node["in"]
-    return f"{levels} nested maps"
-
-
-def _multiply(message: dict[Any, Any], random: np.random.Generator) -> str:
-    count = pick(random, (100, 250, 300, 50_000))
-    if random.random() < 0.5:
+def _enlarge(message: dict[Any, Any], random: np.random.Generator) -> str:
+    """Add nested maps, keys or lists, some more than are allowed."""
+    count, kind = pick(random, (3, 100, 300, 50_000)), int(random.integers(3))
+    if kind == 0:
+        levels, node = min(count, 400), message
+        for _ in range(levels):
+            node["in"] = node = {}
+        return f"{levels} nested maps"
+    if kind == 1:
         message |= {f"k{number}": number for number in range(count)}
         return f"{count} keys"
     message["many"] = [[] for _ in range(count)]

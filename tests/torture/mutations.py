@@ -35,15 +35,9 @@ def _place(content: bytearray, random: np.random.Generator) -> int:
 
 
 def flip(content: bytearray, random: np.random.Generator) -> bytearray:
-    """Replace a few bytes."""
+    """Replace a few bytes, or bits of them."""
     for _ in range(random.integers(1, 9)):
-        content[_place(content, random)] = random.integers(256)
-    return content
-
-
-def flip_a_bit(content: bytearray, random: np.random.Generator) -> bytearray:
-    """Flip one bit."""
-    content[_place(content, random)] ^= 1 << int(random.integers(8))
+        content[_place(content, random)] ^= pick(random, (1 << int(random.integers(8)), int(random.integers(256))))
     return content
 
 
@@ -64,17 +58,11 @@ def append(content: bytearray, random: np.random.Generator) -> bytearray:
     return content + random.bytes(int(random.integers(1, 5000)))
 
 
-def duplicate(content: bytearray, random: np.random.Generator) -> bytearray:
-    """Repeat a range."""
-    start, size = _place(content, random), int(random.integers(1, 500))
-    return content[: start + size] + content[start:]
-
-
-def swap(content: bytearray, random: np.random.Generator) -> bytearray:
-    """Exchange two ranges."""
-    size, one, other = int(random.integers(1, 100)), _place(content, random), _place(content, random)
-    first, second = content[one : one + size], content[other : other + size]
-    content[one : one + len(second)], content[other : other + len(first)] = second, first
+def copy(content: bytearray, random: np.random.Generator) -> bytearray:
+    """Insert a range again, or overwrite another range with it."""
+    size, one, other = int(random.integers(1, 300)), _place(content, random), _place(content, random)
+    copied = content[one : one + size]
+    content[other : other + pick(random, (0, len(copied)))] = copied
     return content
 
 
@@ -87,7 +75,7 @@ def enlarge(content: bytearray, random: np.random.Generator) -> bytearray:
     return content
 
 
-BYTES: tuple[Mutation, ...] = (flip, flip, flip_a_bit, zero, cut, append, duplicate, swap, enlarge, enlarge, enlarge)
+BYTES: tuple[Mutation, ...] = (flip, flip, flip, zero, cut, append, copy, copy, enlarge, enlarge, enlarge)
 
 
 def damage(path: Path, random: np.random.Generator) -> str:
@@ -95,7 +83,7 @@ def damage(path: Path, random: np.random.Generator) -> str:
     if path.is_file():
         return damage_file(path, random)
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    file, kind = pick(random, files), random.random()
+    file, other, kind = pick(random, files), pick(random, files), random.random()
     if kind < 0.05:
         file.unlink()
         return f"remove {file.name}"
@@ -103,10 +91,10 @@ def damage(path: Path, random: np.random.Generator) -> str:
         file.write_bytes(b"")
         return f"empty {file.name}"
     if kind < 0.15:
-        other = pick(random, files)
+        content = file.read_bytes()
         shutil.copyfile(other, path / "spare")
-        file.rename(other)
         (path / "spare").rename(file)
+        other.write_bytes(content)
         return f"exchange {file.name} and {other.name}"
     documents = [file for file in files if file.suffix == ".json"]
     if documents and kind < 0.5:

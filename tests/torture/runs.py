@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from gtp_vision.datasets.formats import d4rl, native
 from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint
+from torture.forked import FailedError
 
 _SMALL = (
     *("task=own", "task.name=small", "encoder=state", "training.device=cpu", "training.batch_size=8"),
@@ -33,23 +34,18 @@ KINDS: dict[str, tuple[str, ...]] = {
 """Kinds of runs: name to settings beside the common ones."""
 
 
-def store(*, cameras: int = 0, frames: int = 70, seed: int = 0) -> Store:
+def store(*, cameras: int = 0, frames: int = 70) -> Store:
     """Episodes of random numbers, of Pendulum's shapes; or of cameras of 8x8 pixels."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     ends = np.array([frames // 2, frames], np.int64)
-    timeouts = np.zeros(frames, np.uint8)
-    timeouts[ends - 1] = 1
-    observations: dict[str, Any] = {
-        f"camera_{number}": random.integers(0, 256, (frames, 8, 8, 3), np.uint8) for number in range(cameras)
-    }
-    if not cameras:
-        observations["state"] = random.normal(size=(frames, 3)).astype(np.float32)
+    shapes = {f"camera_{number}": (frames, 8, 8, 3) for number in range(cameras)}
+    observations = {name: random.integers(0, 256, shape, np.uint8) for name, shape in shapes.items()}
     return Store(
-        observations=observations,
+        observations=observations or {"state": random.normal(size=(frames, 3)).astype(np.float32)},
         actions=random.uniform(-1, 1, (frames, 1)).astype(np.float32),
         rewards=random.normal(size=frames).astype(np.float32),
         terminals=np.zeros(frames, np.uint8),
-        timeouts=timeouts,
+        timeouts=np.isin(np.arange(frames), ends - 1).astype(np.uint8),
         episode_ends=ends,
         attributes={"made_by": "scripts/torture"},
     )
@@ -69,27 +65,31 @@ def words(kind: str, data: Path, run: Path, *more: str) -> list[str]:
     return ["train", *_SMALL, f"task.dataset={file}", f"run_dir={run}", *KINDS[kind], *more]
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two runs that should be equal: tensors, metrics, results, files. Times may differ."""
-    found: list[str] = []
+def require_equal(one: Path, other: Path) -> None:
+    """Require that two runs hold the same tensors, metrics, results and files. Times may differ.
+
+    Raises:
+        FailedError: they differ.
+    """
     places = sorted(path.parent.relative_to(one) for path in one.rglob("metrics.jsonl"))
-    if not places:
-        return [f"{one} holds no metrics"]
+    found = [] if places else [f"{one} holds no metrics"]
     for place in places:
         first, second = one / place, other / place
-        found += _tensors(first / "checkpoints" / "last", second / "checkpoints" / "last")
+        for name in ("agent.safetensors", "optimizer.safetensors"):
+            found += _tensors(first / "checkpoints" / "last" / name, second / "checkpoints" / "last" / name)
         for name in ("metrics.jsonl", "evaluations.json", "results.json", "checkpoints/last/state.json"):
             if _timeless(first / name) != _timeless(second / name):
                 found.append(f"{second / name} differs")
-        for link in ("last", "best"):
-            if _step(first / "checkpoints" / link) != _step(second / "checkpoints" / link):
-                found.append(f"{second / 'checkpoints' / link} differs")
+        for link in ("checkpoints/last", "checkpoints/best"):
+            if (first / link).resolve().name != (second / link).resolve().name:
+                found.append(f"{second / link} differs")
     names = [
         {str(path.relative_to(run)) for path in run.rglob("*") if "tensorboard" not in path.parts}
         for run in (one, other)
     ]
     found += [f"{name} is in one only" for name in sorted(names[0] ^ names[1])]
-    return found
+    if found:
+        raise FailedError(f"{other} differs from the undisturbed run: " + "; ".join(found[:5]))
 
 
 def whole(run: Path) -> dict[str, int]:
@@ -100,18 +100,11 @@ def whole(run: Path) -> dict[str, int]:
 
 
 def _tensors(one: Path, other: Path) -> list[str]:
-    found = []
-    for name in ("agent.safetensors", "optimizer.safetensors"):
-        if not (other / name).exists():
-            return [f"{other / name} is missing"]
-        first, second = load_file(one / name), load_file(other / name)
-        found += [f"{key} in one only" for key in sorted(first.keys() ^ second.keys())]
-        found += [
-            f"{other / name}: {key} differs"
-            for key in sorted(first.keys() & second.keys())
-            if not torch.equal(first[key], second[key])
-        ]
-    return found
+    if not other.exists():
+        return [f"{other} is missing"]
+    first, second = load_file(one), load_file(other)
+    equal = {key for key in first.keys() & second.keys() if torch.equal(first[key], second[key])}
+    return [f"{other}: {key} differs" for key in sorted((first.keys() | second.keys()) - equal)]
 
 
 def _timeless(path: Path) -> Any:
@@ -122,14 +115,9 @@ def _timeless(path: Path) -> Any:
 
 
 def _without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: _without_times(inner)
-            for key, inner in value.items()
-            if not key.endswith("seconds") and not key.startswith("time/")
-        }
-    return [_without_times(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _step(link: Path) -> str | None:
-    return link.resolve().name if link.is_symlink() else None
+    if isinstance(value, list):
+        return [_without_times(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    timeless = {key for key in value if not key.endswith("seconds") and not key.startswith("time/")}
+    return {key: _without_times(value[key]) for key in timeless}

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 
 from gtp_vision.core.errors import GtpVisionError
+from torture.forked import redirect
 from torture.inputs import KINDS, Kind, copied
 
 _HANG = 5.0  # seconds of work
@@ -38,11 +39,6 @@ class Findings:
     slowest: float = 0.0
     bad: list[str] = field(default_factory=list)
 
-    @property
-    def inputs(self) -> int:
-        """How many there were."""
-        return sum(self.ends.values())
-
     def __iadd__(self, other: Findings) -> Findings:
         self.ends += other.ends
         self.peak, self.slowest = max(self.peak, other.peak), max(self.slowest, other.slowest)
@@ -51,13 +47,7 @@ class Findings:
 
 
 class Worker:
-    """A fork of this process that uses inputs of a kind.
-
-    Args:
-        kind: of the inputs.
-        sample: an undamaged one.
-        log: file that gets its output.
-    """
+    """A fork of this process that uses inputs of a kind, given an undamaged one, and logs to a file."""
 
     def __init__(self, kind: Kind, sample: Path, log: Path) -> None:
         requests, self._requests = os.pipe()
@@ -76,7 +66,7 @@ class Worker:
 
         A `hang` or a `crash` also ends the worker.
         """
-        before = {process.pid: _memory(process.pid)[0] for process in self._all()}
+        before = {process.pid: _memory(process.pid, "VmRSS") for process in self._all()}
         for process in before:
             with contextlib.suppress(OSError):
                 Path(f"/proc/{process}/clear_refs").write_text("5")  # reset the peak
@@ -88,7 +78,7 @@ class Worker:
                 self.kill()
                 return "hang", spent, 0
         spent = self._work() - worked
-        peak = sum(max(0, _memory(p.pid)[1] - before.get(p.pid, _FRESH)) for p in self._all())
+        peak = sum(max(0, _memory(p.pid, "VmHWM") - before.get(p.pid, _FRESH)) for p in self._all())
         return end, spent, peak
 
     def kill(self) -> None:
@@ -119,13 +109,12 @@ class Worker:
         return json.loads(answer) if answer else "crash"
 
 
-def _memory(process: int | str, *names: str) -> list[int]:
-    """Bytes of memory of a process by their names in its status; what it holds and the most that it held."""
-    names = names or ("VmRSS", "VmHWM")
+def _memory(process: int | str, name: str) -> int:
+    """Bytes of memory of a process, by a name in its status."""
     with contextlib.suppress(OSError, KeyError):
         status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
-        return [1024 * int(status[name].split()[0]) for name in names]
-    return [0] * len(names)
+        return 1024 * int(status[name].split()[0])
+    return 0
 
 
 def _serve(kind: Kind, sample: Path, log: Path, requests: int, answers: int) -> None:
@@ -133,13 +122,11 @@ def _serve(kind: Kind, sample: Path, log: Path, requests: int, answers: int) -> 
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
+        redirect(log)
         os.environ |= {"TQDM_DISABLE": "1", "GTP_VISION_PATIENCE": "4"}
         use = kind.opened(sample)
         hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (_memory("self", "VmData")[0] + _LIMIT, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (_memory("self", "VmData") + _LIMIT, hard))
         os.write(answers, json.dumps("ready").encode())
         with os.fdopen(requests) as paths:
             for line in paths:
@@ -162,30 +149,25 @@ def _end(use: Callable[[Path], str], path: Path) -> str:
 def damage_inputs(
     count: int, folder: Path, seed: int, tell: Callable[[str], None], *, kinds: list[str] | None = None
 ) -> Findings:
-    """Use `count` damaged inputs of all kinds.
+    """Use `count` damaged inputs of all kinds, or of those named; inputs that end badly stay in the folder.
 
-    Args:
-        count: how many.
-        folder: for samples, copies and logs; inputs that end badly stay there.
-        seed: of the damage.
-        tell: is called with a sentence about each kind, and each bad end.
-        kinds: names in `KINDS`; None is all.
+    `tell` is called with a sentence about each kind, and each bad end.
     """
     chosen = {name: KINDS[name] for name in kinds or KINDS}
     shares = np.cumsum([0, *(kind.share for kind in chosen.values())])
     counts = np.diff(np.round(shares / shares[-1] * count).astype(int))
     total = Findings()
-    for (name, kind), number in zip(chosen.items(), counts, strict=True):
-        findings = _of_kind(name, kind, int(number), folder / name.replace(" ", "_"), seed, tell) if number else None
-        if findings:
+    for name, number in zip(chosen, counts, strict=True):
+        if number:
+            findings = _of_kind(name, int(number), folder / name.replace(" ", "_"), seed, tell)
             ends = ", ".join(f"{number} {end}" for end, number in sorted(findings.ends.items()))
             tell(f"inputs: {name}: {ends}; at most {findings.slowest:.1f} s of work, {findings.peak / 1e6:.0f} MB")
             total += findings
     return total
 
 
-def _of_kind(name: str, kind: Kind, count: int, folder: Path, seed: int, tell: Callable[[str], None]) -> Findings:
-    findings = Findings()
+def _of_kind(name: str, count: int, folder: Path, seed: int, tell: Callable[[str], None]) -> Findings:
+    kind, findings = KINDS[name], Findings()
     (folder / "sample").mkdir(parents=True)
     sample = kind.sample(folder / "sample")
     worker = Worker(kind, sample, folder / "worker.log")

@@ -6,31 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
-<<<<<<< HEAD
 from commands_of_docs import commands, write_lift
-=======
-from commands_of_docs import ROOT, commands
->>>>>>> cuttrain
 
 from gtp_vision.cli.main import main
 
 pytestmark = [pytest.mark.trains, pytest.mark.docs]
-<<<<<<< HEAD
 TRAININGS = [words for command in commands("docs/encoders.md") if "task=own" in (words := command.ours or [])]
-=======
-GUIDE = ROOT / "docs" / "encoders.md"
->>>>>>> cuttrain
 SMALL = ["training.steps=2", "training.batch_size=4", "training.log_every=1", "training.device=cpu"]
 SMALL += ["agent.policy.hidden=[16]", "encoder.features=16"]
 
 
-<<<<<<< HEAD
-=======
-COMMANDS = [command.ours for command in commands(GUIDE) if command.ours]
-TRAININGS = [words for words in COMMANDS if words[0] == "train" and "task=own" in words]
-
-
->>>>>>> cuttrain
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The reader's working folder: a robomimic file of Lift's cameras and states, and ImageNet's weights."""
@@ -52,7 +37,6 @@ def test_trainings_of_the_guide_run(words: list[str], folder: Path) -> None:
     assert results["steps"] == 2
 
 
-<<<<<<< HEAD
 def test_the_guide_shows_every_tuning() -> None:
     text = " ".join(word for words in TRAININGS for word in words)
     options = (
@@ -65,11 +49,3 @@ def test_the_guide_shows_every_tuning() -> None:
         "augmentation.",
     )
     assert all(option in text for option in options)
-=======
-def test_the_guide_shows_every_tuning_and_its_other_command_runs(folder: Path) -> None:
-    text = GUIDE.read_text()
-    for option in ("tuning=partial", "tuning=lora", "tuning=frozen", "fusion=transformer", "crop=", "size="):
-        assert option in text
-    assert ["data", "inspect", "lift.hdf5"] in COMMANDS
-    assert main(["data", "inspect", "lift.hdf5"]) == 0
->>>>>>> cuttrain
