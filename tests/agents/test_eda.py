@@ -68,3 +68,21 @@ def test_the_behaviours_encoder_is_frozen_with_it(batch: Batch) -> None:
     assert not torch.equal(aligning.behaviour_encoder(seen), learner.actor_encoder(seen))
     learner.begin(2)
     assert torch.equal(aligning.behaviour_encoder(seen), learner.actor_encoder(seen))
+
+
+@pytest.mark.parametrize("family", ["bottleneck", "gaussian"])
+def test_the_policys_density_rises_where_q_is_high(batch: Batch, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    changed = ["agent.improvement.pretrain_steps=1", f"agent.policy.family={family}", "agent.improvement.alpha=5"]
+    learner, few = make("bdm", *changed), states_of(batch)
+    monkeypatch.setattr(learner.critic, "forward", lambda features, action: action[:, 0].expand(2, -1))
+    learner.begin(1)
+    optimizer = torch.optim.Adam(learner.policy.parameters(), lr=1e-2)
+    for number in range(40):
+        loss, _ = learner.actor_loss(learner.loss_inputs(few, RandomStream(0, number), 1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    features, noise = few.observation["state"].flatten(1), RandomStream(1, 0)
+    before = learner.improvement.behaviour.sample(features, 5, RandomStream(1, 0), 20)  # type: ignore[union-attr, operator]
+    after = learner.policy.sample(features, 5, noise, 20)
+    assert float((after - before)[:, 0].detach().mean()) > 0.03

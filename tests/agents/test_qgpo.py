@@ -1,12 +1,13 @@
 """Contrastive energy prediction, against values computed by hand and in an agent."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from small import make, observation, states_of
 
-from gtp_vision.agents.qgpo import contrastive_loss
+from gtp_vision.agents.qgpo import EnergyGuidance, contrastive_loss
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 
@@ -60,3 +61,41 @@ def test_guidance_acts_under_inference_mode(batch: Batch) -> None:
     with torch.inference_mode():
         acted = learner.act(few, RandomStream(0, 0))
     torch.testing.assert_close(acted, expected)
+
+
+def test_the_energy_learns_the_critics_order_of_the_behaviours_actions(
+    batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = make("qgpo", "agent.improvement.alpha=10")
+    few = states_of(batch)
+    monkeypatch.setattr(learner.critic, "forward", lambda features, action: action[:, 0].expand(2, -1))
+    monkeypatch.setattr(
+        learner.policy_target,
+        "sample",
+        lambda features, steps, noise, draws: 2 * noise.uniform(len(features) * draws, 2) - 1,
+    )
+    guidance = learner.improvement
+    assert isinstance(guidance, EnergyGuidance)
+    optimizer = torch.optim.Adam(guidance.parameters(), lr=2e-2)
+    seen = learner.loss_inputs(few, RandomStream(0, 0), 0)
+    for step in range(100):
+        loss, _ = guidance.loss(learner, replace(seen, noise=RandomStream(0, step)), torch.zeros(()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    action = torch.tensor([[-0.9, 0.0], [0.0, 0.0], [0.9, 0.0]]).repeat(12, 1)
+    features, t = seen.actor.detach().repeat_interleave(3, 0), torch.full((36,), 0.05)
+    energy = guidance.of(learner.policy, features, action, t).view(12, 3)
+    assert bool((energy.diff(dim=1) > 0).all()), "its order is Q's"
+    low, middle, high = energy.mean(0).tolist()
+    assert high - low > 5, f"10 x 1.8 in the limit; found {low}, {middle}, {high}"
+
+
+def test_guidance_moves_actions_up_the_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = make("qgpo")
+    seen = observation(batch=64)
+    plain = make("qgpo", "agent.improvement.guidance_scale=0").act(seen, RandomStream(0, 0))
+    monkeypatch.setattr(learner.improvement, "of", lambda policy, features, x, t: 3 * x[:, 0])
+    steered = learner.act(seen, RandomStream(0, 0))
+    assert float((steered - plain)[:, 0].mean()) > 0.1
+    assert bool((steered[:, 0] >= plain[:, 0] - 1e-5).all())

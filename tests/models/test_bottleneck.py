@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from learning import A, F, loss_of
+from learning import A, F, learn, loss_of
 
 from gtp_vision.core.random import RandomStream
 from gtp_vision.models import PolicyConfig
@@ -70,3 +70,25 @@ def test_one_level_for_all_rows_equals_a_level_for_each() -> None:
     observed = model.observe(features)
     torch.testing.assert_close(model.log_density(observed, a_t, 0.7), model.log_density(observed, a_t, t))
     torch.testing.assert_close(model.denoise(observed, a_t, 0.7), model.denoise(observed, a_t, t))
+
+
+@pytest.mark.trains
+def test_a_short_training_finds_the_density_of_two_modes() -> None:
+    """A quarter of the actions at -0.5, the rest at 0.5, deviation 0.05: log mu_t is known in closed form."""
+    model, centers = bottleneck(1, 1, hidden=[32, 32]), torch.tensor([[-0.5], [0.5]])
+
+    def samples(noise: RandomStream) -> tuple[torch.Tensor, torch.Tensor]:
+        mode = (noise.uniform(256) >= 0.25).long()
+        return torch.zeros(256, 1), centers[mode] + 0.05 * noise.normal(256, 1)
+
+    learn(model, samples, 300, 1e-2)
+    x = torch.cat([centers, torch.zeros(1, 1)])
+    observed = model.observe(torch.zeros(3, 1))
+    for level in (0.25, 0.5, 1.0):
+        left, right, between = model.log_density(observed, x, torch.full((3,), level)).tolist()
+        known = torch.log(
+            0.25 * torch.exp(-0.5 * (x + 0.5) ** 2 / (level**2 + 0.05**2))
+            + 0.75 * torch.exp(-0.5 * (x - 0.5) ** 2 / (level**2 + 0.05**2))
+        ).flatten()
+        assert right - left == pytest.approx(float(known[1] - known[0]), abs=0.25)
+        assert right - between == pytest.approx(float(known[1] - known[2]), abs=0.25)

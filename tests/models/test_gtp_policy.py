@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from learning import A, F, loss_of, sample_batch
+from learning import A, F, learn, loss_of, sample_batch
 from scipy.stats import chisquare
 
 from gtp_vision.core.random import RandomStream
@@ -270,3 +270,33 @@ def test_effective_share_is_between_one_sample_and_all_at_any_scale(weights: lis
     assert share == pytest.approx(sum(weights) ** 2 / (len(weights) * sum(w * w for w in weights)))
     assert float(effective_sample_size(scale * weight)) == pytest.approx(share)
     assert float(effective_sample_size(torch.eye(8)[2])) == pytest.approx(1 / 8)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), t=st.floats(0.002, 80))
+def test_flow_map_is_the_identity_to_its_own_level_and_the_network_to_level_0(seed: int, t: float) -> None:
+    noise, actor = RandomStream(seed, 0), policy(sigma_max=80.0)
+    features, a_t = noise.normal(4, F), t * noise.normal(4, A)
+    level, zero = torch.full((4,), t), torch.zeros(4)
+    assert torch.equal(actor.flow_map(features, a_t, level, level), a_t)
+    assert torch.equal(actor.flow_map(features, a_t, level, zero), actor.phi(features, a_t, level, zero))
+    assert torch.equal(actor.flow_map(features, a_t, zero, zero), a_t)
+
+
+@pytest.mark.trains
+def test_a_trained_policy_denoises_and_acts_as_its_data() -> None:
+    """Actions from N(0.3, 0.25^2)."""
+    mean, deviation = 0.3, 0.25
+    trained = policy(1, 1, 1, sigma_max=5.0, hidden=[32, 32])
+    learn(trained, lambda noise: (torch.zeros(128, 1), mean + deviation * noise.normal(128, 1)), 300, 5e-3)
+    levels, deviations = torch.tensor(trained.levels(10)[:-1]), torch.linspace(-1.5, 1.5, 9)
+    t, z = (x.flatten() for x in torch.meshgrid(levels, deviations, indexing="ij"))
+    a_t = (mean + torch.hypot(t, torch.tensor(deviation)) * z)[:, None]
+    v, v_t = deviation**2, t.square()[:, None]
+    with torch.no_grad():
+        error = trained.phi(torch.zeros(len(t), 1), a_t, t, t) - (v * a_t + v_t * mean) / (v + v_t)
+        assert float(error.square().mean().sqrt()) < 0.03
+        for steps in (1, 2, 5):
+            actions = trained.sample(torch.zeros(2000, 1), steps, RandomStream(1, 0))
+            assert float(actions.mean()) == pytest.approx(mean, abs=0.1)
+        assert float(actions.std()) == pytest.approx(deviation, rel=0.4)
