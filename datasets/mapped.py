@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
 
-_sizes: dict[str, int] = {}
+_sizes: dict[str, tuple[int, weakref.ref[Any]]] = {}  # path to the file's size and one of its maps
 
 
 def map_file(path: str | Path, **arguments: Any) -> np.memmap:
-    """Return a read-only `np.memmap` of a file, whose size `check_sizes` checks from now on."""
+    """Return a read-only `np.memmap` of a file, whose size `check_sizes` checks as long as the map is in use."""
     array = np.memmap(path, mode="r", **arguments)
-    _sizes[os.path.abspath(path)] = os.stat(path).st_size
+    # Views of an array refer to the map below it, so that it lives as long as they do.
+    _sizes[os.path.abspath(path)] = os.stat(path).st_size, weakref.ref(array._mmap)  # type: ignore[attr-defined]
     return array
 
 
@@ -29,7 +31,10 @@ def check_sizes() -> None:
     Raises:
         GtpVisionError: a file has become shorter, with its name and sizes.
     """
-    for path, size in _sizes.items():
+    for path, (size, mapping) in list(_sizes.items()):
+        if mapping() is None:  # no array refers to it any more
+            del _sizes[path]
+            continue
         try:
             now = os.stat(path).st_size
         except OSError:

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from gtp_vision.datasets.store import Store
+from gtp_vision.envs.rendering import choose_backend
+
+choose_backend(required=False)  # before a test imports mujoco, which reads MUJOCO_GL once
 
 
 def _make_store(

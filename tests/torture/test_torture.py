@@ -17,7 +17,7 @@ def test_killed_runs_resume_bit_equal_and_damage_is_refused() -> None:
     options = ["--kills", "5", "--real", "1", "--fault", "the clock jumps", "--inputs", "120"]
     ran = subprocess.run(
         [sys.executable, "-P", "-m", "torture", *options],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
         capture_output=True,
         text=True,
         timeout=500,
