@@ -23,7 +23,7 @@ Run a suite of tasks under its protocol: plan, cost, runs, tables. The same comm
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="of configs/benchmark, or a YAML file")
+    parser.add_argument("name", help="of configs/suite, or a YAML file")
     parser.add_argument(
         "--agents", type=words, default=[], help="labels with commas between, e.g. gtp,gtp+n,fql; default: the suite's"
     )
