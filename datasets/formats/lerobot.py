@@ -209,8 +209,8 @@ def _streamed(rows: int, feature: Feature, first: np.ndarray | None, others: Ite
         except MemoryError as error:  # the sandbox limits the memory
             size = "x".join(map(str, feature.shape[1::-1]))
             raise GtpVisionError(
-                f"{path}: out of memory for the rows of '{feature.key}'; if the data set is complete, {size} is too large: "
-                f"scale the video down"
+                f"{path}: out of memory for the rows of '{feature.key}'; if the data set is complete, {size} is too "
+                f"large: scale the video down"
             ) from error
         for i in range(stop - start):
             row = first if start + i == 0 else next(others, None)

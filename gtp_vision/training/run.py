@@ -17,6 +17,7 @@ from gtp_vision.core.files import atomic_write
 from gtp_vision.core.names import SALIENCY
 from gtp_vision.datasets.mapped import check_sizes
 from gtp_vision.evaluation.evaluator import Evaluator, SimulatorError, StoppedError, write_videos
+from gtp_vision.evaluation.metrics import averaged
 from gtp_vision.evaluation.saliency import Saliency
 from gtp_vision.report import build_report
 from gtp_vision.training import checkpoint, model_summary, pictures
@@ -276,9 +277,7 @@ class TrainingRun:
             recent = self.evaluations[-3:]
             results["last"] = self.evaluations[-1]
             results["mean_last_3"] = {
-                key: sum(e[key] for e in recent) / len(recent)
-                for key in ("score", "success", "return", "length")
-                if key in recent[0]
+                key: sum(found[key] for found in recent) / len(recent) for key in averaged(recent[0])
             }
             results["best"] = max(self.evaluations, key=_merit)
         if self.watch:

@@ -12,6 +12,7 @@ import numpy as np
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.store import Store
+from gtp_vision.evaluation.metrics import averaged
 from gtp_vision.training.feature_cache import cacheable
 
 _SHARED = ("task", "env", "dataset", "agent", "family", "encoder", "steps", "engine", "device", "versions")
@@ -68,8 +69,7 @@ def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     common["train_seconds"] = max(result["train_seconds"] for result in results)
     for when in ("last", "mean_last_3", "best"):
         if all(when in result for result in results):
-            keys = [key for key in ("score", "success", "return", "length") if key in results[0][when]]
-            numbers = {key: [result[when][key] for result in results] for key in keys}
+            numbers = {key: [result[when][key] for result in results] for key in averaged(results[0][when])}
             common[when] = {key: float(np.mean(values)) for key, values in numbers.items()} | {
                 "success_by_seed": numbers["success"],
                 "success_error": float(np.std(numbers["success"], ddof=1) / np.sqrt(len(results))),

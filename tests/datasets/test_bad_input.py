@@ -1,9 +1,11 @@
 """Bad input as a person meets it: `gtp-vision data inspect` refuses it in one sentence, with status 2."""
 
+import contextlib
 import os
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,3 +193,26 @@ def test_a_file_that_is_being_written_is_refused_until_it_is_closed(copied: Copi
         refused(path, "open for writing in another program")
         writer.communicate("\n")
     assert not problems(open_store(path))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", ["native_gzip", "robomimic", "ogbench", "lerobot"])
+def test_a_file_that_is_cut_while_it_is_opened_is_read_or_refused(name: str, copied: Copied) -> None:
+    path = copied(name)
+    file = path / TABLE if path.is_dir() else path
+    whole, stop, random = file.read_bytes(), threading.Event(), np.random.default_rng(0)
+
+    def rewrite() -> None:
+        while not stop.is_set():
+            os.truncate(file, int(random.integers(len(whole))))
+            file.write_bytes(whole)
+
+    thread = threading.Thread(target=rewrite)
+    thread.start()
+    try:
+        for _ in range(15):
+            with contextlib.suppress(GtpVisionError):
+                assert len(open_store(path)) >= ROWS
+    finally:
+        stop.set()
+        thread.join()

@@ -14,6 +14,7 @@ from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.sources import HostSource
 from gtp_vision.datasets.store import Store
 
+
 class Shrinks(HostSource):
     """A source whose file is cut after step 2."""
 

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -166,3 +168,16 @@ def test_states_and_features_are_not_changed() -> None:
 def test_settings_that_frames_do_not_allow_are_refused(channels: int, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(GtpVisionError, match=message):
         make({"depth": (1, channels, 16, 16)}, **settings)
+
+
+@pytest.mark.processes
+def test_a_shift_needs_no_import_of_kornia() -> None:
+    code = (
+        "import sys, torch\n"
+        "from gtp_vision.core.random import RandomStream\n"
+        "from gtp_vision.encoders import Augmentation, AugmentationConfig, EncoderConfig\n"
+        "augment = Augmentation(EncoderConfig(augmentation=AugmentationConfig(shift=2)), {'front': (1, 3, 8, 8)})\n"
+        "augment({'front': torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)}, augment.draw(2, RandomStream(0, 0)))\n"
+        "assert 'kornia' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)

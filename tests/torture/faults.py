@@ -244,8 +244,8 @@ def _data_shrink(bench: Bench) -> str:
     shutil.copyfile(bench.data / "pixels.h5", file)
     more = (f"task.dataset={file}", "training.steps=30")
     truncate = _at(run, ".step_10.", lambda: os.truncate(file, 100))
-    for words, options in (((), {"before": truncate}), (("--resume",), {})):
-        victim = bench.train("pixels", run, *more, *words, **options)
+    for resume, options in (((), {"before": truncate}), (("--resume",), {})):
+        victim = bench.train("pixels", run, *more, *resume, **options)
         victim.check(2)
         if str(file) not in victim.log.read_text():
             raise FailedError("it does not name the file")

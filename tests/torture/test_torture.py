@@ -1,4 +1,4 @@
-"""A tenth of scripts/torture: killed trainings resume bit-equal, damaged inputs end in an error message."""
+"""A part of scripts/torture: killed trainings resume bit-equal, damaged inputs end in an error message."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from torture import inputs, messages, watched
 
 @pytest.mark.processes
 def test_killed_runs_resume_bit_equal_and_damage_is_refused() -> None:
-    options = ["--kills", "5", "--real", "1", "--fault", "the clock jumps", "--inputs", "120"]
+    options = ["--kills", "5", "--real", "1", "--fault", "the clock jumps", "--inputs", "300"]
     ran = subprocess.run(
         [sys.executable, "-P", "-m", "torture", *options],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
@@ -24,7 +24,7 @@ def test_killed_runs_resume_bit_equal_and_damage_is_refused() -> None:
         check=False,
     )
     expected = (
-        r"torture: 5 kills, 5 bit-equal resumptions; 120 mutated inputs, 0 tracebacks, 0 hangs, "
+        r"torture: 5 kills, 5 bit-equal resumptions; 300 mutated inputs, 0 tracebacks, 0 hangs, "
         r"slowest \d\.\d s, peak \d+ MB; faults: 1 of 1"
     )
     assert re.fullmatch(expected, ran.stdout.splitlines()[-1]), ran.stdout + ran.stderr

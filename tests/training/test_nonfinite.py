@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from small_runs import assert_close, assert_equal, lines, saved, small_run
 
 from gtp_vision.agents import AGENTS
+from gtp_vision.agents.base import Agent, LossInputs
+from gtp_vision.agents.gtp import AdvantageWeighting
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
@@ -223,6 +225,21 @@ def test_bad_rows_of_every_agent_are_found(folder: Path, tmp_path: Path, name: s
     assert "loss" in found["terms"]
     assert clause == found["told"]
     assert_equal(state_of(parts), before)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
+def test_weights_that_no_loss_has_are_found(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
+    def weights(improvement: object, agent: Agent, inputs: LossInputs) -> tuple[torch.Tensor, dict]:
+        return torch.where(inputs.batch.observation["state"][:, -1, 0] == ROW, weight, 1.0), {}
+
+    monkeypatch.setattr(AdvantageWeighting, "weights", weights)
+    config = config_of(folder / "good.h5", tmp_path)
+    (parts,), step = members_of(config), bad_steps(config)[0] - 1
+    engine = engine_of("eager", config, [parts])
+    assert float(engine.step(step, engine.source.fetch(step))[0]["nonfinite"]) == 1
+    assert f"first row {ROW} (episode 0" in nonfinite.diagnose(parts, config, tmp_path, step + 1, ["loss"])
 
 
 def test_damaged_files_are_refused_or_ignored(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ SMALL = [
 UNSEEN = "training.eval_episodes=0"
 TINY = ["agent.policy.hidden=[16,16]", "agent.critic.hidden=[16]"]
 ROW, LONGER = 17, [UNSEEN, "training.steps=12"]  # the row whose reward overflows
+PIXELS = [UNSEEN, "encoder=impala_tiny", "encoder.features=8", "training.steps=2"]
 AGENTS = ["bdm", "qgpo", "fql", "idql", "rebrac"]  # besides gtp
 
 
@@ -144,6 +145,7 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
         train(folder, "mixed", "training.steps=2", UNSEEN)
         for agent in AGENTS:
             train(folder, f"{agent}_2", UNSEEN, agent=agent)
+        train(folder, "pixels_2", *PIXELS, data="pixels.h5")
         results["any"] = any_rank(rank == 0, False, device=torch.device("cpu"))
         results["evaluation"] = evaluation(rank, processes)
         results["interrupted"] = interrupted(folder, rank)
@@ -170,11 +172,13 @@ def folder(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("processes")
     store = make_store((30, 40), state=STATE, actions=ACTIONS)
     native.write(folder / "data.h5", store)
+    native.write(folder / "pixels.h5", make_store((30, 40), cameras={"front": (16, 16, 3)}, actions=ACTIONS))
     store.rewards[ROW] = 1e38
     native.write(folder / "reward.h5", store)
     torch.save({"results": train(folder, "whole_1")}, folder / "1_0.pt")
     for agent in AGENTS:
         train(folder, f"{agent}_1", UNSEEN, agent=agent)
+    train(folder, "pixels_1", *PIXELS, data="pixels.h5")
     for processes in (2, 3):
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
@@ -187,10 +191,13 @@ def results_of(folder: Path, processes: int, key: str) -> list[Any]:
     return [torch.load(folder / f"{processes}_{rank}.pt", weights_only=False)[key] for rank in range(processes)]
 
 
-@pytest.mark.parametrize("run", ["whole_2", "whole_3", "mixed", "per_process", *(f"{agent}_2" for agent in AGENTS)])
+ALONE = {f"{name}_2": f"{name}_1" for name in (*AGENTS, "pixels", "whole")}
+
+
+@pytest.mark.parametrize("run", [*ALONE, "whole_3", "mixed", "per_process"])
 def test_a_run_does_not_depend_on_the_number_of_processes(folder: Path, run: str) -> None:
-    whole = run.replace("_2", "_1") if run.removesuffix("_2") in AGENTS else "whole_1"
-    alone, together = (saved(folder / name, "step_4") for name in (whole, run))
+    whole = ALONE.get(run, "whole_1")
+    alone, together = (saved(folder / name, "step_2" if whole == "pixels_1" else "step_4") for name in (whole, run))
     assert alone.keys() == together.keys()
     for name, value in alone.items():
         rounding = 1e-3 if name.startswith("improvement.energy") else 1e-4  # of gradients that are nothing else

@@ -29,5 +29,5 @@ def _tasks(episodes: Sequence[Episode], _: str) -> dict[str, Any]:
     return {"tasks": means} if means else {}
 
 
-SUCCESS = Metric("success", _success)
+SUCCESS = Metric("success", _success, ("success",))
 TASKS = Metric("tasks", _tasks)
