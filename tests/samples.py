@@ -23,7 +23,6 @@ from stores import make_store
 from gtp_vision.datasets.formats import d4rl, lerobot_writer, native
 from gtp_vision.datasets.store import Store
 
-MakeStore = Callable[..., Store]
 Copied = Callable[[str], Path]
 Contents = dict[str, Any]
 LENGTHS = (6, 9)

@@ -109,8 +109,7 @@ def test_an_error_of_the_function_is_raised(tmp_path: Path, kind: str, error: ty
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "result"),
-    [("works_long", (5.0,), "done"), ("simulates", (5.0, 300_000_000), 350_000_000)],
+    ("name", "arguments", "result"), [("works_long", (5.0,), "done"), ("simulates", (5.0, 300_000_000), 350_000_000)]
 )
 def test_signs_of_life_and_work_apart_from_the_file_are_not_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, arguments: tuple[Any, ...], result: Any

@@ -13,7 +13,8 @@ import psutil
 import pytest
 from refusals import assert_same, open_here
 from samples import FORMATS as SAMPLES
-from samples import Copied, MakeStore
+from samples import Copied
+from stores import make_store
 
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
@@ -41,10 +42,7 @@ def assert_same_transitions(before: Store, after: Store, *, exact: bool = True) 
     )
     for field in ("actions", "action_mask", "reward", "discount"):
         np.testing.assert_array_equal(getattr(old, field), getattr(new, field), err_msg=field)
-    for frames, converted in (
-        (old.observation, new.observation),
-        (old.next_observation, new.next_observation),
-    ):
+    for frames, converted in ((old.observation, new.observation), (old.next_observation, new.next_observation)):
         assert frames.keys() == converted.keys()
         for name, wanted in frames.items():
             mine, found = wanted.numpy(), converted[name].numpy()
@@ -93,7 +91,7 @@ STORES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("to", WRITABLE)
 @pytest.mark.parametrize("content", STORES.values(), ids=STORES)
-def test_what_is_written_is_read_back(make_store: MakeStore, tmp_path: Path, content: dict[str, Any], to: str) -> None:
+def test_what_is_written_is_read_back(tmp_path: Path, content: dict[str, Any], to: str) -> None:
     store = make_store(**content)
     store.rewards[0] = 1e-40
     if "state" in store.observations:  # NaNs and signs keep their bits
@@ -129,7 +127,7 @@ def test_every_format_becomes_every_other_one(name: str, to: str, samples: dict[
         assert not sentences
 
 
-def test_lost_content_is_printed(make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lost_content_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = make_store((5, 7), terminals={4}, cameras={"front": (8, 6, 3)}, state=None)
     source = native.write(tmp_path / "a.h5", store)
     for to, words in (
@@ -160,7 +158,7 @@ def test_lost_content_is_printed(make_store: MakeStore, tmp_path: Path, capsys: 
         (lambda other: setattr(other, "attributes", {"env": "b"}), "attributes are missing or changed: env, fps"),
     ],
 )
-def test_each_kind_of_difference_is_reported(make_store: MakeStore, change: Callable[[Store], Any], words: str) -> None:
+def test_each_kind_of_difference_is_reported(change: Callable[[Store], Any], words: str) -> None:
     options: dict[str, Any] = {"lengths": (5, 7), "terminals": {4}, "cameras": {"front": (8, 6, 3)}}
     store, other = (make_store(**options, attributes={"env": "a", "fps": 5} | more) for more in ({}, {"more": 1}))
     change(other)
@@ -176,7 +174,7 @@ def test_only_formats_with_a_writer_can_be_written(capsys: pytest.CaptureFixture
     assert "known: 'd4rl', 'lerobot', 'native', 'robomimic'" in capsys.readouterr().err
 
 
-def test_what_a_format_cannot_hold_is_refused_and_leaves_nothing(make_store: MakeStore, tmp_path: Path) -> None:
+def test_what_a_format_cannot_hold_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     stores = {
         "two": make_store(cameras={"front": (8, 6, 3)}),
         "lone": make_store((4, 1, 3)),
@@ -194,7 +192,7 @@ def test_what_a_format_cannot_hold_is_refused_and_leaves_nothing(make_store: Mak
     refused(tmp_path, tmp_path / "gone.h5", "native", "no data set")
 
 
-def test_targets_that_cannot_be_written_are_refused(make_store: MakeStore, tmp_path: Path) -> None:
+def test_targets_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     source = native.write(tmp_path / "a.h5", make_store())
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")
@@ -213,7 +211,7 @@ def test_targets_that_cannot_be_written_are_refused(make_store: MakeStore, tmp_p
 
 
 @pytest.mark.parametrize("to", WRITABLE)
-def test_overwrite_replaces(make_store: MakeStore, tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_overwrite_replaces(tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]) -> None:
     first = native.write(tmp_path / "a.h5", make_store((9, 8, 7), seed=1))
     second = native.write(tmp_path / "b.h5", make_store((4, 3), seed=2))
     path = target(tmp_path, to)
@@ -271,7 +269,7 @@ sys.exit(main(["data", "convert", sys.argv[1], sys.argv[2], "--to", sys.argv[3],
 @pytest.mark.processes
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("to", ["native", "lerobot"])
-def test_a_stopped_conversion_is_undone(make_store: MakeStore, tmp_path: Path, to: str, how: signal.Signals) -> None:
+def test_a_stopped_conversion_is_undone(tmp_path: Path, to: str, how: signal.Signals) -> None:
     store = make_store(cameras={"front": (16, 16, 3)}, state=None)
     source, path = native.write(tmp_path / "a.h5", store), target(tmp_path, to)
     old = convert(source, path, to)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from samples import MakeStore
+from stores import make_store
 
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
@@ -18,7 +18,7 @@ from gtp_vision.datasets.store import Store
 
 
 @pytest.fixture
-def store(make_store: MakeStore) -> Store:
+def store() -> Store:
     return make_store(
         (5, 7, 4),
         terminals={1, 2, 15},
@@ -64,7 +64,7 @@ def test_facts_and_their_text(store: Store, tmp_path: Path) -> None:
         inspect(tmp_path / "gone.h5")
 
 
-def test_padding_after_the_last_action_is_not_counted(make_store: MakeStore) -> None:
+def test_padding_after_the_last_action_is_not_counted() -> None:
     """As Minari's and robomimic's readers write it: a terminal, then the final observation."""
     store = make_store([4, 4], terminals={2}, timeouts={3, 7})
     store.actions += 2 * (store.actions >= 0) - 1  # none is 0
@@ -87,13 +87,13 @@ def test_padding_after_the_last_action_is_not_counted(make_store: MakeStore) -> 
         ({"rewards": np.arange(12) < 4}, "other than 0 in 40.0% of the rows"),
     ],
 )
-def test_findings_are_lines_of_the_text(make_store: MakeStore, content: dict[str, Any], words: str) -> None:
+def test_findings_are_lines_of_the_text(content: dict[str, Any], words: str) -> None:
     store = make_store(**content)
     assert words in text(store)
     assert json.dumps(facts(store), allow_nan=False)
 
 
-def test_filters_and_tasks_are_counted(make_store: MakeStore) -> None:
+def test_filters_and_tasks_are_counted() -> None:
     tasks = {"tasks": ["pick", "place", "wait"], "episode_tasks": [1, 0, 1]}
     store = make_store([3, 3, 3], attributes={"filters": {"train": [0, 2], "valid": [1]}} | tasks)
     found = facts(store)
@@ -113,13 +113,13 @@ def test_filters_and_tasks_are_counted(make_store: MakeStore) -> None:
         {"visits": 1, "solved_visits": 5},
     ],
 )
-def test_untrusted_attributes_may_be_anything(make_store: MakeStore, attributes: dict) -> None:
+def test_untrusted_attributes_may_be_anything(attributes: dict) -> None:
     store = make_store(attributes=attributes)
     assert facts(store)["success"]["rate"] is None
     assert "12 frames" in text(store)
 
 
-def test_long_and_deep_attributes_are_short_in_the_text(make_store: MakeStore) -> None:
+def test_long_and_deep_attributes_are_short_in_the_text() -> None:
     attributes = {"env_args": {"model": "<x>" * 1000}, "note": "\x1b[31mred\nline"}
     store = make_store(attributes=attributes, actions=40)
     store.observations |= {f"a_rather_long_name_of_a_sensor_{i}": store.observations["state"] for i in range(20)}
@@ -153,7 +153,7 @@ def test_long_and_deep_attributes_are_short_in_the_text(make_store: MakeStore) -
     ],
 )
 def test_success_is_reported_only_if_it_is_known(
-    make_store: MakeStore, attributes: dict, rewards: list | None, rate: float | None, because: str
+    attributes: dict, rewards: list | None, rate: float | None, because: str
 ) -> None:
     store = make_store([3, 3, 3], terminals={0, 1, 8}, attributes=attributes)
     if rewards:
@@ -203,9 +203,7 @@ def test_pictures_are_drawn_as_far_as_possible_and_never_replace_the_data(
     assert path.read_bytes() == before
 
 
-def test_a_missing_camera_is_reported(
-    make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_camera_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = native.write(tmp_path / "data.h5", make_store())
     assert main(["data", "inspect", str(path), "--json", "--sheet", str(tmp_path / "sheet.png")]) == 0
     output = capsys.readouterr()

@@ -7,19 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from refusals import assert_same, entry, open_here
-from samples import (
-    DATA,
-    EPISODES,
-    FPS,
-    FRONT,
-    INFO,
-    LEROBOT_ENDS,
-    LEROBOT_ROWS,
-    Copied,
-    MakeStore,
-    brightness,
-    lerobot_contents,
-)
+from samples import DATA, EPISODES, FPS, FRONT, INFO, LEROBOT_ENDS, LEROBOT_ROWS, Copied, brightness, lerobot_contents
+from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import demo_path
@@ -109,7 +98,7 @@ def test_missing_flags(copied: Copied) -> None:
 
 
 @pytest.mark.parametrize("shape", [(64, 48, 3), (33, 31, 3), (16, 16, 1)], ids=["even", "odd", "gray"])
-def test_cameras_keep_size_and_image(make_store: MakeStore, tmp_path: Path, shape: tuple[int, int, int]) -> None:
+def test_cameras_keep_size_and_image(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     store = make_store((3, 4), cameras={"front": shape, "wrist": (16, 16, 3)})
     y, x = np.mgrid[: shape[0], : shape[1]]
     for row in range(7):
@@ -129,7 +118,7 @@ def test_the_error_of_video_is_as_documented(tmp_path: Path) -> None:
     assert f"{error.mean():.3g} of 255 on average, by {error.max()} at most" in differences(part, found)[0]
 
 
-def test_large_data_sets_are_split(make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_data_sets_are_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lerobot_writer, "_FILES", 2)
     store = make_store((300, 20, 300, 20, 300), cameras={"front": (32, 32, 3)})  # noise, for the size
     levels = 5 * (np.arange(len(store)) % 50)
@@ -146,7 +135,7 @@ def test_large_data_sets_are_split(make_store: MakeStore, tmp_path: Path, monkey
     assert np.abs(found.observations["front"][:, 22:].mean((1, 2, 3)) - levels).max() < 2, "of 5 between frames"
 
 
-def test_the_written_folder_follows_the_published_schema(make_store: MakeStore, tmp_path: Path) -> None:
+def test_the_written_folder_follows_the_published_schema(tmp_path: Path) -> None:
     store = make_store(cameras={"front": (16, 16, 3)}, terminals={4})
     root = lerobot_writer.write(tmp_path / "a", store)
     info = json.loads((root / INFO).read_text())
@@ -179,7 +168,7 @@ def test_the_written_folder_follows_the_published_schema(make_store: MakeStore, 
         ({"attributes": {"tasks": ["a"], "episode_tasks": [0, 1]}}, "not among the 1"),
     ],
 )  # fmt: skip
-def test_unfit_stores_are_refused(make_store: MakeStore, tmp_path: Path, content: dict[str, Any], words: str) -> None:
+def test_unfit_stores_are_refused(tmp_path: Path, content: dict[str, Any], words: str) -> None:
     with pytest.raises(GtpVisionError, match=words):
         lerobot_writer.write(tmp_path / "a", make_store(**content))
     assert [path.name for path in tmp_path.iterdir() if "cache" not in path.name] == []

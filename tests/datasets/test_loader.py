@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from samples import MakeStore
+from stores import make_store
 from torch.utils import _pytree as pytree
 
 from gtp_vision.datasets import loader as loader_module
@@ -33,7 +33,7 @@ def seen(batch: Batch) -> list[int]:
 
 
 @pytest.fixture
-def sampler(make_store: MakeStore) -> Sampler:
+def sampler() -> Sampler:
     return Sampler(make_store((50, 70)), 12, 0, frame_stack=2)
 
 
@@ -44,10 +44,7 @@ def source(sampler: Sampler) -> HostSource:
 
 def test_a_failure_in_the_thread_is_raised_at_its_batch(sampler: Sampler) -> None:
     batches = []
-    with (
-        pytest.raises(OSError, match="disk went away at step 2"),
-        Loader(Failing(sampler), start=0, stop=9) as loader,
-    ):
+    with pytest.raises(OSError, match="disk went away at step 2"), Loader(Failing(sampler), start=0, stop=9) as loader:
         batches.extend(loader)
     assert len(batches) == 2
     assert loader_threads() == 0

@@ -1,9 +1,9 @@
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import mapped
@@ -12,7 +12,6 @@ from gtp_vision.datasets.formats import native, open_store
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.sources import HostSource
-from gtp_vision.datasets.store import Store
 
 
 class Shrinks(HostSource):
@@ -26,7 +25,7 @@ class Shrinks(HostSource):
 
 
 @pytest.fixture
-def path(make_store: Callable[..., Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(mapped, "_sizes", {})
     return native.write(tmp_path / "frames.h5", make_store((300,), cameras={"front": (32, 32, 3)}))
 

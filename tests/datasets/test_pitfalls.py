@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from samples import MakeStore
+from stores import make_store
 
 from gtp_vision.datasets import inspection
 from gtp_vision.datasets.pitfalls import pitfalls
@@ -105,7 +105,7 @@ ROWS: list[tuple[dict[str, Any], Change | None, tuple[str, ...]]] = [
 
 @pytest.mark.parametrize(("content", "change", "words"), ROWS)
 def test_a_likely_mistake_is_one_sentence(
-    make_store: MakeStore, content: dict[str, Any], change: Change | None, words: tuple[str, ...]
+    content: dict[str, Any], change: Change | None, words: tuple[str, ...]
 ) -> None:
     store = make_store(**content)
     if change:

@@ -6,7 +6,8 @@ import h5py
 import numpy as np
 import pytest
 from refusals import hdf5, open_here, put
-from samples import ENV_ARGS, MakeStore, robomimic_file
+from samples import ENV_ARGS, robomimic_file
+from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import layout
@@ -115,7 +116,7 @@ def test_images_of_other_layouts(tmp_path: Path) -> None:
     assert store.attributes["left_out"] == ["depth"]
 
 
-def test_frames_are_written_in_pieces(make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store((600,), terminals={599}, cameras={"front": (100, 100, 3)})
     monkeypatch.setattr(layout, "COPY_BYTES", 1 << 20)
     tracemalloc.start()
@@ -136,7 +137,7 @@ def test_frames_are_written_in_pieces(make_store: MakeStore, tmp_path: Path, mon
         ({"attributes": {"filters": [0, 1]}}, "filters"),
     ],
 )
-def test_unfit_stores_are_refused(make_store: MakeStore, tmp_path: Path, content: dict[str, Any], words: str) -> None:
+def test_unfit_stores_are_refused(tmp_path: Path, content: dict[str, Any], words: str) -> None:
     with pytest.raises(GtpVisionError, match=words):
         robomimic.write(tmp_path / "data.hdf5", make_store(**content))
     assert not list(tmp_path.glob("*data*"))
@@ -169,7 +170,7 @@ def sequences(path: Path, cameras: tuple[str, ...], states: tuple[str, ...], **o
     return SequenceDataset(hdf5_path=str(path), **keys, **options)
 
 
-def test_robomimic_reads_what_is_written(make_store: MakeStore, tmp_path: Path) -> None:
+def test_robomimic_reads_what_is_written(tmp_path: Path) -> None:
     stack, chunk = 3, 2
     store = make_store((5, 7, 4), terminals={2, 15}, cameras={"front": (8, 6, 3)})
     path = robomimic.write(tmp_path / "data.hdf5", store)
@@ -194,7 +195,7 @@ def test_robomimic_reads_what_is_written(make_store: MakeStore, tmp_path: Path) 
 
 
 @pytest.mark.simulates
-def test_filters_are_exchanged_with_robomimic(make_store: MakeStore, tmp_path: Path) -> None:
+def test_filters_are_exchanged_with_robomimic(tmp_path: Path) -> None:
     from robomimic.utils.file_utils import create_hdf5_filter_key
 
     store = make_store((5, 7, 4), attributes={"filters": {"train": [2, 0], "valid": [1]}})

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from browser import Browser
 from PIL import Image
-from samples import MakeStore
+from stores import make_store
 
 from gtp_vision.cli.main import main
 from gtp_vision.datasets import viewing
@@ -69,7 +69,7 @@ def frames(film: dict[str, str | None]) -> list[np.ndarray]:
     return [sheet[n // columns * height :][:height, n % columns * width :][:, :width] for n in range(columns * lines)]
 
 
-def test_frames_and_numbers_are_those_recorded(make_store: MakeStore, tmp_path: Path) -> None:
+def test_frames_and_numbers_are_those_recorded(tmp_path: Path) -> None:
     store = make_store([5, 8], cameras={"left": (16, 16, 3), "depth": (16, 24, 1)})
     for name in ("left", "depth"):  # even frames, which JPEG hardly changes
         store.observations[name][:] = (np.arange(13) * 15)[:, None, None, None]
@@ -92,7 +92,7 @@ def test_frames_and_numbers_are_those_recorded(make_store: MakeStore, tmp_path: 
             assert np.isnan(told[~known]).all(), "an action without an outcome is a filler"
 
 
-def test_long_episodes_are_thinned_but_for_what_happens(make_store: MakeStore, tmp_path: Path) -> None:
+def test_long_episodes_are_thinned_but_for_what_happens(tmp_path: Path) -> None:
     rewards = np.zeros(5000, np.float32)
     rewards[1234] = 1
     store = make_store([4990, 10], rewards=rewards, terminals={1300}, cameras={"front": (4, 4, 3)})
@@ -107,7 +107,7 @@ def test_long_episodes_are_thinned_but_for_what_happens(make_store: MakeStore, t
     assert len(write(tmp_path / "a.html", store).values["episodes"][0]["moments"]) == 300
 
 
-def test_long_films_keep_their_times(make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_films_keep_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store([40], cameras={"front": (8, 8, 3)})
     store.observations["front"][:] = (np.arange(40) * 6)[:, None, None, None]
     monkeypatch.setattr(viewing, "_PIXELS", 64 * 12)
@@ -119,7 +119,7 @@ def test_long_films_keep_their_times(make_store: MakeStore, tmp_path: Path, monk
     assert "at most 12 frames" in (tmp_path / "a.html").read_text()
 
 
-def test_lines_show_finite_numbers_of_any_size_and_break_at_the_others(make_store: MakeStore, tmp_path: Path) -> None:
+def test_lines_show_finite_numbers_of_any_size_and_break_at_the_others(tmp_path: Path) -> None:
     store = make_store([6], state=2)
     store.observations = {
         "state": np.arange(12, dtype=np.float32).reshape(6, 2),
@@ -140,7 +140,7 @@ def test_lines_show_finite_numbers_of_any_size_and_break_at_the_others(make_stor
     assert "45.0" in paths[3], "what never changes stands in the middle"
 
 
-def test_only_a_part_of_very_many_arrays_and_episodes_is_shown(make_store: MakeStore, tmp_path: Path) -> None:
+def test_only_a_part_of_very_many_arrays_and_episodes_is_shown(tmp_path: Path) -> None:
     store = make_store([3] * 20, cameras={f"camera{number}": (4, 4, 3) for number in range(20)}, state=30)
     store.observations |= {f"state{number}": np.zeros((60, 2), np.float32) for number in range(20)}
     store.observations["float"] = np.zeros((60, 4, 4, 3), np.float32)
@@ -154,7 +154,7 @@ def test_only_a_part_of_very_many_arrays_and_episodes_is_shown(make_store: MakeS
 
 
 def test_a_page_replaces_only_a_page(
-    make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = native.write(tmp_path / "data.h5", make_store())
     monkeypatch.chdir(tmp_path)
@@ -187,7 +187,7 @@ def test_files_of_other_formats_are_shown(
         assert len(page.of("film")) == 4
 
 
-def test_names_from_a_file_are_only_text(make_store: MakeStore, tmp_path: Path) -> None:
+def test_names_from_a_file_are_only_text(tmp_path: Path) -> None:
     attributes = {"tasks": [HOSTILE], "episode_tasks": [0, 0], HOSTILE: HOSTILE}
     store = make_store(attributes=attributes, cameras={HOSTILE: (4, 4, 3)})
     store.observations |= {f"state {HOSTILE}": np.zeros((12, 2), np.float32), f"odd {HOSTILE}": np.zeros((12, 0))}
@@ -201,7 +201,7 @@ def test_names_from_a_file_are_only_text(make_store: MakeStore, tmp_path: Path) 
     assert page.of("film")[0]["aria-label"] == HOSTILE
 
 
-def test_faulty_rows_are_not_shown(make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faulty_rows_are_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = native.write(tmp_path / "data.h5", make_store(cameras={"front": (4, 4, 3)}))
     with h5py.File(path, "r+") as file:
         file["timeouts"][2] = 1
@@ -219,7 +219,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory, make_store: MakeStore) -> Path:
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of two episodes with two cameras, one of them with a hostile name."""
     folder = tmp_path_factory.mktemp("view")
     store = make_store([30, 4], cameras={"front": (16, 16, 3), HOSTILE: (16, 32, 3)}, attributes={"fps": 100})

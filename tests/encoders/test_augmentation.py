@@ -9,13 +9,7 @@ import torch
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
-from gtp_vision.encoders import (
-    Augmentation,
-    AugmentationConfig,
-    CameraConfig,
-    EncoderConfig,
-    RandomShift,
-)
+from gtp_vision.encoders import Augmentation, AugmentationConfig, CameraConfig, EncoderConfig, RandomShift
 
 FRAMES = {"front": (2, 3, 16, 16), "wrist": (2, 3, 12, 20)}
 EVERYTHING = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2, "blur": 1.0, "erase": 0.4}

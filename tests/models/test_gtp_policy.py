@@ -89,12 +89,7 @@ def test_jumps_of_the_exact_map_compose_to_one_jump() -> None:
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
-@given(
-    count=st.integers(1, 200),
-    sigma_last=st.floats(1e-4, 0.1),
-    sigma_max=st.floats(0.2, 100),
-    rho=st.floats(1, 12),
-)
+@given(count=st.integers(1, 200), sigma_last=st.floats(1e-4, 0.1), sigma_max=st.floats(0.2, 100), rho=st.floats(1, 12))
 def test_levels_fall_from_sigma_max_over_sigma_last_to_0(
     count: int, sigma_last: float, sigma_max: float, rho: float
 ) -> None:

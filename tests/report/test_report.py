@@ -62,10 +62,7 @@ def test_the_head_shows_task_environment_data_and_day(new_run: MakeRun) -> None:
     assert "1,234,567 parameters" in page.text
 
 
-@pytest.mark.parametrize(
-    ("outcomes", "shown"),
-    [("ssssf", "sssf"), ("ffffffs", "sfff"), ("f", "f")],
-)
+@pytest.mark.parametrize(("outcomes", "shown"), [("ssssf", "sssf"), ("ffffffs", "sfff"), ("f", "f")])
 def test_videos_are_few_and_show_both_outcomes(mp4: bytes, new_run: MakeRun, outcomes: str, shown: str) -> None:
     page = build(new_run(outcomes=outcomes))
     videos = page.all("video")

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from commands_of_docs import blocks, commands
 from small_runs import composed
+from stores import make_store
 
 from gtp_vision.cli.main import main
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.training.trainer import train
 
 pytestmark = [pytest.mark.docs, pytest.mark.trains, pytest.mark.processes, pytest.mark.compiles]
@@ -30,7 +30,7 @@ CAMERA, ACTIONS = (64, 64, 3), 5
 
 
 @pytest.fixture(scope="module")
-def reader(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The reader's working directory, with a run of the demo's shapes."""
     folder, before = tmp_path_factory.mktemp("reader"), Path.cwd()
     os.chdir(folder)

@@ -62,11 +62,7 @@ def test_it_serves_the_clients_names_for_a_token_until_it_is_stopped(folder: Pat
     ],
 )
 def test_invalid_options_are_refused(
-    folder: Path,
-    options: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not options:
         monkeypatch.setenv("GTP_VISION_TOKEN", "short")

@@ -1,6 +1,5 @@
 """All engines take the same steps, alone and side by side, and say why when they cannot run."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 import torch
 from engines_of import CPU, engine_of, members_of, only_compiling
 from small_runs import PIXELS, assert_close, small_run
+from stores import make_store
 
 from gtp_vision.agents import AGENTS
 from gtp_vision.config.compose import to_yaml
@@ -15,7 +15,6 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sources import batch_source
-from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint, engines
 from gtp_vision.training.build import Components, build
 from gtp_vision.training.eager import Eager
@@ -27,7 +26,7 @@ TARGETS = ["agent.tau=0.5", "agent.policy_tau=0.5", "agent.policy.hidden=[16,16]
 
 
 @pytest.fixture(scope="module")
-def folder(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     native.write(folder / "states.h5", make_store((30, 40), terminals={29}))
     native.write(folder / "pixels.h5", make_store((30, 40), terminals={29}, cameras={"front": (12, 12, 3)}))

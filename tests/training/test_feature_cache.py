@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from small_runs import assert_equal, composed, saved
+from stores import make_store
 
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
@@ -21,14 +22,12 @@ from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import channels_first
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sources import HostSource
-from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder
 from gtp_vision.encoders.views import one_view
 from gtp_vision.training import eager as updates
 from gtp_vision.training import feature_cache, trainer
 from gtp_vision.training.build import Components, build
 
-MakeStore = Callable[..., Store]
 CAMERAS = {"front": (16, 16, 3), "wrist": (12, 16, 3)}
 LENGTHS = (5, 1, 9, 22)
 STILL = ("encoder.augmentation.shift=0", "encoder.augmentation.shift_probability=0")
@@ -36,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
-def data(make_store: MakeStore, tmp_path: Path) -> Path:
+def data(tmp_path: Path) -> Path:
     """Two cameras and a state, in episodes shorter and longer than a stack."""
     return native.write(tmp_path / "data.h5", make_store(LENGTHS, cameras=CAMERAS))
 
@@ -152,7 +151,7 @@ def test_views_are_the_frames_and_then_augmented_ones(data: Path) -> None:
     assert "not augmented" in plain.where
 
 
-def test_a_view_changes_all_frames_of_an_episode_alike(make_store: MakeStore, tmp_path: Path) -> None:
+def test_a_view_changes_all_frames_of_an_episode_alike(tmp_path: Path) -> None:
     """Otherwise a critic would see a jump between an observation and the next one."""
     store = make_store(LENGTHS, cameras=CAMERAS)
     for name, array in store.observations.items():
@@ -200,8 +199,7 @@ def test_a_finished_entry_is_reused(data: Path, cache: Path, computed: list[int]
 
 
 @pytest.mark.parametrize(
-    "change",
-    ["seed=1", "task.frame_stack=2", "task.observations=[wrist,front]", "encoder.cameras.front.size=[8,8]"],
+    "change", ["seed=1", "task.frame_stack=2", "task.observations=[wrist,front]", "encoder.cameras.front.size=[8,8]"]
 )
 def test_settings_that_change_features_create_another_entry(data: Path, cache: Path, change: str) -> None:
     build(_config(data))
@@ -222,7 +220,7 @@ def test_views_depend_on_the_augmentation_and_one_view_does_not(data: Path, cach
     assert added("encoder.views=2", "encoder.augmentation.shift=2") == 2
 
 
-def test_other_recordings_and_subsets_create_other_entries(make_store: MakeStore, tmp_path: Path, cache: Path) -> None:
+def test_other_recordings_and_subsets_create_other_entries(tmp_path: Path, cache: Path) -> None:
     filters = {"filters": {"train": [0, 2], "valid": [1, 3]}}
     stores = [make_store((8, 8, 8, 8), cameras=CAMERAS, seed=seed, attributes=filters) for seed in (0, 1)]
     paths = [native.write(tmp_path / f"{seed}.h5", store) for seed, store in enumerate(stores)]

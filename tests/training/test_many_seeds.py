@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from small_runs import assert_close, assert_equal, lines, saved, small_run
+from stores import make_store
 
 from gtp_vision.cli.main import main
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint, trainer
 from gtp_vision.training.evaluate import restore
 from gtp_vision.training.seeds import summary
@@ -100,7 +99,7 @@ def test_refused_changes_leave_the_old_run(data: Path, tmp_path: Path) -> None:
         assert checkpoint.newest(tmp_path / "seed_0" / "checkpoints") is not None
 
 
-def test_seeds_that_cannot_share_features_are_refused(make_store: Callable[..., Store], tmp_path: Path) -> None:
+def test_seeds_that_cannot_share_features_are_refused(tmp_path: Path) -> None:
     store = make_store((20,), cameras={"front": (12, 12, 3)}, state=None)
     pixels = native.write(tmp_path / "pixels.h5", store)
     config = config_of(pixels, tmp_path / "run", 1, "encoder=impala_tiny")

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from engines_of import engine_of, members_of
 from safetensors.torch import load_file
 from small_runs import assert_close, assert_equal, lines, saved, small_run
+from stores import make_store
 
 from gtp_vision.agents import AGENTS
 from gtp_vision.agents.base import Agent, LossInputs
@@ -18,7 +18,6 @@ from gtp_vision.agents.gtp import AdvantageWeighting
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint, health, nonfinite, recovery, trainer
 from gtp_vision.training.build import Components, build
 from gtp_vision.training.seeds import seeds_of
@@ -30,7 +29,7 @@ FATAL = "task.reward_scale=1e38"  # every step overflows
 
 
 @pytest.fixture(scope="module")
-def folder(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two data sets; one has a reward that overflows."""
     folder = tmp_path_factory.mktemp("data")
     for name in DATA:
@@ -99,7 +98,7 @@ def test_a_skipped_step_changes_nothing_of_its_run_and_everything_of_the_others(
         assert any(not torch.equal(x, before[1][name]) for name, x in state_of(members[1]).items())
 
 
-def test_statistics_of_batch_normalization_are_restored(make_store: Callable[..., Store], tmp_path: Path) -> None:
+def test_statistics_of_batch_normalization_are_restored(tmp_path: Path) -> None:
     data = native.write(tmp_path / "d.h5", make_store((30, 40), cameras={"front": (12, 12, 3)}))
     more = ["encoder=resnet18", "encoder.pooling=average", "encoder.features=8", "encoder.batch_norm=train"]
     config = config_of(data, tmp_path, *more, "training.on_nonfinite=skip", FATAL)

@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from small_runs import assert_close, assert_equal, lines, saved, small
+from stores import make_store
 from torch.profiler import ProfilerActivity, profile
 
 from gtp_vision.cli.main import main
@@ -24,7 +25,6 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sources import HostSource
-from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.evaluator import Evaluator, StoppedError, random_actor
 from gtp_vision.training import eager as updates
@@ -167,7 +167,7 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folders of one, two and three processes, and N_RANK.pt with the results of each rank."""
     folder = tmp_path_factory.mktemp("processes")
     store = make_store((30, 40), state=STATE, actions=ACTIONS)

@@ -1,18 +1,17 @@
 """D4RL's score of an evaluation, evaluations of several candidates, and the best evaluation."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stores import make_store
 
 from gtp_vision.cli.main import main
 from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import d4rl
-from gtp_vision.datasets.store import Store
 from gtp_vision.envs.scores import normalised
 from gtp_vision.training import run as training_run
 from gtp_vision.training.evaluate import evaluate_run
@@ -26,7 +25,7 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def run(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on a file in D4RL's format, evaluated with 1 and with 5 candidates."""
     folder = tmp_path_factory.mktemp("hopper")
     rng = np.random.default_rng(0)

@@ -3,18 +3,17 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from engines_of import engine_of
 from small_runs import PIXELS, STATES, assert_equal, composed, lines, saved, small, small_run
+from stores import make_store
 
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build
 from gtp_vision.training.eager import learning_rate
@@ -23,7 +22,7 @@ DEMO = ["task=demo", "task.max_episode_steps=2", *STATES[2:], *PIXELS, "training
 
 
 @pytest.fixture(scope="module")
-def data(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = make_store((30, 40), terminals={29}, cameras={"front": (12, 12, 3)})
     return native.write(tmp_path_factory.mktemp("data") / "d.h5", store)
 
