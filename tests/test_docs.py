@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
-from commands_of_docs import PAGES, PROGRAMS, ROOT, Command, blocks, commands, write_lift
+from commands import ended
+from commands_of_docs import PAGES, PROGRAMS, ROOT, blocks, commands, write_lift
 
 from gtp_vision import collection
 from gtp_vision.cli.main import _parser, main
@@ -157,19 +157,13 @@ def test_commands_run(page: str, folder: Path) -> None:
         if NOT_RUN.search(command.line) or command.is_refused:
             continue
         if command.ours is None:
-            status, output = run_python(command)
+            assert command.words[0] == "python", command.line
+            ended(*command.words[1:])
         else:
             status, output = run(small(command.ours))
-        assert status == 0, f"{page}: {command.line}\n{output}"
+            assert status == 0, f"{page}: {command.line}\n{output}"
         done += 1
     assert done == RUN[page]
-
-
-def run_python(command: Command) -> tuple[int, str]:
-    """Status and errors of `python FILE`."""
-    assert command.words[0] == "python", command.line
-    done = subprocess.run([sys.executable, "-P", *command.words[1:]], capture_output=True, text=True, check=False)
-    return done.returncode, done.stderr
 
 
 def test_refusals_print_what_the_pages_show(folder: Path) -> None:
@@ -179,7 +173,7 @@ def test_refusals_print_what_the_pages_show(folder: Path) -> None:
             file[name] = np.zeros((4, 2))
     (folder / "broken.hdf5").write_bytes((folder / "lift.hdf5").read_bytes()[:100_000])
     if not (folder / "reach.h5").exists():
-        subprocess.run([sys.executable, "-P", "record.py"], check=True)
+        ended("record.py")
     nonfinite = "task.dataset=rows.h5"  # see tests/training/test_nonfinite.py
     found = [command for page in COMMANDS.values() for command in page]
     refused = [command for command in found if command.is_refused and nonfinite not in command.words]

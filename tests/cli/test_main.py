@@ -1,10 +1,8 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import CLI, ended
 
 from gtp_vision.cli.main import main
 from gtp_vision.cli.verb import VERBS
@@ -125,14 +123,8 @@ def test_evaluating_as_the_agent_cannot_act_is_refused(
 @pytest.mark.processes
 def test_a_sweep_makes_a_run_for_each_seed(tmp_path: Path) -> None:
     command = ["train", "-m", "task=demo", "training=demo", "agent=gtp_bc_demo", "encoder=demo", "seed=1,2", *TINY]
-    ran = subprocess.run(  # in a process of its own: Hydra sets up logging anew, and pytest's is in its way
-        [sys.executable, "-m", "gtp_vision", *command, "run_dir=seed${seed}", "training.eval_episodes=0"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert ran.returncode == 0, ran.stderr
+    # In a process of its own: Hydra sets up logging anew, and pytest's is in its way.
+    ended(*CLI, *command, "run_dir=seed${seed}", "training.eval_episodes=0", cwd=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"seed1", "seed2", "runs"}
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".sweeps"]
     assert sorted(path.parent.name for path in tmp_path.glob("seed*/results.json")) == ["seed1", "seed2"]
@@ -142,14 +134,7 @@ def test_a_sweep_makes_a_run_for_each_seed(tmp_path: Path) -> None:
 @pytest.mark.processes
 @pytest.mark.simulates
 def test_demo_prints_one_json_object(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "gtp_vision", "demo", "--json", "--out", str(tmp_path / "demo"), *TINY],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
+    found = json.loads(ended(*CLI, "demo", "--json", "--out", tmp_path / "demo", *TINY)[0])
     assert {"success", "success_random", "episodes", "train_seconds", "eval_seconds", "report"} <= found.keys()
     page = Path(found["report"]).read_text()
     assert "gtp_bc" in page
@@ -163,22 +148,14 @@ def test_demo_replaces_only_a_demo(capsys: pytest.CaptureFixture[str], tmp_path:
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_parsing_imports_no_torch() -> None:
-    code = "import sys, gtp_vision.cli.main as cli; cli._parser(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_parsing_imports_neither_torch_nor_readers() -> None:
+    code = "import sys, gtp_vision.cli.main as cli; cli._parser(); print({'torch', 'h5py', 'numpy'} & {*sys.modules})"
+    assert ended("-c", code)[0] == "set()\n"
 
 
 @pytest.mark.processes
 def test_a_full_disk_is_one_sentence() -> None:
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    inspect = [*CLI, "data", "inspect", demo_path()]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "gtp_vision", "data", "inspect", str(demo_path())],
-            env=buffered,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 2
-    assert done.stderr == "gtp-vision: No space left on device; make room or choose another folder\n"
+        errors = ended(*inspect, status=2, stdout=full, environment={"PYTHONUNBUFFERED": None})[1]
+    assert errors == "gtp-vision: No space left on device; make room or choose another folder\n"

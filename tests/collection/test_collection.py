@@ -2,8 +2,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import ogbench
 import psutil
 import pytest
+from commands import CLI, started, wait_for
 
 from gtp_vision.cli.main import main
 from gtp_vision.collection.oracles import puzzle_episodes
@@ -26,21 +25,12 @@ MAZE += ["--episodes", "10", "--limit", "2001"]  # long enough to be interrupted
 LIFT = ["data", "collect", "robosuite/Lift", "--processes", "1"]
 
 
-def started(folder: Path, words: Sequence[str]) -> subprocess.Popen:
+def recording(folder: Path, words: Sequence[str]) -> subprocess.Popen[str]:
     """The command in a process of its own that has recorded a part or more."""
     folder.mkdir(exist_ok=True)
     before = set(folder.glob("*/.*.parts/[0-9]*.npz"))
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "gtp_vision", *words],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    limit = time.monotonic() + 60
-    while set(folder.glob("*/.*.parts/[0-9]*.npz")) <= before:
-        assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.02)
+    process = started(*CLI, *words, cwd=folder, start_new_session=True)
+    wait_for(lambda: not set(folder.glob("*/.*.parts/[0-9]*.npz")) <= before, process)
     return process
 
 
@@ -49,14 +39,14 @@ def test_interrupted_and_killed_collections_resume_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, whole = tmp_path / "broken", tmp_path / "whole"
-    process = started(broken, MAZE)
+    process = recording(broken, MAZE)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     stderr = process.communicate(timeout=30)[1]
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert stderr.splitlines()[-1].endswith("give the same command again to resume")
 
-    process = started(broken, MAZE)
+    process = recording(broken, MAZE)
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) >= 2
     process.kill()

@@ -2,11 +2,7 @@
 
 import itertools
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import CLI, started, wait_for
 
 from gtp_vision.cli.main import main
 from gtp_vision.collection import sac
@@ -79,17 +76,8 @@ def test_the_medium_policy_is_the_first_a_third_of_the_way() -> None:
 @pytest.mark.processes
 def test_a_stopped_collection_resumes(tmp_path: Path) -> None:
     given = command(tmp_path, "--steps", "300", "--sets", "replay")
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "gtp_vision", *given],
-        env=os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    limit = time.monotonic() + 90
-    while not list(tmp_path.glob(".hopper-sac/policy_*.pt")):
-        assert time.monotonic() < limit
-        assert process.poll() is None
-        time.sleep(0.02)
+    process = started(*CLI, *given)
+    wait_for(lambda: list(tmp_path.glob(".hopper-sac/policy_*.pt")), process)
     process.send_signal(signal.SIGTERM)
     stderr = process.communicate(timeout=60)[1]
     assert process.returncode == 130

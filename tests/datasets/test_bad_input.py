@@ -4,7 +4,6 @@ import contextlib
 import os
 import struct
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import h5py
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from commands import started
 from refusals import Edit, entry, open_here, put, truncated
 from samples import DATA, FRONT, INFO, METADATA, ROWS, VIDEO, Copied, mp4
 
@@ -185,9 +185,7 @@ with h5py.File(sys.argv[1], "r+") as file:
 
 def test_a_file_that_is_being_written_is_refused_until_it_is_closed(copied: Copied, refused: Inspect) -> None:
     path = copied("robomimic")
-    with subprocess.Popen(
-        [sys.executable, "-P", "-c", WRITER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as writer:
+    with started("-c", WRITER, path) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "open\n"
         refused(path, "open for writing in another program")

@@ -1,8 +1,6 @@
 """Conversion between all formats: what is the same afterwards, what is reported, and what is left when it fails."""
 
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+from commands import started
 from refusals import assert_same, open_here
 from samples import FORMATS as SAMPLES
 from samples import Copied
@@ -273,12 +272,7 @@ def test_a_stopped_conversion_is_undone(tmp_path: Path, to: str, how: signal.Sig
     store = make_store(cameras={"front": (16, 16, 3)}, state=None)
     source, path = native.write(tmp_path / "a.h5", store), target(tmp_path, to)
     old = convert(source, path, to)
-    with subprocess.Popen(
-        [sys.executable, "-P", "-c", SLOWLY, str(source), str(path), to],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as command:
+    with started("-c", SLOWLY, source, path, to) as command:
         assert command.stdout is not None
         assert command.stdout.readline() == "writing\n"
         children = psutil.Process(command.pid).children(recursive=True)
@@ -293,10 +287,3 @@ def test_a_stopped_conversion_is_undone(tmp_path: Path, to: str, how: signal.Sig
     assert not alive
     assert_same_transitions(old, open_store(path))
     assert_same_transitions(old, convert(source, path, to, overwrite=True), exact=to != "lerobot")
-
-
-@pytest.mark.processes
-def test_help_imports_no_reader() -> None:
-    script = "import sys; from gtp_vision.cli import main; main._parser(); print({'h5py', 'numpy'} & {*sys.modules})"
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"

@@ -3,8 +3,6 @@ import io
 import json
 import os
 import ssl
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +15,7 @@ import loopback
 import numpy as np
 import pytest
 import trustme
+from commands import CLI, ended
 from loopback import Answer, Server, file, running, status
 
 from gtp_vision.cli.main import main
@@ -445,10 +444,7 @@ def test_the_command_prints_what_is_where(server: Server, tmp_path: Path, capsys
 @pytest.mark.processes
 def test_progress_has_rate_and_time(server: Server, tmp_path: Path) -> None:
     server.answers[REMOTE] = [file(WHOLE)]
-    environment = {key: value for key, value in os.environ.items() if key != "TQDM_DISABLE"}
-    command = [sys.executable, "-P", "-m", "gtp_vision", "data", "download", NAME, "--to", str(tmp_path)]
-    command += ["--mirror", server.url]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    assert "B/s" in done.stderr
-    assert "00:0" in done.stderr
+    command = [*CLI, "data", "download", NAME, "--to", tmp_path, "--mirror", server.url]
+    errors = ended(*command, environment={"TQDM_DISABLE": None})[1]
+    assert "B/s" in errors
+    assert "00:0" in errors

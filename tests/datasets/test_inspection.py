@@ -1,12 +1,11 @@
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import ended
 from stores import make_store
 
 from gtp_vision.cli.main import main
@@ -173,9 +172,7 @@ def test_the_command_needs_no_torch_and_draws(store: Store, tmp_path: Path) -> N
     )
     drawn = [tmp_path / "pictures" / "frames.png", tmp_path / "pictures" / "actions.png"]
     command = ["data", "inspect", path, "--json", "--sheet", drawn[0], "--actions", drawn[1]]
-    done = subprocess.run([sys.executable, "-P", "-c", program, *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["frames"] == 16
+    assert json.loads(ended("-c", program, *command)[0])["frames"] == 16
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in drawn)
 
 

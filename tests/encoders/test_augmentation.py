@@ -1,11 +1,10 @@
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 import pytest
 import torch
+from commands import ended
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
@@ -174,4 +173,4 @@ def test_a_shift_needs_no_import_of_kornia() -> None:
         "augment({'front': torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)}, augment.draw(2, RandomStream(0, 0)))\n"
         "assert 'kornia' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+    ended("-c", code)

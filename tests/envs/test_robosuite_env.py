@@ -1,10 +1,9 @@
 import importlib.util
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import ended
 
 from gtp_vision.collection.lift import lift_episode
 from gtp_vision.core.errors import GtpVisionError
@@ -106,8 +105,7 @@ def test_unknown_cameras_and_a_missing_package_are_refused(monkeypatch: pytest.M
 
 def test_robosuite_says_nothing_of_itself() -> None:
     script = "from gtp_vision.envs.robosuite import *; RobosuiteEnv(lift_env_args()).reset(seed=0)"
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("", "")
+    assert ended("-c", script) == ("", "")
 
 
 def test_what_is_shown_is_what_was_asked_for_in_that_order() -> None:

@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import CLI, started
 from commands_of_docs import blocks, commands
 from small_runs import composed
 from stores import make_store
@@ -54,8 +53,7 @@ def test_the_page_runs(reader: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert scope["action"].shape == (ACTIONS,)
     assert "push_to_hub" in pushing, "needs the hub: tests/serving/test_artifact.py has a stand-in"
 
-    server = [sys.executable, "-P", "-m", "gtp_vision", *serve, "--port", "0"]
-    with subprocess.Popen(server, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    with started(*CLI, *serve, "--port", "0") as running:
         try:
             assert running.stdout
             port = running.stdout.readline().partition("127.0.0.1:")[2].partition(",")[0]

@@ -1,12 +1,11 @@
 """`gtp-vision serve` and `gtp-vision bench serve` as their users run them."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import CLI, started
 from small_policies import observations, untrained, write
 from websockets.sync.client import connect
 
@@ -28,11 +27,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_serves_the_clients_names_for_a_token_until_it_is_stopped(folder: Path, tmp_path: Path) -> None:
     token = "an-example-of-a-token"
     (tmp_path / "token").write_text(token + "\n")
-    command = [sys.executable, "-P", "-m", "gtp_vision", "serve", str(folder), "--port", "0", "--threads", "1"]
-    command += ["--token-file", str(tmp_path / "token"), "--map", "image=front", "--ignore", "prompt"]
+    command = [*CLI, "serve", folder, "--port", "0", "--threads", "1", "--token-file", tmp_path / "token"]
+    command += ["--map", "image=front", "--ignore", "prompt"]
     policy = gtp_vision.load_policy(folder)
     (seen,) = observations(policy.schema, 1)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    with started(*command) as server:
         try:
             assert server.stdout is not None
             address = server.stdout.readline().partition("ws://")[2].split(",")[0]

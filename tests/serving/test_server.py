@@ -17,6 +17,7 @@ import msgpack
 import numpy as np
 import pytest
 import trustme
+from commands import wait_for
 from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from small_policies import observations, untrained
@@ -319,13 +320,6 @@ def slow(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
     Slow.may_plan.set()  # for the warm-up
     monkeypatch.setattr(policy, "session", lambda seed=0: Slow(policy, seed))
     return Slow
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def pending(running: Running) -> list[int]:

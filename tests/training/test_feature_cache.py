@@ -2,10 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import started, wait_for
 from small_runs import assert_equal, composed, saved
 from stores import make_store
 
@@ -277,21 +274,19 @@ def slow(*arguments):
 Encoder.camera_features = slow
 build(from_command_line(sys.argv[1:]))
 """
-    command = [sys.executable, "-P", "-c", program, *_overrides(data)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
-    deadline, done = time.monotonic() + 120, 0
-    while not 8 <= done < 37:
-        done = max((json.loads(note.read_text())["done"] for note in cache.glob("*.json")), default=0)
-        assert running.poll() is None, running.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
+    def done() -> int:
+        return max((json.loads(note.read_text())["done"] for note in cache.glob("*.json")), default=0)
+
+    running = started("-c", program, *_overrides(data))
+    wait_for(lambda: 8 <= done() < 37, running)
+    running.kill()
     running.communicate(timeout=60)
-    (done,) = [json.loads(note.read_text())["done"] for note in cache.glob("*.json")]
+    finished = done()
+    assert len(list(cache.glob("*.json"))) == 1
     monkeypatch.setattr(feature_cache, "_PIECE", 4)
     parts = build(_config(data))
-    assert sum(computed) == 2 * 32 + (37 - done) + 37, "the compared rows, the remaining ones, the other camera"
+    assert sum(computed) == 2 * 32 + (37 - finished) + 37, "the compared rows, the remaining ones, the other camera"
     assert max(_error(parts, camera) for camera in CAMERAS) < 5e-3
 
 

@@ -1,12 +1,10 @@
 """Runs resumed, interrupted, refused and spread over two processes."""
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from commands import CLI, started, wait_for
 from engines_of import engine_of
 from small_runs import PIXELS, STATES, assert_equal, composed, lines, saved, small, small_run
 from stores import make_store
@@ -85,13 +83,8 @@ def test_resuming_another_run_is_refused_and_occupied_folders_are_kept(data: Pat
 @pytest.mark.simulates
 def test_sigterm_during_an_evaluation_ends_the_run_with_its_checkpoint(tmp_path: Path) -> None:
     overrides = [*DEMO, *small("gtp"), "training.steps=2", "training.eval_episodes=400", "task.max_episode_steps=500"]
-    command = [sys.executable, "-m", "gtp_vision", "train", *overrides, f"run_dir={tmp_path}"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "checkpoints" / "step_2").exists():
-        assert running.poll() is None, running.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    running = started(*CLI, "train", *overrides, f"run_dir={tmp_path}")
+    wait_for((tmp_path / "checkpoints" / "step_2").exists, running, 300)
     running.terminate()
     message = running.communicate(timeout=300)[1]
     assert running.returncode == 130, message
