@@ -1,12 +1,11 @@
 """What pip installs, what constraints.txt pins, and what scripts/setup refuses."""
 
-import importlib
 import os
 import subprocess
 import sys
 import sysconfig
 import tomllib
-from importlib import metadata, resources
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
@@ -71,13 +70,6 @@ def test_package_data_covers_every_other_file() -> None:
     assert data - covered == set()
 
 
-@pytest.mark.parametrize("room", sorted(MAPPED))
-def test_a_room_of_the_root_imports_as_part_of_the_package(room: str) -> None:
-    module = importlib.import_module(f"gtp_vision.{room}")
-    assert module.__file__ is not None
-    assert Path(module.__file__).resolve() == ROOT / room / "__init__.py"
-
-
 def test_nothing_but_the_package_is_installed_at_the_top_level() -> None:
     top_level = installed().read_text("top_level.txt")
     assert top_level is not None
@@ -93,13 +85,6 @@ def test_a_room_of_the_root_shadows_no_other_package(room: str, tmp_path: Path) 
     command = [sys.executable, "-I", "-c", code]
     origin = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
     assert not Path(origin).is_relative_to(ROOT / room)
-
-
-def test_every_configuration_is_a_resource_of_the_package() -> None:
-    wanted = [path.relative_to(ROOT / "configs") for path in (ROOT / "configs").rglob("*.yaml")]
-    assert wanted, "configs/ holds no configuration"
-    found = resources.files("gtp_vision.configs")
-    assert [path for path in wanted if not found.joinpath(*path.parts).is_file()] == []
 
 
 def test_constraints_name_one_exact_version_each() -> None:

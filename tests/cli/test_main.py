@@ -66,17 +66,6 @@ def test_a_mistake_is_one_sentence(
     assert words in _error(capsys, *command.split())
 
 
-def test_inspect_shows_what_the_file_holds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    sheet = tmp_path / "sheet.png"
-    assert main(["data", "inspect", str(demo_path()), "--json", "--sheet", str(sheet)]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["format"] == "native"
-    assert found["cameras"] == {"camera": [64, 64, 3]}
-    assert found["problems"] == []
-    assert found["episodes"] > found["attributes"]["visits"] > found["attributes"]["solved_visits"] > 50
-    assert sheet.stat().st_size > 1000
-
-
 @pytest.mark.trains
 @pytest.mark.simulates
 def test_train_eval_and_report_end_to_end(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -126,20 +126,6 @@ def test_every_format_becomes_every_other_one(name: str, to: str, samples: dict[
         assert not sentences
 
 
-def test_lost_content_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = make_store((5, 7), terminals={4}, cameras={"front": (8, 6, 3)}, state=None)
-    source = native.write(tmp_path / "a.h5", store)
-    for to, words in (
-        ("native", "every frame, action, reward and flag is as it was"),
-        ("robomimic", "the actions of 1 rows, rewards of 1 rows without an outcome, "),
-        ("lerobot", "frames of the camera 'front' differ by "),
-    ):
-        assert main(["data", "convert", str(source), str(target(tmp_path, to)), "--to", to]) == 0
-        first, line = capsys.readouterr().out.splitlines()
-        assert first == f"{target(tmp_path, to)}: {to}, 2 episodes, 12 frames"
-        assert line.startswith(f"  {words}")
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [

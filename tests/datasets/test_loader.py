@@ -1,13 +1,10 @@
 import threading
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from stores import make_store
 from torch.utils import _pytree as pytree
 
-from gtp_vision.datasets import loader as loader_module
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.sampler import Sampler
@@ -73,18 +70,3 @@ def test_the_thread_ends_when_the_reader_leaves_or_fails(source: HostSource) -> 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert loader_threads() == 0
-
-
-def test_only_the_time_that_the_reader_waits_is_counted(source: HostSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, get = [0.0], Loader._next
-
-    def waits(loader: Loader) -> Any:
-        clock[0] += 2
-        return get(loader)
-
-    monkeypatch.setattr(Loader, "_next", waits)
-    monkeypatch.setattr(loader_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    with Loader(source, start=0, stop=3) as loader:
-        for _ in loader:
-            clock[0] += 5
-    assert loader.waited == 6

@@ -83,12 +83,6 @@ def test_a_main_file_alone_is_refused(created: Any, tmp_path: Path) -> None:
         open_here(tmp_path / "alone.hdf5")
 
 
-def test_arrow_files_are_recognized_and_refused(created: Any) -> None:
-    folder, _ = created(data_format="arrow")
-    assert detect(folder) == detect(folder / "data") == "minari"
-    refused(folder, "'arrow'", "data_format='hdf5'")
-
-
 def test_attributes_hold_the_origin_of_the_data(created: Any) -> None:
     spec = EnvSpec("Walker-v9", entry_point="nowhere:Walker", kwargs={"legs": 2})
     folder, _ = created(env=None, author="a", algorithm_name="sac", description="long " * 1000)

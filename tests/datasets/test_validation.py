@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,22 +29,6 @@ def test_a_valid_store_is_returned() -> None:
     assert validate(store) is store
     store.actions = with_value(store.actions, 2, np.nextafter(np.float32(1), np.float32(2)))
     assert problems(store) == [], "rounding may leave [-1, 1]"
-
-
-@pytest.mark.parametrize("value", [np.nan, -np.inf])
-@pytest.mark.parametrize("name", ["rewards", "actions", "observations/state"])
-def test_a_value_that_is_not_finite_is_located(name: str, value: float) -> None:
-    store = make_store((5, 7), path=Path("somewhere.h5"))
-    array = store.observations["state"] if "/" in name else getattr(store, name)
-    with pytest.raises(GtpVisionError, match=rf"somewhere\.h5: {name} .* episode 1, frame 3"):
-        validate(changed(store, name, with_value(array, 8, value)))
-
-
-def test_an_action_out_of_range_is_named_by_episode_frame_and_size() -> None:
-    store = make_store((5, 7))
-    store.actions = with_value(with_value(store.actions, 6, 1.5), 9, -2.5)
-    (problem,) = problems(store)
-    assert all(word in problem for word in ("actions", "[-1, 1]", "2.5", "episode 1, frame 1"))
 
 
 ODD = "observations/odd"

@@ -175,18 +175,6 @@ def test_a_page_replaces_only_a_page(
     assert (tmp_path / "notes.html").read_text() == "my notes"
 
 
-@pytest.mark.parametrize(("name", "options"), [("lerobot", []), ("ogbench", ["--env", "cube-single-play-v0"])])
-def test_files_of_other_formats_are_shown(
-    samples: dict[str, Path], name: str, options: list[str], cache: Path, tmp_path: Path
-) -> None:
-    assert main(["data", "view", str(samples[name]), "--out", str(tmp_path / "page.html"), *options]) in (0, 2)
-    page = Parsed(tmp_path / "page.html")
-    assert len(page.values["episodes"]) == 2
-    if name == "lerobot":
-        assert page.values["fps"] == 5
-        assert len(page.of("film")) == 4
-
-
 def test_names_from_a_file_are_only_text(tmp_path: Path) -> None:
     attributes = {"tasks": [HOSTILE], "episode_tasks": [0, 0], HOSTILE: HOSTILE}
     store = make_store(attributes=attributes, cameras={HOSTILE: (4, 4, 3)})

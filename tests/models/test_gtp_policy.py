@@ -267,17 +267,6 @@ def test_effective_share_is_between_one_sample_and_all_at_any_scale(weights: lis
     assert float(effective_sample_size(torch.eye(8)[2])) == pytest.approx(1 / 8)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 10**6), t=st.floats(0.002, 80))
-def test_flow_map_is_the_identity_to_its_own_level_and_the_network_to_level_0(seed: int, t: float) -> None:
-    noise, actor = RandomStream(seed, 0), policy(sigma_max=80.0)
-    features, a_t = noise.normal(4, F), t * noise.normal(4, A)
-    level, zero = torch.full((4,), t), torch.zeros(4)
-    assert torch.equal(actor.flow_map(features, a_t, level, level), a_t)
-    assert torch.equal(actor.flow_map(features, a_t, level, zero), actor.phi(features, a_t, level, zero))
-    assert torch.equal(actor.flow_map(features, a_t, zero, zero), a_t)
-
-
 @pytest.mark.trains
 def test_a_trained_policy_denoises_and_acts_as_its_data() -> None:
     """Actions from N(0.3, 0.25^2)."""
