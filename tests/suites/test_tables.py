@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser
+from browser import chromium
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.suites import statistics, tables
@@ -192,7 +192,7 @@ def test_a_table_without_its_conditions_is_refused(change: dict, message: str) -
 def test_in_a_browser_wide_tables_scroll_and_the_page_does_not(tmp_path: Path) -> None:
     named = [replace(record, agent=f"{record.agent}_with_a_long_name_that_takes_room") for record in RECORDS]
     tables.write(named, tmp_path, **(PAGE | {"facts": {"data": "/a/" + "very/" * 60 + "long/path"}}))
-    with Browser(tmp_path / "profile") as browser:
+    with chromium(tmp_path / "profile") as browser:
         for width in (380, 1280):
             with browser.page(tmp_path / "results.html", width=width) as page:
                 assert page.spill() == 0
