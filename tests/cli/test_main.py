@@ -79,9 +79,11 @@ def test_train_eval_and_report_end_to_end(capsys: pytest.CaptureFixture[str], tm
     assert len(list(run.glob("videos/step_2/*.mp4"))) == 2, "an episode, and what moved its actions"
     assert len(list(run.glob("videos/step_2/*_saliency.mp4"))) == 1
     assert list(run.glob("tensorboard/events*"))
-    assert main(["eval", str(run), "--episodes", "1", "--steps", "1", "--json", "--videos", str(tmp_path / "v")]) == 0
+    filmed = ["--videos", str(tmp_path / "v"), "--saliency"]
+    assert main(["eval", str(run), "--episodes", "1", "--steps", "1", "--json", *filmed]) == 0
     assert json.loads(capsys.readouterr().out)["episodes"] == 1
-    assert len(list((tmp_path / "v").glob("*.mp4"))) == 1
+    assert (len(list((tmp_path / "v").glob("*_saliency.mp4"))), len(list((tmp_path / "v").glob("*.mp4")))) == (1, 2)
+    assert "--videos FOLDER" in _error(capsys, "eval", str(run), "--saliency")
     assert "candidates=0 must be at least 1" in _error(capsys, "eval", str(run), "--candidates", "0")
     assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").read_text().count("<video") == 2

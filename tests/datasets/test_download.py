@@ -114,22 +114,6 @@ def test_names_of_the_hub(name: str, expected: tuple[str, ...]) -> None:
     assert (found.name, *found.patterns) == expected
 
 
-def test_robomimics_names_are_those_of_its_own_registry() -> None:
-    robomimic = pytest.importorskip("robomimic")
-    theirs = {
-        kind["url"].partition("rt_benchmark/")[2].removesuffix(".hdf5")
-        for task in robomimic.DATASET_REGISTRY.values()
-        for kinds in task.values()
-        for name, kind in kinds.items()
-        if kind["url"] and "image" not in name
-    }
-    assert len(theirs) > 20
-    for name in theirs:
-        found = sources.find(f"robomimic/{name}")
-        assert isinstance(found, sources.Files), name
-        assert list(found.files) == [f"{name}.hdf5"]
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -216,11 +216,6 @@ def test_every_pooling_that_is_not_refused_works(name: str, how: str) -> None:
     assert backbone(frames()).shape == (2, backbone.width)
 
 
-def test_timms_blocks_are_its_own() -> None:
-    blocks = {"timm/test_vit": 7, "timm/pit_ti_224": 4, "timm/resnet18": 9}
-    assert {name: len(made(name).blocks()) for name in blocks} == blocks
-
-
 @pytest.mark.parametrize(
     ("name", "level", "shape"), [("timm/test_resnet", 1, (32, 16, 16)), ("timm/test_vit", 1, (64, 4, 4))]
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_runs import composed, lines
+from small_runs import composed
 from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
@@ -104,20 +104,6 @@ def test_an_evaluation_shows_each_episode_the_goal_of_its_own_task() -> None:
     for number, goals in shown.items():
         goal = env.reset(seed=5 + number)[1]["goal"].astype(np.float32)
         np.testing.assert_array_equal(np.array(goals), np.tile(goal, (3, 1)))
-
-
-@pytest.mark.trains
-@pytest.mark.simulates
-def test_a_run_from_pixels_with_goals_is_evaluated_by_task(tmp_path: Path) -> None:
-    overrides = [
-        *("task=demo", "task.env=visual-puzzle-3x3-play-v0", "task.goals=hindsight", "task.n_step=1"),
-        *("task.max_episode_steps=4", "agent=gtp_bc", "encoder=impala_tiny", "encoder.features=16"),
-        *("agent.policy.hidden=[32]", "training.batch_size=4", "training.steps=2", "training.eval_episodes=2"),
-        *("training.eval_envs=1", "training.videos=0", "training.device=cpu", f"run_dir={tmp_path}"),
-    ]
-    results = trainer.train(composed(*overrides), progress=False)
-    assert results["last"]["tasks"] == {"1": 0.0, "2": 0.0}
-    assert np.isfinite(lines(tmp_path)[-1]["eval/success"])
 
 
 @pytest.mark.parametrize(

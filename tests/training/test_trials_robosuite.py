@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -20,7 +19,6 @@ from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.formats import convert
 from gtp_vision.datasets.store import Store
 from gtp_vision.evaluation.evaluator import Evaluator
-from gtp_vision.training import trainer
 from gtp_vision.training.data import open_data
 from gtp_vision.training.evaluate import check_simulator, env_spec
 
@@ -97,19 +95,6 @@ def test_only_the_cameras_that_the_task_sees_are_rendered_and_in_the_datas_size(
     assert same == [0, 1, 2], "the time limit is the task's"
     assert not episode.success
     np.testing.assert_array_equal(np.stack(episode.frames), store.observations["robot0_eye_in_hand_image"][:4])
-
-
-@pytest.mark.trains
-def test_a_run_with_two_cameras_is_filmed_with_its_first_and_says_where_it_looked(
-    seen: Path, cache: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    config = _config(seen, f"run_dir={run}", "encoder=impala_tiny", "task.max_episode_steps=2", "training.eval_envs=1")
-    config.training.videos, config.training.eval_episodes = 2, 1
-    trainer.train(config, progress=False)
-    videos = sorted((run / "videos" / "step_1").iterdir())
-    assert [video.name for video in videos] == ["episode_000_failure.mp4", "episode_000_failure_saliency.mp4"]
-    assert iio.imread(videos[0]).shape == (3, 96, 96, 3)
 
 
 @pytest.mark.parametrize(
