@@ -1,5 +1,3 @@
-"""The rooms of the house: few, on few floors, imported downwards only and by absolute names."""
-
 import ast
 import re
 import sys

@@ -1,5 +1,3 @@
-"""What pip installs, what constraints.txt pins, and what scripts/setup refuses."""
-
 import os
 import subprocess
 import sys

@@ -1,5 +1,3 @@
-"""Frame stacks before the network and action chunks after it, for episodes that begin at different times."""
-
 import math
 
 import numpy as np

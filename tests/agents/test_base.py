@@ -1,5 +1,3 @@
-"""What all agents share: the critic's loss, augmentation, targets, acting, construction."""
-
 from dataclasses import replace
 from typing import Any
 

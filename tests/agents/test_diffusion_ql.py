@@ -1,5 +1,3 @@
-"""The Q term, and which parts its gradient reaches."""
-
 from dataclasses import replace
 
 import pytest

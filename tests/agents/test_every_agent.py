@@ -1,5 +1,3 @@
-"""What holds for every agent: its preset, its steps, its gradients, its targets, its actions."""
-
 import pytest
 import torch
 from small import JUDGED, NAMES, PIXELS, STATE, make, observation, owner, preset, states_of

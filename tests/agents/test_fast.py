@@ -1,5 +1,3 @@
-"""Compiled plans equal eager ones: the same noise, the same actions."""
-
 from collections.abc import Iterator
 
 import pytest

@@ -1,5 +1,3 @@
-"""Advantage weighting: the forms of GTP and IQL, and V."""
-
 from dataclasses import replace
 from typing import Any
 

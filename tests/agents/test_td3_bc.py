@@ -1,5 +1,3 @@
-"""TD3's clipped noise and ReBRAC's penalty."""
-
 import numpy as np
 import pytest
 import torch

@@ -45,18 +45,14 @@ def test_every_verb_has_help_of_its_own(capsys: pytest.CaptureFixture[str]) -> N
     [
         ("trian", "did you mean 'train'"),
         ("train", "no task is given"),
-        ("train task=demoo", "did you mean 'demo'"),
-        ("train task=demo trainig.steps=3", "did you mean 'training.steps'"),
         ("train task=demo task.dataset=/no/such.h5", "/no/such.h5"),
         ("train --resume /no/such/run", "/no/such/run"),
         ("eval /no/such/run", "/no/such/run"),
         ("data inspect /no/such/file", "/no/such/file"),
         ("data inspect x --sheeet y", "--sheeet"),
         ("data convert x", "required: target, --to"),
-        ("bench step --rounds 0", "--rounds 0 must be at least 1"),
         ("bench step --rounds few", "--rounds 'few' must be a whole number"),
         ("report /no/such/run", "/no/such/run"),
-        ("demo training.steps=0", "training.steps=0 must be at least 1"),
     ],
 )
 def test_a_mistake_is_one_sentence(

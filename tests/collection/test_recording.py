@@ -1,5 +1,3 @@
-"""The parts of a collection: locked, checked, resumed after failures, and joined."""
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""SAC's data sets in D4RL's format; stopping and resuming."""
-
 import itertools
 import json
 import signal

@@ -1,5 +1,3 @@
-"""Presets: each composes, states only what differs from what it inherits, and holds the published numbers."""
-
 from functools import cache
 from operator import attrgetter
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Processes and workers end with their parent, and not before."""
-
 import os
 import signal
 import time

@@ -1,5 +1,3 @@
-"""Registries find what stands in files and in the modules of plug-ins."""
-
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable

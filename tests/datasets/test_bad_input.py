@@ -1,5 +1,3 @@
-"""Bad input as a person meets it: `gtp-vision data inspect` refuses it in one sentence, with status 2."""
-
 import contextlib
 import os
 import struct

@@ -1,5 +1,3 @@
-"""Conversion between all formats: what is the same afterwards, what is reported, and what is left when it fails."""
-
 import signal
 from collections.abc import Callable
 from pathlib import Path

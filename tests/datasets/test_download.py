@@ -5,7 +5,6 @@ import os
 import ssl
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -230,19 +229,6 @@ def test_redirects_are_followed(server: Server, tmp_path: Path) -> None:
     assert fetched(tmp_path, server, moved, status(307, Location=f"{server.url}/there")) == WHOLE
     assert server.ranges("/there")[-1] is not None, "it resumes behind the redirect, too"
     assert json.loads((tmp_path / "checksums.json").read_text())["files"][LOCAL]["url"].endswith(REMOTE)
-
-
-def test_two_downloads_at_once_transfer_once(server: Server, tmp_path: Path) -> None:
-    def slow(handler: Any) -> None:
-        time.sleep(0.3)
-        file(WHOLE)(handler)
-
-    server.answers[REMOTE] = [slow]
-    with ThreadPoolExecutor(2) as pool:
-        summaries = [task.result() for task in [pool.submit(lambda: download(NAME, tmp_path).summary())] * 2]
-        summaries += [pool.submit(lambda: download(NAME, tmp_path).summary()).result()]
-    assert len(server.requests) == 1
-    assert "there already" in summaries[-1]
 
 
 PAGE = b"<!DOCTYPE html><html><body>Please log in to this network" + b" " * 1000 + b"</body></html>"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import make_store
 
-from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
+from gtp_vision.datasets.goals import HindsightGoals
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 
@@ -180,20 +180,6 @@ def test_rewards_are_those_of_goals_and_the_files_are_left_aside() -> None:
     np.testing.assert_array_equal(following, [2, 2, 3, 3, 8], "what ended elsewhere stays there, and costs on")
     made = Sampler(store, 1, 0, goals=HindsightGoals(), reward_shift=1, reward_scale=10).gather(rows, goals)
     np.testing.assert_array_equal(made.reward, [10, 0, 10, 0, 0])
-
-
-def test_goals_do_not_change_which_rows_are_drawn() -> None:
-    store = make_store((9, 11))
-    plain, with_goals = Sampler(store, 16, 0), Sampler(store, 16, 0, goals=ACTOR_GOALS)
-    np.testing.assert_array_equal(plain.rows(5), with_goals.rows(5))
-    assert list(plain.batch(5).observation) == ["state"]
-    assert not np.array_equal(with_goals.goal_rows(5), with_goals.goal_rows(6))
-
-
-def test_a_goals_frames_are_gathered_once_with_the_others() -> None:
-    store = make_store((4,))
-    sampler = Sampler(store, 64, 0, frame_stack=2, goals=HindsightGoals(current=0, trajectory=0, random=1))
-    assert len(sampler.frames(*sampler.draw(0)).frames["state"]) == 4
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 0, 2, 50, 0, 0, 5, 50]])

@@ -1,5 +1,3 @@
-"""The contract of all backbones, and equations of some."""
-
 import copy
 from pathlib import Path
 

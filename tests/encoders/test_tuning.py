@@ -1,5 +1,3 @@
-"""Which parameters of a backbone are trained, at which rate, and that no others change."""
-
 import copy
 import functools
 import sys

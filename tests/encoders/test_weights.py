@@ -1,5 +1,3 @@
-"""Files of trained weights: what is loaded, and what is refused."""
-
 import contextlib
 import pickle
 import zipfile

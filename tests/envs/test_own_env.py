@@ -1,5 +1,3 @@
-"""Environments of the user: a module is imported, and what it registers is made."""
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Episodes are functions of their seeds, whatever runs beside them, and observations are stacked by name."""
-
 import os
 import signal
 import sys

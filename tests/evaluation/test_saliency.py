@@ -1,5 +1,3 @@
-"""Saliency maps are gradients of the action, drawn over the frames that the policy saw."""
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""Abilities of some families besides `loss` and `sample`: integrating noise, following an energy, densities."""
-
 from collections.abc import Callable
 from typing import Any
 

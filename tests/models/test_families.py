@@ -1,5 +1,3 @@
-"""What all families guarantee, and what defines each of them."""
-
 from typing import Any
 
 import pytest

@@ -1,5 +1,3 @@
-"""The generative trajectory policy: its map, its loss, its levels and its actions, against equations."""
-
 import itertools
 import math
 from typing import Any

@@ -1,5 +1,3 @@
-"""The report page: what it shows of runs, and of damaged and hostile ones."""
-
 import base64
 import json
 import math

@@ -1,5 +1,3 @@
-"""Health, agents over seeds, and videos side by side, on the report page."""
-
 import json
 import math
 from pathlib import Path

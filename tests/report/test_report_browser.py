@@ -1,5 +1,3 @@
-"""Report pages in a real browser: no requests, no overflow, and videos that play, also together."""
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

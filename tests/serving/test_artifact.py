@@ -1,5 +1,3 @@
-"""An artifact acts without its run, and a damaged or malicious one is refused."""
-
 import json
 import shutil
 from pathlib import Path

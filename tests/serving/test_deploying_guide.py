@@ -1,5 +1,3 @@
-"""The commands and code of docs/deploying.md run, in their order."""
-
 import os
 import signal
 from collections.abc import Iterator

@@ -1,5 +1,3 @@
-"""An exported policy acts as its run's agent, bit for bit."""
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

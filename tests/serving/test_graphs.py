@@ -1,5 +1,3 @@
-"""The sampler as a graph answers as PyTorch does."""
-
 import json
 import zipfile
 from collections.abc import Callable

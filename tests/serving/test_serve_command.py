@@ -1,5 +1,3 @@
-"""`gtp-vision serve` and `gtp-vision bench serve` as their users run them."""
-
 import signal
 from pathlib import Path
 

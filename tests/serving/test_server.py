@@ -1,5 +1,3 @@
-"""The server answers openpi's own client as the policy acts, and untrusted clients with an error."""
-
 import asyncio
 import contextlib
 import ssl

@@ -1,5 +1,3 @@
-"""A suite is planned, run, interrupted and resumed; its scores are those of one that was never interrupted."""
-
 import json
 import signal
 from pathlib import Path

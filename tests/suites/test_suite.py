@@ -1,5 +1,3 @@
-"""Suites are read from YAML, and invalid ones refused."""
-
 from pathlib import Path
 
 import pytest
@@ -10,8 +8,6 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.suites.plan import settings_for
 from gtp_vision.suites.suite import load, settings_of, trained_as
 
-TASKS = {"d4rl-antmaze": 6, "d4rl-antmaze-v0": 6, "d4rl-gym": 9, "ogbench-state": 50, "ogbench-visual": 5}
-TASKS |= {"pointmaze": 1, "robomimic": 3, "two-cores": 2}
 SMALL = """
 title: small
 steps: 10
@@ -27,11 +23,7 @@ def write(folder: Path, text: str) -> str:
     return str(folder / "mine.yaml")
 
 
-def test_the_suites_have_their_tasks() -> None:
-    assert {name: len(load(name).tasks) for name in options("suite")} == TASKS
-
-
-@pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.parametrize("name", options("suite"))
 def test_every_run_of_every_suite_is_a_configuration(name: str) -> None:
     suite = load(name)
     for task in suite.tasks[:: max(1, len(suite.tasks) // 3)]:

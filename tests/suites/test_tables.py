@@ -1,5 +1,3 @@
-"""Tables show what was run, what was not, and published numbers with their conditions."""
-
 import csv
 import re
 import xml.etree.ElementTree as ET

@@ -1,5 +1,3 @@
-"""Every agent as people run it: from the command line on states, and learning from pixels."""
-
 from pathlib import Path
 
 import numpy as np

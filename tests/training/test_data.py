@@ -1,5 +1,3 @@
-"""Which data a run trains on, where they are placed, and how states are scaled."""
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""All engines take the same steps, alone and side by side, and say why when they cannot run."""
-
 from pathlib import Path
 from typing import Any
 

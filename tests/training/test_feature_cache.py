@@ -1,5 +1,3 @@
-"""Cached features equal those of the encoder, training on them equals training on frames, and the cache is safe."""
-
 import json
 import os
 from collections.abc import Callable

@@ -1,5 +1,3 @@
-"""Goal-conditioned policies, from the configuration to the tasks of an evaluation."""
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

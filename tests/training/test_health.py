@@ -1,5 +1,3 @@
-"""What looks wrong in a run is warned of once, and nothing is warned of in a healthy run."""
-
 import json
 import math
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Seeds trained side by side are separate runs."""
-
 import json
 import re
 from pathlib import Path

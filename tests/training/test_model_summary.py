@@ -1,5 +1,3 @@
-"""The summary of an agent's parameters."""
-
 import re
 from typing import Any
 

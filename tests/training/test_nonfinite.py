@@ -1,5 +1,3 @@
-"""Steps that are not finite, caused by rewards, states and rates that overflow: stop, skip, roll back, and say why."""
-
 import copy
 import json
 import math

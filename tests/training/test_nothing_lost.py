@@ -1,5 +1,3 @@
-"""Run folders after signals, kills, damage and second trainings."""
-
 import os
 import shutil
 import signal

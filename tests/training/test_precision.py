@@ -1,5 +1,3 @@
-"""Half precision applies to backbones only: everything after them is float32, and hardly differs."""
-
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,3 @@
-"""The same training by one, two and three processes gives the same run."""
-
 import os
 import signal
 import socket

@@ -1,5 +1,3 @@
-"""D4RL's score of an evaluation, evaluations of several candidates, and the best evaluation."""
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""Runs resumed, interrupted, refused and spread over two processes."""
-
 from pathlib import Path
 
 import pytest

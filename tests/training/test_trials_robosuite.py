@@ -1,5 +1,3 @@
-"""Runs on robomimic's files, evaluated in robosuite."""
-
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
