@@ -26,7 +26,6 @@ _FLAGS = (
 
 @contextmanager
 def chromium(profile: Path) -> Iterator["Browser"]:
-    """A Chromium process with its profile in an empty folder."""
     if not CHROMIUM.is_file():
         pytest.skip(f"{CHROMIUM} is missing: apt-get install chromium")
     nothing, port = subprocess.DEVNULL, profile / "DevToolsActivePort"
@@ -43,8 +42,6 @@ def chromium(profile: Path) -> Iterator["Browser"]:
 
 
 class Browser:
-    """A running Chromium."""
-
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._number = socket, 0
         self.events: list[dict[str, Any]] = []
@@ -82,8 +79,6 @@ class Browser:
 
 
 class Page:
-    """An open page."""
-
     def __init__(self, browser: Browser, session: str, path: Path) -> None:
         self._browser, self._session, self._path = browser, session, path
 
@@ -95,7 +90,6 @@ class Page:
         return result["result"].get("value")
 
     def until(self, script: str, seconds: float = 60) -> None:
-        """Wait until a JavaScript expression is true."""
         wait_for(lambda: self.run(script), seconds=seconds)
 
     def spill(self) -> int:
@@ -123,7 +117,6 @@ class Page:
         return [url[:200] for url in urls if not url.startswith(("data:", "blob:")) and url != self._path.as_uri()]
 
     def picture(self, path: Path) -> Path:
-        """Write the window as a PNG."""
         shot = self._browser.call("Page.captureScreenshot", self._session, format="png")["data"]
         path.write_bytes(base64.b64decode(shot))
         return path

@@ -14,7 +14,6 @@ choose_backend(required=False)  # before a test imports mujoco, which reads MUJO
 
 @pytest.fixture(scope="session")
 def make_store() -> Callable[..., Store]:
-    """The function `stores.make_store`."""
     return stores.make_store
 
 

@@ -210,7 +210,6 @@ def minari_folder(
 
 
 def _stacked(space: spaces.Space, samples: list[Any]) -> Any:
-    """Many samples of a space, as a buffer holds them."""
     if isinstance(space, spaces.Dict):
         return {key: _stacked(inner, [sample[key] for sample in samples]) for key, inner in space.spaces.items()}
     if isinstance(space, spaces.Tuple):

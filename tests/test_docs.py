@@ -128,14 +128,12 @@ def run(words: list[str]) -> tuple[int, str]:
 
 
 def small(words: list[str]) -> list[str]:
-    """The same command, with less work."""
     if words[0] == "train" and "--resume" not in words:
         return [*words, *TINY, *(["task.max_episode_steps=2"] if "task=demo" in words else [])]
     return [*words, "--episodes", "1"] if words[0] == "eval" else words
 
 
 def prepare(page: str, folder: Path) -> None:
-    """Write the files that a page tells its reader to write."""
     if page == "docs/data.md":
         (block,) = blocks(page, "python")
         exec(block, {})  # it writes mine.h5, which is then inspected

@@ -25,13 +25,11 @@ def package_name(folder: Path) -> str:
 
 
 def files_in_rooms() -> list[Path]:
-    """Every file of the package, in the repository."""
     found = (path for room in ROOMS for path in (ROOT / room).rglob("*"))
     return [path for path in found if path.is_file() and "__pycache__" not in path.parts]
 
 
 def package_folders() -> dict[str, Path]:
-    """Package name to folder, of the real tree."""
     return {package_name(path.parent): path.parent for path in files_in_rooms() if path.name == "__init__.py"}
 
 
@@ -43,7 +41,6 @@ def installed() -> metadata.Distribution:
 
 
 def pins() -> dict[str, Requirement]:
-    """Normalised name to requirement, of constraints.txt."""
     lines = (line.partition("#")[0].strip() for line in (ROOT / "constraints.txt").read_text().splitlines())
     return {canonicalize_name(pin.name): pin for pin in map(Requirement, filter(None, lines))}
 
@@ -100,7 +97,6 @@ def test_constraints_pin_every_direct_dependency_inside_its_range(line: str) -> 
 
 
 def run_setup(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """scripts/setup for an environment that is not there yet."""
     environment = {**os.environ, "GTP_VISION_VENV": str(tmp_path / "venv"), **environment}
     command = ["bash", str(ROOT / "scripts" / "setup")]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)

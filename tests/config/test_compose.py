@@ -99,10 +99,6 @@ def test_a_mistake_is_refused_with_the_key_and_the_nearest_right_word(override: 
     assert all(word in message for word in words), message
 
 
-def test_the_ends_of_a_range_are_allowed() -> None:
-    composed("task.discount=0", "agent.tau=1", "training.videos=0", "encoder.augmentation.hue=0.5")
-
-
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

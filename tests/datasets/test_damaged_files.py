@@ -102,7 +102,6 @@ HDF5 = [name for name in PLACES if name != "ogbench"]
 
 
 def common_rows() -> list[Any]:
-    """What is refused in the same way in several formats."""
     rows = []
     for name, (actions, state, frame, bound) in PLACES.items():
         where = "not finite at episode 1, frame 2"
@@ -280,7 +279,6 @@ ROBOMIMIC = [
 
 
 def frame(content: bytes) -> Edit:
-    """Another content of frame 2 of an episode with JPEG frames."""
     array = np.frombuffer(content, np.uint8)
     return hdf5(lambda file: file[f"{EPISODE}/observations/front"].__setitem__(2, array))
 

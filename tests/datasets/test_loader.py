@@ -16,8 +16,6 @@ def loader_threads() -> int:
 
 
 class Failing(HostSource):
-    """A source whose step number 2 cannot be gathered."""
-
     def fetch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         if step == 2:
             raise OSError(f"the disk went away at step {step}")

@@ -15,8 +15,6 @@ from gtp_vision.datasets.sources import HostSource
 
 
 class Shrinks(HostSource):
-    """A source whose file is cut after step 2."""
-
     def fetch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         batch = super().fetch(step, rank, world_size)
         if step == 2:

@@ -22,7 +22,6 @@ CAMERA = {"front": (8, 8, 3)}
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    """A small native file of two episodes."""
     return native.write(tmp_path / "small.h5", make_store((5, 7), cameras=CAMERA, terminals={3}))
 
 
@@ -88,14 +87,6 @@ def test_unambiguous_types_and_shapes_are_accepted(
     frames = found.observations["front"]
     assert isinstance(frames, np.memmap)
     assert Path(str(frames.filename)) == path, "frames stay in the file"
-
-
-def test_a_path_may_be_text_and_arrays_lists(tmp_path: Path) -> None:
-    store = make_store((2, 2))
-    listed = replace(store, **{name: getattr(store, name).tolist() for name in ARRAYS})
-    path = native.write(str(tmp_path / "text.h5"), listed)
-    assert path == tmp_path / "text.h5"
-    assert_same(native.read(path), store)
 
 
 @pytest.mark.parametrize(

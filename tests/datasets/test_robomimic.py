@@ -161,7 +161,6 @@ def test_written_demonstrations_keep_states_and_model(tmp_path: Path) -> None:
 
 
 def sequences(path: Path, cameras: tuple[str, ...], states: tuple[str, ...], **options: Any) -> Any:
-    """robomimic's data set over the file."""
     from robomimic.utils import obs_utils
     from robomimic.utils.dataset import SequenceDataset
 

@@ -31,14 +31,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def source(kind: str, store: Store, seed: int = 0, **settings: Any) -> BatchSource:
-    """A source of batches of 24 rows."""
     if kind == "resident":
         return ResidentSource(Sampler(place(store, CPU, "device")[0], 24, seed, **settings), CPU)
     return {"host": HostSource, "frames": FramesSource}[kind](Sampler(store, 24, seed, **settings))
 
 
 def assert_equal(batch: Batch, expected: Batch) -> None:
-    """The same structure, dtypes, shapes and bits."""
     (leaves, structure), (wanted, wanted_structure) = pytree.tree_flatten(batch), pytree.tree_flatten(expected)
     assert structure == wanted_structure
     for x, other in zip(leaves, wanted, strict=True):
@@ -78,20 +76,6 @@ def test_arithmetic_on_the_device_equals_the_hosts_for_every_recording(
     rows = recorded.transitions
     expected = Sampler(recorded, 24, 0, **law).gather(rows)
     assert_equal(source("resident", recorded, **law).batch(Rows(torch.from_numpy(rows))), expected)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_stored_features_of_goals_are_used_as_they_are(kind: str) -> None:
-    rng = np.random.default_rng(0)
-    features = {name: rng.standard_normal((12, 6)).astype(np.float16) for name in ("front", "goal/front")}
-    recorded = make_store(observations=features)
-    law = {"goals": HindsightGoals(), "n_step": 3}
-    made = source(kind, recorded, **law)
-    batch = made.batch(made.fetch(3))
-    assert_equal(batch, Sampler(recorded, 24, 0, **law).batch(3))
-    goal_rows = Sampler(recorded, 24, 0, **law).goal_rows(3)
-    expected = features["goal/front"][goal_rows].astype(np.float32)
-    np.testing.assert_array_equal(batch.observation["goal/front"][:, 0], expected)
 
 
 def test_fetched_frames_have_room_for_rows_that_share_none() -> None:

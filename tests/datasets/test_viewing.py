@@ -3,7 +3,6 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 from browser import Browser, chromium
+from pages import Page
 from PIL import Image
 from stores import make_store
 
@@ -23,44 +23,19 @@ from gtp_vision.datasets.store import Store
 HOSTILE = "</script><script>document.title='no'</script><img src=x onerror=alert(1)>"
 
 
-class Parsed(HTMLParser):
-    """Tags with their attributes, and the text of each `<script>`, `<option>` and `<li>`."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self._open = ""
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._open = tag
-        self.texts.setdefault(tag, []).append("")
-
-    def handle_data(self, data: str) -> None:
-        if self._open:
-            self.texts[self._open][-1] += data
-
-    def of(self, kind: str) -> list[dict[str, str | None]]:
-        """The attributes of all tags of a class."""
-        return [found for _, found in self.tags if found.get("class") == kind]
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """What the script is given."""
-        return dict(json.loads(self.texts["script"][0]))
+def values_of(page: Page) -> dict[str, Any]:
+    """What the script is given."""
+    return dict(json.loads(page.texts["script"][0]))
 
 
-def write(path: Path, store: Store, **options: Any) -> Parsed:
+def write(path: Path, store: Store, **options: Any) -> Page:
     with np.errstate(all="ignore"):  # as `inspect` does
         found = {"path": "data.h5", "format": "native", "title": "gtp-vision HDF5"} | facts(store)
     viewing.write_page(path, found, store, **options)
-    return Parsed(path)
+    return Page(path)
 
 
-def frames(film: dict[str, str | None]) -> list[np.ndarray]:
-    """The frames of a film, in their order; black ones at the end may be the sheet's."""
+def frames(film: dict[str, str]) -> list[np.ndarray]:
     found = re.search(r"url\(data:image/jpeg;base64,([^)]*)\)", film["style"] or "")
     assert found
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(found[1]))))
@@ -74,7 +49,7 @@ def test_frames_and_numbers_are_those_recorded(tmp_path: Path) -> None:
     for name in ("left", "depth"):  # even frames, which JPEG hardly changes
         store.observations[name][:] = (np.arange(13) * 15)[:, None, None, None]
     page = write(tmp_path / "a.html", store)
-    films, values = page.of("film"), page.values
+    films, values = page.of("film"), values_of(page)
     assert [film["aria-label"] for film in films] == ["left", "depth"] * 2
     for number, film in enumerate(films):
         first, length = ((0, 5), (5, 8))[number // 2]
@@ -97,14 +72,14 @@ def test_long_episodes_are_thinned_but_for_what_happens(tmp_path: Path) -> None:
     rewards[1234] = 1
     store = make_store([4990, 10], rewards=rewards, terminals={1300}, cameras={"front": (4, 4, 3)})
     page = write(tmp_path / "a.html", store)
-    moments = page.values["episodes"][0]["moments"]
+    moments = values_of(page)["episodes"][0]["moments"]
     assert {0, 1233, 1234, 1235, 1300, 4989} <= set(moments)
     assert moments == sorted(set(moments))
     assert 300 <= len(moments) <= 310
     assert max(np.diff(moments)) < 20
     assert "300 evenly spread frames" in (tmp_path / "a.html").read_text()
     store.rewards[:] = np.random.default_rng(0).normal(size=5000)
-    assert len(write(tmp_path / "a.html", store).values["episodes"][0]["moments"]) == 300
+    assert len(values_of(write(tmp_path / "a.html", store))["episodes"][0]["moments"]) == 300
 
 
 def test_long_films_keep_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,10 +104,10 @@ def test_lines_show_finite_numbers_of_any_size_and_break_at_the_others(tmp_path:
     store.observations["state"][2] = np.nan
     store.observations["state"][4, 1] = np.inf
     page = write(tmp_path / "a.html", store)
-    _, _, state, far, reward = page.values["episodes"][0]["panels"]
+    _, _, state, far, reward = values_of(page)["episodes"][0]["panels"]
     assert state == [[0, 2, None, 6, 8, 10], [1, 3, None, 7, None, 11]]
     assert (far, reward) == ([[-3e38, 3e38, 0, None, 0, 0]], [[1e30] * 6])
-    paths = [found["d"] or "" for tag, found in page.tags if tag == "path"][-4:]
+    paths = [found["d"] or "" for tag, found in page.elements if tag == "path"][-4:]
     assert [path.count("M") for path in paths] == [2, 3, 2, 1]
     assert [len(re.findall("[ML]", path)) for path in paths] == [5, 4, 5, 6]
     assert paths[0].startswith("M0.0 90.0"), "the least stands at the bottom"
@@ -150,7 +125,7 @@ def test_only_a_part_of_very_many_arrays_and_episodes_is_shown(tmp_path: Path) -
     assert [text.split(":")[0] for text in page.texts["option"]] == ["Episode 0", "Episode 19"]
     counts = ("2 of 20 episodes", "16 of 20 cameras", "12 of 21 states", "faults: float", "first 16 of 30")
     assert all(words in text for words in counts)
-    assert [len(panel) for panel in page.values["episodes"][0]["panels"]] == [2, 1, 16, *[2] * 11]
+    assert [len(panel) for panel in values_of(page)["episodes"][0]["panels"]] == [2, 1, 16, *[2] * 11]
 
 
 def test_a_page_replaces_only_a_page(
@@ -160,7 +135,7 @@ def test_a_page_replaces_only_a_page(
     monkeypatch.chdir(tmp_path)
     for options in ([], ["--episodes", "1"]):
         assert main(["data", "view", "data.h5", *options]) == 0
-    assert len(Parsed(tmp_path / "data.html").values["episodes"]) == 1
+    assert len(values_of(Page(tmp_path / "data.html"))["episodes"]) == 1
     (tmp_path / "notes.html").write_text("my notes")
     before = path.read_bytes()
     for options, words in (
@@ -182,9 +157,9 @@ def test_names_from_a_file_are_only_text(tmp_path: Path) -> None:
     path = tmp_path / "a.html"
     found = {"path": f"/data/{HOSTILE}", "format": "native", "title": HOSTILE} | facts(store)
     viewing.write_page(path, found, store)
-    page = Parsed(path)
-    assert [tag for tag, _ in page.tags].count("script") == 2
-    assert "img" not in [tag for tag, _ in page.tags]
+    page = Page(path)
+    assert [tag for tag, _ in page.elements].count("script") == 2
+    assert "img" not in [tag for tag, _ in page.elements]
     assert HOSTILE in page.texts["option"][0]
     assert page.of("film")[0]["aria-label"] == HOSTILE
 
@@ -197,7 +172,7 @@ def test_faulty_rows_are_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture
     told = "timeouts are set inside an episode, first at episode 0, frame 2; end the episode there"
     assert f"PROBLEM {told}" in capsys.readouterr().out
     assert told in (tmp_path / "a.html").read_text()
-    assert "section" not in Parsed(tmp_path / "a.html").texts
+    assert "section" not in Page(tmp_path / "a.html").texts
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,6 @@ def make(
 
 
 def images(rows: int = 6, shapes: Mapping[str, tuple[int, ...]] = FRAMES, seed: int = 0) -> dict[str, torch.Tensor]:
-    """uint8 noise of the cameras."""
     noise = RandomStream(seed, 1)
     return {name: noise.integers(256, rows, *shape).byte() for name, shape in shapes.items()}
 

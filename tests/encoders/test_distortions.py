@@ -19,7 +19,6 @@ def frames(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def changed(key: str, image: torch.Tensor, value: float) -> torch.Tensor:
-    """Change one property of one (C, H, W) frame."""
     column = ("brightness", "contrast", "saturation", "hue").index(key)
     drawn = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
     drawn[0, column] = 2 * math.pi * value if key == "hue" else value

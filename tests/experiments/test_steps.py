@@ -17,7 +17,6 @@ pytestmark = pytest.mark.trains
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps on states."""
     folder = tmp_path_factory.mktemp("steps")
     native.write(folder / "data.h5", make_store((9, 8)))
     overrides = ["task=demo", "agent=gtp_bc", "encoder=state", "agent.policy.hidden=[16]", "training.device=cpu"]

@@ -23,7 +23,7 @@ def test_nothing_is_outside_the_file(new_run: MakeRun) -> None:
     assert [value[:60] for value in references if not value.startswith(("data:", "#"))] == []
     tags = {tag for tag, _ in page.elements}
     assert tags & {"img", "video", "script", "link", "iframe", "object", "embed", "base"} == {"img", "video"}
-    css = " ".join(page.styles) + " ".join(attributes.get("style", "") for _, attributes in page.elements)
+    css = " ".join(page.texts["style"]) + " ".join(attributes.get("style", "") for _, attributes in page.elements)
     assert "@import" not in css
     assert css.count("url(") == css.count("url(#")
     (policy,) = [attributes["content"] for attributes in page.all("meta") if "http-equiv" in attributes]

@@ -17,7 +17,6 @@ from gtp_vision.report.run_folder import RunFolder, read_run
 
 
 def edit_config(run: Path, **changes: Any) -> None:
-    """Change settings of the training."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["training"] |= changes
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

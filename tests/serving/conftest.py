@@ -32,7 +32,6 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """The run and the artifact of a row of `RUNS`."""
     folder = tmp_path_factory.mktemp("artifacts")
 
     def make(name: str) -> tuple[Path, Path]:

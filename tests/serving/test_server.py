@@ -39,8 +39,6 @@ def policy() -> Policy:
 
 
 class Running:
-    """A server in a thread."""
-
     def __init__(self, server: Server) -> None:
         self.server, self.address = server, ""
         ready = threading.Event()
@@ -74,7 +72,6 @@ Serve = Callable[..., Running]
 
 @pytest.fixture
 def serve(policy: Policy) -> Iterator[Serve]:
-    """Start a server with settings."""
     running: list[Running] = []
 
     def start(**settings: Any) -> Running:
@@ -100,7 +97,6 @@ def actions_of(connection: Any, message: dict[str, Any]) -> np.ndarray:
 
 
 def error_of(connection: Any, message: bytes | str) -> str:
-    """The error that a message is answered with."""
     connection.send(message)
     answer = connection.recv(timeout=10)
     assert isinstance(answer, str), answer

@@ -54,7 +54,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The suite's folder after an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole")
     assert main(command(data, out)) == 0
     return out
@@ -137,7 +136,6 @@ def test_an_interrupted_suite_ends_with_the_same_scores(
 
 
 def are_running(out: Path) -> bool:
-    """Whether a training writes below a folder."""
     return any(str(out) in " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
 
 

@@ -103,7 +103,6 @@ def test_metrics_are_checked(tmp_path: Path, metrics: dict[str, float], kind: st
 
 
 def evaluation(step: int, success: float, *rest: float) -> dict[str, Any]:
-    """An evaluation of this success, return and, if given, score."""
     interval = [max(0, success - 0.1), min(1, success + 0.1)]
     return {"step": step, "success": success, "success_interval": interval} | dict(
         zip(("return", "score"), rest, strict=False)

@@ -26,7 +26,6 @@ def config_of(data: Path, folder: Path, steps: int, *more: str, seeds: int = 2) 
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the seeds 4 and 5 in 7 steps."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     trainer.train(config_of(data, folder, 7, "seed=4"), progress=False)
     return folder

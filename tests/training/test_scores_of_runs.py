@@ -7,8 +7,6 @@ import pytest
 from stores import make_store
 
 from gtp_vision.cli.main import main
-from gtp_vision.config.compose import from_command_line
-from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import d4rl
 from gtp_vision.envs.scores import normalised
 from gtp_vision.training import run as training_run
@@ -70,8 +68,3 @@ def test_the_best_evaluation_has_the_highest_score_and_else_success_and_return()
     assert found(0.0, 9.0, score=3.0) > found(0.0, 99.0, score=2.0)
     assert found(0.5, -9.0) > found(0.4, 9.0)
     assert found(0.0, 2.0) > found(0.0, 1.0) > ()
-
-
-def test_candidates_without_a_critic_are_refused() -> None:
-    with pytest.raises(GtpVisionError, match=r"training\.eval_candidates=\[5\].*critic"):
-        from_command_line([*SMALL, "agent=gtp_bc", "training.eval_candidates=[5]"])
