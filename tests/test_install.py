@@ -73,15 +73,6 @@ def test_nothing_but_the_package_is_installed_at_the_top_level() -> None:
     assert not importable & set(MAPPED)
 
 
-@pytest.mark.parametrize("room", sorted(MAPPED))
-def test_a_room_of_the_root_shadows_no_other_package(room: str, tmp_path: Path) -> None:
-    """Seen from a fresh interpreter elsewhere: `import datasets` never finds this repository's folder."""
-    code = f"import importlib.util as u; s = u.find_spec({room!r}); print(s.origin if s else None)"
-    command = [sys.executable, "-I", "-c", code]
-    origin = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
-    assert not Path(origin).is_relative_to(ROOT / room)
-
-
 def test_constraints_name_one_exact_version_each() -> None:
     inexact = [str(pin) for pin in pins().values() if [s.operator for s in pin.specifier] != ["=="]]
     assert inexact == []

@@ -152,17 +152,6 @@ def test_robomimic_reads_a_collection_of_lift(
         np.testing.assert_allclose(theirs[row]["next_obs"]["object"][0], objects[own + 1], atol=1e-6)
 
 
-def test_frames_of_lift_are_recorded_for_every_step_and_after_the_last(tmp_path: Path, cache: Path) -> None:
-    out = tmp_path / "lift.hdf5"
-    words = [*LIFT, "--out", str(out), "--episodes", "1", "--limit", "2", "--cameras", "agentview", "--size", "24"]
-    assert main(words) == 0
-    store = open_store(out)
-    frames = np.asarray(store.observations["agentview_image"])
-    assert frames.shape == (3, 24, 24, 3)
-    assert frames.std() > 10
-    assert not np.any(store.terminals), "the cube is not lifted in two steps"
-
-
 OGBENCH, SINGLE, LIFTING = "ogbench/cube-single-play", "puzzle-3x3-play-singletask-task1", "robosuite/Lift"
 
 

@@ -84,11 +84,8 @@ ANTMAZE = "ant_maze_v2/Ant_maze_{}_noisy_multistart_True_multigoal_{}_sparse_fix
     [
         ("d4rl/halfcheetah-medium-expert-v2", "gym_mujoco_v2/halfcheetah_medium_expert-v2.hdf5"),
         ("d4rl/antmaze-umaze-v0", "ant_maze_new/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse.hdf5"),
-        ("d4rl/antmaze-umaze-diverse-v2", ANTMAZE.format("u-maze", True)),
         ("d4rl/antmaze-medium-play-v2", ANTMAZE.format("big-maze", False)),
-        ("d4rl/antmaze-large-diverse-v2", ANTMAZE.format("hardest-maze", True)),
         ("ogbench/visual-cube-single-play-singletask-task1-v0", "visual-cube-single-play-v0.npz"),
-        ("ogbench/visual-cube-single-play", "visual-cube-single-play-v0.npz"),
     ],
 )
 def test_sets_have_their_publishers_addresses_and_file_names(name: str, remote: str) -> None:

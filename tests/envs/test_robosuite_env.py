@@ -3,7 +3,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import ended
 
 from gtp_vision.collection.lift import lift_episode
 from gtp_vision.core.errors import GtpVisionError
@@ -101,11 +100,6 @@ def test_unknown_cameras_and_a_missing_package_are_refused(monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(GtpVisionError, match=r"pip install 'gtp-vision\[robosuite\]'"):
         lift_env_args()
-
-
-def test_robosuite_says_nothing_of_itself() -> None:
-    script = "from gtp_vision.envs.robosuite import *; RobosuiteEnv(lift_env_args()).reset(seed=0)"
-    assert ended("-c", script) == ("", "")
 
 
 def test_what_is_shown_is_what_was_asked_for_in_that_order() -> None:

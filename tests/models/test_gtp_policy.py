@@ -245,8 +245,6 @@ def test_acting_jumps_down_the_levels(steps: int, monkeypatch: pytest.MonkeyPatc
     [
         ({"sigma_min": 1.0, "sigma_max": 1.0}, "sigma_min < sigma_last < sigma_max"),
         ({"residual": "ph"}, "residual is 'ph'"),
-        ({"grid": 1}, "grid"),
-        ({"noise_draws": 0}, "noise_draws"),
     ],
 )
 def test_invalid_settings_are_refused(chosen: dict[str, Any], words: str) -> None:

@@ -284,7 +284,6 @@ def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch
         (["-m", "hydra/launcher=submitit_slurm"], "srun is not on the PATH"),
         (["-m", "hydra/launcher=joblib"], "hydra/launcher/joblib"),
         (["-m", "hydra/lancher=basic"], "hydra/lancher"),
-        (["-m", "hydra/launcher=basic,nope"], "hydra"),
         (["hydra/launcher=basic"], "add -m"),
     ],
 )
