@@ -111,9 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
     os.chdir(before)
     for name in set(gymnasium.registry) - set(registered):
-        if "my_robot" in str(
-            gymnasium.registry[name].entry_point
-        ):  # packages register theirs once, when they are imported
+        if "my_robot" in str(gymnasium.registry[name].entry_point):  # packages register theirs only once
             del gymnasium.registry[name]
     for name in {"my_robot"} & (set(sys.modules) - modules):
         del sys.modules[name]

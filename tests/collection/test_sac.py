@@ -54,12 +54,8 @@ def test_medium_and_expert_sets_are_rollouts_of_so_many_steps(folder: Path) -> N
     assert np.array_equal(both.actions[:80], medium.actions)
     assert not np.array_equal(both.actions[80:], medium.actions)
     assert both.episode_ends[len(medium.episode_ends) - 1] == 80
-    attributes = medium.attributes
-    assert {"env": "Hopper-v4", "set": "medium", "steps": STEPS, "seed": 0}.items() <= attributes.items()
-    assert "not D4RL's" in attributes["source"]
-    assert attributes["command"].startswith("gtp-vision data collect gymnasium/Hopper-v4")
-    assert {"stable_baselines3", "gymnasium", "mujoco"} <= attributes["versions"].keys()
-    assert attributes["medium_policy"]["step"] > 0
+    assert {"env": "Hopper-v4", "set": "medium", "steps": STEPS, "seed": 0}.items() <= medium.attributes.items()
+    assert medium.attributes["medium_policy"]["step"] > 0
     assert not list(folder.glob(".*")), "checkpoints are removed when all is written"
 
 

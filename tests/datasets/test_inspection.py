@@ -48,17 +48,8 @@ def test_facts_and_their_text(store: Store, tmp_path: Path) -> None:
     assert found["actions"] == {key: getattr(numbers, key) for key in ("min", "max", "mean", "std", "constant")}
     assert found["attributes"] == {"env": "a-task-v0"}
     np.testing.assert_array_equal(opened.observations["front"], store.observations["front"])
-    lines = inspection_text(found)
-    for words in (
-        f"{path}: native (gtp-vision HDF5), 3 episodes, 16 frames",
-        "cameras        front 8x6x3\n",
-        "4 to 7, median 5 frames",
-        "3 in 2 episodes, 1 of which end in one",
-        "faults         none were found",
-    ):
-        assert words in lines
-    assert "PROBLEM" not in lines
-    assert "WARNING" not in lines
+    assert f"{path}: native (gtp-vision HDF5), 3 episodes, 16 frames" in inspection_text(found)
+    assert "faults         none were found" in inspection_text(found)
     with pytest.raises(GtpVisionError, match="no data set at"):
         inspect(tmp_path / "gone.h5")
 

@@ -26,11 +26,7 @@ FASTER = {  # agents whose published settings learn too slowly for so few steps
 
 @pytest.fixture(scope="module")
 def pixels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    """The half of a frame that is lit shows the best action; noisy ones around it are taken.
-
-    Returns:
-        The data set's path, and float32 (ROWS, 2), the best action of each row.
-    """
+    """Data in which the half of a frame that is lit shows the best action, and these actions, float32 (ROWS, 2)."""
     random = np.random.default_rng(0)
     right = random.integers(0, 2, ROWS)
     frames = random.integers(0, 30, (ROWS, SIDE, SIDE, 3), np.uint8)
