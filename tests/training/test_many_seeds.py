@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import torch
 from small_runs import assert_close, assert_equal, lines, saved, small_run
-from stores import make_store
 
 from gtp_vision.cli.main import main
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets.formats import native
 from gtp_vision.training import checkpoint, trainer
 from gtp_vision.training.evaluate import restore
 from gtp_vision.training.seeds import summary
@@ -96,9 +94,7 @@ def test_refused_changes_leave_the_old_run(data: Path, tmp_path: Path) -> None:
         assert checkpoint.newest(tmp_path / "seed_0" / "checkpoints") is not None
 
 
-def test_seeds_that_cannot_share_features_are_refused(tmp_path: Path) -> None:
-    store = make_store((20,), cameras={"front": (12, 12, 3)}, state=None)
-    pixels = native.write(tmp_path / "pixels.h5", store)
+def test_seeds_that_cannot_share_features_are_refused(pixels: Path, tmp_path: Path) -> None:
     config = config_of(pixels, tmp_path / "run", 1, "encoder=impala_tiny")
     with pytest.raises(GtpVisionError, match=r"'front'.*encoder\.tuning=frozen"):
         trainer.train(config, progress=False)

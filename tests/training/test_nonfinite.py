@@ -96,10 +96,9 @@ def test_a_skipped_step_changes_nothing_of_its_run_and_everything_of_the_others(
         assert any(not torch.equal(x, before[1][name]) for name, x in state_of(members[1]).items())
 
 
-def test_statistics_of_batch_normalization_are_restored(tmp_path: Path) -> None:
-    data = native.write(tmp_path / "d.h5", make_store((30, 40), cameras={"front": (12, 12, 3)}))
+def test_statistics_of_batch_normalization_are_restored(pixels: Path, tmp_path: Path) -> None:
     more = ["encoder=resnet18", "encoder.pooling=average", "encoder.features=8", "encoder.batch_norm=train"]
-    config = config_of(data, tmp_path, *more, "training.on_nonfinite=skip", FATAL)
+    config = config_of(pixels, tmp_path, *more, "training.on_nonfinite=skip", FATAL)
     members = members_of(config)
     before = state_of(members[0])
     assert any(name.endswith("running_mean") for name in before)

@@ -4,10 +4,8 @@ import pytest
 import torch
 from engines_of import engine_of
 from small_runs import PIXELS, small_run
-from stores import make_store
 
 from gtp_vision.config.schema import Config
-from gtp_vision.datasets.formats import native
 from gtp_vision.encoders import Encoder, EncoderConfig
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build, set_products
@@ -17,9 +15,8 @@ SHAPES = {"front": (2, 3, 48, 48), "state": (2, 3)}
 
 
 @pytest.fixture
-def half(tmp_path: Path) -> Config:
-    data = native.write(tmp_path / "d.h5", make_store((9, 9), cameras={"front": (12, 12, 3)}))
-    return small_run(data, tmp_path / "run", *PIXELS, "training.precision=bf16", "training.steps=1")
+def half(pixels: Path, tmp_path: Path) -> Config:
+    return small_run(pixels, tmp_path / "run", *PIXELS, "training.precision=bf16", "training.steps=1")
 
 
 @pytest.mark.parametrize("name", ["impala_tiny", "drq", "resnet18"])
