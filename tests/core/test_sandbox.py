@@ -22,7 +22,7 @@ pytestmark = pytest.mark.processes
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A child that finds this module, ended after the test."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, Path(__file__).parents[:2])))
     sandbox.stop()
     yield
     sandbox.stop()
