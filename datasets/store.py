@@ -15,7 +15,7 @@ from gtp_vision.datasets.arrays import Array, Segmented, view
 
 ACTION_BOUNDS = ("action_low", "action_high")
 """Attributes of a data set whose actions were scaled: low + (action + 1) / 2 (high - low) is the robot's action."""
-_EPISODE_ATTRIBUTES = ("filters", "tasks", "episode_tasks")  # that number the episodes of one data set
+_EPISODE_ATTRIBUTES = ("filters", "tasks", "episode_tasks", "episode_success")  # of one data set's episodes
 
 
 @dataclass
@@ -117,9 +117,10 @@ class Store:
         """Return some episodes, in the given order; mapped arrays stay mapped, and `filters` are left out."""
         chosen = np.asarray(episodes, np.int64)
         attributes = {key: value for key, value in self.attributes.items() if key != "filters"}
-        tasks = attributes.get("episode_tasks")
-        if isinstance(tasks, list) and len(tasks) == self.episodes:
-            attributes["episode_tasks"] = [tasks[episode] for episode in chosen]
+        for name in ("episode_tasks", "episode_success"):
+            held = attributes.get(name)
+            if isinstance(held, list) and len(held) == self.episodes:
+                attributes[name] = [held[episode] for episode in chosen]
         runs = _runs(chosen)
         spans = [(int(self.episode_starts[first]), int(self.episode_ends[last])) for first, last in runs]
         rows = np.concatenate([np.arange(start, stop) for start, stop in spans]) if spans else np.empty(0, np.int64)
@@ -180,7 +181,7 @@ def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
                 f"{name} holds {_described(store)}, but {first_name} holds {_described(first)}; mix data sets of the "
                 f"same kind, or name the common observations in task.observations"
             )
-        if any(store.attributes.get(bound) != first.attributes.get(bound) for bound in ACTION_BOUNDS):
+        if _bounds(store) != _bounds(first):
             raise GtpVisionError(
                 f"the actions of {name} and {first_name} were scaled to [-1, 1] from different bounds (action_low, "
                 f"action_high), so equal numbers mean different motions; write both with the same bounds"
@@ -204,6 +205,13 @@ def _weighted(store: Store, share: float) -> np.ndarray:
     """Return float64 (N,), weights whose sum over the rows that can be drawn is `share`."""
     weights = np.ones(len(store)) if store.weights is None else np.asarray(store.weights, np.float64)
     return weights * (share / max(weights[store.transitions].sum(), np.finfo(np.float64).tiny))
+
+
+def _bounds(store: Store) -> Any:
+    """Return what -1 and 1 of each action dimension stand for."""
+    return [
+        store.attributes.get(name) or [one] * store.action_dim for name, one in zip(ACTION_BOUNDS, (-1, 1), strict=True)
+    ]
 
 
 def _signature(store: Store) -> Any:

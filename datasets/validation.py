@@ -6,7 +6,7 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.arrays import Array
-from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.store import ACTION_BOUNDS, Store
 
 _ROWS = 1 << 18  # read together, so that a mapped file is streamed
 _CHANNELS = (1, 3, 4)  # of an image; no image is so few pixels high
@@ -22,6 +22,7 @@ def problems(store: Store) -> list[str]:
     found += _nonfinite("actions", store.actions, store)
     if not found:
         found += _out_of_range(store)
+    found += _bound_faults(store)
     for name, array in store.observations.items():
         fault = observation_fault(name, array)
         if fault:
@@ -109,6 +110,20 @@ def _out_of_range(store: Store) -> list[str]:
                 f"{location(store, start + int(bad[0]))}); scale each dimension to [-1, 1] when writing the file"
             ]
     return []
+
+
+def _bound_faults(store: Store) -> list[str]:
+    """Check the attributes that say what -1 and 1 stand for."""
+    held = [store.attributes.get(bound) for bound in ACTION_BOUNDS]
+    if held == [None, None]:
+        return []
+    try:
+        low, high = (np.asarray(bound, np.float64) for bound in held)
+        fits = low.shape == high.shape == (store.action_dim,) and np.isfinite([low, high]).all() and np.all(low <= high)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    wanted = f"{store.action_dim} finite numbers each, the low not above the high"
+    return [] if fits else [f"the attributes {' and '.join(ACTION_BOUNDS)} must be {wanted}; correct them"]
 
 
 def location(store: Store, row: int) -> str:

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -32,6 +33,7 @@ from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.datasets import hdf5
+from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import episodes, native
 from gtp_vision.datasets.formats.format import Format
@@ -118,6 +120,7 @@ def _opened(path: Path, limit: int | None) -> Iterator[FileArrays]:
         name, attributes = ours.get("observation"), ours.get("attributes")
         if not isinstance(attributes, dict):
             attributes = {"source": path.name, "suite": "d4rl", "episode_ends": how}
+            attributes |= episodes.flat_marks(file, ("", "infos"), ends, path)
         if isinstance(name, str) and "/" not in name:
             episodes.check_name(name, path)
         else:
@@ -220,4 +223,11 @@ def _broken(
     return found
 
 
-D4RL = Format("d4rl", "D4RL HDF5", layout, hdf5=is_d4rl, write=write)
+def _success(store: Store) -> dict[str, Any]:
+    if str(store.attributes.get("episode_ends")).startswith("timeouts and"):  # how `_episodes` marks a maze
+        solved = successes.episodes_with(store, np.asarray(store.terminals, bool))
+        return successes.rate(solved, store.episodes, "episodes with a terminal, the maze's goal")
+    return successes.unknown("D4RL marks success only in its mazes; other robots' terminals are falls")
+
+
+D4RL = Format("d4rl", "D4RL HDF5", layout, hdf5=is_d4rl, write=write, success=_success)

@@ -26,6 +26,8 @@ class Format:
         write: (path, store) writes the store in this format; None if nothing writes it.
         states: (path) to the arrays of a layout: states that are recorded beside the observations; None if there are
             none; runs in the process apart.
+        success: (store) to its rate of success as `datasets.success.rate` and `unknown` return it, where the recorder
+            marked no episode; of every store whose attribute `suite` is the name. None: always unknown.
     """
 
     name: str
@@ -35,3 +37,4 @@ class Format:
     other: Callable[[Path], bool] | None = None
     write: Callable[[Path, Store], Any] | None = None
     states: Callable[[Path], dict[str, Any]] | None = None
+    success: Callable[[Store], dict[str, Any]] | None = None

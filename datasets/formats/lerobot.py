@@ -17,7 +17,7 @@ decoded once, into the cache.
 
 Actions that leave [-1, 1] are scaled to it, each dimension by its minimum and maximum: those of meta/stats.json, or of
 the data if the statistics do not cover them. The attributes `action_low` and `action_high` invert the scaling:
-`low + (action + 1) / 2 * (high - low)`. A dimension that never changes becomes 0.
+`low + (action + 1) / 2 * (high - low)`; of other actions they are -1 and 1. A dimension that never changes becomes 0.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from PIL import Image
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.safe_json import read_json
+from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import tables, video
 from gtp_vision.datasets.formats.episodes import to_float32
 from gtp_vision.datasets.formats.lerobot_meta import (
@@ -52,7 +53,8 @@ from gtp_vision.datasets.formats.lerobot_meta import (
 )
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
 
-_FLAGS = ("next.success", "next.done", "next.truncated", "next.reward", "task_index")
+_MARKS = ("next.success", "next.is_success", "success", "is_success")  # names of columns of flags
+_FLAGS = (*_MARKS, "next.done", "next.truncated", "next.reward", "task_index")
 _IMAGES = 16  # decoded together
 _ROUNDING = 1e-5  # by which actions may leave [-1, 1]
 _MIN_SPREAD = 1e-6  # relative spread below which a dimension of actions counts as constant
@@ -95,7 +97,11 @@ def _opened(path: Path) -> Iterator[FileArrays]:
         attributes |= {"robot_type": str(info["robot_type"])} if info.get("robot_type") else {}
         if "task_index" in rows:
             attributes |= _tasks(path, rows["task_index"][ends - episodes.lengths])
-        attributes |= scaling | ({"left_out": left_out} if left_out else {})
+        as_recorded = {"action_low": [-1.0] * actions.shape[1], "action_high": [1.0] * actions.shape[1]}
+        for key in [key for key in _MARKS if key in rows][:1]:
+            flags = np.logical_or.reduceat(rows[key] > 0, ends - episodes.lengths)
+            attributes |= successes.attributes_of(flags.tolist(), f"episodes ({key})")
+        attributes |= (scaling or as_recorded) | ({"left_out": left_out} if left_out else {})
     with ExitStack() as stack:
         pieces = {}
         for name, feature in observations.items():
@@ -122,7 +128,7 @@ def _rows(
     path: Path, info: dict[str, Any], action: Feature, files: list[tuple[Path, int, int]], episodes: Episodes
 ) -> dict[str, np.ndarray]:
     """Read the columns with one number per row, (N,), and `action`, (N, A), of all files."""
-    keys = ["episode_index", "frame_index", "timestamp", *(key for key in _FLAGS if key in info["features"])]
+    keys = ["episode_index", "frame_index", "timestamp", *(key for key in _FLAGS if _is_flag(info, key))]
     batches: dict[str, list[np.ndarray]] = {key: [] for key in (*keys[2:], "action")}
     for file, begin, end in files:
         lengths = episodes.lengths[begin:end]
@@ -158,6 +164,14 @@ def _rows(
                 f"copy the data set again"
             )
     return {key: np.concatenate(arrays) for key, arrays in batches.items()}
+
+
+def _is_flag(info: dict[str, Any], key: str) -> bool:
+    """Whether a feature has one number a row; a column of our own choice of names may hold anything."""
+    entry = info["features"].get(key)
+    if key not in _MARKS[1:] or not isinstance(entry, dict):
+        return entry is not None
+    return str(entry.get("dtype")).startswith(("bool", "int", "uint", "float")) and entry.get("shape") == [1]
 
 
 def _scaled(path: Path, actions: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:

@@ -31,6 +31,7 @@ from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.formats.lerobot_meta import CAMERA, EPISODES, INFO, OURS, STATE, STATS, TASKS
 from gtp_vision.datasets.layout import COPY_BYTES, PROGRESS_BYTES
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.success import unknown
 
 _CHUNK = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _DATA, _VIDEOS = f"data/{_CHUNK}.parquet", f"videos/{{video_key}}/{_CHUNK}.mp4"
@@ -326,4 +327,11 @@ def _atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-LEROBOT = Format("lerobot", "LeRobot v3", lambda path, _: lerobot.layout(path), other=lerobot.recognises, write=write)
+LEROBOT = Format(
+    "lerobot",
+    "LeRobot v3",
+    lambda path, _: lerobot.layout(path),
+    other=lerobot.recognises,
+    write=write,
+    success=lambda store: unknown("the data set has no next.success, and its terminals are next.done"),
+)

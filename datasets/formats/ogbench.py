@@ -29,6 +29,8 @@ from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
+from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.success import episodes_with, rate, unknown
 
 _INFO = ("qpos", "button_states")
 _STATES = ("qpos", "qvel", "button_states")
@@ -279,4 +281,11 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
     return raw
 
 
-OGBENCH = Format("ogbench", "OGBench npz", layout, other=recognises, states=states)
+def _success(store: Store) -> dict[str, Any]:
+    if "singletask" not in str(store.attributes.get("env", "")).split("-"):
+        return unknown("these recordings have no task; name one with --env NAME-singletask-task1-v0")
+    solved = episodes_with(store, np.asarray(store.terminals, bool))
+    return rate(solved, store.episodes, "episodes with a terminal, the task's goal")
+
+
+OGBENCH = Format("ogbench", "OGBench npz", layout, other=recognises, states=states, success=_success)

@@ -13,7 +13,8 @@
 holds every frame once: `next_obs` is the following row of `obs`, except its last row. That one, the observation after
 the last action, becomes an additional row, a timeout. A demonstration without `next_obs` (of all its keys), or whose
 attribute `final_observation_recorded` is 0, has no such row: its last action has no outcome unless it is done. Missing
-`rewards` are 0, missing `dones` are 0.
+`rewards` are 0, missing `dones` are 0. Success is what a demonstration's attribute or array `success` (or `is_success`)
+says, else the filters `success` and `failed`, else a reward of 1.
 
 A store's attributes are JSON in the attribute `gtp_vision` of /data. Files of other writers get `suite`, `source`,
 `env`, `env_args`, `rendering`, and both get `filters`: name to numbers of episodes.
@@ -48,6 +49,7 @@ from gtp_vision.datasets.layout import (
     through_cache,
 )
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.success import MARKS, attributes_of, episodes_with, rate, unknown
 
 _PREFIX = "demo_"
 _GYM = 2  # robomimic's number of the environment type, for stores that do not hold one
@@ -164,10 +166,27 @@ def _opened(path: Path) -> Iterator[FileArrays]:
             raise GtpVisionError(f"{path} has no demonstration ('data/{_PREFIX}0' and so on); write the file again")
         recording = episodes.Recording(path)
         omitted: dict[str, list[str]] = {}
+        marks: list[bool | None] = []
         for name in demos:
-            omitted = _add(recording, hdf5.group(data, name, path), path)
+            demo = hdf5.group(data, name, path)
+            omitted = _add(recording, demo, path)
+            marks.append(episodes.mark(demo, path))
             sandbox.heartbeat()
-        yield recording.file_arrays(_attributes(file, data, demos, path) | omitted)
+        attributes = _attributes(file, data, demos, path) | omitted
+        if MARKS not in attributes:
+            attributes |= _marks(marks, attributes.get("filters", {}))
+        yield recording.file_arrays(attributes)
+
+
+def _marks(marks: list[bool | None], filters: dict[str, list[int]]) -> dict[str, Any]:
+    """Return the attributes of marks of demonstrations, or of the filters `success` and `failed`."""
+    if found := attributes_of(marks, "demonstrations marked so", filters):
+        return found
+    if "success" not in filters:
+        return {}
+    failed = filters.get("failed", range(len(marks)))
+    marks = [True if n in filters["success"] else False if n in failed else None for n in range(len(marks))]
+    return attributes_of(marks, "demonstrations in the filter 'success'", filters)
 
 
 def _add(recording: episodes.Recording, demo: h5py.Group, path: Path) -> dict[str, list[str]]:
@@ -271,4 +290,15 @@ def _checked_filters(store: Store) -> dict[str, list[int]]:
     return dict(filters)
 
 
-ROBOMIMIC = Format("robomimic", "robomimic HDF5", lambda path, _: layout(path), hdf5=recognises, write=write)
+def _success(store: Store) -> dict[str, Any]:
+    rewards = np.asarray(store.rewards)
+    if not rewards.any():
+        return unknown("robomimic marks success with a reward of 1, and this file has no rewards (0 everywhere)")
+    if not np.isin(rewards, (0, 1)).all():
+        return unknown("robomimic marks success with a reward of 1, and these rewards are not 0 and 1")
+    return rate(episodes_with(store, rewards == 1), store.episodes, "episodes with a reward of 1")
+
+
+ROBOMIMIC = Format(
+    "robomimic", "robomimic HDF5", lambda path, _: layout(path), hdf5=recognises, write=write, success=_success
+)

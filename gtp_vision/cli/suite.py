@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -86,7 +87,8 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
             progress=progress,
         )
     if arguments.json:
-        print(json.dumps([asdict(record) for record in found]))
+        scores = [[None if math.isnan(score) else score for score in record.scores] for record in found]
+        print(json.dumps([asdict(record) | {"scores": own} for record, own in zip(found, scores, strict=True)]))
     elif found:
         print(f"\n{tables.table(found, selection=suite.selection)}\n{out / 'results.html'}")
     else:

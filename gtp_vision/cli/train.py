@@ -103,18 +103,13 @@ def _print_results(run_dir: str, results: dict) -> None:
         print(f"normalised score {last['score']:.1f} (return {last['return']:.1f}), the mean of {of}")
     elif "seeds" in results and "last" in results:
         last = results["last"]
-        each = ", ".join(f"{success:.0%}" for success in last["success_by_seed"])
-        print(
-            f"success {last['success']:.1%} +- {last['success_error']:.1%}, the mean of {each}; "
-            f"return {last['return']:.1f}"
-        )
+        each = ", ".join("unknown" if value is None else f"{value:.0%}" for value in last["success_by_seed"])
+        mean = "" if last["success"] is None else f"{last['success']:.1%} +- {last['success_error']:.1%}, the mean of "
+        print(f"success {mean}{each}; return {last['return']:.1f}")
     elif "last" in results:
-        last = results["last"]
-        low, high = last["success_interval"]
-        print(
-            f"success {last['success']:.0%} of {last['episodes']} episodes (95 % interval {low:.0%} to {high:.0%}), "
-            f"return {last['return']:.1f}"
-        )
+        from gtp_vision.evaluation.metrics.success import success_text
+
+        print(f"{success_text(results['last'])}, return {results['last']['return']:.1f}")
     print(f"report: {Path(run_dir) / 'report.html'}")
 
 

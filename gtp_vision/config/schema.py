@@ -37,6 +37,15 @@ class TaskConfig:
     reward_scale: float = setting(1.0, "factor on rewards")
     reward_shift: float = setting(0.0, "number added to rewards before they are scaled")
     max_episode_steps: int | None = setting(None, "time limit in evaluations; null: the environment's", low=1)
+    env_actions: str | None = setting(
+        None,
+        "what the environment gets: actions as recorded, or scaled from the data's bounds to its own; null: as the "
+        "data say (docs/environments.md)",
+        choices=("recorded", "scaled"),
+    )
+    success_reward: float | None = setting(
+        None, "an episode of an evaluation succeeds by a reward of at least this; null: where the environment says so"
+    )
 
 
 @dataclass

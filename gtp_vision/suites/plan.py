@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -185,7 +186,7 @@ def _of_label(evaluation: Mapping, label: str) -> Mapping:
 def _score(suite: Suite, task: SuiteTask, evaluation: Mapping) -> float:
     score = task.score or suite.score
     if score == "success":
-        return 100.0 * evaluation["success"]
+        return math.nan if evaluation["success"] is None else 100.0 * evaluation["success"]
     value = float(evaluation["return"])
     return value if score == "return" else normalised(task.reference or task.name, value)
 

@@ -277,7 +277,8 @@ class TrainingRun:
             recent = self.evaluations[-3:]
             results["last"] = self.evaluations[-1]
             results["mean_last_3"] = {
-                key: sum(found[key] for found in recent) / len(recent) for key in averaged(recent[0])
+                key: None if None in (values := [found[key] for found in recent]) else sum(values) / len(recent)
+                for key in averaged(recent[0])
             }
             results["best"] = max(self.evaluations, key=_merit)
         if self.watch:
@@ -296,7 +297,7 @@ class TrainingRun:
 
 def _merit(found: Mapping[str, Any]) -> tuple[float, ...]:
     """The order of evaluations: by score, then success, then return."""
-    return float(found.get("score", 0)), float(found["success"]), float(found["return"])
+    return float(found.get("score", 0)), float(found["success"] or 0), float(found["return"])
 
 
 def pending_metrics_of(state: Mapping[str, Any], where: Path) -> list[dict[str, float]]:
@@ -327,7 +328,9 @@ def _read_evaluations(folder: Path, until: int) -> list[dict[str, Any]]:
     try:
         stored = json.loads(path.read_text())
         for found in stored:
-            if not all(_is_number(found[key]) for key in ("step", "seconds", "success", "return", "length")):
+            numbers = [found[key] for key in ("step", "seconds", "return", "length")]
+            numbers += [] if found["success"] is None else [found["success"]]
+            if not all(map(_is_number, numbers)):
                 raise ValueError(f"an evaluation of step {str(found['step'])[:20]} lacks numbers")
         return [found for found in stored if found["step"] <= until]
     except FileNotFoundError:

@@ -62,7 +62,8 @@ def check_seeds(config: Config, store: Store, processes: int) -> None:
 def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The results.json of several seeds: common entries, means over the seeds, and each seed's results.
 
-    `last`, `mean_last_3` and `best` hold means, `success_by_seed`, and of success the standard error of its mean.
+    `last`, `mean_last_3` and `best` hold means, `success_by_seed`, and of success the standard error of its mean. A
+    mean of numbers of which one is unknown is None.
     """
     common: dict[str, Any] = {name: results[0][name] for name in _SHARED}
     common["seeds"] = [result["seed"] for result in results]
@@ -70,8 +71,10 @@ def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for when in ("last", "mean_last_3", "best"):
         if all(when in result for result in results):
             numbers = {key: [result[when][key] for result in results] for key in averaged(results[0][when])}
-            common[when] = {key: float(np.mean(values)) for key, values in numbers.items()} | {
+            means = {key: None if None in values else float(np.mean(values)) for key, values in numbers.items()}
+            spread = None if means["success"] is None else float(np.std(numbers["success"], ddof=1))
+            common[when] = means | {
                 "success_by_seed": numbers["success"],
-                "success_error": float(np.std(numbers["success"], ddof=1) / np.sqrt(len(results))),
+                "success_error": None if spread is None else spread / float(np.sqrt(len(results))),
             }
     return common | {"runs": [dict(result) for result in results]}

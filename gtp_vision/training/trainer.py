@@ -29,6 +29,7 @@ from gtp_vision.core.files import atomic_write
 from gtp_vision.core.signals import stop_requested
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.pitfalls import pitfalls
+from gtp_vision.datasets.store import Store
 from gtp_vision.evaluation.evaluator import Evaluator
 from gtp_vision.report import build_report
 from gtp_vision.training import checkpoint, engines, model_summary, recovery
@@ -211,8 +212,15 @@ def _prepare(
     configs, run_folders = seeds_of(config), folders(config)
     found = checkpoint.newest_of_all([each / "checkpoints" for each in run_folders], _warn) if resume else None
     evaluates = config.training.eval_episodes > 0
-    check = (lambda store: check_simulator(config, store)) if evaluates else None
-    first = build(config, resumes=found[0] if found else None, check=check)
+
+    def check_environment(store: Store) -> None:
+        sentence, is_converted = check_simulator(config, store)
+        if is_converted:
+            tqdm.write(sentence, file=sys.stderr)
+        else:
+            log(sentence)
+
+    first = build(config, resumes=found[0] if found else None, check=check_environment if evaluates else None)
     engines.check(config, first)  # before anything is written or removed
     all_parts = [first, *(components_for_seed(first, other) for other in configs[1:])]
     accelerator = first.accelerator

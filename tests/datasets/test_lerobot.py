@@ -47,6 +47,9 @@ def test_a_published_data_set_is_read(published: Path) -> None:
         "tasks": ["pick it", "place it"],
         "episode_tasks": [1, 0, 1],
         "left_out": ["observation.language"],
+        "episode_success": [False, True, False],
+        "success_marks": "episodes (next.success)",
+        "filters": {"success": [1], "failed": [0, 2]},
     }
     np.testing.assert_allclose(low[:5], contents["action"].min(0)[:5] - 1, rtol=1e-6)  # of meta/stats.json
     np.testing.assert_allclose(low + (store.actions + 1) / 2 * (high - low), contents["action"], atol=1e-4)
@@ -75,11 +78,11 @@ def test_actions_without_statistics(copied: Copied, factor: float, is_scaled: bo
         data = data.set_column(data.column_names.index("action"), "action", pa.array(list(actions[rows])))
         pq.write_table(data, folder / DATA.format(place))
     store = open_here(folder)
-    assert ("action_low" in store.attributes) is is_scaled
     if is_scaled:
         np.testing.assert_allclose(store.attributes["action_low"], actions.min(0))
     else:
         np.testing.assert_array_equal(store.actions, actions)
+        assert set(store.attributes["action_low"]) == {-1}, "they are the robot's as they are"
 
 
 def test_missing_flags(copied: Copied) -> None:

@@ -48,6 +48,19 @@ def test_the_table_holds_the_runs_and_the_baselines(new_run: MakeRun) -> None:
     assert "Only a demonstration." in page.text
 
 
+def test_unknown_success_is_not_zero(new_run: MakeRun) -> None:
+    run, other = new_run("a"), new_run("b", seed=1)
+    unknown = {"episodes": 20, "success": None, "return": -5.0}
+    for each in (run, other):
+        edit_results(each, last=unknown | {"success_interval": None}, mean_last_3=unknown, best=unknown)
+    page = build(run, other)
+    row = page.row(0)
+    assert [row[key] for key in ("Success, last", "Mean of last 3", "Best")] == ["unknown"] * 3
+    assert row["95 % interval"] == "–"
+    (means,) = [row for row in page.rows if row.get("Seeds") == "0, 1" and "unknown" in row["Last"]]
+    assert [means[title] for title in ("Last", "Mean of last three", "Best")] == ["unknown"] * 3
+
+
 def test_the_head_shows_task_environment_data_and_day(new_run: MakeRun) -> None:
     run, dated = new_run("a"), new_run("b", seed=1)
     for name in ("config.yaml", "metrics.jsonl", "results.json"):

@@ -1,4 +1,5 @@
 import csv
+import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -52,6 +53,20 @@ def compared(records: list[Record], title: str, selection: str = "last") -> tabl
 def source(name: str) -> Published:
     (table,) = [table for table in published() if table.id == name]
     return table
+
+
+def test_unknown_scores_are_unknown_everywhere(tmp_path: Path) -> None:
+    unknown = [
+        Record("own", agent, seed, (1, 2), (math.nan, math.nan)) for agent in ("gtp", "iql") for seed in range(3)
+    ]
+    tables.write(RECORDS + unknown, tmp_path, **PAGE)
+    text = (tmp_path / "results.md").read_text()
+    assert "| own | unknown | unknown |" in text
+    assert "mean of 2 tasks" in text, "of those that are known"
+    assert "nan" not in text
+    lines = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert {line["score"] for line in lines if line["task"] == "own"} == {"unknown"}
+    assert "nan" not in (tmp_path / "results.html").read_text()
 
 
 def test_markdown_has_scores_aggregates_and_missing_tasks(folder: Path) -> None:

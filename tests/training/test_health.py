@@ -102,8 +102,8 @@ def test_metrics_are_checked(tmp_path: Path, metrics: dict[str, float], kind: st
     assert [one["kind"] for one in health.read_warnings(tmp_path)] == [kind] * bool(kind)
 
 
-def evaluation(step: int, success: float, *rest: float) -> dict[str, Any]:
-    interval = [max(0, success - 0.1), min(1, success + 0.1)]
+def evaluation(step: int, success: float | None, *rest: float) -> dict[str, Any]:
+    interval = None if success is None else [max(0, success - 0.1), min(1, success + 0.1)]
     return {"step": step, "success": success, "success_interval": interval} | dict(
         zip(("return", "score"), rest, strict=False)
     )
@@ -116,12 +116,15 @@ def evaluation(step: int, success: float, *rest: float) -> dict[str, Any]:
         ([(0, 0), (0, 10), (0, 4)], "return is 4, and was 10 at step 2"),
         ([(0, 0, 90), (0, 0, 30)], "score is 30, and was 90 at step 1"),
         ([(0.2, 0), (0.4, 0), (0.25, 0)], ""),
+        ([(None, 0), (None, 10), (None, 4)], "return is 4, and was 10 at step 2"),
+        ([(None, 0), (0.8, 0), (0.3, 0)], "success is 0.3, and was 0.8 at step 2"),
+        ([(0.8, 0), (0.3, 0), (None, 0)], "success is 0.3, and was 0.8 at step 1"),
         ([(0, 0), (0, 10), (0, 8)], ""),
         ([(0, 0, 5), (0, 0, 1)], ""),
     ],
 )
 def test_an_evaluation_far_below_the_best_is_warned_of(
-    tmp_path: Path, evaluations: list[tuple[float, ...]], words: str
+    tmp_path: Path, evaluations: list[tuple[Any, ...]], words: str
 ) -> None:
     own, found = watch(tmp_path, make_store()), [evaluation(k + 1, *given) for k, given in enumerate(evaluations)]
     warned = [line for end in range(len(found)) for line in own.check_evaluations(found[: end + 1])]

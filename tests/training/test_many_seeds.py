@@ -107,3 +107,6 @@ def test_the_summary_holds_means_over_seeds() -> None:
     last = summary(runs)["last"]
     assert (last["success"], last["success_error"]) == pytest.approx((0.7, 0.2 / 3**0.5))
     assert last["success_by_seed"] == [0.5, 0.7, 0.9]
+    runs[1]["last"]["success"] = None  # type: ignore[index]
+    unknown = summary(runs)["last"]
+    assert (unknown["success"], unknown["success_error"], unknown["return"]) == (None, None, 0)

@@ -43,6 +43,9 @@ def test_runs_on_a_d4rl_task_are_scored_and_the_best_is_linked(run: Path) -> Non
     results = read(run, "results.json")
     for found in (results["last"], *read(run, "evaluations.json")):
         assert found["score"] == pytest.approx(100 * (found["return"] + 20.272305) / (3234.3 + 20.272305))
+        assert (found["success"], found["success_interval"]) == (None, None), "hopper reports none"
+    assert len(training_run._read_evaluations(run, 2)) == 2, "a resumed run reads them"
+    assert results["mean_last_3"]["success"] is None
     scores = [found["score"] for found in results["evaluations"]]
     assert results["mean_last_3"]["score"] == pytest.approx(np.mean(scores))
     assert results["best"]["score"] == max(scores)
