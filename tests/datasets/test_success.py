@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from refusals import Edit, attribute, open_here, put
-from samples import DATA, LENGTHS, ROWS, Copied, MakeStore
+from samples import DATA, LENGTHS, ROWS, Copied
+from stores import make_store
 
 from gtp_vision.core.success import marked
 from gtp_vision.datasets.formats import d4rl, lerobot_writer, native, robomimic
@@ -117,7 +118,7 @@ def test_marks_of_recorders_are_found(copied: Copied, sample: str, edit: Edit, m
 
 
 @pytest.mark.parametrize("write", [native.write, robomimic.write, d4rl.write, lerobot_writer.write], ids=str)
-def test_marks_are_kept_by_conversions(make_store: MakeStore, tmp_path: Path, write: Callable[..., Any]) -> None:
+def test_marks_are_kept_by_conversions(tmp_path: Path, write: Callable[..., Any]) -> None:
     store = make_store(
         (5, 6, 7), attributes={"episode_success": [True, None, False], "success_marks": "episodes of mine"}
     )
