@@ -34,6 +34,7 @@ def test_ratios_are_those_of_the_times_and_the_worst_of_the_backbones(results: d
     ms = results["impala_ms"]
     assert results["impala_vs_bare"] == pytest.approx(ms["ours"] / min(ms["channels_last"], ms["contiguous"]), rel=0.1)
     assert backbones["impala_tiny"]["width"] == 32 * 4 * 4
+    assert f"contiguous: {results['impala_vs_bare']:.2f}" in encoders.table(results)
 
 
 def test_the_users_cache_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
