@@ -110,6 +110,19 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, query: int) -> Iterator[int]:
     return asked
 
 
+def test_checkpoints_hold_whole_steps_wherever_a_collection_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(monkeypatch, 31)
+    with pytest.raises(GtpVisionError, match="stopped at step 30 of 120"):
+        sac.collect("Hopper-v4", tmp_path, steps=120, sets="replay", execution=QUIET)
+    sac.collect("Hopper-v4", tmp_path, steps=120, sets="replay", execution=QUIET)
+    store = open_store(tmp_path / "hopper-replay-sac.hdf5")
+    assert len(store) == 120
+    assert np.asarray(store.observations["state"]).any(axis=1).all(), "no row of zeros"
+    assert store.terminals[29] or store.timeouts[29]
+
+
 def test_a_stop_while_a_policy_is_recorded_keeps_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = stop_at(monkeypatch, 150)
     monkeypatch.setattr(sac, "medium", lambda returns: min(map(int, returns["returns"])))
