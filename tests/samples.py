@@ -34,6 +34,7 @@ FORMATS = {
     "ogbench_plain": "ogbench",
     "d4rl": "d4rl",
     "d4rl_mapped": "d4rl",
+    "d4rl_npz": "d4rl",
     "robomimic": "robomimic",
     "robomimic_mapped": "robomimic",
     "minari": "minari",
@@ -61,6 +62,7 @@ def make(folder: Path) -> dict[str, Path]:
         "ogbench_plain": npz(folder / "scene-play-v0.npz", ogbench_contents(), np.savez),
         "d4rl": d4rl_file(folder / "hopper.hdf5", hopper(LENGTHS, falls=(0,))),
         "d4rl_mapped": d4rl.write(folder / "maze.hdf5", _dark({"front": (96, 80, 3)})),
+        "d4rl_npz": npz(folder / "hopper.npz", hopper(LENGTHS, falls=(0,))),
         "robomimic": robomimic_file(folder / "lift.hdf5", LENGTHS, compressed=True)[0],
         "robomimic_mapped": robomimic_file(folder / "can.hdf5", LENGTHS, side=64, later=False)[0],
         "minari": minari_folder(folder / "minari", box, bounded, LENGTHS, "walker/state-v0")[0],
@@ -234,10 +236,11 @@ def gray_frames(rows: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     return np.stack([np.full((*size, 3), brightness(row), np.uint8) for row in rows])
 
 
-def mp4(path: Path, frames: np.ndarray, codec: str = "libx264") -> None:
+def mp4(path: Path, frames: np.ndarray, codec: str = "libx264", fps: float = FPS, more: Sequence[str] = ()) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames.shape[1:3]
-    options = f"-y -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {FPS} -i - -c:v {codec} -pix_fmt yuv420p".split()
+    options = f"-y -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i - -c:v {codec} -pix_fmt yuv420p".split()
+    options += more
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *options, str(path)]
     subprocess.run(command, input=frames.tobytes(), check=True)
 

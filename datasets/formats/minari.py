@@ -45,6 +45,8 @@ from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
 
 _MAIN, _METADATA, _PREFIX = "main_data.hdf5", "metadata.json", "episode_"
+MEMBERS = {"observations", "actions", "rewards", "terminations", "truncations"}
+"""Names in every episode."""
 _MAX_DEPTH = 16  # levels of nested spaces
 _UNBOUNDED = 1e30  # some spaces write "no bound" as the largest float32
 _MAX_TEXT = 1000  # characters of metadata that become attributes
@@ -62,9 +64,14 @@ def recognises(path: Path) -> bool:
 
 
 def holds_episodes(file: h5py.File, path: Path) -> bool:
-    """Whether an open HDF5 file is Minari's `main_data.hdf5`."""
+    """Whether an open HDF5 file is Minari's `main_data.hdf5`: beside its metadata, or with its names in an episode."""
     found = hdf5.children(file, path)
-    return bool(found) and all(re.fullmatch(f"{_PREFIX}[0-9]+", name) for name in found)
+    if not found or not all(re.fullmatch(f"{_PREFIX}[0-9]+", name) for name in found):
+        return False
+    first = hdf5.member(file, found[0], path)
+    return (path.parent / _METADATA).is_file() or (
+        isinstance(first, h5py.Group) and set(hdf5.children(first, path)) >= MEMBERS
+    )
 
 
 def layout(path: Path) -> Layout:

@@ -14,7 +14,8 @@ holds every frame once: `next_obs` is the following row of `obs`, except its las
 the last action, becomes an additional row, a timeout. A demonstration without `next_obs` (of all its keys), or whose
 attribute `final_observation_recorded` is 0, has no such row: its last action has no outcome unless it is done. Missing
 `rewards` are 0, missing `dones` are 0. Success is what a demonstration's attribute or array `success` (or `is_success`)
-says, else the filters `success` and `failed`, else a reward of 1.
+says, else the filters `success` and `failed`, else a reward of 1. Demonstrations are in the order of their numbers; if
+these are not 0, 1, ..., the attribute `demonstrations` holds their names, which the writer uses again.
 
 A store's attributes are JSON in the attribute `gtp_vision` of /data. Files of other writers get `suite`, `source`,
 `env`, `env_args`, `rendering`, and both get `filters`: name to numbers of episodes.
@@ -23,7 +24,8 @@ A store's attributes are JSON in the attribute `gtp_vision` of /data. Files of o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ from gtp_vision.core.files import atomic_write
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array, Segmented, view
 from gtp_vision.datasets.formats import episodes
-from gtp_vision.datasets.formats.format import Format
+from gtp_vision.datasets.formats.format import Format, units_notes
 from gtp_vision.datasets.layout import (
     PROGRESS_BYTES,
     FileArrays,
@@ -53,6 +55,7 @@ from gtp_vision.datasets.success import MARKS, attributes_of, episodes_with, rat
 
 _PREFIX = "demo_"
 _GYM = 2  # robomimic's number of the environment type, for stores that do not hold one
+_NAMES = "demonstrations"
 _FINAL = "final_observation_recorded"
 
 
@@ -82,13 +85,13 @@ def write(path: Path, store: Store) -> Path:
     `final_observation_recorded` is 0. Raises GtpVisionError: an episode without an outcome, or filters that name
     unknown episodes.
     """
-    outcome = store.has_outcome
+    outcome, demos = store.has_outcome, _numbers(store)
     filters = _checked_filters(store)
     for episode, (start, stop) in enumerate(zip(store.episode_starts, store.episode_ends, strict=True)):
         if stop - start == 1 and not outcome[start]:
             raise GtpVisionError(
                 f"{store.path or 'data set'}: episode {episode} has one frame and no outcome, which robomimic's format "
-                f"cannot hold; remove the episode"
+                f"cannot hold; convert it to native instead"
             )
     attributes = {name: value for name, value in store.attributes.items() if name != "filters"}
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
@@ -102,7 +105,7 @@ def write(path: Path, store: Store) -> Path:
             kept = slice(start, start + steps)
             write_demo(
                 data,
-                number,
+                demos[number],
                 obs={name: view(array, start, start + steps) for name, array in store.observations.items()},
                 next_obs={name: _later(array, start, stop, steps) for name, array in store.observations.items()},
                 actions=np.asarray(store.actions[kept]),
@@ -111,7 +114,7 @@ def write(path: Path, store: Store) -> Path:
                 attributes={_FINAL: 0} if outcome[stop - 1] else None,
             )
         for name, numbers in filters.items():
-            file[f"mask/{name}"] = np.array([f"{_PREFIX}{number}" for number in numbers], dtype="S")
+            file[f"mask/{name}"] = np.array(_numbered(demos[number] for number in numbers), dtype="S")
     return path
 
 
@@ -197,8 +200,10 @@ def _add(recording: episodes.Recording, demo: h5py.Group, path: Path) -> dict[st
     count = len(actions)
     _check_samples(demo, count, path)
     if "obs" not in members:
+        is_raw = hdf5.text_attribute(demo.parent, "env_args", path) is None  # as robosuite records it
+        first = "conversion/convert_robosuite.py and then " if is_raw else ""
         raise GtpVisionError(
-            f"{path}: '{full_name}' has no 'obs', only states of the simulator; run robomimic's "
+            f"{path}: '{full_name}' has no 'obs', only states of the simulator; run robomimic's {first}"
             f"dataset_states_to_obs.py on the file"
         )
     found = _observations(hdf5.group(demo, "obs", path), path, count)
@@ -239,7 +244,8 @@ def _check_samples(demo: h5py.Group, count: int, path: Path) -> None:
 def _attributes(file: h5py.File, data: h5py.Group, demos: Sequence[str], path: Path) -> dict[str, Any]:
     env_args = hdf5.json_attribute(data, "env_args", path)
     ours = hdf5.json_attribute(data, "gtp_vision", path)
-    ours.pop("filters", None)  # the masks hold them
+    for name in ("filters", _NAMES):
+        ours.pop(name, None)  # the file itself says it
     theirs = {
         "suite": "robomimic",
         "source": path.name,
@@ -248,7 +254,23 @@ def _attributes(file: h5py.File, data: h5py.Group, demos: Sequence[str], path: P
         "rendering": {},
     }
     filters = _filters(file, demos, path)
-    return theirs | ours | ({"filters": filters} if filters else {})
+    names = {} if list(demos) == _numbered(range(len(demos))) else {_NAMES: list(demos)}
+    return theirs | ours | names | ({"filters": filters} if filters else {})
+
+
+def _numbered(numbers: Iterable[int]) -> list[str]:
+    return [f"{_PREFIX}{number}" for number in numbers]
+
+
+def _numbers(store: Store) -> list[int]:
+    """Return the numbers of the demonstrations to be written: of those that the store was read from, else 0, 1, ..."""
+    names = store.attributes.get(_NAMES)
+    if isinstance(names, list) and len(names) == store.episodes:
+        found = [re.fullmatch(f"{_PREFIX}([0-9]{{1,18}})", str(name)) for name in names]
+        numbers = [int(match[1]) for match in found if match]
+        if numbers == sorted(set(numbers)) and len(numbers) == store.episodes:
+            return numbers
+    return list(range(store.episodes))
 
 
 def _filters(file: h5py.File, demos: Sequence[str], path: Path) -> dict[str, list[int]]:
@@ -290,6 +312,20 @@ def _checked_filters(store: Store) -> dict[str, list[int]]:
     return dict(filters)
 
 
+def _notes(store: Store) -> list[str]:
+    name = str(store.attributes.get("env", ""))[:80]
+    made_up = f"env_args are made up (env_name {name!r}), so robomimic cannot evaluate by them"
+    ended = int(np.count_nonzero(store.has_outcome[store.episode_ends - 1]))
+    repeated = (
+        f"the last next_obs of {ended} episodes that end in a terminal was not recorded, and repeats their last frame"
+    )
+    return [
+        *units_notes(store),
+        *([] if store.attributes.get("env_args") else [made_up]),
+        *([repeated] if ended else []),
+    ]
+
+
 def _success(store: Store) -> dict[str, Any]:
     rewards = np.asarray(store.rewards)
     if not rewards.any():
@@ -300,5 +336,11 @@ def _success(store: Store) -> dict[str, Any]:
 
 
 ROBOMIMIC = Format(
-    "robomimic", "robomimic HDF5", lambda path, _: layout(path), hdf5=recognises, write=write, success=_success
+    "robomimic",
+    "robomimic HDF5",
+    lambda path, _: layout(path),
+    hdf5=recognises,
+    write=write,
+    success=_success,
+    notes=_notes,
 )

@@ -28,7 +28,9 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise GtpVisionError(f"{folder}: '{name}' leads out of the folder; copy the file itself into it")
+            raise GtpVisionError(
+                f"{folder}: '{name}' leads out of the folder; copy the folder with what its links lead to (cp -rL)"
+            )
         if not path.is_file():
             raise GtpVisionError(f"{folder} has no file '{name}'; copy the data set again")
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, links in a circle, a name too long
@@ -57,10 +59,15 @@ def columns_of_text(path: Path) -> list[str]:
         return [field.name for field in file.schema_arrow if any(kind(field.type) for kind in kinds)]
 
 
-def numbers(array: pa.Array, width: int, name: str, path: Path) -> np.ndarray:
-    """Return a column as (rows, width): numbers, or nested lists of `width` numbers in all."""
+def numbers(array: pa.Array, width: int, name: str, path: Path, *, allow_missing: bool = False) -> np.ndarray:
+    """Return a column as (rows, width): numbers, or nested lists of `width` numbers in all.
+
+    A missing number is a GtpVisionError, or NaN if `allow_missing`.
+    """
     rows = len(array)
     with _faults(path):
+        if allow_missing and array.null_count:
+            array = array.cast(pa.float64()).fill_null(np.nan)
         while isinstance(array.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
             if array.null_count:
                 break

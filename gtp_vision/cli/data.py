@@ -51,6 +51,7 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         help="of a format that can be written, e.g. native; an unknown name lists them",
     )
     parser.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    parser.add_argument("--fps", type=float, help="frames per second, where the data set does not say so")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
 
 
@@ -142,12 +143,18 @@ def _view(arguments: argparse.Namespace, _: list[str]) -> int:
 
 def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.datasets.differences import differences
-    from gtp_vision.datasets.formats import convert, open_store
+    from gtp_vision.datasets.formats import FORMATS, convert, open_store
 
     before = open_store(arguments.source, arguments.env)  # now: the target may be the source
-    store = convert(arguments.source, arguments.target, arguments.to, arguments.env, overwrite=arguments.overwrite)
+    options = {"fps": arguments.fps, "overwrite": arguments.overwrite}
+    store = convert(arguments.source, arguments.target, arguments.to, arguments.env, **options)
+    if arguments.fps is not None:
+        before.attributes = dict(before.attributes) | {"fps": arguments.fps}
+    notes = FORMATS[arguments.to].notes
     name = "".join(letter if letter.isprintable() else "?" for letter in str(arguments.target))
     print(f"{name}: {arguments.to}, {store.episodes} episodes, {len(store)} frames")
+    for line in notes(before) if notes else ():
+        print(f"  {line}")
     for line in differences(before, store) or ["every frame, action, reward and flag is as it was"]:
         print(f"  {line}")
     return 0

@@ -66,10 +66,13 @@ def test_the_command_refuses(sample: str, edit: Edit, words: tuple[str, ...], co
     refused(path, *words)
 
 
+LOOP = ["-vf", "loop=6:1:0", "-preset", "ultrafast"]  # one frame as seven
+
+
 @pytest.mark.processes
 def test_images_too_large_for_the_memory_are_refused(copied: Copied, refused: Inspect) -> None:
     path = copied("published")
-    mp4(path / VIDEO.format(FRONT, 0), np.zeros((1, 4320, 7680, 3), np.uint8))
+    mp4(path / VIDEO.format(FRONT, 0), np.zeros((1, 4320, 7680, 3), np.uint8), more=LOOP)
     entry(INFO, "features", FRONT, "shape", value=[4320, 7680, 3])(path)
     refused(path, "7680x4320 is too large: scale the video down")
 

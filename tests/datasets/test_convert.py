@@ -1,5 +1,6 @@
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,18 @@ def target(folder: Path, to: str) -> Path:
 
 
 def assert_same_transitions(before: Store, after: Store, *, exact: bool = True) -> None:
-    """Through the sampler: every row with an outcome gives the same batch, bit for bit (cameras if `exact`)."""
+    """Through the sampler: every row with an outcome gives the same batch, bit for bit.
+
+    If not `exact`, cameras may differ, and actions by rounding.
+    """
     np.testing.assert_array_equal(before.episode_ends, after.episode_ends)
     np.testing.assert_array_equal(before.transitions, after.transitions)
     old, new = (
         Sampler(store, 1, 0, frame_stack=3, n_step=2, action_chunk=4).gather(before.transitions)
         for store in (before, after)
     )
-    for field in ("actions", "action_mask", "reward", "discount"):
+    np.testing.assert_allclose(old.actions, new.actions, rtol=0, atol=0 if exact else 1e-6)
+    for field in ("action_mask", "reward", "discount"):
         np.testing.assert_array_equal(getattr(old, field), getattr(new, field), err_msg=field)
     for frames, converted in ((old.observation, new.observation), (old.next_observation, new.next_observation)):
         assert frames.keys() == converted.keys()
@@ -99,7 +104,21 @@ def test_what_is_written_is_read_back(tmp_path: Path, content: dict[str, Any], t
         assert_same_transitions(store, after)
         assert store.attributes.items() <= after.attributes.items()
     else:
+        if to == "lerobot" and "action_low" in store.attributes:  # they are written in the robot's units
+            np.testing.assert_allclose(after.actions, store.actions, atol=1e-6)
+            after = replace(after, actions=store.actions)
         assert_same(after, store, cameras=to != "lerobot")
+
+
+REAL_LAST = {*SAMPLES} - {"robomimic", "minari", "minari_jpeg"}
+"""Samples whose last rows have actions of their own."""
+
+
+def assert_said(sentences: list[str], words: dict[str, bool]) -> None:
+    """There is a sentence for each of the words that are true, and no other."""
+    assert len(sentences) == sum(map(bool, words.values())), sentences
+    for word in (word for word, is_said in words.items() if is_said):
+        assert any(word in sentence for sentence in sentences), (word, sentences)
 
 
 @pytest.mark.parametrize("to", WRITABLE)
@@ -112,16 +131,43 @@ def test_every_format_becomes_every_other_one(name: str, to: str, samples: dict[
     after = convert(samples[name], target(tmp_path, to), to)
     assert detect(target(tmp_path, to)) == to
     assert not problems(after)
-    assert_same_transitions(before, after, exact=to != "lerobot")
+    kept = before.without_final_observations() if to == "lerobot" else before
+    assert_same_transitions(kept, after, exact=to != "lerobot")
     assert dict(before.attributes).items() <= dict(after.attributes).items()
-    sentences = differences(before, after)
-    cameras = [name for name, array in before.observations.items() if array.ndim == 4]
-    if to == "lerobot" and cameras:
-        assert all("on average" in sentence for sentence in sentences[: len(cameras)])
-    elif to == "robomimic":
-        assert all("without an outcome" in sentence for sentence in sentences)
-    else:
-        assert not sentences
+    has_units, is_lerobot = before.attributes.get("action_low", [-1, -1])[0] != -1, to == "lerobot"
+    lost = {
+        "the observations after the last action of 2 episodes were left out": kept is not before,
+        "actions differ in ": is_lerobot and has_units,
+        "without an outcome, from which nothing is learned, were not kept": to == "robomimic" and name in REAL_LAST,
+    }
+    lost |= {f"'{name}' differ by": is_lerobot for name, array in before.observations.items() if array.ndim == 4}
+    assert_said(differences(before, after), lost)
+    made_up = {
+        "actions stay those of [-1, 1], and only": to in ("d4rl", "robomimic") and has_units,
+        "the last rows of 2 episodes hold nothing but": to == "d4rl" and before.final_observations.any(),
+        "the last next_obs of": to == "robomimic" and before.has_outcome[before.episode_ends - 1].any(),
+        "env_args are made up": to == "robomimic" and "env_args" not in before.attributes,
+        "fps is 10, since the data set does not say its rate": is_lerobot and name != "lerobot",
+        "the data set has no text of a task": is_lerobot and name != "lerobot",
+    }
+    assert_said(known(before) if (known := FORMATS[to].notes) else [], made_up)
+
+
+def test_lost_content_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = make_store((5, 7), terminals={4}, cameras={"front": (8, 6, 3)}, state=None)
+    source = native.write(tmp_path / "a.h5", store)
+    for to, words in (
+        ("native", "every frame, action, reward and flag is as it was"),
+        ("robomimic", "the actions of 1 rows, rewards of 1 rows without an outcome, "),
+        ("lerobot", "fps is 10, since the data set does not say its rate; --fps sets it"),
+    ):
+        assert main(["data", "convert", str(source), str(target(tmp_path, to)), "--to", to]) == 0
+        first, *lines = capsys.readouterr().out.splitlines()
+        assert first == f"{target(tmp_path, to)}: {to}, 2 episodes, 12 frames"
+        assert any(line.startswith(f"  {words}") for line in lines)
+    assert main(["data", "convert", str(source), str(tmp_path / "b"), "--to", "lerobot", "--fps", "25"]) == 0
+    assert "fps is" not in capsys.readouterr().out
+    assert open_store(tmp_path / "b").attributes["fps"] == 25
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from refusals import assert_same, entry, open_here
-from samples import DATA, EPISODES, FPS, FRONT, INFO, LEROBOT_ENDS, LEROBOT_ROWS, Copied, brightness, lerobot_contents
+from refusals import assert_same, entry, open_here, refused
+from samples import (
+    DATA,
+    EPISODES,
+    FPS,
+    FRONT,
+    INFO,
+    LEROBOT_ENDS,
+    LEROBOT_ROWS,
+    TOP,
+    VIDEO,
+    Copied,
+    brightness,
+    lerobot_contents,
+)
 from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.differences import differences
 from gtp_vision.datasets.formats import detect, lerobot_writer, native
+from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -47,6 +61,7 @@ def test_a_published_data_set_is_read(published: Path) -> None:
         "tasks": ["pick it", "place it"],
         "episode_tasks": [1, 0, 1],
         "left_out": ["observation.language"],
+        "time_stamps": [f"{VIDEO.format(TOP, 0)}: 2 of 14 frames belong to no row"],
         "episode_success": [False, True, False],
         "success_marks": "episodes (next.success)",
         "filters": {"success": [1], "failed": [0, 2]},
@@ -115,10 +130,11 @@ def test_the_error_of_video_is_as_documented(tmp_path: Path) -> None:
     part = native.read(demo_path()).subset(range(8))
     part.attributes = {}
     found = open_here(lerobot_writer.write(tmp_path / "a", part))
-    error = np.abs(np.asarray(found.observations["camera"]).astype(int) - np.asarray(part.observations["camera"]))
+    kept = part.without_final_observations()
+    error = np.abs(np.asarray(found.observations["camera"]).astype(int) - np.asarray(kept.observations["camera"]))
     assert 1 < error.mean() < 2.5
     assert error.max() < 130
-    assert f"{error.mean():.3g} of 255 on average, by {error.max()} at most" in differences(part, found)[0]
+    assert f"{error.mean():.3g} of 255 on average, by {error.max()} at most" in differences(kept, found)[0]
 
 
 def test_large_data_sets_are_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +171,15 @@ def test_the_written_folder_follows_the_published_schema(tmp_path: Path) -> None
     assert stats.keys() == info["features"].keys()
     for kind in ("min", "max", "mean", "std"):
         np.testing.assert_allclose(stats["action"][kind], getattr(store.actions, kind)(0), rtol=1e-5, atol=1e-6)
+    for q in (1, 10, 50, 90, 99):
+        key, wanted = f"q{q:02d}", np.quantile(store.actions, q / 100, axis=0)
+        np.testing.assert_allclose(stats["action"][key], wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            episodes[f"stats/action/{key}"][0], np.quantile(store.actions[:5], q / 100, axis=0), rtol=1e-5
+        )
+        pixels = np.quantile(store.observations["front"].reshape(-1, 3), q / 100, axis=0) / 255
+        np.testing.assert_allclose(np.ravel(stats[FRONT][key]), pixels, atol=0.02)
+    assert all(found.keys() == stats["action"].keys() for found in stats.values())
     tasks = pq.read_table(root / "meta/tasks.parquet")
     assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["task"]
 
@@ -175,3 +200,82 @@ def test_unfit_stores_are_refused(tmp_path: Path, content: dict[str, Any], words
     with pytest.raises(GtpVisionError, match=words):
         lerobot_writer.write(tmp_path / "a", make_store(**content))
     assert [path.name for path in tmp_path.iterdir() if "cache" not in path.name] == []
+
+
+def rows_of(folder: Path) -> dict[str, list[Any]]:
+    return dict(pq.read_table(folder / DATA.format(0)).to_pydict())
+
+
+def with_final_rows(**options: Any) -> Store:
+    """Two episodes whose last rows hold nothing but the observation after the last action, as readers append them."""
+    store = make_store((5, 7), **options)
+    store.actions[[4, 11]], store.rewards[[4, 11]] = 0, 0
+    return store
+
+
+def test_no_action_is_made_up_for_the_last_observation(tmp_path: Path) -> None:
+    """LeRobot's policies would learn `go to 0` at the end of every episode."""
+    store = with_final_rows(cameras={"front": (16, 16, 3)}, terminals={3})
+    folder = lerobot_writer.write(tmp_path / "a", store)
+    kept = np.setdiff1d(np.arange(12), [4, 11])
+    rows = rows_of(folder)
+    np.testing.assert_array_equal(rows["action"], store.actions[kept])
+    np.testing.assert_array_equal(rows["observation.state"], store.observations["state"][kept])
+    assert rows["next.done"] == [False] * 3 + [True] + [False] * 6
+    assert rows["next.truncated"] == [False] * 9 + [True]
+    assert json.loads((folder / "meta/stats.json").read_text())["action"]["count"] == [10]
+    found = open_here(folder)
+    assert problems(found) == []
+    assert found.episode_ends.tolist() == [4, 10]
+    assert found.transitions.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_recorded_last_action_is_kept(tmp_path: Path) -> None:
+    store = make_store((5, 7))
+    store.rewards[[4, 11]] = 0
+    assert rows_of(lerobot_writer.write(tmp_path / "a", store))["action"] == store.actions.tolist()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "fps", "is_known"),
+    [
+        ({"fps": 29.97}, 29.97, True),
+        ({"env_args": {"env_name": "Lift", "env_kwargs": {"control_freq": 20}}}, 20, True),
+        ({"fps": 50, "env_args": {"env_kwargs": {"control_freq": 20}}}, 50, True),
+        ({"env_args": {"env_name": "Lift"}}, 10, False),
+        ({"env_args": "?"}, 10, False),
+        ({}, 10, False),
+    ],
+)
+def test_the_rate_is_that_of_the_data(tmp_path: Path, attributes: dict[str, Any], fps: float, is_known: bool) -> None:
+    store = make_store(attributes=attributes)
+    folder = lerobot_writer.write(tmp_path / "a", store)
+    assert json.loads((folder / INFO).read_text())["fps"] == fps
+    np.testing.assert_allclose(rows_of(folder)["timestamp"][:5], np.arange(5) / fps, rtol=1e-6)
+    assert any("fps is 10" in note for note in lerobot_writer.notes(store)) is not is_known
+
+
+def test_actions_are_written_in_the_units_of_the_robot(tmp_path: Path) -> None:
+    """A constant dimension, whose limits are equal, has its constant; other readers know no action_low."""
+    bounds = {"action_low": [-3.0, 0.25, -1.0], "action_high": [5.0, 0.25, 1.0]}
+    store = make_store(actions=3, attributes=bounds)
+    store.actions[:, 1] = 0
+    folder = lerobot_writer.write(tmp_path / "a", store)
+    written = np.array(rows_of(folder)["action"])
+    np.testing.assert_allclose(written[:, 0], -3 + (store.actions[:, 0] + 1) * 4, rtol=1e-6)
+    np.testing.assert_array_equal(written[:, 1:], np.stack([np.full(12, 0.25), store.actions[:, 2]], 1))
+    found = open_here(folder)
+    np.testing.assert_allclose(found.actions, store.actions, atol=1e-6)
+    assert {name: found.attributes[name] for name in bounds} == bounds
+    entry("meta/gtp_vision.json", "attributes", "action_low", value=[1, 2])(folder)
+    refused(folder, "action_low and action_high do not fit 3 actions")
+
+
+def test_data_sets_of_earlier_versions_hold_actions_in_minus_1_to_1(tmp_path: Path) -> None:
+    store = make_store(attributes={})
+    folder = lerobot_writer.write(tmp_path / "a", store)
+    bounds = {"action_low": [-3.0, 0.0], "action_high": [5.0, 9.0]}
+    (folder / "meta/gtp_vision.json").write_text(json.dumps({"attributes": bounds}))
+    found = open_here(folder)
+    np.testing.assert_array_equal(found.actions, store.actions)
+    assert dict(found.attributes) == bounds

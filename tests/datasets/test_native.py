@@ -93,7 +93,7 @@ def test_unambiguous_types_and_shapes_are_accepted(
     ("field", "value", "words"),
     [
         ("rewards", np.zeros(11), "rewards has 11 rows and actions 12"),
-        ("rewards", np.array(["a"] * 12), "'rewards' holds other values.*write float32"),
+        ("rewards", np.array(["a"] * 12), "'rewards' holds text.*write float32"),
         ("actions", np.zeros((12, 1), np.int64), "discrete actions are not supported"),
         ("terminals", np.full(12, np.nan), "'terminals' holds a number that is not finite"),
         ("episode_ends", np.array([5.5, 12]), "'episode_ends' holds floats.*int64"),

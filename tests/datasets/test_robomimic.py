@@ -11,7 +11,7 @@ from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import layout
-from gtp_vision.datasets.formats import detect, robomimic
+from gtp_vision.datasets.formats import check_writable, detect, robomimic
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import validate
@@ -204,3 +204,24 @@ def test_filters_are_exchanged_with_robomimic(tmp_path: Path) -> None:
     assert sequences(path, (), ("state",), filter_by_attribute="train").demos == ["demo_0", "demo_2"]
     valid = sequences(path, (), ("state",), filter_by_attribute="valid")
     assert [valid[index]["obs"]["state"][0, 0] for index in range(len(valid))] == list(range(5, 11))
+
+
+def test_names_of_demonstrations_survive_every_format(tmp_path: Path) -> None:
+    """Numbers with gaps, as a filtered file has them: masks and names are those of the source again."""
+    path, _ = robomimic_file(tmp_path / "a.hdf5", LENGTHS)
+    with h5py.File(path, "r+") as file:
+        for old, new in (("demo_2", "demo_10"), ("demo_1", "demo_7")):
+            file["data"].move(old, new)
+        del file["mask/train"]
+        file["mask/train"] = np.array(["demo_10"], dtype="S")
+    store = open_here(path)
+    assert store.attributes["demonstrations"] == ["demo_0", "demo_7", "demo_10"]
+    assert store.attributes["filters"] == {"train": [2]}
+    assert "demonstrations" not in store.subset([0, 2]).attributes
+    for to in ("native", "lerobot", "robomimic"):
+        other = open_here(check_writable(to)(tmp_path / to, store))
+        again = check_writable("robomimic")(tmp_path / f"{to}.hdf5", other)
+        with h5py.File(again) as file:
+            assert set(file["data"]) == {"demo_0", "demo_7", "demo_10"}
+            assert file["mask/train"][:].tolist() == [b"demo_10"]
+        assert open_here(again).attributes["demonstrations"] == store.attributes["demonstrations"]
