@@ -1,4 +1,4 @@
-"""The documentation's commands: what can run here is run, everything else is parsed and its settings composed."""
+"""The documentation's commands: what can run here is run, everything else is parsed and its settings explained."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ def check(words: list[str]) -> None:
             from_command_line(["task=demo", *settings])
         elif settings:
             one_run = [word if "[" in word or not arguments.multirun else word.partition(",")[0] for word in settings]
-            from_command_line(one_run)
+            status, output = run(["train", *one_run, "--explain"])
+            assert status == 0, output
     verb = " ".join(words[:2])
     if verb == "bench suite" and not arguments.name.endswith(".yaml"):
         suite.load(arguments.name).chosen(agents=arguments.agents, tasks=arguments.tasks)

@@ -106,6 +106,8 @@ def _detect(path: Path) -> str:
     if path.is_dir() and not found:
         near = near_misses.in_folder(path, _is_data_set, _hint)
     if not found:
+        if path.name.startswith("._"):
+            near = f"it is macOS's note on another file; name {path.with_name(path.name[2:])}"
         near = near or f"known: {', '.join(known.title for known in _formats())}"
         raise GtpVisionError(f"the format of {path} is unknown ({held}); {near}")
     return found

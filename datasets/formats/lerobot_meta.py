@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import data_files
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.datasets.formats import tables, video
 
@@ -144,7 +145,7 @@ def read_episodes(path: Path, info: dict[str, Any], cameras: list[str]) -> Episo
     integers += [f"videos/{key}/{part}_index" for key in cameras for part in ("chunk", "file")]
     seconds = [f"videos/{key}/from_timestamp" for key in cameras]
     parts: list[list[np.ndarray]] = [[] for _ in (*integers, *seconds)]
-    for file in sorted((path / EPISODES).glob("*/*.parquet")):
+    for file in sorted(data_files(path / EPISODES, "*/*.parquet")):
         name = str(file.relative_to(path))
         for batch in tables.batches(tables.inside(path, name), [*integers, *seconds], ROWS):
             for part, array, key in zip(parts, batch, (*integers, *seconds), strict=True):

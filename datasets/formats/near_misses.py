@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 
 from gtp_vision.core import sandbox
+from gtp_vision.core.files import is_clutter
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import minari, native
 from gtp_vision.datasets.formats.native_checks import FLAT
@@ -157,6 +158,8 @@ def _data_sets(
         sandbox.heartbeat()
         if next(counted) >= _MAX_MEMBERS:
             return
+        if is_clutter(member.name):
+            continue
         inside = Path(member.path)
         is_folder = member.is_dir(follow_symlinks=False)
         if (is_folder or member.is_file()) and is_data_set(inside):

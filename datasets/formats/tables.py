@@ -40,9 +40,11 @@ def inside(folder: Path, name: str) -> Path:
 
 def batches(path: Path, names: Sequence[str], rows: int) -> Iterator[list[pa.Array]]:
     """Yield the columns `names` of a Parquet file, in batches of at most `rows` rows."""
-    with _faults(path):
+    with _faults(path):  # absolute, as Arrow takes a:b/c for an address
         _use_one_thread()
-        with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True) as file:
+        with pq.ParquetFile(
+            path.absolute(), buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True
+        ) as file:
             for name in names:
                 if len(file.schema_arrow.get_all_field_indices(name)) != 1:
                     raise GtpVisionError(f"{path} has not one column '{name}'; copy or convert the data set again")
@@ -54,7 +56,7 @@ def batches(path: Path, names: Sequence[str], rows: int) -> Iterator[list[pa.Arr
 def columns_of_text(path: Path) -> list[str]:
     """Return the names of a Parquet file's columns that hold text."""
     _use_one_thread()
-    with _faults(path), pq.ParquetFile(path, pre_buffer=False) as file:
+    with _faults(path), pq.ParquetFile(path.absolute(), pre_buffer=False) as file:
         kinds = pa.types.is_string, pa.types.is_large_string
         return [field.name for field in file.schema_arrow if any(kind(field.type) for kind in kinds)]
 

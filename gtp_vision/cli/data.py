@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -185,7 +186,7 @@ def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
         arguments.out,
         {name: given[name] for name in _COLLECT_OPTIONS if name in given},
         processes=given.get("processes", usual),
-        command=" ".join(["gtp-vision", *arguments.words]),
+        command=shlex.join(["gtp-vision", *arguments.words]),
         overwrite=arguments.overwrite,
         progress=os.environ.get("TQDM_DISABLE") != "1",  # tqdm's own switch, which an explicit argument would override
     )

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     out = arguments.out or Path("runs/bench") / Path(arguments.name).stem
     planned = plan(suite, out, (arguments.data or Path(suite.data)).expanduser())
     workers = arguments.workers or torch.cuda.device_count() or os.cpu_count() or 1
-    command, progress = " ".join(["gtp-vision", *arguments.words]), os.environ.get("TQDM_DISABLE") != "1"
+    command, progress = shlex.join(["gtp-vision", *arguments.words]), os.environ.get("TQDM_DISABLE") != "1"
     if arguments.tables:
         found = runner.write(suite, planned, out, command=command)
     else:

@@ -28,8 +28,16 @@ training.
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Train one run, resume one, or start a sweep."""
     from gtp_vision.config.compose import from_command_line, from_run
+    from gtp_vision.config.overrides import repeated
     from gtp_vision.training.trainer import train
 
+    if arguments.resume is not None:
+        arguments.resume, overrides = _resumed([arguments.resume, *overrides])
+        if arguments.overwrite:
+            raise GtpVisionError("--resume continues a run and --overwrite replaces it; give one of the two")
+    if _is_first():
+        for sentence in repeated(overrides):
+            print(f"gtp-vision: {sentence}", file=sys.stderr)
     if arguments.explain:
         return _explain(arguments, overrides)
     if arguments.multirun:
@@ -48,6 +56,20 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def _resumed(words: list[str]) -> tuple[str, list[str]]:
+    """The run that --resume names, "" for that of the settings, and the settings, wherever the words stand."""
+    settings = [word for word in words if "=" in word and not os.path.isfile(os.path.join(word, "config.yaml"))]
+    runs = [os.path.expanduser(word) for word in words if word and word not in settings]
+    if len(runs) > 1:
+        raise GtpVisionError(f"--resume resumes one run; choose one of {', '.join(runs)}")
+    return "".join(runs), settings
+
+
+def _is_first() -> bool:
+    """Whether this is the process of several that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _explain(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gtp_vision.config.explain import explain
 
@@ -64,7 +86,8 @@ def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import DictConfig
 
-    from gtp_vision.config.compose import addable, check_overrides, from_command_line
+    from gtp_vision.config.compose import from_command_line
+    from gtp_vision.config.overrides import addable, check_overrides
     from gtp_vision.training.trainer import train
 
     check_overrides(overrides)
@@ -95,8 +118,8 @@ def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
 
 
 def _print_results(run_dir: str, results: dict) -> None:
-    if os.environ.get("RANK", "0") != "0":
-        return  # only the first of several processes prints
+    if not _is_first():
+        return
     if "score" in results.get("last", {}):
         last = results["last"]
         of = f"{len(results['seeds'])} seeds" if "seeds" in results else f"{last['episodes']} episodes"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -75,7 +76,7 @@ class TrainingRun:
         self.health = Health(folder, config, parts.store, start=start, writes=is_main)
         self.skips, self.idle, self.idle_since = set(skips), 0, start + 1
         self.watch: FeatureMonitor | None = None
-        self._start, self._resume_with = start, resume_with
+        self._start, self._resume_with = start, shlex.quote(str(resume_with))
 
     def begin(self) -> None:
         """Write what belongs before the first step, on the main process."""

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from commands import CLI, ended
 
-from gtp_vision.cli.main import main
+from gtp_vision.cli.main import _parser, main
 from gtp_vision.cli.verb import VERBS
 from gtp_vision.datasets import demo_path
 
@@ -46,7 +46,21 @@ def test_every_verb_has_help_of_its_own(capsys: pytest.CaptureFixture[str]) -> N
         ("trian", "did you mean 'train'"),
         ("train", "no task is given"),
         ("train task=demo task.dataset=/no/such.h5", "/no/such.h5"),
-        ("train --resume /no/such/run", "/no/such/run"),
+        ("train --resume /no/such/run", "/no/such/run is not a run folder"),
+        ("train --resume task=demoo", "did you mean 'demo'"),
+        ("train --resume trainig.steps=3 task=demo", "did you mean 'training.steps'"),
+        ("train trainig.steps=3 --resume /no/such/run --resume", "did you mean 'training.steps'"),
+        ("train /no/such/run --resume", "/no/such/run is not a run folder"),
+        ("train --resume one two", "choose one of one, two"),
+        ("train --overwrite task=demo --resume", "give one of the two"),
+        ("train -- task=demoo", "did you mean 'demo'"),
+        ("train --overwrite task=demo --explain trainig.steps=3", "did you mean 'training.steps'"),
+        ("train task=demo task.dataset=x\udce9.h5", "is not UTF-8"),
+        ("data inspect \udce9.h5", "is not UTF-8"),
+        ("train run_dir=runs/a\r", "dos2unix"),
+        (f"data inspect {'x' * 300}", "File name too long"),
+        ("data inspect -dashed.h5", "write ./-dashed.h5 for the path"),
+        ("report x --out=~/no/such/folder/page.html --in -dashed.h5", "write ./-dashed.h5"),
         ("eval /no/such/run", "/no/such/run"),
         ("data inspect /no/such/file", "/no/such/file"),
         ("data inspect x --sheeet y", "--sheeet"),
@@ -59,7 +73,39 @@ def test_a_mistake_is_one_sentence(
     command: str, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert words in _error(capsys, *command.split())
+    (tmp_path / "-dashed.h5").write_bytes(b"")
+    assert words in _error(capsys, *command.split(" "))
+
+
+def test_a_home_folder_is_found_behind_an_equals_sign_too() -> None:
+    arguments = _parser().parse_args(["data", "view", "~/x.h5", "--out=~/page.html"])
+    assert (arguments.path, arguments.out) == (Path.home() / "x.h5", Path.home() / "page.html")
+    assert _parser().parse_args(["data", "view", "~x.h5"]).path == Path("~x.h5")
+
+
+def test_a_setting_that_is_given_twice_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "seed=1", "--explain", "task=demo", "seed=2"]) == 0
+    output, errors = capsys.readouterr()
+    assert output.split()[:2] == ["seed", "2"]
+    assert errors == "gtp-vision: seed is given 2 times; the last one counts: 2\n"
+
+
+@pytest.mark.trains
+def test_a_run_of_any_name_continues_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, name = "~ü &!'(1);#,=[2]{}$%@:\\.h5", "-ä b\n&'(1)#,=[]{}"
+    (tmp_path / data).symlink_to(demo_path())
+    settings = ["task=demo", "training=demo", "agent=gtp_bc_demo", "encoder=demo", *TINY, "training.eval_episodes=0"]
+    settings += ["training.engine=eager", "training.probe_rows=0", "training.device=cpu"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *settings, f"task.dataset={data}", f"run_dir={name}"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    run = tmp_path / name
+    (run / "results.json").unlink()
+    assert main(["train", f"{run}/", "--resume"]) == 0
+    assert (run / "results.json").exists()
+    assert main(["export", str(run), f"./{name}"]) == 0
+    assert main(["report", str(run)]) == 0
 
 
 @pytest.mark.trains
@@ -111,10 +157,10 @@ def test_evaluating_as_the_agent_cannot_act_is_refused(
 def test_a_sweep_makes_a_run_for_each_seed(tmp_path: Path) -> None:
     command = ["train", "-m", "task=demo", "training=demo", "agent=gtp_bc_demo", "encoder=demo", "seed=1,2", *TINY]
     # In a process of its own: Hydra sets up logging anew, and pytest's is in its way.
-    ended(*CLI, *command, "run_dir=seed${seed}", "training.eval_episodes=0", cwd=tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"seed1", "seed2", "runs"}
+    ended(*CLI, *command, "run_dir=é (${seed})", "training.eval_episodes=0", cwd=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"é (1)", "é (2)", "runs"}
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".sweeps"]
-    assert sorted(path.parent.name for path in tmp_path.glob("seed*/results.json")) == ["seed1", "seed2"]
+    assert sorted(path.parent.name for path in tmp_path.glob("é*/results.json")) == ["é (1)", "é (2)"]
 
 
 @pytest.mark.trains

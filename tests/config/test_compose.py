@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 from gtp_vision.agents import improvement_settings
 from gtp_vision.agents.diffusion_ql import QGradientSettings
 from gtp_vision.cli.main import main
-from gtp_vision.config.compose import addable, from_command_line, from_run, to_yaml
+from gtp_vision.config.compose import from_command_line, from_run, to_yaml
 from gtp_vision.config.explain import explain
 from gtp_vision.config.schema import Config, TrainingConfig
 from gtp_vision.core.errors import GtpVisionError, propose
@@ -57,11 +57,6 @@ def test_another_improvement_brings_its_own_settings() -> None:
     assert composed("agent=iql", "improvement=advantage") == composed("agent=iql"), "its own keeps its settings"
 
 
-def test_keys_that_no_preset_holds_are_added_in_sweeps() -> None:
-    assert addable("agent.improvement.eta=1,2") == "++agent.improvement.eta=1,2"
-    assert addable("seed=1,2") == "seed=1,2"
-
-
 @pytest.mark.parametrize(
     ("override", "words"),
     [
@@ -107,6 +102,7 @@ def test_a_mistake_is_refused_with_the_key_and_the_nearest_right_word(override: 
         (["training.steps=10", "encoder.unfreeze_step=10"], "must be below training.steps=10"),
         (["task.goals=hindsight"], "task.n_step=10 does not fit task.goals=hindsight"),
         (["task.goals=hindsight", "task.n_step=1", "task.discount=1"], "task.discount=1"),
+        (["run_dir=s3://bucket/run"], "run_dir=s3://bucket/run is an address"),
         (["task.datasets=[a]"], "task.dataset and task.datasets are both given"),
         (["task.dataset=null", "task.datasets=[]"], "task.datasets=[] names no data set"),
         (["task.dataset=null", "task.datasets=[a,b]", "task.shares=[1]"], "for each of the 2 data sets"),

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import h5py
@@ -86,7 +87,12 @@ def test_data_sets_in_a_folder_are_named(copied: Copied, tmp_path: Path) -> None
     (folder / "readme.txt").write_text("nothing")
     assert "gtp-vision HDF5" in hint(folder)
     copied("native").rename(folder / "deep" / "b.data")
+    for name in ("._b.data", "b.data~", ".b.data.swp", ".ipynb_checkpoints/b.data", "b.data.part"):
+        (folder / "deep" / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(folder / "deep" / "b.data", folder / "deep" / name)
     assert "it holds one data set; name folder/deep/b.data" in hint(folder)
+    (folder / "deep" / "._b.data").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    assert "macOS's note on another file; name b.data" in hint(folder / "deep" / "._b.data")
     copied("ogbench").rename(folder / "a.data")
     assert "name one of them, e.g. folder/a.data (it holds a.data, deep/b.data)" in hint(folder)
     for number in range(9):

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,25 @@ def test_actions_without_statistics(copied: Copied, factor: float, is_scaled: bo
     else:
         np.testing.assert_array_equal(store.actions, actions)
         assert set(store.attributes["action_low"]) == {-1}, "they are the robot's as they are"
+
+
+def test_clutter_is_passed_over(copied: Copied) -> None:
+    folder = copied("published")
+    before = open_here(folder)
+    for file in list(folder.rglob("*.*")):
+        for name in (f"._{file.name}", f"{file.name}~", f".{file.name}.swp", f".ipynb_checkpoints/{file.name}"):
+            (file.parent / name).parent.mkdir(exist_ok=True)
+            (file.parent / name).write_bytes(b"\0\5\x16\7")
+    shutil.copytree(folder / "meta/episodes/chunk-000", folder / "meta/episodes/.ipynb_checkpoints")
+    assert_same(open_here(folder), before)
+
+
+def test_a_relative_folder_may_look_like_an_address(copied: Copied, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copied("published")
+    before = open_here(folder)
+    monkeypatch.chdir(folder.parent)
+    folder.rename("s3:x")
+    np.testing.assert_array_equal(open_here(Path("s3:x")).actions, before.actions)
 
 
 def test_missing_flags(copied: Copied) -> None:

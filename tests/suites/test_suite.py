@@ -42,10 +42,11 @@ def test_published_settings_reach_the_runs() -> None:
     assert config.agent.improvement.distill_weight == 1000
     assert config.task.env == "puzzle-4x4-play-singletask-task3-v0"
     suite = load("d4rl-antmaze-v0")
-    config = from_command_line([*settings_for(suite, suite.tasks[0], "diffusion_ql", Path("/data")), "run_dir=unused"])
+    settings = settings_for(suite, suite.tasks[0], "diffusion_ql", Path("/d [1], ü"))
+    config = from_command_line([*settings, "run_dir=unused"])
     assert (config.task.reward_shift, config.task.reward_scale) == (-0.5, 4.0)
     assert config.agent.improvement.q_weight == 0.5
-    assert config.task.dataset == "/data/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse.hdf5"
+    assert config.task.dataset == "/d [1], ü/Ant_maze_u-maze_noisy_multistart_False_multigoal_False_sparse.hdf5"
 
 
 def test_some_agents_and_tasks_can_be_chosen() -> None:
