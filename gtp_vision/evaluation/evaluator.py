@@ -15,12 +15,12 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from gtp_vision.agents.acting import FrameStack
 from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import GOAL
+from gtp_vision.core.progress import Progress
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.metrics import METRICS
@@ -160,7 +160,7 @@ class Evaluator:
             except FaultyError as fault:
                 raise self._failure(fault, {}) from fault
         rollout = _Rollout(self, self._simulators, waiting, film)
-        with one_thread(), tqdm(total=len(waiting), desc=label, unit="episode", disable=not self.progress) as bar:
+        with one_thread(), Progress(total=len(waiting), desc=label, unit="episode", disable=not self.progress) as bar:
             done = self._finish(rollout, actor, bar, stop)
         if self.world_size > 1:
             done = gather_object(done)
@@ -171,7 +171,7 @@ class Evaluator:
         rule = {} if self.spec.success_reward is None else {"success_rule": f"reward >= {self.spec.success_reward:g}"}
         return summary(done, time.perf_counter() - started, self.spec.name) | rule, done
 
-    def _finish(self, rollout: _Rollout, actor: Actor, bar: tqdm, stop: Callable[[], bool]) -> list[Episode]:
+    def _finish(self, rollout: _Rollout, actor: Actor, bar: Progress, stop: Callable[[], bool]) -> list[Episode]:
         done: list[Episode] = []
         rounds = 0
         while self._is_any_busy(rollout.is_busy, rounds, stop):
