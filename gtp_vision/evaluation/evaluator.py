@@ -22,6 +22,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.random import EpisodeNoise
+from gtp_vision.datasets.pictures import rgb
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.metrics import METRICS
 from gtp_vision.evaluation.vector_env import FaultyError, Simulators
@@ -43,7 +44,7 @@ class Episode:
         success: whether any of its steps was a success; None if the environment said nothing of any.
         total_reward: the sum of its rewards.
         length: steps.
-        film: if it was filmed, its observations by name, one more than steps; images are uint8 (H, W, 3).
+        film: if it was filmed, its observations by name, one more than steps; images are (H, W, C).
         task: of environments with goals.
         goal: the goal's observation by name, of environments with goals.
     """
@@ -63,8 +64,8 @@ class Episode:
 
     @property
     def frames(self) -> list[np.ndarray]:
-        """Images of `camera`, uint8 (H, W, 3), one more than steps; empty if it was not filmed."""
-        return [observation[self.camera] for observation in self.film]
+        """Images of `camera` as RGB, uint8 (H, W, 3), one more than steps; empty if it was not filmed."""
+        return [rgb(observation[self.camera]) for observation in self.film]
 
 
 class SimulatorError(GtpVisionError):

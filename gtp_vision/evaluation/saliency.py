@@ -39,7 +39,8 @@ def saliency(
     that chooses among candidates is ignored.
     """
     acting = agent.config.acting
-    pixels = (observation[camera].float() / 255).requires_grad_()
+    frames = observation[camera]
+    pixels = (frames / 255 if frames.dtype == torch.uint8 else frames.clone()).requires_grad_()
     mode = agent.training
     agent.eval()
     try:

@@ -31,6 +31,7 @@ from gtp_vision.core.manifest import MANIFEST
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.settings import numbers
 from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
+from gtp_vision.models import without_bounds
 from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
@@ -112,7 +113,8 @@ def _load_agent(
     with torch.device("meta"):  # takes no memory
         plan = _built(shapes, schema.actions, config, encoder)
     tensors = plan.state_dict()
-    expected = {name: tuple(x.shape) for name, x in tensors.items() if name.partition(".")[0] in parts}
+    names = {name for name in tensors if name.partition(".")[0] in parts} - without_bounds(tensors, stored)
+    expected = {name: tuple(tensors[name].shape) for name in names}
     if differing := sorted(expected.items() ^ stored.items()):
         raise GtpVisionError(
             f"{WEIGHTS} does not hold the agent that {MADE_OF} describes: '{differing[0][0]}' differs; export it again"

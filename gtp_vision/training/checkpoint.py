@@ -25,6 +25,7 @@ from gtp_vision.core import manifest
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import __version__
 from gtp_vision.core.safe_json import read_json
+from gtp_vision.models import without_bounds
 
 FORMAT = 1  # of state.json and of the tensors' names; gtp-vision 0.1.0 wrote format 1 without a number
 _PREFIX = "step_"
@@ -153,7 +154,9 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
     state = _state(path / "state.json", path.name)
     stored = manifest.tensor_shapes(path / "agent.safetensors")
     present = {name: (tuple(x.shape), _DTYPES.get(x.dtype, "?")) for name, x in agent.state_dict().items()}
+    old = without_bounds(present, stored)
     differing = sorted(name for name in stored.keys() | present.keys() if stored.get(name) != present.get(name))
+    differing = [name for name in differing if name not in old]
     if differing:
         name = differing[0]
         kinds = [" ".join(map(str, where[name])) if name in where else "absent" for where in (stored, present)]

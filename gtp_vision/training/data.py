@@ -19,6 +19,7 @@ from gtp_vision.datasets.statistics import ArrayStatistics, mean_images, store_s
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store, mix
 from gtp_vision.datasets.validation import shape_errors, validate
 from gtp_vision.encoders import Encoder
+from gtp_vision.models import Policy
 
 STATISTICS = "statistics.json"
 
@@ -70,9 +71,10 @@ def _paths(config: Config) -> list[Path]:
 
 
 def fit(module: nn.Module, store: Store, *, standardize: bool) -> dict[str, ArrayStatistics]:
-    """Set mean and scale of every encoder in `module`, targets included; return statistics of actions and states.
+    """Set mean and scale of every encoder, and bounds of every policy in `module`; return statistics of the arrays.
 
-    `standardize` gives states mean 0 and deviation 1 (near-constant dimensions are only centered).
+    `standardize` gives states mean 0 and deviation 1 (near-constant dimensions are only centered, constant ones become
+    0). Dimensions of actions that the data hold constant are acted as their constant.
     """
     statistics = store_statistics(store)
     means = {name: torch.from_numpy(mean).permute(2, 0, 1) for name, mean in mean_images(store).items()}
@@ -87,6 +89,10 @@ def fit(module: nn.Module, store: Store, *, standardize: bool) -> dict[str, Arra
             encoder.centre(means)
             if standardize:
                 encoder.standardize(scales)
+    bounds = torch.from_numpy(statistics["actions"].bounds())
+    for policy in module.modules():
+        if isinstance(policy, Policy):
+            policy.hold(bounds)
     return statistics
 
 
