@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -97,9 +98,16 @@ def fit(module: nn.Module, store: Store, *, standardize: bool) -> dict[str, Arra
 
 
 def constant_dimensions(statistics: Mapping[str, ArrayStatistics]) -> str:
-    """A sentence that names the near-constant dimensions, which are not scaled; empty if there are none."""
-    named = [f"{name} {array.constant}" for name, array in statistics.items() if array.constant]
-    return f"near-constant dimensions, not scaled: {', '.join(named)}" if named else ""
+    """Sentences that name dimensions that hardly change, and what becomes of them; empty if there are none."""
+    parts: dict[str, list[str]] = {}
+    for name, array in statistics.items():
+        fixed = np.flatnonzero(array.fixed()).tolist()
+        scaled = [dimension for dimension in array.constant if dimension not in fixed]
+        effect = "acted as their constant" if name == "actions" else "ignored"
+        for dimensions, found in ((fixed, f"constant dimensions, {effect}"), (scaled, "near-constant, not scaled")):
+            if dimensions:
+                parts.setdefault(found, []).append(f"{name} {dimensions}")
+    return "; ".join(f"{found}: {', '.join(named)}" for found, named in parts.items())
 
 
 def save_statistics(folder: Path, statistics: Mapping[str, ArrayStatistics], store: Store) -> None:
