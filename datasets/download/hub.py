@@ -83,8 +83,14 @@ def _snapshot(
         _check(ledger, path, files[path], url)
     space = sum(files[path].size for path in missing)
     require_space(ledger.folder, space, name, "choose another folder with --to")
-    settings = {"local_dir": ledger.folder, "allow_patterns": allowed, "tqdm_class": Progress}
-    api.snapshot_download(name, repo_type="dataset", revision=commit, **settings)
+    api.snapshot_download(
+        name,
+        repo_type="dataset",
+        revision=commit,
+        local_dir=ledger.folder,
+        allow_patterns=allowed,
+        tqdm_class=Progress,
+    )
     return {path: _check(ledger, path, file, url) for path, file in files.items()}, commit
 
 
