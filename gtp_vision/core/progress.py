@@ -61,7 +61,7 @@ class Progress(tqdm):
     def _write_line(self, form: str) -> None:
         known: dict[str, Any] = self.format_dict | {
             "bar_format": form,
-            "prefix": self.desc or "progress",
+            "prefix": self.desc.removesuffix(": ") or "progress",
             "ncols": None,
         }
         if form == _LAST:
