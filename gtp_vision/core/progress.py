@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from typing import Any
@@ -37,7 +38,7 @@ class Progress(tqdm):
         """Draw the bar, or write a line if one is due."""
         if self._is_bar:
             return super().display(msg, pos)
-        elapsed = self._time() - self.start_t
+        elapsed = self.format_dict["elapsed"]
         if elapsed >= self._due:
             self._write_line(_LINE if self.total else _LAST)
             self._due = elapsed + min(max(_INTERVAL, _SHARE * elapsed), _LONGEST)
@@ -50,20 +51,15 @@ class Progress(tqdm):
 
     def close(self) -> None:
         """End the bar, or write the last line."""
-        if self._is_bar or self.disable:
-            super().close()
-            return
-        self.disable = True
-        self._decr_instances(self)
-        if self._time() - self.start_t >= self.delay:
-            self._write_line(_LAST)
+        if not self._is_bar and not self.disable:
+            if self.format_dict["elapsed"] >= self.delay:
+                self._write_line(_LAST)
+            self.delay = math.inf  # it would write a bar, too
+        super().close()
 
     def _write_line(self, form: str) -> None:
-        known: dict[str, Any] = self.format_dict | {
-            "bar_format": form,
-            "prefix": self.desc.removesuffix(": ") or "progress",
-            "ncols": None,
-        }
+        prefix = self.desc.removesuffix(": ") or "progress"
+        known: dict[str, Any] = {**self.format_dict, "bar_format": form, "prefix": prefix, "ncols": None}
         if form == _LAST:
             known["rate"] = None  # the mean
         self.fp.write(self.format_meter(**known) + "\n")
