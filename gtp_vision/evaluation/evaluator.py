@@ -28,7 +28,7 @@ from gtp_vision.evaluation.metrics import METRICS
 from gtp_vision.evaluation.vector_env import FaultyError, Simulators
 
 _FRAMES_A_SECOND = 20  # OGBench's control rate: videos play in real time
-VIDEO_SCALE = 4
+_LARGEST_SCALE, _SIDE = 4, 256  # small frames are enlarged up to four times, until their longest side has 256 pixels
 _ROUND = 16  # steps of the environments between synchronizations of several processes
 
 Actor = Callable[[Mapping[str, torch.Tensor], EpisodeNoise], torch.Tensor]
@@ -326,8 +326,10 @@ def random_actor(actions: int) -> Actor:
 
 
 def scaled_up(episode: Episode) -> np.ndarray:
-    """The frames of a filmed episode, uint8 (L, H, W, 3), each pixel repeated `VIDEO_SCALE` times."""
-    return np.stack(episode.frames).repeat(VIDEO_SCALE, 1).repeat(VIDEO_SCALE, 2)
+    """The frames of a filmed episode, uint8 (L, H, W, 3), each pixel of a small frame repeated up to 4 times."""
+    frames = np.stack(episode.frames)
+    scale = max(1, min(_LARGEST_SCALE, _SIDE // max(frames.shape[1:3])))
+    return frames.repeat(scale, 1).repeat(scale, 2)
 
 
 def write_videos(
@@ -336,13 +338,19 @@ def write_videos(
     draw: Callable[[Episode], np.ndarray] = scaled_up,
     suffix: str = "",
 ) -> list[Path]:
-    """Write filmed episodes as mp4 files named by number and outcome; `draw` makes the images uint8 (L, H, W, 3)."""
+    """Write filmed episodes as mp4 files named by number and outcome; `draw` makes the images uint8 (L, H, W, 3).
+
+    The codec takes even sides only: the last row and column of odd ones are repeated.
+    """
     written = []
     for episode in episodes:
         if episode.film:
             folder.mkdir(parents=True, exist_ok=True)
             outcome = {True: "success", False: "failure", None: "unknown"}[episode.success]
             path = folder / f"episode_{episode.number:03d}_{outcome}{suffix}.mp4"
-            iio.imwrite(path, draw(episode), fps=_FRAMES_A_SECOND, codec="libx264", macro_block_size=None)
+            video = draw(episode)
+            if video.shape[1] % 2 or video.shape[2] % 2:
+                video = np.pad(video, ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)), "edge")
+            iio.imwrite(path, video, fps=_FRAMES_A_SECOND, codec="libx264", macro_block_size=None)
             written.append(path)
     return written

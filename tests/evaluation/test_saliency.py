@@ -135,3 +135,13 @@ def test_cameras_of_any_channels_are_filmed_as_rgb(tmp_path: Path, channels: int
     assert draw.maps(episode).any()
     for paths in (write_videos(tmp_path, [episode]), write_videos(tmp_path, [episode], draw, SALIENCY)):
         assert [iio.imread(path).shape for path in paths] == [(3, 4 * SIDE, 4 * SIDE, 3)]
+
+
+@pytest.mark.parametrize(
+    ("side", "written"),
+    [((17, 13), (68, 52)), ((64, 64), (256, 256)), ((85, 60), (256, 180)), ((301, 200), (302, 200))],
+)
+def test_videos_enlarge_small_frames_only(tmp_path: Path, side: tuple[int, int], written: tuple[int, int]) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, *side, 3), np.uint8)
+    (path,) = write_videos(tmp_path, [Episode(0, True, 0.0, 1, [{"camera": frame} for frame in frames])])
+    assert iio.imread(path).shape == (2, *written, 3)
