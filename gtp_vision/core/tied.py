@@ -25,8 +25,14 @@ def aliases(module: nn.Module) -> dict[str, str]:
 
 def stored_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """The state of a module as safetensors takes it: contiguous, and tied tensors by their first name alone."""
-    tied = aliases(module)
-    return {name: x.contiguous() for name, x in module.state_dict().items() if name not in tied}
+    tied, memory = aliases(module), set()
+    tensors = {}
+    for name, x in module.state_dict().items():
+        if name not in tied:
+            x = x.contiguous()
+            tensors[name] = x.clone() if x.untyped_storage().data_ptr() in memory else x
+            memory.add(x.untyped_storage().data_ptr())
+    return tensors
 
 
 def with_aliases(stored: Mapping[str, T], module: nn.Module) -> dict[str, T]:
