@@ -45,6 +45,10 @@ class Named:
     names: Callable[[], Collection[str]] = tuple
 
 
+class UnfitError(GtpVisionError):
+    """A backbone cannot take a camera's frames; `backbones.create` adds what to set."""
+
+
 class Backbone(nn.Module, ABC):
     """One camera's stacked frames to a vector.
 
@@ -202,17 +206,15 @@ def _largest(module: nn.Module, names: set[str], prefix: str = "") -> Iterator[t
 def probe(module: nn.Module, shape: tuple[int, ...], name: str) -> torch.Tensor:
     """The output of a module for one black input (K, H, W); the module is not changed.
 
-    Raises GtpVisionError, with `encoder.name`: it cannot take this size.
+    Raises UnfitError, with `encoder.name`: it cannot take this size.
     """
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
         return module(torch.zeros(1, *shape))
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-        raise GtpVisionError(
-            f"encoder.name={name} cannot take {shape[0]} channels of {shape[1]}x{shape[2]} pixels "
-            f"({first_line(error)}); set another encoder.cameras.<name>.size, or encoder.stack=frames if it needs "
-            f"three channels"
+    except Exception as error:  # architectures raise anything for sizes that they cannot take
+        raise UnfitError(
+            f"encoder.name={name} cannot take {shape[0]} channels of {shape[1]}x{shape[2]} pixels ({first_line(error)})"
         ) from error
     finally:
         for part, mode in modes.items():
