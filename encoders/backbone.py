@@ -69,6 +69,7 @@ class Backbone(nn.Module, ABC):
         mean: float32 (C, H, W), in [0, 255], subtracted from every frame.
         scale: float32 (C, 1, 1), the divisor.
         has_frozen_statistics: its batch normalization uses the running statistics, also in training.
+        layout: order of a map's numbers in memory, which those that compute on maps keep; channels last is faster.
         first_layers: names, within `weights_module()`, of the layers that see the channels.
     """
 
@@ -76,6 +77,7 @@ class Backbone(nn.Module, ABC):
     scale: torch.Tensor
     width: int
     has_frozen_statistics = False
+    layout: torch.memory_format = torch.channels_last
     first_layers: tuple[str, ...] = ()
 
     def __init__(
