@@ -369,7 +369,8 @@ def choose(q: torch.Tensor, acting: ActingConfig, noise: NoiseSource) -> torch.T
     if acting.choose == "argmax":
         return q.argmax(1)
     gumbel = -(-noise.uniform(*q.shape).clamp_min(1e-20).log()).log()
-    return (q / acting.temperature + gumbel).argmax(1)
+    worse = q - q.amax(1, keepdim=True)  # whose quotient neither overflows nor drowns the noise, however cold it is
+    return (worse / acting.temperature + gumbel).argmax(1)
 
 
 class ScaledNoise:

@@ -8,6 +8,7 @@ and one whose rewards are 0 but for one success. Compositions that cannot work a
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ import torch
 
 from gtp_vision.agents import IMPROVEMENTS, ActingConfig, AgentConfig, check_agent, improvement_settings
 from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import make_folder
 from gtp_vision.core.random import RandomStream, counter_rng
@@ -46,7 +48,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "advantage": {
         "": {},
-        "exponential": {"form": "exponential", "eta": 3.0},
+        "exponential": {"form": "exponential", "eta": 10.0},
         "as IQL": {"form": "exponential", "eta": 10.0, "standardize": False, "weight_clip": 100.0},
     },
     "alignment": {"": {"pretrain_steps": 100}},
@@ -116,11 +118,11 @@ def refusal(config: AgentConfig) -> str:
 
 
 def recordings(task: str, generator: np.random.Generator) -> Store:
-    """Episodes of random actions that reward 0 but for one, or at least -10 for all."""
+    """Episodes of random actions with rewards of about -100, or of 0 but for one."""
     rows = _EPISODES * _LENGTH
     ends = np.arange(_LENGTH, rows + 1, _LENGTH)
     actions = generator.uniform(-1, 1, (rows, 2)).astype(np.float32)
-    rewards, terminals = -10 - np.abs(actions).sum(1), np.zeros(rows, bool)
+    rewards, terminals = -100 - np.abs(actions).sum(1), np.zeros(rows, bool)
     if task == "sparse":
         rewards, terminals[ends[0] - 1] = np.zeros(rows, np.float32), True
         rewards[ends[0] - 1] = 1
@@ -189,17 +191,25 @@ def train_composition(agent: AgentConfig, data: Mapping[str, Path], steps: int, 
     return {"faults": faults, "acted": len(legal) * len(data)}
 
 
-def _fault(agent: AgentConfig, path: Path, steps: int, seed: int, actings: Mapping[str, ActingConfig]) -> str:
-    overrides = ["task=own", "task.name=compositions", "task.frame_stack=1", f"task.dataset={path}", "encoder=state"]
+@functools.cache
+def _config(steps: int, seed: int) -> Config:
+    overrides = ["task=own", "task.name=compositions", "task.frame_stack=1", "task.dataset=unused", "encoder=state"]
     overrides += ["training.device=cpu", "training.learning_rate=3e-3", "training.warmup_steps=0", f"seed={seed}"]
-    config = from_command_line([*overrides, f"training.batch_size={_BATCH}", f"training.steps={steps}"])
-    config = replace(config, agent=agent, task=replace(config.task, n_step=agent.action_chunk))
+    return from_command_line([*overrides, f"training.batch_size={_BATCH}", f"training.steps={steps}"])
+
+
+def _fault(agent: AgentConfig, path: Path, steps: int, seed: int, actings: Mapping[str, ActingConfig]) -> str:
+    config = _config(steps, seed)
+    task = replace(config.task, dataset=str(path), n_step=agent.action_chunk)
+    config = replace(config, agent=agent, task=task)
     parts = build(config)
     engine = Eager(batch_source(parts.sampler, parts.accelerator.device), config, parts)
     for step in range(steps):
         (metrics,) = engine.step(step, engine.source.fetch(step))
         if not bool(torch.stack(list(metrics.values())).isfinite().all()):
             return f"step {step + 1}: {', '.join(name for name, x in metrics.items() if not bool(x.isfinite()))}"
+        if metrics.get("weight/effective_share", 1) < 0.99 / _BATCH:
+            return f"step {step + 1}: no action has a weight"
     for name, tensor in parts.agent.state_dict().items():
         if not bool(tensor.isfinite().all()):
             return f"parameter {name}"
