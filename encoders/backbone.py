@@ -70,6 +70,7 @@ class Backbone(nn.Module, ABC):
         scale: float32 (C, 1, 1), the divisor.
         has_frozen_statistics: its batch normalization uses the running statistics, also in training.
         layout: order of a map's numbers in memory, which those that compute on maps keep; channels last is faster.
+        unused: names of parameters that the vector does not depend on, which are never trained.
         first_layers: names, within `weights_module()`, of the layers that see the channels.
     """
 
@@ -78,6 +79,7 @@ class Backbone(nn.Module, ABC):
     width: int
     has_frozen_statistics = False
     layout: torch.memory_format = torch.channels_last
+    unused: frozenset[str] = frozenset()
     first_layers: tuple[str, ...] = ()
 
     def __init__(

@@ -81,6 +81,7 @@ def _fitting(named: Named, shape: tuple[int, ...], config: EncoderConfig) -> str
     near.sort(key=lambda sides: sum(abs(side - own) for side, own in zip(sides, size, strict=True)))
     square = -(-max(size) // 32) * 32
     sizes = [sides for sides in (*near, [square, square], [224, 224], [240, 240], [256, 256]) if sides != size]
+    changes: dict[str, tuple[tuple[int, ...], EncoderConfig]]
     changes = {f"encoder.cameras.<name>.size=[{h},{w}]": ((frames, channels, h, w), config) for h, w in sizes}
     if frames > 1 and config.stack == "channels":  # it may need three channels
         changes = {"encoder.stack=frames": (shape, replace(config, stack="frames"))} | changes

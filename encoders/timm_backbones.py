@@ -117,6 +117,8 @@ class Timm(Backbone):
                 f"encoder.pooling={kind} does not fit encoder.name={config.name}; "
                 f"set it to {'average' if kind == 'auto' else 'auto'}"
             )
+        if self.level is not None:
+            self.unused = self._found_unused()
         if kind == "class_token" and (getattr(self.model, "cls_token", None) is None or features.ndim != 3):
             raise GtpVisionError(
                 f"encoder.pooling=class_token: encoder.name={config.name} has no class token; choose average, "
@@ -141,6 +143,15 @@ class Timm(Backbone):
         if self.level is None:
             return self.model(x)
         return self.model.forward_intermediates(x, indices=[self.level], stop_early=True, intermediates_only=True)[0]
+
+    def _found_unused(self) -> frozenset[str]:
+        """Parameters without a gradient: timm leaves some of the layers behind `level`."""
+        names, parameters = zip(*self.model.named_parameters(prefix="model"), strict=True)
+        self.model.eval()  # a single frame has no batch statistics
+        found = self.features(torch.zeros(1, self.in_channels, *self.shape[2:]))
+        self.model.train()
+        gradients = torch.autograd.grad(found.sum(), parameters, allow_unused=True)
+        return frozenset(name for name, gradient in zip(names, gradients, strict=True) if gradient is None)
 
     def _as_map(self, x: torch.Tensor) -> torch.Tensor:
         """Unpooled features, of tokens or channels last, to (N, C, h, w)."""

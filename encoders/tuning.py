@@ -42,6 +42,9 @@ def prepare(backbone: Backbone, config: EncoderConfig) -> Backbone:
             backbone.to(memory_format=backbone.layout)  # type: ignore[call-overload]  # missing in torch's stubs
     if config.tuning == "lora":
         lora.inject(backbone, config.lora)
+    for name, parameter in backbone.named_parameters():
+        if name in backbone.unused:
+            parameter.requires_grad_(False)
     return backbone
 
 
