@@ -59,7 +59,7 @@ class AdvantageSettings(ImprovementSettings):
     eta: float = setting(1.0, "how strongly advantages weigh", low=0)
     standardize: bool = setting(True, "divide advantages by their deviation over the batch")
     # Not published; 100 (IQL's) lets one sample in a hundred decide.
-    weight_clip: float = setting(10.0, "largest weight", low=1)
+    weight_clip: float = setting(10.0, "largest weight", low=1, high=1e30)
     # 1 doubles the noise of the advantage.
     value_samples: int = setting(4, "policy samples that estimate V(o), unless the critic learns a V", low=1)
     # A mean over samples needs no sharper ones; 5 would cost as much as the rest of the step.
