@@ -222,17 +222,18 @@ def _fault(agent: AgentConfig, path: Path, steps: int, seed: int, actings: Mappi
 
 def table(results: Mapping[str, Any]) -> list[str]:
     """How many critics each family and improvement trained with, `-` where all were refused, and what failed."""
-    trained, cells = results["trained"], Counter(label.rpartition(" / ")[0] for label in results["trained"])
+    trained = results["trained"]
+    cells = Counter(label.rpartition(" / ")[0] for label in trained)
     names = [tuple(label.split(" / ")[:2]) for label in [*trained, *results["refused"]]]
     families, improvements = sorted({family for family, _ in names}), sorted({name for _, name in names})
-    lines = [f"{'':28}" + "".join(f"{family:>14}" for family in families)]
-    for improvement in improvements:
-        counts = (cells[f"{family} / {improvement}"] or "-" for family in families)
-        lines.append(f"{improvement:28}" + "".join(f"{count:>14}" for count in counts))
+    lines = [f"{'':14}" + "".join(f"  {name}" for name in improvements)]
+    for family in families:
+        counts = {name: str(cells[f"{family} / {name}"] or "-") for name in improvements}
+        lines.append(f"{family:14}" + "".join(f"{count:>{len(name) + 2}}" for name, count in counts.items()))
     faults = [f"{label}, {task}: {what}" for label, of in trained.items() for task, what in of.items() if what]
     lines.append(
         f"{len(trained)} compositions trained for {results['train_steps']} steps on {len(results['tasks'])} tasks, and "
-        f"acted in {results['acted']} ways: {len(faults)} not finite; {len(results['refused'])} refused; "
+        f"acted {results['acted']} times: {len(faults)} not finite; {len(results['refused'])} refused; "
         f"{results['seconds']:.0f} s"
     )
     return lines + faults
