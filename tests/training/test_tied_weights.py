@@ -9,12 +9,12 @@ import pytest
 import torch
 from engines_of import engine_of
 from small_runs import assert_close, assert_equal, saved, small_run
+from stores import make_store
 
 from gtp_vision import load_policy
 from gtp_vision.config.schema import Config
 from gtp_vision.core.tied import aliases
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.serving.export import export
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build
@@ -25,7 +25,7 @@ SHAPE = (32, 48, 3)
 
 
 @pytest.fixture
-def config_of(make_store: Callable[..., Store], tmp_path: Path) -> Callable[..., Config]:
+def config_of(tmp_path: Path) -> Callable[..., Config]:
     """The configuration of a run of four steps, by its folder's name."""
     data = native.write(tmp_path / "data.h5", make_store((9, 8), cameras={"front": SHAPE}))
     short = ("training.batch_size=4", "training.steps=4")
