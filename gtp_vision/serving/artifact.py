@@ -30,6 +30,7 @@ from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.manifest import MANIFEST
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.settings import numbers
+from gtp_vision.core.tied import stored_tensors, with_aliases
 from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
 from gtp_vision.models import without_bounds
 from gtp_vision.serving.card import card
@@ -80,8 +81,8 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
 
 def write(folder: Path, agent: Agent, schema: Schema, provenance: Mapping[str, Any], parts: Sequence[str]) -> None:
     """Write an artifact's files into an empty folder, with the weights of the agent's modules `parts`."""
-    tensors = {name: x.contiguous() for name, x in agent.state_dict().items() if name.partition(".")[0] in parts}
-    save_file(tensors, folder / WEIGHTS)
+    tensors = {part: stored_tensors(agent.get_submodule(part)) for part in parts}
+    save_file({f"{part}.{name}": x for part, of in tensors.items() for name, x in of.items()}, folder / WEIGHTS)
     settings = {
         "format": FORMAT,
         "schema": schema.record(),
@@ -108,11 +109,11 @@ def _load_agent(
     path: Path, schema: Schema, config: AgentConfig, encoder: EncoderConfig, parts: list[str], *, bf16: bool
 ) -> Agent:
     """Build the agent and load its weights, after checking the size of both."""
-    stored = {name: shape for name, (shape, _) in manifest.tensor_shapes(path).items()}
     shapes = schema.shapes()
     with torch.device("meta"):  # takes no memory
         plan = _built(shapes, schema.actions, config, encoder)
     tensors = plan.state_dict()
+    stored = {name: shape for name, (shape, _) in with_aliases(manifest.tensor_shapes(path), plan).items()}
     names = {name for name in tensors if name.partition(".")[0] in parts} - without_bounds(tensors, stored)
     expected = {name: tuple(tensors[name].shape) for name in names}
     if differing := sorted(expected.items() ^ stored.items()):
@@ -125,7 +126,7 @@ def _load_agent(
             f"{MADE_OF} describes networks of {whole >> 20} MB for the weights of {WEIGHTS}; export it again"
         )
     agent = _built(shapes, schema.actions, config, encoder)
-    agent.load_state_dict(load_file(path), strict=False)
+    agent.load_state_dict(with_aliases(load_file(path), agent), strict=False)
     for module in agent.modules():
         if isinstance(module, Encoder):
             module.use_bf16(bf16)

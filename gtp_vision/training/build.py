@@ -244,9 +244,12 @@ def goals_of(config: Config) -> HindsightGoals | None:
 
 
 def _check_rewards(config: Config, store: Store) -> None:
-    """Refuse rewards that are all 0, and not shifted: a critic would learn nothing."""
-    if not config.task.reward_shift and not np.any(store.rewards):
+    """Refuse rewards that are all 0 once they are shifted and scaled: a critic would learn nothing."""
+    shift, scale = config.task.reward_shift, config.task.reward_scale
+    extremes = [np.min(store.rewards), np.max(store.rewards)] if len(store.rewards) else [-shift]
+    if not np.any((np.array(extremes, np.float64) + shift) * scale):
+        changes = f" with task.reward_shift={shift:g} and task.reward_scale={scale:g}" if shift or scale != 1 else ""
         raise GtpVisionError(
-            f"{store.path or 'the data set'} holds no rewards (all are 0), and agent={config.agent.name} learns from "
-            f"them; clone it with agent=gtp_bc, or record rewards"
+            f"{store.path or 'the data set'} holds no rewards (all are 0{changes}), and agent={config.agent.name} "
+            f"learns from them; clone it with agent=gtp_bc, or record rewards"
         )

@@ -25,6 +25,7 @@ from gtp_vision.core import manifest
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import __version__
 from gtp_vision.core.safe_json import read_json
+from gtp_vision.core.tied import stored_tensors, with_aliases
 from gtp_vision.models import without_bounds
 
 FORMAT = 1  # of state.json and of the tensors' names; gtp-vision 0.1.0 wrote format 1 without a number
@@ -56,7 +57,7 @@ def save(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in agent.state_dict().items()}, temporary / "agent.safetensors")
+        save_file(stored_tensors(agent), temporary / "agent.safetensors")
         save_file(_optimizer_tensors(optimizer, agent), temporary / "optimizer.safetensors")
         header = {"step": step, "format": FORMAT, "version": __version__}
         (temporary / "state.json").write_text(json.dumps(header | dict(state)))
@@ -152,7 +153,7 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
     if fault := problem(path):
         raise GtpVisionError(f"the checkpoint {path} is damaged: {fault}; use an earlier one")
     state = _state(path / "state.json", path.name)
-    stored = manifest.tensor_shapes(path / "agent.safetensors")
+    stored = with_aliases(manifest.tensor_shapes(path / "agent.safetensors"), agent)
     present = {name: (tuple(x.shape), _DTYPES.get(x.dtype, "?")) for name, x in agent.state_dict().items()}
     old = without_bounds(present, stored)
     differing = sorted(name for name in stored.keys() | present.keys() if stored.get(name) != present.get(name))
@@ -164,7 +165,7 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
             f"the checkpoint {path} is of another architecture: {len(differing)} tensors differ, first '{name}' "
             f"({kinds[0]} in the file, {kinds[1]} here); use the configuration it was trained with"
         )
-    agent.load_state_dict(load_file(path / "agent.safetensors"))
+    agent.load_state_dict(with_aliases(load_file(path / "agent.safetensors"), agent))
     if optimizer is not None:
         _fill_optimizer(optimizer, agent, path / "optimizer.safetensors")
     return state
