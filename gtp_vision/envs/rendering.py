@@ -88,11 +88,9 @@ def choose_backend(*, required: bool = True) -> str:
             os.environ["MUJOCO_GL"] = "disable"  # or mujoco could not be imported
         return ""
     _set_backend(backend)
-    if (required or backend == "egl" and _DEVICE in os.environ) and (fault := _fault(backend)):
-        raise GtpVisionError(
-            f"MUJOCO_GL={backend} cannot render here ({fault}); install Debian's {_PACKAGES}, or set "
-            f"MUJOCO_GL=disable if no frames are needed"
-        )
+    fault = _fault(backend) if required or (backend == "egl" and _DEVICE in os.environ) else ""
+    if fault and required:
+        raise GtpVisionError(f"MUJOCO_GL={backend} cannot render here ({fault}); install Debian's {_PACKAGES}")
     return backend
 
 

@@ -115,7 +115,7 @@ ROWS: list[tuple[dict[str, Any], Change | None, tuple[str, ...]]] = [
     (STATIC, observe("front", slice(100, 120), lambda store: store.observations["front"][100]), (
         "first, middle and last frame of 1 sampled episodes, the first is episode 5",)),
     (DRAWN, scene(slice(1, 12)), (
-        "observations/front is noise in 11 of 73 sampled frames, first at episode 0, frame 1", "record those episodes")),
+        "observations/front is noise in 11 of 73 sampled frames, first at episode 0, frame 1", "record")),
     (DRAWN, scene([50]), ("is noise in 1 of 73 sampled frames, first at episode 1, frame 10",)),
     (DRAWN, scene(slice(None)), ("is noise in 73 of 73",)),
     (DRAWN, scene(), ()),

@@ -14,7 +14,6 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict
 
-from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.envs import EnvSpec, Rendering, _Worker
 from gtp_vision.envs.units import with_policy_actions
