@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -140,17 +141,25 @@ def _render_a_pixel(backend: str) -> None:
         for name in ("mujoco", "mujoco.gl_context", "mujoco.rendering.classic.gl_context"):
             if name in sys.modules:
                 sys.modules[name].GLContext = opengl.GLContext  # type: ignore[attr-defined]
-        # Each context is tried before mujoco's: where that finds no OpenGL, it finds none later in the process.
-        if backend == "egl" and not opengl.create_initialized_egl_device_display():
-            raise RuntimeError("EGL opens no device")
-        context = opengl.GLContext(1, 1)
-        context.make_current()
-        if backend == "glfw" and not opengl.glfw.get_current_context():
-            raise RuntimeError("it needs a display, which DISPLAY names")
-        context.free()
         _refuse_undrawn(mujoco)
-        with mujoco.Renderer(mujoco.MjModel.from_xml_string(_PIXEL), 1, 1) as renderer:
-            renderer.render()
+        if backend == "glfw":  # GLFW knows the main thread alone
+            _try(mujoco, opengl)
+            return
+        with ThreadPoolExecutor(1) as thread:  # in this one, a simulator's context may be current
+            thread.submit(_try, mujoco, opengl).result()
+
+
+def _try(mujoco: Any, opengl: Any) -> None:
+    """Render with one of mujoco's modules of contexts. Its context is tried first: mujoco looks for OpenGL but once."""
+    if hasattr(opengl, "EGL") and not opengl.create_initialized_egl_device_display():
+        raise RuntimeError("EGL opens no device")
+    context = opengl.GLContext(1, 1)
+    context.make_current()
+    if hasattr(opengl, "glfw") and not opengl.glfw.get_current_context():
+        raise RuntimeError("it needs a display, which DISPLAY names")
+    context.free()
+    with mujoco.Renderer(mujoco.MjModel.from_xml_string(_PIXEL), 1, 1) as renderer:
+        renderer.render()
 
 
 @contextmanager
@@ -182,15 +191,15 @@ def _refuse_undrawn(mujoco: Any) -> None:
     @functools.wraps(read)
     def read_pixels(rgb: np.ndarray | None, depth: np.ndarray | None, viewport: Any, con: Any) -> None:
         images = [image for image in (rgb, depth) if image is not None and image.size]
-        width, height = viewport.width, viewport.height
-        corners = np.array([0, width - 1, width * (height - 1), width * height - 1])
+        width, size = viewport.width, max(1, viewport.width * viewport.height)
+        corners = np.array([0, width - 1, size - width, size - 1])
         undrawn = [np.full(4, True) for _ in images]
         for mark in (1, 254):  # a pixel may have one of these values, but not both
             for image in images:
-                image.flat[corners * (image.size // (width * height))] = mark
+                image.flat[corners * (image.size // size)] = mark
             read(rgb, depth, viewport, con)
             for image, kept in zip(images, undrawn, strict=True):
-                kept &= image.flat[corners * (image.size // (width * height))] == mark
+                kept &= image.flat[corners * (image.size // size)] == mark
             if not np.any(undrawn):
                 return
         raise GtpVisionError(

@@ -138,6 +138,8 @@ def test_a_frame_that_was_not_drawn_is_refused(scene: Any, kind: str) -> None:
         color, depth = color.reshape(-1), depth.reshape(-1)
     arrays = (None if kind == "depth" else color, None if kind == "color" else depth)
     scene.render()
+    rendering._render_a_pixel.cache_clear()
+    choose_backend()  # whose trial leaves the simulator's context current
     mujoco.mjr_readPixels(*arrays, scene._rect, scene._mjr_context)
     assert kind == "depth" or (color == 1).all(), "also where a pixel is what marks an undrawn one"
     egl_ext.eglReleaseThread()  # as a context does that is freed
