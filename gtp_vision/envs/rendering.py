@@ -91,7 +91,10 @@ def choose_backend(*, required: bool = True) -> str:
     _set_backend(backend)
     fault = _fault(backend) if required or (backend == "egl" and _DEVICE in os.environ) else ""
     if fault and required:
-        raise GtpVisionError(f"MUJOCO_GL={backend} cannot render here ({fault}); install Debian's {_PACKAGES}")
+        raise GtpVisionError(
+            f"MUJOCO_GL={backend} cannot render here ({fault}); install Debian's {_PACKAGES}, or set "
+            f"MUJOCO_GL=disable where no frames are needed"
+        )
     return backend
 
 
