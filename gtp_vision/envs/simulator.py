@@ -65,7 +65,7 @@ class EnvSpec:
         backend = choose_backend(required=False)
         with frames_checked():
             env = self.simulator.make(self)
-            if backend and "mujoco" in sys.modules and self.pixels and _shows_images(env.observation_space):
+            if backend and "mujoco" in sys.modules and _shows_images(env.observation_space):
                 choose_backend()  # its faults are found here, not at the first frame
         return with_policy_actions(env, self.units, self.name)
 
