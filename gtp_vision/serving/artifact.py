@@ -73,6 +73,7 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
     except GtpVisionError as error:
         raise GtpVisionError(f"{folder}: {error}") from error
     try:
+        torch.zeros(1).to(device).tolist()  # "meta" computes nothing
         agent.to(device)
     except (RuntimeError, AssertionError) as error:
         raise GtpVisionError(f"device={device} is not available ({first_line(error)}); try cpu") from error

@@ -28,7 +28,6 @@ from gtp_vision.datasets.statistics import ArrayStatistics
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder
 from gtp_vision.encoders.tuning import parameter_groups
-from gtp_vision.envs import choose_backend
 from gtp_vision.training import checkpoint
 from gtp_vision.training.data import fit, open_data
 from gtp_vision.training.feature_cache import cacheable, feature_store
@@ -93,7 +92,6 @@ def build(
     weights need not exist any more. `check` is called with the data set on the main process, before anything that takes
     long.
     """
-    choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which reads it once
     accelerator = accelerator_of(config.training)
     batch_size = global_batch(config.training, accelerator.num_processes)
     if accelerator.device.type == "cuda":
