@@ -45,7 +45,7 @@ def hint(path: Path) -> str:
         (("action", "obs", "reward"), ("'reward' to 'rewards'", "add 'terminals'")),
         (("action", "observation", "state", "reward", "done"), ("'observation' to 'observations'",)),
         (("demo_0/actions", "demo_1/actions"), ("robomimic", "without the group 'data'", "'demo_0'")),
-        ((*(f"episode_0/{name}" for name in MEMBERS), "extra"), ("Minari", "'extra' beside its episodes")),
+        ((*(f"episode_0/{name}" for name in sorted(MEMBERS)), "extra"), ("Minari", "'extra' beside its episodes")),
         (("episode_0/actions", "episode_1/actions"), ("group per episode ('episode_0')",)),
         (("actions", "observations", "rewards"), ("D4RL", "add 'terminals', 1 where the MDP ended")),
         (("actions", "observations", "valids"), ("OGBench's loader",)),
