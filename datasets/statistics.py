@@ -90,8 +90,13 @@ def store_statistics(store: Store) -> dict[str, ArrayStatistics]:
 
 def mean_images(store: Store) -> dict[str, np.ndarray]:
     """Compute the mean frame of every camera, float32 (H, W, C) in [0, 255], over frames spread over the recordings."""
-    rows = np.linspace(0, len(store) - 1, min(len(store), _FRAMES)).astype(np.int64)
+    rows = mean_rows(len(store))
     return {name: _mean(array, rows) for name, array in store.observations.items() if array.ndim == 4}
+
+
+def mean_rows(count: int) -> np.ndarray:
+    """int64, the rows of `count` that a mean frame is taken from."""
+    return np.linspace(0, count - 1, min(count, _FRAMES)).astype(np.int64)
 
 
 def _mean(images: Array, rows: np.ndarray) -> np.ndarray:

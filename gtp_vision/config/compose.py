@@ -29,6 +29,7 @@ from gtp_vision.encoders import CameraConfig, check_encoder
 
 GROUPS = ("task", "agent", "improvement", "acting", "encoder", "training", "tuned")
 COMMAND_LINE = "command line"
+SEGMENTS = "segments"  # in config.yaml
 _IMPROVEMENT = "agent.improvement"
 _CAMERAS = "encoder.cameras"  # the only table whose keys the user chooses
 
@@ -166,31 +167,83 @@ def _typed(stored: Any) -> Config:
     return config
 
 
-def from_run(folder: Path) -> Config:
-    """The configuration that a run folder was made with.
+def from_run(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a run folder, with `key=value` overrides of single settings.
 
     Raises:
-        GtpVisionError: not a run folder, or a configuration of another version.
+        GtpVisionError: not a run folder, a configuration of another version, or an override that is refused.
     """
     path = folder / "config.yaml"
     if not path.is_file():
         raise GtpVisionError(f"{folder} is not a run folder (it has no config.yaml); check the path")
     try:
         stored = plain_yaml(path)
-        training = stored.get("training") if isinstance(stored, dict) else None
-        if isinstance(training, dict) and training.get("precision") == "no":  # an earlier name
-            training["precision"] = "float32"
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise _unfit(path, error) from error
+    return from_values(stored, path, overrides)
+
+
+def from_values(stored: Any, path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a run from the untrusted plain values of the file `path`; else as `from_run`."""
+    try:
+        if isinstance(stored, dict):
+            stored = {name: value for name, value in stored.items() if name != SEGMENTS}
+            training = stored.get("training")
+            if isinstance(training, dict) and training.get("precision") == "no":  # an earlier name
+                stored["training"] = {**training, "precision": "float32"}
+            for values in _single_settings(overrides):
+                stored = _merged(stored, values)
         return checked(_typed(stored))
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
-        raise GtpVisionError(
-            f"{path} does not fit this version's configuration: {_one_line(error)}; train the run again, or use the "
-            f"version that wrote it"
-        ) from error
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        raise _unfit(path, error) from error
 
 
-def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML, which `from_run` reads."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+def _unfit(path: Path, error: BaseException) -> GtpVisionError:
+    return GtpVisionError(
+        f"{path} does not fit this version's configuration: {_one_line(error)}; train the run again, or use the "
+        f"version that wrote it"
+    )
+
+
+def _single_settings(overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The values of overrides for a run that exists, whose presets were chosen when it was made."""
+    for text in overrides:
+        _check_override(text)
+        if text.partition("=")[0].lstrip("+") in (*GROUPS, "run_dir"):
+            raise GtpVisionError(
+                f"'{text}' cannot change the run that is resumed; give single settings, e.g. training.steps=1000"
+            )
+    try:
+        parsed = _parser().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise GtpVisionError(_one_line(error)) from error
+    for override in parsed:
+        if override.is_hydra_override() or override.is_sweep_override():
+            raise GtpVisionError(f"'{override.input_line}' is for sweeps; leave it out")
+        yield _nested(_path(override.key_or_group), override.value())
+
+
+def plain_values(config: Config) -> dict[str, Any]:
+    """The whole configuration as nested plain values, which `from_values` reads."""
+    values: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    return dict(values)
+
+
+def to_yaml(config: Config, segments: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The whole configuration as YAML, which `from_run` reads, and the settings of earlier segments of the run.
+
+    `segments` is a list of `start` (the steps before the segment) and `settings`, those that have changed, by key.
+    """
+    earlier = yaml.safe_dump({SEGMENTS: [*map(dict, segments)]}, sort_keys=False) if segments else ""
+    return OmegaConf.to_yaml(OmegaConf.structured(config)) + earlier
+
+
+def changed_settings(folder: Path) -> set[str]:
+    """The keys of the settings that have changed in the course of a run, by its config.yaml, which `from_run` reads."""
+    stored = plain_yaml(folder / "config.yaml").get(SEGMENTS)
+    segments = stored if isinstance(stored, list) else []
+    changed = [segment.get("settings") for segment in segments if isinstance(segment, dict)]
+    return {str(key) for settings in changed if isinstance(settings, dict) for key in settings}
 
 
 def checked(config: Config) -> Config:
@@ -254,6 +307,8 @@ def _misfits(config: Config) -> Iterator[str]:
             f"encoder.unfreeze_step={encoder.unfreeze_step} must be below training.steps={training.steps}, or the "
             f"backbone is never trained; lower it, or set encoder.tuning=frozen"
         )
+    if training.schedule_start >= training.steps:
+        yield f"training.schedule_start={training.schedule_start} must be below training.steps={training.steps}"
     pretrain = getattr(agent.improvement, "pretrain_steps", None)
     if pretrain is not None and not 0 < pretrain < training.steps:
         yield (

@@ -29,12 +29,13 @@ from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.manifest import MANIFEST
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.settings import numbers
-from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
+from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder, present_names
 from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
 
-FORMAT = 1  # of the folder
+FORMAT = 2  # of the folder
+_FORMATS = (1, FORMAT)  # that are read; 1 numbered the encoder's parts
 WEIGHTS, MADE_OF, PROVENANCE, CARD = "policy.safetensors", "policy.json", "provenance.json", "README.md"
 FILES = [WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST]
 _MOST_JSON = 4 << 20  # bytes
@@ -53,10 +54,10 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
     folder = Path(folder).expanduser()
     _check_files(folder)
     settings = _json(folder / MADE_OF)
-    if settings.get("format") != FORMAT:
+    if settings.get("format") not in _FORMATS:
         raise GtpVisionError(
-            f"{folder} is an artifact of format {settings.get('format')!r}, and this version reads {FORMAT}; use the "
-            f"version that wrote it, or export its run again"
+            f"{folder} is an artifact of format {settings.get('format')!r}, and this version reads up to {FORMAT}; use "
+            f"the version that wrote it, or export its run again"
         )
     try:
         schema = Schema.of(settings.get("schema"))
@@ -106,11 +107,12 @@ def _load_agent(
     path: Path, schema: Schema, config: AgentConfig, encoder: EncoderConfig, parts: list[str], *, bf16: bool
 ) -> Agent:
     """Build the agent and load its weights, after checking the size of both."""
-    stored = {name: shape for name, (shape, _) in manifest.tensor_shapes(path).items()}
     shapes = schema.shapes()
     with torch.device("meta"):  # takes no memory
         plan = _built(shapes, schema.actions, config, encoder)
-    tensors = plan.state_dict()
+    tensors, sizes = plan.state_dict(), manifest.tensor_shapes(path)
+    names = present_names(plan, sizes)
+    stored = {names[name]: shape for name, (shape, _) in sizes.items()}
     expected = {name: tuple(x.shape) for name, x in tensors.items() if name.partition(".")[0] in parts}
     if differing := sorted(expected.items() ^ stored.items()):
         raise GtpVisionError(
@@ -122,7 +124,7 @@ def _load_agent(
             f"{MADE_OF} describes networks of {whole >> 20} MB for the weights of {WEIGHTS}; export it again"
         )
     agent = _built(shapes, schema.actions, config, encoder)
-    agent.load_state_dict(load_file(path), strict=False)
+    agent.load_state_dict({names[name]: tensor for name, tensor in load_file(path).items()}, strict=False)
     for module in agent.modules():
         if isinstance(module, Encoder):
             module.use_bf16(bf16)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from gtp_vision.config.schema import Config
 from gtp_vision.core.timing import seconds
+from gtp_vision.datasets.record import record_of
 from gtp_vision.datasets.sources import batch_source
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import close
@@ -87,7 +88,7 @@ def _step_seconds(config: Config) -> float:
 
 def _episode_seconds(config: Config, store: Store) -> float:
     """Of an episode up to its time limit, without the policy."""
-    env = env_spec(config, store).make()
+    env = env_spec(config, record_of(store)).make()
     try:
         limit = config.task.max_episode_steps or (env.spec.max_episode_steps if env.spec else None) or 1000
         env.reset(seed=0)

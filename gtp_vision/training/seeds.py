@@ -14,7 +14,20 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.store import Store
 from gtp_vision.training.feature_cache import cacheable
 
-_SHARED = ("task", "env", "dataset", "agent", "family", "encoder", "steps", "engine", "device", "versions")
+_SHARED = (
+    "task",
+    "env",
+    "dataset",
+    "agent",
+    "family",
+    "encoder",
+    "steps",
+    "step",
+    "data",
+    "engine",
+    "device",
+    "versions",
+)
 
 
 def seeds_of(config: Config) -> list[Config]:

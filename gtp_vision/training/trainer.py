@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from gtp_vision import agents
 from gtp_vision.agents.base import Metrics
-from gtp_vision.config.compose import to_yaml
+from gtp_vision.config.compose import from_run, to_yaml
 from gtp_vision.config.schema import Config, TrainingConfig
 from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
@@ -29,11 +29,13 @@ from gtp_vision.core.files import atomic_write
 from gtp_vision.core.signals import stop_requested
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.pitfalls import pitfalls
+from gtp_vision.datasets.record import DataRecord
 from gtp_vision.evaluation.evaluator import Evaluator
 from gtp_vision.report import build_report
-from gtp_vision.training import checkpoint, engines, model_summary, recovery
+from gtp_vision.training import checkpoint, engines, model_summary, recovery, segments
 from gtp_vision.training.build import build, components_for_seed
-from gtp_vision.training.data import constant_dimensions
+from gtp_vision.training.data import STATISTICS, constant_dimensions
+from gtp_vision.training.eager import learning_rate
 from gtp_vision.training.engines import Engine
 from gtp_vision.training.evaluate import check_simulator, evaluator_of
 from gtp_vision.training.guard import unchanged_state
@@ -42,6 +44,7 @@ from gtp_vision.training.ranks import batch_shares, is_first, report_lost_ranks
 from gtp_vision.training.run import InterruptedRunError, TrainingRun, pending_metrics_of, train_seconds_of
 from gtp_vision.training.run_lock import RunLock, clear_folder
 from gtp_vision.training.seeds import folders, seeds_of, summary
+from gtp_vision.training.segments import Segment, changed_by_segment, continued
 from gtp_vision.training.tracking import Meters
 
 Log = Callable[[str], None]
@@ -54,11 +57,18 @@ _STOP_POLL = (
 __all__ = ["InterruptedRunError", "prepare_folder", "refuse_occupied", "train"]
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False, progress: bool = True) -> dict[str, Any]:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    new_segment: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
     """Train, evaluate and report one run, or one of each seed; return the contents of results.json.
 
-    `config.run_dir` is the folder; `resume` continues from the newest intact checkpoint in it, `overwrite` replaces the
-    run.
+    `config.run_dir` is the folder; `resume` continues from the newest intact checkpoint in it, with `new_segment` also
+    with other data or settings, `overwrite` replaces the run.
 
     Raises:
         GtpVisionError: a mistake in the input or a failure of the machine; `InterruptedRunError` after SIGINT, SIGTERM
@@ -80,12 +90,12 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
             if verbose and line:
                 tqdm.write(line, file=sys.stderr)
 
-        runs, start = _prepare(config, enter, resume, verbose, log)
+        runs, start = _prepare(config, enter, resume, new_segment, verbose, log)
         try:
-            with stop_requested() as stop, evaluator_of(config, runs[0].parts, verbose) as evaluator:
+            with stop_requested() as stop, evaluator_of(runs[0].config, runs[0].parts, verbose) as evaluator:
                 for run in runs:
                     run.begin()
-                engine = engines.choose(config, [run.parts for run in runs], log)
+                engine = engines.choose(runs[0].config, [run.parts for run in runs], log)
                 _loop(runs, engine, start, stop, evaluator, verbose, log)
             results = [run.finish(engine.name, len(runs)) for run in runs]
         finally:
@@ -170,7 +180,8 @@ def _loop(
                                 run.read(own, done) for run, own in zip(runs, zip(*pending, strict=True), strict=True)
                             ]
                         times = meters.read(done - read)
-                        lines = [line | times for line in lines]
+                        rate = {"learning_rate": learning_rate(runs[0].config, step)}
+                        lines = [line | rate | times for line in lines]
                         read = done
                         recovery.check_idle(runs, done)
                         bar.set_postfix_str(f"loss {sum(line['loss'] for line in lines) / len(lines):.3f}")
@@ -204,38 +215,66 @@ def _loop(
 
 
 def _prepare(
-    config: Config, enter: Callable[[], None], resume: bool, verbose: bool, log: Log
+    config: Config, enter: Callable[[], None], resume: bool, new_segment: bool, verbose: bool, log: Log
 ) -> tuple[list[TrainingRun], int]:
     """Build the runs, load their checkpoints, write their folders; return them and the step to continue from."""
-    folder = Path(config.run_dir)
-    configs, run_folders = seeds_of(config), folders(config)
-    found = checkpoint.newest_of_all([each / "checkpoints" for each in run_folders], _warn) if resume else None
+    folder, run_folders = Path(config.run_dir), folders(config)
+    found = None
+    if resume:
+        _check_same_seeds(folder, config)
+        found = checkpoint.newest_of_all([each / "checkpoints" for each in run_folders], _warn)
+    past = [segments.past_of(*each) for each in zip(found, run_folders, strict=True)] if found else []
+    start = checkpoint.step_of(found[0]) if found else 0
+    if past:
+        config = _resumed(config, past[0][-1].config, start, new_segment)
+    configs = seeds_of(config)
+    history: list[list[Segment]] = []
+
+    def compare(record: DataRecord, rows: int) -> None:
+        for index, own in enumerate(configs):
+            now, before = Segment(start, own, record, rows), past[index] if past else []
+            history.append(
+                continued(before, now, new_segment=new_segment, statistics=run_folders[index] / STATISTICS)
+                if before
+                else [now]
+            )
+
     evaluates = config.training.eval_episodes > 0
     check = (lambda store: check_simulator(config, store)) if evaluates else None
-    first = build(config, resumes=found[0] if found else None, check=check)
+    first = build(
+        config,
+        resumes=found[0] if found else None,
+        past=past[0][-1].data if past else None,
+        compare=compare,
+        check=check,
+    )
     engines.check(config, first)  # before anything is written or removed
     all_parts = [first, *(components_for_seed(first, other) for other in configs[1:])]
     accelerator = first.accelerator
-    start, train_seconds, skips = 0, 0.0, [set[int]() for _ in all_parts]
+    train_seconds, skips = 0.0, [set[int]() for _ in all_parts]
     pending: list[list[dict[str, float]]] = [[] for _ in all_parts]
     if found is not None:
         states = [
             checkpoint.load(path, parts.agent, parts.optimizer) for parts, path in zip(all_parts, found, strict=True)
         ]
-        start, train_seconds = states[-1]["step"], train_seconds_of(states[-1], found[-1])
+        train_seconds = train_seconds_of(states[-1], found[-1])
         skips = [recovery.skips_of(state, path) for state, path in zip(states, found, strict=True)]
         pending = [pending_metrics_of(state, path) for state, path in zip(states, found, strict=True)]
         accelerator.print(f"resuming from step {start} ({found[0]})")
+        if past[0][-1].data is None:
+            _warn(f"{found[0]} is of an earlier version and holds no record of its data: taken to be those of today")
+        for sentence in segments.told(history[0], start):
+            accelerator.print(sentence)
     elif resume:
         accelerator.print(f"no intact checkpoint in {folder}: starting from step 0")
 
     if accelerator.is_main_process:
         enter()
-        prepare_folder(folder, config, empty=not resume)
-        for own, run_folder in zip(configs, run_folders, strict=True):
+        prepare_folder(folder, config, history[0], empty=not resume)
+        for own, run_folder, of_run in zip(configs, run_folders, history, strict=True):
             if run_folder != folder:
                 run_folder.mkdir(exist_ok=True)
-                prepare_folder(run_folder, own, empty=False)
+                prepare_folder(run_folder, own, of_run, empty=False)
     log(batch_shares(accelerator.num_processes, first.sampler.batch_size))
     log(first.where)
     log(model_summary.summary(first.agent, config))
@@ -250,6 +289,7 @@ def _prepare(
             run_folders[index],
             all_parts[index],
             index=index,
+            segments=history[index],
             start=start,
             train_seconds=train_seconds,
             resume_with=folder,
@@ -260,6 +300,39 @@ def _prepare(
         for index in range(len(configs))
     ]
     return runs, start
+
+
+def _resumed(config: Config, old: Config, start: int, new_segment: bool) -> Config:
+    """The configuration of a run that is resumed from step `start`, or a GtpVisionError that it cannot be."""
+    if config.training.steps < start:
+        raise GtpVisionError(
+            f"training.steps={config.training.steps}, and {config.run_dir} has taken {start} steps already; set it to "
+            f"at least {start}"
+        )
+    data = config.task.dataset
+    if data and data != "demo" and not Path(data).expanduser().exists():
+        raise GtpVisionError(
+            f"{data}, on which {config.run_dir} was trained, does not exist; if it was moved, add task.dataset=PATH"
+        )
+    return segments.resumed(config, old, start, new_segment=new_segment)
+
+
+def _check_same_seeds(folder: Path, config: Config) -> None:
+    """Refuse to resume a run as one of other seeds, whose folders are others."""
+    try:
+        old = from_run(folder)
+    except GtpVisionError:  # there is nothing to compare; checkpoints are compared later
+        return
+    pairs = {
+        "training.seeds": (old.training.seeds, config.training.seeds),
+        **({"seed": (old.seed, config.seed)} if old.training.seeds > 1 else {}),
+    }
+    for key, (before, now) in pairs.items():
+        if before != now:
+            raise GtpVisionError(
+                f"{folder} was trained with {key}={before}, and cannot be resumed with {key}={now}; choose another "
+                f"run_dir=..."
+            )
 
 
 def _prefixed(log: Log, prefix: str) -> Log:
@@ -303,13 +376,13 @@ def refuse_occupied(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
-def prepare_folder(folder: Path, config: Config, *, empty: bool) -> None:
-    """Make the run folder, without an earlier run if `empty`, and write its configuration."""
+def prepare_folder(folder: Path, config: Config, history: Sequence[Segment], *, empty: bool) -> None:
+    """Make the run folder, without an earlier run if `empty`, and write the configuration of all its segments."""
     try:
         if empty and (folder / "config.yaml").exists():
             clear_folder(folder)
         with atomic_write(folder / "config.yaml") as aside:
-            aside.write_text(to_yaml(config))
+            aside.write_text(to_yaml(config, changed_by_segment(history)))
     except OSError as error:
         raise GtpVisionError(
             f"the run folder {folder} cannot be written ({error}); choose another run_dir=..."

@@ -49,7 +49,7 @@ def test_every_camera_frame_and_channel_has_an_effect() -> None:
 def inputs_of(encoder: Encoder, given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """What the backbones' first layers see."""
     inputs: list[torch.Tensor] = []
-    for tower in encoder.towers:
+    for tower in encoder.towers.values():
         tower.layers[0].register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].detach()))
     encoder(given)
     return inputs

@@ -54,9 +54,9 @@ def test_every_observation_has_a_goal_of_its_shape_and_scale(make_store: MakeSto
     encoder = parts.agent.actor_encoder
     assert encoder.tower("front") is encoder.tower("goal/front")
     assert encoder.states == ["state", "goal/state"]
-    torch.testing.assert_close(encoder.get_buffer("state_mean_0"), encoder.get_buffer("state_mean_1"))
+    torch.testing.assert_close(encoder.get_buffer("mean_state"), encoder.get_buffer("mean_goal/state"))
     mean = torch.from_numpy(np.asarray(store.observations["state"]).mean(0))
-    torch.testing.assert_close(encoder.get_buffer("state_mean_1"), mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoder.get_buffer("mean_goal/state"), mean, rtol=1e-4, atol=1e-4)
 
 
 def test_cloning_draws_later_goals_and_a_critic_those_of_values(tmp_path: Path) -> None:
