@@ -131,12 +131,19 @@ def differences(old: DataRecord, new: DataRecord) -> list[str]:
         **{name: (old.attributes.get(name), new.attributes.get(name)) for name in _RENDERING},
     }
     found = [f"{name}: {_short(a)} -> {_short(b)}" for name, (a, b) in pairs.items() if a != b]
-    for name in sorted(old.statistics.keys() & new.statistics.keys()):
-        found += moved(name, old.statistics[name], new.statistics[name])
-    if found:
+    shared = {
+        name: moved(name, old.statistics[name], new.statistics[name])
+        for name in old.statistics.keys() & new.statistics.keys()
+    }
+    found += [sentence for name in sorted(shared) for sentence in shared[name]]
+    if old.frames != new.frames:
         return found
     changed = [name for name in old.content.keys() & new.content.keys() if old.content[name] != new.content[name]]
-    return [f"content of {name}: {old.content[name]} -> {new.content[name]}" for name in sorted(changed)]
+    return found + [
+        f"content of {name}: {old.content[name]} -> {new.content[name]}"
+        for name in sorted(changed)
+        if not shared.get(name)
+    ]
 
 
 def moved(name: str, old: Mapping[str, list[float]], new: Mapping[str, list[float]]) -> list[str]:

@@ -307,8 +307,6 @@ def _misfits(config: Config) -> Iterator[str]:
             f"encoder.unfreeze_step={encoder.unfreeze_step} must be below training.steps={training.steps}, or the "
             f"backbone is never trained; lower it, or set encoder.tuning=frozen"
         )
-    if training.schedule_start >= training.steps:
-        yield f"training.schedule_start={training.schedule_start} must be below training.steps={training.steps}"
     pretrain = getattr(agent.improvement, "pretrain_steps", None)
     if pretrain is not None and not 0 < pretrain < training.steps:
         yield (

@@ -29,7 +29,7 @@ def learning_rate(config: Config, step: int) -> float:
     done = max(0, step - training.schedule_start)
     rate = training.learning_rate * min(1.0, (done + 1) / max(1, training.warmup_steps))
     if training.schedule == "cosine":
-        rate *= 0.5 * (1 + math.cos(math.pi * done / (training.steps - training.schedule_start)))
+        rate *= 0.5 * (1 + math.cos(math.pi * done / max(1, training.steps - training.schedule_start)))
     return rate
 
 

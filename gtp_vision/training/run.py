@@ -45,8 +45,8 @@ class TrainingRun:
 
     It is number `index` of those trained side by side, consists of `segments`, continues from step `start`, and leaves
     out the steps `skips`, from 1. `pending` are metrics of the last steps before `start`, which no line of
-    metrics.jsonl holds yet; `resume_with` is the argument of `gtp-vision train --resume` after an interruption. `idle` counts lines of metrics
-    since a step was applied, `idle_since` is the step, from 1, after that one.
+    metrics.jsonl holds yet; `resume_with` is the argument of `gtp-vision train --resume` after an interruption. `idle`
+    counts lines of metrics since a step was applied, `idle_since` is the step, from 1, after that one.
     """
 
     def __init__(
@@ -88,7 +88,8 @@ class TrainingRun:
             pictures.first_batch(folder / "images" / "first_batch.png", parts.frames.batch(0), parts)
             pictures.augmentation(folder / "images" / "augmentation.png", parts.frames.batch(0), parts)
         if config.training.probe_rows and parts.agent.actor_encoder.cameras:
-            self.watch = FeatureMonitor(folder, config, parts, resumed=self._start > 0)
+            same = all(segment.data == parts.record for segment in self.segments if segment.data)
+            self.watch = FeatureMonitor(folder, config, parts, resumed=self._start > 0, same_data=same)
 
     def _tidy(self, start: int) -> None:
         """Restore the checkpoints and links of step `start`: a kill may have come before the links."""

@@ -13,6 +13,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise, RandomStream
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
+from gtp_vision.datasets.record import record_of
 from gtp_vision.datasets.sources import HostSource
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec
@@ -45,7 +46,7 @@ def walks(make_store: MakeStore, path: Path) -> None:
 
 def test_every_observation_has_a_goal_of_its_shape_and_scale(make_store: MakeStore, tmp_path: Path) -> None:
     store = make_store((9, 9), cameras={"front": (12, 12, 3)})
-    assert shapes(store, 2, goals=True) == {
+    assert shapes(record_of(store), 2, goals=True) == {
         **{"front": (2, 3, 12, 12), "state": (2, 3)},
         **{"goal/front": (2, 3, 12, 12), "goal/state": (2, 3)},
     }
