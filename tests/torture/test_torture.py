@@ -14,7 +14,7 @@ from torture import inputs, messages, watched
 
 @pytest.mark.processes
 def test_killed_runs_resume_bit_equal_and_damage_is_refused() -> None:
-    options = ["--kills", "5", "--real", "1", "--fault", "the clock jumps", "--inputs", "120"]
+    options = ["--kills", "5", "--real", "1", "--fault", "the clock jumps", "--inputs", "120", "--changes", "12"]
     ran = subprocess.run(
         [sys.executable, "-P", "-m", "torture", *options],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
@@ -25,7 +25,8 @@ def test_killed_runs_resume_bit_equal_and_damage_is_refused() -> None:
     )
     expected = (
         r"torture: 5 kills, 5 bit-equal resumptions; 120 mutated inputs, 0 tracebacks, 0 hangs, "
-        r"slowest \d\.\d s, peak \d+ MB; faults: 1 of 1"
+        r"slowest \d\.\d s, peak \d+ MB; "
+        r"12 silent changes: \d+ equal, \d+ refused, \d+ recorded, 0 silent; faults: 1 of 1"
     )
     assert re.fullmatch(expected, ran.stdout.splitlines()[-1]), ran.stdout + ran.stderr
     assert ran.returncode == 0

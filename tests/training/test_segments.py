@@ -212,7 +212,7 @@ def test_a_finished_cosine_is_extended_by_one_that_begins_there(place: Path, cap
     assert_equal(saved(place / "run"), weights)
     assert _resume(place, "training.steps=2") == 2
     assert "has taken 8 steps already" in capfd.readouterr().err
-    build_report([place / "run"], place / "report.html")
+    build_report([place / "run"], place / "report.html", title="a")
     assert "resumed at step 4 with training.steps: 4 -&gt; 8" in (place / "report.html").read_text()
 
 
@@ -233,7 +233,7 @@ def test_export_eval_and_report_need_no_data_set(place: Path, damage: str) -> No
     assert (before.card, after.card)[0]["data"] == after.card["data"]
     with pytest.raises(GtpVisionError, match="without a simulator"):
         evaluate_run(place / "run")
-    build_report([place / "run"], place / "report.html")
+    build_report([place / "run"], place / "report.html", title="a")
     assert load_policy(place / "before").schema == before.schema
 
 
