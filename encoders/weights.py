@@ -39,9 +39,9 @@ def of_run(weights: str | None) -> bool:
 def load(backbone: Backbone, weights: str, name: str, *, camera: str = "", index: int = 0) -> None:
     """Load trained weights, from a file, or from the folder of a run or of one of its checkpoints, into a backbone.
 
-    Its pooling is changed only by the weights of a run, which gives the backbone of the `camera` of this name, or the
-    only one that it has; a run of earlier versions, which numbered them, that of this `index`, or else its first.
-    Raises GtpVisionError: a missing or unreadable file, weights of another architecture, or of other cameras only.
+    Its pooling is changed only by the weights of a run, which gives the backbone of the camera of the same name, or
+    else of its first camera by name; a run of earlier versions, which numbered them, that of this `index`, or its
+    first. Raises GtpVisionError: a missing or unreadable file, or weights of another architecture.
     """
     path = Path(weights).expanduser()
     if of_run(weights):
@@ -194,15 +194,8 @@ def _read_run(folder: Path, camera: str, index: int) -> dict[str, torch.Tensor]:
                     towers.setdefault(key, {})[inner] = tensor
             if not towers:
                 raise GtpVisionError(f"encoder.weights={folder} is a run without cameras; name one that has some")
-            only = next(iter(towers)) if len(towers) == 1 else ""
-            for key in (tower_name(camera), SHARED, str(index), "0", only):
-                if key in towers:
-                    return towers[key]
-            names = ", ".join(f"'{key.removeprefix(tower_name(''))}'" for key in sorted(towers))
-            raise GtpVisionError(
-                f"encoder.weights={folder} has a backbone for each of its cameras {names}, and none for '{camera}'; "
-                f"name the camera as there, or give a run of one camera or with encoder.share_cameras=true"
-            )
+            names = (tower_name(camera), SHARED, str(index), min(towers))
+            return next(towers[name] for name in names if name in towers)
     raise GtpVisionError(
         f"encoder.weights={folder} is neither a weights file ({', '.join(_SUFFIXES[:3])}) nor a run with a checkpoint; "
         f"check the path"

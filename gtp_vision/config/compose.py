@@ -238,12 +238,15 @@ def to_yaml(config: Config, segments: Sequence[Mapping[str, Any]] = ()) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config)) + earlier
 
 
-def changed_settings(folder: Path) -> set[str]:
-    """The keys of the settings that have changed in the course of a run, by its config.yaml, which `from_run` reads."""
-    stored = plain_yaml(folder / "config.yaml").get(SEGMENTS)
-    segments = stored if isinstance(stored, list) else []
-    changed = [segment.get("settings") for segment in segments if isinstance(segment, dict)]
-    return {str(key) for settings in changed if isinstance(settings, dict) for key in settings}
+def segments_in(folder: Path) -> list[dict[str, Any]]:
+    """The segments in config.yaml of a run, see `to_yaml`; none if it is missing or damaged, or was never changed."""
+    try:
+        stored = plain_yaml(folder / "config.yaml")
+    except (OSError, yaml.YAMLError, ValueError, RecursionError, GtpVisionError):
+        return []
+    found = stored.get(SEGMENTS) if isinstance(stored, dict) else None
+    segments = [segment for segment in found if isinstance(segment, dict)] if isinstance(found, list) else []
+    return [segment for segment in segments if isinstance(segment.get("settings"), dict)]
 
 
 def checked(config: Config) -> Config:

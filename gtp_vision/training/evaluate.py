@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from gtp_vision import agents
 from gtp_vision.agents import ActingConfig, Agent
 from gtp_vision.agents.acting import Executor
-from gtp_vision.config.compose import changed_settings, from_run
+from gtp_vision.config.compose import from_run, segments_in
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.names import SALIENCY
@@ -68,7 +68,7 @@ def restore(folder: Path, which: str = "last") -> tuple[Config, Trained]:
 
 def _as_trained(config: Config, trained: Config, folder: Path, which: str) -> Config:
     """`config`, of config.yaml, with the settings of the checkpoint's steps where the run has changed them since."""
-    known = changed_settings(folder)
+    known = {key for segment in segments_in(folder) for key in segment["settings"]}
     edited = {key: change for key, change in changes(trained, config, free=False).items() if key not in known}
     if edited:
         raise GtpVisionError(

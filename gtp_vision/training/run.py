@@ -16,6 +16,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.names import SALIENCY
 from gtp_vision.datasets.mapped import check_sizes
+from gtp_vision.datasets.record import differences
 from gtp_vision.evaluation.evaluator import Evaluator, SimulatorError, StoppedError, write_videos
 from gtp_vision.evaluation.saliency import Saliency
 from gtp_vision.report import build_report
@@ -84,11 +85,13 @@ class TrainingRun:
         if not parts.accelerator.is_main_process:
             return
         save_statistics(folder, parts.statistics, parts.store)
+        if self._start < config.training.steps:  # those of a shorter run
+            (folder / "results.json").unlink(missing_ok=True)
         if self._start == 0:
             pictures.first_batch(folder / "images" / "first_batch.png", parts.frames.batch(0), parts)
             pictures.augmentation(folder / "images" / "augmentation.png", parts.frames.batch(0), parts)
         if config.training.probe_rows and parts.agent.actor_encoder.cameras:
-            same = all(segment.data == parts.record for segment in self.segments if segment.data)
+            same = not any(differences(segment.data, parts.record) for segment in self.segments if segment.data)
             self.watch = FeatureMonitor(folder, config, parts, resumed=self._start > 0, same_data=same)
 
     def _tidy(self, start: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gtp_vision.config.compose import from_run, from_values, plain_values
+from gtp_vision.config.compose import from_run, from_values, plain_values, segments_in
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.safe_json import read_json
@@ -22,7 +22,7 @@ from gtp_vision.training import checkpoint
 
 _KEY = "segments"  # in state.json
 _SCHEDULE = ("training.schedule", "training.warmup_steps")
-_STEPS = "training.steps"
+_STEPS, _SCHEDULE_START = "training.steps", "training.schedule_start"
 _IGNORED = ("run_dir",)
 
 
@@ -97,6 +97,19 @@ def resumed(config: Config, old: Config, step: int, *, new_segment: bool) -> Con
     if new_segment and any(key in changed for key in (*_SCHEDULE, _STEPS)):
         config = replace(config, training=replace(config.training, schedule_start=step))
     return config
+
+
+def accepted_data(folder: Path, step: int, config: Config) -> str | None:
+    """The fingerprint of the data of a segment from `step` on with these settings that config.yaml records, if any.
+
+    It was accepted before, and the run was stopped before its first checkpoint.
+    """
+    recorded = segments_in(folder)[-1:]
+    if not recorded or recorded[0].get("start") != step or not step:
+        return None
+    flat = _flat(config) | {_SCHEDULE_START: recorded[0]["settings"].get(_SCHEDULE_START)}
+    is_same = all(flat.get(key) == value for key, value in recorded[0]["settings"].items())
+    return str(recorded[0].get("data")) if is_same else None
 
 
 def continued(past: Sequence[Segment], now: Segment, *, new_segment: bool, statistics: Path) -> list[Segment]:

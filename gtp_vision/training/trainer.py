@@ -225,16 +225,18 @@ def _prepare(
         found = checkpoint.newest_of_all([each / "checkpoints" for each in run_folders], _warn)
     past = [segments.past_of(*each) for each in zip(found, run_folders, strict=True)] if found else []
     start = checkpoint.step_of(found[0]) if found else 0
+    accepted = segments.accepted_data(folder, start, config) if past else None
     if past:
-        config = _resumed(config, past[0][-1].config, start, new_segment)
+        config = _resumed(config, past[0][-1].config, start, new_segment or accepted is not None)
     configs = seeds_of(config)
     history: list[list[Segment]] = []
 
     def compare(record: DataRecord, rows: int) -> None:
+        accepts = new_segment or accepted == record.fingerprint
         for index, own in enumerate(configs):
             now, before = Segment(start, own, record, rows), past[index] if past else []
             history.append(
-                continued(before, now, new_segment=new_segment, statistics=run_folders[index] / STATISTICS)
+                continued(before, now, new_segment=accepts, statistics=run_folders[index] / STATISTICS)
                 if before
                 else [now]
             )

@@ -8,6 +8,7 @@ alter a step, the run must be refused with both values, and left as it was, or b
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -263,6 +264,8 @@ def silent(count: int, folder: Path, seed: int, tell: Callable[[str], None]) -> 
 
     Ends: `equal`, `refused`, `recorded` (a new segment), and `silent`, which must not be.
     """
+    for module in ("training.trainer", "training.evaluate", "serving.export"):  # once, for all forks
+        importlib.import_module(f"gtp_vision.{module}")
     references = {kind: _reference(kind, folder / "references") for kind in dict.fromkeys(_MIX)}
     ends: Counter[str] = Counter()
     began = time.monotonic()

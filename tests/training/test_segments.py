@@ -208,6 +208,9 @@ def test_a_finished_cosine_is_extended_by_one_that_begins_there(place: Path, cap
     assert config["training"]["schedule_start"] == 4
     assert from_run(place / "run").training.steps == 8
     weights = saved(place / "run")
+    for step in (6, 8):  # as if it were killed after it was accepted
+        shutil.rmtree(place / "run" / "checkpoints" / f"step_{step}")
+    assert _resume(place, "training.learning_rate=0.1") == 2, "only what was accepted"
     assert _resume(place) == 0, "the same settings again are no change"
     assert_equal(saved(place / "run"), weights)
     assert _resume(place, "training.steps=2") == 2
