@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,8 @@ def _prepare(
     accepted = segments.accepted_data(folder, start, config) if past else None
     if past:
         config = _resumed(config, past[0][-1].config, start, new_segment or accepted is not None)
+    elif resume:
+        config = replace(config, training=replace(config.training, schedule_start=0))
     configs = seeds_of(config)
     history: list[list[Segment]] = []
 

@@ -198,7 +198,8 @@ def test_a_finished_cosine_is_extended_by_one_that_begins_there(place: Path, cap
     trainer.train(_config(place, "run", "training.steps=4", "training.schedule=cosine"), progress=False)
     assert _resume(place, "training.steps=8") == 2
     assert "cosine then begins again, from 0.001 to 0 at step 8" in capfd.readouterr().err
-    assert _resume(place, "training.steps=8", "training.log_every=1", "--new-segment") == 0
+    more = ("training.steps=8", "training.log_every=1", "training.keep_checkpoints=9")
+    assert _resume(place, *more, "--new-segment") == 0
     rates = {line["step"]: line["learning_rate"] for line in lines(place / "run")}
     assert [rates[step] for step in (5, 6, 7, 8)] == pytest.approx(
         [0.0005 * (1 + np.cos(np.pi * k / 4)) for k in range(4)]
