@@ -99,16 +99,18 @@ def resumed(config: Config, old: Config, step: int, *, new_segment: bool) -> Con
     return config
 
 
-def accepted_data(folder: Path, step: int, config: Config) -> str | None:
+def accepted_data(folder: Path, step: int, old: Config, config: Config) -> str | None:
     """The fingerprint of the data of a segment from `step` on with these settings that config.yaml records, if any.
 
-    It was accepted before, and the run was stopped before its first checkpoint.
+    It was accepted before, and the run was stopped before its first checkpoint; `old` are the settings until `step`.
     """
     recorded = segments_in(folder)[-1:]
     if not recorded or recorded[0].get("start") != step or not step:
         return None
-    flat = _flat(config) | {_SCHEDULE_START: recorded[0]["settings"].get(_SCHEDULE_START)}
-    is_same = all(flat.get(key) == value for key, value in recorded[0]["settings"].items())
+    settings = recorded[0]["settings"]
+    flat = _flat(config) | {_SCHEDULE_START: settings.get(_SCHEDULE_START)}
+    changed = changes(old, config, free=False).keys() | changes(old, config, free=True).keys()
+    is_same = changed <= settings.keys() | {_SCHEDULE_START} and all(flat.get(key) == settings[key] for key in settings)
     return str(recorded[0].get("data")) if is_same else None
 
 

@@ -226,7 +226,7 @@ def _prepare(
         found = checkpoint.newest_of_all([each / "checkpoints" for each in run_folders], _warn)
     past = [segments.past_of(*each) for each in zip(found, run_folders, strict=True)] if found else []
     start = checkpoint.step_of(found[0]) if found else 0
-    accepted = segments.accepted_data(folder, start, config) if past else None
+    accepted = segments.accepted_data(folder, start, past[0][-1].config, config) if past else None
     if past:
         config = _resumed(config, past[0][-1].config, start, new_segment or accepted is not None)
     elif resume:
