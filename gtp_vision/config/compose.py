@@ -177,14 +177,13 @@ def from_run(folder: Path, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise GtpVisionError(f"{folder} is not a run folder (it has no config.yaml); check the path")
     try:
-        stored = plain_yaml(path)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return checked(from_values(plain_yaml(path), path, overrides))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise _unfit(path, error) from error
-    return from_values(stored, path, overrides)
 
 
 def from_values(stored: Any, path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a run from the untrusted plain values of the file `path`; else as `from_run`."""
+    """The configuration in the untrusted plain values of the file `path`, not `checked`; else as `from_run`."""
     try:
         if isinstance(stored, dict):
             stored = {name: value for name, value in stored.items() if name != SEGMENTS}
@@ -193,7 +192,7 @@ def from_values(stored: Any, path: Path, overrides: Sequence[str] = ()) -> Confi
                 stored["training"] = {**training, "precision": "float32"}
             for values in _single_settings(overrides):
                 stored = _merged(stored, values)
-        return checked(_typed(stored))
+        return _typed(stored)
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         raise _unfit(path, error) from error
 

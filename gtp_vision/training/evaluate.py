@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from gtp_vision import agents
 from gtp_vision.agents import ActingConfig, Agent
 from gtp_vision.agents.acting import Executor
-from gtp_vision.config.compose import from_run, segments_in
+from gtp_vision.config.compose import checked, from_run, segments_in
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.names import SALIENCY
@@ -75,7 +75,7 @@ def _as_trained(config: Config, trained: Config, folder: Path, which: str) -> Co
             f"{folder / 'config.yaml'} holds other settings than its checkpoint '{which}' was trained with: "
             f"{'; '.join(f'{key}: {change}' for key, change in edited.items())}; restore them"
         )
-    return with_free(trained, config)
+    return checked(with_free(trained, config))
 
 
 def _record_of_old(config: Config, folder: Path) -> DataRecord:
