@@ -90,7 +90,21 @@ def changes(old: Config, new: Config, *, free: bool) -> dict[str, str]:
 
 
 def resumed(config: Config, old: Config, step: int, *, new_segment: bool) -> Config:
-    """The configuration with the schedule of the steps before, or with one that begins at `step` if it has changed."""
+    """The configuration of a run with settings `old` that continues from `step`.
+
+    The schedule is that of the steps before, or, if it has changed, one that begins at `step`. Raises GtpVisionError:
+    more steps have been taken already, or the data set does not exist.
+    """
+    if config.training.steps < step:
+        raise GtpVisionError(
+            f"training.steps={config.training.steps}, and {config.run_dir} has taken {step} steps already; set it to "
+            f"at least {step}"
+        )
+    data = config.task.dataset
+    if data and data != "demo" and not Path(data).expanduser().exists():
+        raise GtpVisionError(
+            f"{data}, on which {config.run_dir} was trained, does not exist; if it was moved, add task.dataset=PATH"
+        )
     begins = config.training.schedule_start or old.training.schedule_start
     config = replace(config, training=replace(config.training, schedule_start=begins))
     changed = changes(old, config, free=False)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from gtp_vision import agents
 from gtp_vision.agents.base import Metrics
-from gtp_vision.config.compose import from_run, to_yaml
+from gtp_vision.config.compose import to_yaml
 from gtp_vision.config.schema import Config, TrainingConfig
 from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
@@ -44,7 +44,7 @@ from gtp_vision.training.nonfinite import Fault
 from gtp_vision.training.ranks import batch_shares, is_first, report_lost_ranks
 from gtp_vision.training.run import InterruptedRunError, TrainingRun, pending_metrics_of, train_seconds_of
 from gtp_vision.training.run_lock import RunLock, clear_folder
-from gtp_vision.training.seeds import folders, seeds_of, summary
+from gtp_vision.training.seeds import check_same_seeds, folders, seeds_of, summary
 from gtp_vision.training.segments import Segment, changed_by_segment, continued
 from gtp_vision.training.tracking import Meters
 
@@ -222,13 +222,13 @@ def _prepare(
     folder, run_folders = Path(config.run_dir), folders(config)
     found = None
     if resume:
-        _check_same_seeds(folder, config)
+        check_same_seeds(folder, config)
         found = checkpoint.newest_of_all([each / "checkpoints" for each in run_folders], _warn)
     past = [segments.past_of(*each) for each in zip(found, run_folders, strict=True)] if found else []
     start = checkpoint.step_of(found[0]) if found else 0
     accepted = segments.accepted_data(folder, start, past[0][-1].config, config) if past else None
     if past:
-        config = _resumed(config, past[0][-1].config, start, new_segment or accepted is not None)
+        config = segments.resumed(config, past[0][-1].config, start, new_segment=new_segment or accepted is not None)
     elif resume:
         config = replace(config, training=replace(config.training, schedule_start=0))
     configs = seeds_of(config)
@@ -305,39 +305,6 @@ def _prepare(
         for index in range(len(configs))
     ]
     return runs, start
-
-
-def _resumed(config: Config, old: Config, start: int, new_segment: bool) -> Config:
-    """The configuration of a run that is resumed from step `start`, or a GtpVisionError that it cannot be."""
-    if config.training.steps < start:
-        raise GtpVisionError(
-            f"training.steps={config.training.steps}, and {config.run_dir} has taken {start} steps already; set it to "
-            f"at least {start}"
-        )
-    data = config.task.dataset
-    if data and data != "demo" and not Path(data).expanduser().exists():
-        raise GtpVisionError(
-            f"{data}, on which {config.run_dir} was trained, does not exist; if it was moved, add task.dataset=PATH"
-        )
-    return segments.resumed(config, old, start, new_segment=new_segment)
-
-
-def _check_same_seeds(folder: Path, config: Config) -> None:
-    """Refuse to resume a run as one of other seeds, whose folders are others."""
-    try:
-        old = from_run(folder)
-    except GtpVisionError:  # there is nothing to compare; checkpoints are compared later
-        return
-    pairs = {
-        "training.seeds": (old.training.seeds, config.training.seeds),
-        **({"seed": (old.seed, config.seed)} if old.training.seeds > 1 else {}),
-    }
-    for key, (before, now) in pairs.items():
-        if before != now:
-            raise GtpVisionError(
-                f"{folder} was trained with {key}={before}, and cannot be resumed with {key}={now}; choose another "
-                f"run_dir=..."
-            )
 
 
 def _prefixed(log: Log, prefix: str) -> Log:
