@@ -17,12 +17,20 @@ def differences(before: Store, after: Store) -> list[str]:
         A sentence for each kind of difference. Rows without an outcome are reported separately: nothing is learned
         from their actions and rewards. New attributes are not a difference.
     """
+    sentences: list[str] = []
     if not np.array_equal(before.episode_ends, after.episode_ends):
-        return [
-            f"{after.episodes} episodes of {len(after)} frames were made of {before.episodes} episodes of "
-            f"{len(before)} frames"
-        ]
-    sentences, size = _flat_differences(before, after), before.nbytes()
+        shorter = before.without_final_observations()
+        if not np.array_equal(shorter.episode_ends, after.episode_ends):
+            return [
+                f"{after.episodes} episodes of {len(after)} frames were made of {before.episodes} episodes of "
+                f"{len(before)} frames"
+            ]
+        rows, actions = len(before) - len(shorter), len(before.transitions) - len(shorter.transitions)
+        so = f", so {actions} actions lost their outcome (--to native keeps them)" if actions else ""
+        sentences = [f"the observations after the last action of {rows} episodes were left out{so}"]
+        before = shorter
+    sentences += _flat_differences(before, after)
+    size = before.nbytes()
     with tqdm(total=size, desc="comparing", unit="B", unit_scale=True, disable=size < PROGRESS_BYTES) as bar:
         for name, array in before.observations.items():
             if name in after.observations:

@@ -20,7 +20,7 @@ from gtp_vision.core.safe_json import parse_json
 MAGIC = b"\x89HDF\r\n\x1a\n"
 KINDS = {
     **{"f": "floats", "i": "integers", "u": "integers", "b": "booleans", "c": "complex numbers"},
-    **{"S": "text", "O": "text or objects"},
+    **{"S": "text", "U": "text", "O": "text or objects"},
 }
 """Names of NumPy's kinds of dtype."""
 DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError)

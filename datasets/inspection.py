@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import FORMATS, detect, open_store
 from gtp_vision.datasets.pitfalls import last_outcomes, pitfalls
 from gtp_vision.datasets.statistics import ArrayStatistics, array_statistics
@@ -23,7 +24,8 @@ _INDENT = 17
 _MAX_DEPTH = 100  # levels of an attribute
 _MAX_TEXT = 100  # characters of an attribute
 _NO_BREAK = "\N{NO-BREAK SPACE}"
-_OWN_LINES = ("filters", "tasks", "episode_tasks")  # attributes that are listed as facts
+# Attributes that are listed as facts.
+_OWN_LINES = ("filters", "tasks", "episode_tasks", successes.MARKS, successes.WORDS)
 
 
 def inspect(path: Path, env: str | None = None) -> tuple[dict[str, Any], Store]:
@@ -68,7 +70,7 @@ def facts(store: Store) -> dict[str, Any]:
         "reward": _spread(rewards) | {"nonzero": float(np.count_nonzero(rewards) / len(rewards))},
         "terminals": int(terminals.sum()),
         "timeouts": int(np.count_nonzero(store.timeouts)),
-        "episodes_with_terminal": _episodes_with(store, terminals),
+        "episodes_with_terminal": successes.episodes_with(store, terminals),
         "episodes_that_end_in_terminal": int(terminals[last_outcomes(store)].sum()),
         "success": success(store),
         "filters": _filters(store),
@@ -90,30 +92,17 @@ def statistics(store: Store) -> dict[str, ArrayStatistics]:
 def success(store: Store) -> dict[str, Any]:
     """Count the successful recordings: `rate`, `solved`, `of` and `because` (what was counted).
 
-    If the suite of the data does not define success, `rate` is None and `because` is the reason.
+    Marks of the recorder count before the rule of the format that the data came from (`Format.success`). If there is
+    neither, `rate` is None and `because` is the reason.
     """
-    suite, env = str(store.attributes.get("suite", "")), str(store.attributes.get("env", ""))
     visits, solved = store.attributes.get("visits"), store.attributes.get("solved_visits")
     if isinstance(visits, int) and isinstance(solved, int) and 0 <= solved <= visits > 0:
-        return _rate(solved, visits, "visits that the collector counted as solved")
-    terminals, rewards = np.asarray(store.terminals, bool), np.asarray(store.rewards)
-    if suite == "ogbench":
-        if "singletask" in env.split("-"):
-            return _rate(_episodes_with(store, terminals), store.episodes, "episodes with a terminal, the task's goal")
-        return _unknown("these recordings have no task; name one with --env NAME-singletask-task1-v0")
-    if suite == "robomimic":
-        if rewards.any() and np.isin(rewards, (0, 1)).all():
-            return _rate(_episodes_with(store, rewards == 1), store.episodes, "episodes with a reward of 1")
-        if not rewards.any():
-            return _unknown("robomimic marks success with a reward of 1, and this file has no rewards (0 everywhere)")
-        return _unknown("robomimic marks success with a reward of 1, and these rewards are not 0 and 1")
-    if suite == "d4rl":
-        if str(store.attributes.get("episode_ends")).startswith("timeouts and"):  # how its reader marks a maze
-            return _rate(_episodes_with(store, terminals), store.episodes, "episodes with a terminal, the maze's goal")
-        return _unknown("D4RL marks success only in its mazes; other robots' terminals are falls")
-    if suite == "minari":
-        return _unknown("the environment's rules say whether a termination is a success or a failure")
-    return _unknown("the data set does not say whether a terminal is a success or a failure")
+        return successes.rate(solved, visits, "visits that the collector counted as solved")
+    if (found := successes.counted(store)) is not None:
+        return found
+    suite = str(store.attributes.get("suite", ""))
+    rule = FORMATS[suite].success if suite in FORMATS else None
+    return rule(store) if rule else successes.unknown("the data set does not say which episodes succeed")
 
 
 def inspection_text(found: dict[str, Any]) -> str:
@@ -221,16 +210,3 @@ def _tasks(store: Store) -> dict[str, int]:
 
 def _spread(values: np.ndarray) -> dict[str, float]:
     return {"min": float(values.min()), "max": float(values.max()), "mean": float(values.mean(dtype=np.float64))}
-
-
-def _episodes_with(store: Store, marked: np.ndarray) -> int:
-    """Count the episodes that have a marked row."""
-    return len(np.unique(store.episode_of(np.flatnonzero(marked))))
-
-
-def _rate(solved: int, of: int, because: str) -> dict[str, Any]:
-    return {"rate": solved / of, "solved": solved, "of": of, "because": because}
-
-
-def _unknown(because: str) -> dict[str, Any]:
-    return {"rate": None, "because": because}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from gtp_vision.datasets.mapped import check_sizes
 from gtp_vision.datasets.sources import BatchSource
 
 
@@ -88,6 +89,7 @@ class Loader:
         try:
             with self._beside() as stream:
                 for step in range(self._start, self._stop):
+                    check_sizes()
                     fetched = self._source.fetch(step, self._rank, self._world_size)
                     if not self._put(_Moved(fetched, self._device, stream)):
                         return

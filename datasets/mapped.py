@@ -25,7 +25,7 @@ def map_file(path: str | Path, **arguments: Any) -> np.memmap:
 def check_sizes() -> None:
     """Raise if a mapped file is shorter than it was when it was mapped.
 
-    Call this before a long computation and when it stores what it has: a page beyond the end of a file cannot be read,
+    Call this before a batch is read and before a checkpoint is written: a page beyond the end of a file cannot be read,
     and the process that tries dies of SIGBUS ("Bus error"). A removed file stays readable as long as it is mapped.
 
     Raises:

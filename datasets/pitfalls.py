@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
+from gtp_vision.datasets import time_stamps
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.statistics import ArrayStatistics
 from gtp_vision.datasets.store import Store
-from gtp_vision.datasets.validation import location
+from gtp_vision.datasets.validation import SCALE, location
 
+_TIME = re.compile(r"(.*_)?(time|times|time_?stamps?|stamps?|secs|seconds)")  # names of states that are times
 _ROWS = 1 << 18  # read together, so that a mapped file is streamed
 _CAMERA_BYTES = 1 << 25  # read of each camera for one check
 _PAIRS = (16, 512)  # least and most neighboring frames that are compared
@@ -35,7 +38,7 @@ def pitfalls(store: Store, statistics: Mapping[str, ArrayStatistics], *, rewarde
     found += _actions(store, statistics["actions"])
     for name, array in store.observations.items():
         found += _camera(name, array, store) if array.ndim == 4 else _wide(name, array)
-    return [*found, *_same_cameras(store), *_unseen_ends(store), *_left_out(store)]
+    return [*found, *_same_cameras(store), *_time_stamps(store), *_unseen_ends(store), *_left_out(store)]
 
 
 def last_outcomes(store: Store) -> np.ndarray:
@@ -55,7 +58,8 @@ def _rewards(store: Store) -> Iterator[str]:
         row = int(np.flatnonzero(rewards)[0])
         yield (
             f"only rows whose action has no outcome have rewards other than 0, first at {location(store, row)}, and "
-            f"these rows are never sampled; mark them as terminals, or move each reward to the row before"
+            f"these rows are never sampled; mark them as terminals if the task ended there, or move all rewards up by "
+            f"one row if each belongs to the action of the row before"
         )
     elif (sampled == first).all() and not np.any(store.terminals):
         yield (
@@ -113,9 +117,9 @@ def _constant(name: str, numbers: ArrayStatistics) -> Iterator[str]:
     values = ", ".join(f"{numbers.quantiles['0.5'][dimension]:.4g}" for dimension in numbers.constant[:4])
     more = ", ..." if len(numbers.constant) > 4 else ""
     advice = (
-        "a policy cannot learn to move it: leave it out, or record it"
+        "a policy learns these values and no motion: record it moving if it has to move"
         if name == "actions"
-        else "check that the sensor was recorded, or leave it out"
+        else "check that the sensor was recorded"
     )
     yield f"{name}: nearly constant in {_dimensions(numbers.constant)} (about {values}{more}); {advice}"
 
@@ -126,7 +130,7 @@ def _actions(store: Store, numbers: ArrayStatistics) -> Iterator[str]:
     if tiny:
         yield (
             f"actions stay within {extent[tiny].max():.2g} of 0 in {_dimensions(tiny)}, far below the policy's noise "
-            f"of size 1; scale each dimension to [-1, 1] when writing the file"
+            f"of size 1; {SCALE}"
         )
     at_limit = np.zeros(store.action_dim)
     for start in range(0, len(store), _ROWS):
@@ -137,7 +141,7 @@ def _actions(store: Store, numbers: ArrayStatistics) -> Iterator[str]:
         share = at_limit[clipped].max() / len(store)
         yield (
             f"actions are at -1 or 1 in {share:.0%} of the rows in {_dimensions(clipped)}; check that they were not "
-            f"clipped when they were recorded, and scale them to [-1, 1] instead"
+            f"clipped when they were recorded; if they were, record them again in their own units, and {SCALE}"
         )
 
 
@@ -214,6 +218,20 @@ def _same_cameras(store: Store) -> Iterator[str]:
             )
 
 
+def _time_stamps(store: Store) -> Iterator[str]:
+    """Report time stamps that do not fit: those that the reader found, and states that are named as times."""
+    notes = store.attributes.get("time_stamps")
+    yield from (str(note) for note in notes) if isinstance(notes, list) else ()
+    for name, array in store.observations.items():
+        if array.ndim == 2 and array.shape[1] == 1 and _TIME.fullmatch(name.lower()):
+            found = time_stamps.misfit(np.asarray(array)[:, 0], store.episode_starts)
+            if found:
+                yield (
+                    f"observations/{name}: {found[0]}, if these are time stamps; check that no rows were lost or "
+                    f"recorded twice: a policy takes each row for one step"
+                )
+
+
 def _unseen_ends(store: Store) -> Iterator[str]:
     """Report a D4RL file whose only sign of an episode's end is the terminals."""
     if store.attributes.get("suite") == "d4rl" and store.attributes.get("episode_ends") == "terminals":
@@ -229,7 +247,10 @@ def _left_out(store: Store) -> Iterator[str]:
     names = store.attributes.get("left_out")
     if isinstance(names, list) and names:
         listed = ", ".join(str(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")
-        yield f"not read, because they are text, sound or images not of uint8: {listed}; write what matters as uint8"
+        yield (
+            f"not read, because they are text, sound or images not of uint8: {listed}; write images as uint8, and "
+            f"other numbers as float32"
+        )
 
 
 def _dimensions(numbers: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.arrays import Array
-from gtp_vision.datasets.statistics import ArrayStatistics, mean_rows
+from gtp_vision.datasets.statistics import ArrayStatistics, action_statistics, mean_rows
 from gtp_vision.datasets.store import ACTION_BOUNDS, EPISODE_ATTRIBUTES, Store
 
 _WHOLE = 1 << 25  # bytes of an array that are hashed; of a larger one rows that are spread evenly
@@ -69,7 +69,11 @@ def record_of(
     statistics: Mapping[str, ArrayStatistics] | None = None,
     means: Mapping[str, np.ndarray] | None = None,
 ) -> DataRecord:
-    """The record of a data set, with `content` where its statistics and the cameras' mean frames are given."""
+    """The record of a data set, with `content` where its statistics and the cameras' mean frames are given.
+
+    Otherwise it has the statistics of actions alone.
+    """
+    found = {"actions": action_statistics(store)} if statistics is None else statistics
     left_out = (*EPISODE_ATTRIBUTES, "mixed")
     return DataRecord(
         observations={name: tuple(array.shape[1:]) for name, array in store.observations.items()},
@@ -78,8 +82,8 @@ def record_of(
         frames=len(store),
         name=store.path.name if store.path else None,
         attributes={name: value for name, value in store.attributes.items() if name not in left_out},
-        statistics={name: moments(found.record()) for name, found in (statistics or {}).items()},
-        content={} if statistics is None else content_of(store, means or {}),
+        statistics={name: moments(array.record()) for name, array in found.items()},
+        content={} if means is None else content_of(store, means),
     )
 
 
@@ -177,6 +181,8 @@ def read_record(stored: Any) -> DataRecord:
         low, high = record.action_bounds
         if len(low) != record.actions or len(high) != record.actions or not np.isfinite([low, high]).all():
             raise ValueError("its action bounds are not those of its actions")
+        if len(record.statistics["actions"]["min"]) != record.actions:
+            raise ValueError("its statistics are not those of its actions")
         if any(len(shape) not in (1, 3) for shape in record.observations.values()):
             raise ValueError("an observation is neither frames nor a state")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

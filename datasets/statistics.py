@@ -15,7 +15,8 @@ _TOGETHER = 64  # frames read together, so that memory does not grow with the ca
 _BYTES = 1 << 22  # of numbers read together, which fit the processor's cache
 _SAMPLE = 1 << 17  # rows that quantiles are taken from; such a quantile is off by at most 0.003 in rank
 _SAMPLE_BYTES = 1 << 26  # of them; fewer rows if they are very wide, but at least 1000
-_QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+"""Of which the statistics hold the levels."""
 _MIN_SPREAD = 1e-4  # relative to the magnitude; less is rounding or the noise of an idle sensor
 
 
@@ -66,7 +67,7 @@ def array_statistics(array: Array) -> ArrayStatistics:
     mean += origin
     sampled = min(count, _SAMPLE, max(1000, _SAMPLE_BYTES // (array.dtype.itemsize * width)))
     spread = np.linspace(0, count - 1, sampled).astype(np.int64)
-    levels = np.quantile(np.asarray(array[spread]), _QUANTILES, axis=0)
+    levels = np.quantile(np.asarray(array[spread]), QUANTILES, axis=0)
     magnitude = np.maximum(np.abs(mean), 1e-2)  # so that noise of a millionth around 0 is constant, too
     is_constant = (levels[-1] - levels[0]) <= 1e-6 * magnitude
     return ArrayStatistics(
@@ -74,7 +75,7 @@ def array_statistics(array: Array) -> ArrayStatistics:
         std=std.tolist(),
         min=low.astype(np.float64).tolist(),
         max=high.astype(np.float64).tolist(),
-        quantiles={str(q): level.tolist() for q, level in zip(_QUANTILES, levels.astype(np.float64), strict=True)},
+        quantiles={str(q): level.tolist() for q, level in zip(QUANTILES, levels.astype(np.float64), strict=True)},
         constant=np.flatnonzero((std <= _MIN_SPREAD * magnitude) | is_constant).tolist(),
     )
 
@@ -82,10 +83,14 @@ def array_statistics(array: Array) -> ArrayStatistics:
 def store_statistics(store: Store) -> dict[str, ArrayStatistics]:
     """Compute the statistics of `actions` (rows with an outcome: others may be padding) and of every state."""
     states = {name: array for name, array in store.observations.items() if array.ndim == 2}
-    actions = store.actions if store.has_outcome.all() else store.actions[store.transitions]
-    return {"actions": array_statistics(actions)} | {
+    return {"actions": action_statistics(store)} | {
         f"observations/{name}": array_statistics(array) for name, array in states.items()
     }
+
+
+def action_statistics(store: Store) -> ArrayStatistics:
+    """Compute the statistics of the actions with an outcome."""
+    return array_statistics(store.actions if store.has_outcome.all() else store.actions[store.transitions])
 
 
 def mean_images(store: Store) -> dict[str, np.ndarray]:

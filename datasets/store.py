@@ -15,8 +15,8 @@ from gtp_vision.datasets.arrays import Array, Segmented, view
 
 ACTION_BOUNDS = ("action_low", "action_high")
 """Attributes of a data set whose actions were scaled: low + (action + 1) / 2 (high - low) is the robot's action."""
-EPISODE_ATTRIBUTES = ("filters", "tasks", "episode_tasks")
-"""Attributes that number the episodes of one data set."""
+EPISODE_ATTRIBUTES = ("filters", "demonstrations", "tasks", "episode_tasks", "episode_success")
+"""Attributes of one data set's episodes."""
 
 
 @dataclass
@@ -89,6 +89,18 @@ class Store:
         return np.flatnonzero(self.has_outcome)
 
     @cached_property
+    def final_observations(self) -> np.ndarray:
+        """Bool (N,): the row holds nothing but the observation after its episode's last action.
+
+        Readers append such rows, without an outcome, with action 0 and reward 0. An episode's only row is not one.
+        """
+        last = self.episode_ends - 1
+        last = last[~self.has_outcome[last] & (last > self.episode_starts)]
+        found = np.zeros(len(self), bool)
+        found[last] = ~np.asarray(self.actions[last]).any(1) & (np.asarray(self.rewards[last]) == 0)
+        return found
+
+    @cached_property
     def cumulative_weights(self) -> np.ndarray | None:
         """float64 (M,), running sum of the weights of `transitions`; None if all rows are alike."""
         return None if self.weights is None else np.cumsum(self.weights[self.transitions])
@@ -115,12 +127,16 @@ class Store:
         return replace(self, observations={name: self.observations[name] for name in names})
 
     def subset(self, episodes: Sequence[int] | np.ndarray) -> Store:
-        """Return some episodes, in the given order; mapped arrays stay mapped, and `filters` are left out."""
+        """Return some episodes, in the given order; mapped arrays stay mapped.
+
+        Attributes that name episodes by their places are left out: `filters` and `demonstrations`.
+        """
         chosen = np.asarray(episodes, np.int64)
-        attributes = {key: value for key, value in self.attributes.items() if key != "filters"}
-        tasks = attributes.get("episode_tasks")
-        if isinstance(tasks, list) and len(tasks) == self.episodes:
-            attributes["episode_tasks"] = [tasks[episode] for episode in chosen]
+        attributes = {key: value for key, value in self.attributes.items() if key not in ("filters", "demonstrations")}
+        for name in ("episode_tasks", "episode_success"):
+            held = attributes.get(name)
+            if isinstance(held, list) and len(held) == self.episodes:
+                attributes[name] = [held[episode] for episode in chosen]
         runs = _runs(chosen)
         spans = [(int(self.episode_starts[first]), int(self.episode_ends[last])) for first, last in runs]
         rows = np.concatenate([np.arange(start, stop) for start, stop in spans]) if spans else np.empty(0, np.int64)
@@ -139,6 +155,32 @@ class Store:
             path=self.path,
             weights=None if self.weights is None else self.weights[rows],
             numbers=chosen if self.numbers is None else self.numbers[chosen],
+        )
+
+    def without_final_observations(self) -> Store:
+        """Return the store without the rows of `final_observations`; mapped arrays stay mapped.
+
+        The action before such a row loses its outcome, unless it is a terminal.
+        """
+        dropped = self.final_observations
+        if not dropped.any():
+            return self
+        rows, ends = np.flatnonzero(~dropped), self.episode_ends - np.cumsum(dropped[self.episode_ends - 1])
+        timeouts = np.asarray(self.timeouts[rows]).copy()
+        timeouts[ends - 1] |= np.asarray(self.terminals[rows])[ends - 1] == 0
+        spans = [(first, last + 1) for first, last in _runs(rows)]
+        return replace(
+            self,
+            observations={
+                name: Segmented([view(array, start, stop) for start, stop in spans])
+                for name, array in self.observations.items()
+            },
+            actions=self.actions[rows],
+            rewards=self.rewards[rows],
+            terminals=self.terminals[rows],
+            timeouts=timeouts,
+            episode_ends=ends,
+            weights=None if self.weights is None else self.weights[rows],
         )
 
     def filtered(self, name: str) -> Store:
@@ -181,7 +223,7 @@ def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
                 f"{name} holds {_described(store)}, but {first_name} holds {_described(first)}; mix data sets of the "
                 f"same kind, or name the common observations in task.observations"
             )
-        if any(store.attributes.get(bound) != first.attributes.get(bound) for bound in ACTION_BOUNDS):
+        if _bounds(store) != _bounds(first):
             raise GtpVisionError(
                 f"the actions of {name} and {first_name} were scaled to [-1, 1] from different bounds (action_low, "
                 f"action_high), so equal numbers mean different motions; write both with the same bounds"
@@ -205,6 +247,13 @@ def _weighted(store: Store, share: float) -> np.ndarray:
     """Return float64 (N,), weights whose sum over the rows that can be drawn is `share`."""
     weights = np.ones(len(store)) if store.weights is None else np.asarray(store.weights, np.float64)
     return weights * (share / max(weights[store.transitions].sum(), np.finfo(np.float64).tiny))
+
+
+def _bounds(store: Store) -> Any:
+    """Return what -1 and 1 of each action dimension stand for."""
+    return [
+        store.attributes.get(name) or [one] * store.action_dim for name, one in zip(ACTION_BOUNDS, (-1, 1), strict=True)
+    ]
 
 
 def _signature(store: Store) -> Any:

@@ -6,10 +6,15 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.arrays import Array
-from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.store import ACTION_BOUNDS, Store
 
 _ROWS = 1 << 18  # read together, so that a mapped file is streamed
 _CHANNELS = (1, 3, 4)  # of an image; no image is so few pixels high
+SCALE = (
+    "scale each dimension to [-1, 1] when writing the file, and write its limits as action_low and action_high, by "
+    "which policies answer in the robot's units (docs/data.md has a script)"
+)
+"""The advice about actions in other units."""
 _TOLERANCE = 1e-5  # by which float rounding may move actions out of [-1, 1]
 
 
@@ -22,6 +27,7 @@ def problems(store: Store) -> list[str]:
     found += _nonfinite("actions", store.actions, store)
     if not found:
         found += _out_of_range(store)
+    found += _bound_faults(store)
     for name, array in store.observations.items():
         fault = observation_fault(name, array)
         if fault:
@@ -106,13 +112,32 @@ def _out_of_range(store: Store) -> list[str]:
         if len(bad):
             return [
                 f"actions leave [-1, 1] (largest magnitude {float(magnitude.max()):.4g}, first at "
-                f"{location(store, start + int(bad[0]))}); scale each dimension to [-1, 1] when writing the file"
+                f"{location(store, start + int(bad[0]))}); {SCALE}"
             ]
     return []
+
+
+def _bound_faults(store: Store) -> list[str]:
+    """Check the attributes that say what -1 and 1 stand for."""
+    held = [store.attributes.get(bound) for bound in ACTION_BOUNDS]
+    if held == [None, None]:
+        return []
+    try:
+        low, high = (np.asarray(bound, np.float64) for bound in held)
+        fits = low.shape == high.shape == (store.action_dim,) and np.isfinite([low, high]).all() and np.all(low <= high)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    wanted = f"{store.action_dim} finite numbers each, the low not above the high"
+    return [] if fits else [f"the attributes {' and '.join(ACTION_BOUNDS)} must be {wanted}; correct them"]
 
 
 def location(store: Store, row: int) -> str:
     """Return `episode E, frame F` of a row, E as numbered in the file."""
     episode = int(store.episode_of(np.array([row]))[0])
     number = episode if store.numbers is None else store.numbers[episode]
-    return f"episode {number}, frame {row - int(store.episode_starts[episode])}"
+    return place(number, row - int(store.episode_starts[episode]))
+
+
+def place(episode: int, frame: int) -> str:
+    """Return the words by which messages name a frame of an episode."""
+    return f"episode {episode}, frame {frame}"

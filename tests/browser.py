@@ -1,95 +1,62 @@
 """A real browser for the tests of pages: headless Chromium over the DevTools protocol.
 
-The protocol runs over two pipes (`--remote-debugging-pipe`), which needs neither a driver nor a socket. Each test file
-starts one browser in a fixture, and its tests open pages in it.
+Each test file starts one browser in a fixture, and its tests open pages in it.
 """
 
 import base64
 import json
-import os
-import select
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
+from commands import wait_for
+from websockets.sync.client import ClientConnection, connect
 
 CHROMIUM = Path("/usr/bin/chromium")
 _TIMEOUT = 120.0  # seconds; the machine may be busy
 _FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-extensions"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
-    *("--disable-dev-shm-usage", "--remote-debugging-pipe", "--autoplay-policy=no-user-gesture-required"),
+    *("--disable-dev-shm-usage", "--remote-debugging-port=0", "--autoplay-policy=no-user-gesture-required"),
 )
 
 
+@contextmanager
+def chromium(profile: Path) -> Iterator["Browser"]:
+    if not CHROMIUM.is_file():
+        pytest.skip(f"{CHROMIUM} is missing: apt-get install chromium")
+    nothing, port = subprocess.DEVNULL, profile / "DevToolsActivePort"
+    command = [str(CHROMIUM), *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    process = subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing)
+    try:
+        wait_for(lambda: port.exists() and port.read_text().count("\n"))
+        number, path = port.read_text().split()
+        with connect(f"ws://127.0.0.1:{number}{path}", max_size=None) as socket:
+            yield Browser(socket)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
 class Browser:
-    """A Chromium process; a context manager that ends it."""
-
-    def __init__(self, profile: Path) -> None:
-        if not CHROMIUM.is_file():
-            pytest.skip(f"{CHROMIUM} is missing: apt-get install chromium")
-        child_in, self._out = os.pipe()
-        self._in, child_out = os.pipe()
-        command = [str(CHROMIUM), *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
-        redirect = f'exec "$@" 3<&{child_in} 4>&{child_out}'  # the descriptors that Chromium uses
-        self._process = subprocess.Popen(
-            ["bash", "-c", redirect, "bash", *command],
-            pass_fds=(child_in, child_out),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(child_in)
-        os.close(child_out)
-        self._buffer, self._number = b"", 0
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket, self._number = socket, 0
         self.events: list[dict[str, Any]] = []
-
-    def __enter__(self) -> "Browser":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        try:
-            self.call("Browser.close")
-            self._process.wait(30)
-        except (AssertionError, OSError, subprocess.TimeoutExpired):
-            self._process.kill()
-            self._process.wait()
-        os.close(self._out)
-        os.close(self._in)
 
     def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
         """Send a command and return its result; events that arrive before it are kept."""
         self._number += 1
-        number, deadline = self._number, time.monotonic() + _TIMEOUT
-        command = {"id": number, "method": method, "params": params} | ({"sessionId": session} if session else {})
-        os.write(self._out, json.dumps(command).encode() + b"\0")
+        command = {"id": self._number, "method": method, "params": params}
+        self._socket.send(json.dumps(command | ({"sessionId": session} if session else {})))
         while True:
-            message = self._read(deadline, method)
-            if message.get("id") == number:
+            message = json.loads(self._socket.recv(_TIMEOUT))
+            if message.get("id") == self._number:
                 assert "error" not in message, f"{method}: {message['error']}"
                 return dict(message["result"])
             self.events.append(message)
-
-    def wait_for(self, method: str, session: str) -> None:
-        """Wait for an event."""
-        deadline = time.monotonic() + _TIMEOUT
-        while not any(event.get("method") == method and event.get("sessionId") == session for event in self.events):
-            self.events.append(self._read(deadline, method))
-
-    def _read(self, deadline: float, what: str) -> dict[str, Any]:
-        while b"\0" not in self._buffer:
-            ready = select.select([self._in], [], [], max(0.0, deadline - time.monotonic()))[0]
-            assert ready, f"Chromium has not answered within {_TIMEOUT:.0f} s: {what}"
-            received = os.read(self._in, 1 << 20)
-            assert received, f"Chromium has ended: {what}"
-            self._buffer += received
-        message, self._buffer = self._buffer.split(b"\0", 1)
-        return dict(json.loads(message))
 
     @contextmanager
     def page(self, path: Path, *, width: int = 1280, dark: bool = False, scripts: bool = True) -> Iterator["Page"]:
@@ -105,14 +72,13 @@ class Browser:
         self.call("Emulation.setScriptExecutionDisabled", session, value=not scripts)
         self.events.clear()
         self.call("Page.navigate", session, url=path.as_uri())
-        self.wait_for("Page.loadEventFired", session)
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(json.loads(self._socket.recv(_TIMEOUT)))
         yield Page(self, session, path)
         self.call("Target.closeTarget", targetId=target)
 
 
 class Page:
-    """An open page."""
-
     def __init__(self, browser: Browser, session: str, path: Path) -> None:
         self._browser, self._session, self._path = browser, session, path
 
@@ -124,11 +90,7 @@ class Page:
         return result["result"].get("value")
 
     def until(self, script: str, seconds: float = 60) -> None:
-        """Wait until a JavaScript expression is true."""
-        deadline = time.monotonic() + seconds
-        while not self.run(script):
-            assert time.monotonic() < deadline, f"still false after {seconds} s: {script}"
-            time.sleep(0.1)
+        wait_for(lambda: self.run(script), seconds=seconds)
 
     def spill(self) -> int:
         """Pixels by which the page is wider than its window."""
@@ -154,13 +116,8 @@ class Page:
         urls = [event["params"]["request"]["url"] for event in self._events("Network.requestWillBeSent")]
         return [url[:200] for url in urls if not url.startswith(("data:", "blob:")) and url != self._path.as_uri()]
 
-    def picture(self, path: Path, *, whole: bool = False) -> Path:
-        """Write the window, or the whole page, as a PNG."""
-        params: dict[str, Any] = {"format": "png", "captureBeyondViewport": whole}
-        if whole:
-            size = self._browser.call("Page.getLayoutMetrics", self._session)["cssContentSize"]
-            params["clip"] = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        shot = self._browser.call("Page.captureScreenshot", self._session, **params)["data"]
+    def picture(self, path: Path) -> Path:
+        shot = self._browser.call("Page.captureScreenshot", self._session, format="png")["data"]
         path.write_bytes(base64.b64decode(shot))
         return path
 

@@ -51,7 +51,6 @@ class Command:
 
 
 def blocks(page: str, kind: str) -> list[str]:
-    """The fenced blocks of a kind."""
     text = PAGES[page].read_text(encoding="utf-8")
     return [block["body"] for block in _BLOCK.finditer(text) if block["kind"] == kind]
 

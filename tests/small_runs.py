@@ -64,7 +64,6 @@ def small(name: str, *more: str) -> list[str]:
 
 
 def small_run(data: Path, run: Path | str, *more: str, agent: str = "gtp") -> Config:
-    """A tiny run of an agent on a data set."""
     return composed(*STATES, *small(agent, *more), f"task.dataset={data}", f"run_dir={run}", *more)
 
 
@@ -75,7 +74,6 @@ def saved(run: Path, which: str = "last") -> dict[str, torch.Tensor]:
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 

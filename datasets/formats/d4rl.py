@@ -15,40 +15,67 @@ Without `next_observations` the next row of a maze does not continue this one if
 (metre): the ant is reset to the start. At full speed MuJoCo's ant makes 4.2 m/s, 0.42 in one of D4RL's steps of 0.1 s.
 Resets of other robots cannot be distinguished from their motion (HalfCheetah's look like a stride), so they are not
 guessed. The attribute `episode_ends` holds which of these was used.
+
+The same arrays in an npz (D4RL's dictionary, saved by `np.savez`) are read as the HDF5 file would be. It differs from
+OGBench's, whose `terminals` are the ends of recordings, by `rewards`. A file with
+`masks` that contradict its `terminals` (as OGBench's loader and FQL have them) is refused.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import atomic_write
-from gtp_vision.datasets import hdf5
+from gtp_vision.core.files import atomic_write, cache_dir, require_space
+from gtp_vision.core.success import KEYS
+from gtp_vision.datasets import hdf5, npz
+from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import episodes, native
-from gtp_vision.datasets.formats.format import Format
+from gtp_vision.datasets.formats.format import Format, units_notes
 from gtp_vision.datasets.layout import FileArrays, Layout, piece_of, row_ranges, through_cache
 from gtp_vision.datasets.store import Store
 
 _OURS = "gtp_vision"  # the attribute in which our writer stores what the format cannot hold
 _JUMP = 1.0  # metres per step, see above
 _SAME = 1e-6  # distance up to which an observation equals `next_observations`
+_ARRAYS = {"observations", "actions", "rewards", "terminals"}
+_OTHERS = (
+    "timeouts",
+    "next_observations",
+    "masks",
+    "infos/goal",
+    "infos/qpos",
+    *KEYS,
+    *(f"infos/{key}" for key in KEYS),
+)
+"""Other arrays that are read."""
 _TIME_LIMIT = {"hopper": 1000, "halfcheetah": 1000, "walker2d": 1000, "ant": 1000}  # of Gym's tasks, versions 0 to 5
 
 
 def is_d4rl(file: h5py.File, path: Path) -> bool:
     """Whether an HDF5 file has D4RL's arrays at its root; arrays that are damaged or links are a GtpVisionError."""
-    if native.is_native(file, path) or not {"observations", "actions"} <= set(hdf5.children(file, path)):
+    names = set(hdf5.children(file, path))
+    if native.is_native(file, path) or not {"observations", "actions"} <= names:
         return False
-    return all(isinstance(hdf5.member(file, name, path), h5py.Dataset) for name in ("observations", "actions"))
+    are_arrays = all(isinstance(hdf5.member(file, name, path), h5py.Dataset) for name in ("observations", "actions"))
+    return are_arrays and names >= _ARRAYS
+
+
+def is_npz(path: Path) -> bool:
+    """Whether a file is an npz archive with D4RL's arrays; see the module."""
+    names = npz.names(path)
+    return names >= _ARRAYS and "valids" not in names
 
 
 def layout(path: Path, env: str | None = None) -> Layout:
@@ -98,8 +125,37 @@ def write(path: Path, store: Store) -> Path:
 
 
 @contextmanager
+def _hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open the file; an npz is unpacked into a temporary HDF5 file, chunked so that nothing is mapped in it."""
+    names = npz.names(path)
+    if not names:
+        with hdf5.open_file(path) as file:
+            yield file
+        return
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
+        copy = h5py.File(Path(folder) / "arrays.h5", "w")  # open, so it outlives its name, but not this process
+    with copy, npz.open_archive(path, "an npz of D4RL's arrays") as archive:
+        for name in sorted(names & {*_ARRAYS, *_OTHERS}):
+            with archive.open(f"{name}.npy") as stream:
+                shape, dtype, order = npz.header(archive, name, stream)
+                require_space(cache_dir(), hdf5.nbytes(shape, dtype), f"unpacking {path.name}")
+                target = copy.create_dataset(name, shape, dtype, chunks=True if shape and all(shape) else None)
+                if order == "F" or not shape:
+                    target[...] = npz.load(archive, name)
+                    continue
+                for start, stop in row_ranges(target):
+                    size = hdf5.nbytes((stop - start, *shape[1:]), dtype)
+                    rows = np.frombuffer(npz.exactly(stream, size), dtype)
+                    native.write_rows(target, start, rows.reshape(stop - start, *shape[1:]))
+                    sandbox.heartbeat()
+        copy.flush()
+        yield copy
+
+
+@contextmanager
 def _opened(path: Path, limit: int | None) -> Iterator[FileArrays]:
-    with hdf5.open_file(path) as file:
+    with _hdf5(path) as file:
         observations = hdf5.array(file, "observations", path)
         is_camera = observations.dtype == np.uint8 and observations.ndim == 4
         if not is_camera and (observations.dtype.kind != "f" or observations.ndim != 2):
@@ -113,11 +169,14 @@ def _opened(path: Path, limit: int | None) -> Iterator[FileArrays]:
         actions = episodes.matrix(file, "actions", path, kinds="f", count=rows)
         rewards = episodes.column(file, "rewards", path, rows)
         terminals = episodes.flags(file, "terminals", path, rows)
+        if "masks" in hdf5.children(file, path):
+            _check_masks(episodes.flags(file, "masks", path, rows), terminals, path)
         ends, timeouts, how = _episodes(file, path, observations, terminals, limit)
         ours = hdf5.json_attribute(file, _OURS, path)
         name, attributes = ours.get("observation"), ours.get("attributes")
         if not isinstance(attributes, dict):
             attributes = {"source": path.name, "suite": "d4rl", "episode_ends": how}
+            attributes |= episodes.flat_marks(file, ("", "infos"), ends, path)
         if isinstance(name, str) and "/" not in name:
             episodes.check_name(name, path)
         else:
@@ -183,15 +242,27 @@ def _episodes(
     return np.flatnonzero(last) + 1, marked | (last & ~terminals), how
 
 
+def _check_masks(masks: np.ndarray, terminals: np.ndarray, path: Path) -> None:
+    """Raise unless `masks` are 1 - `terminals`."""
+    differ = np.flatnonzero(masks == terminals)
+    if len(differ):
+        raise GtpVisionError(
+            f"{path}: 'masks' and 'terminals' contradict each other in {len(differ)} of {len(masks)} rows, first in "
+            f"row {differ[0]}; where 'terminals' are the ends of recordings, as OGBench's loader and FQL have them, "
+            f"write 'terminals' = (masks == 0) and 'timeouts' = (terminals == 1) & (masks == 1), and leave out 'masks'"
+        )
+
+
 def _written_ends(file: h5py.File, path: Path, rows: int) -> np.ndarray:
     """Return bool (rows,), the last rows of the episodes that our writer wrote."""
     ends = hdf5.array(file, "metadata/episode_ends", path, kinds="ui", ndim=1)
     if not 0 < len(ends) <= rows:
-        raise GtpVisionError(f"{path}: 'metadata/episode_ends' has {len(ends)} entries for {rows} rows; remove it")
+        raise GtpVisionError(f"{path}: 'metadata/episode_ends' has {len(ends)} entries for {rows} rows; write it again")
     ends = episodes.read_rows(ends, 0, len(ends), path).astype(np.int64)
     if ends[0] <= 0 or ends[-1] != rows or np.any(np.diff(ends) <= 0):
         raise GtpVisionError(
-            f"{path}: 'metadata/episode_ends' must increase up to the {rows} rows, but ends at {ends[-1]}; remove it"
+            f"{path}: 'metadata/episode_ends' must increase up to the {rows} rows, but ends at {ends[-1]}; write it "
+            f"again"
         )
     last = np.zeros(rows, bool)
     last[ends - 1] = True
@@ -220,4 +291,29 @@ def _broken(
     return found
 
 
-D4RL = Format("d4rl", "D4RL HDF5", layout, hdf5=is_d4rl, write=write)
+def _notes(store: Store) -> list[str]:
+    last = int(store.final_observations.sum())
+    said = (
+        f"the last rows of {last} episodes hold nothing but the observation after the last action, with action 0 and "
+        f"timeout 1: D4RL's qlearning_dataset leaves them out, other programs may learn them"
+    )
+    return units_notes(store) + ([said] if last else [])
+
+
+def _success(store: Store) -> dict[str, Any]:
+    if str(store.attributes.get("episode_ends")).startswith("timeouts and"):  # how `_episodes` marks a maze
+        solved = successes.episodes_with(store, np.asarray(store.terminals, bool))
+        return successes.rate(solved, store.episodes, "episodes with a terminal, the maze's goal")
+    return successes.unknown("D4RL marks success only in its mazes; other robots' terminals are falls")
+
+
+D4RL = Format(
+    "d4rl",
+    "D4RL HDF5 or npz",
+    layout,
+    hdf5=is_d4rl,
+    other=is_npz,
+    write=write,
+    success=_success,
+    notes=_notes,
+)

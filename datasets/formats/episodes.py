@@ -15,8 +15,10 @@ import h5py
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.success import KEYS, marked
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.layout import FileArrays, Piece, piece_of
+from gtp_vision.datasets.success import attributes_of
 
 NUMBERS = "uifb"
 """NumPy's kinds of dtype that observations, rewards and flags are accepted in."""
@@ -88,6 +90,49 @@ def matrix(parent: h5py.Group, name: str, path: Path, *, kinds: str, count: int 
     if not data.shape[1]:
         raise GtpVisionError(f"{path}: '{data.name.lstrip('/')}' has shape {data.shape}: its rows are empty")
     return to_float32(read_rows(data, 0, data.shape[0], path))
+
+
+def mark(parent: h5py.Group, path: Path) -> bool | None:
+    """Read whether an episode succeeded: an attribute, a flag, or one flag a step, of which any; None if unknown."""
+    members = hdf5.children(parent, path)
+    for key in KEYS:
+        text = hdf5.text_attribute(parent, key, path)
+        if text is not None and (found := marked(text.strip(" []"))) is not None:
+            return found
+        if key in members and (values := _numbers(parent, key, path)) is not None and np.isfinite(values).any():
+            return marked(np.nanmax(values))
+    return None
+
+
+def flat_marks(
+    file: h5py.File, groups: Sequence[str], ends: np.ndarray, path: Path, filters: Any = None
+) -> dict[str, Any]:
+    """Return the attributes of an array of marks in one of the groups, one a row or one an episode; none without."""
+    for group in groups:
+        if group and group not in hdf5.children(file, path):
+            continue
+        parent = hdf5.group(file, group, path) if group else file
+        for key in (key for key in KEYS if key in hdf5.children(parent, path)):
+            values = _numbers(parent, key, path)
+            if values is None or values.size not in (ends[-1], len(ends)):
+                continue
+            if values.size == ends[-1]:
+                values = np.fmax.reduceat(values, np.concatenate([[0], ends[:-1]]))
+            words = f"episodes ({'/'.join(filter(None, [group, key]))})"
+            return attributes_of([marked(value) for value in values], words, filters)
+    return {}
+
+
+def _numbers(parent: h5py.Group, name: str, path: Path) -> np.ndarray | None:
+    """Read an array of numbers as float64 (N,); None if it holds something else."""
+    data = hdf5.member(parent, name, path)
+    if not isinstance(data, h5py.Dataset) or data.dtype.kind not in NUMBERS:
+        return None
+    try:
+        data = data if data.shape == () else hdf5.array(parent, name, path, kinds=NUMBERS)
+        return np.asarray(data[()], np.float64).ravel()
+    except hdf5.DAMAGE as error:
+        raise GtpVisionError(f"{path}: '{name}' is damaged ({first_line(error)}); copy the file again") from error
 
 
 def to_float32(values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 
 from gtp_vision.datasets.layout import Layout
-from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.store import ACTION_BOUNDS, Store
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,12 @@ class Format:
         hdf5: whether an open HDF5 file is of this format; None if the format is not one HDF5 file.
         other: whether a path that is not an HDF5 file is of this format; None if the format is one HDF5 file.
         write: (path, store) writes the store in this format; None if nothing writes it.
+        notes: (store) to sentences on what writing it makes up, or what other programs cannot know of it; None if
+            there is nothing to say.
         states: (path) to the arrays of a layout: states that are recorded beside the observations; None if there are
             none; runs in the process apart.
+        success: (store) to its rate of success as `datasets.success.rate` and `unknown` return it, where the recorder
+            marked no episode; of every store whose attribute `suite` is the name. None: always unknown.
     """
 
     name: str
@@ -35,3 +39,16 @@ class Format:
     other: Callable[[Path], bool] | None = None
     write: Callable[[Path, Store], Any] | None = None
     states: Callable[[Path], dict[str, Any]] | None = None
+    success: Callable[[Store], dict[str, Any]] | None = None
+    notes: Callable[[Store], list[str]] | None = None
+
+
+def units_notes(store: Store) -> list[str]:
+    """Return a sentence on actions in [-1, 1] that are not the robot's, where another program cannot know its units."""
+    low, high = (store.attributes.get(bound) for bound in ACTION_BOUNDS)
+    if not low or not high or (set(low) == {-1} and set(high) == {1}):
+        return []
+    return [
+        "actions stay those of [-1, 1], and only the attribute 'gtp_vision' holds their units (action_low, "
+        "action_high): other programs have to compute low + (action + 1) / 2 * (high - low)"
+    ]

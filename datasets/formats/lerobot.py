@@ -12,12 +12,11 @@ Every row is a row of the store. Observations lose the prefix `observation.` and
 recording stopped, while its success ends the task. An episode's last row is a timeout if it is not a terminal, or if
 `next.truncated` is set. Missing rewards and flags are 0.
 
-A camera's frame is number round((from_timestamp + timestamp) * fps) of its video, counted from the first; each video is
-decoded once, into the cache.
+`lerobot_times` pairs rows with the frames of videos. Each video is decoded once, into the cache.
 
 Actions that leave [-1, 1] are scaled to it, each dimension by its minimum and maximum: those of meta/stats.json, or of
 the data if the statistics do not cover them. The attributes `action_low` and `action_high` invert the scaling:
-`low + (action + 1) / 2 * (high - low)`. A dimension that never changes becomes 0.
+`low + (action + 1) / 2 * (high - low)`; of other actions they are -1 and 1. A dimension that never changes becomes 0.
 """
 
 from __future__ import annotations
@@ -34,7 +33,8 @@ from PIL import Image
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.safe_json import read_json
-from gtp_vision.datasets.formats import tables, video
+from gtp_vision.datasets import success as successes
+from gtp_vision.datasets.formats import lerobot_times, tables, video
 from gtp_vision.datasets.formats.episodes import to_float32
 from gtp_vision.datasets.formats.lerobot_meta import (
     EPISODES,
@@ -51,8 +51,11 @@ from gtp_vision.datasets.formats.lerobot_meta import (
     read_info,
 )
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
+from gtp_vision.datasets.store import ACTION_BOUNDS
+from gtp_vision.datasets.validation import place
 
-_FLAGS = ("next.success", "next.done", "next.truncated", "next.reward", "task_index")
+_MARKS = ("next.success", "next.is_success", "success", "is_success")  # names of columns of flags
+_OPTIONAL = ("timestamp", *_MARKS, "next.done", "next.truncated", "next.reward", "task_index")
 _IMAGES = 16  # decoded together
 _ROUNDING = 1e-5  # by which actions may leave [-1, 1]
 _MIN_SPREAD = 1e-6  # relative spread below which a dimension of actions counts as constant
@@ -81,27 +84,38 @@ def _opened(path: Path) -> Iterator[FileArrays]:
     files = files_of(path, str(info.get("data_path")), "", episodes.data, episodes.lengths)
     rows = _rows(path, info, features["action"], files, episodes)
     ends = np.cumsum(episodes.lengths)
+    stamps, videos = rows["timestamp"], [feature for feature in observations.values() if feature.kind == "video"]
+    notes = lerobot_times.stamps_note(stamps, ends - episodes.lengths, info["fps"])
+    pairings = {feature.key: lerobot_times.pair(path, info, feature, episodes, stamps) for feature in videos}
+    notes += [note for pairing in pairings.values() for note in pairing.notes]
     last = np.isin(np.arange(ends[-1]), ends - 1)
     terminals = rows.get("next.success", rows.get("next.done", np.zeros(len(last)))).astype(bool)
     truncated = rows.get("next.truncated", np.zeros(len(last))).astype(bool)
-    actions, scaling = _scaled(path, to_float32(rows["action"]))
-    if (path / OURS).is_file():
-        attributes = read_json(tables.inside(path, OURS)).get("attributes", {})
-        if not isinstance(attributes, dict):
-            raise GtpVisionError(f"{path / OURS}: 'attributes' is not an object; remove the file")
+    ours = read_json(tables.inside(path, OURS)) if (path / OURS).is_file() else None
+    attributes = {} if ours is None else ours.get("attributes", {})
+    if not isinstance(attributes, dict):
+        raise GtpVisionError(f"{path / OURS}: 'attributes' is not an object; convert the data set again")
+    is_scaled = ours is not None and ours.get("units") == "robot" and attributes.keys() >= set(ACTION_BOUNDS)
+    bounds = [attributes[bound] for bound in ACTION_BOUNDS] if is_scaled else None
+    actions, scaling = _scaled(path, to_float32(rows["action"]), bounds)
+    if ours is not None:
         attributes |= scaling
     else:
         attributes = {"source": path.resolve().name, "suite": "lerobot", "fps": info["fps"]}
         attributes |= {"robot_type": str(info["robot_type"])} if info.get("robot_type") else {}
         if "task_index" in rows:
             attributes |= _tasks(path, rows["task_index"][ends - episodes.lengths])
-        attributes |= scaling | ({"left_out": left_out} if left_out else {})
+        as_recorded = {"action_low": [-1.0] * actions.shape[1], "action_high": [1.0] * actions.shape[1]}
+        for key in [key for key in _MARKS if key in rows][:1]:
+            flags = np.logical_or.reduceat(rows[key] > 0, ends - episodes.lengths)
+            attributes |= successes.attributes_of(flags.tolist(), f"episodes ({key})")
+        attributes |= (scaling or as_recorded) | ({"left_out": left_out} if left_out else {})
+    attributes |= {"time_stamps": notes} if notes else {}
     with ExitStack() as stack:
         pieces = {}
         for name, feature in observations.items():
             if feature.kind == "video":
-                seconds = np.repeat(episodes.videos[feature.key][1], episodes.lengths) + rows["timestamp"]
-                frames = _from_videos(path, info, feature, episodes, np.rint(seconds * info["fps"]))
+                frames = _from_videos(feature, pairings[feature.key], ends - episodes.lengths)
             else:
                 frames = _from_tables(path, feature, files)
             stack.enter_context(closing(frames))
@@ -122,14 +136,17 @@ def _rows(
     path: Path, info: dict[str, Any], action: Feature, files: list[tuple[Path, int, int]], episodes: Episodes
 ) -> dict[str, np.ndarray]:
     """Read the columns with one number per row, (N,), and `action`, (N, A), of all files."""
-    keys = ["episode_index", "frame_index", "timestamp", *(key for key in _FLAGS if key in info["features"])]
+    keys = ["episode_index", "frame_index", *(key for key in _OPTIONAL if _is_flag(info, key))]
     batches: dict[str, list[np.ndarray]] = {key: [] for key in (*keys[2:], "action")}
     for file, begin, end in files:
         lengths = episodes.lengths[begin:end]
         wanted, at = int(lengths.sum()), 0
         starts = np.cumsum(lengths) - lengths
         for batch in tables.batches(file, [*keys, "action"], ROWS):
-            columns = [tables.numbers(array, 1, key, file)[:, 0] for key, array in zip(keys, batch[:-1], strict=True)]
+            columns = [
+                tables.numbers(array, 1, key, file, allow_missing=key == "timestamp")[:, 0]
+                for key, array in zip(keys, batch[:-1], strict=True)
+            ]
             rows = np.arange(at, at + len(columns[0]))
             at += len(rows)
             if at > wanted:
@@ -142,12 +159,6 @@ def _rows(
                     f"{file}: row {rows[w]} is episode {columns[0][w]}, frame {columns[1][w]}, but by {EPISODES} it is "
                     f"episode {here[w] + begin}, frame {rows[w] - starts[here[w]]}; copy the data set again"
                 )
-            if len(wrong := np.flatnonzero(~np.isfinite(columns[2]))):
-                e = here[wrong[0]]
-                frame = rows[wrong[0]] - starts[e]
-                raise GtpVisionError(
-                    f"{file}: the timestamp of episode {e + begin}, frame {frame} is not finite; correct it"
-                )
             for key, column in zip(keys[2:], columns[2:], strict=True):
                 batches[key].append(column)
             batches["action"].append(tables.numbers(batch[-1], action.shape[0], "action", file))
@@ -157,15 +168,36 @@ def _rows(
                 f"{file} has {count} rows, but {EPISODES} list {wanted} for episodes {begin} to {end - 1}; "
                 f"copy the data set again"
             )
-    return {key: np.concatenate(arrays) for key, arrays in batches.items()}
+    found = {key: np.concatenate(arrays) for key, arrays in batches.items()}
+    return {"timestamp": np.full(len(found["action"]), np.nan)} | found
 
 
-def _scaled(path: Path, actions: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return actions in [-1, 1], and the attributes that invert the scaling; see the module."""
+def _is_flag(info: dict[str, Any], key: str) -> bool:
+    """Whether a feature has one number a row; a column of our own choice of names may hold anything."""
+    entry = info["features"].get(key)
+    if key not in _MARKS[1:] or not isinstance(entry, dict):
+        return entry is not None
+    return str(entry.get("dtype")).startswith(("bool", "int", "uint", "float")) and entry.get("shape") == [1]
+
+
+def _scaled(path: Path, actions: np.ndarray, known: list[Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return actions in [-1, 1], and the attributes that invert the scaling; see the module.
+
+    `known` are the bounds of actions that our writer multiplied by them.
+    """
     low, high = actions.min(0).astype(np.float64), actions.max(0).astype(np.float64)
-    if not np.isfinite([low, high]).all() or max(-low.min(), high.max()) <= 1 + _ROUNDING:
+    if known is not None:
+        try:
+            low, high = (np.asarray(bound, np.float64).reshape(low.shape) for bound in known)
+        except (TypeError, ValueError) as error:
+            raise GtpVisionError(
+                f"{path / OURS}: action_low and action_high do not fit {len(low)} actions; convert the data set again"
+            ) from error
+        if np.all(low == -1) and np.all(high == 1):
+            return actions, {}
+    elif not np.isfinite([low, high]).all() or max(-low.min(), high.max()) <= 1 + _ROUNDING:
         return actions, {}  # validation reports values that are not finite
-    if (path / STATS).exists():
+    elif (path / STATS).exists():
         entry = read_json(tables.inside(path, STATS)).get("action")
         try:
             bounds = [np.asarray(entry[bound], np.float64).reshape(low.shape) for bound in ("min", "max")]  # type: ignore[index]
@@ -177,7 +209,10 @@ def _scaled(path: Path, actions: np.ndarray) -> tuple[np.ndarray, dict[str, Any]
     spread = high - low
     changes = spread > _MIN_SPREAD * np.maximum(1, np.abs(high))
     scaled = np.where(changes, 2 * (actions - low) / np.where(changes, spread, 1) - 1, 0)
-    return np.clip(scaled, -1, 1).astype(np.float32), {"action_low": low.tolist(), "action_high": high.tolist()}
+    scaled = np.where((low == -1) & (high == 1), actions, scaled)
+    if known is None or np.abs(scaled).max() <= 1 + _ROUNDING:  # validation reports our own data set's that leave them
+        scaled = np.clip(scaled, -1, 1)
+    return scaled.astype(np.float32), {"action_low": low.tolist(), "action_high": high.tolist()}
 
 
 def _tasks(path: Path, index: np.ndarray) -> dict[str, Any]:
@@ -204,7 +239,14 @@ def _streamed(rows: int, feature: Feature, first: np.ndarray | None, others: Ite
     dtype = np.dtype(np.float32 if feature.kind == "state" else np.uint8)
 
     def read(start: int, stop: int) -> np.ndarray:
-        out = np.empty((stop - start, *feature.shape), dtype)
+        try:
+            out = np.empty((stop - start, *feature.shape), dtype)
+        except MemoryError as error:  # the sandbox limits the memory
+            size = "x".join(map(str, feature.shape[1::-1]))
+            raise GtpVisionError(
+                f"{path}: out of memory for the rows of '{feature.key}'; if the data set is complete, {size} is too "
+                f"large: scale the video down"
+            ) from error
         for i in range(stop - start):
             row = first if start + i == 0 else next(others, None)
             if row is None:
@@ -250,33 +292,21 @@ def _decoded(encoded: bytes, feature: Feature, where: str) -> np.ndarray:
 
 
 def _from_videos(
-    path: Path, info: dict[str, Any], feature: Feature, episodes: Episodes, wanted: np.ndarray
+    feature: Feature, pairing: lerobot_times.Pairing, starts: np.ndarray
 ) -> Generator[np.ndarray, None, None]:
-    """Yield a camera's frames; `wanted` (N,) are the numbers of the rows' frames in their files."""
-    places, _ = episodes.videos[feature.key]
-    starts = np.concatenate([[0], np.cumsum(episodes.lengths)])
+    """Yield a camera's frames; `starts` (E,) are the episodes' first rows."""
     height, width, channels = feature.shape
-    for file, begin, end in files_of(path, str(info.get("video_path")), feature.key, places, episodes.lengths):
-        here = wanted[starts[begin] : starts[end]]
-        back = np.flatnonzero(np.diff(here, prepend=0) < 0)
-
-        def place(row: int, begin: int = begin) -> str:
-            episode = int(np.searchsorted(starts, starts[begin] + row, side="right")) - 1
-            return f"episode {episode}, frame {starts[begin] + row - starts[episode]}"
-
-        if len(back):
-            raise GtpVisionError(
-                f"{file}: the timestamp of {place(int(back[0]))} is earlier than the one before; correct it"
-            )
+    for file, begin, end, wanted in pairing.files:
         with video.decoding(file, (height, width, channels)) as frames:
             number, frame = -1, np.empty(0, np.uint8)
-            for row, number_wanted in enumerate(here):
+            for row, number_wanted in enumerate(wanted, start=int(starts[begin])):
                 while number < number_wanted:
                     following = next(frames, None)
                     if following is None:
+                        episode = int(np.searchsorted(starts[:end], row, side="right")) - 1
                         raise GtpVisionError(
-                            f"{file} has no frame {number_wanted:.0f} for {place(row)} of camera '{feature.key}': "
-                            f"{frames.ended} after {number + 1} frames; {frames.advice}"
+                            f"{file} has no frame {number_wanted} for {place(episode, row - int(starts[episode]))} of "
+                            f"camera '{feature.key}': {frames.ended} after {number + 1} frames; {frames.advice}"
                         )
                     number, frame = number + 1, following
                 yield frame

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import data_files
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.datasets.formats import tables, video
 
@@ -21,6 +22,7 @@ INFO, STATS, TASKS, EPISODES = "meta/info.json", "meta/stats.json", "meta/tasks.
 OURS = "meta/gtp_vision.json"  # the store's attributes, in data sets of our writer
 CAMERA, STATE = "observation.images.", "observation."
 ROWS = 4096  # of a table that are read together
+_OWN = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # LeRobot's own columns
 _MAX_SIDE = 1 << 15  # of an image, in pixels
 _MAX_ROWS = 1 << 40  # of a data set, so that sums stay exact
 
@@ -53,9 +55,12 @@ def read_info(path: Path) -> dict[str, Any]:
     version, fps = info.get("codebase_version"), info.get("fps")
     if not isinstance(version, str) or not re.fullmatch(r"v?3(\.\d+)*", version):
         if isinstance(version, str) and re.match(r"v?[12]\.", version):
+            is_last = re.match(r"v?2\.1", version)
+            first = "" if is_last else ", which takes v2.1: run convert_dataset_v20_to_v21 of lerobot 0.3 before it"
             raise GtpVisionError(
-                f"{path} is a LeRobot data set of version {version}, this program reads v3.0; convert it by "
-                f"LeRobot's `convert_dataset_v21_to_v30`"
+                f"{path} is a LeRobot data set of version {version}, this program reads v3.0; convert it by LeRobot's "
+                f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id NAME --root FOLDER --push-to-hub=false"
+                f"{first}"
             )
         raise GtpVisionError(
             f"{path / INFO}: codebase_version is {version!r}, this program reads v3.0; update gtp-vision"
@@ -93,12 +98,20 @@ def read_features(info: dict[str, Any], path: Path) -> tuple[dict[str, Feature],
             )
         found[name] = Feature(key, kind if is_camera else "state", _shape(key, entry, is_camera, path))
     if "action" not in found or found["action"].kind != "state":
-        raise GtpVisionError(f"{path / INFO} has no feature 'action' of numbers; a policy cannot learn from it")
+        raise GtpVisionError(f"{path / INFO} has no feature 'action' of numbers {_held(info)}")
     if len(found) == 1:
-        raise GtpVisionError(
-            f"{path / INFO} has no feature 'observation.*' of numbers or images; a policy cannot learn from it"
-        )
+        raise GtpVisionError(f"{path / INFO} has no feature 'observation.*' of numbers or images {_held(info)}")
     return found, left_out
+
+
+def _held(info: dict[str, Any]) -> str:
+    """Return the features that a data set has under its own names, and what to do about them."""
+    names = [key for key in info["features"] if key not in _OWN and not key.startswith("next.")]
+    return (
+        f"(it has {', '.join(names[:12]) or 'no other'}); rename features to 'action', 'observation.NAME' (states) and "
+        f"'observation.images.NAME' (cameras) in meta/info.json, in the columns of data/*/*.parquet and "
+        f"meta/episodes/*/*.parquet, and below videos/"
+    )
 
 
 def _shape(key: str, entry: dict[str, Any], is_camera: bool, path: Path) -> tuple[int, ...]:
@@ -132,7 +145,7 @@ def read_episodes(path: Path, info: dict[str, Any], cameras: list[str]) -> Episo
     integers += [f"videos/{key}/{part}_index" for key in cameras for part in ("chunk", "file")]
     seconds = [f"videos/{key}/from_timestamp" for key in cameras]
     parts: list[list[np.ndarray]] = [[] for _ in (*integers, *seconds)]
-    for file in sorted((path / EPISODES).glob("*/*.parquet")):
+    for file in sorted(data_files(path / EPISODES, "*/*.parquet")):
         name = str(file.relative_to(path))
         for batch in tables.batches(tables.inside(path, name), [*integers, *seconds], ROWS):
             for part, array, key in zip(parts, batch, (*integers, *seconds), strict=True):

@@ -1,10 +1,12 @@
 """Writing LeRobot's data sets, version 3; `lerobot` describes and reads them.
 
-Rows map one to one: `action`, the observations, `next.reward`, `next.done` (terminals) and `next.truncated` (timeouts)
-are exact; what LeRobot cannot hold is in meta/gtp_vision.json. Cameras are H.264 video (x264, quality 18), which is not
-exact: of 255, the absolute error on the demo data set's 64x64 frames is 2.0 in the mean and 105 at most, at edges
-between colors, because four pixels share one color; it is less for larger, smoother images and more for noise. Actions
-stay in [-1, 1], as in the store.
+Rows map one to one, but those that hold nothing but the observation after the last action are left out: LeRobot's
+policies would learn their action 0. `action` is in the robot's units (`action_low`, `action_high`), the observations,
+`next.reward`, `next.done` (terminals) and `next.truncated` (timeouts) are exact; what LeRobot cannot hold is in
+meta/gtp_vision.json. The rate is the attribute `fps`, else robomimic's `control_freq`, else 10. Cameras are H.264 video
+(x264, quality 18), which is not exact: of 255, the absolute error on the demo data set's 64x64 frames is 2.0 in the
+mean and 105 at most, at edges between colors, because four pixels share one color; it is less for larger, smoother
+images and more for noise.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from gtp_vision.datasets.formats import lerobot_statistics as statistics
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.formats.lerobot_meta import CAMERA, EPISODES, INFO, OURS, STATE, STATS, TASKS
 from gtp_vision.datasets.layout import COPY_BYTES, PROGRESS_BYTES
-from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.store import ACTION_BOUNDS, Store
+from gtp_vision.datasets.success import unknown
 
 _CHUNK = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _DATA, _VIDEOS = f"data/{_CHUNK}.parquet", f"videos/{{video_key}}/{_CHUNK}.mp4"
@@ -48,8 +51,9 @@ def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video
     which ffmpeg writes later. Raises GtpVisionError: cameras that cannot be a video, invalid names, another
     folder.
     """
-    keys, fps = _keys(store), _fps(store)
+    keys, fps = _keys(store), _fps(store)[0]
     tasks, episode_tasks = _tasks(store)
+    store = store.without_final_observations()
     bounds = list(zip(store.episode_starts.tolist(), store.episode_ends.tolist(), strict=True))
     with _atomic_folder(path) as root:
         columns = _columns(store, keys, fps, episode_tasks)
@@ -64,6 +68,7 @@ def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video
         places = _write_tables(root, columns, bounds, int(data_files_size_in_mb * _MB))
         rows |= _indices("data", places)
         stats = {key: [statistics.of_rows(array[start:end]) for start, end in bounds] for key, array in columns.items()}
+        total = {key: statistics.of_rows(array) for key, array in columns.items()}
         features = {key: _feature(array) for key, array in columns.items()}
         cameras = {name: array for name, array in store.observations.items() if array.ndim == 4}
         size = sum(int(array.nbytes) for array in cameras.values())
@@ -78,7 +83,8 @@ def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video
                 rows[f"videos/{key}/to_timestamp"] = [
                     second + (end - start) / fps for second, (start, end) in zip(seconds, bounds, strict=True)
                 ]
-                stats[key] = [statistics.of_frames(array, start, end) for start, end in bounds]
+                counted = [statistics.levels(array, start, end) for start, end in bounds]
+                stats[key], total[key] = [statistics.of_levels([one]) for one in counted], statistics.of_levels(counted)
                 features[key] = _camera_feature(array, fps)
         order = [keys[name] for name in store.observations]  # the store's, before all others
         features = {key: features[key] for key in (*order, *(key for key in features if key not in order))}
@@ -87,8 +93,9 @@ def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video
                 rows[f"stats/{key}/{kind}"] = [episode[kind].tolist() for episode in episodes]
         _write_episodes(root, pa.table(rows), int(data_files_size_in_mb * _MB))
         _write_tasks(root, tasks)
-        _write_json(root / STATS, {key: statistics.combined(episodes) for key, episodes in stats.items()})
-        _write_json(root / OURS, {"attributes": dict(store.attributes)})
+        listed = {key: {kind: value.tolist() for kind, value in found.items()} for key, found in total.items()}
+        _write_json(root / STATS, listed)
+        _write_json(root / OURS, {"attributes": dict(store.attributes), "units": "robot"})
         _write_json(
             root / INFO,
             {
@@ -117,7 +124,10 @@ def _keys(store: Store) -> dict[str, str]:
         if "/" in name or not name:
             raise GtpVisionError(f"LeRobot cannot hold an observation named '{name}'; rename it")
         if array.ndim == 4 and array.shape[3] not in video.CHANNELS:
-            raise GtpVisionError(f"the camera '{name}' has {array.shape[3]} channels, a video has 1 or 3; leave it out")
+            raise GtpVisionError(
+                f"the camera '{name}' has {array.shape[3]} channels, a video has 1 or 3; convert "
+                f"it to native or robomimic instead"
+            )
         key = (CAMERA if array.ndim == 4 else STATE) + name
         if key in keys.values():
             raise GtpVisionError(f"two observations would get the name '{key}' in LeRobot; rename '{name}'")
@@ -125,11 +135,24 @@ def _keys(store: Store) -> dict[str, str]:
     return keys
 
 
-def _fps(store: Store) -> float:
-    fps = store.attributes.get("fps", _FPS)
+def notes(store: Store) -> list[str]:
+    """Return what is made up for LeRobot, in sentences."""
+    fps, is_known = _fps(store)
+    made_up = [] if is_known else [f"fps is {fps:g}, since the data set does not say its rate; --fps sets it"]
+    if not store.attributes.get("tasks"):
+        made_up.append(f"the data set has no text of a task; it is '{_tasks(store)[0][0]}'")
+    return made_up
+
+
+def _fps(store: Store) -> tuple[float, bool]:
+    """Return the rate, and whether the data set says it."""
+    env_args = store.attributes.get("env_args")
+    settings = env_args.get("env_kwargs") if isinstance(env_args, dict) else None
+    known = settings.get("control_freq") if isinstance(settings, dict) else None
+    fps = store.attributes.get("fps", _FPS if known is None else known)
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 1e5:
         raise GtpVisionError(f"the attribute 'fps' is {str(fps)[:80]!r}; set it to the number of frames per second")
-    return fps
+    return fps, known is not None or "fps" in store.attributes
 
 
 def _tasks(store: Store) -> tuple[list[str], list[int]]:
@@ -156,7 +179,7 @@ def _columns(store: Store, keys: dict[str, str], fps: float, tasks: Sequence[int
     frames = np.arange(len(store)) - np.repeat(store.episode_starts, lengths)
     columns: dict[str, Array] = {keys[name]: array for name, array in store.observations.items() if array.ndim != 4}
     columns |= {
-        "action": np.asarray(store.actions, np.float32),
+        "action": _in_units(store),
         "next.reward": np.asarray(store.rewards, np.float32),
         "next.done": np.asarray(store.terminals, bool),
         "next.truncated": np.asarray(store.timeouts, bool),
@@ -167,6 +190,21 @@ def _columns(store: Store, keys: dict[str, str], fps: float, tasks: Sequence[int
         "task_index": np.repeat(np.asarray(tasks, np.int64), lengths),
     }
     return columns
+
+
+def _in_units(store: Store) -> np.ndarray:
+    """Return the actions in the robot's units, float32 (N, A)."""
+    actions, bounds = np.asarray(store.actions, np.float32), [store.attributes.get(bound) for bound in ACTION_BOUNDS]
+    if None in bounds:
+        return actions
+    try:
+        low, high = (np.asarray(bound, np.float64).reshape(store.action_dim) for bound in bounds)
+    except (TypeError, ValueError) as error:
+        raise GtpVisionError(
+            f"the attributes {' and '.join(ACTION_BOUNDS)} do not fit {store.action_dim} actions; correct or remove "
+            f"them"
+        ) from error
+    return np.where((low == -1) & (high == 1), actions, low + (actions + 1.0) / 2 * (high - low)).astype(np.float32)
 
 
 def _as_stored(array: np.ndarray) -> np.ndarray:
@@ -326,4 +364,12 @@ def _atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-LEROBOT = Format("lerobot", "LeRobot v3", lambda path, _: lerobot.layout(path), other=lerobot.recognises, write=write)
+LEROBOT = Format(
+    "lerobot",
+    "LeRobot v3",
+    lambda path, _: lerobot.layout(path),
+    other=lerobot.recognises,
+    write=write,
+    success=lambda store: unknown("the data set has no next.success, and its terminals are next.done"),
+    notes=notes,
+)

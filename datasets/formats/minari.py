@@ -13,7 +13,9 @@ without a name is `camera` if it is an image of bytes, else `state`; `episodes.o
 are left out and listed in the attribute `left_out`.
 
 Policies act in [-1, 1]. If the action space has other finite bounds, actions are scaled to [-1, 1], and the attributes
-`action_low` and `action_high` hold the bounds that acting needs; without bounds actions are not changed.
+`action_low` and `action_high` hold the bounds that acting needs; without finite bounds they are -1 and 1, and actions
+are not changed. Finite ones are those of the recorder's environment: the attribute `action_bounds` is `declared`.
+Success is what `infos/success` or `infos/is_success` say in any step.
 """
 
 from __future__ import annotations
@@ -37,11 +39,14 @@ from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import fingerprint
 from gtp_vision.core.safe_json import parse_json, read_json
 from gtp_vision.datasets import hdf5
+from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
 
 _MAIN, _METADATA, _PREFIX = "main_data.hdf5", "metadata.json", "episode_"
+MEMBERS = {"observations", "actions", "rewards", "terminations", "truncations"}
+"""Names in every episode."""
 _MAX_DEPTH = 16  # levels of nested spaces
 _UNBOUNDED = 1e30  # some spaces write "no bound" as the largest float32
 _MAX_TEXT = 1000  # characters of metadata that become attributes
@@ -59,9 +64,14 @@ def recognises(path: Path) -> bool:
 
 
 def holds_episodes(file: h5py.File, path: Path) -> bool:
-    """Whether an open HDF5 file is Minari's `main_data.hdf5`."""
+    """Whether an open HDF5 file is Minari's `main_data.hdf5`: beside its metadata, or with its names in an episode."""
     found = hdf5.children(file, path)
-    return bool(found) and all(re.fullmatch(f"{_PREFIX}[0-9]+", name) for name in found)
+    if not found or not all(re.fullmatch(f"{_PREFIX}[0-9]+", name) for name in found):
+        return False
+    first = hdf5.member(file, found[0], path)
+    return (path.parent / _METADATA).is_file() or (
+        isinstance(first, h5py.Group) and set(hdf5.children(first, path)) >= MEMBERS
+    )
 
 
 def layout(path: Path) -> Layout:
@@ -106,16 +116,20 @@ def _opened(main: Path, metadata_path: Path, metadata: Mapping[str, Any]) -> Ite
         names = episodes.numbered_members(file, _PREFIX, main)
         _check_numbers(names, metadata, main)
         recording = episodes.Recording(main)
-        steps, omitted = 0, dict[str, list[str]]()
+        steps, omitted, marks = 0, dict[str, list[str]](), list[bool | None]()
         for name in names:
-            length, omitted = _add(recording, hdf5.group(file, name, main), observed, bounds, main)
+            episode = hdf5.group(file, name, main)
+            length, omitted = _add(recording, episode, observed, bounds, main)
+            has_infos = "infos" in hdf5.children(episode, main)
+            marks.append(episodes.mark(hdf5.group(episode, "infos", main), main) if has_infos else None)
             steps += length
             sandbox.heartbeat()
         if metadata.get("total_steps", steps) != steps:
             raise GtpVisionError(
                 f"{main} has {steps} steps, but {_METADATA} says {str(metadata['total_steps'])[:20]!a}; copy both again"
             )
-        yield recording.file_arrays(_attributes(metadata, metadata_path) | omitted | _bound_attributes(bounds))
+        attributes = _attributes(metadata, metadata_path) | omitted | _bound_attributes(bounds, *_shape(acted))
+        yield recording.file_arrays(attributes | successes.attributes_of(marks, "episodes (infos)"))
 
 
 def _check_numbers(names: list[str], metadata: Mapping[str, Any], main: Path) -> None:
@@ -263,7 +277,7 @@ def _shape(space: Any) -> tuple[int, ...]:
 
 
 def _bounds(space: Mapping[str, Any], path: Path) -> _Bounds:
-    """Return low and high of actions, float64 (A,); None if they are -1 and 1, or not finite."""
+    """Return low and high of actions, float64 (A,); None if they are not finite."""
     kind, dtype = space.get("type"), str(space.get("dtype"))
     if kind != "Box" or not dtype.startswith("float") or len(_shape(space)) != 1:
         described = f"{kind} of {dtype} {space.get('shape', '')}" if kind == "Box" else kind
@@ -278,7 +292,7 @@ def _bounds(space: Mapping[str, Any], path: Path) -> _Bounds:
         return None
     if np.any(low > high):
         raise GtpVisionError(f"{path}: 'action_space' has a low bound above its high one; create the data set again")
-    return None if np.all(low == -1) and np.all(high == 1) else (low, high)
+    return low, high
 
 
 def _scaled(actions: np.ndarray, bounds: tuple[np.ndarray, np.ndarray], episode: str, main: Path) -> np.ndarray:
@@ -288,13 +302,19 @@ def _scaled(actions: np.ndarray, bounds: tuple[np.ndarray, np.ndarray], episode:
             f"{main}: '{episode}/actions' has {actions.shape[1]} dimensions, but the action space has {len(low)}; "
             f"copy both files again"
         )
+    if np.all(low == -1) and np.all(high == 1):
+        return actions
     span = np.where(high > low, high - low, 1)
     scaled = (actions.astype(np.float64) - low) / span * 2 - 1
     return np.where(high > low, scaled, 0).astype(np.float32)  # 0 where only one value is allowed
 
 
-def _bound_attributes(bounds: _Bounds) -> dict[str, Any]:
-    return {} if bounds is None else {"action_low": bounds[0].tolist(), "action_high": bounds[1].tolist()}
+def _bound_attributes(bounds: _Bounds, actions: int) -> dict[str, Any]:
+    ones = np.ones(actions)
+    low, high = bounds or (-ones, ones)
+    return {"action_low": low.tolist(), "action_high": high.tolist()} | (
+        {"action_bounds": "declared"} if bounds else {}
+    )
 
 
 def _attributes(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -313,4 +333,11 @@ def _attributes(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
-MINARI = Format("minari", "Minari", lambda path, _: layout(path), hdf5=holds_episodes, other=recognises)
+MINARI = Format(
+    "minari",
+    "Minari",
+    lambda path, _: layout(path),
+    hdf5=holds_episodes,
+    other=recognises,
+    success=lambda store: successes.unknown("its infos do not say, and a termination may be a success or a failure"),
+)

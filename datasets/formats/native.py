@@ -11,8 +11,9 @@ Layout, version 1 (N frames, E episodes):
 
 Arrays are contiguous and uncompressed, so each is mapped at its offset in the file: memory speed once cached,
 pages shared by all processes. A compressed array (of a small file in a repository) is unpacked once into the cache.
-Also accepted: flags that are bool and rewards and flags of shape (N, 1), both in place; flags that are floats and
-rewards that are integers, which are converted into the cache.
+An array `success` or `is_success`, one flag a row or one an episode, marks what succeeded, as the metadata's
+`episode_success` does. Also accepted: flags that are bool and rewards and flags of shape (N, 1), both in place; flags
+that are floats and rewards that are integers, which are converted into the cache.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import atomic_write, cached, evict, from_cache, require_space
+from gtp_vision.core.success import KEYS
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import episodes
@@ -37,6 +39,7 @@ from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.formats.native_checks import FLAT, checked_arrays, writable
 from gtp_vision.datasets.layout import PROGRESS_BYTES, Layout, row_ranges, to_store
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.success import MARKS
 
 FORMAT, VERSION = "gtp-vision", 1
 _ROOM = "make room, choose another place, or set GTP_VISION_CACHE to another disk if it is a file of the cache"
@@ -112,6 +115,9 @@ def layout(path: Path, *, elsewhere: bool = False) -> Layout:
     with hdf5.open_file(path) as file:
         metadata = _check_attributes(file, path)
         arrays = checked_arrays(file, path, elsewhere)
+        if MARKS not in metadata and set(KEYS) & set(hdf5.children(file, path)):
+            ends = episodes.read_rows(arrays["episode_ends"], 0, len(arrays["episode_ends"]), path).ravel()
+            metadata |= episodes.flat_marks(file, ("",), ends, path, metadata.get("filters"))
         found = {name: _in_place(name, data, path) for name, data in arrays.items()}
         if None in found.values():
             unpacked = cached(path, str(VERSION))

@@ -11,27 +11,27 @@ from pathlib import Path
 import h5py
 
 from gtp_vision.core import sandbox
+from gtp_vision.core.files import is_clutter
 from gtp_vision.datasets import hdf5
-from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.formats import minari, native
+from gtp_vision.datasets.formats.native_checks import FLAT
 
 _OTHER_NAMES = {
-    "action": "actions",
-    "acts": "actions",
-    "obs": "observations",
-    "observation": "observations",
-    "states": "observations",
-    "state": "observations",
-    "images": "observations",
-    "reward": "rewards",
-    "rews": "rewards",
-    "done": "terminals",
-    "dones": "terminals",
-    "terminal": "terminals",
-    "terminations": "terminals",
-    "timeout": "timeouts",
-    "truncated": "timeouts",
-    "truncations": "timeouts",
+    "actions": ("action", "acts"),
+    "observations": ("obs", "observation", "states", "state", "images"),
+    "next_observations": ("next_obs", "next_observation", "next_states", "next_state"),
+    "rewards": ("reward", "rews"),
+    "terminals": ("terminations", "terminated", "terminal", "dones", "done"),
+    "timeouts": ("truncations", "truncated", "timeout"),
 }
+"""D4RL's names and others for the same, the likeliest first."""
+_WANTED = {
+    "rewards": "'rewards', of taking the row's action",
+    "terminals": "'terminals', 1 where the MDP ended",
+    "timeouts": "'timeouts', 1 in the last row of each other episode",
+}
+_FINAL = "an episode's last row is its final observation, with action 0, reward 0, terminal 0 and timeout 1"
+_GUIDE = 'docs/data.md, "Recordings of other programs", has a script'
 _EPISODE = re.compile("(demo|episode|ep|traj|trajectory)_?[0-9]+")
 _MAX_MEMBERS = 2000  # of a folder and its folders that are examined
 _LEVELS = 3  # the depth at which Minari's root holds data sets
@@ -40,36 +40,80 @@ _MAX_NAMES = 6
 
 def in_hdf5(file: h5py.File, path: Path) -> str | None:
     """Return a hint about an open HDF5 file of an unknown format; None if it resembles no format."""
-    names = hdf5.children(file, path)
-    numbered = next((name for name in names if _EPISODE.fullmatch(name)), "")
+    names = set(hdf5.children(file, path))
+    numbered = next((name for name in sorted(names) if _EPISODE.fullmatch(name)), "")
     has_group = "observations" in names and isinstance(hdf5.member(file, "observations", path), h5py.Group)
     if has_group and "action" in names:
-        return (
-            "it looks like an episode of ALOHA; write all episodes, one after another, into one gtp-vision file, with "
-            "'action' as 'actions' and 'observations/images/NAME' as 'observations/NAME' (docs/data.md)"
-        )
+        return f"it looks like an episode of ALOHA; write all episodes, one after another, into one file: {_GUIDE}"
     if (has_group and "actions" in names) or "episode_ends" in names:
+        missing = [f"'{name}'" for name in FLAT if name not in names]
+        add = f', and add {", ".join(missing)} (docs/data.md, "Your own arrays")' if missing else ""
         return (
             f"it looks like a gtp-vision file without its attribute 'format'; set "
-            f"file.attrs.update(format='{native.FORMAT}', version={native.VERSION})"
+            f"file.attrs.update(format='{native.FORMAT}', version={native.VERSION}){add}"
         )
     if numbered.startswith("demo_"):
         return f"it looks like a robomimic file without the group 'data'; move '{numbered}' and the others into it"
-    if numbered.startswith("episode_") and {"action", "actions"} & _members(file, numbered, path):
-        others = [name for name in names if not _EPISODE.fullmatch(name)]
+    if numbered.startswith("episode_") and _members(file, numbered, path) >= minari.MEMBERS:
+        others = sorted(name for name in names if not _EPISODE.fullmatch(name))
         beside = f" with '{others[0][:40]}' beside its episodes; remove that" if others else ""
         return f"it looks like Minari's main_data.hdf5{beside}"
     if numbered:
-        return _grouped(f"'{numbered}'")
+        return _grouped(numbered, _members(file, numbered, path))
     if "data" in names and isinstance(data := hdf5.member(file, "data", path), h5py.Group):
         inside = next((name for name in hdf5.children(data, path) if _EPISODE.fullmatch(name)), "")
         if inside:
-            return _grouped(f"'data/{inside}'")
-    return _renamed(names)
+            return _grouped(f"data/{inside}", _members(data, inside, path))
+    return in_arrays(names)
 
 
-def in_folder(path: Path, is_data_set: Callable[[Path], bool]) -> str | None:
-    """Return a hint about a folder that is not a data set; None if it neither holds nor resembles one."""
+def in_arrays(names: Collection[str]) -> str | None:
+    """Return a hint about a file of arrays of an unknown format, by their names; None if it resembles no format."""
+    names = set(names)
+    if hint := _other_rows(names):
+        return hint
+    if {"observations", "actions", "valids"} <= names:
+        return "it looks like what OGBench's loader returns with compact_dataset; name the file that it loaded"
+    renamed = {
+        new: next((old for old in others if old in names), new) if new not in names else new
+        for new, others in _OTHER_NAMES.items()
+    }
+    if not {renamed["actions"], renamed["observations"]} <= names:
+        return None
+    renamings = [f"'{old}' to '{new}'" for new, old in renamed.items() if new != old and old in names]
+    absent = [name for name in _WANTED if renamed[name] not in names]
+    missing = [_WANTED[name] for name in absent if name != "timeouts" or "terminals" in absent]
+    steps = [f"rename {' and '.join(filter(None, [', '.join(renamings[:-1]), renamings[-1]]))}"] if renamings else []
+    steps += [f"add {'; '.join(missing)}"] if missing else []
+    what = "a D4RL file with other names" if renamings else "a D4RL file that is not complete"
+    if renamed["terminals"] in ("done", "dones") and renamed["timeouts"] not in names:
+        steps.append("but write 'timeouts' and not 'terminals' where only the recording stopped")
+    return f"it looks like {what}; {', '.join(steps)}" if steps else None
+
+
+def _other_rows(names: Collection[str]) -> str | None:
+    """Return the hint about rows that do not hold an observation and the action taken in it."""
+    if {"is_first", "is_last"} & set(names):
+        return (
+            f"its rows are those of RLDS or Dreamer (is_first): {_FINAL}, and terminals[t] = is_terminal[t + 1]; of "
+            f"the other rows RLDS keeps action and reward, DreamerV3 has the reward of row t in reward[t + 1], and "
+            f"DreamerV2 its action in action[t + 1], too: {_GUIDE}"
+        )
+    is_dm_env = "step_type" in names or {"action", "discount"} <= set(names)
+    if is_dm_env and not {"next_observation", "next_observations"} & set(names):
+        return (
+            f"its rows are those of dm_env (step_type, discount): the action, reward and discount of a row led to it; "
+            f"move them up by one row: action[t + 1], reward[t + 1] and terminal = (discount[t + 1] == 0) belong to "
+            f"row t, and {_FINAL}: {_GUIDE}"
+        )
+    return None
+
+
+def in_folder(path: Path, is_data_set: Callable[[Path], bool], hint_of: Callable[[Path], str | None]) -> str | None:
+    """Return a hint about a folder that is not a data set; None if it neither holds nor resembles one.
+
+    `is_data_set` says whether a path in it may be one, `hint_of` the hint about one that is of an unknown format.
+    """
     if (path / "data" / "main_data.hdf5").is_file() or (path / "main_data.hdf5").is_file():
         return "it looks like a Minari data set without metadata.json; copy the whole folder"
     if not (path / "meta" / "info.json").is_file() and (
@@ -80,6 +124,8 @@ def in_folder(path: Path, is_data_set: Callable[[Path], bool]) -> str | None:
     found = list(itertools.islice(_data_sets(path, is_data_set, _LEVELS, itertools.count()), _MAX_NAMES + 1))
     if not found:
         return None
+    if unknown := hint_of(found[0]):
+        return f"in it lies {found[0].relative_to(path)}: {unknown}"
     named = ", ".join(str(inside.relative_to(path)) for inside in found[:_MAX_NAMES])
     named += ", ..." if len(found) > _MAX_NAMES else ""
     if len(found) == 1:
@@ -87,24 +133,12 @@ def in_folder(path: Path, is_data_set: Callable[[Path], bool]) -> str | None:
     return f"it holds several data sets; name one of them, e.g. {found[0]} (it holds {named})"
 
 
-def _grouped(name: str) -> str:
-    return (
-        f"it has a group per episode ({name}), as robomimic has; rename them to data/demo_0, data/demo_1, ... with "
-        f"obs/NAME, actions, rewards and dones in each"
+def _grouped(name: str, members: Collection[str]) -> str:
+    return _other_rows(members) or (
+        f"it has a group per episode ('{name}'), as robomimic has; rename them to data/demo_0, data/demo_1, ... with "
+        f"obs/NAME, actions, rewards and dones in each; where an episode has one observation more than actions, leave "
+        f"the last one out of obs/NAME and the first one out of next_obs/NAME"
     )
-
-
-def _renamed(names: Collection[str]) -> str | None:
-    """Return what to rename in a file of flat arrays under other names."""
-    wanted = {old: new for old, new in _OTHER_NAMES.items() if old in names and new not in names}
-    first = {new: old for old, new in reversed(wanted.items())}  # of several old names, the likeliest
-    if not {"actions", "observations"} <= {*first, *names} or not first:
-        return None
-    *before, last = [f"'{old}' to '{new}'" for new, old in reversed(first.items())]
-    renaming = f"{', '.join(before)} and {last}" if before else last
-    missing = [name for name in ("rewards", "terminals") if name not in {*first, *names}]
-    more = f", and add {' and '.join(repr(name) for name in missing)}" if missing else ""
-    return f"it looks like a D4RL file with other names; rename {renaming}{more}"
 
 
 def _members(file: h5py.File, name: str, path: Path) -> set[str]:
@@ -124,6 +158,8 @@ def _data_sets(
         sandbox.heartbeat()
         if next(counted) >= _MAX_MEMBERS:
             return
+        if is_clutter(member.name):
+            continue
         inside = Path(member.path)
         is_folder = member.is_dir(follow_symlinks=False)
         if (is_folder or member.is_file()) and is_data_set(inside):

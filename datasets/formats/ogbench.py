@@ -6,13 +6,9 @@ OGBench's own relabeling of the recorded states (reward of the state before the 
 
 from __future__ import annotations
 
-import lzma
 import re
-import struct
-import tokenize
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -25,22 +21,23 @@ from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import cached, from_cache
 from gtp_vision.core.safe_json import parse_json
-from gtp_vision.datasets import hdf5
+from gtp_vision.datasets import hdf5, npz
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
+from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.success import episodes_with, rate, unknown
 
 _INFO = ("qpos", "button_states")
+_WHAT = "an OGBench file"
 _STATES = ("qpos", "qvel", "button_states")
 _NAME = re.compile(  # of a data set, or of a single task on it
     r"(visual-)?((point|ant|humanoid)maze-\w+|antsoccer-\w+|cube-\w+|scene|puzzle-\dx\d|powderworld-\w+)"
     r"(-(navigate|stitch|explore|play|noisy))?(-singletask(-task[1-9])?)?(-oraclerep)?(-v0)?"
 )
 _NOTE, _MAX_NOTE = "gtp_vision", 1 << 16
-_DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
-    *(ValueError, KeyError, OverflowError, RuntimeError),
-)
+_ARRAYS = {"observations", "actions", "terminals"}
+_NOT_OURS = {"rewards", "next_observations", "timeouts", "masks", "valids"}  # under which `terminals` mean other things
 
 
 def dataset_name(env: str) -> str:
@@ -74,12 +71,9 @@ def locate(env: str, folder: Path, *, download: bool = True) -> Path:
 
 
 def recognises(path: Path) -> bool:
-    """Whether the file is an archive with OGBench's arrays."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {"observations.npy", "actions.npy"} <= set(archive.namelist())
-    except (OSError, *_DAMAGE):
-        return False
+    """Whether the file is an archive with OGBench's arrays, and none from which `terminals` are known to differ."""
+    found = npz.names(path)
+    return found >= _ARRAYS and not found & _NOT_OURS
 
 
 def layout(path: Path, env: str | None = None) -> Layout:
@@ -106,8 +100,8 @@ def states(path: Path) -> dict[str, Any]:
     """Return the layouts of the simulator's states in the file, float32 (N, D), which no policy reads."""
 
     def computed() -> dict[str, np.ndarray]:
-        with _archive(path) as archive:
-            arrays = {name: _load(archive, name) for name in _STATES if f"{name}.npy" in archive.namelist()}
+        with npz.open_archive(path, _WHAT) as archive:
+            arrays = {name: npz.load(archive, name) for name in _STATES if f"{name}.npy" in archive.namelist()}
         return {name: array.astype(np.float32) for name, array in arrays.items() if array.ndim == 2}
 
     return _computed_once(cached(path, "ogbench states"), computed)
@@ -115,19 +109,27 @@ def states(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[FileArrays]:
-    with _archive(path) as archive:
-        small = {name: _load(archive, name) for name in ("actions", "terminals")}
+    with npz.open_archive(path, _WHAT) as archive:
+        small = {name: npz.load(archive, name) for name in ("actions", "terminals")}
         if small["actions"].dtype.kind in "iu":
             raise GtpVisionError(
                 f"{path}: 'actions' holds integers, and discrete actions are not supported; choose a data set with "
                 f"continuous actions"
             )
         with archive.open("observations.npy") as stream:
-            shape, dtype = _header(archive, "observations", stream)
+            shape, dtype, order = npz.header(archive, "observations", stream)
+            if order == "F":
+                raise ValueError("observations are in Fortran's order; write them by np.ascontiguousarray")
             rows = {array.shape[:1] for array in small.values()} | {shape[:1]}
             ends = np.flatnonzero(small["terminals"]) + 1
             ndims = small["actions"].ndim, small["terminals"].ndim
-            if len(rows) > 1 or ndims != (2, 1) or tuple(ends[-1:]) != shape[:1]:
+            if len(rows) == 1 and ndims == (2, 1) and tuple(ends[-1:]) != shape[:1]:
+                raise GtpVisionError(
+                    f"{path}: 'terminals' of OGBench mark the last row of each trajectory, but the file's last row is "
+                    f"not marked: its trajectories are not whole, or it is D4RL's: add 'rewards' and 'timeouts', which "
+                    f"D4RL has and OGBench has not"
+                )
+            if len(rows) > 1 or ndims != (2, 1):
                 raise ValueError(
                     f"observations {shape}, actions {small['actions'].shape} and terminals "
                     f"{small['terminals'].shape} do not describe whole trajectories"
@@ -148,8 +150,8 @@ def _labels(path: Path, env: str, frames: int) -> dict[str, Any]:
     """Return the layouts of a single task's rewards and terminals."""
 
     def computed() -> dict[str, np.ndarray]:
-        with _archive(path) as archive:
-            info = {name: _load(archive, name) for name in _INFO if f"{name}.npy" in archive.namelist()}
+        with npz.open_archive(path, _WHAT) as archive:
+            info = {name: npz.load(archive, name) for name in _INFO if f"{name}.npy" in archive.namelist()}
             rewards, terminals = _relabel(path, env, info, frames)
         return {"rewards": rewards.astype(np.float32), "terminals": terminals}
 
@@ -172,19 +174,6 @@ def _computed_once(target: Path, compute: Callable[[], dict[str, np.ndarray]]) -
     return from_cache(target, read, make)
 
 
-@contextmanager
-def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open the archive; every error inside the block is reported as a fault of the file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except (OSError, *_DAMAGE) as error:
-        raise GtpVisionError(
-            f"{path} cannot be read as an OGBench file ({type(error).__name__}: {error}): "
-            f"it is missing, truncated or of another format; copy or download it again"
-        ) from error
-
-
 def _record(archive: zipfile.ZipFile) -> dict[str, Any]:
     """Return the note of `gtp-vision data collect`; OGBench's own files have none."""
     if f"{_NOTE}.npy" not in archive.namelist():
@@ -192,7 +181,7 @@ def _record(archive: zipfile.ZipFile) -> dict[str, Any]:
     if archive.getinfo(f"{_NOTE}.npy").file_size > _MAX_NOTE:
         raise ValueError(f"{_NOTE} is longer than {_MAX_NOTE} bytes")
     try:
-        note = parse_json(str(_load(archive, _NOTE, kinds="U")[()]), _NOTE)
+        note = parse_json(str(npz.load(archive, _NOTE, kinds="U")[()]), _NOTE)
         note = {name: note[name] for name in ("rendering", "recipe", "seed", "command", "versions") if name in note}
         rendering = dict(note.get("rendering", {}))
     except (GtpVisionError, ValueError, TypeError, IndexError) as error:
@@ -207,7 +196,7 @@ def _streamed(stream: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> Pie
     row = int(np.prod(shape[1:])) * dtype.itemsize
 
     def read(start: int, stop: int) -> np.ndarray:
-        return np.frombuffer(_exactly(stream, (stop - start) * row), dtype).reshape(stop - start, *shape[1:])
+        return np.frombuffer(npz.exactly(stream, (stop - start) * row), dtype).reshape(stop - start, *shape[1:])
 
     return Piece(shape[0], shape[1:], dtype, read)
 
@@ -246,37 +235,11 @@ def _relabel(path: Path, env: str, info: dict[str, np.ndarray], frames: int) -> 
     return labels["rewards"], (1 - labels["masks"]).astype(np.uint8)
 
 
-def _header(
-    archive: zipfile.ZipFile, name: str, stream: IO[bytes], kinds: str = "uifb"
-) -> tuple[tuple[int, ...], np.dtype]:
-    """Read shape and dtype of a member, of NumPy's `kinds`, that is as large as it declares."""
-    version = np.lib.format.read_magic(stream)
-    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    try:
-        shape, fortran, dtype = reader(stream)
-    except (tokenize.TokenError, SyntaxError, TypeError, RecursionError, MemoryError) as error:  # of Python's parser
-        raise ValueError(f"the header of {name} is damaged") from error
-    if fortran or dtype.kind not in kinds:
-        raise ValueError(f"{name} of dtype {dtype} in this order is not an OGBench array")
-    if not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"{name} has shape {shape}")
-    size, member = hdf5.nbytes(shape, dtype), archive.getinfo(f"{name}.npy")
-    if size > min(member.file_size, hdf5.MAX_COMPRESSION * member.compress_size):
-        raise ValueError(f"{name} declares {size} bytes, more than the file holds")
-    return shape, dtype
+def _success(store: Store) -> dict[str, Any]:
+    if "singletask" not in str(store.attributes.get("env", "")).split("-"):
+        return unknown("these recordings have no task; name one with --env NAME-singletask-task1-v0")
+    solved = episodes_with(store, np.asarray(store.terminals, bool))
+    return rate(solved, store.episodes, "episodes with a terminal, the task's goal")
 
 
-def _load(archive: zipfile.ZipFile, name: str, kinds: str = "uifb") -> np.ndarray:
-    with archive.open(f"{name}.npy") as stream:
-        shape, dtype = _header(archive, name, stream, kinds)
-        return np.frombuffer(_exactly(stream, hdf5.nbytes(shape, dtype)), dtype).reshape(shape)
-
-
-def _exactly(stream: IO[bytes], size: int) -> bytes:
-    raw = stream.read(size)
-    if len(raw) != size:
-        raise EOFError(f"ended {size - len(raw)} bytes early")
-    return raw
-
-
-OGBENCH = Format("ogbench", "OGBench npz", layout, other=recognises, states=states)
+OGBENCH = Format("ogbench", "OGBench npz", layout, other=recognises, states=states, success=_success)

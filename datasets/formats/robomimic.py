@@ -13,7 +13,9 @@
 holds every frame once: `next_obs` is the following row of `obs`, except its last row. That one, the observation after
 the last action, becomes an additional row, a timeout. A demonstration without `next_obs` (of all its keys), or whose
 attribute `final_observation_recorded` is 0, has no such row: its last action has no outcome unless it is done. Missing
-`rewards` are 0, missing `dones` are 0.
+`rewards` are 0, missing `dones` are 0. Success is what a demonstration's attribute or array `success` (or `is_success`)
+says, else the filters `success` and `failed`, else a reward of 1. Demonstrations are in the order of their numbers; if
+these are not 0, 1, ..., the attribute `demonstrations` holds their names, which the writer uses again.
 
 A store's attributes are JSON in the attribute `gtp_vision` of /data. Files of other writers get `suite`, `source`,
 `env`, `env_args`, `rendering`, and both get `filters`: name to numbers of episodes.
@@ -22,7 +24,8 @@ A store's attributes are JSON in the attribute `gtp_vision` of /data. Files of o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,7 @@ from gtp_vision.core.files import atomic_write
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array, Segmented, view
 from gtp_vision.datasets.formats import episodes
-from gtp_vision.datasets.formats.format import Format
+from gtp_vision.datasets.formats.format import Format, units_notes
 from gtp_vision.datasets.layout import (
     PROGRESS_BYTES,
     FileArrays,
@@ -48,9 +51,11 @@ from gtp_vision.datasets.layout import (
     through_cache,
 )
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.success import MARKS, attributes_of, episodes_with, rate, unknown
 
 _PREFIX = "demo_"
 _GYM = 2  # robomimic's number of the environment type, for stores that do not hold one
+_NAMES = "demonstrations"
 _FINAL = "final_observation_recorded"
 
 
@@ -80,13 +85,13 @@ def write(path: Path, store: Store) -> Path:
     `final_observation_recorded` is 0. Raises GtpVisionError: an episode without an outcome, or filters that name
     unknown episodes.
     """
-    outcome = store.has_outcome
+    outcome, demos = store.has_outcome, _numbers(store)
     filters = _checked_filters(store)
     for episode, (start, stop) in enumerate(zip(store.episode_starts, store.episode_ends, strict=True)):
         if stop - start == 1 and not outcome[start]:
             raise GtpVisionError(
                 f"{store.path or 'data set'}: episode {episode} has one frame and no outcome, which robomimic's format "
-                f"cannot hold; remove the episode"
+                f"cannot hold; convert it to native instead"
             )
     attributes = {name: value for name, value in store.attributes.items() if name != "filters"}
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
@@ -100,7 +105,7 @@ def write(path: Path, store: Store) -> Path:
             kept = slice(start, start + steps)
             write_demo(
                 data,
-                number,
+                demos[number],
                 obs={name: view(array, start, start + steps) for name, array in store.observations.items()},
                 next_obs={name: _later(array, start, stop, steps) for name, array in store.observations.items()},
                 actions=np.asarray(store.actions[kept]),
@@ -109,7 +114,7 @@ def write(path: Path, store: Store) -> Path:
                 attributes={_FINAL: 0} if outcome[stop - 1] else None,
             )
         for name, numbers in filters.items():
-            file[f"mask/{name}"] = np.array([f"{_PREFIX}{number}" for number in numbers], dtype="S")
+            file[f"mask/{name}"] = np.array(_numbered(demos[number] for number in numbers), dtype="S")
     return path
 
 
@@ -164,10 +169,27 @@ def _opened(path: Path) -> Iterator[FileArrays]:
             raise GtpVisionError(f"{path} has no demonstration ('data/{_PREFIX}0' and so on); write the file again")
         recording = episodes.Recording(path)
         omitted: dict[str, list[str]] = {}
+        marks: list[bool | None] = []
         for name in demos:
-            omitted = _add(recording, hdf5.group(data, name, path), path)
+            demo = hdf5.group(data, name, path)
+            omitted = _add(recording, demo, path)
+            marks.append(episodes.mark(demo, path))
             sandbox.heartbeat()
-        yield recording.file_arrays(_attributes(file, data, demos, path) | omitted)
+        attributes = _attributes(file, data, demos, path) | omitted
+        if MARKS not in attributes:
+            attributes |= _marks(marks, attributes.get("filters", {}))
+        yield recording.file_arrays(attributes)
+
+
+def _marks(marks: list[bool | None], filters: dict[str, list[int]]) -> dict[str, Any]:
+    """Return the attributes of marks of demonstrations, or of the filters `success` and `failed`."""
+    if found := attributes_of(marks, "demonstrations marked so", filters):
+        return found
+    if "success" not in filters:
+        return {}
+    failed = filters.get("failed", range(len(marks)))
+    marks = [True if n in filters["success"] else False if n in failed else None for n in range(len(marks))]
+    return attributes_of(marks, "demonstrations in the filter 'success'", filters)
 
 
 def _add(recording: episodes.Recording, demo: h5py.Group, path: Path) -> dict[str, list[str]]:
@@ -178,8 +200,10 @@ def _add(recording: episodes.Recording, demo: h5py.Group, path: Path) -> dict[st
     count = len(actions)
     _check_samples(demo, count, path)
     if "obs" not in members:
+        is_raw = hdf5.text_attribute(demo.parent, "env_args", path) is None  # as robosuite records it
+        first = "conversion/convert_robosuite.py and then " if is_raw else ""
         raise GtpVisionError(
-            f"{path}: '{full_name}' has no 'obs', only states of the simulator; run robomimic's "
+            f"{path}: '{full_name}' has no 'obs', only states of the simulator; run robomimic's {first}"
             f"dataset_states_to_obs.py on the file"
         )
     found = _observations(hdf5.group(demo, "obs", path), path, count)
@@ -220,7 +244,8 @@ def _check_samples(demo: h5py.Group, count: int, path: Path) -> None:
 def _attributes(file: h5py.File, data: h5py.Group, demos: Sequence[str], path: Path) -> dict[str, Any]:
     env_args = hdf5.json_attribute(data, "env_args", path)
     ours = hdf5.json_attribute(data, "gtp_vision", path)
-    ours.pop("filters", None)  # the masks hold them
+    for name in ("filters", _NAMES):
+        ours.pop(name, None)  # the file itself says it
     theirs = {
         "suite": "robomimic",
         "source": path.name,
@@ -229,7 +254,23 @@ def _attributes(file: h5py.File, data: h5py.Group, demos: Sequence[str], path: P
         "rendering": {},
     }
     filters = _filters(file, demos, path)
-    return theirs | ours | ({"filters": filters} if filters else {})
+    names = {} if list(demos) == _numbered(range(len(demos))) else {_NAMES: list(demos)}
+    return theirs | ours | names | ({"filters": filters} if filters else {})
+
+
+def _numbered(numbers: Iterable[int]) -> list[str]:
+    return [f"{_PREFIX}{number}" for number in numbers]
+
+
+def _numbers(store: Store) -> list[int]:
+    """Return the numbers of the demonstrations to be written: of those that the store was read from, else 0, 1, ..."""
+    names = store.attributes.get(_NAMES)
+    if isinstance(names, list) and len(names) == store.episodes:
+        found = [re.fullmatch(f"{_PREFIX}([0-9]{{1,18}})", str(name)) for name in names]
+        numbers = [int(match[1]) for match in found if match]
+        if numbers == sorted(set(numbers)) and len(numbers) == store.episodes:
+            return numbers
+    return list(range(store.episodes))
 
 
 def _filters(file: h5py.File, demos: Sequence[str], path: Path) -> dict[str, list[int]]:
@@ -271,4 +312,35 @@ def _checked_filters(store: Store) -> dict[str, list[int]]:
     return dict(filters)
 
 
-ROBOMIMIC = Format("robomimic", "robomimic HDF5", lambda path, _: layout(path), hdf5=recognises, write=write)
+def _notes(store: Store) -> list[str]:
+    name = str(store.attributes.get("env", ""))[:80]
+    made_up = f"env_args are made up (env_name {name!r}), so robomimic cannot evaluate by them"
+    ended = int(np.count_nonzero(store.has_outcome[store.episode_ends - 1]))
+    repeated = (
+        f"the last next_obs of {ended} episodes that end in a terminal was not recorded, and repeats their last frame"
+    )
+    return [
+        *units_notes(store),
+        *([] if store.attributes.get("env_args") else [made_up]),
+        *([repeated] if ended else []),
+    ]
+
+
+def _success(store: Store) -> dict[str, Any]:
+    rewards = np.asarray(store.rewards)
+    if not rewards.any():
+        return unknown("robomimic marks success with a reward of 1, and this file has no rewards (0 everywhere)")
+    if not np.isin(rewards, (0, 1)).all():
+        return unknown("robomimic marks success with a reward of 1, and these rewards are not 0 and 1")
+    return rate(episodes_with(store, rewards == 1), store.episodes, "episodes with a reward of 1")
+
+
+ROBOMIMIC = Format(
+    "robomimic",
+    "robomimic HDF5",
+    lambda path, _: layout(path),
+    hdf5=recognises,
+    write=write,
+    success=_success,
+    notes=_notes,
+)

@@ -28,7 +28,9 @@ def inside(folder: Path, name: str) -> Path:
     path = folder / name
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise GtpVisionError(f"{folder}: '{name}' leads out of the folder; copy the file itself into it")
+            raise GtpVisionError(
+                f"{folder}: '{name}' leads out of the folder; copy the folder with what its links lead to (cp -rL)"
+            )
         if not path.is_file():
             raise GtpVisionError(f"{folder} has no file '{name}'; copy the data set again")
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, links in a circle, a name too long
@@ -38,9 +40,11 @@ def inside(folder: Path, name: str) -> Path:
 
 def batches(path: Path, names: Sequence[str], rows: int) -> Iterator[list[pa.Array]]:
     """Yield the columns `names` of a Parquet file, in batches of at most `rows` rows."""
-    with _faults(path):
+    with _faults(path):  # absolute, as Arrow takes a:b/c for an address
         _use_one_thread()
-        with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True) as file:
+        with pq.ParquetFile(
+            path.absolute(), buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True
+        ) as file:
             for name in names:
                 if len(file.schema_arrow.get_all_field_indices(name)) != 1:
                     raise GtpVisionError(f"{path} has not one column '{name}'; copy or convert the data set again")
@@ -52,15 +56,20 @@ def batches(path: Path, names: Sequence[str], rows: int) -> Iterator[list[pa.Arr
 def columns_of_text(path: Path) -> list[str]:
     """Return the names of a Parquet file's columns that hold text."""
     _use_one_thread()
-    with _faults(path), pq.ParquetFile(path, pre_buffer=False) as file:
+    with _faults(path), pq.ParquetFile(path.absolute(), pre_buffer=False) as file:
         kinds = pa.types.is_string, pa.types.is_large_string
         return [field.name for field in file.schema_arrow if any(kind(field.type) for kind in kinds)]
 
 
-def numbers(array: pa.Array, width: int, name: str, path: Path) -> np.ndarray:
-    """Return a column as (rows, width): numbers, or nested lists of `width` numbers in all."""
+def numbers(array: pa.Array, width: int, name: str, path: Path, *, allow_missing: bool = False) -> np.ndarray:
+    """Return a column as (rows, width): numbers, or nested lists of `width` numbers in all.
+
+    A missing number is a GtpVisionError, or NaN if `allow_missing`.
+    """
     rows = len(array)
     with _faults(path):
+        if allow_missing and array.null_count:
+            array = array.cast(pa.float64()).fill_null(np.nan)
         while isinstance(array.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
             if array.null_count:
                 break

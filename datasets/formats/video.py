@@ -6,6 +6,7 @@ import os
 import select
 import subprocess
 import tempfile
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,25 +21,46 @@ from gtp_vision.core.errors import GtpVisionError
 CRF = 18  # x264's quality: visually lossless
 _STALL = 0.75  # share of the sandbox's patience after which a stalled ffmpeg is stopped
 _ACCURATE = ["-sws_flags", "accurate_rnd+full_chroma_int+full_chroma_inp"]  # exact color conversion
+_LARGE = 1 << 25  # bytes of a frame, of which a decoder needs several
+_MAX_FRAMES = 1 << 24  # of a video
 _PIXELS = {1: ("gray", "pgm", b"P5"), 3: ("rgb24", "ppm", b"P6")}  # channels: ffmpeg's pixels, its codec, its magic
 CHANNELS = tuple(_PIXELS)
 """Numbers of channels that a video can have here."""
 
 
-class Frames:
-    """An iterator over the frames of a video, uint8 (H, W, C); after its end it says why it ended, and what to do."""
+class _Output:
+    """The output of an ffmpeg process, piece by piece; `ended` says why there is no more."""
 
-    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes], shape: tuple[int, int, int]) -> None:
-        height, width, channels = shape
+    def __init__(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
         assert process.stdout is not None
-        self.ended, self.advice = "", "copy the data set again"
+        self.ended = ""
         self._process, self._errors, self._stdout = process, errors, process.stdout
-        self._shape, self._size = shape, height * width * channels
-        self._header = b"%s\n%d %d\n255\n" % (_PIXELS[channels][2], width, height)
-        self._buffer = bytearray()
         self._poll = select.poll()
         self._poll.register(self._stdout, select.POLLIN)
         self._limit = _STALL * sandbox.patience()
+
+    def piece(self) -> bytes:
+        """Return the next bytes; none at the end."""
+        if not self._poll.poll(1000 * self._limit):
+            self.ended = f"ffmpeg returned no frame for {self._limit:g} s"
+            return b""
+        sandbox.heartbeat()
+        piece = os.read(self._stdout.fileno(), 1 << 20)
+        if not piece:
+            status = self._process.wait()
+            self.ended = f"ffmpeg: {_error_message(self._errors, status)}" if status else "it has no more frames"
+        return piece
+
+
+class Frames:
+    """An iterator over the frames of a video, uint8 (H, W, C); after its end it says why it ended, and what to do."""
+
+    def __init__(self, output: _Output, shape: tuple[int, int, int]) -> None:
+        height, width, channels = shape
+        self.ended, self.advice = "", "copy the data set again"
+        self._output, self._shape, self._size = output, shape, height * width * channels
+        self._header = b"%s\n%d %d\n255\n" % (_PIXELS[channels][2], width, height)
+        self._buffer = bytearray()
 
     def __iter__(self) -> Frames:
         return self
@@ -57,7 +79,11 @@ class Frames:
     def _frame(self) -> np.ndarray | None:
         size = len(self._header) + self._size
         while self._has_wanted_size() and len(self._buffer) < size:
-            self._read_more()
+            self._buffer += self._output.piece()
+            self.ended = self._output.ended
+            # ffmpeg inherits the sandbox's limit, and does not always say so.
+            if "allocat" in self.ended or "memory" in self.ended or ("ffmpeg" in self.ended and size > _LARGE):
+                self._end_too_large(self.ended)
         if self.ended:
             return None
         frame = np.frombuffer(self._buffer, np.uint8, self._size, len(self._header)).reshape(self._shape).copy()
@@ -76,19 +102,6 @@ class Frames:
             self.ended = f"its frames are {size} pixels and not {self._shape[1]}x{self._shape[0]}"
         return not self.ended
 
-    def _read_more(self) -> None:
-        if not self._poll.poll(1000 * self._limit):
-            self.ended = f"ffmpeg returned no frame for {self._limit:g} s"
-            return
-        piece = os.read(self._stdout.fileno(), 1 << 20)
-        self._buffer += piece
-        if not piece:
-            status = self._process.wait()
-            message = _error_message(self._errors, status)
-            self.ended = f"ffmpeg: {message}" if status else "it has no more frames"
-            if "allocat" in message or "memory" in message:  # ffmpeg inherits the sandbox's limit
-                self._end_too_large(self.ended)
-
 
 @contextmanager
 def decoding(path: Path, shape: tuple[int, int, int]) -> Iterator[Frames]:
@@ -97,18 +110,31 @@ def decoding(path: Path, shape: tuple[int, int, int]) -> Iterator[Frames]:
     Only mp4 is accepted, only this file is opened, and a damaged frame ends the iteration.
     """
     pixels, codec, _ = _PIXELS[shape[2]]
-    command = [
-        *(_ffmpeg(), "-nostdin", "-loglevel", "error", "-xerror", "-threads", "2"),
-        *("-protocol_whitelist", "file", "-f", "mp4", "-noautorotate", "-i", f"file:{path.resolve()}"),
-        *("-map", "0:v:0", "-fps_mode", "passthrough", *_ACCURATE),
-        *("-f", "image2pipe", "-c:v", codec, "-pix_fmt", pixels, "-"),
-    ]
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
-        try:
-            yield Frames(process, errors, shape)
-        finally:
-            _end(process, process.stdout)
+    options = ["-fps_mode", "passthrough", *_ACCURATE, "-f", "image2pipe", "-c:v", codec, "-pix_fmt", pixels]
+    with _reading(path, options) as output:
+        yield Frames(output, shape)
+
+
+def frame_times(path: Path) -> np.ndarray:
+    """Return the seconds at which a video shows its frames, float64 (M,), increasing; nothing is decoded.
+
+    Raises:
+        GtpVisionError: it has no frame that can be read, or too many to list.
+    """
+    found, unit, rest = array("q"), 0.0, b""  # times in units of so many seconds
+    with _reading(path, ["-c", "copy", "-copyts", "-f", "framecrc"]) as output:
+        while (piece := output.piece()) and len(found) < _MAX_FRAMES:
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                if line.startswith(b"#tb 0:"):
+                    numerator, denominator = line.removeprefix(b"#tb 0:").split(b"/")
+                    unit = int(numerator) / int(denominator)
+                elif not line.startswith(b"#"):
+                    found.append(int(line.split(b",")[2]))
+    if not found or not output.ended:
+        reason = "more frames than can be listed" if found else output.ended
+        raise GtpVisionError(f"{path} cannot be read as a video ({reason}); copy the data set again")
+    return np.sort(np.array(found)) * unit
 
 
 @contextmanager
@@ -138,6 +164,22 @@ def encoding(path: Path, shape: Sequence[int], fps: float) -> Iterator[Callable[
             raise GtpVisionError(f"{path} cannot be encoded ({message}); make room on the disk") from error
         finally:
             _end(process, stdin)
+
+
+@contextmanager
+def _reading(path: Path, options: Sequence[str]) -> Iterator[_Output]:
+    """Run ffmpeg on the first video stream of an mp4 and yield its output."""
+    command = [
+        *(_ffmpeg(), "-nostdin", "-loglevel", "error", "-xerror", "-threads", "2"),
+        *("-protocol_whitelist", "file", "-f", "mp4", "-noautorotate", "-i", f"file:{path.resolve()}"),
+        *("-map", "0:v:0", *options, "-"),
+    ]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+        try:
+            yield _Output(process, errors)
+        finally:
+            _end(process, process.stdout)
 
 
 def pixel_format(shape: Sequence[int]) -> str:

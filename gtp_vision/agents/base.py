@@ -117,7 +117,7 @@ class Improvement(nn.Module):
         return []
 
     def weights(self, agent: Agent, inputs: LossInputs) -> tuple[torch.Tensor | None, Metrics]:
-        """The weight w of each action of the data, (B,), or None where the step does without the policy's own loss."""
+        """The weight w >= 0 of each action of the data, (B,), or None: the step does without the policy's own loss."""
         return torch.ones_like(inputs.batch.reward), {}
 
     def loss(self, agent: Agent, inputs: LossInputs, cloning: torch.Tensor | None) -> tuple[torch.Tensor, Metrics]:
@@ -241,6 +241,7 @@ class Agent(nn.Module):
         weight, metrics = self.improvement.weights(self, inputs)
         cloning = None
         if weight is not None:
+            weight = weight.where(weight >= 0, torch.nan)  # found as a loss that is not finite
             moments = global_moments(weight)
             rows = self.policy.rows(inputs.actor, inputs.action, inputs.noise, self.policy_target)
             losses, policy_metrics = self.policy.loss(rows)

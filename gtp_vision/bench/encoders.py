@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from gtp_vision.bench.recordings import write_noise
 from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.overrides import quoted
 from gtp_vision.core.timing import Work, median_ms
 from gtp_vision.datasets.sources import batch_source
 from gtp_vision.datasets.store import Store
@@ -107,7 +108,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 def _time_steps(data: Path, name: str, rounds: int, batch: int, overrides: Sequence[str]) -> dict[str, Any]:
     """Milliseconds of training steps with one backbone."""
-    common = ["task=own", f"task.dataset={data}", "task.frame_stack=1", "agent=gtp", "run_dir=unused"]
+    common = ["task=own", quoted("task.dataset", data), "task.frame_stack=1", "agent=gtp", "run_dir=unused"]
     common += ["training.device=cpu"]
 
     def step(batch_size: int, *options: str) -> tuple[Work, Store]:

@@ -20,6 +20,7 @@ from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.bench.baseline import STEPS_K, ratios
 from gtp_vision.bench.recordings import write_noise
 from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.overrides import quoted
 from gtp_vision.config.schema import Config
 from gtp_vision.core.compile import has_compiler
 from gtp_vision.core.errors import GtpVisionError, propose
@@ -172,7 +173,7 @@ class _Bench:
         return build(self._config(base, *options))
 
     def _config(self, base: Sequence[str], *options: str) -> Config:
-        fixed = ["training.eval_episodes=0", "run_dir=unused", f"task.dataset={self._path}", "task.name=bench"]
+        fixed = ["training.eval_episodes=0", "run_dir=unused", quoted("task.dataset", self._path), "task.name=bench"]
         return from_command_line([*base, *_NETWORKS, *fixed, *options])
 
     def _engine(self, name: str, base: Sequence[str], *options: str) -> Engine:

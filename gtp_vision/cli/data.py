@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         help="of a format that can be written, e.g. native; an unknown name lists them",
     )
     parser.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    parser.add_argument("--fps", type=float, help="frames per second, where the data set does not say so")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
 
 
@@ -142,12 +144,18 @@ def _view(arguments: argparse.Namespace, _: list[str]) -> int:
 
 def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.datasets.differences import differences
-    from gtp_vision.datasets.formats import convert, open_store
+    from gtp_vision.datasets.formats import FORMATS, convert, open_store
 
     before = open_store(arguments.source, arguments.env)  # now: the target may be the source
-    store = convert(arguments.source, arguments.target, arguments.to, arguments.env, overwrite=arguments.overwrite)
+    options = {"fps": arguments.fps, "overwrite": arguments.overwrite}
+    store = convert(arguments.source, arguments.target, arguments.to, arguments.env, **options)
+    if arguments.fps is not None:
+        before.attributes = dict(before.attributes) | {"fps": arguments.fps}
+    notes = FORMATS[arguments.to].notes
     name = "".join(letter if letter.isprintable() else "?" for letter in str(arguments.target))
     print(f"{name}: {arguments.to}, {store.episodes} episodes, {len(store)} frames")
+    for line in notes(before) if notes else ():
+        print(f"  {line}")
     for line in differences(before, store) or ["every frame, action, reward and flag is as it was"]:
         print(f"  {line}")
     return 0
@@ -178,7 +186,7 @@ def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
         arguments.out,
         {name: given[name] for name in _COLLECT_OPTIONS if name in given},
         processes=given.get("processes", usual),
-        command=" ".join(["gtp-vision", *arguments.words]),
+        command=shlex.join(["gtp-vision", *arguments.words]),
         overwrite=arguments.overwrite,
         progress=os.environ.get("TQDM_DISABLE") != "1",  # tqdm's own switch, which an explicit argument would override
     )

@@ -22,6 +22,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.evaluation.metrics.success import success_text
     from gtp_vision.training.evaluate import evaluate_run
 
     found = evaluate_run(
@@ -38,10 +39,9 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     if arguments.json:
         print(json.dumps(found))
     else:
-        low, high = found["success_interval"]
         print(
-            f"success {found['success']:.0%} of {found['episodes']} episodes (95 % interval {low:.0%} to {high:.0%}), "
-            f"return {found['return']:.1f}, length {found['length']:.1f}, {found['seconds']:.0f} s"
+            f"{success_text(found)}, return {found['return']:.1f}, length {found['length']:.1f}, "
+            f"{found['seconds']:.0f} s"
         )
     return 0
 

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from gtp_vision.cli.verb import VERBS
@@ -54,9 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        chosen, rest = parser.parse_known_args(arguments)
-        if rest and not getattr(chosen, "has_overrides", False):
-            raise GtpVisionError(f"'{rest[0]}' is not an option here; see gtp-vision {arguments[0]} --help")
+        for word in arguments:
+            if not word.isprintable() and word.encode("utf-8", "replace").decode() != word:
+                raise GtpVisionError(f"'{word}' is not UTF-8; rename the file or folder, e.g. with convmv")
+            if word.endswith("\r"):
+                raise GtpVisionError(f"'{word}' ends in a carriage return; give the script Unix line ends: dos2unix")
+        chosen, rest = _parsed(parser, arguments)
         chosen.words = arguments
         status = int(chosen.run(chosen, rest) or 0)
         sys.stdout.flush()  # a full disk should show here, not while Python shuts down
@@ -76,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         then = ", then resume with --resume" if arguments[0] == "train" else ""
         reason = os.strerror(error.errno or 0)  # HDF5 adds a page of its own
-        print(f"gtp-vision: {where}{reason}; make room or choose another folder{then}", file=sys.stderr)
+        sentence = GtpVisionError(f"{where}{reason}; make room or choose another folder{then}")
+        print(f"gtp-vision: {sentence}", file=sys.stderr)
         try:
             sys.stdout.flush()
         except OSError:
@@ -84,16 +89,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a verb, and the words that its parser leaves over."""
+    dashed = next((word for word in words if word.startswith("-") and os.path.lexists(word)), None)
+    advice = f"; write ./{dashed} for the path" if dashed else ""
+    try:
+        chosen, rest = parser.parse_known_args(words)
+    except GtpVisionError as error:
+        raise GtpVisionError(f"{error}{advice}") from None
+    rest = [word for word in rest if word != "--"]
+    if rest and not getattr(chosen, "has_overrides", False):
+        raise GtpVisionError(f"'{rest[0]}' is not an option here; see gtp-vision {words[0]} --help{advice}")
+    return chosen, rest
+
+
 def _drop_output() -> None:
     """Discard what is still buffered: Python would fail to print it when it shuts down."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+_DISK = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a mistake in one sentence, with the most similar word."""
+    """Reports a mistake in one sentence, with the most similar word; `~` begins paths also in `--out=~/x`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.register("type", Path, lambda text: Path(os.path.expanduser(text)))
 
     def error(self, message: str) -> None:  # type: ignore[override]
         message = re.sub(r"^argument (\S+): ", r"\1 ", message)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +25,7 @@ Run a suite of tasks under its protocol: plan, cost, runs, tables. The same comm
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="of configs/benchmark, or a YAML file")
+    parser.add_argument("name", help="of configs/suite, or a YAML file")
     parser.add_argument(
         "--agents", type=words, default=[], help="labels with commas between, e.g. gtp,gtp+n,fql; default: the suite's"
     )
@@ -63,7 +65,7 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     out = arguments.out or Path("runs/bench") / Path(arguments.name).stem
     planned = plan(suite, out, (arguments.data or Path(suite.data)).expanduser())
     workers = arguments.workers or torch.cuda.device_count() or os.cpu_count() or 1
-    command, progress = " ".join(["gtp-vision", *arguments.words]), os.environ.get("TQDM_DISABLE") != "1"
+    command, progress = shlex.join(["gtp-vision", *arguments.words]), os.environ.get("TQDM_DISABLE") != "1"
     if arguments.tables:
         found = runner.write(suite, planned, out, command=command)
     else:
@@ -86,7 +88,8 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
             progress=progress,
         )
     if arguments.json:
-        print(json.dumps([asdict(record) for record in found]))
+        scores = [[None if math.isnan(score) else score for score in record.scores] for record in found]
+        print(json.dumps([asdict(record) | {"scores": own} for record, own in zip(found, scores, strict=True)]))
     elif found:
         print(f"\n{tables.table(found, selection=suite.selection)}\n{out / 'results.html'}")
     else:

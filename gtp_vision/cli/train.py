@@ -29,10 +29,18 @@ training.
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Train one run, resume one, or start a sweep."""
     from gtp_vision.config.compose import from_command_line, from_run
+    from gtp_vision.config.overrides import repeated
     from gtp_vision.training.trainer import train
 
     if arguments.new_segment and arguments.resume is None:
         raise GtpVisionError("--new-segment accepts other data or settings on resume; give --resume as well")
+    if arguments.resume is not None:
+        arguments.resume, overrides = _resumed([arguments.resume, *overrides])
+        if arguments.overwrite:
+            raise GtpVisionError("--resume continues a run and --overwrite replaces it; give one of the two")
+    if _is_first():
+        for sentence in repeated(overrides):
+            print(f"gtp-vision: {sentence}", file=sys.stderr)
     if arguments.explain:
         return _explain(arguments, overrides)
     if arguments.multirun:
@@ -54,6 +62,20 @@ def _how(arguments: argparse.Namespace) -> dict[str, bool]:
     return {"resume": resume, "new_segment": arguments.new_segment, "overwrite": arguments.overwrite}
 
 
+def _resumed(words: list[str]) -> tuple[str, list[str]]:
+    """The run that --resume names, "" for that of the settings, and the settings, wherever the words stand."""
+    settings = [word for word in words if "=" in word and not os.path.isfile(os.path.join(word, "config.yaml"))]
+    runs = [os.path.expanduser(word) for word in words if word and word not in settings]
+    if len(runs) > 1:
+        raise GtpVisionError(f"--resume resumes one run; choose one of {', '.join(runs)}")
+    return "".join(runs), settings
+
+
+def _is_first() -> bool:
+    """Whether this is the process of several that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _explain(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gtp_vision.config.explain import explain
 
@@ -70,7 +92,8 @@ def _sweep(overrides: list[str], arguments: argparse.Namespace) -> int:
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf import DictConfig
 
-    from gtp_vision.config.compose import addable, check_overrides, from_command_line
+    from gtp_vision.config.compose import from_command_line
+    from gtp_vision.config.overrides import addable, check_overrides
     from gtp_vision.training.trainer import train
 
     check_overrides(overrides)
@@ -101,26 +124,21 @@ def _sweep(overrides: list[str], arguments: argparse.Namespace) -> int:
 
 
 def _print_results(run_dir: str, results: dict) -> None:
-    if os.environ.get("RANK", "0") != "0":
-        return  # only the first of several processes prints
+    if not _is_first():
+        return
     if "score" in results.get("last", {}):
         last = results["last"]
         of = f"{len(results['seeds'])} seeds" if "seeds" in results else f"{last['episodes']} episodes"
         print(f"normalised score {last['score']:.1f} (return {last['return']:.1f}), the mean of {of}")
     elif "seeds" in results and "last" in results:
         last = results["last"]
-        each = ", ".join(f"{success:.0%}" for success in last["success_by_seed"])
-        print(
-            f"success {last['success']:.1%} +- {last['success_error']:.1%}, the mean of {each}; "
-            f"return {last['return']:.1f}"
-        )
+        each = ", ".join("unknown" if value is None else f"{value:.0%}" for value in last["success_by_seed"])
+        mean = "" if last["success"] is None else f"{last['success']:.1%} +- {last['success_error']:.1%}, the mean of "
+        print(f"success {mean}{each}; return {last['return']:.1f}")
     elif "last" in results:
-        last = results["last"]
-        low, high = last["success_interval"]
-        print(
-            f"success {last['success']:.0%} of {last['episodes']} episodes (95 % interval {low:.0%} to {high:.0%}), "
-            f"return {last['return']:.1f}"
-        )
+        from gtp_vision.evaluation.metrics.success import success_text
+
+        print(f"{success_text(results['last'])}, return {results['last']['return']:.1f}")
     print(f"report: {Path(run_dir) / 'report.html'}")
 
 

@@ -77,6 +77,7 @@ def collect(
             "command": execution.command,
             **settings,
             **{name: returns[name] for name in ("random_return", "final_return")},
+            **training.units(),
             "versions": versions("stable_baselines3", "gymnasium", "mujoco", pixels=False),
         }
         stores = {"replay": training.replay()} if "replay" in names else {}

@@ -16,7 +16,7 @@ from gtp_vision.collection.recording import InterruptedCollectionError, seed_of
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import atomic_write
 from gtp_vision.datasets.store import Store
-from gtp_vision.envs import EnvSpec, close
+from gtp_vision.envs import EnvSpec, PolicyActions, close
 
 _SAVE_EVERY = 5000  # steps; more in long runs, whose replay buffer takes long to write
 _EVALUATIONS, _EPISODES = 50, 5
@@ -94,6 +94,13 @@ class Training:
         with tqdm(total=self._steps, initial=first, desc="SAC", unit="step", disable=not self._progress) as bar:
             self._model.learn(self._steps - first, callback=Watch(), reset_num_timesteps=False)
             self._after_step(self._steps, bar, save=True)
+
+    def units(self) -> dict[str, Any]:
+        """The attributes of a data set that say what -1 and 1 stand for."""
+        env: Any = self._env
+        held = env if isinstance(env, PolicyActions) else env.action_space
+        low, high = np.asarray(held.low), np.asarray(held.high)
+        return {"action_low": low.tolist(), "action_high": high.tolist(), "action_bounds": "declared"}
 
     def returns(self) -> dict[str, Any]:
         """Mean returns: of random actions, of the policy by step, and of the last three evaluations together."""

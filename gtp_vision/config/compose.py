@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cache
@@ -13,25 +14,23 @@ import yaml
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gtp_vision.agents import IMPROVEMENTS, acting_in, check_agent, improvement_settings, label, read_agent
-from gtp_vision.config.presets import options, register
+from gtp_vision.agents import acting_in, check_agent, improvement_settings, label, read_agent
+from gtp_vision.config.overrides import GROUPS, IMPROVEMENT, check_override, check_overrides, parsed
+from gtp_vision.config.presets import register
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.safe_yaml import plain_yaml
-from gtp_vision.core.settings import check_settings, settings_of
-from gtp_vision.encoders import CameraConfig, check_encoder
+from gtp_vision.core.settings import check_settings
+from gtp_vision.encoders import check_encoder
+from gtp_vision.encoders.weights import HUB
 
-GROUPS = ("task", "agent", "improvement", "acting", "encoder", "training", "tuned")
 COMMAND_LINE = "command line"
 SEGMENTS = "segments"  # in config.yaml
-_IMPROVEMENT = "agent.improvement"
-_CAMERAS = "encoder.cameras"  # the only table whose keys the user chooses
 
 # Untyped, since the settings of an improvement depend on its name; types are checked once all is merged.
 ConfigStore.instance().store(name="schema", node=OmegaConf.to_container(OmegaConf.structured(Config)))
@@ -83,14 +82,12 @@ def layers(overrides: Sequence[str]) -> list[Layer]:
     choices = tuple(override for override in overrides if override.partition("=")[0].lstrip("+") in GROUPS)
     try:
         found = copy.deepcopy(_presets(choices))
-        parsed = _parser().parse_overrides([override for override in overrides if override not in choices])
     except (HydraException, OmegaConfBaseException) as error:
         raise GtpVisionError(_one_line(error)) from error
     # The name of an improvement comes first: it would replace the settings before it.
-    for override in sorted(parsed, key=lambda override: override.key_or_group != f"{_IMPROVEMENT}.name"):
-        if override.is_hydra_override() or override.is_sweep_override():
-            raise GtpVisionError(f"'{override.input_line}' is for sweeps: add -m, or leave it out")
-        found.append(Layer(COMMAND_LINE, _nested(_path(override.key_or_group), override.value())))
+    single = parsed([override for override in overrides if override not in choices])
+    for path, value in sorted(single, key=lambda setting: setting[0] != [*IMPROVEMENT.split("."), "name"]):
+        found.append(Layer(COMMAND_LINE, _nested(path, value)))
     improvement, first = "", 0
     for position, layer in enumerate(found):
         name = layer.improvement().get("name", improvement)
@@ -130,9 +127,6 @@ def _presets(choices: tuple[str, ...]) -> list[Layer]:
     return found
 
 
-_parser = cache(OverridesParser.create)
-
-
 def _nested(path: list[str], value: Any) -> Any:
     for name in reversed(path):
         value = {name: value}
@@ -152,7 +146,7 @@ def _check_improvement(name: str, keys: Mapping[str, Any]) -> None:
     for key, value in keys.items():
         if key not in known:
             raise GtpVisionError(
-                f"{_IMPROVEMENT}.{key}={value}: improvement={name} has no setting '{key}': {propose(key, known)}"
+                f"{IMPROVEMENT}.{key}={value}: improvement={name} has no setting '{key}': {propose(key, known)}"
             )
 
 
@@ -206,20 +200,14 @@ def _unfit(path: Path, error: BaseException) -> GtpVisionError:
 
 def _single_settings(overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The values of overrides for a run that exists, whose presets were chosen when it was made."""
-    for text in overrides:
-        _check_override(text)
-        if text.partition("=")[0].lstrip("+") in (*GROUPS, "run_dir"):
+    for override in overrides:
+        check_override(override)
+        if override.partition("=")[0].lstrip("+") in (*GROUPS, "run_dir"):
             raise GtpVisionError(
-                f"'{text}' cannot change the run that is resumed; give single settings, e.g. training.steps=1000"
+                f"'{override}' cannot change the run that is resumed; give single settings, e.g. training.steps=1000"
             )
-    try:
-        parsed = _parser().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise GtpVisionError(_one_line(error)) from error
-    for override in parsed:
-        if override.is_hydra_override() or override.is_sweep_override():
-            raise GtpVisionError(f"'{override.input_line}' is for sweeps; leave it out")
-        yield _nested(_path(override.key_or_group), override.value())
+    for path, value in parsed(overrides):
+        yield _nested(path, value)
 
 
 def plain_values(config: Config) -> dict[str, Any]:
@@ -257,7 +245,7 @@ def checked(config: Config) -> Config:
             f"tuned={config.tuned} holds what was published for {tuned_agent}, and the agent is {config.agent.name}; "
             f"set agent={tuned_agent}, or tuned=none"
         )
-    config = replace(config, encoder=check_encoder(config.encoder))
+    config = _located(replace(config, encoder=check_encoder(config.encoder)))
     if config.task.env is None:
         config = replace(config, training=replace(config.training, eval_episodes=0))
     check_agent(config.agent)
@@ -273,9 +261,32 @@ def checked(config: Config) -> Config:
     return config
 
 
+def _located(config: Config) -> Config:
+    """The configuration with paths that mean the same in every working folder; `~` is kept for other machines."""
+
+    def located(path: str) -> str:
+        is_kept = path == "demo" or os.path.expanduser(path) != path
+        return path if is_kept else str(Path.cwd() / path)
+
+    task, weights = config.task, config.encoder.weights
+    return replace(
+        config,
+        run_dir=os.path.expanduser(config.run_dir),
+        data_dir=located(config.data_dir),
+        task=replace(
+            task,
+            dataset=located(task.dataset) if task.dataset else task.dataset,
+            datasets=[located(name) for name in task.datasets] if task.datasets else task.datasets,
+        ),
+        encoder=replace(config.encoder, weights=weights if weights in (None, HUB) else located(str(weights))),
+    )
+
+
 def _misfits(config: Config) -> Iterator[str]:
     task, agent, encoder, training = config.task, config.agent, config.encoder, config.training
     has_critic = agent.critic.backup != "none"
+    if "://" in config.run_dir:
+        yield f"run_dir={config.run_dir} is an address, and a run is a folder; name one, e.g. where that is mounted"
     if task.env is None and not (task.dataset or task.datasets):
         yield "task.env=null names no data set either; set task.dataset to a file or folder"
     if task.dataset and task.datasets:
@@ -312,7 +323,7 @@ def _misfits(config: Config) -> Iterator[str]:
     pretrain = getattr(agent.improvement, "pretrain_steps", None)
     if pretrain is not None and not 0 < pretrain < training.steps:
         yield (
-            f"{_IMPROVEMENT}.pretrain_steps={pretrain} must lie between 0 and training.steps={training.steps}: a "
+            f"{IMPROVEMENT}.pretrain_steps={pretrain} must lie between 0 and training.steps={training.steps}: a "
             f"behaviour is cloned first and aligned then"
         )
     if agent.critic.chunk and task.n_step != agent.action_chunk:
@@ -320,56 +331,6 @@ def _misfits(config: Config) -> Iterator[str]:
             f"agent.critic.chunk=true values whole chunks: task.n_step={task.n_step} must be "
             f"agent.action_chunk={agent.action_chunk}"
         )
-
-
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse a mistyped key or choice with the nearest right one, before Hydra sees it."""
-    for override in overrides:
-        _check_override(override)
-    if not any(override.partition("=")[0].lstrip("+") == "task" for override in overrides):
-        raise GtpVisionError(f"no task is given; add task=..., {propose('', options('task'))}")
-
-
-def addable(override: str) -> str:
-    """The override for Hydra's own sweeps, which refuse a key that no preset holds unless it begins with `++`."""
-    is_open = override.lstrip("+").startswith((f"{_IMPROVEMENT}.", f"{_CAMERAS}."))
-    return f"++{override.lstrip('+')}" if is_open else override
-
-
-def _check_override(override: str) -> None:
-    key, equals, value = override.partition("=")
-    key = key.lstrip("+")
-    if not equals:
-        raise GtpVisionError(f"'{override}' is not a setting; write key=value, e.g. training.steps=1000")
-    if key in GROUPS:
-        for choice in value.strip("'\"").split(","):  # several in a sweep
-            if choice not in options(key):
-                raise GtpVisionError(f"there is no {key} '{choice}': {propose(choice, options(key))}")
-        return
-    known = ".".join("*" if under == 2 and key.startswith(f"{_CAMERAS}.") else n for under, n in enumerate(_path(key)))
-    if known in _keys() or key.startswith(("hydra.", "hydra/launcher", "hydra/sweeper")):
-        return
-    name = key.rpartition(".")[2]
-    moved = [known for known in _keys() if known.rpartition(".")[2] == name]  # agent.eta for agent.improvement.eta
-    near = f"did you mean '{moved[0]}'?" if len(moved) == 1 else propose(key, _keys() | set(GROUPS))
-    raise GtpVisionError(f"the configuration has no setting '{key}': {near}")
-
-
-def _path(key: str) -> list[str]:
-    """The names that lead to a setting; that of a camera may hold dots."""
-    if not key.startswith(f"{_CAMERAS}."):
-        return key.split(".")
-    camera = key.removeprefix(f"{_CAMERAS}.")
-    return [*_CAMERAS.split("."), *(camera.rsplit(".", 1))]
-
-
-@cache
-def _keys() -> frozenset[str]:
-    """All settings; those of cameras with a star for the camera's name."""
-    keys = {key for key, _, _ in settings_of(Config())}
-    for improvement in IMPROVEMENTS.values():
-        keys |= {key for key, _, _ in settings_of(improvement.Settings(), f"{_IMPROVEMENT}.")}
-    return frozenset(keys | {f"{_CAMERAS}.*", *(f"{_CAMERAS}.*.{declared.name}" for declared in fields(CameraConfig))})
 
 
 def _one_line(error: BaseException) -> str:
@@ -380,5 +341,7 @@ def _one_line(error: BaseException) -> str:
     text = lines[0] if lines else type(error).__name__
     if "is not a ListConfig" in text:
         text = "this is a list; write it in brackets, key=[one,two]"
+    if text.startswith("Interpolation key"):
+        text += "; ${oc.env:NAME} is a variable of the environment"
     key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key:")), "")
     return f"{key}: {text}" if key and key not in text else text

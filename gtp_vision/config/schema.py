@@ -45,6 +45,18 @@ class TaskConfig:
     max_episode_steps: int | None = setting(
         None, "time limit in evaluations; null: the environment's", low=1, free=True
     )
+    env_actions: str | None = setting(
+        None,
+        "what the environment gets: actions as recorded, or scaled from the data's bounds to its own; null: as the "
+        "data say (docs/environments.md)",
+        choices=("recorded", "scaled"),
+        free=True,
+    )
+    success_reward: float | None = setting(
+        None,
+        "an episode of an evaluation succeeds by a reward of at least this; null: where the environment says so",
+        free=True,
+    )
 
 
 @dataclass

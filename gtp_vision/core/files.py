@@ -19,6 +19,8 @@ from gtp_vision.core.errors import GtpVisionError
 _CACHE_GB = 200.0
 _SAMPLE = 1 << 20  # a fingerprint reads this much at both ends of a file
 _STEM = 40  # characters of a source's name in that of its entry; in any alphabet short enough for a file name
+_CLUTTER_BEGINS = (".", "~$", "#")  # of macOS, Jupyter, editors and network drives
+_CLUTTER_ENDS = ("~", ".lock", ".swp", ".bak", ".tmp", ".part", ".partial", ".crdownload", ".download", ".incomplete")
 _ABANDONED = 3600.0  # seconds without a write after which the writer counts as killed
 
 T = TypeVar("T")
@@ -27,8 +29,8 @@ T = TypeVar("T")
 def cache_dir() -> Path:
     """The folder of converted data sets: $GTP_VISION_CACHE, else gtp-vision under $XDG_CACHE_HOME or ~/.cache."""
     if chosen := os.environ.get("GTP_VISION_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gtp-vision"
+        return Path(os.path.expanduser(chosen))
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME", "~/.cache"))) / "gtp-vision"
 
 
 def cached(path: Path, *key: str) -> Path:
@@ -107,10 +109,22 @@ def _cache_limit() -> float:
         ) from error
 
 
+def is_clutter(name: str) -> bool:
+    """Whether a name is that of a hidden file, a lock, a backup or a partial download, which are of no data set."""
+    return name.startswith(_CLUTTER_BEGINS) or name.endswith(_CLUTTER_ENDS)
+
+
+def data_files(folder: Path, pattern: str) -> Iterator[Path]:
+    """Yield what matches a glob pattern below a folder, without clutter and what lies in folders of such a name."""
+    for path in folder.glob(pattern):
+        if not any(map(is_clutter, path.relative_to(folder).parts)):
+            yield path
+
+
 def fingerprint(path: Path, *extra: str) -> str:
     """A hash of a file or folder (name, size, time and both ends of each file) and of `extra`."""
     digest = hashlib.blake2b(":".join(extra).encode(), digest_size=16)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = sorted(file for file in data_files(path, "**/*") if file.is_file()) if path.is_dir() else [path]
     for file in files:
         stat = file.stat()
         digest.update(f"{file.relative_to(path)}:{stat.st_size}:{stat.st_mtime_ns}".encode())

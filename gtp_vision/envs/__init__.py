@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -15,9 +16,13 @@ from typing import Any, SupportsFloat
 import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
+from gtp_vision.core import success
 from gtp_vision.core.processes import end_with_parent
 from gtp_vision.envs.rendering import Rendering, choose_backend
 from gtp_vision.envs.simulator import SIMULATORS, EnvSpec, Simulator
+from gtp_vision.envs.units import ActionUnits, PolicyActions
+
+_ROUNDING = 1e-6  # of rewards that are float32
 
 
 class _Vector(AsyncVectorEnv):
@@ -82,11 +87,14 @@ def close(env: gymnasium.Env) -> None:
 
 
 class _Worker(gymnasium.Wrapper):
-    """Named observations, and an info that is reduced to `success`, or after a reset to `task` and `goal`."""
+    """Named observations, and an info that is reduced to `success`, or after a reset to `task` and `goal`.
 
-    def __init__(self, env: gymnasium.Env, has_goals: bool) -> None:
+    `success` is 1, 0, or NaN in a step of which the environment does not say.
+    """
+
+    def __init__(self, env: gymnasium.Env, spec: EnvSpec) -> None:
         super().__init__(env)
-        self._has_goals = has_goals
+        self._has_goals, self._success_reward = spec.goals, spec.success_reward
         self.observation_space = gymnasium.spaces.Dict(list(by_name(env.observation_space).items()))
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
@@ -96,7 +104,19 @@ class _Worker(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return by_name(observation), reward, terminated, truncated, {"success": bool(info.get("success", False))}
+        found = {"success": self._success(float(reward), info)}
+        return by_name(observation), reward, terminated, truncated, found
+
+    def _success(self, reward: float, info: Mapping[str, Any]) -> float:
+        wanted = self._success_reward
+        if wanted is not None:
+            return float(reward >= wanted - _ROUNDING * max(1.0, abs(wanted)))
+        final = info.get("final_info")  # of environments that reset themselves
+        for found in (info, final) if isinstance(final, Mapping) else (info,):
+            for key in success.KEYS:
+                if (mark := success.marked(found.get(key))) is not None:
+                    return float(mark)
+        return math.nan
 
     def close(self) -> None:
         close(self.env)
@@ -123,12 +143,14 @@ def _make_in_worker(spec: EnvSpec, main: int) -> gymnasium.Env:
     if os.getpid() != main:  # Gymnasium makes one in the main process, too, for its spaces
         quiet_worker()
         end_with_parent(main)  # a simulator that hangs would stay
-    return _Worker(spec.make(), spec.goals)
+    return _Worker(spec.make(), spec)
 
 
 __all__ = [
     "SIMULATORS",
+    "ActionUnits",
     "EnvSpec",
+    "PolicyActions",
     "Rendering",
     "Simulator",
     "by_name",

@@ -82,7 +82,7 @@ def make(spec: EnvSpec) -> gymnasium.Env:
             Gymnasium's (`Hopper-v4` or `gymnasium/Hopper-v4`).
 
     Raises:
-        GtpVisionError: unknown name, an extra that is not installed, or actions that are not bounded numbers.
+        GtpVisionError: unknown name, or an extra that is not installed.
     """
     name, limit = spec.name, spec.max_episode_steps
     choose_backend(required=False)
@@ -112,17 +112,9 @@ def _make_gymnasium(wanted: str, limit: int | None) -> gymnasium.Env:
     if wanted not in gymnasium.registry:
         raise GtpVisionError(f"unknown Gymnasium environment '{wanted}': {propose(wanted, gymnasium.registry)}")
     try:
-        env = _registered(wanted, limit)
+        return _registered(wanted, limit)
     except gymnasium.error.Error as error:
         raise GtpVisionError(f"Gymnasium cannot make {wanted}: {error}") from error
-    actions = env.action_space
-    if not isinstance(actions, gymnasium.spaces.Box) or not actions.is_bounded():
-        raise GtpVisionError(
-            f"{wanted} takes {actions}, and only bounded continuous actions are supported; choose another environment"
-        )
-    if np.all(actions.low == -1) and np.all(actions.high == 1):
-        return env
-    return gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
 
 
 def _make_maze(name: str, family: str, size: str, *, dense: bool, limit: int | None) -> gymnasium.Env:

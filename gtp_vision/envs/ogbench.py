@@ -26,7 +26,7 @@ def make(spec: EnvSpec) -> gymnasium.Env:
     """Make one environment; its name may have the data set's type (play, noisy, ...) and version or not.
 
     Raises:
-        GtpVisionError: unknown name, discrete actions, no OpenGL where frames are needed, or no goals.
+        GtpVisionError: unknown name, no OpenGL where frames are needed, or no goals.
     """
     name = spec.name
     wanted = env_id(name)
@@ -44,10 +44,6 @@ def make(spec: EnvSpec) -> gymnasium.Env:
     if spec.collecting and str(gymnasium.spec(wanted).entry_point).startswith("ogbench.manipspace"):
         settings["mode"] = "data_collection"
     env = gymnasium.make(wanted, max_episode_steps=spec.max_episode_steps, disable_env_checker=True, **settings)
-    if not isinstance(env.action_space, gymnasium.spaces.Box):
-        raise GtpVisionError(
-            f"{wanted} takes {env.action_space}, and discrete actions are not supported; choose another environment"
-        )
     if is_visual and spec.pixels:
         _set_quality(env.unwrapped, spec.rendering)
         _skip_goal_frames(env.unwrapped)

@@ -18,7 +18,7 @@ _PREFIX = "gymnasium/"
 
 
 def make(spec: EnvSpec) -> gymnasium.Env:
-    """Import the module, then make the environment as one of Gymnasium's own: actions are scaled to [-1, 1].
+    """Import the module, then make the environment as one of Gymnasium's own.
 
     Importing runs the module's code, so it must be trusted, like any code that is installed.
 

@@ -11,6 +11,7 @@ import gymnasium
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.registry import Registry
 from gtp_vision.envs.rendering import Rendering
+from gtp_vision.envs.units import ActionUnits, with_policy_actions
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class EnvSpec:
         goals: the goal is observed (see `ogbench.GoalTasks`).
         env_args: the attribute of a robomimic file; robosuite's environment is made from it.
         shown: names and shapes of the data set's observations; an environment that has more shows only these.
+        units: of the data set's actions; None: -1 and 1 are the environment's own bounds.
+        success_reward: a step's reward that counts as success; None: success is what the environment's info says.
     """
 
     name: str
@@ -38,6 +41,8 @@ class EnvSpec:
     goals: bool = False
     env_args: Mapping[str, Any] | None = None
     shown: Mapping[str, tuple[int, ...]] | None = None
+    units: ActionUnits | None = None
+    success_reward: float | None = None
 
     @property
     def simulator(self) -> Simulator:
@@ -48,14 +53,15 @@ class EnvSpec:
         return next(matching, None) or next(similar)
 
     def make(self) -> gymnasium.Env:
-        """Make one environment in this process.
+        """Make one environment in this process, with actions in [-1, 1] (see `units`).
 
         Raises:
-            GtpVisionError: an unknown name, a missing package, or a setting that the simulator does not have.
+            GtpVisionError: an unknown name, a missing package, or a setting that the simulator does not have; actions
+                that are not bounded real numbers, or in other units than the data set's.
         """
         if self.goals and not self.simulator.has_goals:
             raise GtpVisionError(f"{self.name} has no observation of a goal; set task.goals=null")
-        return self.simulator.make(self)
+        return with_policy_actions(self.simulator.make(self), self.units, self.name)
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,9 @@ class Simulator:
 
     Attributes:
         name: unique; without `is_own`, its environments are called `NAME` or `NAME/...`.
-        make: specification to an environment with a time limit, whose actions are bounded by -1 and 1. An episode
-            depends on the seed of its reset alone. The info of a step has `success` where that is defined.
+        make: specification to an environment with a time limit, whose actions are bounded real numbers in its own
+            units. An episode depends on the seed of its reset alone. The info of a step has one of `core.success.KEYS`
+            where success is defined.
         is_own: whether an environment's name belongs to this simulator.
         resembles: whether a name that belongs to no simulator is likely a mistyped one of this, whose `make` then says
             which names are similar.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +40,7 @@ class Episode:
 
     Attributes:
         number: from 0.
-        success: whether any of its steps was a success.
+        success: whether any of its steps was a success; None if the environment said nothing of any.
         total_reward: the sum of its rewards.
         length: steps.
         film: if it was filmed, its observations by name, one more than steps; images are uint8 (H, W, 3).
@@ -48,7 +49,7 @@ class Episode:
     """
 
     number: int
-    success: bool
+    success: bool | None
     total_reward: float
     length: int
     film: list[dict[str, np.ndarray]]
@@ -164,7 +165,11 @@ class Evaluator:
         if self.world_size > 1:
             done = gather_object(done)
         done.sort(key=lambda episode: episode.number)
-        return summary(done, time.perf_counter() - started, self.spec.name), done
+        if any(episode.success is not None for episode in done):  # some environments report successes only
+            for episode in done:
+                episode.success = bool(episode.success)
+        rule = {} if self.spec.success_reward is None else {"success_rule": f"reward >= {self.spec.success_reward:g}"}
+        return summary(done, time.perf_counter() - started, self.spec.name) | rule, done
 
     def _finish(self, rollout: _Rollout, actor: Actor, bar: tqdm, stop: Callable[[], bool]) -> list[Episode]:
         done: list[Episode] = []
@@ -250,7 +255,9 @@ class _Rollout:
         for slot, episode in zip(slots, episodes, strict=True):
             episode.length += 1
             episode.total_reward += float(rewards[slot])
-            episode.success |= bool(info["success"][slot])
+            mark = float(info["success"][slot])
+            if not math.isnan(mark):
+                episode.success = bool(episode.success) or mark > 0
             if episode.film:
                 self._add_frame(slot)
             if terminated[slot] or truncated[slot]:
@@ -264,7 +271,7 @@ class _Rollout:
             return
         seeds: list[int | None] = [None] * count
         for slot in free:
-            episode = self.running[slot] = Episode(self._waiting.pop(0), False, 0.0, 0, [])
+            episode = self.running[slot] = Episode(self._waiting.pop(0), None, 0.0, 0, [])
             seeds[slot] = self._seed + episode.number
         mask = np.isin(np.arange(count), free)
         observations, info = self._simulators.reset(seeds, mask)
@@ -333,7 +340,7 @@ def write_videos(
     for episode in episodes:
         if episode.film:
             folder.mkdir(parents=True, exist_ok=True)
-            outcome = "success" if episode.success else "failure"
+            outcome = {True: "success", False: "failure", None: "unknown"}[episode.success]
             path = folder / f"episode_{episode.number:03d}_{outcome}{suffix}.mp4"
             iio.imwrite(path, draw(episode), fps=_FRAMES_A_SECOND, codec="libx264", macro_block_size=None)
             written.append(path)

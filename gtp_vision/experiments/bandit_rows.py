@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.overrides import quoted
 from gtp_vision.config.schema import Config
 
 
@@ -93,4 +94,4 @@ def run_config(label: str, data: Path, steps: int, seed: int) -> Config:
     steps = max(1, round(steps * row.share))
     task = f"task=own task.name=bandit task.frame_stack=1 encoder=state encoder.standardize=false seed={seed}"
     overrides = f"{task} training.device=cpu training.steps={steps} {COMMON} {row.overrides.format(half=steps // 2)}"
-    return from_command_line([*overrides.split(), f"task.dataset={data}"])
+    return from_command_line([*overrides.split(), quoted("task.dataset", data)])

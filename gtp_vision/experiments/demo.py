@@ -13,6 +13,7 @@ from subprocess import DEVNULL
 from typing import Any
 
 from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.overrides import quoted
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.processes import start, stop
@@ -47,7 +48,7 @@ def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = (), progress: b
 
     started = time.perf_counter()
     common = ["task=demo", "training=demo", "encoder=demo", f"seed={seed}", *overrides]
-    settings = {agent: [f"agent={agent}_demo", f"run_dir={out / agent}", *common] for agent in AGENTS}
+    settings = {agent: [f"agent={agent}_demo", quoted("run_dir", out / agent), *common] for agent in AGENTS}
     config = from_command_line(settings["gtp"])
     with _trainings(settings, progress):
         chance = _evaluate_random(config)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gtp_vision.config.overrides import quoted
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.files import fingerprint, make_folder
 from gtp_vision.core.random import RandomStream
@@ -90,7 +91,7 @@ def encoders(
         native.write(training_data, few)
     common = (
         *_COMMON,
-        f"task.dataset={training_data}",
+        quoted("task.dataset", training_data),
         f"training.steps={steps}",
         f"training.checkpoint_every={steps}",
     )
@@ -101,7 +102,9 @@ def encoders(
     runs = {}
     for seed in range(seeds):
         for name in folders:
-            preset, *others = (override.format(weights=weights) for override in ROWS[name])
+            preset, *others = (
+                quoted("encoder.weights", weights) if "{weights}" in override else override for override in ROWS[name]
+            )
             runs[folders[name][seed]] = (preset, *common, *others, f"seed={seed}")
     train_all(runs, progress=progress)
     results = {

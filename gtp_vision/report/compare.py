@@ -42,7 +42,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over seeds, and its 95 % interval by Student's t, which takes at least two seeds."""
+    """A mean over seeds (NaN: unknown), and its 95 % interval by Student's t, which takes at least two seeds."""
 
     value: float
     low: float | None = None
@@ -128,11 +128,14 @@ def mean_of(values: Sequence[float], *, fraction: bool = False) -> Mean:
 
 
 def _table(groups: Sequence[Group], measure: str) -> list[tuple[Group, list[Mean | None]]]:
-    rows = []
+    rows: list[tuple[Group, list[Mean | None]]] = []
     for group in groups:
         results = [_evaluated(run) for run in group.runs]
         values = [[known(scalar(result, selection, measure)) for result in results] for selection in SELECTIONS]
         finite = [[value for value in column if value is not None] for column in values]
+        evaluated = [result for result in results if scalar(result, "last", "return") is not None]
+        if measure == "success" and not any(finite) and evaluated:
+            rows.append((group, [Mean(math.nan) for _ in SELECTIONS]))
         if any(finite):
             # of all seeds or of none: a mean over the finished ones would change as others finish
             complete = [column if len(column) == len(group.runs) else [] for column in finite]

@@ -113,6 +113,6 @@ def _environment() -> jinja2.Environment:
     """The page's templates, with filters for numbers."""
     environment = html.environment(_HERE)
     environment.filters |= {"get": text.scalar, "number": text.number_text, "percent": text.percent_text}
-    environment.filters |= {"decimals": text.decimals_of, "interval": text.interval_of}
+    environment.filters |= {"decimals": text.decimals_of, "interval": text.interval_of, "success": text.success_text}
     environment.filters |= {"median": text.median_of}
     return environment

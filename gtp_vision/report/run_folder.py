@@ -182,7 +182,7 @@ class Clip:
     path: Path
     step: str  # of training, as its folder's name writes it
     episode: int | None  # its number in the evaluation; None if the name does not say it
-    outcome: str  # `success`, `failure`, or nothing if the name does not say it
+    outcome: str  # `success`, `failure`, or nothing if it is unknown
     saliency: bool  # whether it shows where the policy looks
 
     @property
@@ -198,8 +198,9 @@ def clips_of(run: RunFolder) -> list[Clip]:
     step = max((name.parts[1][5:] for name in names), key=int, default="")
     clips = []
     for name in sorted(name for name in names if name.parts[1][5:] == step):
-        match = re.fullmatch(rf"episode_0*([0-9]{{1,9}})_(success|failure)({SALIENCY})?", name.stem)
+        match = re.fullmatch(rf"episode_0*([0-9]{{1,9}})_(success|failure|unknown)({SALIENCY})?", name.stem)
         episode, outcome, saliency = (int(match[1]), match[2], bool(match[3])) if match else (None, "", False)
+        outcome = "" if outcome == "unknown" else outcome
         clips.append(Clip(run.folder / name, step, episode, outcome, saliency))
     if not clips:
         run.problems.append("no videos")

@@ -35,6 +35,12 @@ def percent_text(value: Any) -> str:
     return number_text(value) if number is None else f"{100 * number:.0f}\u202f%"
 
 
+def success_text(row: Mapping[str, Any], when: str) -> str:
+    """The success of `last`, `mean_last_3` or `best` in percent; `unknown` if the environment did not report it."""
+    value = scalar(row, when, "success")
+    return "unknown" if value is None and scalar(row, when, "return") is not None else percent_text(value)
+
+
 def interval_of(row: Mapping[str, Any]) -> tuple[float, ...] | None:
     """Lower end of the success interval, success, and upper end, as fractions; or None."""
     last = row.get("last")

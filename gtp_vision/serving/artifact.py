@@ -12,6 +12,7 @@ Artifacts are untrusted: sizes and shapes are checked before anything is built f
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -51,7 +52,7 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
     `device` and `engine` are as in `Policy`. Raises GtpVisionError: not an artifact, damaged, inconsistent, or of
     another format.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     _check_files(folder)
     settings = _json(folder / MADE_OF)
     if settings.get("format") not in _FORMATS:

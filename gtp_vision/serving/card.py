@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from gtp_vision.evaluation.metrics.success import success_text
 from gtp_vision.serving.schema import Schema
 
 
@@ -61,11 +62,7 @@ It was not tested elsewhere: limit its speed and force when it first moves a rob
 def _scores(scores: Mapping[str, Any] | None, environment: str | None) -> str:
     if not scores:
         return "This checkpoint was not evaluated."
-    low, high = scores["success_interval"]
-    return (
-        f"Evaluated in {_plain(environment)}: success {scores['success']:.0%} of {scores['episodes']} episodes "
-        f"(95 % interval {low:.0%} to {high:.0%}), return {scores['return']:.1f}."
-    )
+    return f"Evaluated in {_plain(environment)}: {success_text(scores)}, return {scores['return']:.1f}."
 
 
 def _plain(text: Any) -> str:

@@ -1,4 +1,7 @@
-"""Messages of openpi's client: msgpack, with arrays as maps of their bytes, dtype and shape.
+"""Messages of robots: msgpack, with arrays as maps of their bytes, dtype and shape.
+
+Arrays and NumPy scalars are read as openpi's client packs them and as PyPI's msgpack-numpy does, with keys as bytes or
+as text; an answer's array is one map that both unpack.
 
 Messages are untrusted. They are unpacked under limits on every length, on the number of containers and on depth, and an
 array is read only after its dtype, shape and number of bytes agree with the policy's schema. Arrays are views of the
@@ -7,6 +10,7 @@ message's bytes; only states, a few numbers, are copied.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -16,17 +20,20 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
 
-DTYPES = ("|u1", "|i1", "|b1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8")
-"""Data types of arrays. Images are |u1; the others are for states."""
+_CODES = ("u1", "i1", "b1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
+_DTYPES = {f"{order}{code}": np.dtype(f"{order}{code}") for code in _CODES for order in ("<", ">", "|", "=", "")}
+_DTYPES |= {np.dtype(code).name: np.dtype(code) for code in _CODES}
+"""Spelling to data type of arrays. Images are uint8; the others are for states."""
 
 EVERYTHING = "*"
 """As a key to ignore: all keys that the policy does not know."""
 
 _DEPTH = 4  # of maps within maps
 _CONTAINERS = 256  # maps and lists in a message
-_LIST = 256  # items of a list, unless a state is wider
-_TEXT = 4096  # bytes of a string: openpi's prompt
-_SLACK = 2**20  # bytes of a message beyond the policy's own arrays
+_MAP = 256  # keys of a map
+_LIST = 4096  # items of a list, unless a state is wider
+_OTHERS = 64 * 2**20  # bytes of what the policy does not use: other cameras, frames of a wrong size
+_WIDEST = 8  # bytes of a number, of frames that are sent as float64
 _SEED = 2**63
 
 
@@ -51,10 +58,11 @@ class Reader:
         cameras: name to (H, W, C); a message may hold (C, H, W) as well. A square of H = C is read as (H, W, C).
         states: name to width.
         renamed: the client's key to the policy's name; keys of maps within maps are joined with `/`.
-        ignored: the client's keys that are ignored; `*` for all that the policy does not know.
+        ignored: the client's keys that are ignored, maps with all that is in them; `*` for all that the policy does not
+            know.
 
     Attributes:
-        max_size: bytes that a message may have.
+        max_size: bytes that a message may have: more than any that deserves an answer.
 
     Raises:
         GtpVisionError: a key is renamed to a name that the policy does not have.
@@ -76,14 +84,12 @@ class Reader:
                 raise GtpVisionError(f"--map {theirs}={ours}: '{ours}' is unknown: {propose(ours, self._names)}")
         self._fast = [(name, "|u1", list(shape), math.prod(shape)) for name, shape in self._cameras.items()]
         self._fast += [(name, "<f4", [width], 4 * width) for name, width in states.items()]
-        sizes = [math.prod(shape) for shape in self._cameras.values()] + [8 * width for width in states.values()]
-        self.max_size = sum(sizes) + _SLACK
+        numbers = sum(map(math.prod, self._cameras.values())) + sum(states.values())
+        self.max_size = _OTHERS + _WIDEST * numbers
         self._limits = {
-            "max_bin_len": self.max_size if EVERYTHING in self._ignored else max([_TEXT, *sizes]),
-            "max_str_len": _TEXT,
+            **{f"max_{kind}_len": self.max_size for kind in ("bin", "str", "ext")},
             "max_array_len": max([_LIST, *states.values()]),
-            "max_map_len": _LIST,
-            "max_ext_len": 0,
+            "max_map_len": _MAP,
         }
 
     def read(self, message: bytes | str) -> Request:
@@ -95,8 +101,11 @@ class Reader:
             raise GtpVisionError(f"the message holds {_kind(content)}; send a map of names to arrays")
         if (observation := self._fast_path(content)) is not None:
             return Request(observation, reset=False, seed=None)
-        seed = _seed(content.pop("seed", None)) if "seed" not in self._names else None
-        reset = content.pop("reset", False) if "reset" not in self._names else False
+        if len(named := {_text(key): value for key, value in content.items()}) < len(content):
+            raise GtpVisionError("a name was sent twice, as text and as bytes; send it once")
+        content = named
+        seed = _seed(_number(content.pop("seed", None))) if "seed" not in self._names else None
+        reset = _number(content.pop("reset", False)) if "reset" not in self._names else False
         if not isinstance(reset, bool):
             raise GtpVisionError(f"'reset' is {_kind(reset)}; send true or false")
         reset = reset or seed is not None  # other noise starts with an episode
@@ -131,11 +140,17 @@ class Reader:
     def _unpacked(self, message: bytes) -> Any:
         count = _counter()
         try:
-            return msgpack.unpackb(message, object_hook=count, list_hook=count, **self._limits)
+            # Old versions of msgpack pack bytes as text, which this error handler keeps as they are.
+            return msgpack.unpackb(
+                message, object_hook=count, list_hook=count, unicode_errors="surrogateescape", **self._limits
+            )
         except GtpVisionError:
             raise
         except (ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
-            raise GtpVisionError(f"the message is not valid msgpack for this server ({_cut(error)})") from None
+            raise GtpVisionError(
+                f"the message is not valid msgpack for this server ({_cut(error)}); send maps of names to arrays, as "
+                f"openpi's client or msgpack-numpy packs them"
+            ) from None
 
     def _named(self, content: dict[Any, Any]) -> dict[str, Any]:
         """Values by the policy's names, without the ignored ones."""
@@ -143,7 +158,8 @@ class Reader:
         for key, value in _flat(content):
             name = self._renamed.get(key, key)
             if name not in self._names:
-                if key in self._ignored or EVERYTHING in self._ignored:
+                above = itertools.accumulate(key.split("/"), lambda path, part: f"{path}/{part}")
+                if EVERYTHING in self._ignored or not self._ignored.isdisjoint(above):
                     continue
                 raise GtpVisionError(
                     f"'{_cut(key)}' is not a camera or state of this policy (it has {_listed(self._names)}); leave it "
@@ -156,7 +172,7 @@ class Reader:
 
 
 def packed(answer: Mapping[str, Any]) -> bytes:
-    """Pack an answer as msgpack, with arrays as openpi's client reads them."""
+    """Pack an answer as msgpack, with arrays that openpi's client and msgpack-numpy both unpack."""
     return msgpack.packb(answer, default=_packed_array)
 
 
@@ -166,15 +182,62 @@ def unpacked(answer: bytes) -> dict[str, Any]:
 
 
 def _packed_array(value: object) -> dict[bytes, Any]:
-    if isinstance(value, np.ndarray) and value.dtype.str in DTYPES:
-        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
-    raise TypeError(f"{type(value).__name__} cannot be packed")
+    if not isinstance(value, np.ndarray) or value.dtype.str not in _DTYPES:
+        raise TypeError(f"{type(value).__name__} cannot be packed")
+    array = {b"data": value.tobytes(), b"shape": value.shape}
+    openpis = {b"__ndarray__": True, b"dtype": value.dtype.str}
+    return {**openpis, b"nd": True, b"type": value.dtype.str, b"kind": b"", **array}
 
 
 def _unpacked_array(value: dict[Any, Any]) -> Any:
     if b"__ndarray__" not in value:
         return value
     return np.frombuffer(value[b"data"], np.dtype(value[b"dtype"])).reshape(value[b"shape"])
+
+
+class PackedArray(NamedTuple):
+    """An untrusted array or NumPy scalar; the data of openpi's scalars is a number, of all others bytes."""
+
+    data: Any
+    dtype: Any
+    shape: Any
+
+
+def _packed(value: Any) -> PackedArray | None:
+    """The parts of an array or NumPy scalar, as openpi's client or msgpack-numpy packs it; None for other values."""
+    if not isinstance(value, dict):
+        return None
+    parts = {_text(key): part for key, part in value.items()}
+    data, dtype = parts.get("data"), _text(parts.get("dtype"))
+    if "__ndarray__" in parts:
+        return PackedArray(data, dtype, parts.get("shape"))
+    if "__npgeneric__" in parts:
+        return PackedArray(data, dtype, [])
+    if {"nd", "type", "data"} <= parts.keys():
+        return PackedArray(data, _text(parts["type"]), parts.get("shape") if parts["nd"] else [])
+    return PackedArray(data, "complex", []) if {"complex", "data"} == parts.keys() else None
+
+
+def _number(value: Any) -> Any:
+    """A NumPy scalar or 0-d array as a Python number; other values as they are."""
+    found = _packed(value)
+    if found is None or found.shape != []:
+        return value
+    if isinstance(found.data, int | float):
+        return found.data
+    dtype, data = _DTYPES.get(found.dtype) if isinstance(found.dtype, str) else None, _bytes(found.data)
+    is_sound = dtype is not None and isinstance(data, bytes) and len(data) == dtype.itemsize
+    return np.frombuffer(data, dtype)[0].item() if is_sound else value
+
+
+def _text(value: Any) -> Any:
+    """Bytes as text; other values as they are."""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else value
+
+
+def _bytes(value: Any) -> Any:
+    """The bytes that were unpacked as text; other values as they are."""
+    return value.encode(errors="surrogateescape") if isinstance(value, str) else value
 
 
 def _counter() -> Callable[[Any], Any]:
@@ -190,62 +253,59 @@ def _counter() -> Callable[[Any], Any]:
     return hook
 
 
-def _flat(content: dict[Any, Any], prefix: str = "", depth: int = 1) -> list[tuple[str, Any]]:
-    """Items of nested maps, keys joined with `/`; an array is a value."""
+def _flat(content: Mapping[Any, Any], prefix: str = "", depth: int = 1) -> list[tuple[str, Any]]:
+    """Items of nested maps, keys joined with `/`; an array is a value, and so is a map that is nested too deep."""
     pairs: list[tuple[str, Any]] = []
     for key, value in content.items():
-        if not isinstance(key, str):
-            raise GtpVisionError(f"a key of the message is {_kind(key)}; send strings")
-        if isinstance(value, dict) and not _holds_array(value):
-            if depth == _DEPTH:
-                raise GtpVisionError(f"'{_cut(prefix + key)}' is nested deeper than {_DEPTH} maps; send flatter maps")
-            pairs += _flat(value, f"{prefix}{key}/", depth + 1)
+        name = f"{prefix}{_text(key)}"
+        if isinstance(value, dict) and depth < _DEPTH and _packed(value) is None:
+            pairs += _flat(value, f"{name}/", depth + 1)
         else:
-            pairs.append((prefix + key, value))
+            pairs.append((name, value))
     return pairs
 
 
-def _holds_array(value: dict[Any, Any]) -> bool:
-    return any(key in value for key in (b"__ndarray__", "__ndarray__", b"__npgeneric__", "__npgeneric__"))
-
-
 def _image(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    array = _array(name, value, [shape, (shape[2], shape[0], shape[1])], ("|u1",))
+    array = _array(name, value, [shape, (shape[2], shape[0], shape[1])], is_image=True)
     return array if array.shape == shape else array.transpose(1, 2, 0)
 
 
 def _state(name: str, value: Any, width: int) -> np.ndarray:
     """(width,) float32; numbers that overflow become infinite, which the schema refuses."""
-    if isinstance(value, dict) and (b"__npgeneric__" in value or "__npgeneric__" in value):
-        value = value.get(b"data", value.get("data"))
-    if isinstance(value, (int, float)):
+    value = _number(value)
+    if isinstance(value, int | float):
         value = [value]
     if isinstance(value, list):
-        if len(value) != width or not all(isinstance(number, (int, float)) for number in value):
+        numbers = [_number(item) for item in value]
+        if len(numbers) != width or not all(isinstance(number, int | float) for number in numbers):
             raise GtpVisionError(f"'{name}' is a list of {len(value)} items; send ({width},) numbers")
-        array = np.array([float(number) for number in value])
+        array = np.array([float(number) for number in numbers])
     else:
-        array = _array(name, value, [(width,), *([()] if width == 1 else [])], DTYPES).reshape(width)
+        array = _array(name, value, [(width,)])
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
 
 
-def _array(name: str, value: Any, shapes: list[tuple[int, ...]], dtypes: tuple[str, ...]) -> np.ndarray:
+def _array(name: str, value: Any, shapes: list[tuple[int, ...]], *, is_image: bool = False) -> np.ndarray:
     """A view of an array's bytes, once its dtype, shape and size are checked."""
-    if not isinstance(value, dict):
+    found = _packed(value)
+    if found is None:
         raise GtpVisionError(f"'{name}' is {_kind(value)}; send an array {shapes[0]}")
-    data, dtype, shape = (value.get(key.encode(), value.get(key)) for key in ("data", "dtype", "shape"))
-    dtype = dtype.decode("ascii", "replace") if isinstance(dtype, bytes) else dtype
-    if not isinstance(dtype, str) or dtype not in dtypes:
-        given = _cut(dtype) if isinstance(dtype, str) else _kind(dtype)
-        raise GtpVisionError(f"'{name}' is of type {given}; send {' or '.join(map(_plain, dtypes))}")
+    shape, data, dtype = found.shape, _bytes(found.data), None
+    given = "a structured array" if isinstance(found.dtype, list) else f"of type {_kind(found.dtype)}"
+    if isinstance(found.dtype, str):
+        dtype = _DTYPES.get(found.dtype)
+        given = f"of type {_cut(dtype.name if dtype else found.dtype)}"
+        given += ", a pickle, which is not read" if found.dtype.endswith("O") else ""
+    if dtype is None or (is_image and dtype != np.uint8):
+        raise GtpVisionError(f"'{name}' is {given}; send {'uint8 from 0 to 255' if is_image else 'float32'}")
     if not isinstance(shape, list) or tuple(shape) not in shapes or not all(type(number) is int for number in shape):
         given = str(tuple(shape)) if isinstance(shape, list) else _kind(shape)
         raise GtpVisionError(f"'{name}' has shape {_cut(given)}; send {' or '.join(map(str, shapes))}")
-    size = math.prod(shape) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * dtype.itemsize
     if not isinstance(data, bytes) or len(data) != size:
         given = f"{len(data)} bytes" if isinstance(data, bytes) else _kind(data)
-        raise GtpVisionError(f"'{name}' {tuple(shape)} of type {_plain(dtype)} holds {given}; send {size} bytes")
+        raise GtpVisionError(f"'{name}' {tuple(shape)} of type {dtype.name} holds {given}; send {size} bytes")
     return np.frombuffer(data, dtype).reshape(shape)
 
 
@@ -253,10 +313,6 @@ def _seed(value: Any) -> int | None:
     if value is not None and not (type(value) is int and 0 <= value < _SEED):
         raise GtpVisionError(f"'seed' is {_cut(value) if type(value) is int else _kind(value)}; send 0 to {_SEED - 1}")
     return value
-
-
-def _plain(dtype: str) -> str:
-    return np.dtype(dtype).name
 
 
 def _listed(names: list[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.units import in_units
 
 _MAX_SIDE = 8192  # pixels
 _MAX_WIDTH = 100_000  # numbers of a state, of an action
@@ -123,8 +124,7 @@ class Schema:
 
     def in_units(self, actions: np.ndarray) -> np.ndarray:
         """Scale actions (..., A) from [-1, 1] to the robot's units, within its bounds: float32."""
-        low, high = np.array(self.action_low), np.array(self.action_high)
-        return np.clip(low + (actions.astype(np.float64) + 1) / 2 * (high - low), low, high).astype(np.float32)
+        return in_units(actions, self.action_low, self.action_high).astype(np.float32)
 
 
 def _frame_shape(shape: Any) -> tuple[int, int, int]:

@@ -105,7 +105,7 @@ class Server:
                 ping_timeout=_PING,
                 close_timeout=_CLOSING,
                 max_size=self._reader.max_size,
-                max_queue=4,
+                max_queue=1,
                 server_header=None,
                 logger=quiet,
             )

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gtp_vision.config.compose import from_command_line
+from gtp_vision.config.overrides import quoted
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.download.sources import d4rl_files
@@ -66,7 +69,7 @@ def plan(suite: Suite, out: Path, data: Path) -> Plan:
             store = open_data(configs[agents[0]])
             check_simulator(configs[agents[0]], store)
         except GtpVisionError as error:
-            get = task.get.replace("{data}", str(data))
+            get = task.get.replace("{data}", shlex.quote(str(data)))
             result.missing.append(f"{task.name} is left out: {error}" + (f"; get its data with: {get}" if get else ""))
             continue
         result.stores[task.name] = store
@@ -95,7 +98,7 @@ def records(suite: Suite, out: Path) -> list[Record]:
 def settings_for(suite: Suite, task: SuiteTask, agent: str, data: Path) -> tuple[str, ...]:
     """The settings of an agent's runs on a task, as `gtp-vision train` takes them; later ones override earlier ones."""
     settings = [
-        *("task=own", f"task.name={task.name}", *settings_of(agent)),
+        *("task=own", quoted("task.name", task.name), *settings_of(agent)),
         *("training.videos=0", "training.probe_rows=0", "training.keep_checkpoints=2"),
         *suite.settings,
         *suite.agent_settings.get(agent, ()),
@@ -106,7 +109,13 @@ def settings_for(suite: Suite, task: SuiteTask, agent: str, data: Path) -> tuple
         *([f"training.eval_candidates=[{BEST_OF}]"] if agent in suite.best_of else []),
     ]
     values = {"{data}": str(data), "{name}": task.name, "{d4rl}": Path(d4rl_files().get(task.name, "")).name}
-    return tuple(re.sub(r"\{data\}|\{name\}|\{d4rl\}", lambda match: values[match[0]], text) for text in settings)
+
+    def filled(setting: str) -> str:
+        key, _, value = setting.partition("=")
+        whole = re.sub(r"\{data\}|\{name\}|\{d4rl\}", lambda match: values[match[0]], value)
+        return quoted(key, whole) if value.startswith("{data}") else f"{key}={whole}"
+
+    return tuple(map(filled, settings))
 
 
 def _jobs(
@@ -185,7 +194,7 @@ def _of_label(evaluation: Mapping, label: str) -> Mapping:
 def _score(suite: Suite, task: SuiteTask, evaluation: Mapping) -> float:
     score = task.score or suite.score
     if score == "success":
-        return 100.0 * evaluation["success"]
+        return math.nan if evaluation["success"] is None else 100.0 * evaluation["success"]
     value = float(evaluation["return"])
     return value if score == "return" else normalised(task.reference or task.name, value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 SELECTIONS: Mapping[str, Callable[[Sequence[float]], float]] = {
     "last": lambda scores: float(scores[-1]),
     "mean_last_3": lambda scores: float(np.mean(scores[-3:])),
-    "best": lambda scores: float(max(scores)),
+    "best": lambda scores: max((float(score) for score in scores if not math.isnan(score)), default=math.nan),
 }
 """By name: the score that counts, of a run's evaluations in order; `best` selects by the judged score itself."""
 
@@ -23,5 +24,6 @@ class Record:
     agent: str  # the label, e.g. gtp+n
     seed: int
     steps: tuple[int, ...]  # gradient steps at each evaluation, ascending
-    scores: tuple[float, ...]  # at each evaluation: percent of successes, or D4RL's normalised return
+    # at each evaluation: percent of successes (NaN where the simulator reports none), or D4RL's normalised return
+    scores: tuple[float, ...]
     unfinished: bool = False  # whether more evaluations are to come

@@ -45,8 +45,10 @@ def by_task(records: Sequence[Record], selection: str) -> dict[str, dict[str, Es
 
 
 def compared(records: Sequence[Record]) -> tuple[list[str], int]:
-    """The tasks on which every agent has finished runs, and the number of seeds that all agents have there."""
-    counts = Counter((record.task, record.agent) for record in records if not record.unfinished)
+    """The tasks on which every agent has finished runs of known scores, and the number of seeds that all have there."""
+    unknown = {record.task for record in records if np.isnan(record.scores).any()}
+    finished = [record for record in records if not record.unfinished and record.task not in unknown]
+    counts = Counter((record.task, record.agent) for record in finished)
     agents = _names(records, "agent")
     tasks = [task for task in _names(records, "task") if all((task, agent) in counts for agent in agents)]
     return tasks, min((counts[task, agent] for task in tasks for agent in agents), default=0)
@@ -117,7 +119,7 @@ def _names(records: Sequence[Record], key: str) -> list[str]:
 def _mean(scores: np.ndarray) -> tuple[float, float, float]:
     """The mean with its bootstrap interval over runs: NaN for one run, of no width for equal ones."""
     mean = float(scores.mean())
-    if len(scores) < 2:
+    if len(scores) < 2 or np.isnan(mean):
         return mean, np.nan, np.nan
     if np.ptp(scores) == 0:
         return mean, mean, mean

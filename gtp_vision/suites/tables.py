@@ -186,6 +186,8 @@ def _mean(estimates: Sequence[Estimate]) -> Estimate:
 def _cell(estimate: Estimate | None, decimals: int = 1, *, interval: bool = True) -> str:
     if estimate is None:
         return "not run"
+    if math.isnan(estimate.value):
+        return "unknown"
     text = f"{estimate.value:.{decimals}f}"
     if interval and not math.isnan(estimate.low):
         text += f" ({estimate.low:.{decimals}f} to {estimate.high:.{decimals}f})"
@@ -199,7 +201,8 @@ def _csv(records: Sequence[Record]) -> str:
     lines.writerow(["task", "agent", "seed", "selection", "score", "evaluations", "steps", "finished"])
     for record in records:
         for name, select in SELECTIONS.items():
-            score = repr(round(select(record.scores), 6))
+            number = select(record.scores)
+            score = "unknown" if math.isnan(number) else repr(round(number, 6))
             values = [record.task, record.agent, record.seed, name, score, len(record.scores), record.steps[-1]]
             lines.writerow([*values, str(not record.unfinished).lower()])
     return file.getvalue()

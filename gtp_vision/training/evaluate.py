@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 from accelerate import Accelerator
 
 from gtp_vision import agents
@@ -16,8 +19,8 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.names import SALIENCY
 from gtp_vision.datasets.record import DataRecord, record_of
-from gtp_vision.datasets.store import Store
-from gtp_vision.envs import EnvSpec, Rendering, by_name, close
+from gtp_vision.datasets.store import ACTION_BOUNDS, Store
+from gtp_vision.envs import ActionUnits, EnvSpec, PolicyActions, Rendering, by_name, close
 from gtp_vision.evaluation.evaluator import Actor, Episode, Evaluator, write_videos
 from gtp_vision.evaluation.saliency import Saliency
 from gtp_vision.training import checkpoint
@@ -26,6 +29,7 @@ from gtp_vision.training.data import STATISTICS, measure, open_data
 from gtp_vision.training.seeds import folders
 from gtp_vision.training.segments import changes, segments_of, statistics_differ, with_free
 
+_REPLAYED = 1000  # recorded actions of which a replay score is computed
 _EVAL_SEED = 100_000  # of the first episode, if the run's seed is 0
 
 
@@ -158,9 +162,9 @@ def actor_of(agent: Agent, steps: int | None = None, acting: ActingConfig | None
 def chosen(episodes: list[Episode], count: int) -> list[Episode]:
     """At most `count` filmed episodes, half of them failures if there are enough of both."""
     filmed = [episode for episode in episodes if episode.film]
-    failures = [episode for episode in filmed if not episode.success][: count // 2]
-    successes = [episode for episode in filmed if episode.success][: count - len(failures)]
-    return successes + failures
+    failures = [episode for episode in filmed if episode.success is False][: count // 2]
+    others = [episode for episode in filmed if episode.success is not False][: count - len(failures)]
+    return others + failures
 
 
 def eval_seed(config: Config) -> int:
@@ -169,7 +173,8 @@ def eval_seed(config: Config) -> int:
 
 
 def env_spec(config: Config, data: DataRecord) -> EnvSpec:
-    """The environment in which the task is evaluated, rendered as its data were."""
+    """The environment in which the task is evaluated, rendered as its data were, with actions in their units."""
+    actions = data.statistics["actions"]
     return EnvSpec(
         name=config.task.env or "",
         rendering=Rendering.of(data.attributes),
@@ -178,18 +183,36 @@ def env_spec(config: Config, data: DataRecord) -> EnvSpec:
         goals=config.task.goals is not None,
         env_args=data.attributes.get("env_args"),
         shown=dict(data.observations),
+        units=action_units(config, data.name or "the data set", data.attributes, (actions["min"], actions["max"])),
+        success_reward=config.task.success_reward,
     )
 
 
-def check_simulator(config: Config, store: Store) -> None:
+def action_units(config: Config, name: str, attributes: Mapping[str, Any], reach: tuple[Any, Any]) -> ActionUnits:
+    """The units of a data set's actions: `name` and `attributes` are its, `reach` their least and largest, (A,)."""
+    low, high = (attributes.get(bound) for bound in ACTION_BOUNDS)
+    return ActionUnits(
+        data=name,
+        reach=(tuple(map(float, reach[0])), tuple(map(float, reach[1]))),
+        bounds=None if low is None or high is None else (low, high),
+        declared=attributes.get("action_bounds") == "declared",
+        recorder=str(attributes.get("suite", "")),
+        choice=config.task.env_actions,
+    )
+
+
+def check_simulator(config: Config, store: Store) -> tuple[str, bool]:
     """Create the environment once before training, so that a wrong name or missing OpenGL is not found after days.
 
-    Raises GtpVisionError: it cannot be created, or its observations or actions differ from the data set's.
+    Returns a sentence about the units of actions, with the score of `replay_score`, and whether they are converted.
+    Raises GtpVisionError: it cannot be created, or its observations, actions or their units differ from the data set's.
     """
     env = env_spec(config, record_of(store)).make()
     try:
         env_shapes = {name: space.shape for name, space in by_name(env.observation_space).items()}
         env_actions = env.action_space.shape
+        meaning = env.meaning if isinstance(env, PolicyActions) else "actions: [-1, 1] in the data and the simulator"
+        score = replay_score(env, store) if env_actions == (store.action_dim,) else 0.0
     finally:
         close(env)
     data_shapes = {name: tuple(array.shape[1:]) for name, array in store.observations.items()}
@@ -199,6 +222,21 @@ def check_simulator(config: Config, store: Store) -> None:
             f"{store.path or 'the data set'} holds {data_shapes} and actions {(store.action_dim,)}; set task.env to "
             f"the data set's simulator, or to null"
         )
+    return f"{meaning}; replay score {score:.6f}", isinstance(env, PolicyActions)
+
+
+def replay_score(env: gymnasium.Env, store: Store) -> float:
+    """1 less the largest difference between recorded actions and what of them reaches the simulator, in [-1, 1].
+
+    A sample of the actions that are sampled takes a policy's way: [-1, 1], the simulator's units and dtype, and back.
+    """
+    rows = store.transitions[:: max(1, len(store.transitions) // _REPLAYED)]
+    actions = np.asarray(store.actions[rows], np.float64)
+    if not isinstance(env, PolicyActions):
+        return 1.0
+    back = env.back(env.action(actions))
+    moves = env.high > env.low  # a constant comes back as 0
+    return 1 - float(np.abs(back - actions)[:, moves].max(initial=0))
 
 
 def evaluator_of(config: Config, parts: Components | Trained, progress: bool, seed: int | None = None) -> Evaluator:

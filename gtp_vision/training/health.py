@@ -127,7 +127,10 @@ class Health:
         """Check the newest of all evaluations."""
         has_succeeded = any(evaluation["success"] for evaluation in evaluations)
         name = "score" if "score" in evaluations[0] else "success" if has_succeeded else "return"
-        now, best = evaluations[-1], max(evaluations, key=lambda evaluation: evaluation[name])
+        known = [evaluation for evaluation in evaluations if evaluation[name] is not None]
+        now, best = evaluations[-1], max(known, key=lambda evaluation: evaluation[name])
+        if now[name] is None:
+            return []
         if not _is_far_below(name, now, best, evaluations[0]):
             return []
         message = (

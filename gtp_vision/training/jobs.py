@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from gtp_vision.config.compose import from_command_line, from_run
+from gtp_vision.config.overrides import quoted
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.processes import start
@@ -43,7 +44,7 @@ def train_all(runs: Mapping[Path, Sequence[str]], *, progress: bool = True) -> N
     its folder.
     """
     for folder, overrides in runs.items():
-        require_same_settings(folder, from_command_line([*overrides, f"run_dir={folder}"]))
+        require_same_settings(folder, from_command_line([*overrides, quoted("run_dir", folder)]))
     for _, failure in train_runs(runs, progress=progress):
         if failure:
             raise GtpVisionError(failure)
@@ -91,10 +92,10 @@ def train_runs(
         folder.parent.mkdir(parents=True, exist_ok=True)
         log = folder.with_name(f"{folder.name}.log")
         has_begun = (folder / "config.yaml").exists()
-        settings = ["--resume", str(folder)] if has_begun else [*overrides, f"run_dir={folder}"]
+        settings = ["--resume", str(folder)] if has_begun else [*overrides, quoted("run_dir", folder)]
         environment = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
         if launcher:  # its jobs may run on other machines
-            settings = [*(["--resume"] if has_begun else []), "-m", *launcher, *overrides, f"run_dir={folder}"]
+            settings = [*(["--resume"] if has_begun else []), "-m", *launcher, *overrides, quoted("run_dir", folder)]
         elif gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         if is_stopped.is_set():

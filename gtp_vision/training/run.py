@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from gtp_vision.core.names import SALIENCY
 from gtp_vision.datasets.mapped import check_sizes
 from gtp_vision.datasets.record import differences
 from gtp_vision.evaluation.evaluator import Evaluator, SimulatorError, StoppedError, write_videos
+from gtp_vision.evaluation.metrics import averaged
 from gtp_vision.evaluation.saliency import Saliency
 from gtp_vision.report import build_report
 from gtp_vision.training import checkpoint, model_summary, pictures
@@ -77,7 +79,7 @@ class TrainingRun:
         self.health = Health(folder, config, parts.store, start=start, writes=is_main)
         self.skips, self.idle, self.idle_since = set(skips), 0, start + 1
         self.watch: FeatureMonitor | None = None
-        self._start, self._resume_with = start, resume_with
+        self._start, self._resume_with = start, shlex.quote(str(resume_with))
 
     def begin(self) -> None:
         """Write what belongs before the first step, on the main process."""
@@ -292,9 +294,8 @@ class TrainingRun:
             recent = self.evaluations[-3:]
             results["last"] = self.evaluations[-1]
             results["mean_last_3"] = {
-                key: sum(e[key] for e in recent) / len(recent)
-                for key in ("score", "success", "return", "length")
-                if key in recent[0]
+                key: None if None in (values := [found[key] for found in recent]) else sum(values) / len(recent)
+                for key in averaged(recent[0])
             }
             results["best"] = max(self.evaluations, key=_merit)
         if self.watch:
@@ -313,7 +314,7 @@ class TrainingRun:
 
 def _merit(found: Mapping[str, Any]) -> tuple[float, ...]:
     """The order of evaluations: by score, then success, then return."""
-    return float(found.get("score", 0)), float(found["success"]), float(found["return"])
+    return float(found.get("score", 0)), float(found["success"] or 0), float(found["return"])
 
 
 def pending_metrics_of(state: Mapping[str, Any], where: Path) -> list[dict[str, float]]:
@@ -344,7 +345,9 @@ def _read_evaluations(folder: Path, until: int) -> list[dict[str, Any]]:
     try:
         stored = json.loads(path.read_text())
         for found in stored:
-            if not all(_is_number(found[key]) for key in ("step", "seconds", "success", "return", "length")):
+            numbers = [found[key] for key in ("step", "seconds", "return", "length")]
+            numbers += [] if found["success"] is None else [found["success"]]
+            if not all(map(_is_number, numbers)):
                 raise ValueError(f"an evaluation of step {str(found['step'])[:20]} lacks numbers")
         return [found for found in stored if found["step"] <= until]
     except FileNotFoundError:

@@ -13,6 +13,7 @@ from gtp_vision.config.compose import from_run
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.store import Store
+from gtp_vision.evaluation.metrics import averaged
 from gtp_vision.training.feature_cache import cacheable
 
 _SHARED = (
@@ -93,17 +94,19 @@ def check_same_seeds(folder: Path, config: Config) -> None:
 def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The results.json of several seeds: common entries, means over the seeds, and each seed's results.
 
-    `last`, `mean_last_3` and `best` hold means, `success_by_seed`, and of success the standard error of its mean.
+    `last`, `mean_last_3` and `best` hold means, `success_by_seed`, and of success the standard error of its mean. A
+    mean of numbers of which one is unknown is None.
     """
     common: dict[str, Any] = {name: results[0][name] for name in _SHARED}
     common["seeds"] = [result["seed"] for result in results]
     common["train_seconds"] = max(result["train_seconds"] for result in results)
     for when in ("last", "mean_last_3", "best"):
         if all(when in result for result in results):
-            keys = [key for key in ("score", "success", "return", "length") if key in results[0][when]]
-            numbers = {key: [result[when][key] for result in results] for key in keys}
-            common[when] = {key: float(np.mean(values)) for key, values in numbers.items()} | {
+            numbers = {key: [result[when][key] for result in results] for key in averaged(results[0][when])}
+            means = {key: None if None in values else float(np.mean(values)) for key, values in numbers.items()}
+            spread = None if means["success"] is None else float(np.std(numbers["success"], ddof=1))
+            common[when] = means | {
                 "success_by_seed": numbers["success"],
-                "success_error": float(np.std(numbers["success"], ddof=1) / np.sqrt(len(results))),
+                "success_error": None if spread is None else spread / float(np.sqrt(len(results))),
             }
     return common | {"runs": [dict(result) for result in results]}

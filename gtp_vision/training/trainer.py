@@ -31,6 +31,7 @@ from gtp_vision.core.signals import stop_requested
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.pitfalls import pitfalls
 from gtp_vision.datasets.record import DataRecord
+from gtp_vision.datasets.store import Store
 from gtp_vision.evaluation.evaluator import Evaluator
 from gtp_vision.report import build_report
 from gtp_vision.training import checkpoint, engines, model_summary, recovery, segments
@@ -245,13 +246,20 @@ def _prepare(
             )
 
     evaluates = config.training.eval_episodes > 0
-    check = (lambda store: check_simulator(config, store)) if evaluates else None
+
+    def check_environment(store: Store) -> None:
+        sentence, is_converted = check_simulator(config, store)
+        if is_converted:
+            tqdm.write(sentence, file=sys.stderr)
+        else:
+            log(sentence)
+
     first = build(
         config,
         resumes=found[0] if found else None,
         past=past[0][-1].data if past else None,
         compare=compare,
-        check=check,
+        check=check_environment if evaluates else None,
     )
     engines.check(config, first)  # before anything is written or removed
     all_parts = [first, *(components_for_seed(first, other) for other in configs[1:])]

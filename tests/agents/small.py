@@ -51,7 +51,6 @@ def make(
 def observation(
     shapes: Mapping[str, tuple[int, ...]] = STATE, batch: int = 4, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Random observations."""
     noise = RandomStream(seed, 0)
     return {
         name: noise.integers(256, batch, *shape).byte() if len(shape) == 4 else noise.normal(batch, *shape)
@@ -60,7 +59,6 @@ def observation(
 
 
 def states_of(batch: Batch) -> Batch:
-    """The batch without its cameras."""
     seen = {name: {"state": getattr(batch, name)["state"]} for name in ("observation", "next_observation")}
     return replace(batch, **seen)
 

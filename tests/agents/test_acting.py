@@ -1,18 +1,15 @@
-"""Frame stacks before the network and action chunks after it, for episodes that begin at different times."""
-
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from small import NAMES, make, observation
+from stores import make_store
 
 from gtp_vision.agents import ActingConfig
 from gtp_vision.agents.acting import Executor, FrameStack
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.datasets.store import Store
 
 CPU = torch.device("cpu")
 CHUNK = 4
@@ -24,7 +21,7 @@ def noise(steps: dict[int, int]) -> EpisodeNoise:
     return EpisodeNoise(0, list(steps), list(steps.values()), CPU)
 
 
-def test_stacks_are_the_samplers_windows(make_store: Callable[..., Store]) -> None:
+def test_stacks_are_the_samplers_windows() -> None:
     store = make_store((5, 4), cameras={"front": (4, 6, 3)})
     sampler, frames = Sampler(store, 2, seed=0, frame_stack=3), FrameStack(3)
     arrays, taken = {name: np.asarray(array) for name, array in store.observations.items()}, []

@@ -1,6 +1,3 @@
-"""What all agents share: the critic's loss, augmentation, targets, acting, construction."""
-
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from small import PIXELS, STATE, make, observation, preset
+from stores import make_store
 
 from gtp_vision import agents
 from gtp_vision.agents import ActingConfig, Agent
@@ -20,11 +18,9 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import EncoderConfig
 from gtp_vision.models.critic import td_target
 
-MakeStore = Callable[..., Store]
-
 
 @pytest.fixture
-def counted(make_store: MakeStore) -> Store:
+def counted() -> Store:
     """Row i shows i and is rewarded with i + 1: rows 0 to 5 time out, rows 6 to 9 end in a terminal."""
     return make_store((6, 4), terminals={9}, rewards=np.arange(1, 11, dtype=np.float32))
 

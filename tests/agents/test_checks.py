@@ -20,15 +20,8 @@ VP5 = "agent.policy.family=vp_diffusion agent.policy.grid=5"
     [
         # Unknown parts.
         ("agent=fqll", ("agent 'fqll'", "'fql'")),
-        ("agent.name=fqll", ("agent.name=fqll", "'fql'")),
-        ("improvement=q_gradeint", ("improvement 'q_gradeint'", "'q_gradient'")),
         ("agent.improvement.name=q_gradeint", ("agent.improvement.name=q_gradeint", "'q_gradient'")),
         ("agent.improvement.form=postive", ("agent.improvement.form=postive", "'positive'")),
-        ("agent.policy.family=gausian", ("agent.policy.family=gausian", "'gaussian'")),
-        ("agent.policy.architecture=mpl", ("agent.policy.architecture=mpl", "'mlp'")),
-        ("agent.critic.backup=expectil", ("agent.critic.backup=expectil", "'expectile'")),
-        ("agent.critic.aggregate=mim", ("agent.critic.aggregate=mim", "'min'")),
-        ("agent.acting.choose=argmx", ("agent.acting.choose=argmx", "'argmax'")),
         # Candidates, next actions, networks.
         ("agent=iql acting=best_of_n", ("agent.acting.candidates=32", "the same action", "agent.acting.noise=1")),
         ("agent=td3_bc acting=best_of_n", ("agent.acting.candidates=32", "the same action", "set it to 1")),

@@ -1,11 +1,9 @@
-"""The Q term, and which parts its gradient reaches."""
-
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from small import PIXELS, make, owner, states_of
+from stores import make_store
 from torch import nn
 
 from gtp_vision.agents.base import Agent, Metrics
@@ -13,7 +11,6 @@ from gtp_vision.agents.diffusion_ql import q_term
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.datasets.store import Store
 
 Q = torch.tensor([[1.0, -3.0], [2.0, 4.0]])  # means -1 and 3, mean sizes 2 and 3
 
@@ -83,9 +80,7 @@ def test_a_shared_encoder_follows_q_through_the_action_only(batch: Batch, name: 
         ("gtp", ["improvement=q_gradient", "agent.policy.family=flow_matching"]),
     ],
 )
-def test_qs_gradient_reaches_the_policy_through_all_of_its_steps(
-    make_store: Callable[..., Store], agent: str, more: list[str]
-) -> None:
+def test_qs_gradient_reaches_the_policy_through_all_of_its_steps(agent: str, more: list[str]) -> None:
     steps = ["agent.improvement.q_steps=3", "agent.acting.steps=3"]
     learner = make(agent, *steps, "agent.improvement.bc_weight=0", *more)
     store = make_store((300,))

@@ -1,5 +1,3 @@
-"""Alignment, against values computed by hand and in an agent: cloning, then a frozen behaviour."""
-
 import math
 
 import pytest

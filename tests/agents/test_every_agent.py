@@ -1,18 +1,14 @@
-"""What holds for every agent: its preset, its steps, its gradients, its targets, its actions."""
-
-from collections.abc import Callable
-
 import pytest
 import torch
 from small import JUDGED, NAMES, PIXELS, STATE, make, observation, owner, preset, states_of
 from small_runs import composed
+from stores import make_store
 
 from gtp_vision.agents import AGENTS, actions_needed, label
 from gtp_vision.agents.base import Agent
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.datasets.store import Store
 
 STAGES = [(name, 0) for name in NAMES] + [("bdm", step) for step in (1, 2, 3)]  # pretrain_steps is 2
 
@@ -108,7 +104,7 @@ def test_a_loss_is_a_function_of_the_batch_and_the_noise(batch: Batch, name: str
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_of_one_row_is_enough(make_store: Callable[..., Store], name: str) -> None:
+def test_a_batch_of_one_row_is_enough(name: str) -> None:
     store = make_store((9, 11))
     step_of(make(name), Sampler(store, 1, 0, frame_stack=2, action_chunk=2).gather(store.transitions[:1]), 2)
 
@@ -160,7 +156,7 @@ CHUNKED = [name for name in NAMES if name != "rebrac"]  # its penalty takes sing
 @pytest.mark.parametrize(
     ("name", "whole"), [(name, whole) for name in CHUNKED for whole in (False, True) if name in JUDGED or not whole]
 )
-def test_action_chunks_of_three(make_store: Callable[..., Store], name: str, whole: bool) -> None:
+def test_action_chunks_of_three(name: str, whole: bool) -> None:
     changed = ["agent.action_chunk=3", "agent.acting.execute=2"]
     changed += ["agent.critic.chunk=true", "task.n_step=3"] if whole else []
     learner = make(name, *changed)

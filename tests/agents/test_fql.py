@@ -1,5 +1,3 @@
-"""Distillation: the same noise for both policies, and the current one-step policy in the target."""
-
 from dataclasses import replace
 
 import pytest

@@ -1,5 +1,3 @@
-"""Advantage weighting: the forms of GTP and IQL, and V."""
-
 from dataclasses import replace
 from typing import Any
 
@@ -23,9 +21,7 @@ def plain_weights(advantage: np.ndarray, eta: float, clip: float) -> np.ndarray:
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
-    arrays(np.float32, st.integers(2, 40), elements=st.floats(-10, 10, width=32)),
-    st.floats(0, 10),
-    st.floats(1, 200),
+    arrays(np.float32, st.integers(2, 40), elements=st.floats(-10, 10, width=32)), st.floats(0, 10), st.floats(1, 200)
 )
 def test_weights_are_exponential_in_the_positive_advantage_over_its_deviation_and_clipped(
     advantage: np.ndarray, eta: float, clip: float

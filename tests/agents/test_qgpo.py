@@ -1,5 +1,3 @@
-"""Contrastive energy prediction, against values computed by hand and in an agent."""
-
 import math
 from dataclasses import replace
 

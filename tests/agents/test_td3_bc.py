@@ -1,16 +1,12 @@
-"""TD3's clipped noise and ReBRAC's penalty."""
-
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from small import make, states_of
+from stores import make_store
 
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.datasets.store import Store
 
 
 @pytest.mark.parametrize("noise", [0.2, 5.0])
@@ -45,11 +41,7 @@ def test_noise_on_the_next_action_stays_within_its_clip_and_the_box(
     ],
 )
 def test_rebracs_penalty_is_the_squared_distance_from_the_datas_next_action(
-    make_store: Callable[..., Store],
-    monkeypatch: pytest.MonkeyPatch,
-    rows: list[int],
-    steps: int,
-    following: list[int | None],
+    monkeypatch: pytest.MonkeyPatch, rows: list[int], steps: int, following: list[int | None]
 ) -> None:
     store = make_store((4, 3, 8), terminals={6})
     sampler = Sampler(store, len(rows), 0, frame_stack=2, n_step=steps, action_chunk=steps + 1)

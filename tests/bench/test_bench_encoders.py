@@ -1,6 +1,5 @@
 """`gtp-vision bench encoders` at sizes at which the numbers mean nothing, but every part runs."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import pytest
 
 from gtp_vision.bench import encoders
-from gtp_vision.cli.main import main
 
 pytestmark = pytest.mark.trains
 NAMES = ("impala_tiny", "drq")
@@ -36,6 +34,7 @@ def test_ratios_are_those_of_the_times_and_the_worst_of_the_backbones(results: d
     ms = results["impala_ms"]
     assert results["impala_vs_bare"] == pytest.approx(ms["ours"] / min(ms["channels_last"], ms["contiguous"]), rel=0.1)
     assert backbones["impala_tiny"]["width"] == 32 * 4 * 4
+    assert f"contiguous: {results['impala_vs_bare']:.2f}" in encoders.table(results)
 
 
 def test_the_users_cache_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,17 +42,3 @@ def test_the_users_cache_is_left_alone(tmp_path: Path, monkeypatch: pytest.Monke
     with encoders._temporary_cache(tmp_path / "own"):
         assert os.environ["GTP_VISION_CACHE"] == str(tmp_path / "own")
     assert os.environ["GTP_VISION_CACHE"] == str(tmp_path / "cache")
-
-
-def test_the_command_prints_json_or_a_table(
-    results: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(encoders, "bench_encoders", lambda **options: calls.append(options) or results)
-    assert main(["bench", "encoders", "--rounds", "3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == results
-    assert main(["bench", "encoders"]) == 0
-    text = capsys.readouterr().out
-    assert f"{NAMES[0]:<28}{results['backbones'][NAMES[0]]['state_ms']:>9.1f}" in text
-    assert f"contiguous: {results['impala_vs_bare']:.2f}" in text
-    assert calls == [{"rounds": 3, "progress": False}, {"rounds": 7, "progress": True}]

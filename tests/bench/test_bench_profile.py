@@ -1,4 +1,3 @@
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +6,6 @@ import pytest
 from gtp_vision import agents
 from gtp_vision.bench import profile
 from gtp_vision.bench.profile import NETWORKS, Network, agent_config, table
-from gtp_vision.cli.main import main
 from gtp_vision.encoders import EncoderConfig
 
 NAMES = ["gtp", "diffusion_ql", "fql"]
@@ -39,6 +37,13 @@ def test_every_agent_has_times_parameters_and_memory_by_network(results: Mapping
         }
 
 
+@pytest.mark.processes
+def test_the_table_shows_published_numbers_beside_ours(results: dict[str, Any]) -> None:
+    text = table(results)
+    assert all(number in text for number in ("(3.8 h, 4.3 h)", "(0.67)", "(0.94)"))
+    assert max(map(len, text.splitlines())) <= 120
+
+
 def test_all_agents_get_the_same_networks_and_keep_their_other_settings() -> None:
     network = NETWORKS["3x256 mish"]
     for name in list(agents.AGENTS)[::4]:
@@ -54,19 +59,3 @@ def test_a_larger_network_takes_more_memory() -> None:
     small, large = profile._peaks([agent_config("gaussian_bc", each) for each in networks], progress=False)
     # 1.1 million parameters, gradients, both moments of Adam and the slow copy are 22 MB; and there are activations
     assert 0 <= small < 10 < 22 < large < 60
-
-
-@pytest.mark.processes
-def test_the_command_prints_json_or_a_table(
-    results: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(profile, "bench_profile", lambda **options: calls.append(options) or results)
-    assert main(["bench", "profile", "--rounds", "3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["agents"]["gtp"]["params"] == results["agents"]["gtp"]["params"]
-    assert main(["bench", "profile"]) == 0
-    text = capsys.readouterr().out
-    assert text == table(results) + "\n"
-    assert calls == [{"rounds": 3, "progress": False}, {"rounds": 15, "progress": True}]
-    assert all(number in text for number in ("(3.8 h, 4.3 h)", "(0.67)", "(0.94)")), "published numbers are beside ours"
-    assert max(map(len, text.splitlines())) <= 120

@@ -1,5 +1,3 @@
-"""`gtp-vision bench step`: every engine is measured, and ratios that got worse are refused."""
-
 import json
 import math
 from copy import deepcopy

@@ -1,12 +1,10 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import CLI, ended
 
-from gtp_vision.cli.main import main
+from gtp_vision.cli.main import _parser, main
 from gtp_vision.cli.verb import VERBS
 from gtp_vision.datasets import demo_path
 
@@ -47,36 +45,67 @@ def test_every_verb_has_help_of_its_own(capsys: pytest.CaptureFixture[str]) -> N
     [
         ("trian", "did you mean 'train'"),
         ("train", "no task is given"),
-        ("train task=demoo", "did you mean 'demo'"),
-        ("train task=demo trainig.steps=3", "did you mean 'training.steps'"),
         ("train task=demo task.dataset=/no/such.h5", "/no/such.h5"),
-        ("train --resume /no/such/run", "/no/such/run"),
+        ("train --resume /no/such/run", "/no/such/run is not a run folder"),
+        ("train --resume task=demoo", "did you mean 'demo'"),
+        ("train --resume trainig.steps=3 task=demo", "did you mean 'training.steps'"),
+        ("train trainig.steps=3 --resume /no/such/run --resume", "did you mean 'training.steps'"),
+        ("train /no/such/run --resume", "/no/such/run is not a run folder"),
+        ("train --resume one two", "choose one of one, two"),
+        ("train --overwrite task=demo --resume", "give one of the two"),
+        ("train -- task=demoo", "did you mean 'demo'"),
+        ("train --overwrite task=demo --explain trainig.steps=3", "did you mean 'training.steps'"),
+        ("train task=demo task.dataset=x\udce9.h5", "is not UTF-8"),
+        ("data inspect \udce9.h5", "is not UTF-8"),
+        ("train run_dir=runs/a\r", "dos2unix"),
+        (f"data inspect {'x' * 300}", "File name too long"),
+        ("data inspect -dashed.h5", "write ./-dashed.h5 for the path"),
+        ("report x --out=~/no/such/folder/page.html --in -dashed.h5", "write ./-dashed.h5"),
         ("eval /no/such/run", "/no/such/run"),
         ("data inspect /no/such/file", "/no/such/file"),
         ("data inspect x --sheeet y", "--sheeet"),
         ("data convert x", "required: target, --to"),
-        ("bench step --rounds 0", "--rounds 0 must be at least 1"),
         ("bench step --rounds few", "--rounds 'few' must be a whole number"),
         ("report /no/such/run", "/no/such/run"),
-        ("demo training.steps=0", "training.steps=0 must be at least 1"),
     ],
 )
 def test_a_mistake_is_one_sentence(
     command: str, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert words in _error(capsys, *command.split())
+    (tmp_path / "-dashed.h5").write_bytes(b"")
+    assert words in _error(capsys, *command.split(" "))
 
 
-def test_inspect_shows_what_the_file_holds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    sheet = tmp_path / "sheet.png"
-    assert main(["data", "inspect", str(demo_path()), "--json", "--sheet", str(sheet)]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["format"] == "native"
-    assert found["cameras"] == {"camera": [64, 64, 3]}
-    assert found["problems"] == []
-    assert found["episodes"] > found["attributes"]["visits"] > found["attributes"]["solved_visits"] > 50
-    assert sheet.stat().st_size > 1000
+def test_a_home_folder_is_found_behind_an_equals_sign_too() -> None:
+    arguments = _parser().parse_args(["data", "view", "~/x.h5", "--out=~/page.html"])
+    assert (arguments.path, arguments.out) == (Path.home() / "x.h5", Path.home() / "page.html")
+    assert _parser().parse_args(["data", "view", "~x.h5"]).path == Path("~x.h5")
+
+
+def test_a_setting_that_is_given_twice_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "seed=1", "--explain", "task=demo", "seed=2"]) == 0
+    output, errors = capsys.readouterr()
+    assert output.split()[:2] == ["seed", "2"]
+    assert errors == "gtp-vision: seed is given 2 times; the last one counts: 2\n"
+
+
+@pytest.mark.trains
+def test_a_run_of_any_name_continues_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, name = "~ü &!'(1);#,=[2]{}$%@:\\.h5", "-ä b\n&'(1)#,=[]{}"
+    (tmp_path / data).symlink_to(demo_path())
+    settings = ["task=demo", "training=demo", "agent=gtp_bc_demo", "encoder=demo", *TINY, "training.eval_episodes=0"]
+    settings += ["training.engine=eager", "training.probe_rows=0", "training.device=cpu"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *settings, f"task.dataset={data}", f"run_dir={name}"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    run = tmp_path / name
+    (run / "results.json").unlink()
+    assert main(["train", f"{run}/", "--resume"]) == 0
+    assert (run / "results.json").exists()
+    assert main(["export", str(run), f"./{name}"]) == 0
+    assert main(["report", str(run)]) == 0
 
 
 @pytest.mark.trains
@@ -92,9 +121,11 @@ def test_train_eval_and_report_end_to_end(capsys: pytest.CaptureFixture[str], tm
     assert len(list(run.glob("videos/step_2/*.mp4"))) == 2, "an episode, and what moved its actions"
     assert len(list(run.glob("videos/step_2/*_saliency.mp4"))) == 1
     assert list(run.glob("tensorboard/events*"))
-    assert main(["eval", str(run), "--episodes", "1", "--steps", "1", "--json", "--videos", str(tmp_path / "v")]) == 0
+    filmed = ["--videos", str(tmp_path / "v"), "--saliency"]
+    assert main(["eval", str(run), "--episodes", "1", "--steps", "1", "--json", *filmed]) == 0
     assert json.loads(capsys.readouterr().out)["episodes"] == 1
-    assert len(list((tmp_path / "v").glob("*.mp4"))) == 1
+    assert (len(list((tmp_path / "v").glob("*_saliency.mp4"))), len(list((tmp_path / "v").glob("*.mp4")))) == (1, 2)
+    assert "--videos FOLDER" in _error(capsys, "eval", str(run), "--saliency")
     assert "candidates=0 must be at least 1" in _error(capsys, "eval", str(run), "--candidates", "0")
     assert main(["report", str(run), "--out", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").read_text().count("<video") == 2
@@ -125,31 +156,18 @@ def test_evaluating_as_the_agent_cannot_act_is_refused(
 @pytest.mark.processes
 def test_a_sweep_makes_a_run_for_each_seed(tmp_path: Path) -> None:
     command = ["train", "-m", "task=demo", "training=demo", "agent=gtp_bc_demo", "encoder=demo", "seed=1,2", *TINY]
-    ran = subprocess.run(  # in a process of its own: Hydra sets up logging anew, and pytest's is in its way
-        [sys.executable, "-m", "gtp_vision", *command, "run_dir=seed${seed}", "training.eval_episodes=0"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert ran.returncode == 0, ran.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"seed1", "seed2", "runs"}
+    # In a process of its own: Hydra sets up logging anew, and pytest's is in its way.
+    ended(*CLI, *command, "run_dir=é (${seed})", "training.eval_episodes=0", cwd=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"é (1)", "é (2)", "runs"}
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [".sweeps"]
-    assert sorted(path.parent.name for path in tmp_path.glob("seed*/results.json")) == ["seed1", "seed2"]
+    assert sorted(path.parent.name for path in tmp_path.glob("é*/results.json")) == ["é (1)", "é (2)"]
 
 
 @pytest.mark.trains
 @pytest.mark.processes
 @pytest.mark.simulates
 def test_demo_prints_one_json_object(tmp_path: Path) -> None:
-    ran = subprocess.run(
-        [sys.executable, "-m", "gtp_vision", "demo", "--json", "--out", str(tmp_path / "demo"), *TINY],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    found = json.loads(ran.stdout)
+    found = json.loads(ended(*CLI, "demo", "--json", "--out", tmp_path / "demo", *TINY)[0])
     assert {"success", "success_random", "episodes", "train_seconds", "eval_seconds", "report"} <= found.keys()
     page = Path(found["report"]).read_text()
     assert "gtp_bc" in page
@@ -163,22 +181,14 @@ def test_demo_replaces_only_a_demo(capsys: pytest.CaptureFixture[str], tmp_path:
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_parsing_imports_no_torch() -> None:
-    code = "import sys, gtp_vision.cli.main as cli; cli._parser(); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_parsing_imports_neither_torch_nor_readers() -> None:
+    code = "import sys, gtp_vision.cli.main as cli; cli._parser(); print({'torch', 'h5py', 'numpy'} & {*sys.modules})"
+    assert ended("-c", code)[0] == "set()\n"
 
 
 @pytest.mark.processes
 def test_a_full_disk_is_one_sentence() -> None:
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    inspect = [*CLI, "data", "inspect", demo_path()]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "gtp_vision", "data", "inspect", str(demo_path())],
-            env=buffered,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 2
-    assert done.stderr == "gtp-vision: No space left on device; make room or choose another folder\n"
+        errors = ended(*inspect, status=2, stdout=full, environment={"PYTHONUNBUFFERED": None})[1]
+    assert errors == "gtp-vision: No space left on device; make room or choose another folder\n"

@@ -2,8 +2,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import ogbench
 import psutil
 import pytest
+from commands import CLI, started, wait_for
 
 from gtp_vision.cli.main import main
 from gtp_vision.collection.oracles import puzzle_episodes
@@ -26,21 +25,12 @@ MAZE += ["--episodes", "10", "--limit", "2001"]  # long enough to be interrupted
 LIFT = ["data", "collect", "robosuite/Lift", "--processes", "1"]
 
 
-def started(folder: Path, words: Sequence[str]) -> subprocess.Popen:
+def recording(folder: Path, words: Sequence[str]) -> subprocess.Popen[str]:
     """The command in a process of its own that has recorded a part or more."""
     folder.mkdir(exist_ok=True)
     before = set(folder.glob("*/.*.parts/[0-9]*.npz"))
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "gtp_vision", *words],
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    limit = time.monotonic() + 60
-    while set(folder.glob("*/.*.parts/[0-9]*.npz")) <= before:
-        assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.02)
+    process = started(*CLI, *words, cwd=folder, start_new_session=True)
+    wait_for(lambda: not set(folder.glob("*/.*.parts/[0-9]*.npz")) <= before, process)
     return process
 
 
@@ -49,14 +39,14 @@ def test_interrupted_and_killed_collections_resume_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, whole = tmp_path / "broken", tmp_path / "whole"
-    process = started(broken, MAZE)
+    process = recording(broken, MAZE)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     stderr = process.communicate(timeout=30)[1]
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert stderr.splitlines()[-1].endswith("give the same command again to resume")
 
-    process = started(broken, MAZE)
+    process = recording(broken, MAZE)
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) >= 2
     process.kill()
@@ -160,17 +150,6 @@ def test_robomimic_reads_a_collection_of_lift(
         np.testing.assert_array_equal(theirs[row]["actions"][0], store.actions[own])
         np.testing.assert_allclose(theirs[row]["obs"]["object"][0], objects[own], atol=1e-6)
         np.testing.assert_allclose(theirs[row]["next_obs"]["object"][0], objects[own + 1], atol=1e-6)
-
-
-def test_frames_of_lift_are_recorded_for_every_step_and_after_the_last(tmp_path: Path, cache: Path) -> None:
-    out = tmp_path / "lift.hdf5"
-    words = [*LIFT, "--out", str(out), "--episodes", "1", "--limit", "2", "--cameras", "agentview", "--size", "24"]
-    assert main(words) == 0
-    store = open_store(out)
-    frames = np.asarray(store.observations["agentview_image"])
-    assert frames.shape == (3, 24, 24, 3)
-    assert frames.std() > 10
-    assert not np.any(store.terminals), "the cube is not lifted in two steps"
 
 
 OGBENCH, SINGLE, LIFTING = "ogbench/cube-single-play", "puzzle-3x3-play-singletask-task1", "robosuite/Lift"

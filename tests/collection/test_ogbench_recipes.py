@@ -38,21 +38,6 @@ def test_an_episode_depends_only_on_its_seed(name: str) -> None:
     assert not np.array_equal(first["actions"], other["actions"])
 
 
-def test_rows_are_whole_episodes_of_ogbench_types_with_the_state_before_the_action() -> None:
-    episode = recorded("scene-play", 30)
-    kinds = dict.fromkeys(("observations", "actions", "qpos", "qvel"), "<f4")
-    assert {name: array.dtype.str for name, array in episode.items() if array.ndim} == {
-        **kinds,
-        "terminals": "|b1",
-        "button_states": "<i8",
-    }
-    assert {len(array) for array in episode.values() if array.ndim} == {30}
-    assert episode["terminals"].nonzero()[0].tolist() == [29]
-    assert np.abs(episode["actions"]).max() <= 1
-    # The first numbers of the observation are the arm's joints, as are those of the simulator's state.
-    np.testing.assert_array_equal(episode["qpos"][:, :6], episode["observations"][:, :6])
-
-
 def test_the_plan_oracle_reaches_its_targets() -> None:
     episode = recorded("cube-single-play", 400)
     assert episode["targets"] >= 3

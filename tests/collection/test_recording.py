@@ -1,5 +1,3 @@
-"""The parts of a collection: locked, checked, resumed after failures, and joined."""
-
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +33,6 @@ class Recorder:
 
 
 def collect(target: Path, recorder: Recorder = Recorder(), command: str = "c", processes: int = 1) -> list[int]:
-    """Collect four episodes into a text file."""
     execution = Execution(processes, command, progress=False, overwrite=True)
     with recorded(target, recorder, episodes=4, settings={"seed": recorder.seed}, execution=execution) as parts:
         numbers = [int(parts.load(episode)["numbers"][0]) for episode in range(4)]

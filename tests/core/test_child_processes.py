@@ -1,16 +1,11 @@
-"""Processes and workers end with their parent, and not before."""
-
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
+from commands import started, wait_for
 
 from gtp_vision.core.processes import start, stop
 from gtp_vision.core.worker_pool import WorkerPool
@@ -22,13 +17,6 @@ SLEEPER = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(s
 def sleep_in(folder: Path) -> None:
     (folder / str(os.getpid())).write_text("")
     time.sleep(600)
-
-
-def wait_for(condition: Callable[[], Any]) -> None:
-    ends = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.02)
 
 
 def is_running(pid: int) -> bool:
@@ -66,13 +54,12 @@ else:  # the process outlives the thread that started it
     thread.join()
 time.sleep(600)
 """
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    parent = subprocess.Popen([sys.executable, "-P", "-c", script], env=environment)
+    parent = started("-c", script, environment={"PYTHONPATH": str(tmp_path)})
     wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     pid = int((tmp_path / "pid").read_text())
     assert is_running(pid)
     parent.kill()
-    parent.wait()
+    parent.communicate()
     wait_for(lambda: not is_running(pid))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.files import atomic_write, cache_dir, cached, evict, fingerprint, require_space, touch
+from gtp_vision.core.files import atomic_write, cache_dir, cached, data_files, evict, fingerprint, require_space, touch
 
 
 def test_a_file_appears_complete_or_not_at_all(tmp_path: Path) -> None:
@@ -41,6 +41,22 @@ def test_a_fingerprint_depends_on_content_time_name_and_purpose(tmp_path: Path) 
     assert fingerprints(b"aaaa") == found[0]
     path.rename(path.with_name("other"))
     assert fingerprint(tmp_path / "set") not in found[0]
+
+
+CLUTTER = (
+    *(".DS_Store", "._data.bin", ".data.bin.swp", ".#data.bin", ".~lock.data.bin#", "#data.bin#", "~$data.bin"),
+    *("data.bin~", "data.bin.bak", "data.bin.lock", "data.bin.part", "data.bin.crdownload", "data.bin.incomplete"),
+)
+
+
+@pytest.mark.parametrize("name", [*CLUTTER, ".ipynb_checkpoints/data.bin", ".nfs0001", ".cache/huggingface/data.bin"])
+def test_clutter_is_not_a_part_of_a_data_set(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data.bin").write_bytes(b"aaaa")
+    before = fingerprint(tmp_path)
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(b"b")
+    assert list(data_files(tmp_path, "**/*.*")) == [tmp_path / "data.bin"]
+    assert fingerprint(tmp_path) == before
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,3 @@
-"""Untrusted configuration files hold plain values, or are refused in a sentence."""
-
 from pathlib import Path
 
 import pytest

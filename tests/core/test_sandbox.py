@@ -1,8 +1,6 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from commands import ended, wait_for
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
@@ -23,7 +22,7 @@ pytestmark = pytest.mark.processes
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A child that finds this module, ended after the test."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, Path(__file__).parents[:2])))
     sandbox.stop()
     yield
     sandbox.stop()
@@ -109,8 +108,7 @@ def test_an_error_of_the_function_is_raised(tmp_path: Path, kind: str, error: ty
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "result"),
-    [("works_long", (5.0,), "done"), ("simulates", (5.0, 300_000_000), 350_000_000)],
+    ("name", "arguments", "result"), [("works_long", (5.0,), "done"), ("simulates", (5.0, 300_000_000), 350_000_000)]
 )
 def test_signs_of_life_and_work_apart_from_the_file_are_not_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, arguments: tuple[Any, ...], result: Any
@@ -172,9 +170,5 @@ def test_no_process_is_left_behind(tmp_path: Path, how: str) -> None:
         "print(sandbox.call('test_sandbox:echo', Path('.'))[-1]);"
         "sys.stdout.flush(); os.kill(os.getpid(), 9) if sys.argv[1] == 'killed' else None"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", script, how], capture_output=True, text=True, check=False)
-    child = int(done.stdout)
-    ends = time.monotonic() + 60
-    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < ends
-        time.sleep(0.05)
+    child = int(ended("-c", script, how, status=-signal.SIGKILL * (how == "killed"))[0])
+    wait_for(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)

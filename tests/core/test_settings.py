@@ -1,5 +1,3 @@
-"""Settings carry their range, choices and help, and are checked by one walk."""
-
 from dataclasses import dataclass
 from typing import Any
 

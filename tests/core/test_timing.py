@@ -1,5 +1,3 @@
-"""Interleaved timing."""
-
 import time
 
 from gtp_vision.core.timing import Work, median_ms

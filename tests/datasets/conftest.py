@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import samples as making
 
-from gtp_vision.datasets.store import Store
-
 
 @pytest.fixture(scope="session")
-def samples(tmp_path_factory: pytest.TempPathFactory, make_store: Callable[..., Store]) -> dict[str, Path]:
+def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A file or folder for each of `samples.FORMATS`; not to be changed."""
-    return making.make(tmp_path_factory.mktemp("samples"), make_store)
+    return making.make(tmp_path_factory.mktemp("samples"))
 
 
 @pytest.fixture(scope="session")

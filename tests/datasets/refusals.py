@@ -86,7 +86,6 @@ def attribute(node: str, name: str, value: Any) -> Edit:
 
 
 def text(member: str, content: str | bytes) -> Edit:
-    """Another content of a file of a folder."""
     content = content.encode() if isinstance(content, str) else content
     return lambda path: (path / member).write_bytes(content)
 

@@ -4,7 +4,8 @@ import h5py
 import numpy as np
 import pytest
 from refusals import assert_same, open_here
-from samples import Contents, MakeStore, d4rl_file, hopper
+from samples import Contents, d4rl_file, hopper
+from stores import make_store
 
 from gtp_vision.datasets.formats import d4rl, detect
 from gtp_vision.datasets.sampler import Sampler
@@ -186,7 +187,7 @@ def test_terminals_of_other_robots_end_episodes_however_they_move(tmp_path: Path
 
 
 @pytest.mark.parametrize("camera", [False, True])
-def test_other_tools_find_d4rls_arrays_and_transitions(make_store: MakeStore, tmp_path: Path, camera: bool) -> None:
+def test_other_tools_find_d4rls_arrays_and_transitions(tmp_path: Path, camera: bool) -> None:
     content: Contents = {"cameras": {"front": (8, 6, 3)}, "state": None} if camera else {}
     path = d4rl.write(tmp_path / "a.hdf5", make_store((5, 7, 1, 2), terminals={11}, **content))
     assert_same_transitions(open_here(path))

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import h5py
@@ -7,6 +8,7 @@ from refusals import refused
 from samples import FORMATS, Copied
 
 from gtp_vision.datasets.formats import detect, near_misses
+from gtp_vision.datasets.formats.minari import MEMBERS
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -38,12 +40,15 @@ def hint(path: Path) -> str:
     ("names", "words"),
     [
         (("actions", "observations/front"), ("gtp-vision", "attribute 'format'", "format='gtp-vision', version=1")),
-        (("action", "observations/images/top", "observations/qpos"), ("ALOHA", "'observations/images/NAME'")),
+        (("action", "observations/images/top", "observations/qpos"), ("ALOHA", "docs/data.md")),
         (("action", "obs", "done"), ("'action' to 'actions'", "'obs' to 'observations'", "'done' to 'terminals'")),
         (("action", "obs", "reward"), ("'reward' to 'rewards'", "add 'terminals'")),
         (("action", "observation", "state", "reward", "done"), ("'observation' to 'observations'",)),
         (("demo_0/actions", "demo_1/actions"), ("robomimic", "without the group 'data'", "'demo_0'")),
-        (("episode_0/actions", "episode_1/actions", "extra"), ("Minari", "'extra' beside its episodes")),
+        ((*(f"episode_0/{name}" for name in MEMBERS), "extra"), ("Minari", "'extra' beside its episodes")),
+        (("episode_0/actions", "episode_1/actions"), ("group per episode ('episode_0')",)),
+        (("actions", "observations", "rewards"), ("D4RL", "add 'terminals', 1 where the MDP ended")),
+        (("actions", "observations", "valids"), ("OGBench's loader",)),
         (("traj_0/actions", "traj_1/actions"), ("group per episode ('traj_0')", "data/demo_0", "rewards and dones")),
         (("data/episode_0/actions",), ("group per episode ('data/episode_0')", "data/demo_0")),
         (("data/", "observations/"), ("gtp-vision HDF5",)),
@@ -82,7 +87,12 @@ def test_data_sets_in_a_folder_are_named(copied: Copied, tmp_path: Path) -> None
     (folder / "readme.txt").write_text("nothing")
     assert "gtp-vision HDF5" in hint(folder)
     copied("native").rename(folder / "deep" / "b.data")
+    for name in ("._b.data", "b.data~", ".b.data.swp", ".ipynb_checkpoints/b.data", "b.data.part"):
+        (folder / "deep" / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(folder / "deep" / "b.data", folder / "deep" / name)
     assert "it holds one data set; name folder/deep/b.data" in hint(folder)
+    (folder / "deep" / "._b.data").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    assert "macOS's note on another file; name b.data" in hint(folder / "deep" / "._b.data")
     copied("ogbench").rename(folder / "a.data")
     assert "name one of them, e.g. folder/a.data (it holds a.data, deep/b.data)" in hint(folder)
     for number in range(9):
@@ -96,4 +106,11 @@ def test_a_huge_folder_is_searched_briefly(tmp_path: Path, monkeypatch: pytest.M
     hdf5_with(tmp_path / "19" / "late.h5", "actions")
     for limit, is_found in ((10, False), (20, False), (100, True)):
         monkeypatch.setattr(near_misses, "_MAX_MEMBERS", limit)
-        assert ("late.h5" in str(near_misses.in_folder(tmp_path, Path.is_file))) is is_found
+        assert ("late.h5" in str(near_misses.in_folder(tmp_path, Path.is_file, lambda path: None))) is is_found
+
+
+def test_a_damaged_file_in_a_folder_is_only_named(copied: Copied, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    copied("native").rename(tmp_path / "folder" / "b.h5")
+    (tmp_path / "folder" / "a.h5").write_bytes((tmp_path / "folder" / "b.h5").read_bytes()[:700])
+    assert "it holds several data sets; name one of them" in hint(tmp_path / "folder")

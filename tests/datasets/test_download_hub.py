@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import huggingface_hub.constants
 import loopback
 import pytest
+from commands import CLI, ended
 from loopback import Server, file, running, status
 
 from gtp_vision.datasets.download import Downloaded, download
@@ -194,21 +193,17 @@ def test_a_mirror_comes_first_and_gets_no_token(hub: Server, tmp_path: Path, mon
 @pytest.mark.processes
 @pytest.mark.parametrize("offline", [False, True])
 def test_the_hubs_own_variables_are_respected(hub: Server, tmp_path: Path, offline: bool) -> None:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "TQDM_DISABLE": "1"}
-    environment |= {"HF_HUB_OFFLINE": "1"} if offline else {}
-    words = [sys.executable, "-P", "-m", "gtp_vision", "data", "download", NAME]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    environment: dict[str, str | None] = {key: None for key in os.environ if key.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": str(int(offline))}
+    errors = ended(*CLI, "data", "download", NAME, status=2 * offline, environment=environment)[1]
     place = tmp_path / "home" / "lerobot" / NAME
     if offline:
-        assert done.returncode == 2
-        assert "HF_HUB_OFFLINE" in done.stderr
-        assert str(place) in done.stderr
-        assert done.stderr.count("\n") == 1
+        assert "HF_HUB_OFFLINE" in errors
+        assert str(place) in errors
+        assert errors.count("\n") == 1
         assert hub.requests == []
     else:
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
+        assert errors == ""
         assert have(place)
 
 

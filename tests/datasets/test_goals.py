@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from samples import MakeStore
+from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
@@ -8,7 +8,7 @@ from gtp_vision.datasets.store import Store, mix
 
 
 @pytest.fixture
-def store(make_store: MakeStore) -> Store:
+def store() -> Store:
     return make_store((40, 60, 3))
 
 
@@ -48,7 +48,7 @@ def test_geometric_goals_follow_their_law_cut_at_the_end(store: Store) -> None:
     assert np.bincount(distance, minlength=11)[1:] / len(distance) == pytest.approx(expected, abs=0.01)
 
 
-def test_random_goals_of_a_mixture_come_from_its_shares(make_store: MakeStore) -> None:
+def test_random_goals_of_a_mixture_come_from_its_shares() -> None:
     mixed = mix([make_store((50,)), make_store((50,), seed=1)], [1, 3])
     goals = drawn(HindsightGoals(current=0, trajectory=0, random=1), mixed, 7)
     assert np.mean(goals >= 50) == pytest.approx(3 / 4, abs=0.02)

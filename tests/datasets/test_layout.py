@@ -11,7 +11,6 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import layout
 from gtp_vision.datasets.arrays import Segmented
 from gtp_vision.datasets.formats import open_store
-from gtp_vision.datasets.formats.episodes import check_name
 from gtp_vision.datasets.layout import FileArrays, Piece, piece_in_memory, piece_of, through_cache, to_store
 from gtp_vision.datasets.store import Store
 
@@ -151,10 +150,3 @@ def test_a_damaged_entry_of_the_cache_is_made_again(path: Path, cache: Path, nam
     expected = np.array(read(path).observations["small"])  # a copy: a mapped file must not be cut
     next(cache.glob(name)).write_bytes(b"rubbish")
     np.testing.assert_array_equal(read(path).observations["small"], expected)
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "a\nb", "\udcff", "a" * 256])
-def test_names_that_cannot_be_shown_are_refused(name: str) -> None:
-    with pytest.raises(GtpVisionError) as error:
-        check_name(name, Path("some.h5"))
-    assert str(error.value).isascii()

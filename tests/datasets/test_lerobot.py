@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from refusals import assert_same, entry, open_here
+from refusals import assert_same, entry, open_here, refused
 from samples import (
     DATA,
     EPISODES,
@@ -15,16 +16,19 @@ from samples import (
     INFO,
     LEROBOT_ENDS,
     LEROBOT_ROWS,
+    TOP,
+    VIDEO,
     Copied,
-    MakeStore,
     brightness,
     lerobot_contents,
 )
+from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.differences import differences
 from gtp_vision.datasets.formats import detect, lerobot_writer, native
+from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -58,6 +62,10 @@ def test_a_published_data_set_is_read(published: Path) -> None:
         "tasks": ["pick it", "place it"],
         "episode_tasks": [1, 0, 1],
         "left_out": ["observation.language"],
+        "time_stamps": [f"{VIDEO.format(TOP, 0)}: 2 of 14 frames belong to no row"],
+        "episode_success": [False, True, False],
+        "success_marks": "episodes (next.success)",
+        "filters": {"success": [1], "failed": [0, 2]},
     }
     np.testing.assert_allclose(low[:5], contents["action"].min(0)[:5] - 1, rtol=1e-6)  # of meta/stats.json
     np.testing.assert_allclose(low + (store.actions + 1) / 2 * (high - low), contents["action"], atol=1e-4)
@@ -86,11 +94,30 @@ def test_actions_without_statistics(copied: Copied, factor: float, is_scaled: bo
         data = data.set_column(data.column_names.index("action"), "action", pa.array(list(actions[rows])))
         pq.write_table(data, folder / DATA.format(place))
     store = open_here(folder)
-    assert ("action_low" in store.attributes) is is_scaled
     if is_scaled:
         np.testing.assert_allclose(store.attributes["action_low"], actions.min(0))
     else:
         np.testing.assert_array_equal(store.actions, actions)
+        assert set(store.attributes["action_low"]) == {-1}, "they are the robot's as they are"
+
+
+def test_clutter_is_passed_over(copied: Copied) -> None:
+    folder = copied("published")
+    before = open_here(folder)
+    for file in list(folder.rglob("*.*")):
+        for name in (f"._{file.name}", f"{file.name}~", f".{file.name}.swp", f".ipynb_checkpoints/{file.name}"):
+            (file.parent / name).parent.mkdir(exist_ok=True)
+            (file.parent / name).write_bytes(b"\0\5\x16\7")
+    shutil.copytree(folder / "meta/episodes/chunk-000", folder / "meta/episodes/.ipynb_checkpoints")
+    assert_same(open_here(folder), before)
+
+
+def test_a_relative_folder_may_look_like_an_address(copied: Copied, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = copied("published")
+    before = open_here(folder)
+    monkeypatch.chdir(folder.parent)
+    folder.rename("s3:x")
+    np.testing.assert_array_equal(open_here(Path("s3:x")).actions, before.actions)
 
 
 def test_missing_flags(copied: Copied) -> None:
@@ -109,7 +136,7 @@ def test_missing_flags(copied: Copied) -> None:
 
 
 @pytest.mark.parametrize("shape", [(64, 48, 3), (33, 31, 3), (16, 16, 1)], ids=["even", "odd", "gray"])
-def test_cameras_keep_size_and_image(make_store: MakeStore, tmp_path: Path, shape: tuple[int, int, int]) -> None:
+def test_cameras_keep_size_and_image(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     store = make_store((3, 4), cameras={"front": shape, "wrist": (16, 16, 3)})
     y, x = np.mgrid[: shape[0], : shape[1]]
     for row in range(7):
@@ -123,13 +150,14 @@ def test_the_error_of_video_is_as_documented(tmp_path: Path) -> None:
     part = native.read(demo_path()).subset(range(8))
     part.attributes = {}
     found = open_here(lerobot_writer.write(tmp_path / "a", part))
-    error = np.abs(np.asarray(found.observations["camera"]).astype(int) - np.asarray(part.observations["camera"]))
+    kept = part.without_final_observations()
+    error = np.abs(np.asarray(found.observations["camera"]).astype(int) - np.asarray(kept.observations["camera"]))
     assert 1 < error.mean() < 2.5
     assert error.max() < 130
-    assert f"{error.mean():.3g} of 255 on average, by {error.max()} at most" in differences(part, found)[0]
+    assert f"{error.mean():.3g} of 255 on average, by {error.max()} at most" in differences(kept, found)[0]
 
 
-def test_large_data_sets_are_split(make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_data_sets_are_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lerobot_writer, "_FILES", 2)
     store = make_store((300, 20, 300, 20, 300), cameras={"front": (32, 32, 3)})  # noise, for the size
     levels = 5 * (np.arange(len(store)) % 50)
@@ -146,7 +174,7 @@ def test_large_data_sets_are_split(make_store: MakeStore, tmp_path: Path, monkey
     assert np.abs(found.observations["front"][:, 22:].mean((1, 2, 3)) - levels).max() < 2, "of 5 between frames"
 
 
-def test_the_written_folder_follows_the_published_schema(make_store: MakeStore, tmp_path: Path) -> None:
+def test_the_written_folder_follows_the_published_schema(tmp_path: Path) -> None:
     store = make_store(cameras={"front": (16, 16, 3)}, terminals={4})
     root = lerobot_writer.write(tmp_path / "a", store)
     info = json.loads((root / INFO).read_text())
@@ -163,6 +191,15 @@ def test_the_written_folder_follows_the_published_schema(make_store: MakeStore, 
     assert stats.keys() == info["features"].keys()
     for kind in ("min", "max", "mean", "std"):
         np.testing.assert_allclose(stats["action"][kind], getattr(store.actions, kind)(0), rtol=1e-5, atol=1e-6)
+    for q in (1, 10, 50, 90, 99):
+        key, wanted = f"q{q:02d}", np.quantile(store.actions, q / 100, axis=0)
+        np.testing.assert_allclose(stats["action"][key], wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            episodes[f"stats/action/{key}"][0], np.quantile(store.actions[:5], q / 100, axis=0), rtol=1e-5
+        )
+        pixels = np.quantile(store.observations["front"].reshape(-1, 3), q / 100, axis=0) / 255
+        np.testing.assert_allclose(np.ravel(stats[FRONT][key]), pixels, atol=0.02)
+    assert all(found.keys() == stats["action"].keys() for found in stats.values())
     tasks = pq.read_table(root / "meta/tasks.parquet")
     assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["task"]
 
@@ -179,7 +216,86 @@ def test_the_written_folder_follows_the_published_schema(make_store: MakeStore, 
         ({"attributes": {"tasks": ["a"], "episode_tasks": [0, 1]}}, "not among the 1"),
     ],
 )  # fmt: skip
-def test_unfit_stores_are_refused(make_store: MakeStore, tmp_path: Path, content: dict[str, Any], words: str) -> None:
+def test_unfit_stores_are_refused(tmp_path: Path, content: dict[str, Any], words: str) -> None:
     with pytest.raises(GtpVisionError, match=words):
         lerobot_writer.write(tmp_path / "a", make_store(**content))
     assert [path.name for path in tmp_path.iterdir() if "cache" not in path.name] == []
+
+
+def rows_of(folder: Path) -> dict[str, list[Any]]:
+    return dict(pq.read_table(folder / DATA.format(0)).to_pydict())
+
+
+def with_final_rows(**options: Any) -> Store:
+    """Two episodes whose last rows hold nothing but the observation after the last action, as readers append them."""
+    store = make_store((5, 7), **options)
+    store.actions[[4, 11]], store.rewards[[4, 11]] = 0, 0
+    return store
+
+
+def test_no_action_is_made_up_for_the_last_observation(tmp_path: Path) -> None:
+    """LeRobot's policies would learn `go to 0` at the end of every episode."""
+    store = with_final_rows(cameras={"front": (16, 16, 3)}, terminals={3})
+    folder = lerobot_writer.write(tmp_path / "a", store)
+    kept = np.setdiff1d(np.arange(12), [4, 11])
+    rows = rows_of(folder)
+    np.testing.assert_array_equal(rows["action"], store.actions[kept])
+    np.testing.assert_array_equal(rows["observation.state"], store.observations["state"][kept])
+    assert rows["next.done"] == [False] * 3 + [True] + [False] * 6
+    assert rows["next.truncated"] == [False] * 9 + [True]
+    assert json.loads((folder / "meta/stats.json").read_text())["action"]["count"] == [10]
+    found = open_here(folder)
+    assert problems(found) == []
+    assert found.episode_ends.tolist() == [4, 10]
+    assert found.transitions.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_recorded_last_action_is_kept(tmp_path: Path) -> None:
+    store = make_store((5, 7))
+    store.rewards[[4, 11]] = 0
+    assert rows_of(lerobot_writer.write(tmp_path / "a", store))["action"] == store.actions.tolist()
+
+
+@pytest.mark.parametrize(
+    ("attributes", "fps", "is_known"),
+    [
+        ({"fps": 29.97}, 29.97, True),
+        ({"env_args": {"env_name": "Lift", "env_kwargs": {"control_freq": 20}}}, 20, True),
+        ({"fps": 50, "env_args": {"env_kwargs": {"control_freq": 20}}}, 50, True),
+        ({"env_args": {"env_name": "Lift"}}, 10, False),
+        ({"env_args": "?"}, 10, False),
+        ({}, 10, False),
+    ],
+)
+def test_the_rate_is_that_of_the_data(tmp_path: Path, attributes: dict[str, Any], fps: float, is_known: bool) -> None:
+    store = make_store(attributes=attributes)
+    folder = lerobot_writer.write(tmp_path / "a", store)
+    assert json.loads((folder / INFO).read_text())["fps"] == fps
+    np.testing.assert_allclose(rows_of(folder)["timestamp"][:5], np.arange(5) / fps, rtol=1e-6)
+    assert any("fps is 10" in note for note in lerobot_writer.notes(store)) is not is_known
+
+
+def test_actions_are_written_in_the_units_of_the_robot(tmp_path: Path) -> None:
+    """A constant dimension, whose limits are equal, has its constant; other readers know no action_low."""
+    bounds = {"action_low": [-3.0, 0.25, -1.0], "action_high": [5.0, 0.25, 1.0]}
+    store = make_store(actions=3, attributes=bounds)
+    store.actions[:, 1] = 0
+    folder = lerobot_writer.write(tmp_path / "a", store)
+    written = np.array(rows_of(folder)["action"])
+    np.testing.assert_allclose(written[:, 0], -3 + (store.actions[:, 0] + 1) * 4, rtol=1e-6)
+    np.testing.assert_array_equal(written[:, 1:], np.stack([np.full(12, 0.25), store.actions[:, 2]], 1))
+    found = open_here(folder)
+    np.testing.assert_allclose(found.actions, store.actions, atol=1e-6)
+    assert {name: found.attributes[name] for name in bounds} == bounds
+    entry("meta/gtp_vision.json", "attributes", "action_low", value=[1, 2])(folder)
+    refused(folder, "action_low and action_high do not fit 3 actions")
+
+
+def test_data_sets_of_earlier_versions_hold_actions_in_minus_1_to_1(tmp_path: Path) -> None:
+    store = make_store(attributes={})
+    folder = lerobot_writer.write(tmp_path / "a", store)
+    bounds = {"action_low": [-3.0, 0.0], "action_high": [5.0, 9.0]}
+    (folder / "meta/gtp_vision.json").write_text(json.dumps({"attributes": bounds}))
+    found = open_here(folder)
+    np.testing.assert_array_equal(found.actions, store.actions)
+    assert dict(found.attributes) == bounds

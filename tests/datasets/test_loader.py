@@ -1,13 +1,10 @@
 import threading
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from samples import MakeStore
+from stores import make_store
 from torch.utils import _pytree as pytree
 
-from gtp_vision.datasets import loader as loader_module
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.sampler import Sampler
@@ -19,8 +16,6 @@ def loader_threads() -> int:
 
 
 class Failing(HostSource):
-    """A source whose step number 2 cannot be gathered."""
-
     def fetch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
         if step == 2:
             raise OSError(f"the disk went away at step {step}")
@@ -33,7 +28,7 @@ def seen(batch: Batch) -> list[int]:
 
 
 @pytest.fixture
-def sampler(make_store: MakeStore) -> Sampler:
+def sampler() -> Sampler:
     return Sampler(make_store((50, 70)), 12, 0, frame_stack=2)
 
 
@@ -44,10 +39,7 @@ def source(sampler: Sampler) -> HostSource:
 
 def test_a_failure_in_the_thread_is_raised_at_its_batch(sampler: Sampler) -> None:
     batches = []
-    with (
-        pytest.raises(OSError, match="disk went away at step 2"),
-        Loader(Failing(sampler), start=0, stop=9) as loader,
-    ):
+    with pytest.raises(OSError, match="disk went away at step 2"), Loader(Failing(sampler), start=0, stop=9) as loader:
         batches.extend(loader)
     assert len(batches) == 2
     assert loader_threads() == 0
@@ -76,18 +68,3 @@ def test_the_thread_ends_when_the_reader_leaves_or_fails(source: HostSource) -> 
     with pytest.raises(ZeroDivisionError):
         fail()
     assert loader_threads() == 0
-
-
-def test_only_the_time_that_the_reader_waits_is_counted(source: HostSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, get = [0.0], Loader._next
-
-    def waits(loader: Loader) -> Any:
-        clock[0] += 2
-        return get(loader)
-
-    monkeypatch.setattr(Loader, "_next", waits)
-    monkeypatch.setattr(loader_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    with Loader(source, start=0, stop=3) as loader:
-        for _ in loader:
-            clock[0] += 5
-    assert loader.waited == 6

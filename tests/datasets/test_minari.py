@@ -83,12 +83,6 @@ def test_a_main_file_alone_is_refused(created: Any, tmp_path: Path) -> None:
         open_here(tmp_path / "alone.hdf5")
 
 
-def test_arrow_files_are_recognized_and_refused(created: Any) -> None:
-    folder, _ = created(data_format="arrow")
-    assert detect(folder) == detect(folder / "data") == "minari"
-    refused(folder, "'arrow'", "data_format='hdf5'")
-
-
 def test_attributes_hold_the_origin_of_the_data(created: Any) -> None:
     spec = EnvSpec("Walker-v9", entry_point="nowhere:Walker", kwargs={"legs": 2})
     folder, _ = created(env=None, author="a", algorithm_name="sac", description="long " * 1000)
@@ -98,6 +92,7 @@ def test_attributes_hold_the_origin_of_the_data(created: Any) -> None:
     assert attributes.pop("env_spec")["kwargs"] == {"legs": 2}
     assert attributes.pop("minari_version").startswith("0.")
     known = {"suite": "minari", "source": "test-v0", "env": "Walker-v9", "rendering": {}, "ref_max_score": 3.5}
+    known |= {"action_low": [-1, -1], "action_high": [1, 1], "action_bounds": "declared"}
     assert attributes == known | {"dataset_id": "walker/test-v0", "algorithm_name": "sac", "author": ["a"]}
 
 
@@ -156,7 +151,8 @@ def test_other_actions_are_not_changed(created: Any, bound: float) -> None:
     folder, recorded = created(actions=spaces.Box(-bound, bound, (2,), np.float32))
     store = open_here(folder)
     np.testing.assert_array_equal(store.actions[episode(store, 1)][:-1], recorded[1]["actions"])
-    assert "action_low" not in store.attributes
+    assert (store.attributes["action_low"], store.attributes["action_high"]) == ([-1, -1], [1, 1])
+    assert store.attributes.get("action_bounds") == ("declared" if bound == 1 else None)
 
 
 @pytest.mark.parametrize("shape", [(40, 36, 3), (3, 40, 36), (40, 36)], ids=["rows first", "channels first", "gray"])

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from samples import MakeStore
+from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import pictures
@@ -24,7 +24,7 @@ def sheet(folder: Path, store: Store) -> np.ndarray:
     return drawn(folder / "sheet.png")
 
 
-def test_first_middle_and_last_frames_of_every_camera_are_side_by_side(make_store: MakeStore, tmp_path: Path) -> None:
+def test_first_middle_and_last_frames_of_every_camera_are_side_by_side(tmp_path: Path) -> None:
     store = make_store([5, 8], cameras={"left": (64, 64, 1), "right": (64, 96, 3)})
     image = sheet(tmp_path, store)
     lefts = [4, 200, 396, 592, 788, 984]  # six frames of 192 pixels and gaps of 4
@@ -39,7 +39,7 @@ def test_first_middle_and_last_frames_of_every_camera_are_side_by_side(make_stor
     assert (image[:16] == 0).any(), "the cameras' names are above them"
 
 
-def test_of_many_episodes_and_cameras_a_few_are_drawn(make_store: MakeStore, tmp_path: Path) -> None:
+def test_of_many_episodes_and_cameras_a_few_are_drawn(tmp_path: Path) -> None:
     store = make_store([2] * 40, cameras={"front": (192, 8, 3)})
     image = sheet(tmp_path, store)
     assert image.shape[0] == 20 + 6 * (192 + 20)
@@ -50,11 +50,11 @@ def test_of_many_episodes_and_cameras_a_few_are_drawn(make_store: MakeStore, tmp
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 2), (8, 8, 9), (1, 3000, 3), (400, 3, 3), (1, 1, 3)])
-def test_sheets_of_any_shape_are_bounded(make_store: MakeStore, tmp_path: Path, shape: tuple[int, int, int]) -> None:
+def test_sheets_of_any_shape_are_bounded(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     assert max(sheet(tmp_path, make_store([3, 3], cameras={"front": shape})).shape) < 700
 
 
-def test_faults_of_values_allow_a_sheet_and_faults_of_shapes_do_not(make_store: MakeStore, tmp_path: Path) -> None:
+def test_faults_of_values_allow_a_sheet_and_faults_of_shapes_do_not(tmp_path: Path) -> None:
     store = make_store(cameras={"front": (4, 4, 3)})
     store.rewards[0], store.actions[1] = np.nan, 7
     alone = sheet(tmp_path, store)
@@ -77,7 +77,7 @@ def test_faults_of_values_allow_a_sheet_and_faults_of_shapes_do_not(make_store: 
 
 
 @pytest.mark.parametrize("draw", DRAWINGS)
-def test_only_a_png_is_ever_replaced(make_store: MakeStore, tmp_path: Path, draw: Draw) -> None:
+def test_only_a_png_is_ever_replaced(tmp_path: Path, draw: Draw) -> None:
     store = make_store(cameras={"front": (4, 4, 3)})
     (tmp_path / "data.png").write_bytes(b"\x89HDF\r\n\x1a\n and all the data")
     (tmp_path / "folder.png").mkdir()
@@ -99,7 +99,7 @@ def test_only_a_png_is_ever_replaced(make_store: MakeStore, tmp_path: Path, draw
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("dimensions", "lines"), [(7, 2), (40, 2)])
 def test_there_is_a_panel_for_each_dimension_up_to_a_limit(
-    make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dimensions: int, lines: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dimensions: int, lines: int
 ) -> None:
     monkeypatch.setattr(pictures, "_MAX_PANELS", 8)
     store = make_store(actions=dimensions)

@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from samples import MakeStore
+from stores import make_store
 
 from gtp_vision.datasets import inspection
 from gtp_vision.datasets.pitfalls import pitfalls
@@ -57,6 +57,7 @@ def same_camera(store: Store) -> None:
     store.observations["wrist"] = store.observations["front"].copy()
 
 
+SECONDS = np.concatenate([np.arange(n) for n in (20, 30, 25)])
 TEN = {"lengths": [10] * 3, "terminals": {9, 19, 29}}
 ENDS = {"lengths": [10, 12, 9], "terminals": {9, 21, 30}}
 STATIC = {"lengths": [20] * 12, "cameras": {"front": (4, 4, 3)}}
@@ -100,12 +101,19 @@ ROWS: list[tuple[dict[str, Any], Change | None, tuple[str, ...]]] = [
     (GOOD, same_camera, ("observations/wrist has the same images as observations/front",)),
     (GOOD, attributes(left_out=["depth", "words"]), ("not read", "images not of uint8: depth, words;")),
     (GOOD, attributes(left_out="anything"), ()),
+    (GOOD, attributes(time_stamps=["a.mp4: some do not fit"]), ("a.mp4: some do not fit",)),
+    *((GOOD, lambda store, name=name, seconds=seconds: store.observations.update({name: seconds[:, None]}), words)
+      for name, seconds, *words in [
+          ("time", SECONDS), ("angle", SECONDS // 2), ("time", SECONDS + 7),
+          ("timestamp", SECONDS // 2, "observations/timestamp: 49.3% are equal to the one before, first at"),
+          ("sensor_time", SECONDS + (np.arange(75) > 30), "1.33% are off by up to 1 s, first at episode 1, frame 11"),
+          ("stamp", SECONDS * (np.arange(75) != 60), "are earlier than the one before", "episode 2, frame 10")]),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("content", "change", "words"), ROWS)
 def test_a_likely_mistake_is_one_sentence(
-    make_store: MakeStore, content: dict[str, Any], change: Change | None, words: tuple[str, ...]
+    content: dict[str, Any], change: Change | None, words: tuple[str, ...]
 ) -> None:
     store = make_store(**content)
     if change:

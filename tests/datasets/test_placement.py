@@ -5,7 +5,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from samples import MakeStore
+from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
@@ -17,11 +17,11 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def store(make_store: MakeStore, tmp_path: Path) -> Store:
+def store(tmp_path: Path) -> Store:
     return native.read(native.write(tmp_path / "data.h5", make_store((9, 12), cameras={"front": (6, 6, 3)})))
 
 
-def test_batches_do_not_depend_on_the_placement(store: Store, make_store: MakeStore) -> None:
+def test_batches_do_not_depend_on_the_placement(store: Store) -> None:
     for each in (store, mix([store, make_store((5,), cameras={"front": (6, 6, 3)})], [1, 3])):
         here, told = place(each, CPU, "device")
         assert "on cpu" in told

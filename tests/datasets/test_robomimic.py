@@ -6,11 +6,12 @@ import h5py
 import numpy as np
 import pytest
 from refusals import hdf5, open_here, put
-from samples import ENV_ARGS, MakeStore, robomimic_file
+from samples import ENV_ARGS, robomimic_file
+from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import layout
-from gtp_vision.datasets.formats import detect, robomimic
+from gtp_vision.datasets.formats import check_writable, detect, robomimic
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import validate
@@ -115,7 +116,7 @@ def test_images_of_other_layouts(tmp_path: Path) -> None:
     assert store.attributes["left_out"] == ["depth"]
 
 
-def test_frames_are_written_in_pieces(make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store((600,), terminals={599}, cameras={"front": (100, 100, 3)})
     monkeypatch.setattr(layout, "COPY_BYTES", 1 << 20)
     tracemalloc.start()
@@ -136,7 +137,7 @@ def test_frames_are_written_in_pieces(make_store: MakeStore, tmp_path: Path, mon
         ({"attributes": {"filters": [0, 1]}}, "filters"),
     ],
 )
-def test_unfit_stores_are_refused(make_store: MakeStore, tmp_path: Path, content: dict[str, Any], words: str) -> None:
+def test_unfit_stores_are_refused(tmp_path: Path, content: dict[str, Any], words: str) -> None:
     with pytest.raises(GtpVisionError, match=words):
         robomimic.write(tmp_path / "data.hdf5", make_store(**content))
     assert not list(tmp_path.glob("*data*"))
@@ -160,7 +161,6 @@ def test_written_demonstrations_keep_states_and_model(tmp_path: Path) -> None:
 
 
 def sequences(path: Path, cameras: tuple[str, ...], states: tuple[str, ...], **options: Any) -> Any:
-    """robomimic's data set over the file."""
     from robomimic.utils import obs_utils
     from robomimic.utils.dataset import SequenceDataset
 
@@ -169,7 +169,7 @@ def sequences(path: Path, cameras: tuple[str, ...], states: tuple[str, ...], **o
     return SequenceDataset(hdf5_path=str(path), **keys, **options)
 
 
-def test_robomimic_reads_what_is_written(make_store: MakeStore, tmp_path: Path) -> None:
+def test_robomimic_reads_what_is_written(tmp_path: Path) -> None:
     stack, chunk = 3, 2
     store = make_store((5, 7, 4), terminals={2, 15}, cameras={"front": (8, 6, 3)})
     path = robomimic.write(tmp_path / "data.hdf5", store)
@@ -194,7 +194,7 @@ def test_robomimic_reads_what_is_written(make_store: MakeStore, tmp_path: Path) 
 
 
 @pytest.mark.simulates
-def test_filters_are_exchanged_with_robomimic(make_store: MakeStore, tmp_path: Path) -> None:
+def test_filters_are_exchanged_with_robomimic(tmp_path: Path) -> None:
     from robomimic.utils.file_utils import create_hdf5_filter_key
 
     store = make_store((5, 7, 4), attributes={"filters": {"train": [2, 0], "valid": [1]}})
@@ -204,3 +204,24 @@ def test_filters_are_exchanged_with_robomimic(make_store: MakeStore, tmp_path: P
     assert sequences(path, (), ("state",), filter_by_attribute="train").demos == ["demo_0", "demo_2"]
     valid = sequences(path, (), ("state",), filter_by_attribute="valid")
     assert [valid[index]["obs"]["state"][0, 0] for index in range(len(valid))] == list(range(5, 11))
+
+
+def test_names_of_demonstrations_survive_every_format(tmp_path: Path) -> None:
+    """Numbers with gaps, as a filtered file has them: masks and names are those of the source again."""
+    path, _ = robomimic_file(tmp_path / "a.hdf5", LENGTHS)
+    with h5py.File(path, "r+") as file:
+        for old, new in (("demo_2", "demo_10"), ("demo_1", "demo_7")):
+            file["data"].move(old, new)
+        del file["mask/train"]
+        file["mask/train"] = np.array(["demo_10"], dtype="S")
+    store = open_here(path)
+    assert store.attributes["demonstrations"] == ["demo_0", "demo_7", "demo_10"]
+    assert store.attributes["filters"] == {"train": [2]}
+    assert "demonstrations" not in store.subset([0, 2]).attributes
+    for to in ("native", "lerobot", "robomimic"):
+        other = open_here(check_writable(to)(tmp_path / to, store))
+        again = check_writable("robomimic")(tmp_path / f"{to}.hdf5", other)
+        with h5py.File(again) as file:
+            assert set(file["data"]) == {"demo_0", "demo_7", "demo_10"}
+            assert file["mask/train"][:].tolist() == [b"demo_10"]
+        assert open_here(again).attributes["demonstrations"] == store.attributes["demonstrations"]

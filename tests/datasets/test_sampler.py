@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import MakeStore
+from stores import make_store
 
-from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
+from gtp_vision.datasets.goals import HindsightGoals
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 
@@ -73,12 +73,7 @@ def sampled_rows(stack: torch.Tensor) -> np.ndarray:
     st.sampled_from([(1.0, 0.0), (4.0, -0.5)]),
 )
 def test_a_batch_equals_a_walk_along_the_episode(
-    make_store: MakeStore,
-    recording: dict[str, Any],
-    frame_stack: int,
-    n_step: int,
-    gamma: float,
-    scale_shift: tuple[float, float],
+    recording: dict[str, Any], frame_stack: int, n_step: int, gamma: float, scale_shift: tuple[float, float]
 ) -> None:
     store, (scale, shift) = make_store(**recording), scale_shift
     rows = store.transitions
@@ -103,7 +98,7 @@ def test_a_batch_equals_a_walk_along_the_episode(
     assert sorted(gathered) == np.union1d(now, later).tolist(), "each distinct frame once"
 
 
-def test_all_observations_of_a_batch_come_from_its_rows(make_store: MakeStore) -> None:
+def test_all_observations_of_a_batch_come_from_its_rows() -> None:
     store = make_store((4, 5), cameras={"front": (6, 5, 3), "wrist": (4, 4, 1)})
     sampler = Sampler(store, 8, 3, frame_stack=2)
     batch, rows = sampler.batch(0), sampler.rows(0)
@@ -117,7 +112,7 @@ def test_all_observations_of_a_batch_come_from_its_rows(make_store: MakeStore) -
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, ">f4"])
-def test_states_reach_the_network_as_float32_whatever_float_the_file_holds(make_store: MakeStore, dtype: Any) -> None:
+def test_states_reach_the_network_as_float32_whatever_float_the_file_holds(dtype: Any) -> None:
     states = make_store().observations["state"]
     sampler = Sampler(make_store(observations={"state": states.astype(dtype)}), 4, 0)
     batch = sampler.batch(0)
@@ -132,7 +127,7 @@ def test_states_reach_the_network_as_float32_whatever_float_the_file_holds(make_
     world_size=st.sampled_from([1, 2, 3, 4, 6, 12, 24]),
     is_weighted=st.booleans(),
 )
-def test_ranks_share_one_batch(make_store: MakeStore, seed: int, step: int, world_size: int, is_weighted: bool) -> None:
+def test_ranks_share_one_batch(seed: int, step: int, world_size: int, is_weighted: bool) -> None:
     store = make_store((40, 60))
     store.weights = np.linspace(0, 1, 100) if is_weighted else None
     sampler = Sampler(store, 24, seed)
@@ -143,12 +138,12 @@ def test_ranks_share_one_batch(make_store: MakeStore, seed: int, step: int, worl
     assert not any(np.array_equal(sampler.rows(step), other) for other in others)
 
 
-def test_a_batch_that_cannot_be_divided_is_refused_with_the_mend(make_store: MakeStore) -> None:
+def test_a_batch_that_cannot_be_divided_is_refused_with_the_mend() -> None:
     with pytest.raises(ValueError, match=r"batch of 10 .* 4 processes.*multiple of 4"):
         Sampler(make_store(), 10, 0).rows(0, 1, 4)
 
 
-def test_a_chunk_is_the_actions_that_follow_and_is_padded_at_the_episodes_end(make_store: MakeStore) -> None:
+def test_a_chunk_is_the_actions_that_follow_and_is_padded_at_the_episodes_end() -> None:
     store = make_store((5, 4), terminals={8})  # the first episode's last row has no outcome, the second ends in one
     batch = Sampler(store, 1, 0, action_chunk=3).gather(np.array([0, 2, 3, 5, 7, 8]))
     rows = [[0, 1, 2], [2, 3, 3], [3, 3, 3], [5, 6, 7], [7, 8, 8], [8, 8, 8]]
@@ -159,7 +154,7 @@ def test_a_chunk_is_the_actions_that_follow_and_is_padded_at_the_episodes_end(ma
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_goals_are_drawn_for_the_batch_and_shown_as_a_repeated_frame(make_store: MakeStore, world_size: int) -> None:
+def test_goals_are_drawn_for_the_batch_and_shown_as_a_repeated_frame(world_size: int) -> None:
     store = make_store((9, 11), cameras={"front": (4, 4, 3)})
     sampler = Sampler(store, 16, 0, frame_stack=2, goals=HindsightGoals())
     wanted = sampler.goal_rows(3)
@@ -174,7 +169,7 @@ def test_goals_are_drawn_for_the_batch_and_shown_as_a_repeated_frame(make_store:
         np.testing.assert_array_equal(frames[:, 1], frames[:, 0])
 
 
-def test_rewards_are_those_of_goals_and_the_files_are_left_aside(make_store: MakeStore) -> None:
+def test_rewards_are_those_of_goals_and_the_files_are_left_aside() -> None:
     store = make_store((5, 4), terminals={3, 8})
     rows, goals = np.array([1, 1, 3, 3, 8]), np.array([1, 4, 3, 2, 6])
     batch = Sampler(store, 1, 0, goals=HindsightGoals(), discount=0.9).gather(rows, goals)
@@ -187,22 +182,8 @@ def test_rewards_are_those_of_goals_and_the_files_are_left_aside(make_store: Mak
     np.testing.assert_array_equal(made.reward, [10, 0, 10, 0, 0])
 
 
-def test_goals_do_not_change_which_rows_are_drawn(make_store: MakeStore) -> None:
-    store = make_store((9, 11))
-    plain, with_goals = Sampler(store, 16, 0), Sampler(store, 16, 0, goals=ACTOR_GOALS)
-    np.testing.assert_array_equal(plain.rows(5), with_goals.rows(5))
-    assert list(plain.batch(5).observation) == ["state"]
-    assert not np.array_equal(with_goals.goal_rows(5), with_goals.goal_rows(6))
-
-
-def test_a_goals_frames_are_gathered_once_with_the_others(make_store: MakeStore) -> None:
-    store = make_store((4,))
-    sampler = Sampler(store, 64, 0, frame_stack=2, goals=HindsightGoals(current=0, trajectory=0, random=1))
-    assert len(sampler.frames(*sampler.draw(0)).frames["state"]) == 4
-
-
 @pytest.mark.parametrize("weights", [None, [1.0, 0, 2, 50, 0, 0, 5, 50]])
-def test_rows_are_drawn_by_their_weights(make_store: MakeStore, weights: list[float] | None) -> None:
+def test_rows_are_drawn_by_their_weights(weights: list[float] | None) -> None:
     store = make_store((4, 4))
     store.weights = None if weights is None else np.array(weights)
     drawn = np.bincount(np.concatenate([Sampler(store, 1000, 0).rows(step) for step in range(8)]), minlength=8)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import MakeStore
+from stores import make_store
 from torch.utils import _pytree as pytree
 
 from gtp_vision.datasets.batch import Batch, Rows
@@ -15,14 +15,7 @@ from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.goals import HindsightGoals
 from gtp_vision.datasets.placement import place
 from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.datasets.sources import (
-    BatchSource,
-    FramesSource,
-    HostSource,
-    ResidentSource,
-    SeedsSource,
-    batch_source,
-)
+from gtp_vision.datasets.sources import BatchSource, FramesSource, HostSource, ResidentSource, SeedsSource, batch_source
 from gtp_vision.datasets.store import Store
 
 CPU = torch.device("cpu")
@@ -38,14 +31,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def source(kind: str, store: Store, seed: int = 0, **settings: Any) -> BatchSource:
-    """A source of batches of 24 rows."""
     if kind == "resident":
         return ResidentSource(Sampler(place(store, CPU, "device")[0], 24, seed, **settings), CPU)
     return {"host": HostSource, "frames": FramesSource}[kind](Sampler(store, 24, seed, **settings))
 
 
 def assert_equal(batch: Batch, expected: Batch) -> None:
-    """The same structure, dtypes, shapes and bits."""
     (leaves, structure), (wanted, wanted_structure) = pytree.tree_flatten(batch), pytree.tree_flatten(expected)
     assert structure == wanted_structure
     for x, other in zip(leaves, wanted, strict=True):
@@ -54,7 +45,7 @@ def assert_equal(batch: Batch, expected: Batch) -> None:
 
 
 @pytest.fixture
-def store(make_store: MakeStore) -> Store:
+def store() -> Store:
     return make_store((9, 1, 14, 6), terminals={4, 9, 23}, timeouts={8}, cameras={"front": (5, 4, 3)})
 
 
@@ -72,7 +63,7 @@ def test_every_source_makes_the_samplers_batch_bit_for_bit(store: Store, kind: s
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.data(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 4))
 def test_arithmetic_on_the_device_equals_the_hosts_for_every_recording(
-    make_store: MakeStore, data: st.DataObject, frame_stack: int, n_step: int, action_chunk: int
+    data: st.DataObject, frame_stack: int, n_step: int, action_chunk: int
 ) -> None:
     lengths = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=4).filter(lambda all_: max(all_) > 1))
     ends = np.cumsum(lengths)
@@ -87,21 +78,7 @@ def test_arithmetic_on_the_device_equals_the_hosts_for_every_recording(
     assert_equal(source("resident", recorded, **law).batch(Rows(torch.from_numpy(rows))), expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_stored_features_of_goals_are_used_as_they_are(make_store: MakeStore, kind: str) -> None:
-    rng = np.random.default_rng(0)
-    features = {name: rng.standard_normal((12, 6)).astype(np.float16) for name in ("front", "goal/front")}
-    recorded = make_store(observations=features)
-    law = {"goals": HindsightGoals(), "n_step": 3}
-    made = source(kind, recorded, **law)
-    batch = made.batch(made.fetch(3))
-    assert_equal(batch, Sampler(recorded, 24, 0, **law).batch(3))
-    goal_rows = Sampler(recorded, 24, 0, **law).goal_rows(3)
-    expected = features["goal/front"][goal_rows].astype(np.float32)
-    np.testing.assert_array_equal(batch.observation["goal/front"][:, 0], expected)
-
-
-def test_fetched_frames_have_room_for_rows_that_share_none(make_store: MakeStore) -> None:
+def test_fetched_frames_have_room_for_rows_that_share_none() -> None:
     for frame_stack, n_step in ((3, 2), (2, 3), (1, 1)):
         sampler = Sampler(make_store((4000,)), 8, 0, frame_stack=frame_stack, n_step=n_step)
         rows = np.arange(100, 4000, 500)
@@ -116,7 +93,7 @@ def test_resident_sources_ship_row_numbers_alone(store: Store) -> None:
     assert len(pytree.tree_leaves(fetched)) == 2
 
 
-def test_the_source_stacks_as_near_to_the_frames_as_the_device_allows(make_store: MakeStore, tmp_path: Path) -> None:
+def test_the_source_stacks_as_near_to_the_frames_as_the_device_allows(tmp_path: Path) -> None:
     mapped = native.read(native.write(tmp_path / "data.h5", make_store()))
     assert isinstance(batch_source(Sampler(mapped, 4, 0), CPU), HostSource)
     assert isinstance(batch_source(Sampler(mapped, 4, 0), torch.device("cuda")), FramesSource)

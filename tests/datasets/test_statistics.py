@@ -2,13 +2,13 @@ import json
 
 import numpy as np
 import pytest
-from samples import MakeStore
+from stores import make_store
 
 from gtp_vision.datasets.arrays import Array, Segmented
 from gtp_vision.datasets.statistics import array_statistics, mean_images, store_statistics
 
 
-def test_the_mean_image_is_over_all_of_few_and_a_sample_of_many_frames(make_store: MakeStore) -> None:
+def test_the_mean_image_is_over_all_of_few_and_a_sample_of_many_frames() -> None:
     store = make_store((3, 4), cameras={"front": (4, 6, 3)})
     means = mean_images(store)
     assert list(means) == ["front"]
@@ -60,7 +60,7 @@ def test_dimensions_that_hardly_change_are_named_and_not_divided() -> None:
     assert np.abs(scaled).max() < 6
 
 
-def test_images_are_not_looked_at(make_store: MakeStore) -> None:
+def test_images_are_not_looked_at() -> None:
     class Closed(Segmented):
         def __getitem__(self, rows: object) -> np.ndarray:
             raise AssertionError("an image was read")

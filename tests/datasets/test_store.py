@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from samples import MakeStore
+from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.arrays import Segmented
@@ -11,7 +11,7 @@ from gtp_vision.datasets.store import mix
 from gtp_vision.datasets.validation import problems
 
 
-def test_observations_are_chosen_by_name(make_store: MakeStore) -> None:
+def test_observations_are_chosen_by_name() -> None:
     store = make_store((2, 3), cameras={"front": (4, 4, 3), "wrist": (4, 4, 3)})
     assert list(store.select(["wrist", "state"]).observations) == ["wrist", "state"]
     assert len(store.observations) == 3, "the store itself is as it was"
@@ -19,7 +19,7 @@ def test_observations_are_chosen_by_name(make_store: MakeStore) -> None:
         store.select(["frnt"])
 
 
-def test_a_subset_is_its_episodes_and_copies_no_frames(make_store: MakeStore) -> None:
+def test_a_subset_is_its_episodes_and_copies_no_frames() -> None:
     store = make_store((2, 3, 4, 1), cameras={"front": (4, 4, 3)}, terminals={4})
     some = store.subset([2, 0, 1])
     rows = [5, 6, 7, 8, 0, 1, 2, 3, 4]
@@ -34,7 +34,7 @@ def test_a_subset_is_its_episodes_and_copies_no_frames(make_store: MakeStore) ->
     assert problems(some) == []
 
 
-def test_groups_of_episodes_are_found_by_name(make_store: MakeStore) -> None:
+def test_groups_of_episodes_are_found_by_name() -> None:
     store = make_store((2, 3, 4), attributes={"filters": {"train": [2, 0], "empty": []}, "env": "lift"})
     train = store.filtered("train")
     assert train.episode_ends.tolist() == [2, 6]
@@ -44,7 +44,7 @@ def test_groups_of_episodes_are_found_by_name(make_store: MakeStore) -> None:
             store.filtered(name)
 
 
-def test_a_mixture_holds_the_shares_asked_for(make_store: MakeStore) -> None:
+def test_a_mixture_holds_the_shares_asked_for() -> None:
     stores = [make_store((50, 51), seed=1), make_store((7,), seed=2), make_store((30, 4), seed=3)]
     mixed = mix(stores, [1, 2, 5])
     assert problems(mixed) == []
@@ -60,7 +60,7 @@ def test_a_mixture_holds_the_shares_asked_for(make_store: MakeStore) -> None:
     assert inside[:-1] == pytest.approx(np.full(6, inside.sum() / 6), rel=0.15)
 
 
-def test_mixtures_can_be_mixed_and_keep_their_weights(make_store: MakeStore) -> None:
+def test_mixtures_can_be_mixed_and_keep_their_weights() -> None:
     inner = mix([make_store((11,)), make_store((11,), seed=1)], [3, 1])
     mixed = mix([inner, make_store((11,), seed=2)], [1, 1])
     rows = Sampler(mixed, 20_000, 0).rows(0)
@@ -76,12 +76,12 @@ def test_mixtures_can_be_mixed_and_keep_their_weights(make_store: MakeStore) -> 
         ({"observations": {"state": np.zeros((12, 3))}}, "state 3 float64 and actions of 2, but"),
     ],
 )
-def test_what_does_not_fit_is_not_mixed(make_store: MakeStore, other: dict[str, Any], words: str) -> None:
+def test_what_does_not_fit_is_not_mixed(other: dict[str, Any], words: str) -> None:
     with pytest.raises(GtpVisionError, match=words):
         mix([make_store(), make_store(**other)], [1, 1])
 
 
-def test_actions_of_other_units_are_not_mixed(make_store: MakeStore) -> None:
+def test_actions_of_other_units_are_not_mixed() -> None:
     low, other = ({"action_low": [0.0, bound], "action_high": [1.0, 1.0]} for bound in (-1.0, -2.0))
     mix([make_store(attributes=low), make_store(attributes=dict(low))], [1, 1])
     for attributes in (other, {}):
@@ -90,12 +90,12 @@ def test_actions_of_other_units_are_not_mixed(make_store: MakeStore) -> None:
 
 
 @pytest.mark.parametrize("share", [0, -1, float("nan"), float("inf")])
-def test_a_share_must_be_above_0(make_store: MakeStore, share: float) -> None:
+def test_a_share_must_be_above_0(share: float) -> None:
     with pytest.raises(GtpVisionError, match="share"):
         mix([make_store(), make_store()], [1, share])
 
 
-def test_episodes_keep_their_tasks(make_store: MakeStore) -> None:
+def test_episodes_keep_their_tasks() -> None:
     attributes = {"tasks": ["pick", "place"], "episode_tasks": [0, 1, 1], "filters": {"train": [1]}, "fps": 10}
     store = make_store((2, 3, 4), attributes=attributes)
     assert store.subset([2, 0]).attributes == {"tasks": ["pick", "place"], "episode_tasks": [1, 0], "fps": 10}

@@ -3,16 +3,16 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from browser import Browser
+from browser import Browser, chromium
+from pages import Page
 from PIL import Image
-from samples import MakeStore
+from stores import make_store
 
 from gtp_vision.cli.main import main
 from gtp_vision.datasets import viewing
@@ -23,44 +23,19 @@ from gtp_vision.datasets.store import Store
 HOSTILE = "</script><script>document.title='no'</script><img src=x onerror=alert(1)>"
 
 
-class Parsed(HTMLParser):
-    """Tags with their attributes, and the text of each `<script>`, `<option>` and `<li>`."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self._open = ""
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._open = tag
-        self.texts.setdefault(tag, []).append("")
-
-    def handle_data(self, data: str) -> None:
-        if self._open:
-            self.texts[self._open][-1] += data
-
-    def of(self, kind: str) -> list[dict[str, str | None]]:
-        """The attributes of all tags of a class."""
-        return [found for _, found in self.tags if found.get("class") == kind]
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """What the script is given."""
-        return dict(json.loads(self.texts["script"][0]))
+def values_of(page: Page) -> dict[str, Any]:
+    """What the script is given."""
+    return dict(json.loads(page.texts["script"][0]))
 
 
-def write(path: Path, store: Store, **options: Any) -> Parsed:
+def write(path: Path, store: Store, **options: Any) -> Page:
     with np.errstate(all="ignore"):  # as `inspect` does
         found = {"path": "data.h5", "format": "native", "title": "gtp-vision HDF5"} | facts(store)
     viewing.write_page(path, found, store, **options)
-    return Parsed(path)
+    return Page(path)
 
 
-def frames(film: dict[str, str | None]) -> list[np.ndarray]:
-    """The frames of a film, in their order; black ones at the end may be the sheet's."""
+def frames(film: dict[str, str]) -> list[np.ndarray]:
     found = re.search(r"url\(data:image/jpeg;base64,([^)]*)\)", film["style"] or "")
     assert found
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(found[1]))))
@@ -69,12 +44,12 @@ def frames(film: dict[str, str | None]) -> list[np.ndarray]:
     return [sheet[n // columns * height :][:height, n % columns * width :][:, :width] for n in range(columns * lines)]
 
 
-def test_frames_and_numbers_are_those_recorded(make_store: MakeStore, tmp_path: Path) -> None:
+def test_frames_and_numbers_are_those_recorded(tmp_path: Path) -> None:
     store = make_store([5, 8], cameras={"left": (16, 16, 3), "depth": (16, 24, 1)})
     for name in ("left", "depth"):  # even frames, which JPEG hardly changes
         store.observations[name][:] = (np.arange(13) * 15)[:, None, None, None]
     page = write(tmp_path / "a.html", store)
-    films, values = page.of("film"), page.values
+    films, values = page.of("film"), values_of(page)
     assert [film["aria-label"] for film in films] == ["left", "depth"] * 2
     for number, film in enumerate(films):
         first, length = ((0, 5), (5, 8))[number // 2]
@@ -92,22 +67,22 @@ def test_frames_and_numbers_are_those_recorded(make_store: MakeStore, tmp_path: 
             assert np.isnan(told[~known]).all(), "an action without an outcome is a filler"
 
 
-def test_long_episodes_are_thinned_but_for_what_happens(make_store: MakeStore, tmp_path: Path) -> None:
+def test_long_episodes_are_thinned_but_for_what_happens(tmp_path: Path) -> None:
     rewards = np.zeros(5000, np.float32)
     rewards[1234] = 1
     store = make_store([4990, 10], rewards=rewards, terminals={1300}, cameras={"front": (4, 4, 3)})
     page = write(tmp_path / "a.html", store)
-    moments = page.values["episodes"][0]["moments"]
+    moments = values_of(page)["episodes"][0]["moments"]
     assert {0, 1233, 1234, 1235, 1300, 4989} <= set(moments)
     assert moments == sorted(set(moments))
     assert 300 <= len(moments) <= 310
     assert max(np.diff(moments)) < 20
     assert "300 evenly spread frames" in (tmp_path / "a.html").read_text()
     store.rewards[:] = np.random.default_rng(0).normal(size=5000)
-    assert len(write(tmp_path / "a.html", store).values["episodes"][0]["moments"]) == 300
+    assert len(values_of(write(tmp_path / "a.html", store))["episodes"][0]["moments"]) == 300
 
 
-def test_long_films_keep_their_times(make_store: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_films_keep_their_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store([40], cameras={"front": (8, 8, 3)})
     store.observations["front"][:] = (np.arange(40) * 6)[:, None, None, None]
     monkeypatch.setattr(viewing, "_PIXELS", 64 * 12)
@@ -119,7 +94,7 @@ def test_long_films_keep_their_times(make_store: MakeStore, tmp_path: Path, monk
     assert "at most 12 frames" in (tmp_path / "a.html").read_text()
 
 
-def test_lines_show_finite_numbers_of_any_size_and_break_at_the_others(make_store: MakeStore, tmp_path: Path) -> None:
+def test_lines_show_finite_numbers_of_any_size_and_break_at_the_others(tmp_path: Path) -> None:
     store = make_store([6], state=2)
     store.observations = {
         "state": np.arange(12, dtype=np.float32).reshape(6, 2),
@@ -129,10 +104,10 @@ def test_lines_show_finite_numbers_of_any_size_and_break_at_the_others(make_stor
     store.observations["state"][2] = np.nan
     store.observations["state"][4, 1] = np.inf
     page = write(tmp_path / "a.html", store)
-    _, _, state, far, reward = page.values["episodes"][0]["panels"]
+    _, _, state, far, reward = values_of(page)["episodes"][0]["panels"]
     assert state == [[0, 2, None, 6, 8, 10], [1, 3, None, 7, None, 11]]
     assert (far, reward) == ([[-3e38, 3e38, 0, None, 0, 0]], [[1e30] * 6])
-    paths = [found["d"] or "" for tag, found in page.tags if tag == "path"][-4:]
+    paths = [found["d"] or "" for tag, found in page.elements if tag == "path"][-4:]
     assert [path.count("M") for path in paths] == [2, 3, 2, 1]
     assert [len(re.findall("[ML]", path)) for path in paths] == [5, 4, 5, 6]
     assert paths[0].startswith("M0.0 90.0"), "the least stands at the bottom"
@@ -140,7 +115,7 @@ def test_lines_show_finite_numbers_of_any_size_and_break_at_the_others(make_stor
     assert "45.0" in paths[3], "what never changes stands in the middle"
 
 
-def test_only_a_part_of_very_many_arrays_and_episodes_is_shown(make_store: MakeStore, tmp_path: Path) -> None:
+def test_only_a_part_of_very_many_arrays_and_episodes_is_shown(tmp_path: Path) -> None:
     store = make_store([3] * 20, cameras={f"camera{number}": (4, 4, 3) for number in range(20)}, state=30)
     store.observations |= {f"state{number}": np.zeros((60, 2), np.float32) for number in range(20)}
     store.observations["float"] = np.zeros((60, 4, 4, 3), np.float32)
@@ -150,17 +125,17 @@ def test_only_a_part_of_very_many_arrays_and_episodes_is_shown(make_store: MakeS
     assert [text.split(":")[0] for text in page.texts["option"]] == ["Episode 0", "Episode 19"]
     counts = ("2 of 20 episodes", "16 of 20 cameras", "12 of 21 states", "faults: float", "first 16 of 30")
     assert all(words in text for words in counts)
-    assert [len(panel) for panel in page.values["episodes"][0]["panels"]] == [2, 1, 16, *[2] * 11]
+    assert [len(panel) for panel in values_of(page)["episodes"][0]["panels"]] == [2, 1, 16, *[2] * 11]
 
 
 def test_a_page_replaces_only_a_page(
-    make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = native.write(tmp_path / "data.h5", make_store())
     monkeypatch.chdir(tmp_path)
     for options in ([], ["--episodes", "1"]):
         assert main(["data", "view", "data.h5", *options]) == 0
-    assert len(Parsed(tmp_path / "data.html").values["episodes"]) == 1
+    assert len(values_of(Page(tmp_path / "data.html"))["episodes"]) == 1
     (tmp_path / "notes.html").write_text("my notes")
     before = path.read_bytes()
     for options, words in (
@@ -175,33 +150,21 @@ def test_a_page_replaces_only_a_page(
     assert (tmp_path / "notes.html").read_text() == "my notes"
 
 
-@pytest.mark.parametrize(("name", "options"), [("lerobot", []), ("ogbench", ["--env", "cube-single-play-v0"])])
-def test_files_of_other_formats_are_shown(
-    samples: dict[str, Path], name: str, options: list[str], cache: Path, tmp_path: Path
-) -> None:
-    assert main(["data", "view", str(samples[name]), "--out", str(tmp_path / "page.html"), *options]) in (0, 2)
-    page = Parsed(tmp_path / "page.html")
-    assert len(page.values["episodes"]) == 2
-    if name == "lerobot":
-        assert page.values["fps"] == 5
-        assert len(page.of("film")) == 4
-
-
-def test_names_from_a_file_are_only_text(make_store: MakeStore, tmp_path: Path) -> None:
+def test_names_from_a_file_are_only_text(tmp_path: Path) -> None:
     attributes = {"tasks": [HOSTILE], "episode_tasks": [0, 0], HOSTILE: HOSTILE}
     store = make_store(attributes=attributes, cameras={HOSTILE: (4, 4, 3)})
     store.observations |= {f"state {HOSTILE}": np.zeros((12, 2), np.float32), f"odd {HOSTILE}": np.zeros((12, 0))}
     path = tmp_path / "a.html"
     found = {"path": f"/data/{HOSTILE}", "format": "native", "title": HOSTILE} | facts(store)
     viewing.write_page(path, found, store)
-    page = Parsed(path)
-    assert [tag for tag, _ in page.tags].count("script") == 2
-    assert "img" not in [tag for tag, _ in page.tags]
+    page = Page(path)
+    assert [tag for tag, _ in page.elements].count("script") == 2
+    assert "img" not in [tag for tag, _ in page.elements]
     assert HOSTILE in page.texts["option"][0]
     assert page.of("film")[0]["aria-label"] == HOSTILE
 
 
-def test_faulty_rows_are_not_shown(make_store: MakeStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faulty_rows_are_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = native.write(tmp_path / "data.h5", make_store(cameras={"front": (4, 4, 3)}))
     with h5py.File(path, "r+") as file:
         file["timeouts"][2] = 1
@@ -209,17 +172,17 @@ def test_faulty_rows_are_not_shown(make_store: MakeStore, tmp_path: Path, capsys
     told = "timeouts are set inside an episode, first at episode 0, frame 2; end the episode there"
     assert f"PROBLEM {told}" in capsys.readouterr().out
     assert told in (tmp_path / "a.html").read_text()
-    assert "section" not in Parsed(tmp_path / "a.html").texts
+    assert "section" not in Page(tmp_path / "a.html").texts
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
         yield browser
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory, make_store: MakeStore) -> Path:
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of two episodes with two cameras, one of them with a hostile name."""
     folder = tmp_path_factory.mktemp("view")
     store = make_store([30, 4], cameras={"front": (16, 16, 3), HOSTILE: (16, 32, 3)}, attributes={"fps": 100})

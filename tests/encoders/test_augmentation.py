@@ -4,16 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from commands import ended
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
-from gtp_vision.encoders import (
-    Augmentation,
-    AugmentationConfig,
-    CameraConfig,
-    EncoderConfig,
-    RandomShift,
-)
+from gtp_vision.encoders import Augmentation, AugmentationConfig, CameraConfig, EncoderConfig, RandomShift
 
 FRAMES = {"front": (2, 3, 16, 16), "wrist": (2, 3, 12, 20)}
 EVERYTHING = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "hue": 0.2, "blur": 1.0, "erase": 0.4}
@@ -27,7 +22,6 @@ def make(
 
 
 def images(rows: int = 6, shapes: Mapping[str, tuple[int, ...]] = FRAMES, seed: int = 0) -> dict[str, torch.Tensor]:
-    """uint8 noise of the cameras."""
     noise = RandomStream(seed, 1)
     return {name: noise.integers(256, rows, *shape).byte() for name, shape in shapes.items()}
 
@@ -166,3 +160,16 @@ def test_states_and_features_are_not_changed() -> None:
 def test_settings_that_frames_do_not_allow_are_refused(channels: int, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(GtpVisionError, match=message):
         make({"depth": (1, channels, 16, 16)}, **settings)
+
+
+@pytest.mark.processes
+def test_a_shift_needs_no_import_of_kornia() -> None:
+    code = (
+        "import sys, torch\n"
+        "from gtp_vision.core.random import RandomStream\n"
+        "from gtp_vision.encoders import Augmentation, AugmentationConfig, EncoderConfig\n"
+        "augment = Augmentation(EncoderConfig(augmentation=AugmentationConfig(shift=2)), {'front': (1, 3, 8, 8)})\n"
+        "augment({'front': torch.zeros(2, 1, 3, 8, 8, dtype=torch.uint8)}, augment.draw(2, RandomStream(0, 0)))\n"
+        "assert 'kornia' not in sys.modules\n"
+    )
+    ended("-c", code)

@@ -19,7 +19,6 @@ def frames(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def changed(key: str, image: torch.Tensor, value: float) -> torch.Tensor:
-    """Change one property of one (C, H, W) frame."""
     column = ("brightness", "contrast", "saturation", "hue").index(key)
     drawn = torch.tensor([[1.0, 1.0, 1.0, 0.0]])
     drawn[0, column] = 2 * math.pi * value if key == "hue" else value
@@ -51,21 +50,13 @@ def test_changes_are_uniform_within_their_bounds_for_the_share_that_changes() ->
     assert float((blurs > -1).float().mean()) == pytest.approx(0.5, abs=0.01)
 
 
-@pytest.mark.parametrize("sigma", [0.3, 1.5])
-def test_blur_equals_torchvisions(sigma: float) -> None:
-    images = frames(1, 2, 3, 16, 12)
-    blur = Blur(AugmentationConfig(blur=1.5))
+def test_each_sample_has_its_own_blur_which_equals_torchvisions() -> None:
+    images, sigmas = frames(3, 2, 3, 16, 12), torch.tensor([[0.0], [0.3], [1.5]])
     side = 2 * math.ceil(BLUR_REACH * 1.5) + 1
-    expected = tv.gaussian_blur(images, [side, side], [sigma, sigma])
-    torch.testing.assert_close(blur(images, torch.tensor([[sigma]])), expected, atol=1e-5, rtol=0)
-
-
-def test_each_sample_has_its_own_blur() -> None:
-    images = frames(3, 2, 3, 16, 12)
-    blurred = Blur(AugmentationConfig(blur=1.0))(images, torch.tensor([[0.0], [0.5], [1.0]]))
+    expected = [tv.gaussian_blur(images[row], [side, side], [float(sigmas[row])] * 2) for row in (1, 2)]
+    blurred = Blur(AugmentationConfig(blur=1.5))(images, sigmas)
     assert torch.equal(blurred[0], images[0])
-    roughness = (blurred.diff(dim=-1).abs().mean((1, 2, 3, 4)) / images.diff(dim=-1).abs().mean((1, 2, 3, 4))).tolist()
-    assert roughness[0] == 1 > roughness[1] > roughness[2]
+    torch.testing.assert_close(blurred[1:], torch.stack(expected), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("erase", "size"), [(0.05, (32, 32)), (0.3, (20, 64)), (1.0, (32, 32))])

@@ -27,14 +27,6 @@ def test_images_become_features_of_the_configured_width(name: str, size: tuple[i
     torch.testing.assert_close(encoder({"front": given["front"].float() / 255}), features, rtol=0, atol=1e-5)
 
 
-def test_states_alone_are_passed_through() -> None:
-    shapes = {"state": (2, 3), "goal": (1, 4)}
-    encoder, given = Encoder(shapes, EncoderConfig(name="state")), observation(shapes)
-    assert encoder.width == 10
-    assert list(encoder.parameters()) == []
-    assert torch.equal(encoder(given), torch.cat([given["state"].flatten(1), given["goal"].flatten(1)], dim=1))
-
-
 def test_every_camera_frame_and_channel_has_an_effect() -> None:
     shapes = {"observation.images.top": (2, 3, 16, 16), "keys": (2, 1, 12, 12)}  # invalid as names of modules
     encoder, given = Encoder(shapes, EncoderConfig(features=16)), observation(shapes)

@@ -1,5 +1,3 @@
-"""Settings of encoders that would be ignored or contradict each other are refused, by their key."""
-
 import re
 from typing import Any
 

@@ -16,6 +16,11 @@ def create(name: str, shape: tuple[int, ...] = SHAPE, keypoints: int = 0) -> nn.
     return pooling.create(name, shape, keypoints)[0]
 
 
+def test_a_keypoint_is_the_mean_position_under_the_softmax() -> None:
+    x = torch.tensor([-100.0, math.log(3), 0.0]).view(1, 1, 1, 3)
+    assert create("spatial_softmax", (1, 1, 3))(x).tolist() == [[pytest.approx(0.75 * 0 + 0.25 * 1), -1.0]]
+
+
 @pytest.mark.parametrize("keypoints", [0, 4])
 def test_spatial_softmax_equals_robomimics(keypoints: int) -> None:
     ours, theirs = create("spatial_softmax", keypoints=keypoints), Robomimics(SHAPE, num_kp=keypoints or None)

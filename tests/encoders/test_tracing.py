@@ -1,5 +1,3 @@
-"""Encoders and augmentation compile to one graph, also backward and as functions of their parameters."""
-
 from dataclasses import replace
 from typing import Any
 

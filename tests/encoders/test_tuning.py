@@ -1,14 +1,12 @@
-"""Which parameters of a backbone are trained, at which rate, and that no others change."""
-
 import copy
 import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from stores import make_store
 from torch import nn
 
 from gtp_vision import agents
@@ -19,7 +17,6 @@ from gtp_vision.core.random import RandomStream
 from gtp_vision.core.settings import choices_of
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import EncoderConfig, LoraSettings
 from gtp_vision.encoders.backbone import Backbone
 from gtp_vision.encoders.backbones import create
@@ -32,7 +29,7 @@ RATE = 1e-2
 
 
 @functools.cache
-def _batch(make_store: Callable[..., Store]) -> Batch:
+def _batch() -> Batch:
     store = make_store((9, 9), cameras={"front": (48, 48, 3), "wrist": (48, 48, 3)}, terminals={4})
     return Sampler(store, 4, 0, frame_stack=2).batch(0)
 
@@ -91,13 +88,11 @@ CASES += [(name, tuning, "gtp_bc") for name in ("timm/test_vit", "timm/test_effi
 
 
 @pytest.mark.parametrize(("name", "tuning", "preset"), CASES)
-def test_steps_change_exactly_the_trained_parameters(
-    make_store: Callable[..., Store], name: str, tuning: str, preset: str
-) -> None:
+def test_steps_change_exactly_the_trained_parameters(name: str, tuning: str, preset: str) -> None:
     config = _encoder(name, tuning, fusion="transformer" if name == "resnet18" else "concat")
     agent = _agent(config, preset)
     before = copy.deepcopy(agent.state_dict())
-    _steps(agent, _adam(agent, config), _batch(make_store), range(2))  # A of an adapter B A waits for B to leave 0
+    _steps(agent, _adam(agent, config), _batch(), range(2))  # A of an adapter B A waits for B to leave 0
     assert _changed(agent, before) == _moving(agent, tuning)
 
 
@@ -116,9 +111,9 @@ def test_full_tuning_is_one_group_and_rates_decay_by_block_for_layerwise() -> No
 
 
 @pytest.mark.parametrize("tuning", ["full", "layerwise"])
-def test_a_backbone_is_unchanged_until_unfreeze_step(make_store: Callable[..., Store], tuning: str) -> None:
+def test_a_backbone_is_unchanged_until_unfreeze_step(tuning: str) -> None:
     config = _encoder(tuning=tuning, unfreeze_step=2)
-    agent, batch = _agent(config), _batch(make_store)
+    agent, batch = _agent(config), _batch()
     before, optimizer = copy.deepcopy(agent.state_dict()), _adam(agent, config)
     _steps(agent, optimizer, batch, range(2))
     assert _changed(agent, before) == {key for key in _moving(agent, tuning) if ".towers." not in key}
@@ -127,11 +122,11 @@ def test_a_backbone_is_unchanged_until_unfreeze_step(make_store: Callable[..., S
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_batch_statistics_change_with_batch_norm_train(make_store: Callable[..., Store], tuning: str) -> None:
+def test_batch_statistics_change_with_batch_norm_train(tuning: str) -> None:
     config = _encoder("timm/test_efficientnet", tuning, batch_norm="train")
     agent = _agent(config)
     before = copy.deepcopy(agent.state_dict())
-    _steps(agent, _adam(agent, config), _batch(make_store), range(2))
+    _steps(agent, _adam(agent, config), _batch(), range(2))
     after, statistics = agent.state_dict(), {key for key in before if "running_" in key}
     assert statistics
     assert statistics <= _changed(agent, before)
@@ -140,8 +135,8 @@ def test_batch_statistics_change_with_batch_norm_train(make_store: Callable[...,
         assert torch.equal(after[f"{part.removesuffix('_target')}_target.{rest}"], after[key])
 
 
-def test_actor_and_critic_have_the_same_frozen_features(make_store: Callable[..., Store]) -> None:
-    agent, front = _agent(_encoder(tuning="frozen")), _batch(make_store).observation["front"]
+def test_actor_and_critic_have_the_same_frozen_features() -> None:
+    agent, front = _agent(_encoder(tuning="frozen")), _batch().observation["front"]
     features = agent.actor_encoder.camera_features("front", front)
     assert not features.requires_grad
     for encoder in (agent.critic_encoder, agent.actor_encoder_target, agent.critic_encoder_target):
@@ -154,10 +149,8 @@ def test_actor_and_critic_have_the_same_frozen_features(make_store: Callable[...
 @pytest.mark.parametrize(
     ("name", "tuning"), [*(("impala_tiny", tuning) for tuning in TUNINGS), ("timm/test_efficientnet", "lora")]
 )
-def test_trained_and_frozen_parameters_survive_a_save_and_a_load(
-    make_store: Callable[..., Store], tmp_path: Path, name: str, tuning: str
-) -> None:
-    config, batch = _encoder(name, tuning), _batch(make_store)
+def test_trained_and_frozen_parameters_survive_a_save_and_a_load(tmp_path: Path, name: str, tuning: str) -> None:
+    config, batch = _encoder(name, tuning), _batch()
     agent, other = _agent(config, "gtp_bc"), _agent(config, "gtp_bc", seed=1)
     optimizer, other_optimizer = _adam(agent, config), _adam(other, config)
     _steps(agent, optimizer, batch, range(2))
@@ -169,14 +162,12 @@ def test_trained_and_frozen_parameters_survive_a_save_and_a_load(
     assert not _changed(agent, other.state_dict())
 
 
-def test_moments_are_restored_by_parameter_where_groups_have_changed(
-    make_store: Callable[..., Store], tmp_path: Path
-) -> None:
+def test_moments_are_restored_by_parameter_where_groups_have_changed(tmp_path: Path) -> None:
     config, faster = _encoder(tuning="layerwise", decay=0.5), _encoder(tuning="layerwise", decay=1.0)
     agent, other = _agent(config), _agent(config, seed=1)
     optimizer, other_optimizer = _adam(agent, config), _adam(other, faster)
     assert len(optimizer.param_groups) > len(other_optimizer.param_groups)
-    _steps(agent, optimizer, _batch(make_store), range(1))
+    _steps(agent, optimizer, _batch(), range(1))
     path = checkpoint.save(tmp_path, 1, agent, optimizer, {})
     checkpoint.load(path, other, other_optimizer)
     for one, same in zip(agent.parameters(), other.parameters(), strict=True):

@@ -1,5 +1,3 @@
-"""Files of trained weights: what is loaded, and what is refused."""
-
 import contextlib
 import pickle
 import zipfile
@@ -147,32 +145,6 @@ def test_position_embeddings_are_resampled_and_poolings_of_the_file_ignored(tmp_
     assert torch.equal(state["blocks.0.attn.qkv.weight"], large.state_dict()["blocks.0.attn.qkv.weight"])
 
 
-def test_names_of_efficientnet_pytorch_are_converted() -> None:
-    """B0 has squeeze and excitation, which Lite0 lacks."""
-    model = timm_backbones.make("timm/tf_efficientnet_b0", 3, (64, 64), classes=10)
-    common = {"_depthwise_conv": "conv_dw", "_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
-    inner = common | {
-        "_expand_conv": "conv_pw",
-        "_project_conv": "conv_pwl",
-        "_bn0": "bn1",
-        "_bn1": "bn2",
-        "_bn2": "bn3",
-    }
-    plain = common | {"_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
-    theirs = {"conv_stem.": "_conv_stem.", "bn1.": "_bn0.", "conv_head.": "_conv_head.", "bn2.": "_bn1."}
-    theirs["classifier."] = "_fc."
-    places = [(stage, place) for stage, count in enumerate([1, 2, 2, 3, 3, 4, 1]) for place in range(count)]
-    for index, (stage, place) in enumerate(places):
-        for name, ours in (inner if index else plain).items():
-            theirs[f"blocks.{stage}.{place}.{ours}."] = f"_blocks.{index}.{name}."
-    state = {}
-    for key, value in model.state_dict().items():
-        begin = next(begin for begin in theirs if key.startswith(begin))
-        state[theirs[begin] + key.removeprefix(begin)] = torch.full_like(value, 3)
-    weights.fill(model, state, "b0.pth", "b0", convert=partial(timm_backbones.convert_weights, model))
-    assert all(bool((value == 3).all()) for value in model.state_dict().values())
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> tuple[Path, Encoder]:
     """The folder of a run with a checkpoint of weights, and the actor's encoder."""
@@ -257,9 +229,6 @@ def test_unreadable_files_are_refused_and_their_code_is_not_run(name: str, tmp_p
     write(tmp_path / name)
     with pytest.raises(GtpVisionError, match=f"encoder.weights=.*{name}.*{message}"):
         made("drq", weights=str(tmp_path / name))
-
-
-NESTED["model"] = NESTED
 
 
 def test_a_failed_download_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

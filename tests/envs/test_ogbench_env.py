@@ -18,7 +18,7 @@ def test_names_lose_the_data_set_and_gain_a_version() -> None:
     ("name", "has_goals", "message"),
     [
         ("puzzle-3x3-singletask-task11", False, "did you mean 'puzzle-3x3-singletask-task1-v0'"),
-        ("powderworld-easy-play-v0", False, r"powderworld-easy-v0 takes Discrete\(8\), and discrete actions are not"),
+        ("powderworld-easy-play-v0", False, r"powderworld-easy-play-v0 takes Discrete\(8\), and only bounded"),
         ("pointmaze-medium-navigate-singletask-task1-v0", True, "no observation of a goal; set task.goals=null"),
     ],
 )

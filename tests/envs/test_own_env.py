@@ -1,5 +1,3 @@
-"""Environments of the user: a module is imported, and what it registers is made."""
-
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,9 +49,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     sys.modules.pop("tests_own_module", None)
     for name in set(gymnasium.registry) - set(before):
-        if "tests_own_module" in str(
-            gymnasium.registry[name].entry_point
-        ):  # packages register theirs once, when they are imported
+        if "tests_own_module" in str(gymnasium.registry[name].entry_point):  # packages register theirs only once
             del gymnasium.registry[name]
 
 

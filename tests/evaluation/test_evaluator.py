@@ -1,9 +1,7 @@
-"""Episodes are functions of their seeds, whatever runs beside them, and observations are stacked by name."""
-
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,10 @@ from gymnasium.spaces import Box, Dict
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
-from gtp_vision.envs import EnvSpec, Rendering, rendering
+from gtp_vision.envs import EnvSpec, Rendering, _Worker, rendering
+from gtp_vision.envs.units import with_policy_actions
 from gtp_vision.evaluation.evaluator import Actor, Episode, Evaluator, random_actor, summary, write_videos
+from gtp_vision.evaluation.metrics.success import success_text
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # simulators' processes need not import the tests
 
@@ -101,6 +101,87 @@ def test_every_observation_is_stacked_under_its_own_name(goals: bool) -> None:
         assert set(filmed.goal["arm"]) == {number("arm", 2, 9)}
 
 
+class Reporting(Rig):
+    """Success in the second of four steps, in the info that `report` makes of it; the reward is the action's sum."""
+
+    observation_space = Dict(arm=Box(-np.inf, np.inf, (3,), np.float64))
+    action_space = Box(-3, 5, (2,), np.float64)
+
+    def __init__(self, report: Callable[[bool], dict[str, Any]]) -> None:
+        self.report = report
+
+    def observation(self, step: int) -> dict[str, np.ndarray]:
+        return {"arm": np.zeros(3)}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, ended, *_ = super().step(action)
+        return observation, reward, False, ended, self.report(self.steps == 2 and self.seed != 3)
+
+
+@dataclass(frozen=True)
+class ReportingSpec(EnvSpec):
+    name: str = "reporting"
+    report: Callable[[bool], dict[str, Any]] = lambda solved: {}
+
+    def make(self) -> gymnasium.Env:
+        return with_policy_actions(Reporting(self.report), self.units, self.name)
+
+
+@pytest.mark.parametrize(
+    ("report", "more", "expected"),
+    [
+        (lambda solved: {"success": solved}, {}, [0, 1, 0]),
+        (lambda solved: {"success": np.bool_(solved)}, {}, [0, 1, 0]),
+        (lambda solved: {"is_success": int(solved)}, {}, [0, 1, 0]),
+        (lambda solved: {"is_success": np.array([float(solved)])}, {}, [0, 1, 0]),
+        (lambda solved: {"final_info": {"success": np.float32(solved)}}, {}, [0, 1, 0]),
+        (lambda solved: {"success": True} if solved else {}, {}, [np.nan, 1, np.nan]),
+        (lambda solved: {"success": None, "is_success": solved}, {}, [0, 1, 0]),
+        (lambda solved: {"success": "soon", "solved": solved}, {}, [np.nan] * 3),
+        (lambda solved: {}, {"success_reward": 4.0}, [1, 1, 1]),
+        (lambda solved: {"success": solved}, {"success_reward": 4.5}, [0, 0, 0]),
+    ],
+    ids=[
+        *("bool", "numpy", "integer", "array", "final_info", "only successes", "None beside", "words"),
+        *("reward", "reward instead"),
+    ],
+)
+def test_a_step_is_a_success_a_failure_or_unknown(
+    report: Callable[[bool], dict[str, Any]], more: dict[str, Any], expected: list[float]
+) -> None:
+    spec = ReportingSpec(report=report, **more)
+    worker = _Worker(spec.make(), spec)
+    worker.reset(seed=2)
+    found = [worker.step(np.array([1.0, -0.5], np.float32))[4]["success"] for _ in range(3)]
+    np.testing.assert_array_equal(found, expected)
+    assert {type(mark) for mark in found} == {float}, "a vector of environments gives all of them one dtype"
+
+
+@pytest.mark.simulates
+@pytest.mark.parametrize(
+    ("report", "expected"),
+    [
+        (lambda solved: {"success": solved}, [True, False, True]),
+        (lambda solved: {"success": True} if solved else {}, [True, False, True]),
+        (lambda solved: {}, [None, None, None]),
+    ],
+    ids=["said", "only successes", "never said"],
+)
+def test_success_is_what_the_environment_says_or_unknown(
+    report: Callable[[bool], dict[str, Any]], expected: list[bool | None]
+) -> None:
+    with Evaluator(ReportingSpec(report=report), frame_stack=1, envs=2, seed=2, progress=False) as evaluator:
+        found, episodes = evaluator.run(lambda seen, noise: torch.tensor([[1.0, -0.5]] * len(noise.steps)), 3)
+    assert [episode.success for episode in episodes] == expected
+    assert [episode.total_reward for episode in episodes] == [4 * (5 - 1)] * 3, "in the environment's units"
+    if None in expected:
+        assert (found["success"], found["success_interval"]) == (None, None)
+        assert success_text(found).startswith("success unknown (the environment reported none in 3 episodes")
+    else:
+        assert found["success"] == pytest.approx(2 / 3)
+        assert success_text(found).startswith("success 67% of 3 episodes (95 % interval")
+
+
 @pytest.mark.simulates
 def test_episodes_of_a_simulator_do_not_depend_on_those_beside_them_and_leave_ctrl_c_alone() -> None:
     interrupts: list[int] = []
@@ -144,6 +225,8 @@ def test_the_summary_has_wilson_intervals_and_successes_by_task() -> None:
     assert "tasks" not in found
     tasks = summary([Episode(k, k in (0, 3, 5), 0.0, 9, [], task=1 + k % 3) for k in range(6)], 1.0)["tasks"]
     assert tasks == {"1": 1.0, "2": 0.0, "3": 0.5}
+    unknown = summary([Episode(k, None, 1.0, 9, [], task=1) for k in range(4)], 1.0)
+    assert (unknown["success"], unknown["success_interval"], "tasks" in unknown) == (None, None, False)
 
 
 def test_a_missing_opengl_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,3 @@
-"""Saliency maps are gradients of the action, drawn over the frames that the policy saw."""
-
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,12 +10,10 @@ from torch import nn
 
 from gtp_vision import agents
 from gtp_vision.agents import Agent
-from gtp_vision.cli.main import main
 from gtp_vision.core.names import SALIENCY
 from gtp_vision.core.random import EpisodeNoise, RandomStream
 from gtp_vision.evaluation.evaluator import Episode, write_videos
 from gtp_vision.evaluation.saliency import Saliency, saliency
-from gtp_vision.training import trainer
 
 SIDE, STACK = 16, 2
 SHAPES: dict[str, tuple[int, ...]] = {"camera": (STACK, 3, SIDE, SIDE)}
@@ -122,21 +118,3 @@ def test_heat_is_drawn_over_salient_pixels_only(episode: Episode, tmp_path: Path
     (path,) = write_videos(tmp_path, [episode], draw, SALIENCY)
     assert path.name == "episode_003_success_saliency.mp4"
     assert iio.imread(path).shape == plain.shape
-
-
-@pytest.mark.trains
-@pytest.mark.simulates
-def test_training_and_eval_write_videos_with_saliency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, videos = tmp_path / "run", tmp_path / "videos"
-    settings = ["task=demo", "training=demo", "agent=gtp_bc_demo", *TINY, "task.max_episode_steps=2"]
-    settings += ["training.steps=1", "training.batch_size=8", "training.eval_episodes=1", "training.videos=2"]
-    trainer.train(composed(*settings, f"run_dir={run}"), progress=False)
-    names = sorted(path.name for path in (run / "videos" / "step_1").iterdir())
-    assert names == ["episode_000_failure.mp4", "episode_000_failure_saliency.mp4"]
-    page = (run / "report.html").read_text()
-    assert "What it sees" in page
-    assert page.count("<video") == 2
-    assert main(["eval", str(run), "--episodes", "1", "--videos", str(videos), "--saliency"]) == 0
-    assert (len(list(videos.glob("*_saliency.mp4"))), len(list(videos.glob("*.mp4")))) == (1, 2)
-    assert main(["eval", str(run), "--saliency"]) == 2
-    assert "--videos FOLDER" in capsys.readouterr().err

@@ -1,5 +1,3 @@
-"""A simulator that hangs, dies or raises is named in bounded time, and no process is left."""
-
 import os
 import signal
 import sys

@@ -1,5 +1,3 @@
-"""The bandit's known answers, each against its definition, and the judging of agents by them."""
-
 import itertools
 import json
 from pathlib import Path

@@ -1,16 +1,15 @@
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from stores import make_store
 
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.experiments import encoders
 from gtp_vision.training.evaluate import restore
 
@@ -20,7 +19,7 @@ OPTIONS: dict[str, Any] = {"rows": [ROW], "demonstrations": 2, "seeds": 1, "step
 
 
 @pytest.fixture
-def files(tmp_path: Path, make_store: Callable[..., Store], cache: Path) -> tuple[Path, Path]:
+def files(tmp_path: Path, cache: Path) -> tuple[Path, Path]:
     """Demonstrations, and a file in place of weights that the row does not read."""
     data = native.write(tmp_path / "demos.h5", make_store(lengths=(5, 4, 6), cameras={"front": (16, 16, 3)}))
     weights = tmp_path / "weights.pth"
@@ -29,11 +28,7 @@ def files(tmp_path: Path, make_store: Callable[..., Store], cache: Path) -> tupl
 
 
 def test_a_row_is_trained_on_the_first_demonstrations_and_judged_on_the_rest(
-    files: tuple[Path, Path],
-    tmp_path: Path,
-    make_store: Callable[..., Store],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (data, weights), out = files, tmp_path / "out"
     command = ["experiment", "encoders", "--data", str(data), "--weights", str(weights), "--out", str(out)]

@@ -28,11 +28,6 @@ def test_the_command_measures_all_problems_and_both_teachers(
     assert "teacher=data" in maps.table(results), "read back from JSON"
 
 
-def test_the_settings_are_the_default_but_for_the_width() -> None:
-    default = PolicyConfig()
-    assert {f.name for f in fields(default) if getattr(maps.SETTINGS, f.name) != getattr(default, f.name)} == {"hidden"}
-
-
 @pytest.mark.processes
 def test_an_error_in_one_job_ends_them_all() -> None:
     endless = {"method": "gtp", "steps": 10**9, "seed": 0}

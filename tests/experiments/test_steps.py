@@ -1,25 +1,22 @@
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from stores import make_store
 
 from gtp_vision.cli.main import main
 from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.compile import has_compiler
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.experiments.steps import sweep, table
 from gtp_vision.training.trainer import train
 
 pytestmark = pytest.mark.trains
-MakeStore = Callable[..., Store]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, make_store: MakeStore) -> Path:
-    """A run of two steps on states."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("steps")
     native.write(folder / "data.h5", make_store((9, 8)))
     overrides = ["task=demo", "agent=gtp_bc", "encoder=state", "agent.policy.hidden=[16]", "training.device=cpu"]
@@ -48,7 +45,7 @@ def test_compiled_acting_is_timed_beside_it(run: Path) -> None:
 
 
 def test_other_recordings_of_the_same_shape_can_be_used(
-    run: Path, tmp_path: Path, make_store: MakeStore, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = native.write(tmp_path / "other.h5", make_store((6, 6), seed=5))
     assert main(["experiment", "steps", str(run), "--data", str(path)]) == 0

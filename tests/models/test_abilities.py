@@ -1,5 +1,3 @@
-"""Abilities of some families besides `loss` and `sample`: integrating noise, following an energy, densities."""
-
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +93,6 @@ def posterior_mean(x: torch.Tensor, alpha: Any, sigma: Any, mean: float) -> torc
 
 
 def scales(family: str, actor: Any, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Alpha and sigma of the forward process."""
     if family == "vp_diffusion":
         abar = actor.abar[(t * actor.config.grid).round().long()]
         return abar.sqrt(), (1 - abar).sqrt()
@@ -112,7 +109,6 @@ EXACT: dict[str, Callable[..., Any]] = {
 
 
 def sampled(actor: Any, rows: int, steps: int) -> torch.Tensor:
-    """Actions without guidance."""
     observed = actor.observe(torch.zeros(rows, F))
     if isinstance(actor, GTPPolicy):  # which would jump
         return GaussianDiffusion.integrate(actor, observed, RandomStream(0, 0).normal(rows, A), steps)  # type: ignore[arg-type]

@@ -1,5 +1,3 @@
-"""The bottleneck diffusion model: a scalar whose gradient is the score."""
-
 from typing import Any
 
 import pytest

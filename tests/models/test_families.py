@@ -1,5 +1,3 @@
-"""What all families guarantee, and what defines each of them."""
-
 from typing import Any
 
 import pytest
@@ -150,8 +148,6 @@ def test_diffusion_with_the_exact_denoiser_of_a_point_ends_there(steps: int) -> 
 
 
 class PointNoise(VPDiffusionPolicy):
-    """All actions are 0.3."""
-
     def evaluate(self, observed: torch.Tensor, x: torch.Tensor, *times: Time) -> torch.Tensor:
         abar = self.abar[(torch.as_tensor(times[0]) * self.config.grid).round().long()].view(-1, 1)
         return (x - abar.sqrt() * 0.3) / (1 - abar).sqrt()

@@ -1,5 +1,3 @@
-"""Families without noise or times in the network, and the one-step actor, which has no times."""
-
 from typing import Any
 
 import pytest

@@ -1,5 +1,3 @@
-"""Families whose network takes times: the cached embeddings of acting."""
-
 import copy
 import warnings
 

@@ -14,8 +14,6 @@ def mp4(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def new_run(tmp_path: Path, mp4: bytes) -> MakeRun:
-    """`make_run` in a folder of that name."""
-
     def make(name: str = "a", **options: Any) -> Path:
         return make_run(tmp_path / name, mp4, **options)
 

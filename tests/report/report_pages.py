@@ -1,73 +1,20 @@
 """Shared by tests of reports: run folders as training writes them, and a parsed page."""
 
-import html
 import json
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 import yaml
+from pages import Page
 from PIL import Image
 
 from gtp_vision.report import build_report
 
 HOSTILE = '<script>alert("x")</script><img src="http://example.org/x.png" onerror="y">'
 MakeRun = Callable[..., Path]
-
-
-class Page(HTMLParser):
-    """A report: its elements, its text, its panels, and its tables by row and column."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.parts: list[str] = []
-        self.styles: list[str] = []
-        self.rows: list[dict[str, str]] = []
-        self.panels: dict[str, str] = {}  # caption to SVG
-        self.is_style = False
-        self.column: str | None = None
-        source = path.read_text(encoding="utf-8")
-        self.feed(source)
-        self.close()
-        self.text = " ".join(" ".join(self.parts).split())
-        for figure in source.split("<figure>")[1:]:
-            if "<svg" in figure.split("</figure>")[0]:
-                caption = figure.split("<figcaption>")[1].split("</figcaption>")[0].split(" <")[0]
-                self.panels[html.unescape(caption)] = figure.split("</figcaption>")[1].split("</figure>")[0]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = {key: value or "" for key, value in attrs}
-        self.elements.append((tag, attributes))
-        self.is_style = tag == "style"
-        if tag == "tr":
-            self.rows.append({})
-        if tag == "td":
-            self.column = attributes.get("data-label", "Agent")
-            self.rows[-1][self.column] = ""
-
-    def handle_endtag(self, tag: str) -> None:
-        self.is_style = False
-        if tag == "td":
-            self.rows[-1][self.column or ""] = self.rows[-1][self.column or ""].strip()
-            self.column = None
-
-    def handle_data(self, data: str) -> None:
-        if self.is_style:
-            self.styles.append(data)
-            return
-        self.parts.append(data)
-        if self.column:
-            self.rows[-1][self.column] += data
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def row(self, number: int) -> dict[str, str]:
-        return [row for row in self.rows if "Success, last" in row][number]
 
 
 def make_run(
@@ -122,7 +69,6 @@ def make_run(
 
 
 def build(*runs: Path, title: str = "A report", **options: Any) -> Page:
-    """A report, written beside the runs."""
     return Page(build_report(list(runs), runs[0].parent / "out" / "report.html", title=title, **options))
 
 
@@ -137,7 +83,6 @@ def add_metrics(run: Path, *added: str) -> None:
 
 
 def a_video(path: Path) -> bytes:
-    """Eight frames of 64x64."""
     frames = np.zeros((8, 64, 64, 3), np.uint8)
     frames[:, :, :32] = np.arange(0, 256, 32, dtype=np.uint8)[:, None, None, None]
     iio.imwrite(path, frames, fps=10)

@@ -1,5 +1,3 @@
-"""The report page: what it shows of runs, and of damaged and hostile ones."""
-
 import base64
 import json
 import math
@@ -25,7 +23,7 @@ def test_nothing_is_outside_the_file(new_run: MakeRun) -> None:
     assert [value[:60] for value in references if not value.startswith(("data:", "#"))] == []
     tags = {tag for tag, _ in page.elements}
     assert tags & {"img", "video", "script", "link", "iframe", "object", "embed", "base"} == {"img", "video"}
-    css = " ".join(page.styles) + " ".join(attributes.get("style", "") for _, attributes in page.elements)
+    css = " ".join(page.texts["style"]) + " ".join(attributes.get("style", "") for _, attributes in page.elements)
     assert "@import" not in css
     assert css.count("url(") == css.count("url(#")
     (policy,) = [attributes["content"] for attributes in page.all("meta") if "http-equiv" in attributes]
@@ -50,6 +48,19 @@ def test_the_table_holds_the_runs_and_the_baselines(new_run: MakeRun) -> None:
     assert "Only a demonstration." in page.text
 
 
+def test_unknown_success_is_not_zero(new_run: MakeRun) -> None:
+    run, other = new_run("a"), new_run("b", seed=1)
+    unknown = {"episodes": 20, "success": None, "return": -5.0}
+    for each in (run, other):
+        edit_results(each, last=unknown | {"success_interval": None}, mean_last_3=unknown, best=unknown)
+    page = build(run, other)
+    row = page.row(0)
+    assert [row[key] for key in ("Success, last", "Mean of last 3", "Best")] == ["unknown"] * 3
+    assert row["95 % interval"] == "–"
+    (means,) = [row for row in page.rows if row.get("Seeds") == "0, 1" and "unknown" in row["Last"]]
+    assert [means[title] for title in ("Last", "Mean of last three", "Best")] == ["unknown"] * 3
+
+
 def test_the_head_shows_task_environment_data_and_day(new_run: MakeRun) -> None:
     run, dated = new_run("a"), new_run("b", seed=1)
     for name in ("config.yaml", "metrics.jsonl", "results.json"):
@@ -62,10 +73,7 @@ def test_the_head_shows_task_environment_data_and_day(new_run: MakeRun) -> None:
     assert "1,234,567 parameters" in page.text
 
 
-@pytest.mark.parametrize(
-    ("outcomes", "shown"),
-    [("ssssf", "sssf"), ("ffffffs", "sfff"), ("f", "f")],
-)
+@pytest.mark.parametrize(("outcomes", "shown"), [("ssssf", "sssf"), ("ffffffs", "sfff"), ("f", "f")])
 def test_videos_are_few_and_show_both_outcomes(mp4: bytes, new_run: MakeRun, outcomes: str, shown: str) -> None:
     page = build(new_run(outcomes=outcomes))
     videos = page.all("video")

@@ -1,5 +1,3 @@
-"""Health, agents over seeds, and videos side by side, on the report page."""
-
 import json
 import math
 from pathlib import Path
@@ -19,7 +17,6 @@ from gtp_vision.report.run_folder import RunFolder, read_run
 
 
 def edit_config(run: Path, **changes: Any) -> None:
-    """Change settings of the training."""
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["training"] |= changes
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))

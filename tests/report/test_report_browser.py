@@ -1,12 +1,10 @@
-"""Report pages in a real browser: no requests, no overflow, and videos that play, also together."""
-
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Browser
+from browser import Browser, chromium
 from PIL import Image
 from report_pages import make_run
 
@@ -17,7 +15,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
         yield browser
 
 

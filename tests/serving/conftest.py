@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 from small_runs import composed
+from stores import make_store
 
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.serving.export import export
 from gtp_vision.training.trainer import train
 
@@ -31,8 +31,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="session")
-def exported(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """The run and the artifact of a row of `RUNS`."""
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     folder = tmp_path_factory.mktemp("artifacts")
 
     def make(name: str) -> tuple[Path, Path]:

@@ -37,7 +37,6 @@ def untrained(*overrides: str, **fields: Any) -> Policy:
 
 
 def write(folder: Path, policy: Policy, *parts: str) -> Path:
-    """The policy's artifact, with these modules of its agent."""
     folder.mkdir()
     artifact.write(folder, policy.agent, policy.schema, policy.card, parts)
     return folder

@@ -1,5 +1,3 @@
-"""An artifact acts without its run, and a damaged or malicious one is refused."""
-
 import json
 import shutil
 from pathlib import Path
@@ -21,13 +19,11 @@ from gtp_vision.serving.policy import Policy
 
 @pytest.fixture(scope="module")
 def chunks() -> Policy:
-    """Plans four actions, of which three are executed."""
     return untrained("agent=gtp_bc", "agent.action_chunk=4", "agent.acting.execute=3")
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact without its critic."""
     policy = untrained("agent=gtp", "encoder=state", cameras={}, states={"arm": 5})
     return write(tmp_path_factory.mktemp("artifact") / "policy", policy, "actor_encoder", "policy", "improvement")
 

@@ -1,21 +1,18 @@
-"""The commands and code of docs/deploying.md run, in their order."""
-
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from commands import CLI, started
 from commands_of_docs import blocks, commands
 from small_runs import composed
+from stores import make_store
 
 from gtp_vision.cli.main import main
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.training.trainer import train
 
 pytestmark = [pytest.mark.docs, pytest.mark.trains, pytest.mark.processes, pytest.mark.compiles]
@@ -30,7 +27,7 @@ CAMERA, ACTIONS = (64, 64, 3), 5
 
 
 @pytest.fixture(scope="module")
-def reader(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The reader's working directory, with a run of the demo's shapes."""
     folder, before = tmp_path_factory.mktemp("reader"), Path.cwd()
     os.chdir(folder)
@@ -54,8 +51,7 @@ def test_the_page_runs(reader: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert scope["action"].shape == (ACTIONS,)
     assert "push_to_hub" in pushing, "needs the hub: tests/serving/test_artifact.py has a stand-in"
 
-    server = [sys.executable, "-P", "-m", "gtp_vision", *serve, "--port", "0"]
-    with subprocess.Popen(server, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    with started(*CLI, *serve, "--port", "0") as running:
         try:
             assert running.stdout
             port = running.stdout.readline().partition("127.0.0.1:")[2].partition(",")[0]

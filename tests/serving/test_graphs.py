@@ -1,8 +1,4 @@
-"""The sampler as a graph answers as PyTorch does."""
-
 import json
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from functools import cache
@@ -12,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import ended
 from small_policies import untrained
 
 import gtp_vision
@@ -120,8 +117,7 @@ np.save("found.npy", plan(*(torch.from_numpy(given[name]) for name in shapes)).n
 assert not any(name.startswith("gtp_vision") for name in sys.modules)
 print(files["steps"], json.loads(files["schema"])["agent"])
 """
-    ran = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert ran.stdout == "2 gtp\n"
+    assert ended("-c", code, cwd=tmp_path)[0] == "2 gtp\n"
     with torch.no_grad():
         wanted = graphs.sampler_of(policy, 2)(*map(torch.from_numpy, (*stacks.values(), *noise.values())))
     np.testing.assert_allclose(np.load(tmp_path / "found.npy"), wanted.numpy(), rtol=0, atol=1e-5 * 125)

@@ -1,16 +1,11 @@
-"""A suite is planned, run, interrupted and resumed; its scores are those of one that was never interrupted."""
-
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from commands import CLI, started, wait_for
 
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
@@ -59,7 +54,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The suite's folder after an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole")
     assert main(command(data, out)) == 0
     return out
@@ -129,33 +123,20 @@ def test_finished_runs_are_kept_and_more_seeds_are_separate_runs(data: Path, who
 def test_an_interrupted_suite_ends_with_the_same_scores(
     data: Path, whole: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "gtp_vision", *command(data, tmp_path)],
-        env=os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    limit = time.monotonic() + 120
-    while not list(tmp_path.glob("maze/*/seeds_0-1/seed_1/checkpoints/step_*")):
-        assert time.monotonic() < limit, "no checkpoint appeared"
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = started(*CLI, *command(data, tmp_path))
+    wait_for(lambda: list(tmp_path.glob("maze/*/seeds_0-1/seed_1/checkpoints/step_*")), process)
     process.send_signal(how)
     _, error = process.communicate(timeout=120)
     if how == signal.SIGTERM:
         assert process.returncode == 130
         assert "run the same command to resume" in error
-    wait_for_runs(tmp_path)
+    wait_for(lambda: not are_running(tmp_path))  # runs end by themselves after their suite was killed
     assert main(command(data, tmp_path)) == 0
     assert scores(tmp_path) == scores(whole)
 
 
-def wait_for_runs(out: Path) -> None:
-    """Until no training writes below a folder: runs end by themselves after their suite was killed."""
-    limit = time.monotonic() + 60
-    while any(str(out) in " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])):
-        assert time.monotonic() < limit, "a run outlived its suite"
-        time.sleep(0.1)
+def are_running(out: Path) -> bool:
+    return any(str(out) in " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
 
 
 def test_a_run_of_other_settings_is_refused(data: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,3 @@
-"""Means, intervals and comparisons of known cases."""
-
 import math
 
 import numpy as np

@@ -14,11 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import samples
 import yaml
 
 from gtp_vision.config.compose import from_run
 from gtp_vision.core import manifest
-from gtp_vision.datasets.formats import FORMATS, open_store
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.datasets.formats import open_store
 from gtp_vision.datasets.inspection import facts, inspection_text
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.validation import problems
@@ -31,7 +33,7 @@ from gtp_vision.training.segments import segments_of
 from torture import messages
 from torture.forked import forked
 from torture.mutations import change_json, damage, damage_bytes, damage_json, pick
-from torture.runs import data, store, words
+from torture.runs import data, words
 
 Use = Callable[[Path], str]
 """Uses an input as the package does; returns a word for how that ended, or raises `GtpVisionError`."""
@@ -48,26 +50,24 @@ class Kind:
 
 
 def _data(name: str) -> Callable[[Path], Path]:
-    def sample(folder: Path) -> Path:
-        endings = {"lerobot": "", "native": ".h5"}
-        path = folder / f"{name}{endings.get(name, '.hdf5')}"
-        write = FORMATS[name].write
-        assert write is not None
-        write(path, store(cameras=0 if name == "d4rl" else 1))
-        return path
-
-    return sample
+    return lambda folder: samples.make(folder)[name]
 
 
 def _use_data(path: Path) -> str:
-    found = open_store(path)
+    """Do with a data set what is done before training."""
+    try:
+        found = open_store(path)
+    except GtpVisionError as error:
+        if str(path) not in str(error):
+            raise RuntimeError("it does not name the file") from error
+        raise
     faults = problems(found)
     with np.errstate(all="ignore"):
         inspection_text({"path": str(path), "format": "", "title": ""} | facts(found))
+    for array in found.observations.values():  # mapped pages beyond a file's end would end this process here
+        np.asarray(array[np.arange(len(array))]).tobytes()
     if faults:
         return "faulty"
-    for array in found.observations.values():
-        np.asarray(array[np.arange(len(array))]).tobytes()
     Sampler(found, 1, 0, frame_stack=2, n_step=2, action_chunk=2).gather(found.transitions)
     return "sound"
 
@@ -189,10 +189,7 @@ def _sound(use: Callable[[Path], object]) -> Callable[[Path], Use]:
 
 
 KINDS: dict[str, Kind] = {
-    **{
-        f"data {name}": Kind(15, _data(name), damage, lambda sample: _use_data)
-        for name in ("native", "d4rl", "robomimic", "lerobot")
-    },
+    **{f"data {name}": Kind(10, _data(name), damage, lambda sample: _use_data) for name in samples.FORMATS},
     "checkpoint": Kind(60, _run, _damage_checkpoint, _opened_checkpoint),
     "config": Kind(50, _run, _damage_config, _sound(restore)),
     "records": Kind(10, _run, _damage_records, _sound(lambda run: build_report([run], run / "again.html", title="a"))),

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
+from stores import make_store
 
 from gtp_vision.datasets.formats import d4rl, native
-from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint
 from torture.forked import FailedError
 
@@ -34,29 +33,13 @@ KINDS: dict[str, tuple[str, ...]] = {
 """Kinds of runs: name to settings beside the common ones."""
 
 
-def store(*, cameras: int = 0, frames: int = 70) -> Store:
-    """Episodes of random numbers, of Pendulum's shapes; or of cameras of 8x8 pixels."""
-    random = np.random.default_rng(0)
-    ends = np.array([frames // 2, frames], np.int64)
-    shapes = {f"camera_{number}": (frames, 8, 8, 3) for number in range(cameras)}
-    observations = {name: random.integers(0, 256, shape, np.uint8) for name, shape in shapes.items()}
-    return Store(
-        observations=observations or {"state": random.normal(size=(frames, 3)).astype(np.float32)},
-        actions=random.uniform(-1, 1, (frames, 1)).astype(np.float32),
-        rewards=random.normal(size=frames).astype(np.float32),
-        terminals=np.zeros(frames, np.uint8),
-        timeouts=np.isin(np.arange(frames), ends - 1).astype(np.uint8),
-        episode_ends=ends,
-        attributes={"made_by": "scripts/torture"},
-    )
-
-
 def data(folder: Path) -> None:
     """Write the data sets: `states.h5`, `pixels.h5`, and `foreign.hdf5`, which is to be unpacked."""
     folder.mkdir(parents=True, exist_ok=True)
-    native.write(folder / "states.h5", store())
-    native.write(folder / "pixels.h5", store(cameras=1))
-    d4rl.write(folder / "foreign.hdf5", store())
+    states = make_store((35, 35), actions=1)  # Pendulum's shapes
+    native.write(folder / "states.h5", states)
+    native.write(folder / "pixels.h5", make_store((35, 35), cameras={"camera": (8, 8, 3)}, state=None, actions=1))
+    d4rl.write(folder / "foreign.hdf5", states)
 
 
 def words(kind: str, data: Path, run: Path, *more: str) -> list[str]:

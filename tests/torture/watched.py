@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import multiprocessing
 import os
 import resource
-import select
 import shutil
 import signal
 import time
@@ -14,6 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from gtp_vision.core.errors import GtpVisionError
 from torture.forked import redirect
 from torture.inputs import KINDS, Kind, copied
 
+_FORK = multiprocessing.get_context("fork")
 _HANG = 5.0  # seconds of work
 _WAIT = 30.0  # seconds on a busy machine
 _LIMIT = 3_000_000_000  # bytes beyond what the worker holds: more than any input may take, less than the machine has
@@ -50,15 +51,10 @@ class Worker:
     """A fork of this process that uses inputs of a kind, given an undamaged one, and logs to a file."""
 
     def __init__(self, kind: Kind, sample: Path, log: Path) -> None:
-        requests, self._requests = os.pipe()
-        self._answers, answers = os.pipe()
-        self.process = os.fork()
-        if not self.process:
-            os.close(self._requests)
-            os.close(self._answers)
-            _serve(kind, sample, log, requests, answers)
-        os.close(requests)
-        os.close(answers)
+        self._pipe, theirs = _FORK.Pipe()
+        self._process = _FORK.Process(target=_serve, args=(kind, sample, log, theirs))
+        self._process.start()
+        theirs.close()
         self._answer(300.0)  # it is ready
 
     def use(self, path: Path) -> tuple[str, float, int]:
@@ -71,7 +67,7 @@ class Worker:
             with contextlib.suppress(OSError):
                 Path(f"/proc/{process}/clear_refs").write_text("5")  # reset the peak
         worked, began = self._work(), time.monotonic()
-        os.write(self._requests, str(path).encode() + b"\n")
+        self._pipe.send(path)
         while not (end := self._answer(0.25)):
             if self._work() - worked > _HANG or time.monotonic() - began > _WAIT:
                 spent = self._work() - worked
@@ -86,12 +82,11 @@ class Worker:
         for process in self._all():
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.process, 0)
+        self._process.join()
 
     def _all(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
-            own = psutil.Process(self.process)
+            own = psutil.Process(self._process.pid)
             return [own, *own.children(recursive=True)]
         return []
 
@@ -103,10 +98,10 @@ class Worker:
         return total
 
     def _answer(self, seconds: float) -> str:
-        if not select.select([self._answers], [], [], seconds)[0]:
-            return ""
-        answer = os.read(self._answers, 1 << 16)
-        return json.loads(answer) if answer else "crash"
+        try:
+            return str(self._pipe.recv()) if self._pipe.poll(seconds) else ""
+        except EOFError:
+            return "crash"
 
 
 def _memory(process: int | str, name: str) -> int:
@@ -117,24 +112,18 @@ def _memory(process: int | str, name: str) -> int:
     return 0
 
 
-def _serve(kind: Kind, sample: Path, log: Path, requests: int, answers: int) -> None:
-    """The fork: a path in, the end out."""
-    try:
-        os.setsid()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        redirect(log)
-        os.environ |= {"TQDM_DISABLE": "1", "GTP_VISION_PATIENCE": "4"}
-        use = kind.opened(sample)
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (_memory("self", "VmData") + _LIMIT, hard))
-        os.write(answers, json.dumps("ready").encode())
-        with os.fdopen(requests) as paths:
-            for line in paths:
-                os.write(answers, json.dumps(_end(use, Path(line.rstrip("\n")))).encode())
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(0)
+def _serve(kind: Kind, sample: Path, log: Path, pipe: Connection) -> None:
+    """The fork: a path in, the end out, until it is killed."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    redirect(log)
+    os.environ |= {"TQDM_DISABLE": "1", "GTP_VISION_PATIENCE": "4"}
+    use = kind.opened(sample)
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (_memory("self", "VmData") + _LIMIT, hard))
+    pipe.send("ready")
+    while True:
+        pipe.send(_end(use, pipe.recv()))
 
 
 def _end(use: Callable[[Path], str], path: Path) -> str:

@@ -24,7 +24,6 @@ def members_of(config: Config) -> list[Components]:
 
 
 def only_compiling(line: str) -> None:
-    """The only message of an engine that works."""
     assert line.startswith("compiling the step")
 
 

@@ -1,22 +1,18 @@
-"""Every agent as people run it: from the command line on states, and learning from pixels."""
-
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from engines_of import engine_of
 from small_runs import small_run
+from stores import make_store
 
 from gtp_vision.agents import AGENTS
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.training import trainer
 from gtp_vision.training.build import Components, build
 
-MakeStore = Callable[..., Store]
 NAMES = sorted(AGENTS)
 SIDE, ROWS, STEPS = 12, 64, 80
 FASTER = {  # agents whose published settings learn too slowly for so few steps
@@ -29,12 +25,8 @@ FASTER = {  # agents whose published settings learn too slowly for so few steps
 
 
 @pytest.fixture(scope="module")
-def pixels(make_store: MakeStore, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    """The half of a frame that is lit shows the best action; noisy ones around it are taken.
-
-    Returns:
-        The data set's path, and float32 (ROWS, 2), the best action of each row.
-    """
+def pixels(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """Data in which the half of a frame that is lit shows the best action, and these actions, float32 (ROWS, 2)."""
     random = np.random.default_rng(0)
     right = random.integers(0, 2, ROWS)
     frames = random.integers(0, 30, (ROWS, SIDE, SIDE, 3), np.uint8)
@@ -80,7 +72,7 @@ def test_every_agent_learns_from_pixels(pixels: tuple[Path, np.ndarray], name: s
 
 
 @pytest.mark.parametrize("name", ["gtp", "iql", "fql"])
-def test_zero_rewards_are_refused_where_a_critic_needs_them(make_store: MakeStore, tmp_path: Path, name: str) -> None:
+def test_zero_rewards_are_refused_where_a_critic_needs_them(tmp_path: Path, name: str) -> None:
     data = native.write(tmp_path / "data.h5", make_store((9, 9), rewards=np.zeros(18, np.float32)))
     with pytest.raises(GtpVisionError, match=rf"data\.h5.* agent={name} .*agent=gtp_bc"):
         trainer.train(small_run(data, tmp_path / "run", agent=name), progress=False)

@@ -1,7 +1,4 @@
-"""Which data a run trains on, where they are placed, and how states are scaled."""
-
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,21 +6,19 @@ import numpy as np
 import pytest
 import torch
 from small_runs import assert_equal, composed, saved, small_run
+from stores import make_store
 
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder, EncoderConfig
 from gtp_vision.training import evaluate, trainer
 from gtp_vision.training.build import build, shapes
 from gtp_vision.training.data import constant_dimensions, fit, measure, open_data
 
-MakeStore = Callable[..., Store]
-
 
 @pytest.fixture(scope="module")
-def folder(make_store: MakeStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two data sets of states; the first has groups of episodes, a constant dimension and a second observation."""
     folder = tmp_path_factory.mktemp("data")
     bounds = {"action_low": [0.0, -3.0], "action_high": [1.0, 3.0]}

@@ -1,6 +1,3 @@
-"""All engines take the same steps, alone and side by side, and say why when they cannot run."""
-
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,7 @@ from gtp_vision.agents import AGENTS
 from gtp_vision.config.compose import to_yaml
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sources import batch_source
-from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint, engines
 from gtp_vision.training.build import Components, build
 from gtp_vision.training.eager import Eager
@@ -26,17 +21,9 @@ STEPS = 3
 TARGETS = ["agent.tau=0.5", "agent.policy_tau=0.5", "agent.policy.hidden=[16,16]"]  # targets that visibly move
 
 
-@pytest.fixture(scope="module")
-def folder(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    native.write(folder / "states.h5", make_store((30, 40), terminals={29}))
-    native.write(folder / "pixels.h5", make_store((30, 40), terminals={29}, cameras={"front": (12, 12, 3)}))
-    return folder
-
-
-def config_of(folder: Path, name: str = "gtp", *more: str) -> Config:
-    data = "pixels" if any(override.startswith("encoder=") for override in more) else "states"
-    return small_run(folder / f"{data}.h5", "unused", *TARGETS, *more, agent=name)
+def config_of(pixels: Path, name: str = "gtp", *more: str) -> Config:
+    seen = [] if any(override.startswith("encoder=") for override in more) else ["task.observations=[state]"]
+    return small_run(pixels, "unused", *TARGETS, *seen, *more, agent=name)
 
 
 def steps_of(engine: Engine, device: torch.device = CPU, steps: int = STEPS) -> list[list[dict[str, float]]]:
@@ -74,10 +61,10 @@ def check(config: Config, kind: str, backend: str = "aot_eager", steps: int = ST
 
 
 @pytest.mark.parametrize("name", sorted(AGENTS))
-def test_a_step_as_a_function_equals_pytorchs_step_alone_and_side_by_side(folder: Path, name: str) -> None:
+def test_a_step_as_a_function_equals_pytorchs_step_alone_and_side_by_side(pixels: Path, name: str) -> None:
     more = ["training.clip_gradient=0.5", "training.schedule=cosine", "training.warmup_steps=2"]
-    check(config_of(folder, name, *more, "training.steps=9"), "function")
-    members = check(config_of(folder, name, *more, "training.steps=9", "training.seeds=2"), "function")
+    check(config_of(pixels, name, *more, "training.steps=9"), "function")
+    members = check(config_of(pixels, name, *more, "training.steps=9", "training.seeds=2"), "function")
     weights = [next(member.agent.policy.parameters()) for member in members]
     assert not torch.allclose(*weights), "equal seeds prove nothing"
 
@@ -93,28 +80,28 @@ def test_a_step_as_a_function_equals_pytorchs_step_alone_and_side_by_side(folder
     ],
     ids=["inductor", "stages", "frames and groups", "seeds"],
 )
-def test_a_compiled_step_equals_pytorchs_step(folder: Path, name: str, backend: str, more: list[str]) -> None:
-    check(config_of(folder, name, *more), "compile", backend, steps=4)
+def test_a_compiled_step_equals_pytorchs_step(pixels: Path, name: str, backend: str, more: list[str]) -> None:
+    check(config_of(pixels, name, *more), "compile", backend, steps=4)
 
 
-def test_seeds_share_a_frozen_backbone_and_its_features(folder: Path, tmp_path: Path, cache: Path) -> None:
-    pixels = [*PIXELS, "encoder.augmentation.shift=0"]
-    config = config_of(folder, "gtp", *pixels)
+def test_seeds_share_a_frozen_backbone_and_its_features(pixels: Path, tmp_path: Path, cache: Path) -> None:
+    still = [*PIXELS, "encoder.augmentation.shift=0"]
+    config = config_of(pixels, "gtp", *still)
     parts = build(config)
     checkpoint.save(tmp_path / "checkpoints", 1, parts.agent, parts.optimizer, {})
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     frozen = [f"encoder.weights={tmp_path}", "encoder.tuning=frozen", "encoder.cache=true", "training.seeds=2"]
-    members = check(config_of(folder, "gtp", *pixels, *frozen), "function")
+    members = check(config_of(pixels, "gtp", *still, *frozen), "function")
     towers = [{n: p.data_ptr() for n, p in member.agent.named_parameters() if ".towers." in n} for member in members]
     assert towers[0] == towers[1] != {}
 
 
 @pytest.mark.compiles
-def test_a_step_that_cannot_be_compiled_runs_eagerly_with_a_message(folder: Path) -> None:
+def test_a_step_that_cannot_be_compiled_runs_eagerly_with_a_message(pixels: Path) -> None:
     def broken(graph: object, inputs: object) -> None:
         raise RuntimeError("no such luck\nand more of it")
 
-    config, messages = config_of(folder, "gtp_bc"), list[str]()
+    config, messages = config_of(pixels, "gtp_bc"), list[str]()
     parts = build(config)
     backend: Any = broken
     engine = Functional(batch_source(parts.sampler, CPU), config, [parts], "compile", messages.append, backend=backend)
@@ -129,11 +116,11 @@ BATCH_NORM = ["encoder=resnet18", "encoder.pooling=average", "encoder.features=8
 WARM = [*PIXELS, "encoder.augmentation.brightness=0.1", "encoder.augmentation.warmup_steps=100"]
 
 
-def test_the_engine_is_chosen_with_a_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_is_chosen_with_a_reason(pixels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     messages = list[str]()
 
     def chosen(steps: int, *more: str) -> tuple[str, str]:
-        config = config_of(folder, "gtp_bc", f"training.steps={steps}", *more)
+        config = config_of(pixels, "gtp_bc", f"training.steps={steps}", *more)
         return choose(config, [build(config)], messages.append).name, messages[-1]
 
     assert chosen(100)[0] == "eager"
@@ -154,18 +141,18 @@ def test_the_engine_is_chosen_with_a_reason(folder: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_engines_that_cannot_run_are_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], words: str
+    pixels: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], words: str
 ) -> None:
     monkeypatch.setattr(engines, "has_compiler", lambda: False)
-    config = config_of(folder, "gtp_bc", *more)
+    config = config_of(pixels, "gtp_bc", *more)
     with pytest.raises(GtpVisionError, match=words):
         choose(config, [build(config)], pytest.fail)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.compiles
-def test_a_captured_step_equals_pytorchs_step(folder: Path) -> None:
-    config = config_of(folder, "gtp", "training.device=cuda")
+def test_a_captured_step_equals_pytorchs_step(pixels: Path) -> None:
+    config = config_of(pixels, "gtp", "training.device=cuda")
     ours, theirs = build(config), build(config)
     device = ours.accelerator.device
     graph = Functional(batch_source(ours.sampler, device), config, [ours], "graph", only_compiling)

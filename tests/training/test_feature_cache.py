@@ -1,11 +1,5 @@
-"""Cached features equal those of the encoder, training on them equals training on frames, and the cache is safe."""
-
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import started, wait_for
 from small_runs import assert_equal, composed, saved
+from stores import make_store
 
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
@@ -21,14 +17,12 @@ from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import channels_first
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sources import HostSource
-from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder
 from gtp_vision.encoders.views import one_view
 from gtp_vision.training import eager as updates
 from gtp_vision.training import feature_cache, trainer
 from gtp_vision.training.build import Components, build
 
-MakeStore = Callable[..., Store]
 CAMERAS = {"front": (16, 16, 3), "wrist": (12, 16, 3)}
 LENGTHS = (5, 1, 9, 22)
 STILL = ("encoder.augmentation.shift=0", "encoder.augmentation.shift_probability=0")
@@ -36,9 +30,10 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
-def data(make_store: MakeStore, tmp_path: Path) -> Path:
+def data(tmp_path: Path) -> Path:
     """Two cameras and a state, in episodes shorter and longer than a stack."""
-    return native.write(tmp_path / "data.h5", make_store(LENGTHS, cameras=CAMERAS))
+    attributes = {"filters": {"train": [0, 2], "valid": [1, 3]}}
+    return native.write(tmp_path / "data.h5", make_store(LENGTHS, cameras=CAMERAS, attributes=attributes))
 
 
 def _overrides(data: Path) -> list[str]:
@@ -152,7 +147,7 @@ def test_views_are_the_frames_and_then_augmented_ones(data: Path) -> None:
     assert "not augmented" in plain.where
 
 
-def test_a_view_changes_all_frames_of_an_episode_alike(make_store: MakeStore, tmp_path: Path) -> None:
+def test_a_view_changes_all_frames_of_an_episode_alike(tmp_path: Path) -> None:
     """Otherwise a critic would see a jump between an observation and the next one."""
     store = make_store(LENGTHS, cameras=CAMERAS)
     for name, array in store.observations.items():
@@ -199,17 +194,6 @@ def test_a_finished_entry_is_reused(data: Path, cache: Path, computed: list[int]
         np.testing.assert_array_equal(array, first.sampler.store.observations[name])
 
 
-@pytest.mark.parametrize(
-    "change",
-    ["seed=1", "task.frame_stack=2", "task.observations=[wrist,front]", "encoder.cameras.front.size=[8,8]"],
-)
-def test_settings_that_change_features_create_another_entry(data: Path, cache: Path, change: str) -> None:
-    build(_config(data))
-    before = set(_entries(cache))
-    assert _error(build(_config(data, change)), "front") < 5e-3
-    assert set(_entries(cache)) - before
-
-
 def test_views_depend_on_the_augmentation_and_one_view_does_not(data: Path, cache: Path) -> None:
     def added(*more: str) -> int:
         before = len(_entries(cache))
@@ -222,17 +206,19 @@ def test_views_depend_on_the_augmentation_and_one_view_does_not(data: Path, cach
     assert added("encoder.views=2", "encoder.augmentation.shift=2") == 2
 
 
-def test_other_recordings_and_subsets_create_other_entries(make_store: MakeStore, tmp_path: Path, cache: Path) -> None:
-    filters = {"filters": {"train": [0, 2], "valid": [1, 3]}}
-    stores = [make_store((8, 8, 8, 8), cameras=CAMERAS, seed=seed, attributes=filters) for seed in (0, 1)]
-    paths = [native.write(tmp_path / f"{seed}.h5", store) for seed, store in enumerate(stores)]
-    both = f"task.datasets=[{paths[0]},{paths[1]}]"
-    counts = []
-    for more in ((), ("task.filter=train",), ("task.filter=valid",), ("task.dataset=null", both)):
-        parts = build(_config(paths[0], *more))
-        assert _error(parts, "wrist") < 5e-3
-        counts.append(len(_entries(cache)))
-    assert counts == [3, 6, 9, 12]
+CHANGES = ["seed=1", "task.frame_stack=2", "task.observations=[wrist,front]", "encoder.cameras.front.size=[8,8]"]
+CHANGES += ["task.filter=train", "task.filter=valid", "other recordings"]
+
+
+def test_what_changes_features_creates_another_entry(data: Path, tmp_path: Path, cache: Path) -> None:
+    other = native.write(tmp_path / "other.h5", make_store(LENGTHS, cameras=CAMERAS, seed=1))
+    build(_config(data))
+    for change in CHANGES:
+        before = set(_entries(cache))
+        both = ["task.dataset=null", f"task.datasets=[{data},{other}]"]
+        parts = build(_config(data, *(both if change == "other recordings" else [change])))
+        assert max(_error(parts, camera) for camera in CAMERAS) < 5e-3
+        assert set(_entries(cache)) - before, change
 
 
 def _other_bytes(entry: Path) -> None:
@@ -279,21 +265,19 @@ def slow(*arguments):
 Encoder.camera_features = slow
 build(from_command_line(sys.argv[1:]))
 """
-    command = [sys.executable, "-P", "-c", program, *_overrides(data)]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
-    deadline, done = time.monotonic() + 120, 0
-    while not 8 <= done < 37:
-        done = max((json.loads(note.read_text())["done"] for note in cache.glob("*.json")), default=0)
-        assert running.poll() is None, running.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
+    def done() -> int:
+        return max((json.loads(note.read_text())["done"] for note in cache.glob("*.json")), default=0)
+
+    running = started("-c", program, *_overrides(data))
+    wait_for(lambda: 8 <= done() < 37, running)
+    running.kill()
     running.communicate(timeout=60)
-    (done,) = [json.loads(note.read_text())["done"] for note in cache.glob("*.json")]
+    finished = done()
+    assert len(list(cache.glob("*.json"))) == 1
     monkeypatch.setattr(feature_cache, "_PIECE", 4)
     parts = build(_config(data))
-    assert sum(computed) == 2 * 32 + (37 - done) + 37, "the compared rows, the remaining ones, the other camera"
+    assert sum(computed) == 2 * 32 + (37 - finished) + 37, "the compared rows, the remaining ones, the other camera"
     assert max(_error(parts, camera) for camera in CAMERAS) < 5e-3
 
 

@@ -1,13 +1,12 @@
-"""Goal-conditioned policies, from the configuration to the tasks of an evaluation."""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_runs import composed, lines
+from small_runs import composed
+from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise, RandomStream
@@ -15,14 +14,12 @@ from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
 from gtp_vision.datasets.record import record_of
 from gtp_vision.datasets.sources import HostSource
-from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.evaluator import Evaluator, random_actor
 from gtp_vision.training import eager as updates
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build, goals_of, shapes
 
-MakeStore = Callable[..., Store]
 SMALL = [
     *("encoder=state", "training.device=cpu", "training.batch_size=32", "training.log_every=2"),
     *("agent.policy.hidden=[32,32]", "agent.critic.hidden=[32]", "training.learning_rate=3e-3"),
@@ -35,7 +32,7 @@ def own(folder: Path, *overrides: str) -> list[str]:
     return [*data, f"run_dir={folder / 'run'}", *SMALL, *overrides]
 
 
-def walks(make_store: MakeStore, path: Path) -> None:
+def walks(path: Path) -> None:
     """Write walks on a line from 0, at 0.1 a step: half of them to the right, half to the left."""
     length, count = 11, 40
     way = np.repeat(np.where(np.arange(count) % 2, 1.0, -1.0), length).astype(np.float32)[:, None]
@@ -44,7 +41,7 @@ def walks(make_store: MakeStore, path: Path) -> None:
     native.write(path, replace(store, actions=way))
 
 
-def test_every_observation_has_a_goal_of_its_shape_and_scale(make_store: MakeStore, tmp_path: Path) -> None:
+def test_every_observation_has_a_goal_of_its_shape_and_scale(tmp_path: Path) -> None:
     store = make_store((9, 9), cameras={"front": (12, 12, 3)})
     assert shapes(record_of(store), 2, goals=True) == {
         **{"front": (2, 3, 12, 12), "state": (2, 3)},
@@ -69,8 +66,8 @@ def test_cloning_draws_later_goals_and_a_critic_those_of_values(tmp_path: Path) 
 
 @pytest.mark.trains
 @pytest.mark.parametrize("name", ["gtp_bc", "iql"])
-def test_the_action_leads_to_the_goal_that_is_shown(make_store: MakeStore, tmp_path: Path, name: str) -> None:
-    walks(make_store, tmp_path / "data.h5")
+def test_the_action_leads_to_the_goal_that_is_shown(tmp_path: Path, name: str) -> None:
+    walks(tmp_path / "data.h5")
     fast = ("agent.policy_tau=0.1",) if name == "gtp_bc" else ()  # it also learns from a slow copy
     config = composed(*own(tmp_path, f"agent={name}", "training.steps=200", "task.discount=0.9", *fast))
     config.agent.acting.candidates = 1
@@ -106,20 +103,6 @@ def test_an_evaluation_shows_each_episode_the_goal_of_its_own_task() -> None:
     for number, goals in shown.items():
         goal = env.reset(seed=5 + number)[1]["goal"].astype(np.float32)
         np.testing.assert_array_equal(np.array(goals), np.tile(goal, (3, 1)))
-
-
-@pytest.mark.trains
-@pytest.mark.simulates
-def test_a_run_from_pixels_with_goals_is_evaluated_by_task(tmp_path: Path) -> None:
-    overrides = [
-        *("task=demo", "task.env=visual-puzzle-3x3-play-v0", "task.goals=hindsight", "task.n_step=1"),
-        *("task.max_episode_steps=4", "agent=gtp_bc", "encoder=impala_tiny", "encoder.features=16"),
-        *("agent.policy.hidden=[32]", "training.batch_size=4", "training.steps=2", "training.eval_episodes=2"),
-        *("training.eval_envs=1", "training.videos=0", "training.device=cpu", f"run_dir={tmp_path}"),
-    ]
-    results = trainer.train(composed(*overrides), progress=False)
-    assert results["last"]["tasks"] == {"1": 0.0, "2": 0.0}
-    assert np.isfinite(lines(tmp_path)[-1]["eval/success"])
 
 
 @pytest.mark.parametrize(

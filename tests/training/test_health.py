@@ -1,8 +1,5 @@
-"""What looks wrong in a run is warned of once, and nothing is warned of in a healthy run."""
-
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from small_runs import lines, small_run
+from stores import make_store
 
 from gtp_vision.config.schema import Config
 from gtp_vision.datasets.formats import native
@@ -18,7 +16,6 @@ from gtp_vision.training import health, trainer
 from gtp_vision.training.build import build
 from gtp_vision.training.health import Health, Spread, spread_of, value_bound
 
-MakeStore = Callable[..., Store]
 SMALL = ["training.batch_size=64", "training.checkpoint_every=4", "training.steps=12"]
 
 
@@ -48,7 +45,7 @@ def test_diverging_values_are_warned_of_once(data: Path, tmp_path: Path, capsys:
 
 
 @pytest.mark.trains
-def test_a_policy_that_ignores_the_observation_is_warned_of(make_store: MakeStore, tmp_path: Path) -> None:
+def test_a_policy_that_ignores_the_observation_is_warned_of(tmp_path: Path) -> None:
     store = make_store((30, 40))
     store.observations["state"][:] = 1
     data = native.write(tmp_path / "same.h5", store)
@@ -98,18 +95,15 @@ def test_measuring_the_spread_changes_nothing_and_depends_on_the_step(data: Path
         ({"loss": math.nan}, "", 0),  # no step was applied
     ],
 )
-def test_metrics_are_checked(
-    make_store: MakeStore, tmp_path: Path, metrics: dict[str, float], kind: str, at: int
-) -> None:
+def test_metrics_are_checked(tmp_path: Path, metrics: dict[str, float], kind: str, at: int) -> None:
     own = watch(tmp_path, make_store(), "task.discount=0.5")
     warned = [bool(own.check_metrics(step, metrics)) for step in range(8)]
     assert warned == [bool(kind) and step == at for step in range(8)]
     assert [one["kind"] for one in health.read_warnings(tmp_path)] == [kind] * bool(kind)
 
 
-def evaluation(step: int, success: float, *rest: float) -> dict[str, Any]:
-    """An evaluation of this success, return and, if given, score."""
-    interval = [max(0, success - 0.1), min(1, success + 0.1)]
+def evaluation(step: int, success: float | None, *rest: float) -> dict[str, Any]:
+    interval = None if success is None else [max(0, success - 0.1), min(1, success + 0.1)]
     return {"step": step, "success": success, "success_interval": interval} | dict(
         zip(("return", "score"), rest, strict=False)
     )
@@ -122,12 +116,15 @@ def evaluation(step: int, success: float, *rest: float) -> dict[str, Any]:
         ([(0, 0), (0, 10), (0, 4)], "return is 4, and was 10 at step 2"),
         ([(0, 0, 90), (0, 0, 30)], "score is 30, and was 90 at step 1"),
         ([(0.2, 0), (0.4, 0), (0.25, 0)], ""),
+        ([(None, 0), (None, 10), (None, 4)], "return is 4, and was 10 at step 2"),
+        ([(None, 0), (0.8, 0), (0.3, 0)], "success is 0.3, and was 0.8 at step 2"),
+        ([(0.8, 0), (0.3, 0), (None, 0)], "success is 0.3, and was 0.8 at step 1"),
         ([(0, 0), (0, 10), (0, 8)], ""),
         ([(0, 0, 5), (0, 0, 1)], ""),
     ],
 )
 def test_an_evaluation_far_below_the_best_is_warned_of(
-    make_store: MakeStore, tmp_path: Path, evaluations: list[tuple[float, ...]], words: str
+    tmp_path: Path, evaluations: list[tuple[Any, ...]], words: str
 ) -> None:
     own, found = watch(tmp_path, make_store()), [evaluation(k + 1, *given) for k, given in enumerate(evaluations)]
     warned = [line for end in range(len(found)) for line in own.check_evaluations(found[: end + 1])]
@@ -148,14 +145,14 @@ def test_an_evaluation_far_below_the_best_is_warned_of(
     ],
 )
 def test_the_largest_value_follows_from_rewards_and_discount(
-    make_store: MakeStore, tmp_path: Path, agent: str, more: list[str], bound: float | None
+    tmp_path: Path, agent: str, more: list[str], bound: float | None
 ) -> None:
     store = make_store((5, 7), rewards=np.linspace(-1, 3, 12).astype(np.float32))
     found = value_bound(config_of(tmp_path, tmp_path, *more, agent=agent), store)
     assert found == (None if bound is None else pytest.approx(bound))
 
 
-def test_warnings_are_kept_by_step_and_damaged_files_are_ignored(make_store: MakeStore, tmp_path: Path) -> None:
+def test_warnings_are_kept_by_step_and_damaged_files_are_ignored(tmp_path: Path) -> None:
     store = make_store()
     own = watch(tmp_path, store)
     for step in (3, 6):

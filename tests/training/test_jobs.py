@@ -1,5 +1,3 @@
-"""Trainings side by side: what each may use, and when it ends."""
-
 from pathlib import Path
 
 import pytest

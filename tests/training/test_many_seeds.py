@@ -1,8 +1,5 @@
-"""Seeds trained side by side are separate runs."""
-
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +11,6 @@ from small_runs import assert_close, assert_equal, lines, saved, small_run
 from gtp_vision.cli.main import main
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint, trainer
 from gtp_vision.training.evaluate import restore
 from gtp_vision.training.seeds import summary
@@ -29,7 +24,6 @@ def config_of(data: Path, folder: Path, steps: int, *more: str, seeds: int = 2) 
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the seeds 4 and 5 in 7 steps."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     trainer.train(config_of(data, folder, 7, "seed=4"), progress=False)
     return folder
@@ -100,9 +94,7 @@ def test_refused_changes_leave_the_old_run(data: Path, tmp_path: Path) -> None:
         assert checkpoint.newest(tmp_path / "seed_0" / "checkpoints") is not None
 
 
-def test_seeds_that_cannot_share_features_are_refused(make_store: Callable[..., Store], tmp_path: Path) -> None:
-    store = make_store((20,), cameras={"front": (12, 12, 3)}, state=None)
-    pixels = native.write(tmp_path / "pixels.h5", store)
+def test_seeds_that_cannot_share_features_are_refused(pixels: Path, tmp_path: Path) -> None:
     config = config_of(pixels, tmp_path / "run", 1, "encoder=impala_tiny")
     with pytest.raises(GtpVisionError, match=r"'front'.*encoder\.tuning=frozen"):
         trainer.train(config, progress=False)
@@ -115,3 +107,6 @@ def test_the_summary_holds_means_over_seeds() -> None:
     last = summary(runs)["last"]
     assert (last["success"], last["success_error"]) == pytest.approx((0.7, 0.2 / 3**0.5))
     assert last["success_by_seed"] == [0.5, 0.7, 0.9]
+    runs[1]["last"]["success"] = None  # type: ignore[index]
+    unknown = summary(runs)["last"]
+    assert (unknown["success"], unknown["success_error"], unknown["return"]) == (None, None, 0)

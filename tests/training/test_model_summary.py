@@ -1,5 +1,3 @@
-"""The summary of an agent's parameters."""
-
 import re
 from typing import Any
 
@@ -74,10 +72,3 @@ def test_one_line_is_enough_where_all_rates_are_equal(encoder: str) -> None:
     rate = "learning rate 1.00e-03"
     expected = f"{trained:,} trained parameters, {rate}; {memory} with target networks, gradients and Adam's moments"
     assert summary(agent, config) == expected
-
-
-def test_large_backbones_and_separate_rates_have_a_table() -> None:
-    assert "trunk.layer4.1" in summary(*_made("agent=gtp_bc", "encoder.name=resnet18", "encoder.pooling=average"))
-    slow = _rows(summary(*_made("agent=gtp_bc", "encoder=impala_tiny", "encoder.learning_rate_scale=0.1")))
-    assert slow["actor_encoder: layers.0 to layers.2"][2] == "1.00e-04"
-    assert slow["policy"][2] == "1.00e-03"

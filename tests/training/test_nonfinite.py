@@ -1,9 +1,6 @@
-"""Steps that are not finite, caused by rewards, states and rates that overflow: stop, skip, roll back, and say why."""
-
 import copy
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,12 +8,14 @@ import torch
 from engines_of import engine_of, members_of
 from safetensors.torch import load_file
 from small_runs import assert_close, assert_equal, lines, saved, small_run
+from stores import make_store
 
 from gtp_vision.agents import AGENTS
+from gtp_vision.agents.base import Agent, LossInputs
+from gtp_vision.agents.gtp import AdvantageWeighting
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.training import checkpoint, health, nonfinite, recovery, trainer
 from gtp_vision.training.build import Components, build
 from gtp_vision.training.seeds import seeds_of
@@ -28,7 +27,7 @@ FATAL = "task.reward_scale=1e38"  # every step overflows
 
 
 @pytest.fixture(scope="module")
-def folder(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two data sets; one has a reward that overflows."""
     folder = tmp_path_factory.mktemp("data")
     for name in DATA:
@@ -97,10 +96,9 @@ def test_a_skipped_step_changes_nothing_of_its_run_and_everything_of_the_others(
         assert any(not torch.equal(x, before[1][name]) for name, x in state_of(members[1]).items())
 
 
-def test_statistics_of_batch_normalization_are_restored(make_store: Callable[..., Store], tmp_path: Path) -> None:
-    data = native.write(tmp_path / "d.h5", make_store((30, 40), cameras={"front": (12, 12, 3)}))
+def test_statistics_of_batch_normalization_are_restored(pixels: Path, tmp_path: Path) -> None:
     more = ["encoder=resnet18", "encoder.pooling=average", "encoder.features=8", "encoder.batch_norm=train"]
-    config = config_of(data, tmp_path, *more, "training.on_nonfinite=skip", FATAL)
+    config = config_of(pixels, tmp_path, *more, "training.on_nonfinite=skip", FATAL)
     members = members_of(config)
     before = state_of(members[0])
     assert any(name.endswith("running_mean") for name in before)
@@ -223,6 +221,21 @@ def test_bad_rows_of_every_agent_are_found(folder: Path, tmp_path: Path, name: s
     assert "loss" in found["terms"]
     assert clause == found["told"]
     assert_equal(state_of(parts), before)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
+def test_weights_that_no_loss_has_are_found(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: float
+) -> None:
+    def weights(improvement: object, agent: Agent, inputs: LossInputs) -> tuple[torch.Tensor, dict]:
+        return torch.where(inputs.batch.observation["state"][:, -1, 0] == ROW, weight, 1.0), {}
+
+    monkeypatch.setattr(AdvantageWeighting, "weights", weights)
+    config = config_of(folder / "good.h5", tmp_path)
+    (parts,), step = members_of(config), bad_steps(config)[0] - 1
+    engine = engine_of("eager", config, [parts])
+    assert float(engine.step(step, engine.source.fetch(step))[0]["nonfinite"]) == 1
+    assert f"first row {ROW} (episode 0" in nonfinite.diagnose(parts, config, tmp_path, step + 1, ["loss"])
 
 
 def test_damaged_files_are_refused_or_ignored(tmp_path: Path) -> None:

@@ -1,5 +1,3 @@
-"""Run folders after signals, kills, damage and second trainings."""
-
 import os
 import shutil
 import signal
@@ -29,7 +27,6 @@ SMALL += ["training.schedule=cosine", "training.warmup_steps=4"]
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     trainer.train(config_of(data, folder), progress=False)
     return folder
@@ -37,7 +34,6 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def finished(whole: Path, config: Config) -> Config:
-    """The configuration of a copy of `whole`."""
     shutil.copytree(whole, config.run_dir, symlinks=True)
     return config
 

@@ -1,6 +1,3 @@
-"""Half precision applies to backbones only: everything after them is float32, and hardly differs."""
-
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,8 +6,6 @@ from engines_of import engine_of
 from small_runs import PIXELS, small_run
 
 from gtp_vision.config.schema import Config
-from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder, EncoderConfig
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build, set_products
@@ -20,9 +15,8 @@ SHAPES = {"front": (2, 3, 48, 48), "state": (2, 3)}
 
 
 @pytest.fixture
-def half(make_store: Callable[..., Store], tmp_path: Path) -> Config:
-    data = native.write(tmp_path / "d.h5", make_store((9, 9), cameras={"front": (12, 12, 3)}))
-    return small_run(data, tmp_path / "run", *PIXELS, "training.precision=bf16", "training.steps=1")
+def half(pixels: Path, tmp_path: Path) -> Config:
+    return small_run(pixels, tmp_path / "run", *PIXELS, "training.precision=bf16", "training.steps=1")
 
 
 @pytest.mark.parametrize("name", ["impala_tiny", "drq", "resnet18"])

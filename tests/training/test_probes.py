@@ -1,23 +1,16 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small_runs import composed, lines
+from stores import make_store
 
 from gtp_vision.config.schema import Config
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build
-from gtp_vision.training.probes import (
-    START,
-    FeatureMonitor,
-    cosine_distance,
-    linear_cka,
-    linear_probe,
-)
+from gtp_vision.training.probes import START, FeatureMonitor, cosine_distance, linear_cka, linear_probe
 
 EPISODES = np.repeat(np.arange(20), 15)
 LENGTHS = (9, 7, 8, 6, 10)
@@ -74,7 +67,7 @@ def test_cka_is_invariant_to_rotation_and_scale() -> None:
 
 
 @pytest.fixture
-def data(tmp_path: Path, make_store: Callable[..., Store]) -> Path:
+def data(tmp_path: Path) -> Path:
     cameras = {"front": (12, 12, 3), "wrist": (8, 8, 3)}
     return native.write(tmp_path / "data.h5", make_store(LENGTHS, cameras=cameras, state=3))
 
@@ -150,16 +143,14 @@ def test_features_of_other_rows_are_not_compared(tmp_path: Path, data: Path) -> 
 
 
 @pytest.mark.parametrize(("lengths", "state"), [((9, 7), 3), (LENGTHS, None)])
-def test_few_episodes_and_missing_states_are_noted(
-    tmp_path: Path, make_store: Callable[..., Store], lengths: tuple[int, ...], state: int | None
-) -> None:
+def test_few_episodes_and_missing_states_are_noted(tmp_path: Path, lengths: tuple[int, ...], state: int | None) -> None:
     data = native.write(tmp_path / "few.h5", make_store(lengths, cameras={"front": (12, 12, 3)}, state=state))
     config = _config(tmp_path, data, "task.observations=[front]")
     (note,) = FeatureMonitor(tmp_path, config, build(config), resumed=False).probe().values()
     assert note.endswith("fewer than three episodes" if state else "has no states")
 
 
-def test_states_follow_the_filter_and_the_mixture(tmp_path: Path, data: Path, make_store: Callable[..., Store]) -> None:
+def test_states_follow_the_filter_and_the_mixture(tmp_path: Path, data: Path) -> None:
     from gtp_vision.training.data import open_data, open_states
 
     groups = {"filters": {"train": [0, 2, 3, 4]}}

@@ -1,18 +1,13 @@
-"""D4RL's score of an evaluation, evaluations of several candidates, and the best evaluation."""
-
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stores import make_store
 
 from gtp_vision.cli.main import main
-from gtp_vision.config.compose import from_command_line
-from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import d4rl
-from gtp_vision.datasets.store import Store
 from gtp_vision.envs.scores import normalised
 from gtp_vision.training import run as training_run
 from gtp_vision.training.evaluate import evaluate_run
@@ -26,7 +21,7 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def run(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on a file in D4RL's format, evaluated with 1 and with 5 candidates."""
     folder = tmp_path_factory.mktemp("hopper")
     rng = np.random.default_rng(0)
@@ -48,6 +43,9 @@ def test_runs_on_a_d4rl_task_are_scored_and_the_best_is_linked(run: Path) -> Non
     results = read(run, "results.json")
     for found in (results["last"], *read(run, "evaluations.json")):
         assert found["score"] == pytest.approx(100 * (found["return"] + 20.272305) / (3234.3 + 20.272305))
+        assert (found["success"], found["success_interval"]) == (None, None), "hopper reports none"
+    assert len(training_run._read_evaluations(run, 2)) == 2, "a resumed run reads them"
+    assert results["mean_last_3"]["success"] is None
     scores = [found["score"] for found in results["evaluations"]]
     assert results["mean_last_3"]["score"] == pytest.approx(np.mean(scores))
     assert results["best"]["score"] == max(scores)
@@ -73,8 +71,3 @@ def test_the_best_evaluation_has_the_highest_score_and_else_success_and_return()
     assert found(0.0, 9.0, score=3.0) > found(0.0, 99.0, score=2.0)
     assert found(0.5, -9.0) > found(0.4, 9.0)
     assert found(0.0, 2.0) > found(0.0, 1.0) > ()
-
-
-def test_candidates_without_a_critic_are_refused() -> None:
-    with pytest.raises(GtpVisionError, match=r"training\.eval_candidates=\[5\].*critic"):
-        from_command_line([*SMALL, "agent=gtp_bc", "training.eval_candidates=[5]"])

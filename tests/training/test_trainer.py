@@ -1,31 +1,18 @@
-"""Runs resumed, interrupted, refused and spread over two processes."""
-
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from commands import CLI, started, wait_for
 from engines_of import engine_of
 from small_runs import PIXELS, STATES, assert_equal, composed, lines, saved, small, small_run
 
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.store import Store
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build
 from gtp_vision.training.eager import learning_rate
 
 DEMO = ["task=demo", "task.max_episode_steps=2", *STATES[2:], *PIXELS, "training.videos=0"]  # with a simulator
-
-
-@pytest.fixture(scope="module")
-def data(make_store: Callable[..., Store], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    store = make_store((30, 40), terminals={29}, cameras={"front": (12, 12, 3)})
-    return native.write(tmp_path_factory.mktemp("data") / "d.h5", store)
 
 
 def config_of(data: Path, run: Path, *more: str, agent: str = "gtp") -> Config:
@@ -48,11 +35,11 @@ RESUMED = {
 
 @pytest.mark.trains
 @pytest.mark.parametrize("kind", RESUMED)
-def test_a_resumed_run_equals_the_whole(data: Path, tmp_path: Path, kind: str) -> None:
+def test_a_resumed_run_equals_the_whole(pixels: Path, tmp_path: Path, kind: str) -> None:
     agent, more = RESUMED[kind]
 
     def train(name: str, steps: int) -> None:
-        config = config_of(data, tmp_path / name, *more, f"training.steps={steps}", agent=agent)
+        config = config_of(pixels, tmp_path / name, *more, f"training.steps={steps}", agent=agent)
         trainer.train(config, resume=(tmp_path / name).exists(), progress=False)
 
     train("whole", 5)
@@ -64,8 +51,8 @@ def test_a_resumed_run_equals_the_whole(data: Path, tmp_path: Path, kind: str) -
 
 
 @pytest.mark.trains
-def test_resuming_another_run_is_refused_and_occupied_folders_are_kept(data: Path, tmp_path: Path) -> None:
-    config = config_of(data, tmp_path, *PIXELS, "training.steps=1")
+def test_resuming_another_run_is_refused_and_occupied_folders_are_kept(pixels: Path, tmp_path: Path) -> None:
+    config = config_of(pixels, tmp_path, *PIXELS, "training.steps=1")
     trainer.train(config, progress=False)
     before = {name: (tmp_path / name).read_bytes() for name in ("config.yaml", "metrics.jsonl")}
     for more, words in (
@@ -73,7 +60,7 @@ def test_resuming_another_run_is_refused_and_occupied_folders_are_kept(data: Pat
         (["agent.policy.hidden=[32]"], r"agent\.policy\.hidden: \[16\] -> \[32\]"),
     ):
         with pytest.raises(GtpVisionError, match=words):
-            trainer.train(config_of(data, tmp_path, *PIXELS, *more, "training.steps=2"), resume=True, progress=False)
+            trainer.train(config_of(pixels, tmp_path, *PIXELS, *more, "training.steps=2"), resume=True, progress=False)
     with pytest.raises(GtpVisionError, match=r"--resume .* --overwrite"):
         trainer.train(config, progress=False)
     assert {name: (tmp_path / name).read_bytes() for name in before} == before
@@ -86,13 +73,8 @@ def test_resuming_another_run_is_refused_and_occupied_folders_are_kept(data: Pat
 @pytest.mark.simulates
 def test_sigterm_during_an_evaluation_ends_the_run_with_its_checkpoint(tmp_path: Path) -> None:
     overrides = [*DEMO, *small("gtp"), "training.steps=2", "training.eval_episodes=400", "task.max_episode_steps=500"]
-    command = [sys.executable, "-m", "gtp_vision", "train", *overrides, f"run_dir={tmp_path}"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "checkpoints" / "step_2").exists():
-        assert running.poll() is None, running.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    running = started(*CLI, "train", *overrides, f"run_dir={tmp_path}")
+    wait_for((tmp_path / "checkpoints" / "step_2").exists, running, 300)
     running.terminate()
     message = running.communicate(timeout=300)[1]
     assert running.returncode == 130, message
@@ -112,10 +94,10 @@ def test_a_run_that_ended_before_its_evaluation_evaluates_when_resumed(tmp_path:
     assert again["evaluations"] == results["evaluations"]
 
 
-def test_groups_learn_at_their_own_rates_and_all_are_clipped(data: Path, tmp_path: Path) -> None:
+def test_groups_learn_at_their_own_rates_and_all_are_clipped(pixels: Path, tmp_path: Path) -> None:
     tuning = ["encoder.tuning=layerwise", "encoder.decay=0.5", "encoder.learning_rate_scale=0.1"]
     more = [*PIXELS, "encoder.unfreeze_step=1", "training.clip_gradient=1e-3", *tuning]
-    config = config_of(data, tmp_path, *more)
+    config = config_of(pixels, tmp_path, *more)
     parts = build(config)
     engine = engine_of("eager", config, [parts])
     for step, scales in enumerate([[1, 0, 0], [1, 0.05, 0.1]]):
@@ -127,10 +109,10 @@ def test_groups_learn_at_their_own_rates_and_all_are_clipped(data: Path, tmp_pat
     assert float(torch.stack([gradient.norm() for gradient in gradients]).norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_schedules(data: Path, tmp_path: Path) -> None:
+def test_schedules(pixels: Path, tmp_path: Path) -> None:
     def rates(schedule: str) -> list[float]:
         more = ["training.warmup_steps=10", "training.learning_rate=3e-4", "training.steps=100"]
-        config = config_of(data, tmp_path, *more, f"training.schedule={schedule}")
+        config = config_of(pixels, tmp_path, *more, f"training.schedule={schedule}")
         return [learning_rate(config, step) for step in (0, 50, 99)]
 
     assert rates("constant") == pytest.approx([3e-5, 3e-4, 3e-4])
@@ -138,13 +120,15 @@ def test_schedules(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.trains
-def test_a_run_from_pixels_says_what_it_trains(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    results = trainer.train(config_of(data, tmp_path / "full", *PIXELS, "training.steps=1", agent="gtp_bc"))
+def test_a_run_from_pixels_says_what_it_trains(
+    pixels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = trainer.train(config_of(pixels, tmp_path / "full", *PIXELS, "training.steps=1", agent="gtp_bc"))
     assert f"{results['trained_parameters']:,} trained parameters, learning rate " in capsys.readouterr().err
     assert (tmp_path / "full" / "images" / "first_batch.png").stat().st_size > 1000
     assert (tmp_path / "full" / "report.html").exists()
     tuned = [*PIXELS, "encoder.tuning=partial", "training.steps=1"]
-    partial = trainer.train(config_of(data, tmp_path / "partial", *tuned, agent="gtp_bc"))
+    partial = trainer.train(config_of(pixels, tmp_path / "partial", *tuned, agent="gtp_bc"))
     assert "actor_encoder: layers.0 to layers.2" in capsys.readouterr().err
     assert partial["parameters"] == results["trained_parameters"] > partial["trained_parameters"]
 

@@ -19,5 +19,9 @@ def _returns(episodes: Sequence[Episode], env: str) -> dict[str, Any]:
     return {"return": mean} | ({"score": normalised(env, mean)} if has_reference(env) else {})
 
 
-RETURN = Metric("return", _returns)
-LENGTH = Metric("length", lambda episodes, _: {"length": float(np.mean([episode.length for episode in episodes]))})
+def _length(episodes: Sequence[Episode], _: str) -> dict[str, Any]:
+    return {"length": float(np.mean([episode.length for episode in episodes]))}
+
+
+RETURN = Metric("return", _returns, ("return", "score"))
+LENGTH = Metric("length", _length, ("length",))

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from gymnasium import spaces
 from PIL import Image
+from stores import make_store
 
 from gtp_vision.datasets.formats import d4rl, lerobot_writer, native
 from gtp_vision.datasets.store import Store
 
-MakeStore = Callable[..., Store]
 Copied = Callable[[str], Path]
 Contents = dict[str, Any]
 LENGTHS = (6, 9)
@@ -34,6 +34,7 @@ FORMATS = {
     "ogbench_plain": "ogbench",
     "d4rl": "d4rl",
     "d4rl_mapped": "d4rl",
+    "d4rl_npz": "d4rl",
     "robomimic": "robomimic",
     "robomimic_mapped": "robomimic",
     "minari": "minari",
@@ -47,20 +48,21 @@ DATA, VIDEO = "data/chunk-000/file-00{}.parquet", "videos/{}/chunk-000/file-00{}
 FRONT, TOP, WRIST = "observation.images.front", "observation.images.top", "observation.images.wrist"
 
 
-def make(folder: Path, make_store: MakeStore) -> dict[str, Path]:
+def make(folder: Path) -> dict[str, Path]:
     """Write all samples into a folder; returns their paths by name."""
     cameras = {"front": (8, 6, 3), "wrist": (4, 4, 1)}
     box, bounded = spaces.Box(-np.inf, np.inf, (5,), np.float64), spaces.Box(-2, 2, (2,), np.float32)
     with_camera = spaces.Dict({"arm": box, "front": spaces.Box(0, 255, (40, 48, 3), np.uint8)})
     shapes = {"front": (32, 48, 3), "wrist": (16, 16, 1)}
-    dark = _dark(make_store, shapes, state=3, attributes={"tasks": ["pick"], "fps": 5})
+    dark = _dark(shapes, state=3, attributes={"tasks": ["pick"], "fps": 5})
     return {
         "native": native.write(folder / "native.h5", make_store(LENGTHS, cameras=cameras)),
         "native_gzip": native.write(folder / "gzip.h5", make_store(LENGTHS, cameras=cameras), compression="gzip"),
         "ogbench": npz(folder / "cube-single-play-v0.npz", ogbench_contents()),
         "ogbench_plain": npz(folder / "scene-play-v0.npz", ogbench_contents(), np.savez),
         "d4rl": d4rl_file(folder / "hopper.hdf5", hopper(LENGTHS, falls=(0,))),
-        "d4rl_mapped": d4rl.write(folder / "maze.hdf5", _dark(make_store, {"front": (96, 80, 3)})),
+        "d4rl_mapped": d4rl.write(folder / "maze.hdf5", _dark({"front": (96, 80, 3)})),
+        "d4rl_npz": npz(folder / "hopper.npz", hopper(LENGTHS, falls=(0,))),
         "robomimic": robomimic_file(folder / "lift.hdf5", LENGTHS, compressed=True)[0],
         "robomimic_mapped": robomimic_file(folder / "can.hdf5", LENGTHS, side=64, later=False)[0],
         "minari": minari_folder(folder / "minari", box, bounded, LENGTHS, "walker/state-v0")[0],
@@ -69,7 +71,7 @@ def make(folder: Path, make_store: MakeStore) -> dict[str, Path]:
     }
 
 
-def _dark(make_store: MakeStore, cameras: dict[str, tuple[int, int, int]], **options: Any) -> Store:
+def _dark(cameras: dict[str, tuple[int, int, int]], **options: Any) -> Store:
     """A store with nearly black cameras, so that random damage rarely changes only a pixel."""
     store = make_store(LENGTHS, cameras=cameras, **({"state": None} | options))
     for name, (height, width, channels) in cameras.items():
@@ -210,7 +212,6 @@ def minari_folder(
 
 
 def _stacked(space: spaces.Space, samples: list[Any]) -> Any:
-    """Many samples of a space, as a buffer holds them."""
     if isinstance(space, spaces.Dict):
         return {key: _stacked(inner, [sample[key] for sample in samples]) for key, inner in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
@@ -235,10 +236,11 @@ def gray_frames(rows: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     return np.stack([np.full((*size, 3), brightness(row), np.uint8) for row in rows])
 
 
-def mp4(path: Path, frames: np.ndarray, codec: str = "libx264") -> None:
+def mp4(path: Path, frames: np.ndarray, codec: str = "libx264", fps: float = FPS, more: Sequence[str] = ()) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames.shape[1:3]
-    options = f"-y -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {FPS} -i - -c:v {codec} -pix_fmt yuv420p".split()
+    options = f"-y -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i - -c:v {codec} -pix_fmt yuv420p".split()
+    options += more
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *options, str(path)]
     subprocess.run(command, input=frames.tobytes(), check=True)
 

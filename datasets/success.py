@@ -1,0 +1,51 @@
+"""What a data set says about the success of its episodes: marks that the recorder wrote, or a named rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gtp_vision.datasets.store import Store
+
+MARKS, WORDS = "episode_success", "success_marks"
+"""Attributes: of each episode true, false or null, and the words for what was counted."""
+
+
+def attributes_of(marks: Sequence[bool | None], words: str, filters: Any = None) -> dict[str, Any]:
+    """Return the attributes of marks; `filters` gains the groups `success` and `failed`. Nothing if none is known."""
+    if all(mark is None for mark in marks):
+        return {}
+    groups = {
+        name: [episode for episode, mark in enumerate(marks) if mark is wanted]
+        for name, wanted in (("success", True), ("failed", False))
+    }
+    held = filters if isinstance(filters, dict) else {}
+    return {MARKS: list(marks), WORDS: words, "filters": {name: own for name, own in groups.items() if own} | held}
+
+
+def counted(store: Store) -> dict[str, Any] | None:
+    """Count the episodes that the recorder marked; None if it marked none."""
+    marks = store.attributes.get(MARKS)
+    known = [mark for mark in marks if isinstance(mark, bool)] if isinstance(marks, list) else []
+    if not known or len(marks) != store.episodes:  # type: ignore[arg-type]
+        return None
+    unmarked = store.episodes - len(known)
+    words = str(store.attributes.get(WORDS, "episodes marked so"))
+    return rate(sum(known), len(known), f"{words}, {unmarked} more are not marked" if unmarked else words)
+
+
+def rate(solved: int, of: int, because: str) -> dict[str, Any]:
+    """Return a known rate: what was counted is the end of the sentence `SOLVED of OF ...`."""
+    return {"rate": solved / of, "solved": solved, "of": of, "because": because}
+
+
+def unknown(because: str) -> dict[str, Any]:
+    """Return an unknown rate and the reason."""
+    return {"rate": None, "because": because}
+
+
+def episodes_with(store: Store, marked: np.ndarray) -> int:
+    """Count the episodes that have a marked row."""
+    return len(np.unique(store.episode_of(np.flatnonzero(marked))))

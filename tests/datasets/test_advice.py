@@ -1,0 +1,503 @@
+"""Every hint about a near miss is followed to the letter: the file then opens, and its rows are the right ones.
+
+The environment of these recordings is a counter: an observation is the sum of the actions before it, the reward is the
+action, the third episode ends in a terminal and the others in a time limit.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from commands_of_docs import blocks
+from refusals import open_here, refused
+from samples import encoded
+from stores import make_store
+
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.datasets import inspection
+from gtp_vision.datasets.formats import check_writable, detect
+from gtp_vision.datasets.pitfalls import pitfalls
+from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.validation import problems
+
+pytestmark = pytest.mark.usefixtures("cache")
+Arrays = dict[str, np.ndarray]
+Follow = Callable[[Path, Path], None]
+EPISODES, STEPS = 3, 5
+ACTIONS = [np.array([0.125, 0.25, 0.5, 0.125, 0.375], np.float32) * (-1) ** e for e in range(EPISODES)]
+PLACES = [np.concatenate([[e], e + np.cumsum(actions)]).astype(np.float32) for e, actions in enumerate(ACTIONS)]
+TERMINAL = [np.arange(STEPS) == (STEPS - 1 if e == 2 else -1) for e in range(EPISODES)]
+PICTURES = [np.zeros((STEPS + 1, 3, 40, 44), np.uint8) + np.uint8(20 * e) for e in range(EPISODES)]
+
+
+ENDS_WELL = np.arange(EPISODES * STEPS) >= 2 * STEPS  # rows of the episode that ends in a terminal
+
+
+def with_final(e: int) -> Arrays:
+    """An episode as it happened: T + 1 observations, T actions."""
+    return {"obs": PLACES[e][:, None], "actions": ACTIONS[e][:, None], "rewards": ACTIONS[e], "dones": TERMINAL[e]}
+
+
+def led_to(values: np.ndarray, first: float = 0) -> np.ndarray:
+    """Rows that hold what led to them; the first has a dummy."""
+    return np.concatenate([[first], values]).astype(np.float32)
+
+
+def dm_env(e: int) -> Arrays:
+    return {
+        "observation": PLACES[e][:, None],
+        "action": led_to(ACTIONS[e])[:, None],
+        "reward": led_to(ACTIONS[e])[:, None],
+        "discount": led_to(1 - TERMINAL[e], 1),
+        "step_type": np.array([0, *[1] * (STEPS - 1), 2]),
+    }
+
+
+def marked(e: int, style: str) -> Arrays:
+    rows = np.arange(STEPS + 1)
+    taken = np.append(ACTIONS[e], 0.0).astype(np.float32)
+    return {
+        "observation": PLACES[e][:, None],
+        "action": (led_to(ACTIONS[e]) if style == "dreamer2" else taken)[:, None],
+        "reward": taken if style == "rlds" else led_to(ACTIONS[e]),
+        "is_first": rows == 0,
+        "is_last": rows == STEPS,
+        "is_terminal": (rows == STEPS) & TERMINAL[e][-1],
+    }
+
+
+def flat(make: Callable[..., Arrays], *arguments: Any) -> Arrays:
+    parts = [make(e, *arguments) for e in range(EPISODES)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def rows_of_d4rl(e: int) -> Arrays:
+    """An episode as D4RL's rows, of T: the last action has no outcome unless it is a terminal."""
+    return {
+        "observations": PLACES[e][:-1, None],
+        "next_observations": PLACES[e][1:, None],
+        "actions": ACTIONS[e][:, None],
+        "rewards": ACTIONS[e],
+        "terminals": TERMINAL[e],
+        "timeouts": (np.arange(STEPS) == STEPS - 1) & ~TERMINAL[e],
+    }
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
+    if path.suffix == ".npz":
+        np.savez_compressed(path, **arrays)
+        return path
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+    return path
+
+
+def load(path: Path) -> Arrays:
+    if path.suffix == ".npz":
+        return dict(np.load(path))
+    with h5py.File(path) as file:
+        return {name: file[name][:] for name in file}
+
+
+def script() -> dict[str, Any]:
+    """The functions of the script in docs/data.md."""
+    found: dict[str, Any] = {}
+    exec(next(block for block in blocks("docs/data.md", "python") if "def dm_env" in block), found)
+    return found
+
+
+def follow_script(kind: str, *arguments: Any) -> Follow:
+    def follow(source: Path, target: Path) -> None:
+        named, arrays = script(), load(source)
+        is_first = arrays["step_type"] == 0 if kind == "dm_env" else arrays["is_first"]
+        episodes = named["split"](arrays, is_first)
+        named["write"](target, [named[kind](episode, *arguments) for episode in episodes])
+
+    return follow
+
+
+def rename(**names: str) -> Follow:
+    def follow(source: Path, target: Path) -> None:
+        arrays = load(source)
+        save(target, {names.get(name, name): array for name, array in arrays.items()})
+
+    return follow
+
+
+def changed(**new: Callable[[Arrays], Any]) -> Follow:
+    """Arrays that are computed from those of the file; None removes one."""
+
+    def follow(source: Path, target: Path) -> None:
+        held = load(source)
+        arrays = held | {name: compute(held) for name, compute in new.items()}
+        save(target, {name: array for name, array in arrays.items() if array is not None})
+
+    return follow
+
+
+def assert_right(store: Store, *, has_final: bool) -> None:
+    """Each observation is paired with the action taken in it, its reward, its terminal and its successor."""
+    assert problems(store) == []
+    lengths = np.diff(store.episode_ends, prepend=0)
+    assert lengths.tolist() == [STEPS + has_final] * EPISODES
+    rows = store.transitions
+    states = np.asarray(store.observations["state"])[:, 0]
+    expected = [e * (STEPS + has_final) + t for e in range(EPISODES) for t in range(STEPS - 1 + (has_final or e == 2))]
+    assert rows.tolist() == expected
+    low, high = (
+        np.asarray(store.attributes.get(bound, value)) for bound, value in (("action_low", -1), ("action_high", 1))
+    )
+    taken = (low + (np.asarray(store.actions) + 1) / 2 * (high - low))[:, 0]
+    follows = rows[rows + 1 < len(states)]
+    follows = follows[~np.isin(follows + 1, store.episode_starts)]
+    np.testing.assert_allclose(states[follows] + taken[follows], states[follows + 1], atol=1e-6)
+    np.testing.assert_allclose(store.rewards[rows], taken[rows], atol=1e-6)
+    assert store.terminals.nonzero()[0].tolist() == [2 * (STEPS + has_final) + STEPS - 1]
+
+
+MISSES: dict[str, tuple[Arrays, tuple[str, ...], Follow, bool]] = {
+    "dm_env": (flat(dm_env), ("rows are those of dm_env", "action[t + 1]"), follow_script("dm_env"), True),
+    "rlds": (flat(marked, "rlds"), ("RLDS keeps action and reward",), follow_script("with_is_first", "rlds"), True),
+    "dreamer3": (flat(marked, "dreamer3"), ("in reward[t + 1]",), follow_script("with_is_first", "dreamer3"), True),
+    "dreamer2": (flat(marked, "dreamer2"), ("in action[t + 1]",), follow_script("with_is_first", "dreamer2"), True),
+    "other names": (
+        {{"observations": "obs", "next_observations": "next_obs", "actions": "action", "rewards": "reward"}.get(k, k): v
+         for k, v in flat(rows_of_d4rl).items()},
+        ("rename 'action' to 'actions', 'obs' to 'observations', 'next_obs' to 'next_observations' and 'reward' to",),
+        rename(obs="observations", next_obs="next_observations", action="actions", reward="rewards"), False),
+    "gymnasium's flags": (
+        {{"terminals": "terminated", "timeouts": "truncated"}.get(k, k): v for k, v in flat(rows_of_d4rl).items()},
+        ("rename 'terminated' to 'terminals' and 'truncated' to 'timeouts'",),
+        rename(terminated="terminals", truncated="timeouts"), False),
+    "one flag": (
+        {k: v for k, v in flat(rows_of_d4rl).items() if k not in ("terminals", "timeouts")}
+        | {"done": np.arange(EPISODES * STEPS) % STEPS == STEPS - 1},
+        ("rename 'done' to 'terminals', but write 'timeouts' and not 'terminals' where only the recording stopped",),
+        changed(terminals=lambda held: held["done"] & ENDS_WELL,
+                timeouts=lambda held: held["done"] & ~ENDS_WELL), False),
+    "no terminals": (
+        {k: v for k, v in flat(rows_of_d4rl).items() if k != "terminals"},
+        ("add 'terminals', 1 where the MDP ended",),
+        changed(terminals=lambda held: np.concatenate(TERMINAL)), False),
+    "masks of OGBench's loader": (
+        flat(rows_of_d4rl) | {"masks": ~np.concatenate(TERMINAL), "timeouts": np.zeros(EPISODES * STEPS, bool),
+                              "terminals": np.arange(EPISODES * STEPS) % STEPS == STEPS - 1},
+        ("'terminals' = (masks == 0) and 'timeouts' = (terminals == 1) & (masks == 1), and leave out 'masks'",),
+        changed(terminals=lambda held: held["masks"] == 0, masks=lambda held: None,
+                timeouts=lambda held: (held["terminals"] == 1) & (held["masks"] == 1)), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".hdf5", ".npz"])
+@pytest.mark.parametrize(("arrays", "words", "follow", "has_final"), MISSES.values(), ids=MISSES)
+def test_advice_about_flat_arrays(
+    tmp_path: Path, arrays: Arrays, words: tuple[str, ...], follow: Follow, has_final: bool, suffix: str
+) -> None:
+    source = save(tmp_path / f"near{suffix}", arrays)
+    refused(source, *words)
+    target = tmp_path / f"followed{suffix if not has_final else '.h5'}"
+    follow(source, target)
+    assert_right(open_here(target), has_final=has_final)
+
+
+# Files and folders of groups ----------------------------------------------------------------------------------------
+
+
+def grouped(path: Path, prefix: str, make: Callable[..., Arrays], *arguments: Any) -> Path:
+    with h5py.File(path, "w") as file:
+        for e in range(EPISODES):
+            for name, array in make(e, *arguments).items():
+                file[f"{prefix}{e}/{name}"] = array
+    return path
+
+
+def as_demos(source: h5py.File, target: h5py.File) -> None:
+    """Rename the groups, and split the observations: without the last ones, and without the first ones."""
+    for number, episode in enumerate(sorted(source)):
+        demo = target.create_group(f"data/demo_{number}")
+        for name in ("actions", "rewards", "dones"):
+            demo[name] = source[episode][name][:]
+        demo["obs/state"], demo["next_obs/state"] = source[episode]["obs"][:-1], source[episode]["obs"][1:]
+
+
+def into_data(source: h5py.File, target: h5py.File) -> None:
+    for name in source:
+        source.copy(name, target.require_group("data"))
+
+
+def demo(e: int) -> Arrays:
+    held = with_final(e)
+    return {name: held[name] for name in ("actions", "rewards", "dones")} | {
+        "obs/state": held["obs"][:-1],
+        "next_obs/state": held["obs"][1:],
+    }
+
+
+@pytest.mark.parametrize(
+    ("prefix", "make", "words", "follow"),
+    [
+        ("traj_", with_final, ("group per episode ('traj_0')", "the last one out of obs/NAME"), as_demos),
+        ("episode_", with_final, ("group per episode ('episode_0')",), as_demos),
+        ("demo_", demo, ("without the group 'data'",), into_data),
+    ],
+    ids=["ManiSkill", "named as Minari's", "no group data"],
+)
+def test_advice_about_groups(
+    tmp_path: Path, prefix: str, make: Any, words: tuple[str, ...], follow: Callable[[h5py.File, h5py.File], None]
+) -> None:
+    path = grouped(tmp_path / "near.h5", prefix, make)
+    refused(path, *words)
+    with h5py.File(path) as source, h5py.File(tmp_path / "followed.h5", "w") as target:
+        follow(source, target)
+    assert detect(tmp_path / "followed.h5") == "robomimic"
+    assert_right(open_here(tmp_path / "followed.h5"), has_final=True)
+
+
+@pytest.mark.parametrize("make", [dm_env, lambda e: marked(e, "rlds")], ids=["dm_env", "rlds"])
+def test_other_rows_are_named_in_groups_and_folders(tmp_path: Path, make: Callable[[int], Arrays]) -> None:
+    refused(grouped(tmp_path / "near.h5", "episode_", make), "its rows are those of", "docs/data.md")
+    (folder := tmp_path / "buffer").mkdir()
+    for e in range(EPISODES):
+        save(folder / f"20221104T083921_{e}_{STEPS}.npz", {k: v for k, v in make(e).items() if k != "step_type"})
+    refused(folder, "in it lies 20221104T083921_0_5.npz: its rows are those of", "docs/data.md")
+    if make is dm_env:
+        named = script()
+        named["write"](tmp_path / "out.h5", [named["dm_env"](load(path)) for path in sorted(folder.iterdir())])
+        assert_right(open_here(tmp_path / "out.h5"), has_final=True)
+
+
+def test_advice_about_images_of_dm_env(tmp_path: Path) -> None:
+    """V-D4RL's frames have their channels first."""
+    arrays = flat(lambda e: dm_env(e) | {"observation": PICTURES[e]})
+    refused(save(tmp_path / "walker.hdf5", arrays), "its rows are those of dm_env")
+    follow_script("dm_env")(tmp_path / "walker.hdf5", tmp_path / "out.h5")
+    store = open_here(tmp_path / "out.h5")
+    assert problems(store) == []
+    np.testing.assert_array_equal(store.observations["camera"], np.concatenate(PICTURES).transpose(0, 2, 3, 1))
+
+
+def test_advice_about_aloha(tmp_path: Path) -> None:
+    """A folder of episodes in radians, whose wrist camera is compressed; it is not led in a circle."""
+    (folder := tmp_path / "aloha").mkdir()
+    colors = np.zeros((STEPS, 24, 32, 3), np.uint8) + np.array([200, 100, 0], np.uint8)
+    for e in range(EPISODES):
+        jpegs = [np.frombuffer(encoded(frame[..., ::-1], "JPEG"), np.uint8) for frame in colors]
+        padded = np.stack([np.pad(jpeg, (0, 9)) for jpeg in jpegs])
+        with h5py.File(folder / f"episode_{e}.hdf5", "w") as file:
+            file["action"] = 4 * np.stack([ACTIONS[e]] * 14, 1)
+            file["observations/qpos"] = file["observations/qvel"] = np.stack([PLACES[e][:-1]] * 14, 1)
+            file["observations/images/high"], file["observations/images/wrist"] = colors, padded
+    refused(folder, "in it lies episode_0.hdf5: it looks like an episode of ALOHA", "docs/data.md")
+    named = script()
+    named["write"](tmp_path / "out.h5", [named["aloha"](path) for path in sorted(folder.iterdir())])
+    store = open_here(tmp_path / "out.h5")
+    assert problems(store) == []
+    assert np.diff(store.episode_ends, prepend=0).tolist() == [STEPS] * EPISODES
+    low, high = (np.asarray(store.attributes[bound]) for bound in ("action_low", "action_high"))
+    taken = low + (np.asarray(store.actions) + 1) / 2 * (high - low)
+    np.testing.assert_allclose(taken, 4 * np.stack([np.concatenate(ACTIONS)] * 14, 1), atol=1e-6)
+    np.testing.assert_array_equal(store.observations["high"][0], colors[0])
+    assert np.abs(store.observations["wrist"][0].astype(int) - colors[0]).max() < 4
+
+
+def test_advice_about_a_native_file_without_its_attribute(tmp_path: Path) -> None:
+    path = tmp_path / "near.h5"
+    held = flat(rows_of_d4rl)
+    save(path, {"observations/state": held["observations"], "actions": held["actions"], "rewards": held["rewards"]})
+    refused(
+        path,
+        "set file.attrs.update(format='gtp-vision', version=1)",
+        "and add 'terminals', 'timeouts', 'episode_ends' (docs/data.md",
+    )
+    with h5py.File(path, "r+") as file:
+        file.attrs.update(format="gtp-vision", version=1)
+        file["terminals"], file["timeouts"] = (held[name].astype(np.uint8) for name in ("terminals", "timeouts"))
+        file["episode_ends"] = STEPS * np.arange(1, EPISODES + 1)
+    assert_right(open_here(path), has_final=False)
+
+
+def test_advice_about_links(copied: Callable[[str], Path], tmp_path: Path) -> None:
+    """A download of the Hugging Face hub holds links; copying what they lead to, as `cp -rL` does, is enough."""
+    folder, blobs = copied("published"), tmp_path / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    refused(folder, "leads out of the folder", "cp -rL")
+    shutil.copytree(folder, tmp_path / "plain" / folder.name)
+    assert open_here(tmp_path / "plain" / folder.name).episodes == 3
+
+
+def test_advice_about_lerobot_features_of_other_names(copied: Callable[[str], Path]) -> None:
+    folder = copied("published")
+    info = folder / "meta" / "info.json"
+    original = info.read_text()
+    info.write_text(original.replace('"action"', '"actions"'))
+    refused(folder, "no feature 'action' of numbers (it has", "actions", "rename features to 'action'")
+    info.write_text(original)
+    assert open_here(folder).episodes == 3
+
+
+def test_actions_in_other_units_are_scaled_with_their_limits(tmp_path: Path) -> None:
+    held = flat(rows_of_d4rl)
+    path = save(tmp_path / "near.h5", held | {"actions": held["actions"] * 100})
+    refused(path, "actions leave [-1, 1]", "write its limits as action_low and action_high")
+    episodes = []
+    for e in range(EPISODES):
+        rows = rows_of_d4rl(e)
+        kept = {name: rows[name] for name in ("rewards", "terminals")}
+        episodes.append(kept | {"observations/state": rows["observations"], "actions": 100 * rows["actions"]})
+    script()["write"](tmp_path / "out.h5", episodes)
+    store = open_here(tmp_path / "out.h5")
+    low, high = (np.asarray(store.attributes[bound]) for bound in ("action_low", "action_high"))
+    np.testing.assert_allclose(
+        low + (np.asarray(store.actions) + 1) / 2 * (high - low), 100 * held["actions"], rtol=1e-5
+    )
+    assert store.timeouts.nonzero()[0].tolist() == [STEPS - 1, 2 * STEPS - 1]
+
+
+@pytest.mark.parametrize(
+    ("has_env_args", "words"),
+    [
+        (True, "run robomimic's dataset_states_to_obs.py"),
+        (False, "conversion/convert_robosuite.py and then dataset_states"),
+    ],
+)
+def test_states_of_the_simulator_are_to_be_rendered(tmp_path: Path, has_env_args: bool, words: str) -> None:
+    with h5py.File(tmp_path / "demo.hdf5", "w") as file:
+        file["data/demo_0/actions"], file["data/demo_0/states"] = np.zeros((4, 7)), np.zeros((4, 9))
+        if has_env_args:
+            file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift"})
+    refused(tmp_path / "demo.hdf5", words)
+
+
+@pytest.mark.parametrize("version", ["v2.0", "v2.1", "v1.6"])
+def test_old_lerobot_versions_name_every_script(copied: Callable[[str], Path], version: str) -> None:
+    folder = copied("published")
+    info = folder / "meta" / "info.json"
+    info.write_text(info.read_text().replace('"v3.0"', f'"{version}"'))
+    message = refused(folder, version, "convert_dataset_v21_to_v30")
+    assert ("convert_dataset_v20_to_v21" in message) is (version != "v2.1")
+
+
+# Warnings about valid data ------------------------------------------------------------------------------------------
+
+
+def change(name: str, compute: Callable[[Store], Any]) -> Callable[[Store], Store]:
+    """Another array of a store; `name` is a field or an observation."""
+
+    def follow(store: Store) -> Store:
+        if name in store.observations:
+            return replace(store, observations=store.observations | {name: compute(store)})
+        return replace(store, **{name: compute(store)})
+
+    return follow
+
+
+def without(*episodes: int) -> Callable[[Store], Store]:
+    return lambda store: store.subset(np.setdiff1d(np.arange(store.episodes), episodes))
+
+
+def at(store: Store, rows: Any) -> np.ndarray:
+    return np.isin(np.arange(len(store)), rows)
+
+
+def last(store: Store) -> np.ndarray:
+    return at(store, store.episode_ends - 1)
+
+
+FRONT = {"front": (8, 6, 3)}
+WARNED: dict[str, tuple[dict[str, Any], Callable[[Store], Store], str, Callable[[Store], Store]]] = {
+    "rewards of the last rows are of terminals": (
+        {"lengths": (20, 30)}, change("rewards", lambda store: np.float32(last(store))), "mark them as terminals",
+        lambda store: replace(store, terminals=last(store), timeouts=~last(store) & last(store))),
+    "rewards belong to the actions before": (
+        {"lengths": (20, 30)}, change("rewards", lambda store: np.float32(last(store))), "move all rewards up",
+        change("rewards", lambda store: np.roll(store.rewards, -1))),
+    "masks": (
+        {"lengths": (20, 30), "timeouts": {49}}, change("terminals", lambda store: ~at(store, 19)),
+        "check that it is not the mask", change("terminals", lambda store: np.asarray(store.terminals) == 0)),
+    "a time limit": (
+        {"lengths": (10, 10), "terminals": {9, 19}}, lambda store: store, "mark the ends as timeouts",
+        lambda store: replace(store, terminals=0 * store.terminals, timeouts=last(store))),
+    "a recording that stopped": (
+        {"lengths": (10, 12), "terminals": {9, 21}}, lambda store: store, "mark the end as a timeout",
+        lambda store: replace(store, terminals=at(store, 9), timeouts=at(store, 21))),
+    "an episode of one frame": ({"lengths": (40, 1, 40)}, lambda store: store, "leave them out", without(1)),
+    "a short episode": ({"lengths": (40, 2, 40)}, lambda store: store, "leave them out if", without(1)),
+    "a state that is an image": (
+        {"state": 32 * 32 * 3}, lambda store: store, "store it as uint8 (H, W, C)",
+        change("state", lambda store: np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8))),
+    "a blank camera": (
+        {"lengths": (20, 20, 20), "cameras": FRONT},
+        change("front", lambda store: store.observations["front"] * ~at(store, np.arange(20, 40))[:, None, None, None]),
+        "leave those episodes out", without(1)),
+    "tiny actions": (
+        {"lengths": (20, 20)}, change("actions", lambda store: np.float32(0.01) * store.actions), "write its limits as",
+        change("actions", lambda store: store.actions / np.float32(0.01))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "mistake", "words", "follow"), WARNED.values(), ids=WARNED)
+def test_a_warning_that_is_followed_goes(
+    content: dict[str, Any],
+    mistake: Callable[[Store], Store],
+    words: str,
+    follow: Callable[[Store], Store],
+) -> None:
+    store = mistake(make_store(**content))
+    (said,) = pitfalls(store, inspection.statistics(store))
+    assert words in said
+    after = follow(store)
+    assert problems(after) == []
+    assert pitfalls(after, inspection.statistics(after)) == []
+
+
+@pytest.mark.parametrize(
+    ("frames", "words", "follow"),
+    [
+        (np.zeros((15, 3, 8, 6), np.uint8), "transpose(0, 2, 3, 1)", lambda frames: frames.transpose(0, 2, 3, 1)),
+        (np.zeros((15, 8, 6, 3), np.float32), "multiply by 255", lambda frames: (255 * frames).astype(np.uint8)),
+        (np.zeros((15, 3), np.int64), "write a state as float32", lambda frames: frames.astype(np.float32)),
+    ],
+    ids=["channels first", "floats", "integers"],
+)
+def test_advice_about_observations(frames: np.ndarray, words: str, follow: Any) -> None:
+    store = make_store((6, 9), observations={"front": frames})
+    (said,) = problems(store)
+    assert words in said
+    assert problems(make_store((6, 9), observations={"front": follow(frames)})) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "to", "words"),
+    [
+        ({"cameras": {"depth": (8, 8, 4)}}, "lerobot", "convert it to native or robomimic"),
+        ({"lengths": (4, 1, 3)}, "robomimic", "convert it to native"),
+        ({"cameras": FRONT}, "d4rl", "convert it to robomimic"),
+    ],
+)
+def test_advice_about_formats_that_cannot_hold_a_data_set(
+    tmp_path: Path, content: dict[str, Any], to: str, words: str
+) -> None:
+    store = make_store(**content)
+    with pytest.raises(GtpVisionError, match=words):
+        check_writable(to)(tmp_path / "a", store)
+    check_writable(words.split()[3])(tmp_path / "b", store)
+    assert open_here(tmp_path / "b").episode_ends.tolist() == store.episode_ends.tolist()
+
+
+def test_advice_about_breaks_that_are_not_marked(tmp_path: Path) -> None:
+    held = flat(rows_of_d4rl)
+    arrays = {name: array for name, array in held.items() if name not in ("timeouts", "next_observations")}
+    store = open_here(save(tmp_path / "a.hdf5", arrays))
+    assert store.episodes == 1
+    assert any("add 'timeouts'" in said for said in pitfalls(store, inspection.statistics(store)))
+    assert_right(open_here(save(tmp_path / "b.hdf5", arrays | {"timeouts": held["timeouts"]})), has_final=False)
