@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import yaml
 from safetensors.torch import load_file
+from stores import make_store
 
 from gtp_vision.datasets.formats import FORMATS, native
 from gtp_vision.datasets.store import Store
 from gtp_vision.serving.artifact import load_policy
-from torture import runs
 from torture.forked import FailedError, forked
 from torture.mutations import pick
 from torture.runs import words
@@ -84,8 +84,10 @@ class Place:
 
 
 def _store(kind: str) -> Store:
-    store = runs.store(cameras=2 if kind == "pixels" else 0, frames=30)
-    return replace(store, attributes={"action_low": [-30.0], "action_high": [30.0]}) if kind == "pixels" else store
+    if kind != "pixels":
+        return make_store((15, 15), actions=1)  # Pendulum's shapes
+    store = make_store((15, 15), cameras={"left": (8, 8, 3), "right": (8, 8, 3)}, state=None, actions=1)
+    return replace(store, attributes={"action_low": [-30.0], "action_high": [30.0]})
 
 
 @dataclass(frozen=True)
