@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from tqdm import tqdm
 
+from gtp_vision.core.progress import Progress
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.layout import PROGRESS_BYTES, row_ranges
 from gtp_vision.datasets.store import Store
@@ -31,7 +31,7 @@ def differences(before: Store, after: Store) -> list[str]:
         before = shorter
     sentences += _flat_differences(before, after)
     size = before.nbytes()
-    with tqdm(total=size, desc="comparing", unit="B", unit_scale=True, disable=size < PROGRESS_BYTES) as bar:
+    with Progress(total=size, desc="comparing", unit="B", unit_scale=True, disable=size < PROGRESS_BYTES) as bar:
         for name, array in before.observations.items():
             if name in after.observations:
                 sentences += _observation_differences(name, array, after.observations[name], bar)
@@ -59,7 +59,7 @@ def _flat_differences(before: Store, after: Store) -> list[str]:
     return sentences
 
 
-def _observation_differences(name: str, before: Array, after: Array, bar: tqdm) -> list[str]:
+def _observation_differences(name: str, before: Array, after: Array, bar: Progress) -> list[str]:
     rows, total, largest = 0, 0.0, 0.0
     for start, stop in row_ranges(before):
         old, new = np.asarray(before[start:stop]), np.asarray(after[start:stop])

@@ -25,7 +25,7 @@ _MAX_DEPTH = 100  # levels of an attribute
 _MAX_TEXT = 100  # characters of an attribute
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 # Attributes that are listed as facts.
-_OWN_LINES = ("filters", "tasks", "episode_tasks", successes.MARKS, successes.WORDS)
+_OWN_LINES = ("filters", "tasks", "episode_tasks", "time_stamps", successes.MARKS, successes.WORDS)
 
 
 def inspect(path: Path, env: str | None = None) -> tuple[dict[str, Any], Store]:

@@ -20,11 +20,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write, cached, evict, from_cache, require_space
+from gtp_vision.core.progress import Progress
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array, Segmented
@@ -167,7 +167,7 @@ def unpack(source: FileArrays, target: Path, path: Path) -> None:
             temporary.write_text(json.dumps(in_place))
     with (
         native.create(target, shapes, source.attributes) as file,
-        tqdm(total=copied, desc=label, unit="B", unit_scale=True, disable=copied < PROGRESS_BYTES) as bar,
+        Progress(total=copied, desc=label, unit="B", unit_scale=True, disable=copied < PROGRESS_BYTES) as bar,
     ):
         for name, array in flat.items():
             native.write_rows(file[name], 0, array)
@@ -259,7 +259,7 @@ def _is_mappable(pieces: Sequence[Piece], dtype: np.dtype) -> bool:
     return total >= _MIN_MAPPED * len(pieces)
 
 
-def _fill(target: h5py.Dataset, pieces: Sequence[Piece], bar: tqdm) -> None:
+def _fill(target: h5py.Dataset, pieces: Sequence[Piece], bar: Progress) -> None:
     from gtp_vision.datasets.formats import native
 
     row, at = hdf5.nbytes(target.shape[1:], target.dtype), 0

@@ -85,8 +85,8 @@ def write_sheet(
 ) -> None:
     """Write frames in rows of equal length as one PNG, scaled to a visible size.
 
-    Frames are uint8 (H, W, C), of one size in each column. Of more than 3 channels the first 3 are drawn, of 2 the
-    first. Titles `heads` stand above an equal number of columns each, `captions` below the frames.
+    Frames are as `rgb` takes them, of one size in each column. Titles `heads` stand above an equal number of columns
+    each, `captions` below the frames.
     """
     check_target(path)
     font = ImageFont.load_default(size=_TEXT)
@@ -184,17 +184,23 @@ def _histogram(store: Store, dimension: int, edges: np.ndarray) -> np.ndarray:
     return total
 
 
-def picture(frame: np.ndarray) -> Image.Image:
-    """Convert a frame uint8 (H, W, C) to an RGB image whose longest side is at most `SIDE`.
+def rgb(frames: np.ndarray) -> np.ndarray:
+    """Convert frames of any number of channels, uint8 (..., C) or float in [0, 1], to uint8 (..., 3).
 
-    Of more than 3 channels the first 3 are drawn, of 2 the first.
+    Of more than 3 channels the first 3 are shown, of 1 or 2 the first as gray.
     """
+    shown = frames[..., :3] if frames.shape[-1] > 2 else frames[..., :1].repeat(3, -1)
+    return shown if shown.dtype == np.uint8 else (255 * shown.clip(0, 1)).round().astype(np.uint8)
+
+
+def picture(frame: np.ndarray) -> Image.Image:
+    """Convert a frame to an RGB image whose longest side is at most `SIDE`, see `rgb`."""
     frame = _subsampled(frame)
-    image = Image.fromarray(np.ascontiguousarray(frame[..., :3] if frame.shape[-1] > 2 else frame[..., 0]))
+    image = Image.fromarray(np.ascontiguousarray(rgb(frame)))
     width, height = size_of(frame.shape)
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BOX)
-    return image.convert("RGB")
+    return image
 
 
 def size_of(shape: Sequence[int]) -> tuple[int, int]:

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import atomic_write, evict, require_space, touch
 from gtp_vision.core.locks import FileLock
+from gtp_vision.core.progress import Progress
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import native
@@ -93,7 +93,7 @@ def _fill(
     label: str,
 ) -> None:
     saved, row = time.monotonic(), array.nbytes // max(1, len(array))
-    bar = tqdm(total=len(array), initial=done, desc=label, unit="frame", delay=1.0, mininterval=0.5)
+    bar = Progress(total=len(array), initial=done, desc=label, unit="frame", delay=1.0)
     with target.open("r+b", buffering=0) as file, bar:
         try:
             while done < len(array):

@@ -18,6 +18,8 @@ _SAMPLE_BYTES = 1 << 26  # of them; fewer rows if they are very wide, but at lea
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 """Of which the statistics hold the levels."""
 _MIN_SPREAD = 1e-4  # relative to the magnitude; less is rounding or the noise of an idle sensor
+_ROUNDING = 1e-6  # relative to the magnitude; values that differ by less are one value
+_IGNORING = 1e30  # a divisor that leaves nothing of a number
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,25 @@ class ArrayStatistics:
     quantiles: dict[str, list[float]]
     constant: list[int]
 
+    def fixed(self) -> np.ndarray:
+        """Return bool (D,), the dimensions with one value, up to rounding."""
+        magnitude = np.maximum(np.abs(self.mean), 1e-2)
+        return np.asarray(np.subtract(self.max, self.min) <= _ROUNDING * magnitude)
+
     def scale(self) -> np.ndarray:
-        """Return float32 (D,) to divide by: the deviation, and 1 in near-constant dimensions."""
+        """Return float32 (D,) to divide by: the deviation, and 1 in near-constant dimensions.
+
+        A dimension with one value has a divisor that leaves 0 of any other value: nothing can be learned about those.
+        """
         scale = np.asarray(self.std, np.float32)
         scale[self.constant] = 1.0
+        scale[self.fixed()] = _IGNORING
         return scale
+
+    def bounds(self) -> np.ndarray:
+        """Return float32 (2, D), a policy's least and largest action: -1 and 1, or twice a dimension's one value."""
+        value = np.clip(self.quantiles["0.5"], -1, 1)
+        return np.where(self.fixed(), value, [[-1.0], [1.0]]).astype(np.float32)
 
     def record(self) -> dict[str, Any]:
         """Return the statistics as JSON-able values."""
@@ -69,7 +85,7 @@ def array_statistics(array: Array) -> ArrayStatistics:
     spread = np.linspace(0, count - 1, sampled).astype(np.int64)
     levels = np.quantile(np.asarray(array[spread]), QUANTILES, axis=0)
     magnitude = np.maximum(np.abs(mean), 1e-2)  # so that noise of a millionth around 0 is constant, too
-    is_constant = (levels[-1] - levels[0]) <= 1e-6 * magnitude
+    is_constant = (levels[-1] - levels[0]) <= _ROUNDING * magnitude
     return ArrayStatistics(
         mean=mean.tolist(),
         std=std.tolist(),

@@ -52,6 +52,7 @@ class Augmentation:
         self.shift = RandomShift(self.config.shift, self.config.shift_probability)
         self.color, self.blur, self.erasing = Color(self.config), Blur(self.config), Erasing(self.config)
         self.cameras = [name for name, shape in shapes.items() if len(shape) == 4 and not name.startswith(GOAL)]
+        self._has_colors = any(shapes[name][1] == 3 for name in self.cameras)
         self._crops: dict[str, tuple[int, int]] = {}
         for name in self.cameras:
             _, channels, height, width = shapes[name]
@@ -131,9 +132,10 @@ class Augmentation:
             raise GtpVisionError(
                 f"{prefix}.blur={c.blur:g} needs {self.blur.reach} pixels on each side: {frames}; set a smaller one"
             )
-        for key, allowed in (("brightness", (1, 3)), ("contrast", (1, 3)), ("saturation", (3,)), ("hue", (3,))):
-            if getattr(c, key) and channels not in allowed:
-                kind = "RGB" if allowed == (3,) else "RGB or gray"
+        for key in ("brightness", "contrast", "saturation", "hue"):
+            allows_gray = key in ("brightness", "contrast") or self._has_colors  # a gray camera keeps the others
+            if getattr(c, key) and channels not in ((1, 3) if allows_gray else (3,)):
+                kind = "RGB or gray" if allows_gray else "RGB"
                 raise GtpVisionError(
                     f"{prefix}.{key}={getattr(c, key):g} needs {kind} frames: {frames}; set {prefix}.{key}=0"
                 )

@@ -61,7 +61,8 @@ class RandomShift:
 class Color:
     """Brightness, contrast, saturation, hue, in this order, as torchvision's `ColorJitter` defines them.
 
-    Contrast is relative to each frame's own mean gray. Frames of one channel have neither saturation nor hue.
+    Contrast is relative to each frame's own mean gray. Frames of one channel, beside a
+    camera of three, have neither saturation nor hue.
     """
 
     def __init__(self, config: AugmentationConfig) -> None:
@@ -91,7 +92,8 @@ class Color:
             enhance.adjust_hue,
         )
         for operation, largest, values in zip(operations, self.largest, drawn.unbind(1), strict=True):
-            if largest:
+            needs_colors = operation in (enhance.adjust_saturation_with_gray_subtraction, enhance.adjust_hue)
+            if largest and (images.shape[2] == 3 or not needs_colors):
                 images = operation(images, values)
         return images
 

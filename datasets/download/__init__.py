@@ -62,7 +62,7 @@ def download(
     usual = os.environ.get("GTP_VISION_MIRRORS", "").split()
     for mirror in (*mirrors, *usual):
         _check_address(mirror)
-    ledger = Ledger(source.folder.expanduser())
+    ledger = Ledger(Path(os.path.expanduser(source.folder)))
     if not isinstance(source, Files):
         with ledger:
             patterns = (pattern,) if pattern else source.patterns

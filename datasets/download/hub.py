@@ -5,13 +5,13 @@ huggingface_hub resumes transfers and compares sizes, but not the checksums, whi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import require_space
+from gtp_vision.core.progress import Progress
 from gtp_vision.datasets.download.ledger import Entry, Ledger, digest
 from gtp_vision.datasets.download.sources import Repository
 from gtp_vision.datasets.download.transfer import CONNECT_SECONDS, RefusalError, shown
@@ -63,10 +63,8 @@ def _snapshot(
     """Download from one address; the files, and the commit that they are of."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
-    from huggingface_hub.utils import disable_progress_bars, filter_repo_objects
+    from huggingface_hub.utils import filter_repo_objects
 
-    if os.environ.get("TQDM_DISABLE") == "1":
-        disable_progress_bars()
     api = HfApi(endpoint=endpoint, token=None if endpoint is None else False)  # a mirror does not get the token
     allowed = list(patterns) or None
     commit = str(api.dataset_info(name, revision=revision, timeout=CONNECT_SECONDS).sha)
@@ -85,7 +83,14 @@ def _snapshot(
         _check(ledger, path, files[path], url)
     space = sum(files[path].size for path in missing)
     require_space(ledger.folder, space, name, "choose another folder with --to")
-    api.snapshot_download(name, repo_type="dataset", revision=commit, local_dir=ledger.folder, allow_patterns=allowed)
+    api.snapshot_download(
+        name,
+        repo_type="dataset",
+        revision=commit,
+        local_dir=ledger.folder,
+        allow_patterns=allowed,
+        tqdm_class=Progress,
+    )
     return {path: _check(ledger, path, file, url) for path, file in files.items()}, commit
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 import requests
-from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import require_space
+from gtp_vision.core.progress import Progress
 from gtp_vision.datasets.download.ledger import Entry, digest
 
 CONNECT_SECONDS = 5.0
@@ -140,7 +140,7 @@ def _receive(answer: requests.Response, path: Path, part: Path, have: int, size:
         if not have and not chunk.startswith(_MAGIC[path.suffix]):
             content = "a web page" if chunk.lstrip().startswith(b"<") else "something else"
             raise RefusalError(f"sends {content} instead of a {path.suffix} file")
-        progress = tqdm(total=size, initial=have, desc=path.name, unit="B", unit_scale=True)
+        progress = Progress(total=size, initial=have, desc=path.name, unit="B", unit_scale=True)
         with part.open("ab" if have else "wb") as file, progress:
             while chunk:
                 file.write(chunk)

@@ -18,7 +18,8 @@ guessed. The attribute `episode_ends` holds which of these was used.
 
 The same arrays in an npz (D4RL's dictionary, saved by `np.savez`) are read as the HDF5 file would be. It differs from
 OGBench's, whose `terminals` are the ends of recordings, by `rewards`. A file with
-`masks` that contradict its `terminals` (as OGBench's loader and FQL have them) is refused.
+`masks` that contradict its `terminals` (as OGBench's loader and FQL have them) is refused, and so is one whose actions
+led to their rows, as those of dm_env do: with `step_type` or `is_first`, and actions of 0 in all first rows.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from gtp_vision.core.success import KEYS
 from gtp_vision.datasets import hdf5, npz
 from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.arrays import Array
-from gtp_vision.datasets.formats import episodes, native
+from gtp_vision.datasets.formats import episodes, native, near_misses
 from gtp_vision.datasets.formats.format import Format, units_notes
 from gtp_vision.datasets.layout import FileArrays, Layout, piece_of, row_ranges, through_cache
 from gtp_vision.datasets.store import Store
@@ -51,13 +52,8 @@ _JUMP = 1.0  # metres per step, see above
 _SAME = 1e-6  # distance up to which an observation equals `next_observations`
 _ARRAYS = {"observations", "actions", "rewards", "terminals"}
 _OTHERS = (
-    "timeouts",
-    "next_observations",
-    "masks",
-    "infos/goal",
-    "infos/qpos",
-    *KEYS,
-    *(f"infos/{key}" for key in KEYS),
+    *("timeouts", "next_observations", "masks", "infos/goal", "infos/qpos", "step_type", "is_first"),
+    *(*KEYS, *(f"infos/{key}" for key in KEYS)),
 )
 """Other arrays that are read."""
 _TIME_LIMIT = {"hopper": 1000, "halfcheetah": 1000, "walker2d": 1000, "ant": 1000}  # of Gym's tasks, versions 0 to 5
@@ -171,6 +167,7 @@ def _opened(path: Path, limit: int | None) -> Iterator[FileArrays]:
         terminals = episodes.flags(file, "terminals", path, rows)
         if "masks" in hdf5.children(file, path):
             _check_masks(episodes.flags(file, "masks", path, rows), terminals, path)
+        _check_rows(file, actions, path)
         ends, timeouts, how = _episodes(file, path, observations, terminals, limit)
         ours = hdf5.json_attribute(file, _OURS, path)
         name, attributes = ours.get("observation"), ours.get("attributes")
@@ -240,6 +237,16 @@ def _episodes(
             last, how = terminals.copy(), "terminals"
     last[-1] = True
     return np.flatnonzero(last) + 1, marked | (last & ~terminals), how
+
+
+def _check_rows(file: h5py.File, actions: np.ndarray, path: Path) -> None:
+    """Raise if the rows hold the actions that led to them, renamed from dm_env's or Dreamer's: the first ones are 0."""
+    names = set(hdf5.children(file, path))
+    for name, first in (("step_type", 0), ("is_first", 1)):
+        if name in names:
+            is_first = episodes.column(file, name, path, len(actions)) == first
+            if is_first.any() and actions.any() and not actions[is_first].any():
+                raise GtpVisionError(f"{path}: {near_misses.other_rows(names)}")
 
 
 def _check_masks(masks: np.ndarray, terminals: np.ndarray, path: Path) -> None:

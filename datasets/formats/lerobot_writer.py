@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import require_space
+from gtp_vision.core.progress import Progress
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import lerobot, video
 from gtp_vision.datasets.formats import lerobot_statistics as statistics
@@ -72,7 +72,7 @@ def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video
         features = {key: _feature(array) for key, array in columns.items()}
         cameras = {name: array for name, array in store.observations.items() if array.ndim == 4}
         size = sum(int(array.nbytes) for array in cameras.values())
-        with tqdm(
+        with Progress(
             total=size, desc=f"writing {path.name}", unit="B", unit_scale=True, disable=size < PROGRESS_BYTES
         ) as bar:
             for name, array in cameras.items():
@@ -242,7 +242,7 @@ def _write_tables(root: Path, columns: dict[str, Array], bounds: Sequence[tuple[
 
 
 def _write_videos(
-    root: Path, key: str, frames: Array, bounds: Sequence[tuple[int, int]], fps: float, limit: int, bar: tqdm
+    root: Path, key: str, frames: Array, bounds: Sequence[tuple[int, int]], fps: float, limit: int, bar: Progress
 ) -> tuple[list[Place], list[float]]:
     """Write a camera's folder of videos/ and return the place of each episode, and the second of its first frame."""
     places: list[Place] = []

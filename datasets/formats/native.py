@@ -26,11 +26,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import atomic_write, cached, evict, from_cache, require_space
+from gtp_vision.core.progress import Progress
 from gtp_vision.core.success import KEYS
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array
@@ -203,7 +203,7 @@ def _unpack(file: h5py.File, path: Path, arrays: Mapping[str, h5py.Dataset], tar
 
 
 def _copy(source: Any, target: h5py.Dataset, label: str | None = None) -> None:
-    for start, stop in tqdm(list(row_ranges(source)), desc=label, disable=label is None):
+    for start, stop in Progress(list(row_ranges(source)), desc=label, disable=label is None):
         write_rows(target, start, source[start:stop])
         sandbox.heartbeat()
 

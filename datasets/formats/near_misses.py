@@ -70,7 +70,7 @@ def in_hdf5(file: h5py.File, path: Path) -> str | None:
 def in_arrays(names: Collection[str]) -> str | None:
     """Return a hint about a file of arrays of an unknown format, by their names; None if it resembles no format."""
     names = set(names)
-    if hint := _other_rows(names):
+    if hint := other_rows(names):
         return hint
     if {"observations", "actions", "valids"} <= names:
         return "it looks like what OGBench's loader returns with compact_dataset; name the file that it loaded"
@@ -91,7 +91,7 @@ def in_arrays(names: Collection[str]) -> str | None:
     return f"it looks like {what}; {', '.join(steps)}" if steps else None
 
 
-def _other_rows(names: Collection[str]) -> str | None:
+def other_rows(names: Collection[str]) -> str | None:
     """Return the hint about rows that do not hold an observation and the action taken in it."""
     if {"is_first", "is_last"} & set(names):
         return (
@@ -134,7 +134,7 @@ def in_folder(path: Path, is_data_set: Callable[[Path], bool], hint_of: Callable
 
 
 def _grouped(name: str, members: Collection[str]) -> str:
-    return _other_rows(members) or (
+    return other_rows(members) or (
         f"it has a group per episode ('{name}'), as robomimic has; rename them to data/demo_0, data/demo_1, ... with "
         f"obs/NAME, actions, rewards and dones in each; where an episode has one observation more than actions, leave "
         f"the last one out of obs/NAME and the first one out of next_obs/NAME"

@@ -32,11 +32,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from tqdm import tqdm
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
+from gtp_vision.core.progress import Progress
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array, Segmented, view
 from gtp_vision.datasets.formats import episodes
@@ -99,7 +99,9 @@ def write(path: Path, store: Store) -> Path:
         data.attrs["env_args"] = json.dumps(_env_args(store.attributes), indent=4)
         data.attrs["gtp_vision"] = json.dumps(attributes)
         data.attrs["total"] = len(store.transitions)
-        for number in tqdm(range(store.episodes), desc=f"writing {path.name}", disable=store.nbytes() < PROGRESS_BYTES):
+        for number in Progress(
+            range(store.episodes), desc=f"writing {path.name}", disable=store.nbytes() < PROGRESS_BYTES
+        ):
             start, stop = int(store.episode_starts[number]), int(store.episode_ends[number])
             steps = stop - start - (not outcome[stop - 1])
             kept = slice(start, start + steps)

@@ -292,7 +292,7 @@ class Agent(nn.Module):
         action = self.improvement.next_action(self, features, c.next_steps, inputs.noise, c.next_actions)
         if c.next_noise:
             smoothing = c.next_noise * inputs.noise.normal(len(action), action.shape[1])
-            action = (action + smoothing.clamp(-c.next_noise_clip, c.next_noise_clip)).clamp(-1, 1)
+            action = self.policy.bounded(action + smoothing.clamp(-c.next_noise_clip, c.next_noise_clip))
         action = self.critic_action(action)
         features = self._critic_encoder_target(inputs.next_observation).repeat_interleave(c.next_actions, 0)
         value = self.critic_target.backed_up(self.critic_target(features, action).view(c.members, -1, c.next_actions))

@@ -75,7 +75,7 @@ class Distillation(Improvement):
             wanted = agent.policy.sample_from(inputs.actor, z, c.distill_steps)
         action = self.one_step.integrate(self.one_step.observe(inputs.actor), z, 1).float()
         distance = (action - wanted).square().mean()
-        q = agent.critic.frozen(inputs.critic, agent.critic_action(action.clamp(-1, 1))).float()
+        q = agent.critic.frozen(inputs.critic, agent.critic_action(self.one_step.bounded(action))).float()
         term = q_term(q, normalize=c.normalize_q)
         metrics = {"actor/distill_loss": distance.detach(), "actor/q_term": term.detach()}
         return cloning / dimensions + c.distill_weight * distance + c.q_weight * term, metrics

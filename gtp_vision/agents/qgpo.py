@@ -132,4 +132,4 @@ class EnergyGuidance(Improvement):
             return self.config.guidance_scale * gradient
 
         observed = policy.observe(features).repeat_interleave(draws, 0)
-        return policy.guided(observed, steps, noise, pull).clamp(-1, 1)
+        return policy.bounded(policy.guided(observed, steps, noise, pull))

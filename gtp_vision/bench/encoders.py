@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from gtp_vision.bench.recordings import write_noise
 from gtp_vision.config.compose import from_command_line
 from gtp_vision.config.overrides import quoted
+from gtp_vision.core.progress import Progress
 from gtp_vision.core.timing import Work, median_ms
 from gtp_vision.datasets.sources import batch_source
 from gtp_vision.datasets.store import Store
@@ -64,7 +64,7 @@ def bench_encoders(
     with (
         tempfile.TemporaryDirectory() as folder,
         _temporary_cache(Path(folder) / "cache"),
-        tqdm(total=len(names) + 2, desc="timing", disable=not progress) as bar,
+        Progress(total=len(names) + 2, desc="timing", disable=not progress) as bar,
     ):
         data = write_noise(Path(folder) / "frames.h5", frames=_FRAMES, side=_SIDE, state=EncoderConfig().features)
         for name in names:

@@ -15,13 +15,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from gtp_vision import agents
 from gtp_vision.agents import AGENTS, AgentConfig
 from gtp_vision.agents.eda import AlignmentSettings
 from gtp_vision.bench.recordings import noise_store
 from gtp_vision.config.compose import from_command_line
+from gtp_vision.core.progress import Progress
 from gtp_vision.core.random import RandomStream
 from gtp_vision.core.timing import Work, median_ms
 from gtp_vision.core.worker_pool import WorkerPool
@@ -215,7 +215,7 @@ def _peaks(configs: Sequence[AgentConfig], progress: bool) -> list[float]:
     context.set_forkserver_preload([__name__])  # the libraries are loaded once for all of them
     with WorkerPool(os.cpu_count() or 1, mp_context=context, max_tasks_per_child=1) as pool:
         peaks = pool.map(_peak_mb, configs)
-        return list(tqdm(peaks, "measuring memory", len(configs), unit="agent", disable=not progress))
+        return list(Progress(peaks, "measuring memory", len(configs), unit="agent", disable=not progress))
 
 
 def _peak_mb(config: AgentConfig) -> float:

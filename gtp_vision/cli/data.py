@@ -188,7 +188,6 @@ def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
         processes=given.get("processes", usual),
         command=shlex.join(["gtp-vision", *arguments.words]),
         overwrite=arguments.overwrite,
-        progress=os.environ.get("TQDM_DISABLE") != "1",  # tqdm's own switch, which an explicit argument would override
     )
     print(message)
     return 0

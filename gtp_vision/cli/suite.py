@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
         suite.steps = arguments.steps
     suite.seeds, suite.episodes = arguments.seeds or suite.seeds, arguments.episodes or suite.episodes
     out = arguments.out or Path("runs/bench") / Path(arguments.name).stem
-    planned = plan(suite, out, (arguments.data or Path(suite.data)).expanduser())
+    planned = plan(suite, out, Path(os.path.expanduser(arguments.data or suite.data)))
     workers = arguments.workers or torch.cuda.device_count() or os.cpu_count() or 1
     command, progress = shlex.join(["gtp-vision", *arguments.words]), os.environ.get("TQDM_DISABLE") != "1"
     if arguments.tables:

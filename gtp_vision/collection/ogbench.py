@@ -14,10 +14,10 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from tqdm import tqdm
 
 from gtp_vision.collection.ogbench_recipes import RECIPES, Episode
 from gtp_vision.collection.recording import EpisodeParts, Execution, recorded, require_at_least, seed_of, versions
+from gtp_vision.core.progress import Progress
 from gtp_vision.envs import EnvSpec, Rendering, choose_backend
 
 _COUNTS = ("targets", "reached")
@@ -99,7 +99,7 @@ def _write(path: Path, parts: EpisodeParts, numbers: range, record: dict[str, An
     names = [name for name in arrays if name not in _COUNTS]
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-        tqdm(total=len(names) * len(numbers), desc="joining", unit="part", disable=not execution.progress) as bar,
+        Progress(total=len(names) * len(numbers), desc="joining", unit="part", disable=not execution.progress) as bar,
     ):
         for name in names:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:

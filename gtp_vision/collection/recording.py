@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import atomic_write, make_folder
 from gtp_vision.core.locks import FileLock
 from gtp_vision.core.names import __version__
+from gtp_vision.core.progress import Progress
 from gtp_vision.core.worker_pool import WorkerPool
 from gtp_vision.envs import close, quiet_worker
 
@@ -87,7 +87,9 @@ class EpisodeParts:
                 f"remove it and {_AGAIN}"
             ) from error
 
-    def stack(self, name: str, episodes: Sequence[int], rows: int, stream: IO[bytes], bar: tqdm | None = None) -> None:
+    def stack(
+        self, name: str, episodes: Sequence[int], rows: int, stream: IO[bytes], bar: Progress | None = None
+    ) -> None:
         """Write an array of some episodes, one after another, as one NumPy file (.npy), an episode at a time.
 
         Raises:
@@ -214,7 +216,7 @@ def _record(parts: EpisodeParts, recorder: Recorder, execution: Execution, unit:
     try:
         with (
             WorkerPool(min(execution.processes, len(missing)), quiet_worker) as pool,
-            tqdm(total=parts.count, desc="collecting", unit=unit, disable=not execution.progress) as bar,
+            Progress(total=parts.count, desc="collecting", unit=unit, disable=not execution.progress) as bar,
         ):
             bar.update(parts.count - len(missing))
             for future in as_completed([pool.submit(_keep, recorder, n, parts.path(n)) for n in missing]):

@@ -10,11 +10,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from gtp_vision.collection.recording import InterruptedCollectionError, seed_of
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import atomic_write
+from gtp_vision.core.progress import Progress
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec, PolicyActions, close
 
@@ -91,7 +91,7 @@ class Training:
                     raise InterruptedCollectionError(f"stopped at step {done} of {outer._steps}; {_AGAIN}")
                 return True
 
-        with tqdm(total=self._steps, initial=first, desc="SAC", unit="step", disable=not self._progress) as bar:
+        with Progress(total=self._steps, initial=first, desc="SAC", unit="step", disable=not self._progress) as bar:
             self._model.learn(self._steps - first, callback=Watch(), reset_num_timesteps=False)
             self._after_step(self._steps, bar, save=True)
 
@@ -123,7 +123,7 @@ class Training:
         torch.manual_seed(seed)
         rows: dict[str, list[Any]] = {name: [] for name in ("observations", "actions", "rewards", "dones", "timeouts")}
         observation, _ = self._evaluation_env.reset(seed=seed)
-        for step in tqdm(range(steps), "recording", unit="step", disable=not self._progress):
+        for step in Progress(range(steps), "recording", unit="step", disable=not self._progress):
             action, _ = policy.predict(observation)
             following, reward, terminated, truncated, _ = self._evaluation_env.step(action)
             if self._stop():
@@ -135,7 +135,7 @@ class Training:
             observation = self._evaluation_env.reset()[0] if terminated or truncated else following
         return _store({name: np.array(values) for name, values in rows.items()})
 
-    def _after_step(self, step: int, bar: tqdm, *, save: bool) -> None:
+    def _after_step(self, step: int, bar: Progress, *, save: bool) -> None:
         if step % max(_EVALUATE_EVERY, self._steps // _EVALUATIONS) == 0 or step == self._steps:
             value = self._evaluate(
                 lambda observation: self._model.predict(observation, deterministic=True)[0], _EPISODES

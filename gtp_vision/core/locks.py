@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import filelock
-from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.progress import Progress
 
 
 class FileLock:
@@ -49,7 +49,7 @@ class FileLock:
             if not self._waits:
                 advice = f", stop it, or {self._advice}" if self._advice else " or stop it"
                 raise GtpVisionError(f"{holder} {self._activity}; wait for it{advice}") from error
-            tqdm.write(f"waiting for {holder}, which {self._activity}", file=sys.stderr)
+            Progress.write(f"waiting for {holder}, which {self._activity}", file=sys.stderr)
             self._lock.acquire()
         self._path.write_text(f"{os.getpid()} on {platform.node()}\n")
 

@@ -38,7 +38,7 @@ _BEAT = b"\n"
 _STATUS = "/proc/self/status"  # where Linux shows what RLIMIT_DATA counts; elsewhere memory is not limited
 _ENVIRONMENT = (
     *("GTP_VISION_CACHE", "GTP_VISION_CACHE_SIZE", "GTP_VISION_PATIENCE"),
-    *("XDG_CACHE_HOME", "HOME", "TQDM_DISABLE"),
+    *("XDG_CACHE_HOME", "HOME", "TQDM_DISABLE", "TERM", "CI"),
 )
 
 _lock = threading.Lock()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from tqdm import tqdm
+
+from gtp_vision.core.progress import Progress
 
 _CPU = torch.device("cpu")
 _LEAST_ROUNDS = 2
@@ -53,7 +54,7 @@ def median_ms(
     """
     times: dict[Key, list[float]] = {key: [] for key in works}
     spent = dict.fromkeys(works, 0.0)
-    for turn in tqdm(range(rounds + 1), label, unit="round", disable=not progress):
+    for turn in Progress(range(rounds + 1), label, unit="round", disable=not progress):
         for key, work in works.items():
             if turn > _LEAST_ROUNDS and spent[key] > max_seconds:
                 continue

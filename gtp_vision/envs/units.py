@@ -108,8 +108,9 @@ def _is_scaled(units: ActionUnits, low: np.ndarray, high: np.ndarray, name: str)
     ones = np.ones_like(low)
     if units.choice is not None or units.bounds is not None:
         return units.choice == "scaled"
-    if _is_same(low, high, -ones, ones):
-        return False
+    moves = high > low  # a dimension of one value gets it, whatever the units
+    if _is_same(low[moves], high[moves], -ones[moves], ones[moves]):
+        return not moves.all()
     may_be_scaled, may_be_recorded = _is_inside(-ones, ones, low, high), _is_inside(*units.reach, low, high)
     if units.recorder and may_be_recorded and not may_be_scaled:
         return False  # other recorders write what the simulator takes

@@ -15,19 +15,20 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from tqdm import tqdm
 
 from gtp_vision.agents.acting import FrameStack
 from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import GOAL
+from gtp_vision.core.progress import Progress
 from gtp_vision.core.random import EpisodeNoise
+from gtp_vision.datasets.pictures import rgb
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.metrics import METRICS
 from gtp_vision.evaluation.vector_env import FaultyError, Simulators
 
 _FRAMES_A_SECOND = 20  # OGBench's control rate: videos play in real time
-VIDEO_SCALE = 4
+_LARGEST_SCALE, _SIDE = 4, 256  # small frames are enlarged up to four times, until their longest side has 256 pixels
 _ROUND = 16  # steps of the environments between synchronizations of several processes
 
 Actor = Callable[[Mapping[str, torch.Tensor], EpisodeNoise], torch.Tensor]
@@ -43,7 +44,7 @@ class Episode:
         success: whether any of its steps was a success; None if the environment said nothing of any.
         total_reward: the sum of its rewards.
         length: steps.
-        film: if it was filmed, its observations by name, one more than steps; images are uint8 (H, W, 3).
+        film: if it was filmed, its observations by name, one more than steps; images are (H, W, C).
         task: of environments with goals.
         goal: the goal's observation by name, of environments with goals.
     """
@@ -63,8 +64,8 @@ class Episode:
 
     @property
     def frames(self) -> list[np.ndarray]:
-        """Images of `camera`, uint8 (H, W, 3), one more than steps; empty if it was not filmed."""
-        return [observation[self.camera] for observation in self.film]
+        """Images of `camera` as RGB, uint8 (H, W, 3), one more than steps; empty if it was not filmed."""
+        return [rgb(observation[self.camera]) for observation in self.film]
 
 
 class SimulatorError(GtpVisionError):
@@ -160,7 +161,7 @@ class Evaluator:
             except FaultyError as fault:
                 raise self._failure(fault, {}) from fault
         rollout = _Rollout(self, self._simulators, waiting, film)
-        with one_thread(), tqdm(total=len(waiting), desc=label, unit="episode", disable=not self.progress) as bar:
+        with one_thread(), Progress(total=len(waiting), desc=label, unit="episode", disable=not self.progress) as bar:
             done = self._finish(rollout, actor, bar, stop)
         if self.world_size > 1:
             done = gather_object(done)
@@ -171,7 +172,7 @@ class Evaluator:
         rule = {} if self.spec.success_reward is None else {"success_rule": f"reward >= {self.spec.success_reward:g}"}
         return summary(done, time.perf_counter() - started, self.spec.name) | rule, done
 
-    def _finish(self, rollout: _Rollout, actor: Actor, bar: tqdm, stop: Callable[[], bool]) -> list[Episode]:
+    def _finish(self, rollout: _Rollout, actor: Actor, bar: Progress, stop: Callable[[], bool]) -> list[Episode]:
         done: list[Episode] = []
         rounds = 0
         while self._is_any_busy(rollout.is_busy, rounds, stop):
@@ -325,8 +326,10 @@ def random_actor(actions: int) -> Actor:
 
 
 def scaled_up(episode: Episode) -> np.ndarray:
-    """The frames of a filmed episode, uint8 (L, H, W, 3), each pixel repeated `VIDEO_SCALE` times."""
-    return np.stack(episode.frames).repeat(VIDEO_SCALE, 1).repeat(VIDEO_SCALE, 2)
+    """The frames of a filmed episode, uint8 (L, H, W, 3), each pixel of a small frame repeated up to 4 times."""
+    frames = np.stack(episode.frames)
+    scale = max(1, min(_LARGEST_SCALE, _SIDE // max(frames.shape[1:3])))
+    return frames.repeat(scale, 1).repeat(scale, 2)
 
 
 def write_videos(
@@ -335,13 +338,19 @@ def write_videos(
     draw: Callable[[Episode], np.ndarray] = scaled_up,
     suffix: str = "",
 ) -> list[Path]:
-    """Write filmed episodes as mp4 files named by number and outcome; `draw` makes the images uint8 (L, H, W, 3)."""
+    """Write filmed episodes as mp4 files named by number and outcome; `draw` makes the images uint8 (L, H, W, 3).
+
+    The codec takes even sides only: the last row and column of odd ones are repeated.
+    """
     written = []
     for episode in episodes:
         if episode.film:
             folder.mkdir(parents=True, exist_ok=True)
             outcome = {True: "success", False: "failure", None: "unknown"}[episode.success]
             path = folder / f"episode_{episode.number:03d}_{outcome}{suffix}.mp4"
-            iio.imwrite(path, draw(episode), fps=_FRAMES_A_SECOND, codec="libx264", macro_block_size=None)
+            video = draw(episode)
+            if video.shape[1] % 2 or video.shape[2] % 2:
+                video = np.pad(video, ((0, 0), (0, video.shape[1] % 2), (0, video.shape[2] % 2), (0, 0)), "edge")
+            iio.imwrite(path, video, fps=_FRAMES_A_SECOND, codec="libx264", macro_block_size=None)
             written.append(path)
     return written

@@ -22,7 +22,7 @@ from gtp_vision.agents.acting import FrameStack
 from gtp_vision.agents.base import ScaledNoise
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise, NoiseSource
-from gtp_vision.evaluation.evaluator import VIDEO_SCALE, Episode, scaled_up
+from gtp_vision.evaluation.evaluator import Episode, scaled_up
 
 _DRAWS = 8  # they share one pass of the backbone
 _BATCH = 64
@@ -39,7 +39,8 @@ def saliency(
     that chooses among candidates is ignored.
     """
     acting = agent.config.acting
-    pixels = (observation[camera].float() / 255).requires_grad_()
+    frames = observation[camera]
+    pixels = (frames / 255 if frames.dtype == torch.uint8 else frames.clone()).requires_grad_()
     mode = agent.training
     agent.eval()
     try:
@@ -93,9 +94,9 @@ class Saliency:
         heat = torch.from_numpy(gaussian_filter(maps, (0, width, width)))
         hottest = float(np.quantile(heat.numpy(), _MAX_QUANTILE))
         heat = (heat / hottest).sqrt() if hottest > 0 else torch.zeros_like(heat)
-        heat = nn.functional.interpolate(heat[:, None], scale_factor=VIDEO_SCALE, mode="bilinear")[:, 0]
-        level = heat.clamp(0, 1).mul(255).byte().numpy()
         video = scaled_up(episode)
+        heat = nn.functional.interpolate(heat[:, None], video.shape[1:3], mode="bilinear")[:, 0]
+        level = heat.clamp(0, 1).mul(255).byte().numpy()
         for start in range(0, len(video), _BATCH):  # in pieces: as floats, long episodes would take gigabytes
             piece = slice(start, start + _BATCH)
             video[piece] = _TRANSPARENCY[level[piece]] * video[piece] + _HEAT[level[piece]]

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from gtp_vision.agents import Agent
 from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.progress import Progress
 from gtp_vision.core.random import RandomStream
 from gtp_vision.core.timing import Work, median_ms
 from gtp_vision.datasets.batch import Batch
@@ -72,7 +72,7 @@ def sweep(
     batches = [sampler.batch(i).to(device) for i in range(_BATCHES)]
     fast = FastPolicy(agent) if compiled else None
     with one_thread():  # as in evaluation
-        bar = tqdm(steps, "acting", disable=not progress)
+        bar = Progress(steps, "acting", disable=not progress)
         results = {k: {"action_error": _action_error(agent, batches, k)} for k in bar}
         actors: dict[str, Agent | FastPolicy] = {"act_ms": agent} | ({"act_ms_compiled": fast} if fast else {})
         for (key, k), ms in _time_acting(actors, batches[0], steps).items():

@@ -11,7 +11,7 @@ from __future__ import annotations
 from gtp_vision.core.registry import Registry
 from gtp_vision.models.abilities import Density, Guidable, Integrable, Pull
 from gtp_vision.models.gtp import GTPPolicy
-from gtp_vision.models.policy import Policy, PolicyConfig, effective_sample_size
+from gtp_vision.models.policy import Policy, PolicyConfig, effective_sample_size, without_bounds
 
 FAMILIES: Registry[type[Policy]] = Registry(__name__, "gtp_vision.models", Policy, key="family")
 """The classes of this package and of plug-ins by their `family`."""
@@ -35,4 +35,5 @@ __all__ = [
     "Pull",
     "create",
     "effective_sample_size",
+    "without_bounds",
 ]

@@ -41,7 +41,7 @@ class Integrable(Policy):
     def sample_from(self, features: torch.Tensor, z: torch.Tensor, steps: int) -> torch.Tensor:
         """As `sample`, from given noise: (B, F) and (B, A) to (B, A) in [-1, 1]. Raises ValueError: K below 1."""
         check_steps(steps)
-        return self.integrate(self.observe(features), z, steps).clamp(-1, 1)
+        return self.bounded(self.integrate(self.observe(features), z, steps))
 
 
 class Guidable(Policy):

@@ -8,8 +8,9 @@ Axes in names: B batch, F features, A action dimensions.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from gtp_vision.core.distributed import global_moments
 from gtp_vision.core.random import NoiseSource
 from gtp_vision.core.settings import setting
 from gtp_vision.models.networks import ACTIVATIONS, ARCHITECTURES, after_first_layer
+
+_BOUNDS = {"lower": -1.0, "upper": 1.0}  # buffers of a policy, and their values unless the data are constant
 
 
 @dataclass
@@ -100,10 +103,13 @@ class Policy(nn.Module, ABC):
 
     Attributes:
         family: of `agent.policy.family`; every class that can be built has its own.
+        lower, upper: least and largest action of each dimension, (A,): -1 and 1, or twice the data's only value.
     """
 
     family: ClassVar[str]
     has_teacher = False  # whether the loss also learns from a slow copy of the policy
+    lower: torch.Tensor
+    upper: torch.Tensor
 
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__()
@@ -113,6 +119,8 @@ class Policy(nn.Module, ABC):
             raise ValueError("wanted grid >= 2, noise_draws >= 1 and a hidden layer")
         self.config, self.actions = config, actions
         self.observe = nn.Linear(features, config.hidden[0])
+        for name, bound in _BOUNDS.items():
+            self.register_buffer(name, torch.full((actions,), bound))
 
     def deeper_layers(self, outputs: int, bias: bool = True) -> nn.Sequential:
         """The network behind its first layer; `bias` is the output's."""
@@ -149,11 +157,31 @@ class Policy(nn.Module, ABC):
         K is chosen when acting, not when training; a family of one step ignores it.
         """
         check_steps(steps)
-        return self.generate(repeated(self.observe(features), draws), steps, noise).clamp(-1, 1)
+        return self.bounded(self.generate(repeated(self.observe(features), draws), steps, noise))
+
+    def bounded(self, actions: torch.Tensor) -> torch.Tensor:
+        """Actions (B, A) within [-1, 1]; dimensions of which the data have one value get it."""
+        return actions.clamp(self.lower, self.upper)
+
+    @torch.no_grad()
+    def hold(self, bounds: torch.Tensor) -> None:
+        """Set the least and largest action, (2, A) or of one action of the chunk; saved with the parameters."""
+        for bound, values in zip((self.lower, self.upper), bounds, strict=True):
+            bound.copy_(values.repeat(self.actions // len(values)))
+
+    def _load_from_state_dict(self, state_dict: dict[str, torch.Tensor], prefix: str, *arguments: Any) -> None:
+        for name, bound in _BOUNDS.items():  # which earlier versions did not store
+            state_dict.setdefault(prefix + name, torch.full((self.actions,), bound))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @abstractmethod
     def generate(self, observed: torch.Tensor, steps: int, noise: NoiseSource) -> torch.Tensor:
         """Actions (B, A) from noise in K steps, not clamped; `observed` is (B, width)."""
+
+
+def without_bounds(expected: Collection[str], stored: Collection[str]) -> set[str]:
+    """Tensors that are expected, and that earlier versions did not store: they acted within [-1, 1]."""
+    return {name for name in expected if name not in stored and name.rpartition(".")[2] in _BOUNDS}
 
 
 def repeated(rows: torch.Tensor, draws: int) -> torch.Tensor:

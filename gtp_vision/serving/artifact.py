@@ -31,6 +31,7 @@ from gtp_vision.core.manifest import MANIFEST
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.settings import numbers
 from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder, present_names
+from gtp_vision.models import without_bounds
 from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
@@ -112,9 +113,10 @@ def _load_agent(
     with torch.device("meta"):  # takes no memory
         plan = _built(shapes, schema.actions, config, encoder)
     tensors, sizes = plan.state_dict(), manifest.tensor_shapes(path)
-    names = present_names(plan, sizes)
-    stored = {names[name]: shape for name, (shape, _) in sizes.items()}
-    expected = {name: tuple(x.shape) for name, x in tensors.items() if name.partition(".")[0] in parts}
+    present = present_names(plan, sizes)
+    stored = {present[name]: shape for name, (shape, _) in sizes.items()}
+    names = {name for name in tensors if name.partition(".")[0] in parts} - without_bounds(tensors, stored)
+    expected = {name: tuple(tensors[name].shape) for name in names}
     if differing := sorted(expected.items() ^ stored.items()):
         raise GtpVisionError(
             f"{WEIGHTS} does not hold the agent that {MADE_OF} describes: '{differing[0][0]}' differs; export it again"
@@ -125,7 +127,7 @@ def _load_agent(
             f"{MADE_OF} describes networks of {whole >> 20} MB for the weights of {WEIGHTS}; export it again"
         )
     agent = _built(shapes, schema.actions, config, encoder)
-    agent.load_state_dict({names[name]: tensor for name, tensor in load_file(path).items()}, strict=False)
+    agent.load_state_dict({present[name]: tensor for name, tensor in load_file(path).items()}, strict=False)
     for module in agent.modules():
         if isinstance(module, Encoder):
             module.use_bf16(bf16)

@@ -84,7 +84,7 @@ class Schema:
             raise GtpVisionError(f"its schema is invalid ({type(error).__name__}: {error})") from error
         pairs = list(zip(schema.action_low, schema.action_high, strict=False))
         fits = len(schema.action_low) == len(schema.action_high) and 0 < schema.actions <= _MAX_WIDTH
-        if not fits or not all(-math.inf < low < high < math.inf for low, high in pairs):
+        if not fits or not all(-math.inf < low <= high < math.inf for low, high in pairs):
             raise GtpVisionError("its schema has invalid action bounds")
         if not schema.cameras and not schema.states:
             raise GtpVisionError("its schema has neither cameras nor states")

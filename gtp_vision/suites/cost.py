@@ -7,9 +7,8 @@ from dataclasses import replace
 from itertools import count
 from statistics import fmean
 
-from tqdm import tqdm
-
 from gtp_vision.config.schema import Config
+from gtp_vision.core.progress import Progress
 from gtp_vision.core.timing import seconds
 from gtp_vision.datasets.record import record_of
 from gtp_vision.datasets.sources import batch_source
@@ -34,7 +33,7 @@ def cost(plan: Plan, *, progress: bool = True) -> dict[PlannedRun, float]:
     episodes: dict[tuple, float] = {}
     left: dict[PlannedRun, float] = {}
     with one_thread():
-        for job in tqdm(plan.jobs, "measuring", unit="run", disable=not progress):
+        for job in Progress(plan.jobs, "measuring", unit="run", disable=not progress):
             if job.done == 1:
                 left[job] = 0.0
                 continue

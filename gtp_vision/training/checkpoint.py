@@ -26,6 +26,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import __version__
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.encoders import present_names
+from gtp_vision.models import without_bounds
 
 FORMAT = 2  # of state.json and of the tensors' names
 _FORMATS = (1, FORMAT)  # that are read; 1 numbered the encoders' parts, and 0.1.0 wrote it without a number
@@ -155,7 +156,9 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
     state = read_state(path)
     names, stored = _stored(path / "agent.safetensors", agent)
     present = {name: (tuple(x.shape), _DTYPES.get(x.dtype, "?")) for name, x in agent.state_dict().items()}
+    old = without_bounds(present, stored)
     differing = sorted(name for name in stored.keys() | present.keys() if stored.get(name) != present.get(name))
+    differing = [name for name in differing if name not in old]
     if differing:
         name = differing[0]
         kinds = [" ".join(map(str, where[name])) if name in where else "absent" for where in (stored, present)]

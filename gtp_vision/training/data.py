@@ -22,6 +22,7 @@ from gtp_vision.datasets.statistics import ArrayStatistics, mean_images, store_s
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store, mix
 from gtp_vision.datasets.validation import shape_errors, validate
 from gtp_vision.encoders import Encoder
+from gtp_vision.models import Policy
 
 STATISTICS = "statistics.json"
 
@@ -108,9 +109,10 @@ def in_order(store: Store, record: DataRecord | None) -> Store:
 
 
 def fit(module: nn.Module, found: DataStatistics, *, standardize: bool) -> None:
-    """Set mean and scale of every encoder in `module`, targets included.
+    """Set mean and scale of every encoder, and bounds of every policy in `module`, targets included.
 
-    `standardize` gives states mean 0 and deviation 1 (near-constant dimensions are only centered).
+    `standardize` gives states mean 0 and deviation 1 (near-constant dimensions are only centered, constant ones become
+    0). Dimensions of actions that the data hold constant are acted as their constant.
     """
     means = {name: torch.from_numpy(mean).permute(2, 0, 1) for name, mean in found.means.items()}
     prefix = "observations/"
@@ -124,12 +126,23 @@ def fit(module: nn.Module, found: DataStatistics, *, standardize: bool) -> None:
             encoder.centre(means)
             if standardize:
                 encoder.standardize(scales)
+    bounds = torch.from_numpy(found.arrays["actions"].bounds())
+    for policy in module.modules():
+        if isinstance(policy, Policy):
+            policy.hold(bounds)
 
 
 def constant_dimensions(statistics: Mapping[str, ArrayStatistics]) -> str:
-    """A sentence that names the near-constant dimensions, which are not scaled; empty if there are none."""
-    named = [f"{name} {array.constant}" for name, array in statistics.items() if array.constant]
-    return f"near-constant dimensions, not scaled: {', '.join(named)}" if named else ""
+    """Sentences that name dimensions that hardly change, and what becomes of them; empty if there are none."""
+    parts: dict[str, list[str]] = {}
+    for name, array in statistics.items():
+        fixed = np.flatnonzero(array.fixed()).tolist()
+        scaled = [dimension for dimension in array.constant if dimension not in fixed]
+        effect = "acted as their constant" if name == "actions" else "ignored"
+        for dimensions, found in ((fixed, f"constant dimensions, {effect}"), (scaled, "near-constant, not scaled")):
+            if dimensions:
+                parts.setdefault(found, []).append(f"{name} {dimensions}")
+    return "; ".join(f"{found}: {', '.join(named)}" for found, named in parts.items())
 
 
 def save_statistics(folder: Path, statistics: Mapping[str, ArrayStatistics], store: Store) -> None:

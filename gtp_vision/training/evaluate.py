@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from gtp_vision.config.compose import checked, from_run, segments_in
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.names import SALIENCY
+from gtp_vision.core.progress import Progress
 from gtp_vision.datasets.record import DataRecord, record_of
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store
 from gtp_vision.envs import ActionUnits, EnvSpec, PolicyActions, Rendering, by_name, close
@@ -144,8 +146,8 @@ def evaluate_run(
         raise GtpVisionError(f"{folder} sees no camera, so saliency has no image to be drawn on; leave out --saliency")
     with evaluator_of(config, parts, progress, seed) as evaluator:
         metrics, done = evaluator.run(actor_of(agent, acting=acting), episodes, film=episodes if videos else 0)
-    if videos:
-        write_videos(videos, done)
+    if videos and not write_videos(videos, done):
+        Progress.write(f"warning: no videos are written: {config.task.env} shows no camera", file=sys.stderr)
     if videos and saliency:
         write_videos(videos, done, Saliency(agent, config.task.frame_stack, seed, acting.steps), SALIENCY)
     return metrics

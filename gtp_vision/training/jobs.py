@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from gtp_vision.config.compose import from_command_line, from_run
 from gtp_vision.config.overrides import quoted
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.processes import start
+from gtp_vision.core.progress import Progress
 from gtp_vision.core.worker_pool import WorkerPool
 from gtp_vision.training.segments import changes
 
@@ -32,7 +32,7 @@ def run_parallel(jobs: Mapping[str, TrainingJob], *, progress: bool = True) -> d
     with WorkerPool(min(len(jobs), os.cpu_count() or 1), torch.set_num_threads, 1) as pool:
         futures = {name: pool.submit(function, **arguments) for name, (function, arguments) in jobs.items()}
         done = as_completed(futures.values())
-        for future in tqdm(done, "training", len(jobs), unit="job", disable=not progress):
+        for future in Progress(done, "training", len(jobs), unit="job", disable=not progress):
             future.result()
         return {name: future.result() for name, future in futures.items()}
 
@@ -93,7 +93,7 @@ def train_runs(
         log = folder.with_name(f"{folder.name}.log")
         has_begun = (folder / "config.yaml").exists()
         settings = ["--resume", str(folder)] if has_begun else [*overrides, quoted("run_dir", folder)]
-        environment = {"OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
+        environment = {"OMP_NUM_THREADS": str(threads)}
         if launcher:  # its jobs may run on other machines
             settings = [*(["--resume"] if has_begun else []), "-m", *launcher, *overrides, quoted("run_dir", folder)]
         elif gpu is not None:
@@ -109,7 +109,7 @@ def train_runs(
     with ThreadPoolExecutor(workers) as pool:
         try:
             futures = [pool.submit(train, folder, overrides) for folder, overrides in runs.items()]
-            for future in tqdm(as_completed(futures), "training", len(futures), unit="run", disable=not progress):
+            for future in Progress(as_completed(futures), "training", len(futures), unit="run", disable=not progress):
                 yield future.result()
         finally:
             is_stopped.set()

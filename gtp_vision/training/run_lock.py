@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import psutil
-from tqdm import tqdm
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.locks import FileLock
+from gtp_vision.core.progress import Progress
 from gtp_vision.training.ranks import is_first
 
 _LOCK = ".lock"
@@ -52,7 +52,7 @@ class RunLock:
             ) from error
         if removed:
             names = ", ".join(str(path.relative_to(folder)) for path in removed[:3])
-            tqdm.write(f"removed temporary files of a killed process: {names}", file=sys.stderr)
+            Progress.write(f"removed temporary files of a killed process: {names}", file=sys.stderr)
 
 
 def clear_folder(folder: Path) -> None:

@@ -18,8 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from gtp_vision import agents
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.compose import to_yaml
@@ -27,6 +25,7 @@ from gtp_vision.config.schema import Config, TrainingConfig
 from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
+from gtp_vision.core.progress import Progress
 from gtp_vision.core.signals import stop_requested
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.pitfalls import pitfalls
@@ -90,7 +89,7 @@ def train(
 
         def log(line: str) -> None:
             if verbose and line:
-                tqdm.write(line, file=sys.stderr)
+                Progress.write(line, file=sys.stderr)
 
         runs, start = _prepare(config, enter, resume, new_segment, verbose, log)
         try:
@@ -146,7 +145,7 @@ def _loop(
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        bar = tqdm(
+        bar = Progress(
             total=training.steps,
             initial=start,
             desc=label,
@@ -250,7 +249,7 @@ def _prepare(
     def check_environment(store: Store) -> None:
         sentence, is_converted = check_simulator(config, store)
         if is_converted:
-            tqdm.write(sentence, file=sys.stderr)
+            Progress.write(sentence, file=sys.stderr)
         else:
             log(sentence)
 
@@ -344,7 +343,7 @@ def _all_stop(stop: Callable[[], bool], run: TrainingRun, step: int) -> bool:
 def _warn(line: str) -> None:
     """Print a warning that is shown even where no bars are."""
     if is_first():
-        tqdm.write(f"warning: {line}", file=sys.stderr)
+        Progress.write(f"warning: {line}", file=sys.stderr)
 
 
 def refuse_occupied(folder: Path, *, resume: bool, overwrite: bool) -> None:

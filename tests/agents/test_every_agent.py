@@ -9,6 +9,7 @@ from gtp_vision.agents.base import Agent
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
+from gtp_vision.models import Policy
 
 STAGES = [(name, 0) for name in NAMES] + [("bdm", step) for step in (1, 2, 3)]  # pretrain_steps is 2
 
@@ -170,3 +171,26 @@ def test_action_chunks_of_three(name: str, whole: bool) -> None:
     if name in JUDGED:
         width = learner.actor_encoder.width
         assert bool(learner.critic.q(torch.zeros(1, width + (6 if whole else 2))).isfinite().all())
+
+
+@pytest.mark.parametrize("held", [pytest.param([0.25], id="one"), pytest.param([0.25, -1.0], id="all")])
+@pytest.mark.parametrize("name", NAMES)
+def test_dimensions_that_the_data_hold_constant_are_acted_as_their_constant(
+    batch: Batch, name: str, held: list[float]
+) -> None:
+    chunk = 1 if name in JUDGED else 2
+    learner = make(name, f"agent.action_chunk={chunk}")
+    bounds = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    bounds[:, : len(held)] = torch.tensor(held)
+    for policy in learner.modules():
+        if isinstance(policy, Policy):
+            policy.hold(bounds)
+    plan = learner.plan(observation(), RandomStream(0, 0))
+    assert torch.equal(plan[..., : len(held)], torch.tensor(held).expand(4, chunk, -1))
+    assert (plan[..., 1].std() > 0) == (len(held) < 2)
+    if name in JUDGED:  # the critic is asked about such actions only
+        features = torch.zeros(4, learner.actor_encoder.width)
+        asked = learner.improvement.next_action(learner, features, 2, RandomStream(0, 0), 3)
+        assert torch.equal(asked[:, : len(held)], torch.tensor(held).expand(12, -1))
+    step_of(learner, states_of(batch), 0)
+    assert all(bool(x.grad.isfinite().all()) for x in learner.parameters() if x.grad is not None)

@@ -167,6 +167,12 @@ MISSES: dict[str, tuple[Arrays, tuple[str, ...], Follow, bool]] = {
     "rlds": (flat(marked, "rlds"), ("RLDS keeps action and reward",), follow_script("with_is_first", "rlds"), True),
     "dreamer3": (flat(marked, "dreamer3"), ("in reward[t + 1]",), follow_script("with_is_first", "dreamer3"), True),
     "dreamer2": (flat(marked, "dreamer2"), ("in action[t + 1]",), follow_script("with_is_first", "dreamer2"), True),
+    "dm_env under D4RL's names": (
+        {{"observation": "observations", "action": "actions", "reward": "rewards"}.get(k, k): v
+         for k, v in flat(dm_env).items()} | {"terminals": np.zeros(EPISODES * (STEPS + 1), bool)},
+        ("rows are those of dm_env", "action[t + 1]"),
+        lambda source, target: follow_script("dm_env")(
+            save(source.with_stem("renamed"), {k.rstrip("s"): v for k, v in load(source).items()}), target), True),
     "other names": (
         {{"observations": "obs", "next_observations": "next_obs", "actions": "action", "rewards": "reward"}.get(k, k): v
          for k, v in flat(rows_of_d4rl).items()},

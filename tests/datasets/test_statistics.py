@@ -54,7 +54,9 @@ def test_dimensions_that_hardly_change_are_named_and_not_divided() -> None:
     values[::20, 5] = 1.0  # 5 % of the rows differ: something that happens
     found = array_statistics(values)
     assert found.constant == [1, 2, 3]
-    assert found.scale()[[1, 2, 3]].tolist() == [1, 1, 1]
+    assert found.fixed().tolist() == [False, True, False, False, False, False]
+    assert 7 / found.scale()[1] < 1e-20, "other values than the only one are ignored"
+    assert found.scale()[[2, 3]].tolist() == [1, 1]
     assert found.scale()[[0, 4, 5]] == pytest.approx(values.std(0)[[0, 4, 5]], rel=1e-4)
     scaled = (values - np.array(found.mean, np.float32)) / found.scale()
     assert np.abs(scaled).max() < 6
@@ -70,3 +72,23 @@ def test_images_are_not_looked_at() -> None:
     found = store_statistics(store)
     assert list(found) == ["actions", "observations/state"]
     assert json.loads(json.dumps(found["actions"].record()))["mean"] == found["actions"].mean
+
+
+@pytest.mark.parametrize(
+    ("column", "bounds"),
+    [
+        pytest.param([0.25, 0.25, 0.25], (0.25, 0.25), id="constant"),
+        pytest.param([0.0, 0.0, 0.0], (0, 0), id="zero"),
+        pytest.param([-1.0, -1.0, -1.0], (-1, -1), id="at-a-bound"),
+        pytest.param([1 + 1e-6, 1 + 1e-6, 1 + 1e-6], (1, 1), id="rounded-beyond-a-bound"),
+        pytest.param([0.5, 0.5, 0.5 + 1e-7], (0.5, 0.5), id="rounding"),
+        pytest.param([0.0, 1e-12, -1e-12], (0, 0), id="spread-1e-12"),
+        pytest.param([0.25, 0.25, 0.26], (-1, 1), id="moves"),
+        pytest.param([1e-4, 0.0, -1e-4], (-1, 1), id="moves-little"),
+    ],
+)
+def test_bounds_of_a_policy_meet_where_the_data_have_one_value(
+    column: list[float], bounds: tuple[float, float]
+) -> None:
+    values = np.array([column, [-1, 0, 1]], np.float32).T
+    assert pytest.approx(np.array([bounds, (-1, 1)]), abs=1e-7) == array_statistics(values).bounds().T

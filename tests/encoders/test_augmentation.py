@@ -173,3 +173,13 @@ def test_a_shift_needs_no_import_of_kornia() -> None:
         "assert 'kornia' not in sys.modules\n"
     )
     ended("-c", code)
+
+
+def test_a_gray_camera_beside_one_of_colors_keeps_its_hue_and_changes_its_brightness() -> None:
+    shapes = {"front": (1, 3, 8, 8), "depth": (1, 1, 6, 6)}
+    seen = images(shapes=shapes)
+    for settings, changes_gray in (({"saturation": 0.5, "hue": 0.2}, False), ({"hue": 0.2, "brightness": 0.5}, True)):
+        augment = make(shapes, shift=0, color_probability=1.0, **settings)
+        changed = augment(seen, augment.draw(6, noise()))
+        assert not torch.equal(changed["front"], seen["front"])
+        assert torch.equal(changed["depth"], seen["depth"]) != changes_gray

@@ -48,6 +48,8 @@ def units(reach: Any = ONE, bounds: Any = None, **more: Any) -> ActionUnits:
         (units(bounds=ONE), TWO, [-1, 0.5]),
         (units(HALF, ONE), HALF, [0, 0.5]),
         (units(bounds=([-2, 0.5], [1, 0.5])), TWO, [-2, 0.5]),
+        (units(([-1, 0.25], [1, 0.25])), ([-1, 0.25], [1, 0.25]), [-1, 0.25]),
+        (units(([0.25, 0.25], [0.25, 0.25])), ([0.25, 0.25], [0.25, 0.25]), [0.25, 0.25]),
         (units(HALF, recorder="d4rl"), HALF, [0, 0.5]),
         (units(HALF, choice="recorded"), HALF, [0, 0.5]),
         (units(HALF, choice="scaled"), HALF, [0, 0.75]),
@@ -57,6 +59,7 @@ def units(reach: Any = ONE, bounds: Any = None, **more: Any) -> ActionUnits:
     ids=[
         *("its own bounds", "the native format", "native, narrower", "the same", "recorded in other ranges"),
         *("declared", "recorded as they are", "recorded, narrower", "a constant"),
+        *("a constant of the simulator's", "constants only"),
         *("another recorder's", "chosen recorded", "chosen scaled", "chosen scaled, with bounds", "chosen beyond"),
     ],
 )

@@ -118,3 +118,30 @@ def test_heat_is_drawn_over_salient_pixels_only(episode: Episode, tmp_path: Path
     (path,) = write_videos(tmp_path, [episode], draw, SALIENCY)
     assert path.name == "episode_003_success_saliency.mp4"
     assert iio.imread(path).shape == plain.shape
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype"),
+    [(1, np.uint8), (2, np.uint8), (4, np.uint8), (6, np.uint8), (1, np.float32), (3, np.float32)],
+)
+def test_cameras_of_any_channels_are_filmed_as_rgb(tmp_path: Path, channels: int, dtype: type) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, channels), np.uint8)
+    given = frames if dtype == np.uint8 else (frames / 255).astype(dtype)
+    episode = Episode(0, True, 0.0, 2, [{"camera": frame} for frame in given])
+    shown = frames[..., :3] if channels > 2 else np.repeat(frames[..., :1], 3, -1)
+    assert np.array_equal(episode.frames, shown)
+    agent = make(shapes={"camera": (STACK, channels, SIDE, SIDE)})
+    draw = Saliency(agent, STACK, seed=0)
+    assert draw.maps(episode).any()
+    for paths in (write_videos(tmp_path, [episode]), write_videos(tmp_path, [episode], draw, SALIENCY)):
+        assert [iio.imread(path).shape for path in paths] == [(3, 4 * SIDE, 4 * SIDE, 3)]
+
+
+@pytest.mark.parametrize(
+    ("side", "written"),
+    [((17, 13), (68, 52)), ((64, 64), (256, 256)), ((85, 60), (256, 180)), ((301, 200), (302, 200))],
+)
+def test_videos_enlarge_small_frames_only(tmp_path: Path, side: tuple[int, int], written: tuple[int, int]) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, *side, 3), np.uint8)
+    (path,) = write_videos(tmp_path, [Episode(0, True, 0.0, 1, [{"camera": frame} for frame in frames])])
+    assert iio.imread(path).shape == (2, *written, 3)

@@ -26,6 +26,10 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "softmax": ("agent=idql agent.acting.choose=softmax encoder=impala_tiny task.frame_stack=1", PIXELS),
     "guidance": (f"agent=qgpo {STATE}", {}),
     "units": (f"agent=gtp {STATE}", UNITS),
+    "constant": (
+        f"agent=idql {STATE}",
+        {"attributes": {"action_low": [2.5, 0.0], "action_high": [2.5, 250.0]}, "held": [0.0, -0.6]},
+    ),
     "goals": ("agent=gtp_bc encoder=state task.goals=hindsight task.frame_stack=2", {}),
 }
 
@@ -38,7 +42,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         run, out = folder / name / "run", folder / name / "policy"
         if not out.exists():
             settings, data = RUNS[name]
-            path = native.write(folder / name / "data.h5", make_store((30, 20), **data))
+            held = data.get("held")
+            store = make_store((30, 20), **{key: value for key, value in data.items() if key != "held"})
+            store.actions[:] = store.actions if held is None else held
+            path = native.write(folder / name / "data.h5", store)
             train(composed(*SMALL, *settings.split(), f"task.dataset={path}", f"run_dir={run}"), progress=False)
             export(run, out)
         return run, out

@@ -157,6 +157,18 @@ def test_other_weights_folders_and_devices_are_refused(out: Path, tmp_path: Path
         gtp_vision.load_policy(copy)
 
 
+def test_an_artifact_of_an_earlier_version_has_no_bounds_and_acts_as_it_did(out: Path, tmp_path: Path) -> None:
+    kept = {key: x for key, x in load_file(out / artifact.WEIGHTS).items() if not key.endswith((".lower", ".upper"))}
+    save_file(kept, tmp_path / "kept")
+    old, new = (
+        gtp_vision.load_policy(folder)
+        for folder in (with_file(out, tmp_path / "old", artifact.WEIGHTS, (tmp_path / "kept").read_bytes()), out)
+    )
+    seen = observations(new.schema, 1)[0]
+    assert len(kept) + 2 == len(load_file(out / artifact.WEIGHTS))
+    np.testing.assert_array_equal(old.act(seen), new.act(seen))
+
+
 def test_a_policy_is_pushed_to_the_hub_and_loaded_from_it(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

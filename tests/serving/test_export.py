@@ -26,6 +26,7 @@ ACTING = {"actor_encoder", "policy"}
     ("name", "parts"),
     [
         ("chunks", ACTING),
+        ("constant", None),
         ("fql", ACTING | {"improvement"}),  # acts by its one-step policy
         ("goals", ACTING),
         ("guidance", None),
@@ -49,6 +50,12 @@ def test_a_policy_acts_as_its_run_is_evaluated(exported: Exported, name: str, pa
         session.reset()
     stored = {key.partition(".")[0] for key in load_file(out / artifact.WEIGHTS)}
     assert parts is None or stored == parts, "what acting needs and no more"
+
+
+def test_constant_actions_are_answered_as_their_constant(exported: Exported) -> None:
+    policy = gtp_vision.load_policy(exported("constant")[1])
+    answers = [policy.act(seen).tolist() for seen in observations(policy.schema, 3)]
+    assert answers == [[2.5, pytest.approx(50, rel=1e-6)]] * 3, "low == high, and 0.2 of the way from 0 to 250"
 
 
 def test_the_card_holds_the_origin(exported: Exported, tmp_path: Path) -> None:

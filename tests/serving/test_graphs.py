@@ -28,12 +28,17 @@ def policy_of(name: str) -> Policy:
         return untrained("agent=gtp", states={})
     overrides = {
         "chunks": "agent=gtp_bc agent.action_chunk=4",
+        "constant": "agent=gtp_bc agent.action_chunk=2",
         "fql": "agent=fql",
         "gaussian": "agent=gaussian_bc",
         "candidates": "agent=gtp acting=best_of_n",
         "softmax": "agent=gtp acting=softmax",
     }
-    return untrained("encoder=state", *overrides[name].split(), **STATE)
+    low_is_high = {"action_low": (2.5, 0.0), "action_high": (2.5, 250.0)} if name == "constant" else {}
+    policy = untrained("encoder=state", *overrides[name].split(), **STATE, **low_is_high)
+    if name == "constant":
+        policy.agent.policy.hold(torch.tensor([[0.0, -0.6], [0.0, -0.6]]))
+    return policy
 
 
 def drawn(policy: Policy, noise: dict[str, tuple[int, ...]], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -48,7 +53,8 @@ def drawn(policy: Policy, noise: dict[str, tuple[int, ...]], seed: int) -> tuple
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("candidates", 2), ("chunks", 1), ("fql", 1), ("gaussian", 1), ("gtp", 1), ("gtp", 5)]
+    ("name", "steps"),
+    [("candidates", 2), ("chunks", 1), ("constant", 2), ("fql", 1), ("gaussian", 1), ("gtp", 1), ("gtp", 5)],
 )
 def test_graphs_answer_as_pytorch_does(tmp_path: Path, name: str, steps: int) -> None:
     policy = policy_of(name)
@@ -67,6 +73,7 @@ def test_graphs_answer_as_pytorch_does(tmp_path: Path, name: str, steps: int) ->
         np.testing.assert_allclose(actions, expected, rtol=0, atol=1e-5 * (high - low).max() / 2)
         np.testing.assert_allclose(traced, expected, rtol=0, atol=1e-5 * (high - low).max() / 2)
         assert ((low <= actions) & (actions <= high)).all()
+        assert name != "constant" or np.allclose(actions, [2.5, 50.0], rtol=1e-6, atol=0)
 
 
 def test_the_sampler_is_the_policys_own_plan() -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from commands import ended
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from gtp_vision import models
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.manifest import write_manifest
 from gtp_vision.core.names import __version__
@@ -73,6 +75,18 @@ def test_a_damaged_checkpoint_is_refused_and_skipped(tmp_path: Path, damage: str
     assert checkpoint.newest(tmp_path) == tmp_path / "step_1"
     with pytest.raises(GtpVisionError, match=r"step_2.*damaged"):
         checkpoint.load(path, module)
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_bounds_and_acts_within_all(tmp_path: Path) -> None:
+    policy = models.create(3, 2, models.PolicyConfig(hidden=[4]))
+    optimizer = torch.optim.Adam(policy.parameters())
+    path = checkpoint.save(tmp_path, 1, policy, optimizer, {})
+    stored = load_file(path / "agent.safetensors")
+    save_file({name: x for name, x in stored.items() if name not in ("lower", "upper")}, path / "agent.safetensors")
+    write_manifest(path)
+    policy.hold(torch.tensor([[0.5, -1], [0.5, 1]]))
+    checkpoint.load(path, policy, optimizer)
+    assert (policy.lower.tolist(), policy.upper.tolist()) == ([-1, -1], [1, 1])
 
 
 def test_another_architecture_is_refused_with_the_tensor(tmp_path: Path) -> None:

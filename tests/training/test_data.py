@@ -70,8 +70,10 @@ def test_encoders_scale_states_except_constant_dimensions(folder: Path, standard
         assert torch.equal(encoder(observation), joined)
         return
     expected = (joined - joined.mean(0)) / joined.std(0, unbiased=False)
-    expected[:, 3] = 0  # the constant one is only centered
+    expected[:, 3] = 0
     torch.testing.assert_close(encoder(observation), expected, rtol=1e-4, atol=1e-5)
+    shifted = observation | {"state": observation["state"] + torch.tensor([0.0, 7.0, 0.0])}
+    torch.testing.assert_close(encoder(shifted), encoder(observation), rtol=0, atol=1e-20, msg="it is ignored")
     other.load_state_dict(encoder.state_dict())
     assert torch.equal(other(observation), encoder(observation)), "saved with the weights"
 
