@@ -19,6 +19,9 @@ _ROWS = 1 << 18  # read together, so that a mapped file is streamed
 _CAMERA_BYTES = 1 << 25  # read of each camera for one check
 _PAIRS = (16, 512)  # least and most neighboring frames that are compared
 _IDENTICAL = 0.1  # share of identical neighbors above which a camera is reported as stuck
+_NOISE_SIDE = 16  # pixels
+_NOISE_STEP = 16  # mean step between neighboring pixels, below which a frame is rather dark than noise
+_UNRELATED = 0.5  # correlation; of colors in photographs and renderings it is higher
 _AT_LIMIT = 0.999  # magnitude from which an action counts as clipped
 _SATURATED = 0.5  # share of clipped actions above which it is reported
 _FEW_VALUES = 3  # of a dimension that is a switch (a gripper): its limits are its values
@@ -160,7 +163,7 @@ def _wide(name: str, array: Array) -> Iterator[str]:
 
 
 def _camera(name: str, frames: Array, store: Store) -> Iterator[str]:
-    """Check a sample of a camera's frames for blank frames and for a camera that is stuck."""
+    """Check a sample of a camera's frames for blank frames, for frames never drawn, and for a camera that is stuck."""
     shape = frames.shape[1:]
     size = max(1, int(np.prod(shape, dtype=np.int64)))
     count = int(np.clip(_CAMERA_BYTES // (2 * size), *_PAIRS))
@@ -178,7 +181,19 @@ def _camera(name: str, frames: Array, store: Store) -> Iterator[str]:
             f"episodes out"
         )
     rows = np.setdiff1d(rows, [*blank, *(store.episode_ends - 1)])
-    stuck = [int(row) for row in rows if np.array_equal(frames[row], frames[row + 1])]
+    stuck, noise = [], []
+    for row in rows.tolist():
+        frame, following = np.asarray(frames[row]), np.asarray(frames[row + 1])
+        if np.array_equal(frame, following):
+            stuck.append(row)
+        elif _is_noise(frame, following):
+            noise.append(row)
+    if noise:
+        yield (
+            f"observations/{name} is noise in {len(noise)} of {len(rows)} sampled frames, first at "
+            f"{location(store, noise[0])}, as where a renderer lost its OpenGL context and drew nothing; record those "
+            f"episodes again"
+        )
     if len(stuck) > _IDENTICAL * len(rows):
         yield (
             f"observations/{name} is the same as in the next frame in {len(stuck)} of {len(rows)} sampled frames, "
@@ -191,6 +206,34 @@ def _camera(name: str, frames: Array, store: Store) -> Iterator[str]:
             f"observations/{name} is the same in the first, middle and last frame of {len(static)} sampled episodes, "
             f"the first is episode {static[0]}; leave them out if the camera was stuck"
         )
+
+
+def _is_noise(frame: np.ndarray, following: np.ndarray) -> bool:
+    """Whether a frame's neighboring pixels, its colors and the frame after it have hardly anything in common.
+
+    A frame of uninitialized memory is such. Textures like grass or gravel are not: their colors go together, and they
+    stay where the camera does. Frames (H, W, C) of fewer than three colors or 16 pixels a side are not judged.
+    """
+    height, width, colors = frame.shape
+    if colors < 3 or min(height, width) < _NOISE_SIDE:
+        return False
+    pixels = frame.astype(np.float32)
+    if np.abs(np.diff(pixels, axis=1)).mean() < _NOISE_STEP:
+        return False
+    later = following.astype(np.float32)
+    pixels -= pixels.mean((0, 1))
+    pixels /= np.maximum(pixels.std((0, 1)), 1)
+    pairs = (
+        (pixels[:, 1:], pixels[:, :-1]),
+        (pixels[1:], pixels[:-1]),
+        (pixels[..., 1:], pixels[..., :-1]),
+        (pixels, later - later.mean((0, 1))),
+    )
+    return all(abs(_correlation(a, b)) < _UNRELATED for a, b in pairs)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a * b).mean() / max(np.sqrt((a * a).mean() * (b * b).mean()), 1e-6))
 
 
 def _static_episodes(frames: Array, store: Store, count: int) -> Iterator[int]:

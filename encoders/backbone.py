@@ -58,6 +58,10 @@ class Named:
     names: Callable[[], Collection[str]] = tuple
 
 
+class UnfitError(GtpVisionError):
+    """A backbone cannot take a camera's frames; `backbones.create` adds what to set."""
+
+
 class Backbone(nn.Module, ABC):
     """One camera's stacked frames to a vector.
 
@@ -78,6 +82,8 @@ class Backbone(nn.Module, ABC):
         mean: float32 (C, H, W), in [0, 255], subtracted from every frame.
         scale: float32 (C, 1, 1), the divisor.
         has_frozen_statistics: its batch normalization uses the running statistics, also in training.
+        layout: order of a map's numbers in memory, which those that compute on maps keep; channels last is faster.
+        unused: names of parameters that the vector does not depend on, which are never trained.
         first_layers: names, within `weights_module()`, of the layers that see the channels.
     """
 
@@ -85,6 +91,8 @@ class Backbone(nn.Module, ABC):
     scale: torch.Tensor
     width: int
     has_frozen_statistics = False
+    layout: torch.memory_format = torch.channels_last
+    unused: frozenset[str] = frozenset()
     first_layers: tuple[str, ...] = ()
 
     def __init__(
@@ -215,17 +223,15 @@ def _largest(module: nn.Module, names: set[str], prefix: str = "") -> Iterator[t
 def probe(module: nn.Module, shape: tuple[int, ...], name: str) -> torch.Tensor:
     """The output of a module for one black input (K, H, W); the module is not changed.
 
-    Raises GtpVisionError, with `encoder.name`: it cannot take this size.
+    Raises UnfitError, with `encoder.name`: it cannot take this size.
     """
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
         return module(torch.zeros(1, *shape))
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-        raise GtpVisionError(
-            f"encoder.name={name} cannot take {shape[0]} channels of {shape[1]}x{shape[2]} pixels "
-            f"({first_line(error)}); set another encoder.cameras.<name>.size, or encoder.stack=frames if it needs "
-            f"three channels"
+    except Exception as error:  # architectures raise anything for sizes that they cannot take
+        raise UnfitError(
+            f"encoder.name={name} cannot take {shape[0]} channels of {shape[1]}x{shape[2]} pixels ({first_line(error)})"
         ) from error
     finally:
         for part, mode in modes.items():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
+
+import torch
 from torch import nn
 
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.registry import Registry
 from gtp_vision.encoders import normalization, weights
-from gtp_vision.encoders.backbone import Backbone, Named
+from gtp_vision.encoders.backbone import Backbone, Named, UnfitError
 from gtp_vision.encoders.settings import EncoderConfig
 
 BACKBONES: Registry[Named] = Registry("gtp_vision.encoders", "gtp_vision.backbones", Named)
@@ -61,13 +65,34 @@ def create(
     if named is None:
         raise GtpVisionError("encoder.name=state makes no backbone; leave out the cameras in task.observations")
     is_fetched = pretrained and config.weights == weights.HUB
-    backbone = (named.fetch if named.fetch and is_fetched else named.make)(shape, config)
+    try:
+        backbone = (named.fetch if named.fetch and is_fetched else named.make)(shape, config)
+    except UnfitError as error:
+        raise GtpVisionError(f"{error}; {_fitting(named, shape, config)}") from error
     if not named.is_initialized:
         backbone.apply(initialise)
     normalization.configure_batch_norm(backbone, config)
     if pretrained and config.weights and config.weights != weights.HUB:
         weights.load(backbone, config.weights, config.name, camera=camera, index=index)
     return backbone
+
+
+def _fitting(named: Named, shape: tuple[int, ...], config: EncoderConfig) -> str:
+    """What to set instead of settings that fit no frames of this shape: the first change that was tried and fits."""
+    frames, channels, *size = shape
+    near = [[max(step, round(side / step) * step) for side in size] for step in (4, 8, 14, 16, 28, 32, 64)]
+    near.sort(key=lambda sides: sum(abs(side - own) for side, own in zip(sides, size, strict=True)))
+    square = -(-max(size) // 32) * 32
+    sizes = [sides for sides in (*near, [square, square], [224, 224], [240, 240], [256, 256]) if sides != size]
+    changes: dict[str, tuple[tuple[int, ...], EncoderConfig]]
+    changes = {f"encoder.cameras.<name>.size=[{h},{w}]": ((frames, channels, h, w), config) for h, w in sizes}
+    if frames > 1 and config.stack == "channels":  # it may need three channels
+        changes = {"encoder.stack=frames": (shape, replace(config, stack="frames"))} | changes
+    for change, (changed, settings) in changes.items():
+        with contextlib.suppress(GtpVisionError), torch.device("meta"):  # takes no memory
+            named.make(changed, settings)
+            return f"set {change}"
+    return "set encoder.name to another, since no other size was found to work"
 
 
 def initialise(module: nn.Module) -> None:

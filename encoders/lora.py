@@ -39,6 +39,10 @@ def inject(backbone: Backbone, settings: LoraSettings) -> None:
         target_modules="|".join(map(re.escape, targets)),  # whole names; a list would match endings
     )
     peft.inject_adapter_in_model(config, backbone)
+    for layer in backbone.modules():
+        base = getattr(layer, "base_layer", None)
+        if isinstance(base, nn.Conv2d):  # DaViT and others ask their convolutions for the kernel's size
+            vars(layer).update({name: getattr(base, name) for name in base.__constants__ if not hasattr(layer, name)})
 
 
 def _matched(targets: list[str], layers: list[str]) -> list[str]:

@@ -36,7 +36,7 @@ class ResNet(Backbone):
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Normalized float (N, K, H, W) to (N, W)."""
-        return self.pooling(self.trunk(x.contiguous(memory_format=torch.channels_last)))
+        return self.pooling(self.trunk(x.contiguous(memory_format=self.layout)))
 
     def blocks(self) -> list[nn.Module]:
         """The stem, then each residual block; the pooling belongs to the last."""

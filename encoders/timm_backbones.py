@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.settings import choices_of
 from gtp_vision.encoders import pooling
-from gtp_vision.encoders.backbone import Backbone, Block, Named, Normalization, probe
+from gtp_vision.encoders.backbone import Backbone, Block, Named, Normalization, UnfitError, probe
 from gtp_vision.encoders.normalization import has_trained_constants
 from gtp_vision.encoders.settings import EncoderConfig
 
@@ -70,9 +71,9 @@ def make(name: str, inputs: int, size: tuple[int, int], *, classes: int = 0, hub
     try:
         created = create(False)
     except Exception as error:  # architectures raise anything for sizes that they cannot take
-        raise GtpVisionError(
-            f"encoder.name={name} cannot be built for {inputs} channels of {size[0]}x{size[1]} pixels "
-            f"({first_line(error)}); set another encoder.cameras.<name>.size, or encoder.stack=frames"
+        raise UnfitError(
+            f"encoder.name={name} (timm {version('timm')}) cannot be built for {inputs} channels of "
+            f"{size[0]}x{size[1]} pixels ({first_line(error)})"
         ) from error
     _check_patches(name, created, size)
     if not hub:
@@ -96,7 +97,8 @@ class Timm(Backbone):
         height, width = shape[2:]
         self.model: Any = make(config.name, self.in_channels, (height, width), hub=hub)
         _disable_dropout(self.model)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        self.layout = _layout(self.model)
+        self.to(memory_format=self.layout)  # type: ignore[call-overload]  # missing in torch's stubs
         self.pooling_kind = config.pooling
         self.classifiers = _configured(self.model, "classifier")
         self.removed: set[str] = set()  # tensors of the layers behind `level`
@@ -108,12 +110,15 @@ class Timm(Backbone):
         elif config.pooling != "auto":
             self.classifiers += _remove_pooling(self.model)
         kind = self.pooling_kind
-        features = probe(_Function(self.features, self.model), (self.in_channels, height, width), config.name)
+        called = f"{config.name} (timm {version('timm')})"
+        features = probe(_Function(self.features, self.model), (self.in_channels, height, width), called)
         if not isinstance(features, torch.Tensor) or features.ndim not in ((2,) if kind == "auto" else (3, 4)):
             raise GtpVisionError(
                 f"encoder.pooling={kind} does not fit encoder.name={config.name}; "
                 f"set it to {'average' if kind == 'auto' else 'auto'}"
             )
+        if self.level is not None:
+            self.unused = self._found_unused()
         if kind == "class_token" and (getattr(self.model, "cls_token", None) is None or features.ndim != 3):
             raise GtpVisionError(
                 f"encoder.pooling=class_token: encoder.name={config.name} has no class token; choose average, "
@@ -128,7 +133,7 @@ class Timm(Backbone):
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Normalized float (N, K, H, W) to (N, W)."""
-        x = self.features(x.contiguous(memory_format=torch.channels_last))
+        x = self.features(x.contiguous(memory_format=self.layout))
         if self.pooling is not None:
             return self.pooling(self._as_map(x))
         return x[:, 0] if self.pooling_kind == "class_token" else x
@@ -138,6 +143,15 @@ class Timm(Backbone):
         if self.level is None:
             return self.model(x)
         return self.model.forward_intermediates(x, indices=[self.level], stop_early=True, intermediates_only=True)[0]
+
+    def _found_unused(self) -> frozenset[str]:
+        """Parameters without a gradient: timm leaves some of the layers behind `level`."""
+        names, parameters = zip(*self.model.named_parameters(prefix="model"), strict=True)
+        self.model.eval()  # a single frame has no batch statistics
+        found = self.features(torch.zeros(1, self.in_channels, *self.shape[2:]))
+        self.model.train()
+        gradients = torch.autograd.grad(found.sum(), parameters, allow_unused=True)
+        return frozenset(name for name, gradient in zip(names, gradients, strict=True) if gradient is None)
 
     def _as_map(self, x: torch.Tensor) -> torch.Tensor:
         """Unpooled features, of tokens or channels last, to (N, C, h, w)."""
@@ -275,19 +289,29 @@ def _disable_dropout(model: nn.Module) -> None:
             vars(module)["drop_rate"] = 0.0
 
 
+def _layout(model: nn.Module) -> torch.memory_format:
+    """Channels last, which is faster, except for models that would overwrite memory and end the process.
+
+    On a CPU, torch 2.13 does so in the gradient of a strided 1x1 convolution of fewer than 16 channels, the stem of
+    FastViT, RepVGG and MobileOne.
+    """
+    narrow = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d) and layer.in_channels < 16)
+    is_fragile = any(layer.kernel_size == (1, 1) and layer.stride != (1, 1) for layer in narrow)
+    return torch.contiguous_format if is_fragile else torch.channels_last
+
+
 def _check_patches(name: str, model: Any, size: tuple[int, int]) -> None:
     """Refuse frames of which a patch embedding would silently ignore the last rows and columns."""
     from timm.layers import PatchEmbed
 
-    embed = getattr(model, "patch_embed", None)
-    if not isinstance(embed, PatchEmbed):
+    embed = next((module for module in model.modules() if isinstance(module, PatchEmbed)), None)
+    if embed is None:
         return
     down, across = embed.patch_size
     if size[0] % down or size[1] % across:
-        near = [max(patch, round(side / patch) * patch) for side, patch in zip(size, (down, across), strict=True)]
-        raise GtpVisionError(
+        raise UnfitError(
             f"encoder.name={name} reads patches of {down}x{across} pixels, which do not divide frames of "
-            f"{size[0]}x{size[1]}; set encoder.cameras.<name>.size=[{near[0]},{near[1]}]"
+            f"{size[0]}x{size[1]}"
         )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from gtp_vision.core.errors import GtpVisionError
@@ -35,8 +36,15 @@ def prepare(backbone: Backbone, config: EncoderConfig) -> Backbone:
             )
         for block in blocks[-config.blocks :]:
             block.requires_grad_(True)
+        if any(isinstance(module, nn.GroupNorm) for module in backbone.modules()):
+            # On a CPU, torch 2.13 ends the process in the gradient of one of a map that has none, channels last.
+            backbone.layout = torch.contiguous_format
+            backbone.to(memory_format=backbone.layout)  # type: ignore[call-overload]  # missing in torch's stubs
     if config.tuning == "lora":
         lora.inject(backbone, config.lora)
+    for name, parameter in backbone.named_parameters():
+        if name in backbone.unused:
+            parameter.requires_grad_(False)
     return backbone
 
 

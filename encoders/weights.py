@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.tied import aliases, with_aliases
 from gtp_vision.encoders.backbone import SHARED, Backbone, tower_name
 
 HUB = "hub"
@@ -92,11 +93,13 @@ def fill(
         value = state.get(key)
         if value is not None and value.ndim == 4 and value.shape[1] * frames == own[key].shape[1]:
             state[key] = value.repeat(1, frames, 1, 1) / frames
+    state = with_aliases(state, module)
     for key, value in own.items():
         if key.endswith(".num_batches_tracked"):  # missing in older files, and unused
             state.setdefault(key, value)
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     reshaped = sorted(key for key in state.keys() & own.keys() if state[key].shape != own[key].shape)
+    untied = sorted(key for key, first in aliases(module).items() if not reshaped and _differ(state, key, first))
     faults = []
     if missing:
         faults.append(f"{len(missing)} tensors are missing (first '{missing[0]}')")
@@ -108,12 +111,18 @@ def fill(
             f"{len(reshaped)} of another shape (first '{first}', {tuple(state[first].shape)} in the file, "
             f"{tuple(own[first].shape)} here)"
         )
+    if untied:
+        faults.append(f"{len(untied)} differ from tensors that they are one with here (first '{untied[0]}')")
     if faults:
         raise GtpVisionError(
             f"encoder.weights={weights} does not fit encoder.name={name}: {', '.join(faults)}; "
             f"{_advice([*missing, *unexpected])}"
         )
     module.load_state_dict(state)
+
+
+def _differ(state: State, name: str, other: str) -> bool:
+    return name in state and other in state and not torch.equal(state[name], state[other])
 
 
 def _advice(differing: Collection[str]) -> str:

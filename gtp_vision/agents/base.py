@@ -245,7 +245,8 @@ class Agent(nn.Module):
             moments = global_moments(weight)
             rows = self.policy.rows(inputs.actor, inputs.action, inputs.noise, self.policy_target)
             losses, policy_metrics = self.policy.loss(rows)
-            cloning = (weight / moments.mean.to(weight.dtype) * self.policy.per_sample(losses)).mean()
+            mean = moments.mean.to(weight.dtype).clamp_min(torch.finfo(weight.dtype).tiny)  # 0 if no action counts
+            cloning = (weight / mean * self.policy.per_sample(losses)).mean()
             metrics |= {f"actor/{name}": value.detach() for name, value in policy_metrics.items()}
             metrics |= {"weight/effective_share": moments.effective_share.to(weight.dtype)}
         loss, more = self.improvement.loss(self, inputs, cloning)
@@ -368,7 +369,8 @@ def choose(q: torch.Tensor, acting: ActingConfig, noise: NoiseSource) -> torch.T
     if acting.choose == "argmax":
         return q.argmax(1)
     gumbel = -(-noise.uniform(*q.shape).clamp_min(1e-20).log()).log()
-    return (q / acting.temperature + gumbel).argmax(1)
+    worse = q - q.amax(1, keepdim=True)  # whose quotient neither overflows nor drowns the noise, however cold it is
+    return (worse / acting.temperature + gumbel).argmax(1)
 
 
 class ScaledNoise:

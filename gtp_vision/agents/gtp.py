@@ -16,7 +16,7 @@ import torch
 
 from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe
 from gtp_vision.agents.settings import AgentConfig, ImprovementSettings
-from gtp_vision.core.distributed import global_std
+from gtp_vision.core.distributed import global_max, global_std
 from gtp_vision.core.settings import setting
 
 GTP = Recipe("gtp", "Feng et al., ICML 2026", family="gtp", backup="mean", improvement="advantage")
@@ -37,12 +37,13 @@ def advantage_weights(
     With `positive`, the paper's eq. 13, w = exp(eta max(0, A) / (std(A) + eps)): a bad action weighs 1, as in
     behaviour cloning. With `exponential`, w = exp(eta A / (std(A) + eps)), the optimum of KL-regularised improvement.
     The deviation is taken over the global batch, or is `std` if that is known; without `standardize` it is 1.
+
+    Weights count up to a factor, see `Agent.actor_loss`. Where all advantages of the global batch are negative, which
+    no clip changes, the largest is subtracted from them: else all weights could underflow to 0 together.
     """
-    if standardize:
-        advantage = advantage / ((global_std(advantage) if std is None else std) + 1e-6)
-    if form == "positive":
-        advantage = advantage.clamp_min(0)
-    return (eta * advantage).exp().clamp_max(clip)
+    scale = ((global_std(advantage) if std is None else std) + 1e-6) if standardize else 1.0
+    above = advantage.clamp_min(0) if form == "positive" else advantage - global_max(advantage).clamp_max(0)
+    return (eta * (above / scale)).exp().clamp_max(clip)
 
 
 @dataclass
@@ -58,7 +59,7 @@ class AdvantageSettings(ImprovementSettings):
     eta: float = setting(1.0, "how strongly advantages weigh", low=0)
     standardize: bool = setting(True, "divide advantages by their deviation over the batch")
     # Not published; 100 (IQL's) lets one sample in a hundred decide.
-    weight_clip: float = setting(10.0, "largest weight", low=1)
+    weight_clip: float = setting(10.0, "largest weight", low=1, high=1e30)
     # 1 doubles the noise of the advantage.
     value_samples: int = setting(4, "policy samples that estimate V(o), unless the critic learns a V", low=1)
     # A mean over samples needs no sharper ones; 5 would cost as much as the rest of the step.

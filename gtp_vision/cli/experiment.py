@@ -96,6 +96,14 @@ ENCODERS = measurement(
     ("data", "weights", "out", "rows", "demonstrations", "seeds", "steps", "cameras"),
     5,
 )
+COMPOSITIONS = measurement(
+    "experiment compositions",
+    "gtp_vision.experiments.compositions:compositions",
+    "every legal agent on rewards that are hard on numbers; about ten minutes",
+    partial(_options, 300, out="runs/compositions"),
+    ("steps", "seed", "out"),
+    7,
+)
 STEPS = measurement(
     "experiment steps",
     "gtp_vision.experiments.steps:sweep",

@@ -36,8 +36,8 @@ class Moments(NamedTuple):
 
     @property
     def effective_share(self) -> torch.Tensor:
-        """E[w]^2 / E[w^2] of weights: 1 if all are equal, 1/B if only one of B is not 0."""
-        return self.mean.square() / self.square
+        """E[w]^2 / E[w^2] of weights: 1 if all are equal, 1/B if only one of B is not 0, 0 if none is."""
+        return self.mean.square() / self.square.clamp_min(torch.finfo(torch.float64).tiny)
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def global_moments(x: torch.Tensor, leading: int = 0) -> Moments:
     """The moments of all processes' `x` (of equal shapes) by one all-reduce; `leading` axes are kept."""
     x = x.double().flatten(leading)  # float32 would lose a small deviation beside a large mean
     sums = torch.stack([torch.ones_like(x).sum(-1), x.sum(-1), x.square().sum(-1)])
-    if dist.is_available() and dist.is_initialized() and not _is_local:
+    if _has_others():
         dist.all_reduce(sums)
     return Moments(sums[1] / sums[0], sums[2] / sums[0])
 
@@ -58,6 +58,19 @@ def global_mean(x: torch.Tensor) -> torch.Tensor:
 def global_std(x: torch.Tensor) -> torch.Tensor:
     """The population standard deviation of all processes' `x` (any shape, equal on all), without gradient: ()."""
     return global_moments(x).std.to(x.dtype)
+
+
+@torch.no_grad()
+def global_max(x: torch.Tensor) -> torch.Tensor:
+    """The largest of all processes' `x` (any shape), without gradient: ()."""
+    largest = x.amax()
+    if _has_others():
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
+def _has_others() -> bool:
+    return dist.is_available() and dist.is_initialized() and not _is_local
 
 
 def any_rank(*flags: bool, device: torch.device) -> list[bool]:

@@ -13,13 +13,14 @@ class GtpVisionError(Exception):
     defect of this package and keeps its traceback.
 
     Args:
-        message: the sentence. Characters that are not printable (names in untrusted files) become spaces.
+        message: the sentence, or such an error, which Gymnasium passes where it raises one of another process again.
+            Characters that are not printable (names in untrusted files) become spaces.
     """
 
     exit_status = 2
 
-    def __init__(self, message: str) -> None:
-        super().__init__("".join(letter if letter.isprintable() else " " for letter in message))
+    def __init__(self, message: str | GtpVisionError) -> None:
+        super().__init__("".join(letter if letter.isprintable() else " " for letter in str(message)))
 
 
 def first_line(error: BaseException, lines: int = 1) -> str:

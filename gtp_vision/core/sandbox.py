@@ -86,16 +86,25 @@ def unlimited_memory() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     before = _data_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+    try:
+        with _beating():
+            yield
+    finally:
+        if soft != resource.RLIM_INFINITY:  # the memory that the block keeps (its modules) is not the file's
+            _limit(soft + max(0, _data_bytes() - before))
+
+
+@contextlib.contextmanager
+def _beating() -> Iterator[None]:
+    """Keep the heartbeat for a block that does not depend on the file, e.g. imports on a busy machine."""
     finished = threading.Event()
-    beating = threading.Thread(target=_beat_until, args=(finished,), daemon=True)
-    beating.start()
+    thread = threading.Thread(target=_beat_until, args=(finished,), daemon=True)
+    thread.start()
     try:
         yield
     finally:
         finished.set()
-        beating.join()
-        if soft != resource.RLIM_INFINITY:  # the memory that the block keeps (its modules) is not the file's
-            _limit(soft + max(0, _data_bytes() - before))
+        thread.join()
 
 
 def patience() -> float:
@@ -161,6 +170,8 @@ def _started() -> subprocess.Popen:
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
+        assert _child.stdout is not None
+        os.read(_child.stdout.fileno(), 1)  # its first heartbeat: starting may take long, and says nothing of a file
     return _child
 
 
@@ -202,7 +213,7 @@ def _bytes(path: str | Path) -> int:
 
 
 def _beat_until(finished: threading.Event) -> None:
-    while not finished.wait(1.0):
+    while not finished.wait(0.25):
         heartbeat()
 
 
@@ -213,7 +224,8 @@ def _serve() -> None:
     os.dup2(2, 1)  # the output of a library must not be taken for an answer
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     tqdm.monitor_interval = 0  # its thread could not start at the memory limit
-    os.environ.setdefault("MUJOCO_GL", "disable")  # OGBench's rewards need a simulator, but nothing is rendered here
+    os.environ["MUJOCO_GL"] = "disable"  # OGBench's rewards need a simulator, but nothing is rendered here
+    heartbeat()
     for line in sys.stdin.buffer:
         request = json.loads(line)
         _answers.write(json.dumps(_result(request)).encode() + b"\n")
@@ -222,7 +234,8 @@ def _serve() -> None:
 
 def _result(request: dict[str, Any]) -> dict[str, Any]:
     module, name = request["function"].split(":")
-    function = getattr(importlib.import_module(module), name)
+    with _beating():
+        function = getattr(importlib.import_module(module), name)
     os.chdir(request["folder"])
     for key in _ENVIRONMENT:
         os.environ.pop(key, None)

@@ -18,7 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from gtp_vision.core import success
 from gtp_vision.core.processes import end_with_parent
-from gtp_vision.envs.rendering import Rendering, choose_backend
+from gtp_vision.envs.rendering import Rendering, choose_backend, frames_checked
 from gtp_vision.envs.simulator import SIMULATORS, EnvSpec, Simulator
 from gtp_vision.envs.units import ActionUnits, PolicyActions
 
@@ -98,7 +98,8 @@ class _Worker(gymnasium.Wrapper):
         self.observation_space = gymnasium.spaces.Dict(list(by_name(env.observation_space).items()))
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
-        observation, info = self.env.reset(**arguments)
+        with frames_checked():  # a simulator may import mujoco here
+            observation, info = self.env.reset(**arguments)
         info = {"task": info["task"], "goal": by_name(info["goal"])} if self._has_goals else {}
         return by_name(observation), info
 

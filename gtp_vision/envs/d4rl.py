@@ -15,7 +15,6 @@ import gymnasium
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
-from gtp_vision.envs.rendering import choose_backend
 from gtp_vision.envs.simulator import EnvSpec, Simulator
 
 ROBOTS = {"hopper": "Hopper", "halfcheetah": "HalfCheetah", "walker2d": "Walker2d", "ant": "Ant"}
@@ -85,7 +84,6 @@ def make(spec: EnvSpec) -> gymnasium.Env:
         GtpVisionError: unknown name, or an extra that is not installed.
     """
     name, limit = spec.name, spec.max_episode_steps
-    choose_backend(required=False)
     body = find(name)
     chosen = _GYMNASIUM.fullmatch(name)
     if body is None and chosen is None:

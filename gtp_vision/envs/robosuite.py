@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -81,8 +82,7 @@ class RobosuiteEnv(gymnasium.Env):
             settings |= _camera_settings(shown)
         self._cameras = bool(settings.get("use_camera_obs"))
         settings["has_offscreen_renderer"] = self._cameras
-        choose_backend(required=self._cameras)
-        robosuite = _robosuite()
+        robosuite = _robosuite(draws=self._cameras)
         if name not in robosuite.ALL_ENVIRONMENTS:
             raise GtpVisionError(f"unknown robosuite environment '{name}': {propose(name, robosuite.ALL_ENVIRONMENTS)}")
         try:
@@ -114,10 +114,12 @@ class RobosuiteEnv(gymnasium.Env):
             ):
                 if hasattr(holder, "rng"):
                     holder.rng = rng
+        self._free_context()
         return self._observed(self.simulator.reset()), {"success": False}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Act for one control step: `action` float (A,) in [-1, 1]."""
+        self._make_current()
         observed, reward, _, _ = self.simulator.step(np.asarray(action, np.float64))
         success = bool(self.simulator._check_success())
         return self._observed(observed), float(reward), success, False, {"success": success}
@@ -132,7 +134,24 @@ class RobosuiteEnv(gymnasium.Env):
 
     def close(self) -> None:
         """Free the simulator and its OpenGL context."""
+        self._free_context()
         self.simulator.close()
+
+    def _make_current(self) -> Any:
+        """Make its OpenGL context current and return it; robosuite does so once, and another's may be current."""
+        context = getattr(self.simulator.sim, "_render_context_offscreen", None) if self._cameras else None
+        if context is not None:
+            context.gl_ctx.make_current()
+        return context
+
+    def _free_context(self) -> None:
+        """Free its OpenGL context now, while it is current.
+
+        robosuite leaves it to the garbage collector (numba's compiler calls it), which would free the framebuffer and
+        the textures of the context that is current by then, the next episode's: all have the same numbers.
+        """
+        if self._make_current() is not None:
+            self.simulator.sim._render_context_offscreen = None  # the only reference to it
 
     def _observed(self, found: Mapping[str, Any]) -> dict[str, np.ndarray]:
         named = {_OBJECT if key == f"{_OBJECT}-state" else key: value for key, value in found.items()}
@@ -157,7 +176,7 @@ def lift_env_args(cameras: Sequence[str] = (), size: int = 84) -> dict[str, Any]
     for camera in cameras:
         if camera not in LIFT_CAMERAS:
             raise GtpVisionError(f"Lift has no camera '{camera}': {propose(camera, LIFT_CAMERAS)}")
-    robosuite = _robosuite()
+    robosuite = _robosuite(draws=bool(cameras))
     return {
         "env_name": "Lift",
         "env_version": robosuite.__version__,
@@ -206,20 +225,29 @@ def _space(value: np.ndarray) -> gymnasium.spaces.Box:
     return gymnasium.spaces.Box(-np.inf, np.inf, value.shape, value.dtype.type)
 
 
-def _robosuite() -> Any:
-    """Import the package without its notices."""
+def _robosuite(*, draws: bool) -> Any:
+    """Import the package without its notices, for simulators that draw frames or do not."""
     if importlib.util.find_spec("robosuite") is None:
         raise GtpVisionError("robosuite is not installed; pip install 'gtp-vision[robosuite]'")
-    choose_backend(required=False)  # robosuite imports mujoco, which looks for it once
+    choose_backend(required=draws)
     logging.getLogger("robosuite_logs").addFilter(_only_errors)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
+    numbers = os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # robosuite takes them for numbers of EGL's devices
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             import robosuite
-        except ImportError as error:
-            raise GtpVisionError(
-                f"robosuite cannot be imported ({' '.join(str(error).split())}); pip install 'gtp-vision[robosuite]'"
-            ) from error
+    except ImportError as error:
+        raise GtpVisionError(
+            f"robosuite cannot be imported ({' '.join(str(error).split())}); pip install 'gtp-vision[robosuite]'"
+        ) from error
+    finally:
+        if numbers is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = numbers
+    if draws and choose_backend() == "egl":  # which robosuite's import may have set
+        import mujoco.egl
+        from robosuite.renderers.context import egl_context
+
+        egl_context.EGL_DISPLAY = mujoco.egl.EGL_DISPLAY  # robosuite's own choice follows CUDA_VISIBLE_DEVICES
     return robosuite
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ import gymnasium
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.registry import Registry
-from gtp_vision.envs.rendering import Rendering
+from gtp_vision.envs.rendering import Rendering, choose_backend, frames_checked
 from gtp_vision.envs.units import ActionUnits, with_policy_actions
 
 
@@ -61,7 +62,17 @@ class EnvSpec:
         """
         if self.goals and not self.simulator.has_goals:
             raise GtpVisionError(f"{self.name} has no observation of a goal; set task.goals=null")
-        return with_policy_actions(self.simulator.make(self), self.units, self.name)
+        backend = choose_backend(required=False)
+        with frames_checked():
+            env = self.simulator.make(self)
+            if backend and "mujoco" in sys.modules and _shows_images(env.observation_space):
+                choose_backend()  # its faults are found here, not at the first frame
+        return with_policy_actions(env, self.units, self.name)
+
+
+def _shows_images(space: gymnasium.Space) -> bool:
+    spaces = space.values() if isinstance(space, gymnasium.spaces.Dict) else (space,)
+    return any(len(shown.shape or ()) == 3 for shown in spaces)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ class GTPPolicy(DenoisingPolicy, Integrable):
         along any trajectory; holding phi' to it keeps a teacher that learns from itself from running away.
         """
         a_u = torch.lerp(d, a_t, (u / t)[:, None])
-        c = (1 - _ratio(s, u)) / (1 - s / t)
+        c = (1 - _ratio(s, u)) / (1 - s / t).clamp_min(1e-8)  # on the finest grids s may be t in float32
         return torch.lerp(d, self._phi(observed, a_u, u, s).to(a_t.dtype).clamp(-1, 1), c[:, None])
 
     def denoised_between(

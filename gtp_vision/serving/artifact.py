@@ -30,6 +30,7 @@ from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.manifest import MANIFEST
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.settings import numbers
+from gtp_vision.core.tied import stored_tensors, with_aliases
 from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder, present_names
 from gtp_vision.models import without_bounds
 from gtp_vision.serving.card import card
@@ -73,6 +74,7 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
     except GtpVisionError as error:
         raise GtpVisionError(f"{folder}: {error}") from error
     try:
+        torch.zeros(1).to(device).tolist()  # "meta" computes nothing
         agent.to(device)
     except (RuntimeError, AssertionError) as error:
         raise GtpVisionError(f"device={device} is not available ({first_line(error)}); try cpu") from error
@@ -81,8 +83,8 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
 
 def write(folder: Path, agent: Agent, schema: Schema, provenance: Mapping[str, Any], parts: Sequence[str]) -> None:
     """Write an artifact's files into an empty folder, with the weights of the agent's modules `parts`."""
-    tensors = {name: x.contiguous() for name, x in agent.state_dict().items() if name.partition(".")[0] in parts}
-    save_file(tensors, folder / WEIGHTS)
+    tensors = {part: stored_tensors(agent.get_submodule(part)) for part in parts}
+    save_file({f"{part}.{name}": x for part, of in tensors.items() for name, x in of.items()}, folder / WEIGHTS)
     settings = {
         "format": FORMAT,
         "schema": schema.record(),
@@ -114,7 +116,8 @@ def _load_agent(
         plan = _built(shapes, schema.actions, config, encoder)
     tensors, sizes = plan.state_dict(), manifest.tensor_shapes(path)
     present = present_names(plan, sizes)
-    stored = {present[name]: shape for name, (shape, _) in sizes.items()}
+    found = with_aliases({present[name]: size for name, size in sizes.items()}, plan)
+    stored = {name: shape for name, (shape, _) in found.items()}
     names = {name for name in tensors if name.partition(".")[0] in parts} - without_bounds(tensors, stored)
     expected = {name: tuple(tensors[name].shape) for name in names}
     if differing := sorted(expected.items() ^ stored.items()):
@@ -127,7 +130,8 @@ def _load_agent(
             f"{MADE_OF} describes networks of {whole >> 20} MB for the weights of {WEIGHTS}; export it again"
         )
     agent = _built(shapes, schema.actions, config, encoder)
-    agent.load_state_dict({present[name]: tensor for name, tensor in load_file(path).items()}, strict=False)
+    weights = {present[name]: tensor for name, tensor in load_file(path).items()}
+    agent.load_state_dict(with_aliases(weights, agent), strict=False)
     for module in agent.modules():
         if isinstance(module, Encoder):
             module.use_bf16(bf16)

@@ -29,7 +29,6 @@ from gtp_vision.datasets.statistics import ArrayStatistics
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder
 from gtp_vision.encoders.tuning import parameter_groups
-from gtp_vision.envs import choose_backend
 from gtp_vision.training import checkpoint
 from gtp_vision.training.data import fit, in_order, measure, open_data
 from gtp_vision.training.feature_cache import cacheable, feature_store
@@ -142,7 +141,6 @@ def build(
 
 def accelerate(config: Config) -> Accelerator:
     """The devices and processes of a run, with its precision set."""
-    choose_backend(required=False)  # before the reader of OGBench's files imports mujoco, which reads it once
     accelerator = accelerator_of(config.training)
     if accelerator.device.type == "cuda":
         set_products(config.training.precision)
@@ -256,9 +254,12 @@ def goals_of(config: Config) -> HindsightGoals | None:
 
 
 def _check_rewards(config: Config, store: Store) -> None:
-    """Refuse rewards that are all 0, and not shifted: a critic would learn nothing."""
-    if not config.task.reward_shift and not np.any(store.rewards):
+    """Refuse rewards that are all 0 once they are shifted and scaled: a critic would learn nothing."""
+    shift, scale = config.task.reward_shift, config.task.reward_scale
+    extremes = [np.min(store.rewards), np.max(store.rewards)] if len(store.rewards) else [-shift]
+    if not np.any((np.array(extremes, np.float64) + shift) * scale):
+        changes = f" with task.reward_shift={shift:g} and task.reward_scale={scale:g}" if shift or scale != 1 else ""
         raise GtpVisionError(
-            f"{store.path or 'the data set'} holds no rewards (all are 0), and agent={config.agent.name} learns from "
-            f"them; clone it with agent=gtp_bc, or record rewards"
+            f"{store.path or 'the data set'} holds no rewards (all are 0{changes}), and agent={config.agent.name} "
+            f"learns from them; clone it with agent=gtp_bc, or record rewards"
         )

@@ -25,6 +25,7 @@ from gtp_vision.core import manifest
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import __version__
 from gtp_vision.core.safe_json import read_json
+from gtp_vision.core.tied import stored_tensors, with_aliases
 from gtp_vision.encoders import present_names
 from gtp_vision.models import without_bounds
 
@@ -58,7 +59,7 @@ def save(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in agent.state_dict().items()}, temporary / "agent.safetensors")
+        save_file(stored_tensors(agent), temporary / "agent.safetensors")
         save_file(_optimizer_tensors(optimizer, agent), temporary / "optimizer.safetensors")
         header = {"step": step, "format": FORMAT, "version": __version__}
         (temporary / "state.json").write_text(json.dumps(header | dict(state)))
@@ -154,7 +155,8 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
     if fault := problem(path):
         raise GtpVisionError(f"the checkpoint {path} is damaged: {fault}; use an earlier one")
     state = read_state(path)
-    names, stored = _stored(path / "agent.safetensors", agent)
+    names, found = _stored(path / "agent.safetensors", agent)
+    stored = with_aliases(found, agent)
     present = {name: (tuple(x.shape), _DTYPES.get(x.dtype, "?")) for name, x in agent.state_dict().items()}
     old = without_bounds(present, stored)
     differing = sorted(name for name in stored.keys() | present.keys() if stored.get(name) != present.get(name))
@@ -166,7 +168,8 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
             f"the checkpoint {path} is of another architecture: {len(differing)} tensors differ, first '{name}' "
             f"({kinds[0]} in the file, {kinds[1]} here); use the configuration it was trained with"
         )
-    agent.load_state_dict({names[name]: x for name, x in load_file(path / "agent.safetensors").items()})
+    tensors = {names[name]: x for name, x in load_file(path / "agent.safetensors").items()}
+    agent.load_state_dict(with_aliases(tensors, agent))
     if optimizer is not None:
         _fill_optimizer(optimizer, agent, path)
     return state

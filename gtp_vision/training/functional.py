@@ -19,6 +19,7 @@ from torch.optim.adam import adam
 from gtp_vision.agents import Agent
 from gtp_vision.agents.base import Metrics
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseSource, NoiseTape
+from gtp_vision.core.tied import places_beside
 from gtp_vision.datasets.sources import BatchSource
 from gtp_vision.models.networks import followed
 from gtp_vision.training.guard import NONFINITE, apply_if_finite, is_nonfinite, optimizer_moments
@@ -137,7 +138,7 @@ class StepFunction:
         self.clipped = [name for group, on in zip(self.groups, awake, strict=True) if on for name in group]
         first = optimizer.param_groups[0]
         self.betas, self.eps = first["betas"], first["eps"]
-        self.follows = _follows(agent)
+        self.follows, self._beside = _follows(agent), places_beside(agent)
         self.gradients: Callable = self._gradients
         if held is not None:
             self.gradients = vmap(self._gradients, in_dims=(0, dict(held), 0, 0))
@@ -195,7 +196,9 @@ class StepFunction:
         batch = self.source.batch(fetched)
 
         def loss(parameters: Tensors) -> tuple[torch.Tensor, Metrics]:
-            return functional_call(self.agent, parameters | held, (batch, NoiseTape(self.draws, noise), self._step))
+            tensors, inputs = parameters | held, (batch, NoiseTape(self.draws, noise), self._step)
+            tensors |= {name: tensors[first] for name, first in self._beside.items()}
+            return functional_call(self.agent, tensors, inputs, tie_weights=False)
 
         gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(trained)
         total = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum()
@@ -223,6 +226,7 @@ def draws_of(agent: Agent, source: BatchSource, fetched: Any, noise: NoiseSource
     """The noise that the agent's step `step` draws: its losses are computed once, and nothing is kept of them."""
     recorder = NoiseRecorder(noise)
     buffers = {name: buffer.clone() for name, buffer in agent.named_buffers()}
+    buffers |= {name: buffers[first] for name, first in places_beside(agent).items() if first in buffers}
     with torch.no_grad():
-        functional_call(agent, buffers, (source.batch(fetched), recorder, step))
+        functional_call(agent, buffers, (source.batch(fetched), recorder, step), tie_weights=False)
     return recorder.draws

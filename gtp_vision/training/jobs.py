@@ -120,6 +120,10 @@ def train_runs(
 
 
 def _gpus() -> list[str | None]:
-    """Names of the GPUs that may be used; [None] if there are none."""
-    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return [*(names or map(str, range(torch.cuda.device_count())))] or [None]
+    """Names of the GPUs that may be used; [None] if there are none.
+
+    CUDA ignores the names from the first one that does not exist (-1, NoDevFiles), and all if one stands twice.
+    """
+    count = torch.cuda.device_count()
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return [*(names or map(str, range(count)))][:count] or [None]

@@ -41,7 +41,11 @@ def accelerator_of(training: TrainingConfig) -> Accelerator:
         ],
     )
     if training.device == "cuda" and accelerator.device.type != "cuda":
-        raise GtpVisionError("training.device=cuda, but torch finds no CUDA device here; set training.device=auto")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        among = "" if visible is None else f" among CUDA_VISIBLE_DEVICES={visible}"
+        raise GtpVisionError(
+            f"training.device=cuda, but torch finds no CUDA device here{among}; set training.device=auto"
+        )
     return accelerator
 
 

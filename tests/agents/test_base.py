@@ -164,6 +164,20 @@ def test_a_soft_choice_follows_the_softmax_of_q_over_the_temperature(temperature
     assert chi_square < 13.8, "the 0.1 % point of two degrees of freedom"
 
 
+@pytest.mark.parametrize("value", [-1e3, 0.0, 1e30])
+@pytest.mark.parametrize("temperature", [1e-38, 1e-3])
+def test_a_cold_choice_takes_the_best_whatever_its_value(temperature: float, value: float) -> None:
+    q = value + abs(value or 1) * torch.tensor([[0.0, 0.1, -0.1], [-2, -3, -1]])
+    acting = ActingConfig(choose="softmax", temperature=temperature)
+    assert choose(q, acting, RandomStream(0, 0)).tolist() == [1, 2]
+
+
+def test_equal_candidates_are_drawn_alike_at_any_temperature() -> None:
+    acting = ActingConfig(choose="softmax", temperature=1e-9)
+    taken = choose(torch.full((3000, 3), -70.0), acting, RandomStream(0, 0))
+    assert np.bincount(taken.numpy(), minlength=3).min() > 850
+
+
 def test_networks_that_cannot_be_built_are_refused() -> None:
     config = preset("bdm")
     config.policy.hidden = []

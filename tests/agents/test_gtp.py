@@ -62,6 +62,40 @@ def test_weights_of_known_advantages(
     assert weight.tolist() == pytest.approx(expected, rel=1e-4)
 
 
+UNDERFLOWING = {
+    "far below": [-1000.0, -1001.0, -1000.5],
+    "spread": [-1e4, -300.0, -299.0],
+    "one value": [-5e3, -5e3, -5e3],
+    "huge": [-3e38, -1e30, -2e38],
+    "just below": [-1e-3, -2e-3, -5.0],
+}
+
+
+@pytest.mark.parametrize("how", [{"standardize": False}, {"standardize": True}], ids=lambda how: str(how))
+@pytest.mark.parametrize("advantage", UNDERFLOWING.values(), ids=UNDERFLOWING)
+def test_exponential_weights_are_right_up_to_a_factor_where_all_would_underflow(
+    advantage: list[float], how: dict[str, Any]
+) -> None:
+    exact = np.array(advantage) / (np.std(advantage) + 1e-6 if how["standardize"] else 1)
+    expected = np.exp(3 * (exact - exact.max()))
+    weight = advantage_weights(torch.tensor(advantage), 3, 10, form="exponential", **how)
+    np.testing.assert_allclose(weight, expected, rtol=2e-3, atol=1e-30)
+
+
+def test_weights_have_the_same_bits_as_before_where_none_underflows() -> None:
+    advantage = torch.randn(256, generator=torch.Generator().manual_seed(0))
+    for form, positive in (("exponential", advantage), ("positive", advantage.clamp_min(0))):
+        plain = (3 * (positive / (advantage.double().std(correction=0).float() + 1e-6))).exp().clamp_max(10)
+        assert torch.equal(advantage_weights(advantage, 3, 10, form=form), plain)
+
+
+def test_without_any_weight_nothing_is_cloned_and_all_is_finite(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gtp_vision.agents.gtp.advantage_weights", lambda *_, **__: torch.zeros(12))
+    _, metrics = make()(states_of(batch), RandomStream(0, 0), 0)
+    assert float(metrics["actor/loss"]) == float(metrics["weight/effective_share"]) == 0
+    assert all(bool(value.isfinite()) for value in metrics.values())
+
+
 def test_the_advantage_is_the_value_above_the_mean_over_policy_samples(
     batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,13 @@ def test_signs_of_life_and_work_apart_from_the_file_are_not_given_up(
     assert call(name, tmp_path, *arguments) == result
 
 
+def test_a_slow_start_is_not_taken_for_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import time; time.sleep(1.5)")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]]))
+    monkeypatch.setenv("GTP_VISION_PATIENCE", "1")
+    assert call("echo", tmp_path)[0] == str(tmp_path)
+
+
 def test_a_lower_limit_of_the_surroundings_is_kept(tmp_path: Path) -> None:
     child = call("echo", tmp_path)[-1]
     resource.prlimit(child, resource.RLIMIT_DATA, (300_000_000, 300_000_000))  # as `ulimit -d` or a cluster sets it

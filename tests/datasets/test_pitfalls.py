@@ -57,6 +57,22 @@ def same_camera(store: Store) -> None:
     store.observations["wrist"] = store.observations["front"].copy()
 
 
+def scene(noise: Any = slice(0), texture: float = 0.0, moves: bool = True) -> Change:
+    """A drawn scene in 32x32 frames, with noise in the rows `noise`, and with gray grain on everything."""
+
+    def change(store: Store) -> None:
+        random, rows, place = np.random.default_rng(0), len(store), np.arange(32)
+        grain = texture * random.normal(size=(64, 64, 1))
+        for row in range(rows):
+            shift = row % 30 if moves else 0
+            drawn = 4 * np.stack(np.broadcast_arrays(place, place[:, None], place + shift), -1)
+            store.observations["front"][row] = np.clip(60 + drawn + grain[shift : shift + 32, :32], 0, 255)
+        store.observations["front"][noise] = random.integers(0, 256, store.observations["front"][noise].shape)
+
+    return change
+
+
+DRAWN: dict[str, Any] = {"lengths": (40, 35), "terminals": {39}, "cameras": {"front": (32, 32, 3)}}
 SECONDS = np.concatenate([np.arange(n) for n in (20, 30, 25)])
 TEN = {"lengths": [10] * 3, "terminals": {9, 19, 29}}
 ENDS = {"lengths": [10, 12, 9], "terminals": {9, 21, 30}}
@@ -98,6 +114,13 @@ ROWS: list[tuple[dict[str, Any], Change | None, tuple[str, ...]]] = [
         observe("front", slice(2, None, 2), lambda store: store.observations["front"][1:-1:2]), ()),
     (STATIC, observe("front", slice(100, 120), lambda store: store.observations["front"][100]), (
         "first, middle and last frame of 1 sampled episodes, the first is episode 5",)),
+    (DRAWN, scene(slice(1, 12)), (
+        "observations/front is noise in 11 of 73 sampled frames, first at episode 0, frame 1", "record")),
+    (DRAWN, scene([50]), ("is noise in 1 of 73 sampled frames, first at episode 1, frame 10",)),
+    (DRAWN, scene(slice(None)), ("is noise in 73 of 73",)),
+    (DRAWN, scene(), ()),
+    (DRAWN, scene(texture=60), ()),  # a camera that moves over gravel
+    (DRAWN, scene(texture=60, moves=False), ("is the same as in the next frame in 73 of 73",)),
     (GOOD, same_camera, ("observations/wrist has the same images as observations/front",)),
     (GOOD, attributes(left_out=["depth", "words"]), ("not read", "images not of uint8: depth, words;")),
     (GOOD, attributes(left_out="anything"), ()),

@@ -233,6 +233,11 @@ def test_an_adapter_adds_b_a_x_times_alpha_over_rank() -> None:
     assert a.shape == (2, 4)
 
 
+def test_an_adapted_convolution_still_tells_its_sizes() -> None:
+    layer = _with_lora(Odd()).first
+    assert (layer.kernel_size, layer.stride, layer.in_channels) == ((3, 3), (1, 1), 6)
+
+
 def test_targets_match_ends_of_names_of_plain_layers_that_are_called() -> None:
     assert _adapted(_with_lora(Odd())) == {"first", "last.0"}
     found = _adapted(_with_lora(create(SHAPE, _encoder("impala_tiny")), targets=["first", "5.second"]))

@@ -78,6 +78,22 @@ def test_photographs_are_classified_correctly_by_loaded_weights(photographs: tor
     assert bool((found.amax(1) > 0.2).all())
 
 
+def test_tied_tensors_are_filled_by_any_of_their_names_and_refused_if_they_differ() -> None:
+    def tied() -> nn.Module:
+        module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+        module[2] = module[0]
+        return module
+
+    torch.manual_seed(0)
+    state, module = {name: torch.randn_like(x) for name, x in tied().state_dict().items() if name[0] != "0"}, tied()
+    weights.fill(module, state, "w", "tied")
+    assert all(torch.equal(module.state_dict()[name], x) for name, x in state.items())
+    assert torch.equal(module.state_dict()["0.weight"], state["2.weight"])
+    untied = state | {"0.weight": torch.zeros(2, 2), "0.bias": state["2.bias"]}
+    with pytest.raises(GtpVisionError, match=r"1 differ .*'2.weight'"):
+        weights.fill(module, untied, "w", "tied")
+
+
 @pytest.mark.parametrize("name", ["drq", "robomimic/ResNet18Conv", "robomimic/ShallowConv", VIT, CONV])
 def test_a_stack_of_equal_frames_equals_one_frame(name: str, tmp_path: Path) -> None:
     single = made(name, batch_norm="train" if name in ("robomimic/ResNet18Conv", CONV) else "auto")

@@ -1,4 +1,9 @@
+import gc
 import importlib.util
+import os
+import subprocess
+import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,6 +69,40 @@ def test_frames_stand_upright() -> None:
     assert rows[1] < rows[0] - 5
 
 
+@pytest.mark.parametrize("numbers", ["", "0", "3", "0,1", "-1", "GPU-8a1b", "MIG-GPU-8a1b/1/0", "NoDevFiles"])
+def test_frames_are_drawn_whatever_gpus_training_may_use(monkeypatch: pytest.MonkeyPatch, numbers: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", numbers)
+    lift_env_args(["frontview"])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == numbers
+    egl_context = pytest.importorskip("robosuite.renderers.context.egl_context")
+    context = egl_context.EGLGLContext(16, 16, device_id=-1)
+    context.make_current()
+    context.free()
+
+
+def test_each_frame_is_drawn_whatever_is_collected_or_drawn_meanwhile() -> None:
+    """robosuite's contexts of earlier episodes, once freed late, took the framebuffer of the current one with them."""
+    make = partial(RobosuiteEnv, lift_env_args(["frontview"], 16))
+    env, other = make(), None
+    episodes = []
+    for disturbs in (False, True):
+        frames = [env.reset(seed=0)[0]["frontview_image"]]
+        if disturbs:
+            other = make()
+            other.reset(seed=1)
+        for number in range(4):
+            if disturbs:
+                gc.collect()
+                if number == 2:
+                    other.close()
+                    other = None
+            frames.append(env.step(np.full(7, 0.5))[0]["frontview_image"])
+        episodes.append(np.stack(frames))
+    env.close()
+    np.testing.assert_array_equal(*episodes)
+    assert all(frame.std() > 20 for frame in episodes[0])
+
+
 @pytest.mark.parametrize(
     ("env_args", "message"),
     [
@@ -88,6 +127,14 @@ def test_unknown_cameras_and_a_missing_package_are_refused(monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(GtpVisionError, match=r"pip install 'gtp-vision\[robosuite\]'"):
         lift_env_args()
+
+
+def test_robosuite_says_nothing_of_itself_and_takes_no_gpu_of_training_for_its_own() -> None:
+    script = "from gtp_vision.envs.robosuite import *; RobosuiteEnv(lift_env_args()).reset(seed=0)"
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "1,2", "MUJOCO_EGL_DEVICE_ID": "0"}
+    command = [sys.executable, "-P", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_what_is_shown_is_what_was_asked_for_in_that_order() -> None:

@@ -14,9 +14,8 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict
 
-from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
-from gtp_vision.envs import EnvSpec, Rendering, _Worker, rendering
+from gtp_vision.envs import EnvSpec, Rendering, _Worker
 from gtp_vision.envs.units import with_policy_actions
 from gtp_vision.evaluation.evaluator import Actor, Episode, Evaluator, random_actor, summary, write_videos
 from gtp_vision.evaluation.metrics.success import success_text
@@ -227,14 +226,3 @@ def test_the_summary_has_wilson_intervals_and_successes_by_task() -> None:
     assert tasks == {"1": 1.0, "2": 0.0, "3": 0.5}
     unknown = summary([Episode(k, None, 1.0, 9, [], task=1) for k in range(4)], 1.0)
     assert (unknown["success"], unknown["success_interval"], "tasks" in unknown) == (None, None, False)
-
-
-def test_a_missing_opengl_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
-    monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    with pytest.raises(GtpVisionError, match=r"MUJOCO_GL=osmesa needs libOSMesa.*install"):
-        rendering.choose_backend()
-    monkeypatch.delenv("MUJOCO_GL")
-    with pytest.raises(GtpVisionError, match=r"libegl1"):
-        rendering.choose_backend()
-    assert rendering.choose_backend(required=False) == ""

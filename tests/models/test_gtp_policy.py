@@ -185,6 +185,12 @@ def test_distribution_of_the_levels_of_a_jump(teaches: str) -> None:
     assert chisquare(np.histogram(share, 8, (0, 1))[0]).pvalue > 1e-3, "u is uniform between t and s"
 
 
+def test_a_jump_that_float32_cannot_tell_from_none_aims_at_the_denoised_action() -> None:
+    teacher, level, d = policy(), torch.full((4,), 0.7), torch.rand(4, A)
+    found = teacher.target(teacher.observe(torch.zeros(4, F)), torch.rand(4, A), d, level, level, level)
+    assert torch.equal(found, d)
+
+
 def test_targets_of_a_diverged_teacher_are_clipped_to_the_range_of_actions() -> None:
     teacher = policy(1)
     with torch.no_grad():

@@ -142,8 +142,9 @@ def test_damaged_files_are_refused(out: Path, tmp_path: Path, name: str, content
 def test_other_weights_folders_and_devices_are_refused(out: Path, tmp_path: Path) -> None:
     with pytest.raises(GtpVisionError, match=r"manifest\.json.*gtp-vision export"):
         gtp_vision.load_policy(tmp_path)
-    with pytest.raises(GtpVisionError, match="device=cuda:99"):
-        gtp_vision.load_policy(out, device="cuda:99")
+    for device in ("cuda:99", "meta", "nonsense"):
+        with pytest.raises(GtpVisionError, match=f"device={device} is not available .*try cpu"):
+            gtp_vision.load_policy(out, device=device)
     tensors = load_file(out / artifact.WEIGHTS)
     save_file(tensors | {next(iter(tensors)): torch.zeros(7)}, tmp_path / "other")
     other = with_file(out, tmp_path / "shape", artifact.WEIGHTS, (tmp_path / "other").read_bytes())

@@ -78,4 +78,8 @@ def test_zero_rewards_are_refused_where_a_critic_needs_them(tmp_path: Path, name
         trainer.train(small_run(data, tmp_path / "run", agent=name), progress=False)
     assert not (tmp_path / "run").exists()
     build(small_run(data, tmp_path / "run", "task.reward_shift=-1", agent=name))  # a reward of -1 a step
+    data = native.write(tmp_path / "steps.h5", make_store((9, 9), rewards=np.full(18, -1, np.float32)))
+    for setting in ("task.reward_shift=1", "task.reward_scale=0"):
+        with pytest.raises(GtpVisionError, match=rf"all are 0 with .*{setting}.*agent={name}"):
+            build(small_run(data, tmp_path / "run", setting, agent=name))
     build(small_run(data, tmp_path / "run", agent="gaussian_bc"))

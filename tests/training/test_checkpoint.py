@@ -42,6 +42,24 @@ def test_parameters_and_moments_are_restored_bit_for_bit(tmp_path: Path) -> None
             assert torch.equal(value, other_optimizer.state_dict()["state"][index][name]), name
 
 
+def test_a_weight_of_two_layers_is_restored_with_its_moments_and_stays_one(tmp_path: Path) -> None:
+    def tied() -> tuple[nn.Module, torch.optim.Optimizer]:
+        module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        module[1].weight = module[0].weight
+        return module, torch.optim.Adam(module.parameters(), lr=0.1)
+
+    (module, optimizer), (other, resumed) = tied(), tied()
+    for step in range(4):
+        if step == 2:
+            checkpoint.load(checkpoint.save(tmp_path, step, module, optimizer, {}), other, resumed)
+        for each, adam in ((module, optimizer), (other, resumed)) if step >= 2 else ((module, optimizer),):
+            adam.zero_grad()
+            each(torch.ones(2, 3)).square().sum().backward()
+            adam.step()
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
+    assert torch.equal(other.get_submodule("1").weight, other.get_submodule("0").weight)
+
+
 def test_the_newest_and_the_best_are_kept_and_later_steps_forgotten(tmp_path: Path) -> None:
     module, optimizer = trained()
     checkpoint.save(tmp_path, 1, module, optimizer, {}, keep=2)

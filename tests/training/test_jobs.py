@@ -13,13 +13,30 @@ SMALL = [
 ]
 
 
-def test_each_run_gets_one_of_the_usable_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert jobs._gpus() == ["3", "5"]
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    for count, names in ((2, ["0", "1"]), (0, [None])):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
-        assert jobs._gpus() == names
+@pytest.mark.parametrize(
+    ("visible", "count", "names"),
+    [
+        (None, 2, ["0", "1"]),
+        (None, 0, [None]),
+        ("", 0, [None]),
+        ("3,5", 2, ["3", "5"]),
+        ("3", 0, [None]),  # that GPU does not exist
+        ("-1", 0, [None]),
+        ("NoDevFiles", 0, [None]),
+        ("0,-1,1", 1, ["0"]),  # CUDA ignores what follows
+        ("0,0", 0, [None]),
+        ("GPU-8a1b, MIG-77", 2, ["GPU-8a1b", "MIG-77"]),
+    ],
+)
+def test_each_run_gets_one_of_the_usable_gpus(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int, names: list[str | None]
+) -> None:
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert jobs._gpus() == names
 
 
 @pytest.mark.processes

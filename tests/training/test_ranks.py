@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -15,6 +16,7 @@ from small_runs import assert_close, assert_equal, lines, saved, small
 from stores import make_store
 from torch.profiler import ProfilerActivity, profile
 
+from gtp_vision.agents.gtp import advantage_weights
 from gtp_vision.cli.main import main
 from gtp_vision.config.compose import from_command_line
 from gtp_vision.config.schema import TrainingConfig
@@ -43,6 +45,7 @@ UNSEEN = "training.eval_episodes=0"
 TINY = ["agent.policy.hidden=[16,16]", "agent.critic.hidden=[16]"]
 ROW, LONGER = 17, [UNSEEN, "training.steps=12"]  # the row whose reward overflows
 PIXELS = [UNSEEN, "encoder=impala_tiny", "encoder.features=8"]
+BAD = torch.tensor([-900.0, -700.0, -701.0, -702.0])  # advantages of which all weights would underflow
 AGENTS = ["bdm", "qgpo", "fql", "idql", "rebrac"]  # besides gtp
 
 
@@ -144,6 +147,7 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
         for agent in AGENTS:
             train(folder, f"{agent}_2", UNSEEN, agent=agent)
         train(folder, "pixels_2", *PIXELS, data="pixels.h5")
+        results["weights"] = advantage_weights(BAD[rank::2], 1.0, 10, form="exponential", standardize=False).tolist()
         results["any"] = any_rank(rank == 0, False, device=torch.device("cpu"))
         results["evaluation"] = evaluation(rank, processes)
         results["interrupted"] = interrupted(folder, rank)
@@ -210,6 +214,10 @@ def test_a_run_does_not_depend_on_the_number_of_processes(folder: Path, run: str
     keys = [key for key in one if key[1].startswith(prefixes) and key[1] not in (*extremes, "eval/seconds")]
     assert len(keys) > 30
     assert {key: other[key] for key in keys} == pytest.approx({key: one[key] for key in keys}, rel=2e-4, abs=1e-5)
+
+
+def test_weights_keep_the_largest_of_all_processes(folder: Path) -> None:
+    assert results_of(folder, 2, "weights") == [pytest.approx([0.0, np.exp(-1)]), pytest.approx([1.0, np.exp(-2)])]
 
 
 def test_processes_share_episodes_and_stop_together(folder: Path) -> None:
