@@ -99,16 +99,25 @@ def array_statistics(array: Array) -> ArrayStatistics:
 def store_statistics(store: Store) -> dict[str, ArrayStatistics]:
     """Compute the statistics of `actions` (rows with an outcome: others may be padding) and of every state."""
     states = {name: array for name, array in store.observations.items() if array.ndim == 2}
-    actions = store.actions if store.has_outcome.all() else store.actions[store.transitions]
-    return {"actions": array_statistics(actions)} | {
+    return {"actions": action_statistics(store)} | {
         f"observations/{name}": array_statistics(array) for name, array in states.items()
     }
 
 
+def action_statistics(store: Store) -> ArrayStatistics:
+    """Compute the statistics of the actions with an outcome."""
+    return array_statistics(store.actions if store.has_outcome.all() else store.actions[store.transitions])
+
+
 def mean_images(store: Store) -> dict[str, np.ndarray]:
     """Compute the mean frame of every camera, float32 (H, W, C) in [0, 255], over frames spread over the recordings."""
-    rows = np.linspace(0, len(store) - 1, min(len(store), _FRAMES)).astype(np.int64)
+    rows = mean_rows(len(store))
     return {name: _mean(array, rows) for name, array in store.observations.items() if array.ndim == 4}
+
+
+def mean_rows(count: int) -> np.ndarray:
+    """int64, the rows of `count` that a mean frame is taken from."""
+    return np.linspace(0, count - 1, min(count, _FRAMES)).astype(np.int64)
 
 
 def _mean(images: Array, rows: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from gtp_vision.datasets.arrays import Array, Segmented, view
 
 ACTION_BOUNDS = ("action_low", "action_high")
 """Attributes of a data set whose actions were scaled: low + (action + 1) / 2 (high - low) is the robot's action."""
-_EPISODE_ATTRIBUTES = ("filters", "demonstrations", "tasks", "episode_tasks", "episode_success")
+EPISODE_ATTRIBUTES = ("filters", "demonstrations", "tasks", "episode_tasks", "episode_success")
 """Attributes of one data set's episodes."""
 
 
@@ -236,7 +236,7 @@ def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
         terminals=np.concatenate([store.terminals for store in stores]),
         timeouts=np.concatenate([store.timeouts for store in stores]),
         episode_ends=np.concatenate([store.episode_ends + s for store, s in zip(stores, starts, strict=False)]),
-        attributes={key: value for key, value in first.attributes.items() if key not in _EPISODE_ATTRIBUTES}
+        attributes={key: value for key, value in first.attributes.items() if key not in EPISODE_ATTRIBUTES}
         | {"mixed": [{"path": str(s.path), "share": float(share)} for s, share in zip(stores, shares, strict=True)]},
         path=first.path,
         weights=np.concatenate([_weighted(s, share) for s, share in zip(stores, shares, strict=True)]),

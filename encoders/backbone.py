@@ -21,6 +21,19 @@ from gtp_vision.encoders.settings import EncoderConfig
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel, of values in [0, 1]."""
 
+SHARED = "shared"
+"""The name, in checkpoints, of a backbone that all cameras share."""
+
+
+def part_name(kind: str, name: str) -> str:
+    """The name, in checkpoints, of the part that belongs to an observation; a module's name has no dots."""
+    return f"{kind}_{name.replace('%', '%25').replace('.', '%2E')}"
+
+
+def tower_name(camera: str) -> str:
+    """The name, in checkpoints, of a camera's own backbone."""
+    return part_name("camera", camera)
+
 
 @dataclass(frozen=True)
 class Named:

@@ -42,7 +42,9 @@ def poolings(name: str) -> tuple[str, ...]:
     return backbone.poolings if backbone else ("auto", "flatten")
 
 
-def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = True, index: int = 0) -> Backbone:
+def create(
+    shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = True, camera: str = "", index: int = 0
+) -> Backbone:
     """The backbone of a camera.
 
     Untrained backbones of torchvision, timm and robomimic are initialized by those libraries, all others by
@@ -52,7 +54,8 @@ def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = 
         shape: (T, C, H, W) of a stack, cropped and resized.
         config: see `EncoderConfig`.
         pretrained: load `config.weights`; False where a checkpoint will be loaded.
-        index: of the backbone among those of the encoder, see `weights.load`.
+        camera: its name, and
+        index: its number among the backbones of the encoder, see `weights.load`.
 
     Raises:
         GtpVisionError: an unknown name, frames that the backbone cannot take, or weights that do not fit it.
@@ -70,7 +73,7 @@ def create(shape: tuple[int, ...], config: EncoderConfig, *, pretrained: bool = 
         backbone.apply(initialise)
     normalization.configure_batch_norm(backbone, config)
     if pretrained and config.weights and config.weights != weights.HUB:
-        weights.load(backbone, config.weights, config.name, index=index)
+        weights.load(backbone, config.weights, config.name, camera=camera, index=index)
     return backbone
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from einops import pack, rearrange
@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as pixels
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.names import GOAL
 from gtp_vision.encoders import backbones, tuning
-from gtp_vision.encoders.backbone import Backbone
+from gtp_vision.encoders.backbone import SHARED, Backbone, part_name, tower_name
 from gtp_vision.encoders.fusion import Fusion
 from gtp_vision.encoders.settings import CameraConfig, EncoderConfig
 
@@ -33,7 +33,7 @@ class Encoder(nn.Module):
         width: of the feature vector.
         bf16: whether backbones compute in bfloat16, see `use_bf16`.
         preprocessing: camera name to how its frames are cropped and resized.
-        towers: the backbones, by index: the name of a camera may be invalid as the name of a module.
+        towers: the backbones, each by its camera's name (see `tower_name`); one that all cameras share is `shared`.
 
     Raises:
         GtpVisionError: an unknown encoder, or one that does not fit the observations.
@@ -50,13 +50,13 @@ class Encoder(nn.Module):
         if config.name == "state" and self.cameras:
             raise GtpVisionError(f"encoder=state cannot see the cameras {self.cameras}; choose encoder=impala_small")
         self.preprocessing = {name: _preprocessing(name, config, shapes) for name in self.cameras}
-        self._tower_of: dict[str, int] = {}
-        self.towers = nn.ModuleList()
+        self._tower_of: dict[str, str] = {}  # camera to key
+        self.towers = nn.ModuleDict()
         for name in self.cameras:
             self._tower_of[name] = self._find_or_create_tower(name, pretrained)
-        for index, name in enumerate(self.states):
-            self.register_buffer(f"state_mean_{index}", torch.zeros(shapes[name][1]))
-            self.register_buffer(f"state_scale_{index}", torch.ones(shapes[name][1]))
+        for name in self.states:
+            self.register_buffer(part_name("mean", name), torch.zeros(shapes[name][1]))
+            self.register_buffer(part_name("scale", name), torch.ones(shapes[name][1]))
         states = sum(shapes[name][0] * shapes[name][1] for name in self.states)
         self.fusion = Fusion([self.tower(name).width for name in self.cameras], states, config)
         self.fusion.apply(backbones.initialise)
@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         """Let the backbones compute in bfloat16; their vectors, and all layers that follow, stay float32."""
         self.bf16 = enabled
 
-    def _find_or_create_tower(self, name: str, pretrained: bool) -> int:
+    def _find_or_create_tower(self, name: str, pretrained: bool) -> str:
         frames, channels, *size = self.shapes[name]
         settings = self.preprocessing[name]
         shape = (frames, channels, *(settings.size or settings.crop or size))
@@ -81,11 +81,12 @@ class Encoder(nn.Module):
             shared = next(iter(self._tower_of))
         if shared is None:
             try:
-                tower = backbones.create(shape, config, pretrained=pretrained, index=len(self.towers))
+                tower = backbones.create(shape, config, pretrained=pretrained, camera=name, index=len(self.towers))
             except GtpVisionError as error:
                 raise GtpVisionError(f"camera '{name}': {error}") from error
-            self.towers.append(tuning.prepare(tower, config))
-            return len(self.towers) - 1
+            key = SHARED if config.share_cameras else tower_name(name)
+            self.towers[key] = tuning.prepare(tower, config)
+            return key
         if shared not in self._tower_of or self.tower(shared).shape != shape:
             other = self.tower(shared).shape if shared in self._tower_of else "none"
             raise GtpVisionError(
@@ -105,8 +106,8 @@ class Encoder(nn.Module):
         Args:
             means: camera name to float32 (C, H, W) in [0, 255].
         """
-        for index, tower in enumerate(self.towers):
-            names = [name for name, own in self._tower_of.items() if own == index and name in means]
+        for key, tower in self.towers.items():
+            names = [name for name, own in self._tower_of.items() if own == key and name in means]
             assert isinstance(tower, Backbone)
             if tower.uses_mean_frame and names:
                 frames = [self._preprocessed(name, rearrange(means[name], "c h w -> 1 1 c h w")) for name in names]
@@ -115,10 +116,9 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def standardize(self, scales: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Subtract each state's mean and divide by its scale, float32 (D,), from now on; saved with the parameters."""
-        for index, name in enumerate(self.states):
-            mean, scale = scales[name.removeprefix(GOAL)]
-            self.get_buffer(f"state_mean_{index}").copy_(mean)
-            self.get_buffer(f"state_scale_{index}").copy_(scale)
+        for name in self.states:
+            for kind, values in zip(("mean", "scale"), scales[name.removeprefix(GOAL)], strict=True):
+                self.get_buffer(part_name(kind, name)).copy_(values)
 
     def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Name to uint8 (B, T, C, H, W), cropped or not, or float (B, T, D), to float (B, width).
@@ -134,7 +134,7 @@ class Encoder(nn.Module):
             if not isinstance(observation[name], torch.Tensor):
                 raise GtpVisionError(f"the observation '{name}' is a {type(observation[name]).__name__}; give a tensor")
         cameras = [self.camera_features(name, observation[name]) for name in self.cameras]
-        states = [self._standardized(index, observation[name]) for index, name in enumerate(self.states)]
+        states = [self._standardized(name, observation[name]) for name in self.states]
         return self.fusion(cameras, pack(states, "b *")[0] if states else None)
 
     def camera_features(self, name: str, images: torch.Tensor) -> torch.Tensor:
@@ -169,16 +169,33 @@ class Encoder(nn.Module):
             )
         return images * 255
 
-    def _standardized(self, index: int, state: torch.Tensor) -> torch.Tensor:
-        name = self.states[index]
+    def _standardized(self, name: str, state: torch.Tensor) -> torch.Tensor:
         frames, width = self.shapes[name]
         if state[0].numel() != frames * width:
             raise GtpVisionError(
                 f"the observation '{name}' has shape {tuple(state.shape[1:])}, the encoder was built for "
                 f"{(frames, width)}"
             )
-        mean, scale = (self.get_buffer(f"state_{kind}_{index}") for kind in ("mean", "scale"))
+        mean, scale = (self.get_buffer(part_name(kind, name)) for kind in ("mean", "scale"))
         return rearrange((state.reshape(len(state), frames, width) - mean) / scale, "b t d -> b (t d)")
+
+
+def present_names(module: nn.Module, stored: Iterable[str]) -> dict[str, str]:
+    """Names of stored tensors, to those of the same tensors in `module`, whose encoders once numbered their parts."""
+    parts: dict[str, str] = {}
+    for path, encoder in module.named_modules():
+        if isinstance(encoder, Encoder):
+            prefix = f"{path}." if path else ""
+            parts |= {f"{prefix}towers.{i}.": f"{prefix}towers.{key}." for i, key in enumerate(encoder.towers)}
+            for i, name in enumerate(encoder.states):
+                for kind in ("mean", "scale"):
+                    parts[f"{prefix}state_{kind}_{i}"] = prefix + part_name(kind, name)
+    towers = {old: new for old, new in parts.items() if old.endswith(".")}
+    found = {}
+    for name in stored:
+        old = next((old for old in towers if name.startswith(old)), name)
+        found[name] = parts.get(old, old) + name.removeprefix(old)
+    return found
 
 
 def _preprocessing(name: str, config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> CameraConfig:

@@ -18,7 +18,7 @@ from torch import nn
 
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.tied import aliases, with_aliases
-from gtp_vision.encoders.backbone import Backbone
+from gtp_vision.encoders.backbone import SHARED, Backbone, tower_name
 
 HUB = "hub"
 """The value of `encoder.weights` for timm's own weights from the Hugging Face hub."""
@@ -37,15 +37,16 @@ def of_run(weights: str | None) -> bool:
     return weights is not None and weights != HUB and Path(weights).suffix.lower() not in _SUFFIXES
 
 
-def load(backbone: Backbone, weights: str, name: str, *, index: int = 0) -> None:
+def load(backbone: Backbone, weights: str, name: str, *, camera: str = "", index: int = 0) -> None:
     """Load trained weights, from a file, or from the folder of a run or of one of its checkpoints, into a backbone.
 
-    Its pooling is changed only by the weights of a run, which gives its backbone of this `index`, or else its first.
-    Raises GtpVisionError: a missing or unreadable file, or weights of another architecture.
+    Its pooling is changed only by the weights of a run, which gives the backbone of the camera of the same name, or
+    else of its first camera by name; a run of earlier versions, which numbered them, that of this `index`, or its
+    first. Raises GtpVisionError: a missing or unreadable file, or weights of another architecture.
     """
     path = Path(weights).expanduser()
     if of_run(weights):
-        fill(backbone, _read_run(path, index), f"{weights} (batch_norm={_norm_kind(backbone)})", name)
+        fill(backbone, _read_run(path, camera, index), f"{weights} (batch_norm={_norm_kind(backbone)})", name)
         backbone.keep_normalization()  # of the mean frame that it was trained with
         return
     state = read(path)
@@ -191,16 +192,19 @@ def _unwrapped(state: State, own: Collection[str]) -> State:
     return state
 
 
-def _read_run(folder: Path, index: int) -> dict[str, torch.Tensor]:
+def _read_run(folder: Path, camera: str, index: int) -> dict[str, torch.Tensor]:
     """Read a backbone of a run's actor from its last checkpoint, or from a checkpoint's folder."""
     for file in (folder / "agent.safetensors", folder / "checkpoints" / "last" / "agent.safetensors"):
         if file.is_file():
-            tensors = read(file)
-            for prefix in (f"{_TOWERS}{index}.", f"{_TOWERS}0."):
-                state = {key.removeprefix(prefix): x for key, x in tensors.items() if key.startswith(prefix)}
-                if state:
-                    return state
-            raise GtpVisionError(f"encoder.weights={folder} is a run without cameras; name one that has some")
+            towers: dict[str, dict[str, torch.Tensor]] = {}
+            for name, tensor in read(file).items():
+                if name.startswith(_TOWERS):
+                    key, _, inner = name.removeprefix(_TOWERS).partition(".")
+                    towers.setdefault(key, {})[inner] = tensor
+            if not towers:
+                raise GtpVisionError(f"encoder.weights={folder} is a run without cameras; name one that has some")
+            names = (tower_name(camera), SHARED, str(index), min(towers))
+            return next(towers[name] for name in names if name in towers)
     raise GtpVisionError(
         f"encoder.weights={folder} is neither a weights file ({', '.join(_SUFFIXES[:3])}) nor a run with a checkpoint; "
         f"check the path"

@@ -21,6 +21,7 @@ training.
   gtp-vision train task=own task.dataset=my.hdf5 task.name=mine
   gtp-vision train task=demo agent=fql --explain
   gtp-vision train -m task=demo training=demo seed=0,1,2
+  gtp-vision train --resume runs/mine training.steps=2000        more steps; --new-segment accepts another schedule
   accelerate launch --multi_gpu --num_processes 8 -m gtp_vision train task=...
 """
 
@@ -31,6 +32,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gtp_vision.config.overrides import repeated
     from gtp_vision.training.trainer import train
 
+    if arguments.new_segment and arguments.resume is None:
+        raise GtpVisionError("--new-segment accepts other data or settings on resume; give --resume as well")
     if arguments.resume is not None:
         arguments.resume, overrides = _resumed([arguments.resume, *overrides])
         if arguments.overwrite:
@@ -43,17 +46,20 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.multirun:
         if arguments.resume:
             raise GtpVisionError("--resume RUN resumes one run; give --resume alone to resume a sweep")
-        return _sweep(overrides, resume=arguments.resume is not None, overwrite=arguments.overwrite)
+        return _sweep(overrides, arguments)
     if arguments.resume:
-        if overrides:
-            raise GtpVisionError(f"--resume RUN takes its settings from the run; leave out '{overrides[0]}'")
-        config = replace(from_run(Path(arguments.resume)), run_dir=arguments.resume)
+        config = replace(from_run(Path(arguments.resume), overrides), run_dir=arguments.resume)
     else:
         config = from_command_line(overrides)
     quiet = os.environ.get("TQDM_DISABLE") == "1"  # tqdm's own switch, which an explicit argument would override
-    results = train(config, resume=arguments.resume is not None, overwrite=arguments.overwrite, progress=not quiet)
+    results = train(config, progress=not quiet, **_how(arguments))
     _print_results(config.run_dir, results)
     return 0
+
+
+def _how(arguments: argparse.Namespace) -> dict[str, bool]:
+    resume = arguments.resume is not None
+    return {"resume": resume, "new_segment": arguments.new_segment, "overwrite": arguments.overwrite}
 
 
 def _resumed(words: list[str]) -> tuple[str, list[str]]:
@@ -79,7 +85,7 @@ def _explain(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
+def _sweep(overrides: list[str], arguments: argparse.Namespace) -> int:
     """Start Hydra's multirun with our configuration, so that its launchers (SLURM, Ray, joblib) work unchanged."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -100,7 +106,7 @@ def _sweep(overrides: list[str], *, resume: bool, overwrite: bool) -> int:
     @hydra.main(config_path="pkg://gtp_vision.configs", config_name="config", version_base="1.3")
     def train_one(_: DictConfig) -> None:
         config = from_command_line(HydraConfig.get().overrides.task)
-        _print_results(config.run_dir, train(config, resume=resume, overwrite=overwrite))
+        _print_results(config.run_dir, train(config, **_how(arguments)))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main()
     before, sys.argv = sys.argv, ["gtp-vision train", "-m", *map(addable, overrides)]
@@ -138,6 +144,7 @@ def _print_results(run_dir: str, results: dict) -> None:
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", nargs="?", const="", metavar="RUN", help="resume a run (of this configuration)")
+    parser.add_argument("--new-segment", action="store_true", help="resume with other data or settings, recorded")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the run folder")
     parser.add_argument("--explain", action="store_true", help="print each setting and what set it, and train nothing")
     parser.add_argument("-m", "--multirun", action="store_true", help="Hydra's sweep: a run for each value in a list")

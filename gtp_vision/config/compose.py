@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gtp_vision.agents import acting_in, check_agent, improvement_settings, label, read_agent
-from gtp_vision.config.overrides import GROUPS, IMPROVEMENT, check_overrides, parsed
+from gtp_vision.config.overrides import GROUPS, IMPROVEMENT, check_override, check_overrides, parsed
 from gtp_vision.config.presets import register
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, propose
@@ -30,6 +30,7 @@ from gtp_vision.encoders import check_encoder
 from gtp_vision.encoders.weights import HUB
 
 COMMAND_LINE = "command line"
+SEGMENTS = "segments"  # in config.yaml
 
 # Untyped, since the settings of an improvement depend on its name; types are checked once all is merged.
 ConfigStore.instance().store(name="schema", node=OmegaConf.to_container(OmegaConf.structured(Config)))
@@ -160,31 +161,79 @@ def _typed(stored: Any) -> Config:
     return config
 
 
-def from_run(folder: Path) -> Config:
-    """The configuration that a run folder was made with.
+def from_run(folder: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a run folder, with `key=value` overrides of single settings.
 
     Raises:
-        GtpVisionError: not a run folder, or a configuration of another version.
+        GtpVisionError: not a run folder, a configuration of another version, or an override that is refused.
     """
     path = folder / "config.yaml"
     if not path.is_file():
         raise GtpVisionError(f"{folder} is not a run folder (it has no config.yaml); check the path")
     try:
-        stored = plain_yaml(path)
-        training = stored.get("training") if isinstance(stored, dict) else None
-        if isinstance(training, dict) and training.get("precision") == "no":  # an earlier name
-            training["precision"] = "float32"
-        return checked(_typed(stored))
+        return checked(from_values(plain_yaml(path), path, overrides))
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
-        raise GtpVisionError(
-            f"{path} does not fit this version's configuration: {_one_line(error)}; train the run again, or use the "
-            f"version that wrote it"
-        ) from error
+        raise _unfit(path, error) from error
 
 
-def to_yaml(config: Config) -> str:
-    """The whole configuration as YAML, which `from_run` reads."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+def from_values(stored: Any, path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in the untrusted plain values of the file `path`, not `checked`; else as `from_run`."""
+    try:
+        if isinstance(stored, dict):
+            stored = {name: value for name, value in stored.items() if name != SEGMENTS}
+            training = stored.get("training")
+            if isinstance(training, dict) and training.get("precision") == "no":  # an earlier name
+                stored["training"] = {**training, "precision": "float32"}
+            for values in _single_settings(overrides):
+                stored = _merged(stored, values)
+        return _typed(stored)
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        raise _unfit(path, error) from error
+
+
+def _unfit(path: Path, error: BaseException) -> GtpVisionError:
+    return GtpVisionError(
+        f"{path} does not fit this version's configuration: {_one_line(error)}; train the run again, or use the "
+        f"version that wrote it"
+    )
+
+
+def _single_settings(overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The values of overrides for a run that exists, whose presets were chosen when it was made."""
+    for override in overrides:
+        check_override(override)
+        if override.partition("=")[0].lstrip("+") in (*GROUPS, "run_dir"):
+            raise GtpVisionError(
+                f"'{override}' cannot change the run that is resumed; give single settings, e.g. training.steps=1000"
+            )
+    for path, value in parsed(overrides):
+        yield _nested(path, value)
+
+
+def plain_values(config: Config) -> dict[str, Any]:
+    """The whole configuration as nested plain values, which `from_values` reads."""
+    values: Any = OmegaConf.to_container(OmegaConf.structured(config))
+    return dict(values)
+
+
+def to_yaml(config: Config, segments: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The whole configuration as YAML, which `from_run` reads, and the settings of earlier segments of the run.
+
+    `segments` is a list of `start` (the steps before the segment) and `settings`, those that have changed, by key.
+    """
+    earlier = yaml.safe_dump({SEGMENTS: [*map(dict, segments)]}, sort_keys=False) if segments else ""
+    return OmegaConf.to_yaml(OmegaConf.structured(config)) + earlier
+
+
+def segments_in(folder: Path) -> list[dict[str, Any]]:
+    """The segments in config.yaml of a run, see `to_yaml`; none if it is missing or damaged, or was never changed."""
+    try:
+        stored = plain_yaml(folder / "config.yaml")
+    except (OSError, yaml.YAMLError, ValueError, RecursionError, GtpVisionError):
+        return []
+    found = stored.get(SEGMENTS) if isinstance(stored, dict) else None
+    segments = [segment for segment in found if isinstance(segment, dict)] if isinstance(found, list) else []
+    return [segment for segment in segments if isinstance(segment.get("settings"), dict)]
 
 
 def checked(config: Config) -> Config:

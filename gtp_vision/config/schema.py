@@ -17,17 +17,23 @@ from gtp_vision.encoders import EncoderConfig
 class TaskConfig:
     """What is learned, and where it is evaluated."""
 
-    name: str = setting(MISSING, "short name, part of the run folder's path")
+    name: str = setting(MISSING, "short name, part of the run folder's path", free=True)
     env: str | None = setting(
-        MISSING, "environment, also the name of its official data set; robosuite: the file's own; null: no evaluation"
+        MISSING,
+        "environment, also the name of its official data set; robosuite: the file's own; null: no evaluation",
+        free=True,
     )
-    dataset: str | None = setting(None, "data set; demo: the one of this package; null: the official one in data_dir")
-    datasets: list[str] | None = setting(None, "several data sets to mix, instead of task.dataset")
+    dataset: str | None = setting(
+        None, "data set; demo: the one of this package; null: the official one in data_dir", free=True
+    )
+    datasets: list[str] | None = setting(None, "several data sets to mix, instead of task.dataset", free=True)
     shares: list[float] | None = setting(
         None, "relative share of a batch for each of task.datasets; null: equal", above=0
     )
-    filter: str | None = setting(None, "only the episodes of this group of the file, e.g. robomimic's train; null: all")
-    observations: list[str] | None = setting(None, "only these observations, in this order; null: all")
+    filter: str | None = setting(
+        None, "only the episodes of this group of the file, e.g. robomimic's train; null: all", free=True
+    )
+    observations: list[str] | None = setting(None, "only these observations, in this order; null: all", free=True)
     # For agents without a critic a later frame of the episode; for others any frame, in OGBench's shares for values,
     # and a reward of -1 until it is reached instead of the file's.
     goals: str | None = setting(None, "show each row a goal, relabelled in hindsight; null: no goals", choices=GOALS)
@@ -36,15 +42,20 @@ class TaskConfig:
     discount: float = setting(0.99, "discount factor per step", low=0, high=1)
     reward_scale: float = setting(1.0, "factor on rewards")
     reward_shift: float = setting(0.0, "number added to rewards before they are scaled")
-    max_episode_steps: int | None = setting(None, "time limit in evaluations; null: the environment's", low=1)
+    max_episode_steps: int | None = setting(
+        None, "time limit in evaluations; null: the environment's", low=1, free=True
+    )
     env_actions: str | None = setting(
         None,
         "what the environment gets: actions as recorded, or scaled from the data's bounds to its own; null: as the "
         "data say (docs/environments.md)",
         choices=("recorded", "scaled"),
+        free=True,
     )
     success_reward: float | None = setting(
-        None, "an episode of an evaluation succeeds by a reward of at least this; null: where the environment says so"
+        None,
+        "an episode of an evaluation succeeds by a reward of at least this; null: where the environment says so",
+        free=True,
     )
 
 
@@ -62,29 +73,46 @@ class TrainingConfig:
     schedule: str = setting(
         "constant", "learning rate after the warm-up; cosine: to 0 at the end", choices=("constant", "cosine")
     )
+    schedule_start: int = setting(
+        0, "steps before the warm-up and the cosine begin; gtp-vision train --resume RUN --new-segment sets it", low=0
+    )
     clip_gradient: float | None = setting(None, "largest gradient norm; null: no clipping", above=0)
     on_nonfinite: str = setting(
         "stop",
         "at a loss or gradient that is not finite: stop, skip the step, or roll back to a checkpoint (docs/health.md)",
         choices=("stop", "skip", "rollback"),
+        free=True,
     )
-    log_every: int = setting(1000, "steps between two lines of metrics", low=1)
-    checkpoint_every: int = setting(10_000, "steps between two checkpoints", low=1)
-    keep_checkpoints: int = setting(2, "newest checkpoints that are kept", low=1)
-    eval_every: int = setting(100_000, "steps between two evaluations; 0: only at the end", low=0)
-    eval_episodes: int = setting(50, "episodes per evaluation; 0: no evaluations", low=0)
-    eval_envs: int | None = setting(None, "parallel environments per process; null: one per core, at most 8", low=1)
-    eval_timeout: float = setting(300.0, "seconds that one step or reset of an environment may take", above=0)
-    eval_steps: int | None = setting(None, "steps K when acting in evaluations; null: the agent's", low=1)
+    log_every: int = setting(1000, "steps between two lines of metrics", low=1, free=True)
+    checkpoint_every: int = setting(10_000, "steps between two checkpoints", low=1, free=True)
+    keep_checkpoints: int = setting(2, "newest checkpoints that are kept", low=1, free=True)
+    eval_every: int = setting(100_000, "steps between two evaluations; 0: only at the end", low=0, free=True)
+    eval_episodes: int = setting(50, "episodes per evaluation; 0: no evaluations", low=0, free=True)
+    eval_envs: int | None = setting(
+        None, "parallel environments per process; null: one per core, at most 8", low=1, free=True
+    )
+    eval_timeout: float = setting(
+        300.0, "seconds that one step or reset of an environment may take", above=0, free=True
+    )
+    eval_steps: int | None = setting(None, "steps K when acting in evaluations; null: the agent's", low=1, free=True)
     eval_candidates: list[int] | None = setting(
-        None, "evaluate again with the best of each of these numbers of actions by Q; null: no", low=2
+        None,
+        "evaluate again with the best of each of these numbers of actions by Q; null: no",
+        low=2,
+        free=True,
     )
-    videos: int = setting(4, "filmed episodes per evaluation", low=0)
+    videos: int = setting(4, "filmed episodes per evaluation", low=0, free=True)
     probe_rows: int = setting(
-        1500, "rows on which the encoder's features are compared over training; 0: none", low=0, high=10_000
+        1500,
+        "rows on which the encoder's features are compared over training; 0: none",
+        low=0,
+        high=10_000,
+        free=True,
     )
-    device: str = setting("auto", "device of the training", choices=("auto", "cpu", "cuda"))
-    placement: str = setting("auto", "where frames are stored: on the device, or mapped from disk", choices=PLACEMENTS)
+    device: str = setting("auto", "device of the training", choices=("auto", "cpu", "cuda"), free=True)
+    placement: str = setting(
+        "auto", "where frames are stored: on the device, or mapped from disk", choices=PLACEMENTS, free=True
+    )
     # Sums, losses, targets and weights are always float32.
     precision: str = setting(
         "float32",
@@ -102,9 +130,11 @@ class Config:
     """One run."""
 
     seed: int = setting(0, "seed of everything random", low=0)
-    run_dir: str = setting(MISSING, "run folder")
-    data_dir: str = setting("~/.ogbench/data", "folder of OGBench's official data sets")
-    tuned: str | None = setting(None, "published settings that are applied, of configs/published/, e.g. fql/scene-play")
+    run_dir: str = setting(MISSING, "run folder", free=True)
+    data_dir: str = setting("~/.ogbench/data", "folder of OGBench's official data sets", free=True)
+    tuned: str | None = setting(
+        None, "published settings that are applied, of configs/published/, e.g. fql/scene-play", free=True
+    )
     task: TaskConfig = setting(TaskConfig, "what is learned")
     agent: AgentConfig = setting(AgentConfig, "algorithm")
     encoder: EncoderConfig = setting(EncoderConfig, "way from observations to features")

@@ -21,13 +21,14 @@ def setting(
     high: float | None = None,
     above: float | None = None,
     choices: Collection[str] | None = None,
+    free: bool = False,
 ) -> Any:
     """Declare a setting: a field of a dataclass that `check_settings` and `--explain` understand.
 
     A list's elements lie in [low, high], too; `above` is below all allowed numbers. Lists are copied, and a dataclass
-    is instantiated, for each object.
+    is instantiated, for each object. A `free` setting changes no step, so that a run may be resumed with another value.
     """
-    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices}
+    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "free": free}
     if isinstance(default, type):
         return field(default_factory=default, metadata=metadata)
     if isinstance(default, list | dict):

@@ -74,6 +74,9 @@ def compare(runs: Sequence[RunFolder]) -> Comparison | None:
     agents = list(groups.values())
     names = list(dict.fromkeys(name for group in agents for name in group.settings))
     texts = {name: [group.settings.get(name, _ABSENT) for group in agents] for name in names}
+    data = [_data_of(group) for group in agents]
+    if len(set(data) - {_ABSENT}) > 1:
+        texts["data set (fingerprint)"] = data
     differing = [(name, row) for name, row in texts.items() if len(set(row)) > 1]
     _label(agents, [name for name, _ in differing])
     tables = {measure: rows for measure in MEASURES if (rows := _table(agents, measure))}
@@ -85,6 +88,15 @@ def compare(runs: Sequence[RunFolder]) -> Comparison | None:
         left_out=max(0, len(differing) - MAX_DIFFERENCES),
         intervals=any(mean.low is not None for mean in means),
     )
+
+
+def _data_of(group: Group) -> str:
+    """The fingerprint of a group's data set; that of its seeds differs only if the data were changed: then noted."""
+    found = {run.folder: str(data) for run in group.runs if (data := scalar(run.results, "data"))}
+    for run in group.runs:
+        if len(set(found.values())) > 1 and run.folder in found:
+            run.problems.append(f"the seeds were trained on different data: here {found[run.folder][:8]}")
+    return ", ".join(dict.fromkeys(text[:32] for text in found.values())) or _ABSENT
 
 
 def settings_of(run: RunFolder) -> dict[str, str]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def read_run(folder: Path) -> RunFolder:
         run = RunFolder(folder, text, yaml.load(text, _Loader))
     except (yaml.YAMLError, ValueError, RecursionError):
         raise GtpVisionError(f"{config} is damaged YAML; restore it, or omit this run") from None
+    run.problems += _segments(run.config)
     if metrics := file_of(folder, "metrics.jsonl"):
         run.series, damaged = _read_metrics(metrics)
         if damaged:
@@ -85,6 +87,26 @@ def read_run(folder: Path) -> RunFolder:
     if not run.results:
         run.problems.append("results.json is damaged" if results is not None else "not finished (no results.json)")
     return run
+
+
+def _segments(config: Any) -> list[str]:
+    """A sentence for each time that the run was resumed with other data or settings."""
+    stored = config.get("segments") if isinstance(config, Mapping) else None
+    found = [segment for segment in stored if isinstance(segment, Mapping)] if isinstance(stored, list) else []
+    sentences = []
+    for before, after in pairwise(found[:20]):
+        pairs = [{"data": each.get("data")} | dict(settings_in(each)) for each in (before, after)]
+        changed = [
+            f"{key}: {pairs[0].get(key)} -> {now}"[:200] for key, now in pairs[1].items() if pairs[0].get(key) != now
+        ]
+        sentences.append(f"resumed at step {str(after.get('start'))[:20]} with {', '.join(changed[:20])}")
+    return sentences
+
+
+def settings_in(segment: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a segment in config.yaml."""
+    settings = segment.get("settings")
+    return settings if isinstance(settings, Mapping) else {}
 
 
 class _Loader(yaml.SafeLoader):

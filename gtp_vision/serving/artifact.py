@@ -31,13 +31,14 @@ from gtp_vision.core.manifest import MANIFEST
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.settings import numbers
 from gtp_vision.core.tied import stored_tensors, with_aliases
-from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder
+from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder, present_names
 from gtp_vision.models import without_bounds
 from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
 
-FORMAT = 1  # of the folder
+FORMAT = 2  # of the folder
+_FORMATS = (1, FORMAT)  # that are read; 1 numbered the encoder's parts
 WEIGHTS, MADE_OF, PROVENANCE, CARD = "policy.safetensors", "policy.json", "provenance.json", "README.md"
 FILES = [WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST]
 _MOST_JSON = 4 << 20  # bytes
@@ -56,10 +57,10 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
     folder = Path(os.path.expanduser(folder))
     _check_files(folder)
     settings = _json(folder / MADE_OF)
-    if settings.get("format") != FORMAT:
+    if settings.get("format") not in _FORMATS:
         raise GtpVisionError(
-            f"{folder} is an artifact of format {settings.get('format')!r}, and this version reads {FORMAT}; use the "
-            f"version that wrote it, or export its run again"
+            f"{folder} is an artifact of format {settings.get('format')!r}, and this version reads up to {FORMAT}; use "
+            f"the version that wrote it, or export its run again"
         )
     try:
         schema = Schema.of(settings.get("schema"))
@@ -113,8 +114,10 @@ def _load_agent(
     shapes = schema.shapes()
     with torch.device("meta"):  # takes no memory
         plan = _built(shapes, schema.actions, config, encoder)
-    tensors = plan.state_dict()
-    stored = {name: shape for name, (shape, _) in with_aliases(manifest.tensor_shapes(path), plan).items()}
+    tensors, sizes = plan.state_dict(), manifest.tensor_shapes(path)
+    present = present_names(plan, sizes)
+    found = with_aliases({present[name]: size for name, size in sizes.items()}, plan)
+    stored = {name: shape for name, (shape, _) in found.items()}
     names = {name for name in tensors if name.partition(".")[0] in parts} - without_bounds(tensors, stored)
     expected = {name: tuple(tensors[name].shape) for name in names}
     if differing := sorted(expected.items() ^ stored.items()):
@@ -127,7 +130,8 @@ def _load_agent(
             f"{MADE_OF} describes networks of {whole >> 20} MB for the weights of {WEIGHTS}; export it again"
         )
     agent = _built(shapes, schema.actions, config, encoder)
-    agent.load_state_dict(with_aliases(load_file(path), agent), strict=False)
+    weights = {present[name]: tensor for name, tensor in load_file(path).items()}
+    agent.load_state_dict(with_aliases(weights, agent), strict=False)
     for module in agent.modules():
         if isinstance(module, Encoder):
             module.use_bf16(bf16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -22,7 +21,7 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.manifest import write_manifest
 from gtp_vision.core.random import EpisodeNoise
-from gtp_vision.datasets.store import ACTION_BOUNDS, Store
+from gtp_vision.datasets.record import DataRecord
 from gtp_vision.serving import artifact, graphs
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
@@ -49,7 +48,7 @@ def export(
     tried.
 
     Args:
-        run: the run folder; its data set must be there.
+        run: the run folder; its data set need not exist.
         out: the folder to write.
         which: `last`, `best` or `step_N`.
         steps: the policy's default K; None is the agent's.
@@ -62,16 +61,16 @@ def export(
         GtpVisionError: a missing run or checkpoint, a K that does not fit, or `out` is occupied or cannot be written.
     """
     _check_output(out, overwrite)
-    config, components = restore(run, which)
-    agent, acting = components.agent.cpu(), components.agent.config.acting
+    config, trained = restore(run, which)
+    agent, acting = trained.agent.cpu(), trained.agent.config.acting
     if steps is not None:
         if steps < 1:
             raise GtpVisionError(f"steps={steps} must be at least 1")
         acting = replace(acting, steps=steps)
         agents.check_agent(replace(agent.config, acting=acting), steps_key="--steps")
-    schema = schema_of(config, agent, acting, components.store)
+    schema = schema_of(config, agent, acting, trained.record)
     checkpoint = (run / "checkpoints" / which).resolve().name
-    origin = provenance(run, config, components.store, int(checkpoint.removeprefix("step_")), licences or {})
+    origin = provenance(run, config, trained.record, int(checkpoint.removeprefix("step_")), licences or {})
     aside = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
     try:
         for parts in _part_sets(agent):
@@ -94,16 +93,16 @@ def export(
     return artifact.load_policy(out)
 
 
-def schema_of(config: Config, agent: Agent, acting: ActingConfig, store: Store) -> Schema:
+def schema_of(config: Config, agent: Agent, acting: ActingConfig, data: DataRecord) -> Schema:
     """The observations and actions of a run's agent, in the units of its data set."""
-    observations = shapes(store, 1, goals=config.task.goals is not None)
-    low, high = (store.attributes.get(bound) for bound in ACTION_BOUNDS)
+    observations = shapes(data, 1, goals=config.task.goals is not None)
+    low, high = data.action_bounds
     return Schema(
         cameras={name: (shape[2], shape[3], shape[1]) for name, shape in observations.items() if len(shape) == 4},
         states={name: shape[1] for name, shape in observations.items() if len(shape) == 2},
         frame_stack=config.task.frame_stack,
-        action_low=tuple(map(float, low)) if low is not None else (-1.0,) * agent.actions,
-        action_high=tuple(map(float, high)) if high is not None else (1.0,) * agent.actions,
+        action_low=tuple(low),
+        action_high=tuple(high),
         chunk=agent.config.action_chunk,
         steps=acting.steps,
         candidates=acting.candidates,
@@ -112,15 +111,12 @@ def schema_of(config: Config, agent: Agent, acting: ActingConfig, store: Store) 
     )
 
 
-def provenance(run: Path, config: Config, store: Store, step: int, licences: Mapping[str, str]) -> dict[str, Any]:
+def provenance(run: Path, config: Config, record: DataRecord, step: int, licences: Mapping[str, str]) -> dict[str, Any]:
     """The origin of a policy: run, data, scores, versions, licences."""
-    data: dict[str, Any] = {"episodes": store.episodes, "frames": len(store)}
-    if store.path is not None:
-        data["name"] = store.path.name
-        if store.path.is_file():
-            with store.path.open("rb") as file:
-                data |= {"bytes": store.path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    if source := store.attributes.get("source"):
+    data: dict[str, Any] = {"episodes": record.episodes, "frames": record.frames, "fingerprint": record.fingerprint}
+    if record.name is not None:
+        data["name"] = record.name
+    if source := record.attributes.get("source"):
         data["source"] = str(source)
     return {
         "run": "/".join(run.resolve().parts[-2:]),

@@ -10,6 +10,7 @@ from statistics import fmean
 from gtp_vision.config.schema import Config
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.timing import seconds
+from gtp_vision.datasets.record import record_of
 from gtp_vision.datasets.sources import batch_source
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import close
@@ -86,7 +87,7 @@ def _step_seconds(config: Config) -> float:
 
 def _episode_seconds(config: Config, store: Store) -> float:
     """Of an episode up to its time limit, without the policy."""
-    env = env_spec(config, store).make()
+    env = env_spec(config, record_of(store)).make()
     try:
         limit = config.task.max_episode_steps or (env.spec.max_episode_steps if env.spec else None) or 1000
         env.reset(seed=0)

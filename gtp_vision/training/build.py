@@ -22,6 +22,7 @@ from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
 from gtp_vision.datasets.placement import free_memory, place
+from gtp_vision.datasets.record import DataRecord
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.sources import batch_source
 from gtp_vision.datasets.statistics import ArrayStatistics
@@ -29,7 +30,7 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import Encoder
 from gtp_vision.encoders.tuning import parameter_groups
 from gtp_vision.training import checkpoint
-from gtp_vision.training.data import fit, open_data
+from gtp_vision.training.data import fit, in_order, measure, open_data
 from gtp_vision.training.feature_cache import cacheable, feature_store
 from gtp_vision.training.ranks import accelerator_of, global_batch
 from gtp_vision.training.seeds import check_seeds
@@ -49,6 +50,7 @@ class Components:
         optimizer: of what is trained.
         noise_seed: of `stream`.
         statistics: of actions and states.
+        record: what the run's checkpoints remember of the data set.
         where: a sentence about where the data lie.
         augmented: whether training sees augmented frames.
         feature_seconds: that computing or finding a frozen backbone's features took.
@@ -63,6 +65,7 @@ class Components:
     optimizer: torch.optim.Optimizer
     noise_seed: int
     statistics: dict[str, ArrayStatistics]
+    record: DataRecord
     where: str
     augmented: bool
     feature_seconds: float
@@ -81,24 +84,25 @@ class Components:
 def build(
     config: Config,
     *,
-    fresh: bool = True,
     resumes: Path | None = None,
+    past: DataRecord | None = None,
+    compare: Callable[[DataRecord, int], None] = lambda record, rows: None,
     check: Callable[[Store], None] | None = None,
 ) -> Components:
     """Build the data, networks and optimizer of a run.
 
-    A run that is only evaluated is not `fresh`: the encoders' statistics come with its checkpoint, and no frames are
-    copied to the device. With `resumes`, the checkpoint that will fill the agent, the file with the encoder's trained
-    weights need not exist any more. `check` is called with the data set on the main process, before anything that takes
+    With `resumes`, the checkpoint that will fill the agent, the file with the encoder's trained weights need not exist
+    any more; `past` is the record of its data set, whose order of observations is kept. `compare` is called with the
+    data set's record and the rows of a step, `check` with the data set on the main process, before anything that takes
     long.
     """
-    accelerator = accelerator_of(config.training)
+    accelerator = accelerate(config)
     batch_size = global_batch(config.training, accelerator.num_processes)
-    if accelerator.device.type == "cuda":
-        set_products(config.training.precision)
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
-        store = open_data(config)
+        store = in_order(open_data(config), past)
     check_seeds(config, store, accelerator.num_processes)
+    statistics, record = measure(store)
+    compare(record, batch_size)
     if check is not None and accelerator.is_main_process:
         check(store)
     task = config.task
@@ -116,28 +120,36 @@ def build(
     )
     if config.agent.critic.backup != "none" and task.goals is None:
         _check_rewards(config, store)
-    agent = _agent(config, store, pretrained=fresh and resumes is None)
-    statistics = fit(agent, store, standardize=config.encoder.standardize) if fresh else {}
-    cached, began = fresh and cacheable(config.encoder, store), time.perf_counter()
+    agent = agent_of(config, record, pretrained=resumes is None)
+    fit(agent, statistics, standardize=config.encoder.standardize)
+    cached, began = cacheable(config.encoder, store), time.perf_counter()
     if cached:
         if resumes is not None:
             checkpoint.load(resumes, agent)  # whose weights make the features
         sampler, where = _of_features(config, frames, agent, accelerator)
-    else:  # what is only evaluated draws no batches: its frames stay in the file
-        placed, where = place(store, accelerator.device, config.training.placement if fresh else "mapped")
+    else:
+        placed, where = place(store, accelerator.device, config.training.placement)
         sampler = replace(frames, store=placed)
     feature_seconds = time.perf_counter() - began if cached else 0.0
     augmented = agent.augment.active and (not cached or config.encoder.views > 1)
     agent, module, optimizer = _prepared(config, agent, accelerator)
     return Components(
-        *(accelerator, store, frames, sampler, agent, module, optimizer, config.seed, statistics, where, augmented),
-        feature_seconds,
+        *(accelerator, store, frames, sampler, agent, module, optimizer, config.seed, statistics.arrays, record, where),
+        *(augmented, feature_seconds),
     )
+
+
+def accelerate(config: Config) -> Accelerator:
+    """The devices and processes of a run, with its precision set."""
+    accelerator = accelerator_of(config.training)
+    if accelerator.device.type == "cuda":
+        set_products(config.training.precision)
+    return accelerator
 
 
 def components_for_seed(parts: Components, config: Config) -> Components:
     """The components of a run that differs in the seed alone, with the same data; the given ones have not begun."""
-    agent = _agent(config, parts.store, pretrained=False)
+    agent = agent_of(config, parts.record, pretrained=False)
     with torch.no_grad():  # statistics of the data
         for own, known in zip(agent.buffers(), parts.agent.buffers(), strict=True):
             own.copy_(known)
@@ -154,7 +166,7 @@ def components_for_seed(parts: Components, config: Config) -> Components:
 
 def initial_agent(parts: Components, config: Config) -> Agent:
     """The agent as the run began with it, on the device, with the data's statistics of its present agent."""
-    agent = _agent(config, parts.store, pretrained=True)
+    agent = agent_of(config, parts.record, pretrained=True)
     with torch.no_grad():
         for own, known in zip(agent.buffers(), parts.agent.buffers(), strict=True):
             if bool(known.isfinite().all()):
@@ -171,13 +183,13 @@ def set_products(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = precision != "float32"
 
 
-def _agent(config: Config, store: Store, *, pretrained: bool) -> Agent:
+def agent_of(config: Config, data: DataRecord, *, pretrained: bool) -> Agent:
     """The networks, as the seed begins them."""
     task = config.task
-    seen = shapes(store, task.frame_stack, goals=task.goals is not None)
-    _check_memory(lambda: agents.create(seen, store.action_dim, config.agent, config.encoder, pretrained=False))
+    seen = shapes(data, task.frame_stack, goals=task.goals is not None)
+    _check_memory(lambda: agents.create(seen, data.actions, config.agent, config.encoder, pretrained=False))
     torch.manual_seed(config.seed)
-    agent = agents.create(seen, store.action_dim, config.agent, config.encoder, pretrained=pretrained)
+    agent = agents.create(seen, data.actions, config.agent, config.encoder, pretrained=pretrained)
     for module in agent.modules():
         if isinstance(module, Encoder):
             module.use_bf16(config.training.precision == "bf16")
@@ -225,11 +237,11 @@ def _of_features(config: Config, frames: Sampler, agent: Agent, accelerator: Acc
     return replace(frames, store=placed, frame_stack=1), note
 
 
-def shapes(store: Store, frame_stack: int, *, goals: bool = False) -> dict[str, tuple[int, ...]]:
+def shapes(data: DataRecord, frame_stack: int, *, goals: bool = False) -> dict[str, tuple[int, ...]]:
     """Observation name to the shape of one stacked observation: (T, C, H, W) or (T, D); with goals, of theirs too."""
     found = {
-        name: (frame_stack, array.shape[3], *array.shape[1:3]) if array.ndim == 4 else (frame_stack, array.shape[1])
-        for name, array in store.observations.items()
+        name: (frame_stack, shape[2], *shape[:2]) if len(shape) == 3 else (frame_stack, *shape)
+        for name, shape in data.observations.items()
     }
     return found | ({GOAL + name: shape for name, shape in found.items()} if goals else {})
 

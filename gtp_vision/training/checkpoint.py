@@ -26,9 +26,11 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import __version__
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.tied import stored_tensors, with_aliases
+from gtp_vision.encoders import present_names
 from gtp_vision.models import without_bounds
 
-FORMAT = 1  # of state.json and of the tensors' names; gtp-vision 0.1.0 wrote format 1 without a number
+FORMAT = 2  # of state.json and of the tensors' names
+_FORMATS = (1, FORMAT)  # that are read; 1 numbered the encoders' parts, and 0.1.0 wrote it without a number
 _PREFIX = "step_"
 _NAME = re.compile(_PREFIX + r"(0|[1-9]\d{0,14})")
 _FILES = {"agent.safetensors", "optimizer.safetensors", "state.json"}
@@ -152,8 +154,9 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
     """
     if fault := problem(path):
         raise GtpVisionError(f"the checkpoint {path} is damaged: {fault}; use an earlier one")
-    state = _state(path / "state.json", path.name)
-    stored = with_aliases(manifest.tensor_shapes(path / "agent.safetensors"), agent)
+    state = read_state(path)
+    names, found = _stored(path / "agent.safetensors", agent)
+    stored = with_aliases(found, agent)
     present = {name: (tuple(x.shape), _DTYPES.get(x.dtype, "?")) for name, x in agent.state_dict().items()}
     old = without_bounds(present, stored)
     differing = sorted(name for name in stored.keys() | present.keys() if stored.get(name) != present.get(name))
@@ -165,9 +168,10 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
             f"the checkpoint {path} is of another architecture: {len(differing)} tensors differ, first '{name}' "
             f"({kinds[0]} in the file, {kinds[1]} here); use the configuration it was trained with"
         )
-    agent.load_state_dict(with_aliases(load_file(path / "agent.safetensors"), agent))
+    tensors = {names[name]: x for name, x in load_file(path / "agent.safetensors").items()}
+    agent.load_state_dict(with_aliases(tensors, agent))
     if optimizer is not None:
-        _fill_optimizer(optimizer, agent, path / "optimizer.safetensors")
+        _fill_optimizer(optimizer, agent, path)
     return state
 
 
@@ -181,20 +185,35 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name)), key=step_of)
 
 
-def _state(path: Path, name: str) -> dict[str, Any]:
-    """The state in a checkpoint of this name; refuse another format, and another step than the name says."""
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The state in a checkpoint; refuse another format, and another step than the folder's name says."""
+    path, name = checkpoint / "state.json", checkpoint.name
     state = read_json(path, advice="")
-    number = state.get("format", FORMAT)
-    if number != FORMAT:
+    number = state.get("format", 1)
+    if number not in _FORMATS:
         raise GtpVisionError(
             f"{path} was written by gtp-vision {str(state.get('version', '0.1.0'))[:20]} in checkpoint format "
-            f"{str(number)[:20]}, and this is gtp-vision {__version__}, which reads format {FORMAT}; resume the run "
-            f"with the version that wrote it"
+            f"{str(number)[:20]}, and this is gtp-vision {__version__}, which reads formats up to {FORMAT}; use the "
+            f"version that wrote it"
         )
     step = state.get("step")
     if type(step) is not int or step < 0 or (_NAME.fullmatch(name) and name != f"{_PREFIX}{step}"):
         raise GtpVisionError(f"{path} is of step {str(step)[:20]}, but lies in {name}; use another checkpoint")
     return state
+
+
+def _stored(path: Path, agent: torch.nn.Module) -> tuple[dict[str, str], dict[str, tuple[tuple[int, ...], str]]]:
+    """The present name of each tensor of a file, and shape and dtype by present name."""
+    tensors = manifest.tensor_shapes(path)
+    names = present_names(agent, tensors)
+    return names, {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def moments_of(path: Path, agent: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Adam's moments in a checkpoint, by the agent's present names: `<parameter>.<moment>`."""
+    tensors = load_file(path / "optimizer.safetensors")
+    names = present_names(agent, tensors)
+    return {names[name]: tensor for name, tensor in tensors.items()}
 
 
 def _parameter_names(optimizer: torch.optim.Optimizer, agent: torch.nn.Module) -> list[str]:
@@ -212,11 +231,12 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, agent: torch.nn.Module)
     }
 
 
-def _fill_optimizer(optimizer: torch.optim.Optimizer, agent: torch.nn.Module, path: Path) -> None:
+def _fill_optimizer(optimizer: torch.optim.Optimizer, agent: torch.nn.Module, checkpoint: Path) -> None:
     """Fill the moments by name, because the groups, and with them the order, depend on the learning rates."""
+    path = checkpoint / "optimizer.safetensors"
     moments: dict[str, set[str]] = {}
     parameters = dict(agent.named_parameters())
-    for key, (shape, dtype) in manifest.tensor_shapes(path).items():
+    for key, (shape, dtype) in _stored(path, agent)[1].items():
         name, _, moment = key.rpartition(".")
         expected = () if moment == "step" else tuple(parameters[name].shape) if name in parameters else shape
         if moment not in _MOMENTS or shape != expected or dtype != "F32":
@@ -234,7 +254,7 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, agent: torch.nn.Module, pa
         )
     if any(of_one != _MOMENTS for of_one in moments.values()):
         raise GtpVisionError(f"{path} lacks some of the moments {sorted(_MOMENTS)}; use another checkpoint")
-    tensors = load_file(path)
+    tensors = moments_of(checkpoint, agent)
     state = {
         index: {moment: tensors[f"{name}.{moment}"] for moment in _MOMENTS}
         for index, name in enumerate(names)

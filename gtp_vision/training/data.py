@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from gtp_vision.core.files import atomic_write
 from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.formats import open_states as open_states_of
+from gtp_vision.datasets.record import DataRecord, differences, record_of
 from gtp_vision.datasets.statistics import ArrayStatistics, mean_images, store_statistics
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store, mix
 from gtp_vision.datasets.validation import shape_errors, validate
@@ -71,18 +73,52 @@ def _paths(config: Config) -> list[Path]:
     return [ogbench.locate(task.env, Path(config.data_dir).expanduser())]
 
 
-def fit(module: nn.Module, store: Store, *, standardize: bool) -> dict[str, ArrayStatistics]:
-    """Set mean and scale of every encoder, and bounds of every policy in `module`; return statistics of the arrays.
+@dataclass(frozen=True)
+class DataStatistics:
+    """Statistics of actions and states, and the mean frame of each camera, float32 (H, W, C)."""
+
+    arrays: dict[str, ArrayStatistics]
+    means: dict[str, np.ndarray]
+
+
+def measure(store: Store) -> tuple[DataStatistics, DataRecord]:
+    """The statistics of a data set, and its record."""
+    statistics = DataStatistics(store_statistics(store), mean_images(store))
+    return statistics, record_of(store, statistics.arrays, statistics.means)
+
+
+def open_recorded(config: Config, record: DataRecord) -> Store:
+    """The data set that a run was trained on.
+
+    Raises:
+        GtpVisionError: it is missing, or another one by now.
+    """
+    store = in_order(open_data(config), record)
+    if differ := differences(record, measure(store)[1]):
+        raise GtpVisionError(
+            f"{store.path} is no longer the data set of {config.run_dir}: {'; '.join(differ)}; restore it, or give "
+            f"other recordings"
+        )
+    return store
+
+
+def in_order(store: Store, record: DataRecord | None) -> Store:
+    """The data set with its observations in the order of a record, if it has the same."""
+    names = list(record.observations) if record else []
+    return store.select(names) if names and store.observations.keys() == set(names) else store
+
+
+def fit(module: nn.Module, found: DataStatistics, *, standardize: bool) -> None:
+    """Set mean and scale of every encoder, and bounds of every policy in `module`, targets included.
 
     `standardize` gives states mean 0 and deviation 1 (near-constant dimensions are only centered, constant ones become
     0). Dimensions of actions that the data hold constant are acted as their constant.
     """
-    statistics = store_statistics(store)
-    means = {name: torch.from_numpy(mean).permute(2, 0, 1) for name, mean in mean_images(store).items()}
+    means = {name: torch.from_numpy(mean).permute(2, 0, 1) for name, mean in found.means.items()}
     prefix = "observations/"
     scales = {
         name.removeprefix(prefix): (torch.tensor(s.mean, dtype=torch.float32), torch.from_numpy(s.scale()))
-        for name, s in statistics.items()
+        for name, s in found.arrays.items()
         if name.startswith(prefix)
     }
     for encoder in module.modules():
@@ -90,11 +126,10 @@ def fit(module: nn.Module, store: Store, *, standardize: bool) -> dict[str, Arra
             encoder.centre(means)
             if standardize:
                 encoder.standardize(scales)
-    bounds = torch.from_numpy(statistics["actions"].bounds())
+    bounds = torch.from_numpy(found.arrays["actions"].bounds())
     for policy in module.modules():
         if isinstance(policy, Policy):
             policy.hold(bounds)
-    return statistics
 
 
 def constant_dimensions(statistics: Mapping[str, ArrayStatistics]) -> str:

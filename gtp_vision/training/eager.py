@@ -24,11 +24,12 @@ from gtp_vision.training.guard import (
 
 
 def learning_rate(config: Config, step: int) -> float:
-    """Of step `step` (from 0): linear warm-up, then constant or a half cosine to 0."""
+    """Of step `step` (from 0): linear warm-up, then constant or a half cosine to 0, from `schedule_start` on."""
     training = config.training
-    rate = training.learning_rate * min(1.0, (step + 1) / max(1, training.warmup_steps))
+    done = max(0, step - training.schedule_start)
+    rate = training.learning_rate * min(1.0, (done + 1) / max(1, training.warmup_steps))
     if training.schedule == "cosine":
-        rate *= 0.5 * (1 + math.cos(math.pi * step / training.steps))
+        rate *= 0.5 * (1 + math.cos(math.pi * done / max(1, training.steps - training.schedule_start)))
     return rate
 
 

@@ -4,40 +4,57 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+from accelerate import Accelerator
 
 from gtp_vision import agents
 from gtp_vision.agents import ActingConfig, Agent
 from gtp_vision.agents.acting import Executor
-from gtp_vision.config.compose import from_run
+from gtp_vision.config.compose import checked, from_run, segments_in
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.names import SALIENCY
 from gtp_vision.core.progress import Progress
+from gtp_vision.datasets.record import DataRecord, record_of
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store
 from gtp_vision.envs import ActionUnits, EnvSpec, PolicyActions, Rendering, by_name, close
 from gtp_vision.evaluation.evaluator import Actor, Episode, Evaluator, write_videos
 from gtp_vision.evaluation.saliency import Saliency
 from gtp_vision.training import checkpoint
-from gtp_vision.training.build import Components, build
+from gtp_vision.training.build import Components, accelerate, agent_of
+from gtp_vision.training.data import STATISTICS, measure, open_data
 from gtp_vision.training.seeds import folders
+from gtp_vision.training.segments import changes, segments_of, statistics_differ, with_free
 
 _REPLAYED = 1000  # recorded actions of which a replay score is computed
 _EVAL_SEED = 100_000  # of the first episode, if the run's seed is 0
 
 
-def restore(folder: Path, which: str = "last") -> tuple[Config, Components]:
-    """Load a run's configuration and components, with the agent of its checkpoint `last`, `best` or `step_N`.
+@dataclass(frozen=True)
+class Trained:
+    """A run's agent as a checkpoint has it, its device, and the record of the data set that it was trained on."""
+
+    agent: Agent
+    accelerator: Accelerator
+    record: DataRecord
+
+
+def restore(folder: Path, which: str = "last") -> tuple[Config, Trained]:
+    """Load the agent of a run's checkpoint `last`, `best` or `step_N`, and the configuration it was trained with.
+
+    The data set need not exist. Settings that change no step, such as those of evaluations, are those of config.yaml.
 
     Raises:
-        GtpVisionError: the run or the checkpoint is missing or damaged.
+        GtpVisionError: the run or the checkpoint is missing or damaged; config.yaml holds other settings than the
+            checkpoint; an earlier version wrote the checkpoint without a record of its data, and these are missing or
+            others by now.
     """
-    config = from_run(folder)
+    config = replace(from_run(folder), run_dir=str(folder))
     if config.training.seeds > 1:
         runs = folders(config)
         raise GtpVisionError(f"{folder} holds {len(runs)} runs, one for each seed; give one of them, e.g. {runs[0]}")
@@ -45,10 +62,37 @@ def restore(folder: Path, which: str = "last") -> tuple[Config, Components]:
     if not path.exists():
         known = [other.name for other in (folder / "checkpoints").glob("[!.]*")]
         raise GtpVisionError(f"{folder} has no checkpoint '{which}': {propose(which, known)}")
-    parts = build(config, fresh=False)
-    checkpoint.load(path.resolve(), parts.agent)
-    parts.agent.eval()
-    return config, parts
+    past = segments_of(path.resolve())
+    if past:
+        config = _as_trained(config, past[-1].config, folder, which)
+    accelerator = accelerate(config)
+    record = (past[-1].data if past else None) or _record_of_old(config, folder)
+    agent = agent_of(config, record, pretrained=False)
+    checkpoint.load(path.resolve(), agent)
+    return config, Trained(agent.to(accelerator.device).eval(), accelerator, record)
+
+
+def _as_trained(config: Config, trained: Config, folder: Path, which: str) -> Config:
+    """`config`, of config.yaml, with the settings of the checkpoint's steps where the run has changed them since."""
+    known = {key for segment in segments_in(folder) for key in segment["settings"]}
+    edited = {key: change for key, change in changes(trained, config, free=False).items() if key not in known}
+    if edited:
+        raise GtpVisionError(
+            f"{folder / 'config.yaml'} holds other settings than its checkpoint '{which}' was trained with: "
+            f"{'; '.join(f'{key}: {change}' for key, change in edited.items())}; restore them"
+        )
+    return checked(with_free(trained, config))
+
+
+def _record_of_old(config: Config, folder: Path) -> DataRecord:
+    """The record of the data set as it is today, for a checkpoint that holds none, compared with statistics.json."""
+    record = measure(open_data(config))[1]
+    if differ := statistics_differ(folder / STATISTICS, record):
+        raise GtpVisionError(
+            f"the data set of {folder}, of which this checkpoint of an earlier version holds no record, has changed: "
+            f"{'; '.join(differ)}; restore it"
+        )
+    return record
 
 
 def evaluate_run(
@@ -130,20 +174,18 @@ def eval_seed(config: Config) -> int:
     return _EVAL_SEED * (1 + config.seed)
 
 
-def env_spec(config: Config, store: Store) -> EnvSpec:
+def env_spec(config: Config, data: DataRecord) -> EnvSpec:
     """The environment in which the task is evaluated, rendered as its data were, with actions in their units."""
-    actions = np.asarray(store.actions[store.transitions])
+    actions = data.statistics["actions"]
     return EnvSpec(
         name=config.task.env or "",
-        rendering=Rendering.of(store.attributes),
-        pixels="camera" in store.observations,
+        rendering=Rendering.of(data.attributes),
+        pixels="camera" in data.observations,
         max_episode_steps=config.task.max_episode_steps,
         goals=config.task.goals is not None,
-        env_args=store.attributes.get("env_args"),
-        shown={name: tuple(array.shape[1:]) for name, array in store.observations.items()},
-        units=action_units(
-            config, str(store.path or "the data set"), store.attributes, (actions.min(0), actions.max(0))
-        ),
+        env_args=data.attributes.get("env_args"),
+        shown=dict(data.observations),
+        units=action_units(config, data.name or "the data set", data.attributes, (actions["min"], actions["max"])),
         success_reward=config.task.success_reward,
     )
 
@@ -167,7 +209,7 @@ def check_simulator(config: Config, store: Store) -> tuple[str, bool]:
     Returns a sentence about the units of actions, with the score of `replay_score`, and whether they are converted.
     Raises GtpVisionError: it cannot be created, or its observations, actions or their units differ from the data set's.
     """
-    env = env_spec(config, store).make()
+    env = env_spec(config, record_of(store)).make()
     try:
         env_shapes = {name: space.shape for name, space in by_name(env.observation_space).items()}
         env_actions = env.action_space.shape
@@ -199,10 +241,10 @@ def replay_score(env: gymnasium.Env, store: Store) -> float:
     return 1 - float(np.abs(back - actions)[:, moves].max(initial=0))
 
 
-def evaluator_of(config: Config, parts: Components, progress: bool, seed: int | None = None) -> Evaluator:
+def evaluator_of(config: Config, parts: Components | Trained, progress: bool, seed: int | None = None) -> Evaluator:
     """The evaluator of the run's task; `seed`, of the first episode, is that of evaluations during training if None."""
     return Evaluator(
-        env_spec(config, parts.store),
+        env_spec(config, parts.record),
         frame_stack=config.task.frame_stack,
         envs=config.training.eval_envs,
         seed=eval_seed(config) if seed is None else seed,

@@ -9,7 +9,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.processes import start
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.worker_pool import WorkerPool
+from gtp_vision.training.segments import changes
 
 TrainingJob = tuple[Callable[..., Any], Mapping[str, Any]]
 """A function of a module and its arguments."""
@@ -52,8 +52,12 @@ def train_all(runs: Mapping[Path, Sequence[str]], *, progress: bool = True) -> N
 
 def require_same_settings(folder: Path, config: Config) -> None:
     """Refuse a folder with a run of other settings; one that was moved is still the same run."""
-    if (folder / "config.yaml").exists() and replace(from_run(folder), run_dir=config.run_dir) != config:
-        raise GtpVisionError(f"{folder} holds a run of other settings; remove it, or choose another folder")
+    if not (folder / "config.yaml").exists():
+        return
+    old = from_run(folder)
+    if differ := changes(old, config, free=False) | changes(old, config, free=True):
+        listed = "; ".join(f"{key}: {change}" for key, change in differ.items())
+        raise GtpVisionError(f"{folder} holds a run of other settings ({listed}); remove it, or choose another folder")
 
 
 def train_runs(

@@ -74,7 +74,7 @@ def _live(agent: Agent) -> list[Part]:
     title = " + ".join(name for name, _ in encoders)
     parts: dict[str, list[nn.Parameter]] = {}
     for _, encoder in encoders:
-        for tower in encoder.towers:
+        for tower in encoder.towers.values():
             assert isinstance(tower, Backbone)
             for name, parameters in _blocks(tower):
                 parts.setdefault(f"{title}: {name}", []).extend(parameters)

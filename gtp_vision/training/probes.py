@@ -112,10 +112,12 @@ class FeatureMonitor:
     """Measures the actor's encoder on the same rows of the data set throughout a run.
 
     The features at the start are stored in the run folder, so that a resumed run, which loads them, compares with its
-    true start. `note` says which measurements are missing, and why.
+    true start, if it has the data of its start (`same_data`). `note` says which measurements are missing, and why.
     """
 
-    def __init__(self, folder: Path, config: Config, parts: Components, *, resumed: bool) -> None:
+    def __init__(
+        self, folder: Path, config: Config, parts: Components, *, resumed: bool, same_data: bool = True
+    ) -> None:
         self.folder, self.seed = folder, config.seed
         self.encoder, self.device = parts.agent.actor_encoder, parts.accelerator.device
         self.cameras = [name for name in self.encoder.cameras if not name.startswith(GOAL)]
@@ -129,7 +131,7 @@ class FeatureMonitor:
         self._start: dict[str, torch.Tensor] | None = None
         self._before: dict[str, float] | None = None
         if resumed:
-            self._load()
+            self._load(same_data=same_data)
         else:
             self._store()
 
@@ -166,8 +168,10 @@ class FeatureMonitor:
             with atomic_write(self.folder / START) as aside:
                 save_file(self._start | {"rows": torch.from_numpy(self._rows[self._drift_rows])}, aside)
 
-    def _load(self) -> None:
+    def _load(self, *, same_data: bool) -> None:
         try:
+            if not same_data:
+                raise ValueError("they are of another data set")
             if self._states:
                 self._before = json.loads((self.folder / PROBE).read_text())
             if not self.is_frozen:

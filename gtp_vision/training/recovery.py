@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from gtp_vision.agents import Agent
 from gtp_vision.core.distributed import any_rank
@@ -53,7 +52,7 @@ def handle_fault(mode: str, members: Sequence[TrainingRun], fault: Fault, tell: 
 def restore(path: Path, agent: Agent, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Load a checkpoint into an agent and Adam's moments in place (engines hold their tensors); return its state."""
     state = checkpoint.load(path, agent)
-    stored = load_file(path / "optimizer.safetensors")
+    stored = checkpoint.moments_of(path, agent)
     for name, parameter in agent.named_parameters():
         for moment, value in optimizer.state.get(parameter, {}).items():
             saved = stored.get(f"{name}.{moment}")

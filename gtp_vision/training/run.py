@@ -17,6 +17,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.names import SALIENCY
 from gtp_vision.datasets.mapped import check_sizes
+from gtp_vision.datasets.record import differences
 from gtp_vision.evaluation.evaluator import Evaluator, SimulatorError, StoppedError, write_videos
 from gtp_vision.evaluation.metrics import averaged
 from gtp_vision.evaluation.saliency import Saliency
@@ -29,6 +30,7 @@ from gtp_vision.training.health import Health, has_noise, spread_of
 from gtp_vision.training.nonfinite import FILE as NONFINITE_FILE
 from gtp_vision.training.nonfinite import Fault, diagnose, means, read_steps
 from gtp_vision.training.probes import FeatureMonitor
+from gtp_vision.training.segments import Segment, state_of
 from gtp_vision.training.tracking import Tracker
 
 _EVALUATIONS = "evaluations.json"
@@ -44,10 +46,10 @@ class InterruptedRunError(GtpVisionError):
 class TrainingRun:
     """A run that is being trained.
 
-    It is number `index` of those trained side by side, continues from step `start`, and leaves out the steps `skips`,
-    from 1. `pending` are metrics of the last steps before `start`, which no line of metrics.jsonl holds yet;
-    `resume_with` is the argument of `gtp-vision train --resume` after an interruption. `idle` counts lines of metrics
-    since a step was applied, `idle_since` is the step, from 1, after that one.
+    It is number `index` of those trained side by side, consists of `segments`, continues from step `start`, and leaves
+    out the steps `skips`, from 1. `pending` are metrics of the last steps before `start`, which no line of
+    metrics.jsonl holds yet; `resume_with` is the argument of `gtp-vision train --resume` after an interruption. `idle`
+    counts lines of metrics since a step was applied, `idle_since` is the step, from 1, after that one.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class TrainingRun:
         parts: Components,
         *,
         index: int = 0,
+        segments: Sequence[Segment] = (),
         start: int,
         train_seconds: float,
         resume_with: Path,
@@ -65,7 +68,7 @@ class TrainingRun:
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.config, self.folder, self.parts, self.index = config, folder, parts, index
-        self.train_seconds, self.log = train_seconds, log
+        self.segments, self.train_seconds, self.log = segments, train_seconds, log
         self.evaluations = _read_evaluations(folder, start)
         self._pending = list(pending)
         spent = train_seconds + sum(evaluation["seconds"] for evaluation in self.evaluations)
@@ -84,11 +87,14 @@ class TrainingRun:
         if not parts.accelerator.is_main_process:
             return
         save_statistics(folder, parts.statistics, parts.store)
+        if self._start < config.training.steps:  # those of a shorter run
+            (folder / "results.json").unlink(missing_ok=True)
         if self._start == 0:
             pictures.first_batch(folder / "images" / "first_batch.png", parts.frames.batch(0), parts)
             pictures.augmentation(folder / "images" / "augmentation.png", parts.frames.batch(0), parts)
         if config.training.probe_rows and parts.agent.actor_encoder.cameras:
-            self.watch = FeatureMonitor(folder, config, parts, resumed=self._start > 0)
+            same = not any(differences(segment.data, parts.record) for segment in self.segments if segment.data)
+            self.watch = FeatureMonitor(folder, config, parts, resumed=self._start > 0, same_data=same)
 
     def _tidy(self, start: int) -> None:
         """Restore the checkpoints and links of step `start`: a kill may have come before the links."""
@@ -110,7 +116,12 @@ class TrainingRun:
                 step,
                 self.parts.agent,
                 self.parts.optimizer,
-                {"train_seconds": self.train_seconds, "skip_steps": sorted(self.skips), "metrics": self._pending},
+                {
+                    "train_seconds": self.train_seconds,
+                    "skip_steps": sorted(self.skips),
+                    "metrics": self._pending,
+                    **state_of(self.segments),
+                },
                 keep=None,
             )
         self.parts.accelerator.wait_for_everyone()
@@ -250,7 +261,10 @@ class TrainingRun:
             self.tracker = Tracker(self.folder, resume_step=step, seconds=seconds, evaluated=evaluated)
 
     def finish(self, engine: str, beside: int) -> dict[str, Any]:
-        """Write results.json and report.html, on the main process; `beside` runs share `train_seconds`."""
+        """Write results.json and report.html, on the main process; `beside` runs share `train_seconds`.
+
+        `step` is the step of the weights, the last one; `data` the fingerprint of the data set.
+        """
         agent, config = self.parts.agent, self.config
         results: dict[str, Any] = {
             "task": config.task.name,
@@ -261,6 +275,8 @@ class TrainingRun:
             "encoder": config.encoder.name,
             "seed": config.seed,
             "steps": config.training.steps,
+            "step": config.training.steps,
+            "data": self.parts.record.fingerprint,
             "engine": engine,
             "side_by_side": beside,
             "train_seconds": self.train_seconds,

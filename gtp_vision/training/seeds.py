@@ -9,13 +9,27 @@ from typing import Any
 
 import numpy as np
 
+from gtp_vision.config.compose import from_run
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.store import Store
 from gtp_vision.evaluation.metrics import averaged
 from gtp_vision.training.feature_cache import cacheable
 
-_SHARED = ("task", "env", "dataset", "agent", "family", "encoder", "steps", "engine", "device", "versions")
+_SHARED = (
+    "task",
+    "env",
+    "dataset",
+    "agent",
+    "family",
+    "encoder",
+    "steps",
+    "step",
+    "data",
+    "engine",
+    "device",
+    "versions",
+)
 
 
 def seeds_of(config: Config) -> list[Config]:
@@ -57,6 +71,24 @@ def check_seeds(config: Config, store: Store, processes: int) -> None:
             f"training.seeds={seeds} needs features that all seeds share, and encoder.views={encoder.views} are "
             f"augmented by the seed; set encoder.views=1"
         )
+
+
+def check_same_seeds(folder: Path, config: Config) -> None:
+    """Refuse to resume a run as one of other seeds, whose folders are others."""
+    try:
+        old = from_run(folder)
+    except GtpVisionError:  # there is nothing to compare; checkpoints are compared later
+        return
+    pairs = {
+        "training.seeds": (old.training.seeds, config.training.seeds),
+        **({"seed": (old.seed, config.seed)} if old.training.seeds > 1 else {}),
+    }
+    for key, (before, now) in pairs.items():
+        if before != now:
+            raise GtpVisionError(
+                f"{folder} was trained with {key}={before}, and cannot be resumed with {key}={now}; choose another "
+                f"run_dir=..."
+            )
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,14 @@ from gtp_vision.core.progress import Progress
 from gtp_vision.core.signals import stop_requested
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.pitfalls import pitfalls
+from gtp_vision.datasets.record import DataRecord
 from gtp_vision.datasets.store import Store
 from gtp_vision.evaluation.evaluator import Evaluator
 from gtp_vision.report import build_report
-from gtp_vision.training import checkpoint, engines, model_summary, recovery
+from gtp_vision.training import checkpoint, engines, model_summary, recovery, segments
 from gtp_vision.training.build import build, components_for_seed
-from gtp_vision.training.data import constant_dimensions
+from gtp_vision.training.data import STATISTICS, constant_dimensions
+from gtp_vision.training.eager import learning_rate
 from gtp_vision.training.engines import Engine
 from gtp_vision.training.evaluate import check_simulator, evaluator_of
 from gtp_vision.training.guard import unchanged_state
@@ -41,7 +44,8 @@ from gtp_vision.training.nonfinite import Fault
 from gtp_vision.training.ranks import batch_shares, is_first, report_lost_ranks
 from gtp_vision.training.run import InterruptedRunError, TrainingRun, pending_metrics_of, train_seconds_of
 from gtp_vision.training.run_lock import RunLock, clear_folder
-from gtp_vision.training.seeds import folders, seeds_of, summary
+from gtp_vision.training.seeds import check_same_seeds, folders, seeds_of, summary
+from gtp_vision.training.segments import Segment, changed_by_segment, continued
 from gtp_vision.training.tracking import Meters
 
 Log = Callable[[str], None]
@@ -54,11 +58,18 @@ _STOP_POLL = (
 __all__ = ["InterruptedRunError", "prepare_folder", "refuse_occupied", "train"]
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False, progress: bool = True) -> dict[str, Any]:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    new_segment: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
     """Train, evaluate and report one run, or one of each seed; return the contents of results.json.
 
-    `config.run_dir` is the folder; `resume` continues from the newest intact checkpoint in it, `overwrite` replaces the
-    run.
+    `config.run_dir` is the folder; `resume` continues from the newest intact checkpoint in it, with `new_segment` also
+    with other data or settings, `overwrite` replaces the run.
 
     Raises:
         GtpVisionError: a mistake in the input or a failure of the machine; `InterruptedRunError` after SIGINT, SIGTERM
@@ -80,12 +91,12 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False, prog
             if verbose and line:
                 Progress.write(line, file=sys.stderr)
 
-        runs, start = _prepare(config, enter, resume, verbose, log)
+        runs, start = _prepare(config, enter, resume, new_segment, verbose, log)
         try:
-            with stop_requested() as stop, evaluator_of(config, runs[0].parts, verbose) as evaluator:
+            with stop_requested() as stop, evaluator_of(runs[0].config, runs[0].parts, verbose) as evaluator:
                 for run in runs:
                     run.begin()
-                engine = engines.choose(config, [run.parts for run in runs], log)
+                engine = engines.choose(runs[0].config, [run.parts for run in runs], log)
                 _loop(runs, engine, start, stop, evaluator, verbose, log)
             results = [run.finish(engine.name, len(runs)) for run in runs]
         finally:
@@ -170,7 +181,8 @@ def _loop(
                                 run.read(own, done) for run, own in zip(runs, zip(*pending, strict=True), strict=True)
                             ]
                         times = meters.read(done - read)
-                        lines = [line | times for line in lines]
+                        rate = {"learning_rate": learning_rate(runs[0].config, step)}
+                        lines = [line | rate | times for line in lines]
                         read = done
                         recovery.check_idle(runs, done)
                         bar.set_postfix_str(f"loss {sum(line['loss'] for line in lines) / len(lines):.3f}")
@@ -204,12 +216,34 @@ def _loop(
 
 
 def _prepare(
-    config: Config, enter: Callable[[], None], resume: bool, verbose: bool, log: Log
+    config: Config, enter: Callable[[], None], resume: bool, new_segment: bool, verbose: bool, log: Log
 ) -> tuple[list[TrainingRun], int]:
     """Build the runs, load their checkpoints, write their folders; return them and the step to continue from."""
-    folder = Path(config.run_dir)
-    configs, run_folders = seeds_of(config), folders(config)
-    found = checkpoint.newest_of_all([each / "checkpoints" for each in run_folders], _warn) if resume else None
+    folder, run_folders = Path(config.run_dir), folders(config)
+    found = None
+    if resume:
+        check_same_seeds(folder, config)
+        found = checkpoint.newest_of_all([each / "checkpoints" for each in run_folders], _warn)
+    past = [segments.past_of(*each) for each in zip(found, run_folders, strict=True)] if found else []
+    start = checkpoint.step_of(found[0]) if found else 0
+    accepted = segments.accepted_data(folder, start, past[0][-1].config, config) if past else None
+    if past:
+        config = segments.resumed(config, past[0][-1].config, start, new_segment=new_segment or accepted is not None)
+    elif resume:
+        config = replace(config, training=replace(config.training, schedule_start=0))
+    configs = seeds_of(config)
+    history: list[list[Segment]] = []
+
+    def compare(record: DataRecord, rows: int) -> None:
+        accepts = new_segment or accepted == record.fingerprint
+        for index, own in enumerate(configs):
+            now, before = Segment(start, own, record, rows), past[index] if past else []
+            history.append(
+                continued(before, now, new_segment=accepts, statistics=run_folders[index] / STATISTICS)
+                if before
+                else [now]
+            )
+
     evaluates = config.training.eval_episodes > 0
 
     def check_environment(store: Store) -> None:
@@ -219,30 +253,40 @@ def _prepare(
         else:
             log(sentence)
 
-    first = build(config, resumes=found[0] if found else None, check=check_environment if evaluates else None)
+    first = build(
+        config,
+        resumes=found[0] if found else None,
+        past=past[0][-1].data if past else None,
+        compare=compare,
+        check=check_environment if evaluates else None,
+    )
     engines.check(config, first)  # before anything is written or removed
     all_parts = [first, *(components_for_seed(first, other) for other in configs[1:])]
     accelerator = first.accelerator
-    start, train_seconds, skips = 0, 0.0, [set[int]() for _ in all_parts]
+    train_seconds, skips = 0.0, [set[int]() for _ in all_parts]
     pending: list[list[dict[str, float]]] = [[] for _ in all_parts]
     if found is not None:
         states = [
             checkpoint.load(path, parts.agent, parts.optimizer) for parts, path in zip(all_parts, found, strict=True)
         ]
-        start, train_seconds = states[-1]["step"], train_seconds_of(states[-1], found[-1])
+        train_seconds = train_seconds_of(states[-1], found[-1])
         skips = [recovery.skips_of(state, path) for state, path in zip(states, found, strict=True)]
         pending = [pending_metrics_of(state, path) for state, path in zip(states, found, strict=True)]
         accelerator.print(f"resuming from step {start} ({found[0]})")
+        if past[0][-1].data is None:
+            _warn(f"{found[0]} is of an earlier version and holds no record of its data: taken to be those of today")
+        for sentence in segments.told(history[0], start):
+            accelerator.print(sentence)
     elif resume:
         accelerator.print(f"no intact checkpoint in {folder}: starting from step 0")
 
     if accelerator.is_main_process:
         enter()
-        prepare_folder(folder, config, empty=not resume)
-        for own, run_folder in zip(configs, run_folders, strict=True):
+        prepare_folder(folder, config, history[0], empty=not resume)
+        for own, run_folder, of_run in zip(configs, run_folders, history, strict=True):
             if run_folder != folder:
                 run_folder.mkdir(exist_ok=True)
-                prepare_folder(run_folder, own, empty=False)
+                prepare_folder(run_folder, own, of_run, empty=False)
     log(batch_shares(accelerator.num_processes, first.sampler.batch_size))
     log(first.where)
     log(model_summary.summary(first.agent, config))
@@ -257,6 +301,7 @@ def _prepare(
             run_folders[index],
             all_parts[index],
             index=index,
+            segments=history[index],
             start=start,
             train_seconds=train_seconds,
             resume_with=folder,
@@ -310,13 +355,13 @@ def refuse_occupied(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
-def prepare_folder(folder: Path, config: Config, *, empty: bool) -> None:
-    """Make the run folder, without an earlier run if `empty`, and write its configuration."""
+def prepare_folder(folder: Path, config: Config, history: Sequence[Segment], *, empty: bool) -> None:
+    """Make the run folder, without an earlier run if `empty`, and write the configuration of all its segments."""
     try:
         if empty and (folder / "config.yaml").exists():
             clear_folder(folder)
         with atomic_write(folder / "config.yaml") as aside:
-            aside.write_text(to_yaml(config))
+            aside.write_text(to_yaml(config, changed_by_segment(history)))
     except OSError as error:
         raise GtpVisionError(
             f"the run folder {folder} cannot be written ({error}); choose another run_dir=..."

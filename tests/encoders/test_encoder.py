@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.encoders import CameraConfig, Encoder, EncoderConfig
+from gtp_vision.encoders import CameraConfig, Encoder, EncoderConfig, present_names
 from gtp_vision.encoders.impala import SIZES
 
 
@@ -41,7 +41,7 @@ def test_every_camera_frame_and_channel_has_an_effect() -> None:
 def inputs_of(encoder: Encoder, given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """What the backbones' first layers see."""
     inputs: list[torch.Tensor] = []
-    for tower in encoder.towers:
+    for tower in encoder.towers.values():
         tower.layers[0].register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0].detach()))
     encoder(given)
     return inputs
@@ -138,3 +138,17 @@ def test_missing_observations_and_unused_cameras_are_refused() -> None:
         encoder({"state": torch.zeros(1, 1, 2)})
     with pytest.raises(GtpVisionError, match=r"'front'.*encoder=impala_small"):
         Encoder({"front": (1, 3, 16, 16)}, EncoderConfig(name="state"))
+
+
+def test_parts_are_named_after_cameras_and_states_and_numbers_of_earlier_versions_are_known() -> None:
+    shapes = {"b.left": (1, 3, 16, 16), "a": (1, 3, 16, 16), "0": (1, 2)}
+    encoder = Encoder(shapes, EncoderConfig(name="impala_tiny", features=8))
+    names = set(encoder.state_dict())
+    assert {name.split(".")[1] for name in names if name.startswith("towers.")} == {"camera_b%2Eleft", "camera_a"}
+    assert {"mean_0", "scale_0"} <= names
+    numbered = {
+        name.replace("camera_b%2Eleft", "0").replace("camera_a", "1").replace("mean_0", "state_mean_0")
+        for name in names
+    }
+    assert set(present_names(encoder, numbered).values()) == names
+    assert present_names(encoder, names) == {name: name for name in names}

@@ -104,7 +104,7 @@ def test_full_tuning_is_one_group_and_rates_decay_by_block_for_layerwise() -> No
     groups = parameter_groups(agent, config)
     paces = {parameter: (group["scale"], group["after"]) for group in groups for parameter in group["params"]}
     for encoder in (agent.actor_encoder, agent.critic_encoder):
-        found = [{paces[parameter] for parameter in block.parameters()} for block in encoder.towers[0].blocks()]
+        found = [{paces[parameter] for parameter in block.parameters()} for block in encoder.tower("front").blocks()]
         assert found == [{(0.2 * 0.25, 7)}, {(0.2 * 0.5, 7)}, {(0.2, 7)}]
         assert {paces[parameter] for parameter in encoder.fusion.parameters()} == {(1.0, 0)}
     assert {paces[parameter] for parameter in (*agent.policy.parameters(), *agent.critic.parameters())} == {(1.0, 0)}
@@ -142,7 +142,7 @@ def test_actor_and_critic_have_the_same_frozen_features() -> None:
     for encoder in (agent.critic_encoder, agent.actor_encoder_target, agent.critic_encoder_target):
         assert torch.equal(encoder.camera_features("front", front), features)
     apart = _agent(_encoder())
-    one, other = (encoder.towers[0].layers[0].weight for encoder in (apart.actor_encoder, apart.critic_encoder))
+    one, other = (encoder.tower("front").layers[0].weight for encoder in (apart.actor_encoder, apart.critic_encoder))
     assert not torch.equal(one, other)
 
 
@@ -174,7 +174,7 @@ def test_moments_are_restored_by_parameter_where_groups_have_changed(tmp_path: P
         if one.requires_grad:
             assert torch.equal(optimizer.state[one]["exp_avg"], other_optimizer.state[same]["exp_avg"])
     partial = _agent(_encoder(tuning="partial"))
-    with pytest.raises(GtpVisionError, match=r"12 .*'actor_encoder\.towers\.0\.layers\.0\.bias'.*encoder\.tuning"):
+    with pytest.raises(GtpVisionError, match=r"12 .*'actor_encoder\.towers\.shared\.layers\.0\.bias'.*encoder\.tuning"):
         checkpoint.load(path, partial, _adam(partial, _encoder(tuning="partial")))
 
 

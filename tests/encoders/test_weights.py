@@ -178,7 +178,7 @@ def test_each_camera_gets_its_own_backbone_of_a_run_with_its_mean_frame(run: tup
     images = frames()
     for source in (folder, folder / "checkpoints" / "step_5"):
         config = EncoderConfig(name="impala_tiny", weights=str(source), features=16)
-        encoder = Encoder({"a": SHAPE, "b": SHAPE}, config)
+        encoder = Encoder({"b": SHAPE, "a": SHAPE}, config)  # in another order
         encoder.centre({"a": torch.zeros(3, 64, 64), "b": torch.zeros(3, 64, 64)})
         for name in ("a", "b"):
             assert torch.equal(encoder.tower(name)(images), earlier.tower(name)(images))

@@ -103,7 +103,7 @@ def with_settings(out: Path, changes: dict[str, Any]) -> bytes:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "format 2, and this version reads 1"),
+        ({"format": 3}, "format 3, and this version reads up to 2"),
         ({"schema": []}, "schema is invalid"),
         ({"schema__cameras": {"front": [1 << 40, 16, 3]}}, "schema is invalid .* from 1 to 8192"),
         ({"schema__action_low": [0.0]}, "action bounds"),

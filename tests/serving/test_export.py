@@ -62,7 +62,7 @@ def test_the_card_holds_the_origin(exported: Exported, tmp_path: Path) -> None:
     run, out = exported("pixels")
     card, text = gtp_vision.load_policy(out).card, (out / artifact.CARD).read_text()
     assert (card["run"], card["step"], card["data"]["frames"]) == ("pixels/run", 1, 50)
-    assert len(card["data"]["sha256"]) == 64
+    assert len(card["data"]["fingerprint"]) == 32
     assert card["licences"] == {"weights": "unknown", "data": "unknown", "backbone": "unknown"}
     assert "license: other" in text
     assert "`front` | frames, uint8 (16, 16, 3)" in text

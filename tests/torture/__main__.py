@@ -1,4 +1,4 @@
-"""Kill trainings, cause faults, damage inputs, and print a line of counts."""
+"""Kill trainings, cause faults, damage inputs, change runs behind their backs, and print a line of counts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it: a fork l
 from torture import faults, runs
 from torture.inputs import KINDS
 from torture.kills import kills
+from torture.silent import silent
 from torture.watched import damage_inputs
 
 
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--real", type=int, default=5, help="of them started from nothing; the others are forks")
     parser.add_argument("--inputs", type=int, default=2000, help="damaged inputs; 0 for none")
     parser.add_argument("--kind", action="append", choices=sorted(KINDS), help="of inputs; repeatable; default all")
+    parser.add_argument("--changes", type=int, default=200, help="of data, settings and files of a run; 0 for none")
     several = {"action": "extend", "nargs": "*", "choices": [*faults.FAULTS, "none"]}
     parser.add_argument("--fault", "--faults", **several, help="repeatable; default all")
     parser.add_argument("--seed", type=int, default=0, help="of moments and damage")
@@ -51,6 +53,13 @@ def main() -> int:
             f"slowest {findings.slowest:.1f} s, peak {findings.peak / 1e6:.0f} MB"
         )
         is_clean &= not findings.bad
+    if options.changes:
+        ends = silent(options.changes, folder / "changes", options.seed, tell)
+        summary.append(
+            f"{options.changes} silent changes: {ends['equal']} equal, {ends['refused']} refused, "
+            f"{ends['recorded']} recorded, {ends['silent']} silent"
+        )
+        is_clean &= not ends["silent"]
     if names := [name for name in options.fault or faults.FAULTS if name != "none"]:
         passed = faults.cause(names, folder / "data", folder / "faults", tell)
         summary.append(f"faults: {passed} of {len(names)}")

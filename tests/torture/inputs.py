@@ -17,6 +17,7 @@ import numpy as np
 import samples
 import yaml
 
+from gtp_vision.config.compose import from_run
 from gtp_vision.core import manifest
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import open_store
@@ -25,8 +26,10 @@ from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.validation import problems
 from gtp_vision.report import build_report
 from gtp_vision.training import checkpoint
+from gtp_vision.training.build import build
 from gtp_vision.training.evaluate import restore
 from gtp_vision.training.run import pending_metrics_of, train_seconds_of
+from gtp_vision.training.segments import segments_of
 from torture import messages
 from torture.forked import forked
 from torture.mutations import change_json, damage, damage_bytes, damage_json, pick
@@ -114,7 +117,7 @@ def _header(path: Path, random: np.random.Generator) -> str:
 
 
 def _opened_checkpoint(run: Path) -> Use:
-    _, parts = restore(run)
+    parts = build(from_run(run))
     agent, optimizer = parts.agent, parts.optimizer
 
     def use(path: Path) -> str:
@@ -122,6 +125,7 @@ def _opened_checkpoint(run: Path) -> Use:
         found = checkpoint.newest_of_all([path / "checkpoints"], skipped.append)
         assert found
         state = checkpoint.load(found[0], agent, optimizer)
+        segments_of(found[0])
         pending_metrics_of(state, found[0])
         train_seconds_of(state, found[0])
         return "skipped" if skipped else "sound"

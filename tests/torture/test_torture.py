@@ -13,11 +13,12 @@ from torture import inputs, messages, watched
 
 @pytest.mark.processes
 def test_killed_runs_resume_bit_equal_and_damage_is_refused() -> None:
-    options = ["--kills", "5", "--real", "1", "--fault", "the clock jumps", "--inputs", "300"]
+    options = ["--kills", "5", "--real", "1", "--fault", "the clock jumps", "--inputs", "300", "--changes", "12"]
     output, _ = ended("-m", "torture", *options, environment={"PYTHONPATH": str(Path(__file__).parents[1])})
     expected = (
         r"torture: 5 kills, 5 bit-equal resumptions; 300 mutated inputs, 0 tracebacks, 0 hangs, "
-        r"slowest \d\.\d s, peak \d+ MB; faults: 1 of 1"
+        r"slowest \d\.\d s, peak \d+ MB; "
+        r"12 silent changes: \d+ equal, \d+ refused, \d+ recorded, 0 silent; faults: 1 of 1"
     )
     assert re.fullmatch(expected, output.splitlines()[-1]), output
 

@@ -116,7 +116,7 @@ def test_another_architecture_is_refused_with_the_tensor(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ({"format": 2, "version": "0.9.3"}, r"gtp-vision 0\.9\.3 in checkpoint format 2"),
+        ({"format": 3, "version": "0.9.3"}, r"gtp-vision 0\.9\.3 in checkpoint format 3"),
         ({"format": "x"}, r"gtp-vision 0\.1\.0 in checkpoint format x"),
         ({"version": "0.1.0"}, ""),  # the first version wrote no format
     ],

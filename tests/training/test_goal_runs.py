@@ -12,6 +12,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise, RandomStream
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
+from gtp_vision.datasets.record import record_of
 from gtp_vision.datasets.sources import HostSource
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.evaluator import Evaluator, random_actor
@@ -42,7 +43,7 @@ def walks(path: Path) -> None:
 
 def test_every_observation_has_a_goal_of_its_shape_and_scale(tmp_path: Path) -> None:
     store = make_store((9, 9), cameras={"front": (12, 12, 3)})
-    assert shapes(store, 2, goals=True) == {
+    assert shapes(record_of(store), 2, goals=True) == {
         **{"front": (2, 3, 12, 12), "state": (2, 3)},
         **{"goal/front": (2, 3, 12, 12), "goal/state": (2, 3)},
     }
@@ -51,9 +52,9 @@ def test_every_observation_has_a_goal_of_its_shape_and_scale(tmp_path: Path) -> 
     encoder = parts.agent.actor_encoder
     assert encoder.tower("front") is encoder.tower("goal/front")
     assert encoder.states == ["state", "goal/state"]
-    torch.testing.assert_close(encoder.get_buffer("state_mean_0"), encoder.get_buffer("state_mean_1"))
+    torch.testing.assert_close(encoder.get_buffer("mean_state"), encoder.get_buffer("mean_goal/state"))
     mean = torch.from_numpy(np.asarray(store.observations["state"]).mean(0))
-    torch.testing.assert_close(encoder.get_buffer("state_mean_1"), mean, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoder.get_buffer("mean_goal/state"), mean, rtol=1e-4, atol=1e-4)
 
 
 def test_cloning_draws_later_goals_and_a_critic_those_of_values(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def _rows(text: str) -> dict[str, tuple[int, int, str]]:
 def test_the_table_adds_up_over_encoders_and_cameras() -> None:
     agent, config = _made("agent=gtp", "encoder=impala_tiny", "encoder.tuning=partial", "encoder.unfreeze_step=5")
     rows = _rows(summary(agent, config))
-    towers = [*agent.actor_encoder.towers, *agent.critic_encoder.towers]
+    towers = [*agent.actor_encoder.towers.values(), *agent.critic_encoder.towers.values()]
     first, last = (_size(*(tower.blocks()[k] for tower in towers)) for k in (0, 1))
     encoders = "actor_encoder + critic_encoder"
     assert rows[f"{encoders}: layers.0 to layers.2"] == (first, 0, "")
@@ -57,7 +57,7 @@ def test_the_table_adds_up_over_encoders_and_cameras() -> None:
 def test_equal_neighbors_share_a_row_and_a_deep_backbone_stays_short() -> None:
     deep = ["agent=gtp_bc", "encoder.name=timm/tf_efficientnet_lite0", "encoder.tuning=layerwise"]
     agent, config = _made(*deep, shapes={"front": SHAPES["front"]})
-    assert len(agent.actor_encoder.towers[0].blocks()) > 14
+    assert len(agent.actor_encoder.tower("front").blocks()) > 14
     rows = _rows(summary(agent, config))
     assert len(rows) < 20
     assert any(re.fullmatch(r"\d\.\d\de-\d+ to \d\.\d\de-\d+", message) for _, _, message in rows.values())

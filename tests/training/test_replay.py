@@ -19,6 +19,7 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.units import to_policy
 from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.record import record_of
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec
 from gtp_vision.serving.export import schema_of
@@ -153,14 +154,14 @@ def assert_replayed(config: Config, recorded: np.ndarray) -> None:
     sentence, _ = check_simulator(config, store)
     assert float(sentence.rpartition("replay score ")[2]) == pytest.approx(1, abs=1e-5)
     demonstrated = np.asarray(store.actions[store.transitions])
-    env: Any = env_spec(config, store).make()
+    env: Any = env_spec(config, record_of(store)).make()
     env.reset(seed=0)
     for action in demonstrated:
         env.step(action)
     span = np.maximum(1e-6, env.unwrapped.action_space.high - env.unwrapped.action_space.low)
     np.testing.assert_allclose((np.array(env.unwrapped.got) - recorded) / span, 0, atol=1e-5)
     agent = agents.create(shapes(store, 1), 2, config.agent, config.encoder, pretrained=False)
-    schema = schema_of(config, agent, config.agent.acting, store)
+    schema = schema_of(config, agent, config.agent.acting, record_of(store))
     np.testing.assert_allclose((schema.in_units(demonstrated) - recorded) / span, 0, atol=1e-5)
 
 

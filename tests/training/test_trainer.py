@@ -56,8 +56,8 @@ def test_resuming_another_run_is_refused_and_occupied_folders_are_kept(pixels: P
     trainer.train(config, progress=False)
     before = {name: (tmp_path / name).read_bytes() for name in ("config.yaml", "metrics.jsonl")}
     for more, words in (
-        (["encoder.tuning=partial"], r"optimizer\.safetensors.* encoder\.tuning"),
-        (["agent.policy.hidden=[32]"], "another architecture"),
+        (["encoder.tuning=partial"], r"encoder\.tuning: full -> partial"),
+        (["agent.policy.hidden=[32]"], r"agent\.policy\.hidden: \[16\] -> \[32\]"),
     ):
         with pytest.raises(GtpVisionError, match=words):
             trainer.train(config_of(pixels, tmp_path, *PIXELS, *more, "training.steps=2"), resume=True, progress=False)

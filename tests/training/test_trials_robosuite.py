@@ -15,6 +15,7 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.formats import convert
+from gtp_vision.datasets.record import record_of
 from gtp_vision.datasets.store import Store
 from gtp_vision.evaluation.evaluator import Evaluator
 from gtp_vision.training.data import open_data
@@ -64,7 +65,7 @@ def _replay(config: Config, store: Store, *, film: int = 0) -> tuple[Any, list[i
         same.append(step)
         return torch.tensor(np.asarray(store.actions[step]))[None]
 
-    spec = env_spec(config, store)
+    spec = env_spec(config, record_of(store))
     with Evaluator(spec, frame_stack=2, envs=1, seed=seed_of(0, 0), progress=False) as evaluator:
         _, (episode,) = evaluator.run(actor, 1, film=film)
     return episode, same
@@ -86,7 +87,7 @@ def test_only_the_cameras_that_the_task_sees_are_rendered_and_in_the_datas_size(
     asked = "task.observations=[robot0_eef_pos,robot0_eye_in_hand_image]"
     store = open_data(config := _config(seen, asked, "task.max_episode_steps=3"))
     check_simulator(config, store)
-    env = env_spec(config, store).make()
+    env = env_spec(config, record_of(store)).make()
     assert env.unwrapped.simulator.camera_names == ["robot0_eye_in_hand"]  # type: ignore[attr-defined]
     env.close()
     episode, same = _replay(config, store, film=1)
