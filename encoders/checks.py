@@ -87,6 +87,8 @@ def _without_cameras(config: EncoderConfig) -> Iterator[str]:
 def _backbone(config: EncoderConfig) -> Iterator[str]:
     """Settings that the backbone does not have, or that would lose its weights."""
     is_timm = config.name.startswith(timm_backbones.PREFIX)
+    if config.weights == "":
+        yield "encoder.weights is empty; name a file or a run, or set it to null"
     if config.level is not None and config.pooling == "class_token":
         yield "encoder.pooling=class_token needs the end of a ViT, and encoder.level ends it earlier; choose another"
     if config.level is not None and not is_timm:

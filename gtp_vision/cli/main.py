@@ -55,12 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        for word in arguments:
-            if not word.isprintable() and word.encode("utf-8", "replace").decode() != word:
-                raise GtpVisionError(f"'{word}' is not UTF-8; rename the file or folder, e.g. with convmv")
-            if word.endswith("\r"):
-                raise GtpVisionError(f"'{word}' ends in a carriage return; give the script Unix line ends: dos2unix")
+        if word := next((word for word in arguments if word.endswith("\r")), None):
+            raise GtpVisionError(f"'{word}' ends in a carriage return; give the script Unix line ends: dos2unix")
         chosen, rest = _parsed(parser, arguments)
+        if word := next((word for word in rest if word.encode("utf-8", "replace").decode() != word), None):
+            raise GtpVisionError(f"'{word}' is not UTF-8; rename the file or folder, e.g. with convmv")
         chosen.words = arguments
         status = int(chosen.run(chosen, rest) or 0)
         sys.stdout.flush()  # a full disk should show here, not while Python shuts down
