@@ -174,7 +174,7 @@ def statistics_differ(path: Path, data: DataRecord) -> list[str]:
     return []
 
 
-def told(segments: Sequence[Segment], step: int) -> Iterator[str]:
+def sentences(segments: Sequence[Segment], step: int) -> Iterator[str]:
     """Sentences about a segment that begins at `step`."""
     if len(segments) > 1 and segments[-1].start == step:
         old, new = segments[-2], segments[-1]

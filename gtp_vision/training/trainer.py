@@ -275,7 +275,7 @@ def _prepare(
         accelerator.print(f"resuming from step {start} ({found[0]})")
         if past[0][-1].data is None:
             _warn(f"{found[0]} is of an earlier version and holds no record of its data: taken to be those of today")
-        for sentence in segments.told(history[0], start):
+        for sentence in segments.sentences(history[0], start):
             accelerator.print(sentence)
     elif resume:
         accelerator.print(f"no intact checkpoint in {folder}: starting from step 0")
