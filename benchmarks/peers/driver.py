@@ -30,6 +30,7 @@ from typing import Any
 _PACKAGES = ("jax", "flax", "optax", "distrax", "ml_collections", "tensorflow_probability", "ogbench", "mujoco")
 _EVAL_SEED = 100_000  # episode e of seed s is reset with 100000 (1 + s) + e, as gtp_vision.training.evaluate does
 _ACTION_LIMIT = 1 - 1e-5  # to which all three repositories clip the data's actions
+_COMPILING = 2  # calls of each stage that JAX compiles, whose seconds are not those of training
 
 
 class PeerError(Exception):
@@ -112,17 +113,17 @@ def main(peer: Peer, description: str) -> None:
     add("--out", type=Path, required=True, help="folder of records, for `gtp-vision bench suite --peers`")
     add("--task", help="the suite's name of the task; default: --env without its version")
     add("--seed", type=int, default=0)
-    add("--steps", type=_count, default=100_000, help="gradient steps; default %(default)s")
-    add("--eval-every", type=_count, default=10_000, help="steps; default %(default)s")
-    add("--episodes", type=_count, default=25, help="of each evaluation; default %(default)s")
-    add("--checkpoint-every", type=_count, default=5_000, help="steps; default %(default)s")
-    add("--log-every", type=_count, default=1_000, help="steps; default %(default)s")
+    add("--steps", type=count, default=100_000, help="gradient steps; default %(default)s")
+    add("--eval-every", type=count, default=10_000, help="steps; default %(default)s")
+    add("--episodes", type=count, default=25, help="of each evaluation; default %(default)s")
+    add("--checkpoint-every", type=count, default=5_000, help="steps; default %(default)s")
+    add("--log-every", type=count, default=1_000, help="steps; default %(default)s")
     add("--hidden", type=_widths, default=[256, 256, 256], help="hidden layers, e.g. 256,256,256")
-    add("--batch-size", type=_count, default=256)
+    add("--batch-size", type=count, default=256)
     add("--discount", type=float, default=0.99)
     add("--learning-rate", type=float, default=3e-4, help="constant; default %(default)s")
     add("--tau", type=float, default=0.005, help="rate of the slow critic; default %(default)s")
-    add("--threads", type=_count, default=1, help="of the training; default %(default)s")
+    add("--threads", type=count, default=1, help="of the training; default %(default)s")
     peer.options(parser)
     options = parser.parse_args()
     try:
@@ -268,7 +269,7 @@ def _run(peer: Peer, options: argparse.Namespace) -> None:
         _write(folder / "peer.json", record)
 
         info: dict[str, Any] = {}
-        is_compiled, since = False, time.perf_counter()
+        compiling, since = _COMPILING, time.perf_counter()
         while True:
             is_last, evaluates = step == options.steps, step > 0 and step % options.eval_every == 0
             saves = step > 0 and (is_last or evaluates or step % options.checkpoint_every == 0)
@@ -293,13 +294,17 @@ def _run(peer: Peer, options: argparse.Namespace) -> None:
                 since = time.perf_counter()
             if is_last:
                 return
-            agent = peer.next_stage(agent, options, data, step)
-            agent, info = agent.update(peer.batch(data, options))
-            step += 1
-            if not is_compiled:  # the first call, which is no training
+            staged = peer.next_stage(agent, options, data, step)
+            compiling = _COMPILING if staged is not agent else compiling
+            if compiling:
                 jax.block_until_ready(agent)
-                record["compile_seconds"].append(time.perf_counter() - since)
-                is_compiled, since = True, time.perf_counter()
+                seconds, since = seconds + time.perf_counter() - since, time.perf_counter()
+            agent, info = staged.update(peer.batch(data, options))
+            step += 1
+            if compiling:
+                jax.block_until_ready(agent)
+                record["compile_seconds"] += time.perf_counter() - since
+                compiling, since = compiling - 1, time.perf_counter()
 
 
 def _record(peer: Peer, options: argparse.Namespace, commit: str, path: Path, label: str) -> dict[str, Any]:
@@ -313,7 +318,7 @@ def _record(peer: Peer, options: argparse.Namespace, commit: str, path: Path, la
         "data": str(path),
         "threads": options.threads,
         "versions": {name: version(name) for name in _PACKAGES},
-        "compile_seconds": [],
+        "compile_seconds": 0.0,
         "log": [],
     }
 
@@ -348,11 +353,11 @@ def _git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} must be at least 1")
     return number
 
 
 def _widths(text: str) -> list[int]:
-    return [_count(word) for word in text.split(",")]
+    return [count(word) for word in text.split(",")]
