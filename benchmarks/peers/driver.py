@@ -89,9 +89,7 @@ class Peer(ABC):
         module = importlib.import_module(self.agent[0])
         config, example = module.get_config(), self.example(data)
         config.update(self.settings(options))
-        return getattr(module, self.agent[1]).create(
-            options.seed, example["observations"], example["actions"], config
-        )
+        return getattr(module, self.agent[1]).create(options.seed, example["observations"], example["actions"], config)
 
     def next_stage(self, agent: Any, options: argparse.Namespace, data: Any, step: int) -> Any:
         """The agent with which to train step `step`, from 0: another one where a stage begins."""
@@ -250,7 +248,9 @@ def _run(peer: Peer, options: argparse.Namespace) -> None:
         known = _read(folder / "peer.json") or record
         differ = [key for key in ("commit", "protocol", "settings") if known[key] != record[key]]
         if differ:
-            raise PeerError(f"{folder} holds a run of another {' and '.join(differ)}; remove it, or choose another --out")
+            raise PeerError(
+                f"{folder} holds a run of another {' and '.join(differ)}; remove it, or choose another --out"
+            )
         record |= {key: known[key] for key in ("log", "compile_seconds")}
         evaluations = _read(folder / "evaluations.json") or []
 

@@ -23,7 +23,12 @@ class Trqam(Qc):
         add("--bc-steps", type=driver.count, help="of --steps that clone; default 3/13, the share in the paper")
         add("--horizon-length", type=int, default=5, help="actions of a chunk; default %(default)s")
         add("--num-qs", type=int, default=10, help="critics; default %(default)s")
-        add("--rho", type=float, default=0.5, help="standard deviations of the critics off a target; default %(default)s")
+        add(
+            "--rho",
+            type=float,
+            default=0.5,
+            help="standard deviations of the critics off a target; default %(default)s",
+        )
         add("--kl-budget", type=float, default=1.0, help="of the trust region, per task; default %(default)s")
         add("--best-of-n", type=int, default=1, help="candidates; default %(default)s")
 
