@@ -2,8 +2,8 @@
 
 Run it in gtp-vision's environment; it starts the official half with the Python of the peers' environment:
 
-    python benchmarks/peers/compare_fql.py --checkout ../fql --python ../peers-env/bin/python \\
-        --data data --env cube-single-play-singletask-task2-v0
+    python benchmarks/peers/compare_fql.py --checkout ../fql --python ../peers-env/bin/python
+      --data data --env cube-single-play-singletask-task2-v0
 
 Trailing settings (agent.critic.norm_after=false, ...) override ours, to see what a difference is worth.
 """

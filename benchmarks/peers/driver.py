@@ -52,6 +52,7 @@ class Peer(ABC):
     agent: tuple[str, str]
     own_settings: tuple[str, ...] = ()
 
+    @abstractmethod
     def options(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of this agent."""
 
@@ -132,7 +133,10 @@ def main(peer: Peer, description: str) -> None:
 
 
 def check_checkout(peer: Peer, folder: Path, accept: bool) -> str:
-    """The commit of a checkout, with `+changes` if files differ from it; PeerError unless it is the peer's, or accepted."""
+    """The commit of a checkout, with `+changes` if files differ from it.
+
+    PeerError unless both are as the driver was written for, or accepted.
+    """
     address = f"https://github.com/{peer.repository}"
     get = f"git clone {address} {folder} && git -C {folder} checkout {peer.commit[:7]}"
     if not (folder / ".git").exists() or not (folder / "agents").is_dir():
@@ -215,8 +219,8 @@ def evaluate(peer: Peer, agent: Any, env: Any, options: argparse.Namespace) -> d
         found.append((float(success), total, length))
     np.random.set_state(state)
     means = [float(value) for value in np.mean(found, axis=0)]
-    names = ("success", "return", "length")
-    return {"episodes": options.episodes} | dict(zip(names, means)) | {"seconds": time.perf_counter() - started}
+    numbers = dict(zip(("success", "return", "length"), means, strict=True))
+    return {"episodes": options.episodes} | numbers | {"seconds": time.perf_counter() - started}
 
 
 def _run(peer: Peer, options: argparse.Namespace) -> None:
@@ -354,6 +358,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def count(text: str) -> int:
+    """A number of at least 1, of the command line."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} must be at least 1")
     return number

@@ -1,5 +1,7 @@
-"""Official Q-chunking (github.com/ColinQiyangLi/qc) on OGBench data: QC, the best of N chunks of a cloned flow, or
-QC-FQL, a one-step policy of chunks."""
+"""Official Q-chunking (github.com/ColinQiyangLi/qc) on OGBench data.
+
+QC acts by the best of N chunks of a cloned flow; QC-FQL learns a one-step policy of chunks.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Official TRQAM (github.com/yonghdong/trqam) on OGBench data: a flow is cloned first, then improved by adjoint
-matching in a trust region around it."""
+"""Official TRQAM (github.com/yonghdong/trqam) on OGBench data.
+
+A flow is cloned first, then improved by adjoint matching in a trust region around it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ class Trqam(Qc):
             "--rho",
             type=float,
             default=0.5,
-            help="standard deviations of the critics off a target; default %(default)s",
+            help="deviations of the critics off a target; default %(default)s",
         )
         add("--kl-budget", type=float, default=1.0, help="of the trust region, per task; default %(default)s")
         add("--best-of-n", type=int, default=1, help="candidates; default %(default)s")
