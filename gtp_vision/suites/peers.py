@@ -53,10 +53,8 @@ def read(suite: Suite, plan: Plan, folder: Path) -> Peers:
             seed = path.parent.name.removeprefix("seed_")
             if not seed.isdigit() or int(seed) >= suite.seeds:
                 continue
-            record = record_of(suite, task, label, int(seed), path.parent)
-            if record is None:
-                continue
-            found.records.append(record)
+            if record := record_of(suite, task, label, int(seed), path.parent):
+                found.records.append(record)
             source = f"{peer['repository']} at {str(peer['commit'])[:7]}"
             sources = found.sources.setdefault(label, source)
             if source not in sources.split(" and "):
