@@ -233,13 +233,9 @@ def _run(peer: Peer, options: argparse.Namespace) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.dont_write_bytecode = True  # the checkout stays as it is
     sys.path.insert(0, str(options.checkout.resolve()))
-    import flax.serialization
-    import jax
-    import numpy as np
     from utils.datasets import Dataset  # type: ignore[import-not-found]  # of the checkout
 
     env, arrays = load(options.env, path)
-    data = Dataset.create(**arrays)
     task, label = options.task or re.sub(r"-v\d+$", "", options.env), peer.label(options)
     folder = options.out / task.replace("/", "-") / label / f"seed_{options.seed}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -250,65 +246,67 @@ def _run(peer: Peer, options: argparse.Namespace) -> None:
             raise PeerError(f"another process trains {folder}; wait for it, or choose another --seed") from None
         record = _record(peer, options, commit, path, label)
         known = _read(folder / "peer.json") or record
-        differ = [key for key in ("commit", "protocol", "settings") if known[key] != record[key]]
-        if differ:
-            raise PeerError(
-                f"{folder} holds a run of another {' and '.join(differ)}; remove it, or choose another --out"
-            )
-        record |= {key: known[key] for key in ("log", "compile_seconds")}
-        evaluations = _read(folder / "evaluations.json") or []
+        if differ := [key for key in ("commit", "data", "protocol", "settings") if known.get(key) != record[key]]:
+            words = " and ".join(differ)
+            raise PeerError(f"{folder} holds a run of another {words}; remove it, or choose another --out")
+        _train(peer, options, env, Dataset.create(**arrays), folder, known | {"versions": record["versions"]})
 
-        np.random.seed(options.seed)
-        step, seconds = 0, 0.0
-        agent = peer.create(options, data, 0)
-        checkpoint = folder / "checkpoint.msgpack"
-        if checkpoint.exists():
-            stored = flax.serialization.msgpack_restore(checkpoint.read_bytes())
-            step, seconds = int(stored["step"]), float(stored["seconds"])
-            agent = flax.serialization.from_state_dict(peer.create(options, data, max(step - 1, 0)), stored["agent"])
-            np.random.set_state(("MT19937", stored["keys"], *stored["place"]))
-            print(f"resuming {folder} from step {step}", flush=True)
-        evaluations = [found for found in evaluations if found["step"] <= step]
-        record["log"] = [line for line in record["log"] if line["step"] <= step]
-        _write(folder / "peer.json", record)
 
-        info: dict[str, Any] = {}
-        compiling, since = _COMPILING, time.perf_counter()
-        while True:
-            is_last, evaluates = step == options.steps, step > 0 and step % options.eval_every == 0
-            saves = step > 0 and (is_last or evaluates or step % options.checkpoint_every == 0)
-            logs = bool(info) and (is_last or step % options.log_every == 0)
-            if saves or logs:
-                jax.block_until_ready((agent, info))
-                seconds += time.perf_counter() - since
-                if logs:
-                    numbers = {key: float(value) for key, value in info.items() if key.startswith(("critic", "actor"))}
-                    record["log"].append({"step": step, "seconds": seconds} | numbers)
-                if saves and info:
-                    _, keys, *place = np.random.get_state()
-                    state = {"agent": flax.serialization.to_state_dict(agent), "step": step, "seconds": seconds}
-                    packed = flax.serialization.msgpack_serialize(state | {"keys": keys, "place": place})
-                    _write(folder / "peer.json", record)
-                    _replace(checkpoint, packed)
-                if (is_last or evaluates) and all(found["step"] != step for found in evaluations):
-                    found = evaluate(peer, peer.acting(agent, options, data, step), env, options)
-                    evaluations.append({"step": step, **found, "train_seconds": seconds})
-                    _write(folder / "evaluations.json", evaluations)
-                    print(f"step {step}: success {found['success']:.0%}, {seconds:.0f} s of training", flush=True)
-                since = time.perf_counter()
-            if is_last:
-                return
-            staged = peer.next_stage(agent, options, data, step)
-            compiling = _COMPILING if staged is not agent else compiling
-            if compiling:
-                jax.block_until_ready(agent)
-                seconds, since = seconds + time.perf_counter() - since, time.perf_counter()
-            agent, info = staged.update(peer.batch(data, options))
-            step += 1
-            if compiling:
-                jax.block_until_ready(agent)
-                record["compile_seconds"] += time.perf_counter() - since
-                compiling, since = compiling - 1, time.perf_counter()
+def _train(peer: Peer, options: argparse.Namespace, env: Any, data: Any, folder: Path, record: dict[str, Any]) -> None:
+    """Take the steps that are left, from the checkpoint if there is one; `record` is that of peer.json."""
+    import flax.serialization
+    import jax
+    import numpy as np
+
+    np.random.seed(options.seed)
+    step, seconds, checkpoint = 0, 0.0, folder / "checkpoint.msgpack"
+    agent = peer.create(options, data, 0)
+    if checkpoint.exists():
+        stored = flax.serialization.msgpack_restore(checkpoint.read_bytes())
+        step, seconds = int(stored["step"]), float(stored["seconds"])
+        agent = flax.serialization.from_state_dict(peer.create(options, data, max(step - 1, 0)), stored["agent"])
+        np.random.set_state(("MT19937", stored["keys"], *stored["place"]))
+        print(f"resuming {folder} from step {step}", flush=True)
+    evaluations = [found for found in _read(folder / "evaluations.json") or [] if found["step"] <= step]
+    record["log"] = [line for line in record["log"] if line["step"] <= step]
+    _write(folder / "peer.json", record)
+
+    info: dict[str, Any] = {}
+    compiling, since = _COMPILING, time.perf_counter()
+    while True:
+        is_last, evaluates = step == options.steps, step > 0 and step % options.eval_every == 0
+        saves = step > 0 and (is_last or evaluates or step % options.checkpoint_every == 0)
+        logs = bool(info) and (is_last or step % options.log_every == 0)
+        if saves or logs:
+            jax.block_until_ready((agent, info))
+            seconds += time.perf_counter() - since
+            if logs:
+                numbers = {key: float(value) for key, value in info.items() if key.startswith(("critic", "actor"))}
+                record["log"].append({"step": step, "seconds": seconds} | numbers)
+            if saves and info:
+                _, keys, *place = np.random.get_state()
+                state = {"agent": flax.serialization.to_state_dict(agent), "step": step, "seconds": seconds}
+                _write(folder / "peer.json", record)
+                _replace(checkpoint, flax.serialization.msgpack_serialize(state | {"keys": keys, "place": place}))
+            if (is_last or evaluates) and all(found["step"] != step for found in evaluations):
+                found = evaluate(peer, peer.acting(agent, options, data, step), env, options)
+                evaluations.append({"step": step, **found, "train_seconds": seconds})
+                _write(folder / "evaluations.json", evaluations)
+                print(f"step {step}: success {found['success']:.0%}, {seconds:.0f} s of training", flush=True)
+            since = time.perf_counter()
+        if is_last:
+            return
+        staged = peer.next_stage(agent, options, data, step)
+        compiling = _COMPILING if staged is not agent else compiling
+        if compiling:
+            jax.block_until_ready(agent)
+            seconds, since = seconds + time.perf_counter() - since, time.perf_counter()
+        agent, info = staged.update(peer.batch(data, options))
+        step += 1
+        if compiling:
+            jax.block_until_ready(agent)
+            record["compile_seconds"] += time.perf_counter() - since
+            compiling, since = compiling - 1, time.perf_counter()
 
 
 def _record(peer: Peer, options: argparse.Namespace, commit: str, path: Path, label: str) -> dict[str, Any]:
@@ -319,7 +317,7 @@ def _record(peer: Peer, options: argparse.Namespace, commit: str, path: Path, la
         "commit": commit,
         "protocol": {key: getattr(options, key) for key in protocol},
         "settings": json.loads(json.dumps(peer.settings(options))),
-        "data": str(path),
+        "data": f"{path.name}, {path.stat().st_size} bytes",
         "threads": options.threads,
         "versions": {name: version(name) for name in _PACKAGES},
         "compile_seconds": 0.0,
