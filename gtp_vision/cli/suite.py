@@ -21,6 +21,7 @@ Run a suite of tasks under its protocol: plan, cost, runs, tables. The same comm
   gtp-vision bench suite d4rl-gym --tasks hopper-medium-v2 --out runs/hopper
   gtp-vision bench suite ogbench-state --launcher submitit_slurm --launcher-setting partition=gpu --workers 64
   gtp-vision bench suite mine.yaml --tables                      the tables of the runs so far
+  gtp-vision bench suite mine.yaml --tables --peers runs/peers   with runs of official code (docs/benchmarks.md)
 """
 
 
@@ -37,6 +38,12 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=at_least(1), help="of each evaluation; likewise")
     parser.add_argument("--data", type=Path, help="folder of the data sets; default: the suite's")
     parser.add_argument("--out", type=Path, help="folder of runs and tables; default runs/bench/NAME")
+    parser.add_argument(
+        "--peers", type=Path, metavar="FOLDER", help="official runs, of the drivers in benchmarks/peers/"
+    )
+    parser.add_argument(
+        "--reach", type=float, metavar="SCORE", help="until which training is timed; default: the suite's"
+    )
     parser.add_argument("--workers", type=at_least(1), help="runs at once; default: one a GPU, or one a core")
     parser.add_argument("--threads", type=at_least(1), default=1, help="of each run; default 1")
     parser.add_argument("--launcher", metavar="NAME", help="Hydra's, that starts the runs: submitit_slurm, ray, ...")
@@ -62,12 +69,13 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
         suite.eval_every = max(1, round(arguments.steps * suite.eval_every / suite.steps))
         suite.steps = arguments.steps
     suite.seeds, suite.episodes = arguments.seeds or suite.seeds, arguments.episodes or suite.episodes
+    suite.reach = suite.reach if arguments.reach is None else arguments.reach
     out = arguments.out or Path("runs/bench") / Path(arguments.name).stem
     planned = plan(suite, out, Path(os.path.expanduser(arguments.data or suite.data)))
     workers = arguments.workers or torch.cuda.device_count() or os.cpu_count() or 1
     command, progress = shlex.join(["gtp-vision", *arguments.words]), os.environ.get("TQDM_DISABLE") != "1"
     if arguments.tables:
-        found = runner.write(suite, planned, out, command=command)
+        found = runner.write(suite, planned, out, command=command, peers=arguments.peers)
     else:
         if not planned.jobs:
             raise GtpVisionError(f"nothing of the suite can be run here: {'; '.join(planned.missing)}")
@@ -85,6 +93,7 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
             threads=arguments.threads,
             launcher=[f"hydra/launcher={arguments.launcher}", *launcher] if arguments.launcher else [],
             command=command,
+            peers=arguments.peers,
             progress=progress,
         )
     if arguments.json:

@@ -40,6 +40,8 @@ class CriticConfig:
     activation: str = setting("gelu", "activation of the networks", choices=ACTIVATIONS)
     # As FQL: it keeps the values of unseen actions from diverging.
     layer_norm: bool = setting(True, "normalize every hidden layer")
+    # FQL's published code (seohongpark/fql, utils/networks.py) normalizes after.
+    norm_after: bool = setting(False, "normalize after the activation instead of before it")
 
 
 class Critic(nn.Module):
@@ -48,8 +50,10 @@ class Critic(nn.Module):
     def __init__(self, features: int, actions: int, config: CriticConfig) -> None:
         super().__init__()
         c = self.config = config
-        self.q = EnsembleMLP(c.members, features + actions, c.hidden, 1, c.activation, c.layer_norm)
-        self.v = MLP(features, c.hidden, 1, c.activation, c.layer_norm) if c.backup == "expectile" else None
+        self.q = EnsembleMLP(c.members, features + actions, c.hidden, 1, c.activation, c.layer_norm, c.norm_after)
+        self.v = None
+        if c.backup == "expectile":
+            self.v = MLP(features, c.hidden, 1, c.activation, c.layer_norm, norm_after=c.norm_after)
 
     def forward(self, features: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Q_j: (B, F) and (B, A) to (E, B)."""

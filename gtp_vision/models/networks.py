@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -37,9 +38,10 @@ def _mish(x: torch.Tensor) -> torch.Tensor:
     return x * (n / (n + 2 * u * u))
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "mish": Mish,
     "gelu": nn.GELU,
+    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # Flax's
     "relu": nn.ReLU,
     "silu": nn.SiLU,
 }
@@ -52,8 +54,11 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+_FLAX_EPS = 1e-6  # of LayerNorm, where PyTorch's is 1e-5
+
+
 class MLP(nn.Sequential):
-    """Linear layers with an activation between them, and optionally a LayerNorm before each activation.
+    """Linear layers with an activation between them, and optionally a LayerNorm before or after each activation.
 
     The output is linear; `bias` is the output's.
     """
@@ -66,14 +71,16 @@ class MLP(nn.Sequential):
         act: str = "mish",
         layer_norm: bool = False,
         bias: bool = True,
+        norm_after: bool = False,
     ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers += [
-                nn.Linear(inputs, width),
-                *([nn.LayerNorm(width)] if layer_norm else []),
-                activation(act),
-            ]
+            layers.append(nn.Linear(inputs, width))
+            if layer_norm and not norm_after:
+                layers.append(nn.LayerNorm(width))
+            layers.append(activation(act))
+            if layer_norm and norm_after:
+                layers.append(nn.LayerNorm(width, _FLAX_EPS))
             inputs = width
         super().__init__(*layers, nn.Linear(inputs, outputs, bias=bias))
 
@@ -142,30 +149,40 @@ class EnsembleLinear(nn.Module):
 class EnsembleLayerNorm(nn.Module):
     """A LayerNorm whose scale and shift are each member's own: (E, B, width) to the same."""
 
-    def __init__(self, members: int, width: int) -> None:
+    def __init__(self, members: int, width: int, eps: float = 1e-5) -> None:
         super().__init__()
+        self.eps = eps
         self.scale = nn.Parameter(torch.ones(members, 1, width))
         self.shift = nn.Parameter(torch.zeros(members, 1, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(E, B, width) to (E, B, width)."""
-        return torch.addcmul(self.shift, nn.functional.layer_norm(x, x.shape[-1:]), self.scale)
+        return torch.addcmul(self.shift, nn.functional.layer_norm(x, x.shape[-1:], eps=self.eps), self.scale)
 
 
 class EnsembleMLP(nn.Module):
     """E independent MLPs over the same input: (B, in) to (E, B, out)."""
 
     def __init__(
-        self, members: int, inputs: int, hidden: Sequence[int], outputs: int, act: str, layer_norm: bool
+        self,
+        members: int,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        act: str,
+        layer_norm: bool,
+        norm_after: bool = False,
     ) -> None:
         super().__init__()
         self.members = members
         layers: list[nn.Module] = []
         for width in hidden:
             layers.append(EnsembleLinear(members, inputs, width))
-            if layer_norm:
+            if layer_norm and not norm_after:
                 layers.append(EnsembleLayerNorm(members, width))
             layers.append(activation(act))
+            if layer_norm and norm_after:
+                layers.append(EnsembleLayerNorm(members, width, _FLAX_EPS))
             inputs = width
         self.layers = nn.Sequential(*layers, EnsembleLinear(members, inputs, outputs))
 

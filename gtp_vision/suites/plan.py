@@ -50,6 +50,7 @@ class Plan:
     jobs: list[PlannedRun] = field(default_factory=list)  # in the order of running, with finished ones
     missing: list[str] = field(default_factory=list)  # a sentence for each task that cannot be run here
     stores: dict[str, Store] = field(default_factory=dict)  # the data sets of the tasks, by name
+    configs: dict[str, Config] = field(default_factory=dict)  # of the first agent, by task, also of missing ones
 
 
 def plan(suite: Suite, out: Path, data: Path) -> Plan:
@@ -65,6 +66,7 @@ def plan(suite: Suite, out: Path, data: Path) -> Plan:
     for task in suite.tasks:
         settings = {agent: settings_for(suite, task, agent, data) for agent in agents}
         configs = {agent: from_command_line([*settings[agent], "run_dir=unused"]) for agent in agents}
+        result.configs[task.name] = configs[agents[0]]
         try:
             store = open_data(configs[agents[0]])
             check_simulator(configs[agents[0]], store)
@@ -74,7 +76,7 @@ def plan(suite: Suite, out: Path, data: Path) -> Plan:
             continue
         result.stores[task.name] = store
         for agent in agents:
-            folder = out / _folder_name(task.name) / agent
+            folder = out / folder_name(task.name) / agent
             result.jobs += _jobs(suite, folder, task.name, agent, settings[agent], configs[agent], store)
     return result
 
@@ -87,12 +89,23 @@ def records(suite: Suite, out: Path) -> list[Record]:
     """
     result = []
     for task, label, seed in itertools.product(suite.tasks, suite.agents, range(suite.seeds)):
-        folder = _run_of(out / _folder_name(task.name) / trained_as(label), seed)
-        if folder and (evaluations := _evaluations(folder)):
-            steps = tuple(evaluation["step"] for evaluation in evaluations)
-            scores = tuple(_score(suite, task, _of_label(evaluation, label)) for evaluation in evaluations)
-            result.append(Record(task.name, label, seed, steps, scores, unfinished=steps[-1] < suite.steps))
+        folder = _run_of(out / folder_name(task.name) / trained_as(label), seed)
+        if folder and (record := record_of(suite, task, label, seed, folder)):
+            result.append(record)
     return result
+
+
+def record_of(suite: Suite, task: SuiteTask, label: str, seed: int, folder: Path) -> Record | None:
+    """The scores of one run up to the suite's steps; None if it has not been evaluated. Raises GtpVisionError."""
+    evaluations = [found for found in _evaluations(folder) if found["step"] <= suite.steps]
+    if not evaluations:
+        return None
+    steps = tuple(evaluation["step"] for evaluation in evaluations)
+    scores = tuple(_score(suite, task, _of_label(evaluation, label)) for evaluation in evaluations)
+    beside = len(_seeds_in(folder.parent)) or 1  # seeds of one process share its seconds
+    is_timed = all("train_seconds" in found for found in evaluations)
+    seconds = tuple(found["train_seconds"] / beside for found in evaluations) if is_timed else ()
+    return Record(task.name, label, seed, steps, scores, steps[-1] < suite.steps, seconds)
 
 
 def settings_for(suite: Suite, task: SuiteTask, agent: str, data: Path) -> tuple[str, ...]:
@@ -174,10 +187,13 @@ def _run_of(folder: Path, seed: int) -> Path | None:
 def _evaluations(folder: Path) -> list[dict]:
     path = folder / "evaluations.json"
     try:
-        return list(json.loads(path.read_text()))
+        found = list(json.loads(path.read_text()))
+        if not all({"step", "success", "return"} <= evaluation.keys() for evaluation in found):
+            raise ValueError("an evaluation lacks its step, success or return")
+        return found
     except FileNotFoundError:
         return []
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise GtpVisionError(f"{path} is damaged ({error}); remove the run folder and run the suite again") from error
 
 
@@ -199,5 +215,6 @@ def _score(suite: Suite, task: SuiteTask, evaluation: Mapping) -> float:
     return value if score == "return" else normalised(task.reference or task.name, value)
 
 
-def _folder_name(name: str) -> str:
+def folder_name(name: str) -> str:
+    """The folder of a task."""
     return name.replace("/", "-")

@@ -27,3 +27,4 @@ class Record:
     # at each evaluation: percent of successes (NaN where the simulator reports none), or D4RL's normalised return
     scores: tuple[float, ...]
     unfinished: bool = False  # whether more evaluations are to come
+    seconds: tuple[float, ...] = ()  # of training until each evaluation, without evaluations; empty if not recorded

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -15,6 +15,7 @@ from gtp_vision import envs
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.suites import tables
+from gtp_vision.suites.peers import Peers, read
 from gtp_vision.suites.plan import Plan, records
 from gtp_vision.suites.records import Record
 from gtp_vision.suites.suite import Suite
@@ -36,13 +37,14 @@ def run(
     threads: int,
     launcher: Sequence[str] = (),
     command: str,
+    peers: Path | None = None,
     progress: bool = True,
 ) -> list[Record]:
     """Train the unfinished runs of a plan, `workers` at once, and write the tables, also when stopped.
 
     A run that fails does not stop the others and is reported at the end.
     `launcher` are settings of a Hydra launcher that starts the runs (see `jobs.train_runs`); `command` is the command
-    line for the tables.
+    line for the tables, `peers` the folder of official runs that stand in them.
 
     Returns:
         The scores of all runs.
@@ -51,6 +53,8 @@ def run(
         GtpVisionError: a folder holds a run of other settings, or runs failed.
         InterruptedSuiteError: SIGINT or SIGTERM arrived.
     """
+    if peers:
+        read(suite, plan, peers)  # what is wrong with it is found before days of training
     left = {job.folder: job.settings for job in plan.jobs if job.done < 1}
     for job in plan.jobs:
         require_same_settings(job.folder, job.config)
@@ -60,25 +64,28 @@ def run(
             for _, failure in train_runs(left, workers=workers, threads=threads, launcher=launcher, progress=progress):
                 failures += [failure] if failure else []
     finally:
-        scores = write(suite, plan, out, command=command)
+        scores = write(suite, plan, out, command=command, peers=peers)
     if failures:
         raise GtpVisionError(f"{len(failures)} of {len(left)} runs failed; the first: {failures[0]}")
     return scores
 
 
-def write(suite: Suite, plan: Plan, out: Path, *, command: str) -> list[Record]:
-    """Write the tables of the runs' scores so far, and return the scores."""
-    scores = records(suite, out)
+def write(suite: Suite, plan: Plan, out: Path, *, command: str, peers: Path | None = None) -> list[Record]:
+    """Write the tables of the runs' scores so far, and return the scores, last those of official code."""
+    official = read(suite, plan, peers) if peers else Peers()
+    scores = records(suite, out) + official.records
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / "records.json") as temporary:
         temporary.write_text(json.dumps([asdict(record) for record in scores], indent=1))
     if scores:
-        facts, missing = _facts(suite, command), plan.missing
-        tables.write(scores, out, title=suite.title, facts=facts, selection=suite.selection, missing=missing)
+        facts, missing = _facts(suite, command) | official.sources, [*plan.missing, *official.notes]
+        tables.write(
+            scores, out, title=suite.title, facts=facts, selection=suite.selection, reach=suite.reach, missing=missing
+        )
     return scores
 
 
-def _facts(suite: Suite, command: str) -> Mapping[str, str]:
+def _facts(suite: Suite, command: str) -> dict[str, str]:
     versions = {name: version(name) for name in ("gtp-vision", "torch")} | envs.versions()
     return {
         "command": command,

@@ -104,6 +104,21 @@ def curves(records: Sequence[Record]) -> dict[str, dict[str, np.ndarray]]:
     return result
 
 
+def seconds_until(records: Sequence[Record], score: float) -> dict[str, dict[str, list[float]]]:
+    """Task to agent to the training seconds of each run at its first evaluation of at least `score`.
+
+    Infinite for runs without such an evaluation; runs whose seconds are not recorded are left out.
+    """
+    result: dict[str, dict[str, list[float]]] = {}
+    for task, agent, runs in _cells(records):
+        for record in runs:
+            if record.seconds:
+                pairs = zip(record.seconds, record.scores, strict=True)
+                first = next((seconds for seconds, found in pairs if found >= score), np.inf)
+                result.setdefault(task, {}).setdefault(agent, []).append(first)
+    return result
+
+
 def _cells(records: Sequence[Record]) -> Iterator[tuple[str, str, list[Record]]]:
     """Each task and agent with their runs, if any."""
     for task, agent in itertools.product(_names(records, "task"), _names(records, "agent")):

@@ -47,6 +47,7 @@ class Suite:
     data: str = "data"  # folder of its data sets, for which `{data}` stands in settings and commands
     selection: str = "last"  # which evaluation of a run counts, see `records.SELECTIONS`
     score: str = "success"  # success (percent of episodes), return, or d4rl (normalised return)
+    reach: float = 50.0  # the score until which training is timed
     steps: int = 0  # gradient steps of a run
     eval_every: int = 0  # steps between two evaluations
     episodes: int = 0  # of each evaluation

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import numpy as np
 
@@ -50,17 +50,18 @@ def write(
     title: str,
     facts: Mapping[str, str],
     selection: str,
+    reach: float = 50.0,
     missing: Sequence[str] = (),
 ) -> list[Path]:
     """Write results.md, results.csv and results.html; the same records give the same bytes.
 
-    `selection` is one of `records.SELECTIONS`; the others have tables, too. `missing` are sentences about tasks that
-    were not run.
+    `selection` is one of `records.SELECTIONS`; the others have tables, too. `reach` is the score until which training
+    is timed. `missing` are sentences about tasks that were not run, and about other protocols.
 
     Raises:
         GtpVisionError: rliable is not installed.
     """
-    all_tables = tables(records, selection)
+    all_tables = tables(records, selection, reach)
     lines = [f"# {title}", "", *(f"* {name}: {value}" for name, value in facts.items())]
     lines += ["", *(f"* {sentence}" for sentence in missing), ""]
     contents = {
@@ -83,12 +84,13 @@ def table(records: Sequence[Record], *, selection: str) -> str:
     return "\n".join([scores.title, *lines, *scores.notes])
 
 
-def tables(records: Sequence[Record], selection: str) -> list[Table]:
+def tables(records: Sequence[Record], selection: str, reach: float = 50.0) -> list[Table]:
     """Scores by `selection`, comparisons of agents and with published numbers, and scores by the other selections."""
     others = [other for other in SELECTIONS if other != selection]
     return [
         _scores(records, selection),
         *_improvements(records, selection),
+        *_times(records, reach),
         *_comparisons(records, selection),
         *(_scores(records, other) for other in others),
     ]
@@ -129,6 +131,26 @@ def _improvements(records: Sequence[Record], selection: str) -> list[Table]:
     return [Table("Probability of improvement", ["", *agents], rows, [note])] if rows else []
 
 
+def _times(records: Sequence[Record], score: float) -> list[Table]:
+    seconds = statistics.seconds_until(records, score)
+    timed = {agent for own in seconds.values() for agent in own}
+    agents = [agent for agent in dict.fromkeys(record.agent for record in records) if agent in timed]
+    rows = [[task, *(_time(own.get(agent, [])) for agent in agents)] for task, own in seconds.items()]
+    note = (
+        "Median over seeds of the seconds, without evaluations, at a run's first evaluation of that score or more; "
+        "seeds trained side by side share their seconds equally."
+    )
+    return [Table(f"Seconds of training until a score of {score:g}", ["task", *agents], rows, [note])] if rows else []
+
+
+def _time(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "unknown"
+    reached, middle = sum(map(math.isfinite, seconds)), median(seconds)
+    text = f"{middle:.0f}" if math.isfinite(middle) else "not reached"
+    return text if reached in (0, len(seconds)) else f"{text} ({reached} of {len(seconds)} runs)"
+
+
 def _comparisons(records: Sequence[Record], selection: str) -> list[Table]:
     """A table for each published one: our numbers, then theirs, with marks of differences from our protocol."""
     by_task = statistics.by_task(records, selection)
@@ -140,7 +162,8 @@ def _comparisons(records: Sequence[Record], selection: str) -> list[Table]:
         common = [task for task in tasks if task in finished]
         columns = [["task", *tasks]]
         for agent in agents:
-            columns.append([f"{agent} (ours)", *(_cell(by_task[task].get(agent), interval=False) for task in tasks)])
+            where = "run here" if agent.startswith("official-") else "ours"
+            columns.append([f"{agent} ({where})", *(_cell(by_task[task].get(agent), interval=False) for task in tasks)])
         if len(common) > 1:
             means = [_cell(_mean([by_task[task][agent] for task in common]), interval=False) for agent in agents]
             for column, last in zip(columns, [f"mean of {len(common)} tasks", *means], strict=True):

@@ -156,7 +156,7 @@ class TrainingRun:
             ) from error
         found |= {"candidates": several} if several else {}
         best = max(map(_merit, self.evaluations), default=())
-        self.evaluations.append({"step": step, **found})
+        self.evaluations.append({"step": step, **found, "train_seconds": self.train_seconds})
         if self.parts.accelerator.is_main_process:
             filmed, videos = chosen(episodes, training.videos), self.folder / "videos" / f"step_{step}"
             write_videos(videos, filmed)

@@ -18,10 +18,10 @@ from gtp_vision.models.networks import (
 )
 
 
-@pytest.mark.parametrize("layer_norm", [False, True])
-def test_an_ensemble_computes_what_its_members_compute(layer_norm: bool) -> None:
+@pytest.mark.parametrize(("layer_norm", "norm_after"), [(False, False), (True, False), (True, True)])
+def test_an_ensemble_computes_what_its_members_compute(layer_norm: bool, norm_after: bool) -> None:
     torch.manual_seed(0)
-    ensemble = EnsembleMLP(3, 5, [8, 7], 2, "mish", layer_norm)
+    ensemble = EnsembleMLP(3, 5, [8, 7], 2, "mish", layer_norm, norm_after)
     for parameter in ensemble.parameters():  # also the norms' scales and shifts, which begin equal
         nn.init.normal_(parameter)
     x = torch.randn(6, 5)
@@ -30,13 +30,23 @@ def test_an_ensemble_computes_what_its_members_compute(layer_norm: bool) -> None
     gradients = torch.autograd.grad(together[1].sum(), list(ensemble.parameters()), retain_graph=True)
     assert not any(bool(gradient[[0, 2]].any()) for gradient in gradients), "members learn apart"
     for member in range(3):
-        alone = MLP(5, [8, 7], 2, "mish", layer_norm)
+        alone = MLP(5, [8, 7], 2, "mish", layer_norm, norm_after=norm_after)
         ours = [parameter[member].squeeze(0) for parameter in ensemble.parameters()]
         theirs = list(alone.parameters())
         with torch.no_grad():
             for one, parameter in zip(ours, theirs, strict=True):
                 parameter.copy_(one.T if parameter.ndim == 2 else one)
         torch.testing.assert_close(together[member], alone(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_after_the_activation_sees_what_it_made() -> None:
+    network = MLP(2, [2], 2, "relu", layer_norm=True, norm_after=True)
+    with torch.no_grad():
+        for layer in (network[0], network[3]):
+            layer.weight.copy_(torch.eye(2))
+            layer.bias.zero_()
+    # relu(3, -4) = (3, 0), normalized to (1, -1); normalized before, relu would have made (1, 0) of (1, -1)
+    torch.testing.assert_close(network(torch.tensor([[3.0, -4.0]])), torch.tensor([[1.0, -1.0]]))
 
 
 def test_a_residual_network_adds_to_its_input_block_by_block() -> None:

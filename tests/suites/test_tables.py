@@ -55,6 +55,18 @@ def source(name: str) -> Published:
     return table
 
 
+def test_seconds_until_a_score_are_of_the_first_evaluation_that_reaches_it() -> None:
+    runs = {"gtp": ((10.0, 60.0), (50.0, 0.0), (40.0, 49.9)), "iql": ((0.0, 0.0),) * 3, "old": ((90.0, 90.0),)}
+    timed = [
+        Record("a", agent, seed, (1, 2), scores, seconds=() if agent == "old" else (3.0, 7.0 + seed))
+        for agent, own in runs.items()
+        for seed, scores in enumerate(own)
+    ]
+    (table,) = [table for table in tables.tables(timed, "last", 50) if table.title.startswith("Seconds")]
+    assert table.head == ["task", "gtp", "iql"]
+    assert table.rows == [["a", "7 (2 of 3 runs)", "not reached"]]  # 7, 3 and never
+
+
 def test_unknown_scores_are_unknown_everywhere(tmp_path: Path) -> None:
     unknown = [
         Record("own", agent, seed, (1, 2), (math.nan, math.nan)) for agent in ("gtp", "iql") for seed in range(3)
