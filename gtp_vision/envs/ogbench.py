@@ -48,7 +48,7 @@ def make(spec: EnvSpec) -> gymnasium.Env:
         _set_quality(env.unwrapped, spec.rendering)
         _skip_goal_frames(env.unwrapped)
     if not spec.goals:
-        return env
+        return Seeded(env)
     if "singletask" in wanted:
         raise GtpVisionError(
             f"{wanted} has no observation of a goal; set task.goals=null, or task.env to a goal-conditioned "
@@ -57,12 +57,8 @@ def make(spec: EnvSpec) -> gymnasium.Env:
     return GoalTasks(env)
 
 
-class GoalTasks(gymnasium.Wrapper):
-    """OGBench's goal-conditioned evaluation: tasks 1 to `num_tasks` in turn, each with a goal.
-
-    The episode of seed s is of task 1 + s mod `num_tasks`. The info of a reset has `task` and `goal`: the observation
-    when the task is solved.
-    """
+class Seeded(gymnasium.Wrapper):
+    """An episode depends on its seed alone: OGBench also draws from two generators that a reset does not seed."""
 
     def __init__(self, env: gymnasium.Env) -> None:
         super().__init__(env)
@@ -72,13 +68,26 @@ class GoalTasks(gymnasium.Wrapper):
             simulator.__class__ = type(kind.__name__, (kind,), {"action_space": simulator.action_space})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode."""
+        if seed is not None:
+            np.random.seed(seed % 2**32)  # mazes draw start and goal from NumPy's global generator
+            self.env.unwrapped.action_space.seed(seed)  # the goal's scene settles under random actions
+        return self.env.reset(seed=seed, options=options)
+
+
+class GoalTasks(Seeded):
+    """OGBench's goal-conditioned evaluation: tasks 1 to `num_tasks` in turn, each with a goal.
+
+    The episode of seed s is of task 1 + s mod `num_tasks`. The info of a reset has `task` and `goal`: the observation
+    when the task is solved.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode, which depends on the seed alone if there is one."""
         simulator: Any = self.env.unwrapped
         if seed is not None:
-            np.random.seed(seed % 2**32)  # mazes draw start and goal from NumPy's global generator
-            simulator.action_space.seed(seed)  # the goal's scene settles under random actions
             options = {"task_id": 1 + seed % simulator.num_tasks} | (options or {})
-        observation, info = self.env.reset(seed=seed, options=options)
+        observation, info = super().reset(seed=seed, options=options)
         return observation, info | {"task": simulator.cur_task_id}
 
 

@@ -27,6 +27,18 @@ def test_unknown_and_unfit_environments_are_refused(name: str, has_goals: bool, 
         EnvSpec(name, goals=has_goals).make()
 
 
+@pytest.mark.parametrize("name", ["pointmaze-medium-singletask-task1", "cube-single-singletask-task1"])
+def test_an_episode_depends_on_its_seed_alone(name: str) -> None:
+    episodes = []
+    for state_of_process in (1, 2):
+        np.random.seed(state_of_process)
+        env = EnvSpec(name).make()
+        first, _ = env.reset(seed=7)
+        later = env.step(np.zeros(env.action_space.shape, np.float32))[0]  # type: ignore[arg-type]
+        episodes.append(np.concatenate([first, later]))
+    np.testing.assert_array_equal(*episodes)
+
+
 def test_skipping_goal_frames_changes_no_episode() -> None:
     frames, states = (EnvSpec("visual-puzzle-3x3-singletask-task1", pixels=pixels).make() for pixels in (True, False))
     frame, _ = frames.reset(seed=5)
