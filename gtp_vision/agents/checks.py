@@ -51,6 +51,12 @@ def _conflicts(config: AgentConfig, improvement: type[Improvement]) -> Iterator[
             f"agent.critic.next_penalty and next_noise change the policy's next action, which "
             f"agent.critic.backup={critic.backup} does not use; set both to 0"
         )
+    if critic.rho and (critic.aggregate != "mean" or critic.members == 1):
+        yield (
+            f"agent.critic.rho={critic.rho:g} lowers the mean of several members by their deviation, and there are "
+            f"agent.critic.members={critic.members} with agent.critic.aggregate={critic.aggregate}; set rho to 0, or "
+            f"aggregate=mean and members to 2 or more"
+        )
     yield from _networks(config)
     if family == "one_step":
         yield (
