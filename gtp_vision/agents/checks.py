@@ -41,6 +41,11 @@ def _conflicts(config: AgentConfig, improvement: type[Improvement]) -> Iterator[
         if acting.candidates > 1:
             chosen = f"agent.acting.candidates={acting.candidates} are chosen by a critic"
             yield f"{chosen}, and agent={config.name} trains none; {fix}"
+        if config.clone_steps:
+            yield (
+                f"agent.clone_steps={config.clone_steps} come before a critic is trained, and agent={config.name} "
+                f"trains none: all of its steps clone; set agent.clone_steps=0"
+            )
     if acting.candidates > 1 and (family == "deterministic" or acting.noise == 0):
         fix = "set it to 1" if family == "deterministic" else "set agent.acting.noise=1, or it to 1"
         yield f"agent.acting.candidates={acting.candidates} would all be the same action without noise; {fix}"

@@ -141,7 +141,7 @@ def build(
 
 def accelerate(config: Config) -> Accelerator:
     """The devices and processes of a run, with its precision set."""
-    accelerator = accelerator_of(config.training)
+    accelerator = accelerator_of(config.training, has_unused=config.agent.clone_steps > 0)
     if accelerator.device.type == "cuda":
         set_products(config.training.precision)
     return accelerator

@@ -38,6 +38,10 @@ VP5 = "agent.policy.family=vp_diffusion agent.policy.grid=5"
         ("agent=gtp_bc improvement=advantage", ("improvement=advantage needs a critic", "agent=gtp")),
         ("agent=fql agent.critic.backup=none", ("improvement=distillation needs a critic",)),
         ("agent=gtp_bc acting=best_of_n", ("agent.acting.candidates=32", "gtp_bc trains none", "backup=expectile")),
+        # Cloning first.
+        ("agent=gtp_bc agent.clone_steps=5", ("agent.clone_steps=5", "gtp_bc trains none", "=0")),
+        ("agent.clone_steps=9 training.steps=9", ("agent.clone_steps=9", "training.steps=9", "gtp_bc")),
+        ("agent=bdm agent.improvement.pretrain_steps=3 agent.clone_steps=4", ("clone_steps=4", "pretrain_steps=3")),
         # Improvements and families.
         ("agent=diffusion_ql improvement=distillation", ("one answer", "vp_diffusion cannot", "flow_matching")),
         ("agent=consistency_ac improvement=distillation", ("one answer", "consistency cannot", "gtp")),
