@@ -34,6 +34,7 @@ VP5 = "agent.policy.family=vp_diffusion agent.policy.grid=5"
         ("agent=bdm agent.policy.activation=relu", ("bottleneck", "agent.policy.activation=gelu")),
         ("agent=bdm agent.improvement.pretrain_steps=0", ("agent.improvement.pretrain_steps=0", "training.steps")),
         ("agent=bdm training.steps=9", ("pretrain_steps=100000", "training.steps=9")),
+        ("agent=fql agent.policy.alternate=true", ("agent.policy.alternate=true", "flow_matching", "false")),
         # No critic.
         ("agent=gtp_bc improvement=advantage", ("improvement=advantage needs a critic", "agent=gtp")),
         ("agent=fql agent.critic.backup=none", ("improvement=distillation needs a critic",)),

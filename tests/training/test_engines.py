@@ -90,7 +90,7 @@ def test_all_engines_clone_first_alike(pixels: Path, name: str, seeing: list[str
         ("gtp_bc", "inductor", []),
         ("bdm", "aot_eager", ["training.steps=9", "agent.clone_steps=1"]),
         ("gtp", "aot_eager", [*PIXELS, "encoder.tuning=layerwise", "encoder.unfreeze_step=2"]),
-        ("gtp", "aot_eager", ["training.seeds=2"]),
+        ("gtp", "aot_eager", ["training.seeds=2", "agent.policy.alternate=true"]),
     ],
     ids=["inductor", "stages", "frames and groups", "seeds"],
 )
