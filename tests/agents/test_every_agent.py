@@ -4,7 +4,7 @@ from small import JUDGED, NAMES, PIXELS, STATE, make, observation, owner, preset
 from small_runs import composed
 from stores import make_store
 
-from gtp_vision.agents import AGENTS, actions_needed, label
+from gtp_vision.agents import AGENTS, IMPROVEMENTS, actions_needed, label
 from gtp_vision.agents.base import Agent
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
@@ -199,6 +199,21 @@ def test_action_chunks_of_three(name: str, whole: bool) -> None:
     if name in JUDGED:
         width = learner.actor_encoder.width
         assert bool(learner.critic.q(torch.zeros(1, width + (6 if whole else 2))).isfinite().all())
+
+
+@pytest.mark.parametrize("backup", ["expectile", "max agent.critic.next_actions=3"])
+@pytest.mark.parametrize("improvement", IMPROVEMENTS)
+def test_a_pessimistic_ensemble_of_chunks_fits_every_improvement(improvement: str, backup: str) -> None:
+    ensemble = "agent.critic.members=4 agent.critic.aggregate=mean agent.critic.rho=0.5 agent.critic.next_steps=1"
+    chunks = f"agent.action_chunk=3 agent.critic.chunk=true task.n_step=3 agent.critic.backup={backup}"
+    name = next((n for n in ("gtp", "bdm") if AGENTS[n].improvement == improvement), "gtp")
+    learner = make(name, f"improvement={improvement}", *ensemble.split(), *chunks.split())
+    store = make_store((9, 11), terminals={19})
+    batch = Sampler(store, 12, 0, frame_stack=2, n_step=3, action_chunk=3).gather(store.transitions[-12:])
+    for step in (0, 2):
+        assert ("critic/v_loss" in step_of(learner, batch, step)) == (backup == "expectile")
+    assert all(x.grad is not None and bool(x.grad.isfinite().all()) for x in learner.critic.parameters())
+    assert learner.plan(observation(), RandomStream(0, 0)).shape == (4, 3, 2)
 
 
 @pytest.mark.parametrize("held", [pytest.param([0.25], id="one"), pytest.param([0.25, -1.0], id="all")])
