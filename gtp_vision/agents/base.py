@@ -95,12 +95,14 @@ class Improvement(nn.Module):
         name: the value of `agent.improvement.name` that selects it.
         label_suffix: marks a label where it is not the agent's own (`gtp+q`); one letter, or two.
         needs_critic: whether it cannot do without a critic.
+        is_per_dimension: whether the policy's own loss counts as a mean over action dimensions instead of a sum.
     """
 
     Settings: ClassVar[type[ImprovementSettings]] = ImprovementSettings
     name: ClassVar[str]
     label_suffix: ClassVar[str]
     needs_critic = True
+    is_per_dimension = False
 
     def __init__(self, agent: Agent) -> None:
         super().__init__()
@@ -197,6 +199,7 @@ class Agent(nn.Module):
             self.critic = Critic(width, width_of_action, config.critic)
             self.critic_target = frozen_copy(self.critic)
         self.improvement = improvement(self)
+        self.cloning = Improvement(self)  # takes its place in the first `clone_steps`
 
     # Training ------------------------------------------------------------------------------------------------
 
@@ -206,12 +209,16 @@ class Agent(nn.Module):
 
     def stage(self, step: int) -> Hashable:
         """A key of what a step computes: steps of one stage differ in their batch, noise and learning rates alone."""
-        return self.improvement.stage(step), self.augment.stage(step)
+        return self.clones(step), self.improvement.stage(step), self.augment.stage(step)
+
+    def clones(self, step: int) -> bool:
+        """Whether training step `step` is one of the `clone_steps`, in which the policy's own loss is all there is."""
+        return step < self.config.clone_steps
 
     def forward(self, batch: Batch, noise: NoiseSource, step: int) -> tuple[torch.Tensor, Metrics]:
         """The joint loss of a batch in training step `step`, and metrics on the device."""
         inputs = self.loss_inputs(batch, noise, step)
-        if not self.has_critic:
+        if not self.has_critic or self.clones(step):
             loss, metrics = self.actor_loss(inputs)
             return loss, {"loss": loss.detach(), "actor/loss": loss.detach()} | metrics
         critic_loss, q, critic_metrics = self.critic_loss(inputs)
@@ -221,12 +228,13 @@ class Agent(nn.Module):
 
     def loss_inputs(self, batch: Batch, noise: NoiseSource, step: int) -> LossInputs:
         """Augment the observations and encode them."""
-        observations = batch.observation, batch.next_observation if self.has_critic else {}
+        has_critic = self.has_critic and not self.clones(step)
+        observations = batch.observation, batch.next_observation if has_critic else {}
         observation, next_observation = one_view(observations, noise)
         draws = self.augment.draw(len(batch), noise, step)
         observation, next_observation = self.augment(observation, draws), self.augment(next_observation, draws)
         actor = self.actor_encoder(observation)
-        critic = self.critic_encoder(observation) if self.has_critic and not self.shared else actor
+        critic = self.critic_encoder(observation) if has_critic and not self.shared else actor
         if self.shared and self.gradient != "both":
             actor, critic = (actor, actor.detach()) if self.gradient == "actor" else (actor.detach(), actor)
         action = batch.actions[:, : self.config.action_chunk].flatten(1)
@@ -238,7 +246,8 @@ class Agent(nn.Module):
         The scale of the weights drifts with the critic, and a shared encoder would follow the actor alone where it is
         large; so weights are divided by their mean over the global batch.
         """
-        weight, metrics = self.improvement.weights(self, inputs)
+        improvement = self.cloning if self.clones(inputs.step) else self.improvement
+        weight, metrics = improvement.weights(self, inputs)
         cloning = None
         if weight is not None:
             weight = weight.where(weight >= 0, torch.nan)  # found as a loss that is not finite
@@ -247,9 +256,11 @@ class Agent(nn.Module):
             losses, policy_metrics = self.policy.loss(rows)
             mean = moments.mean.to(weight.dtype).clamp_min(torch.finfo(weight.dtype).tiny)  # 0 if no action counts
             cloning = (weight / mean * self.policy.per_sample(losses)).mean()
+            if self.improvement.is_per_dimension:
+                cloning = cloning / inputs.action.shape[1]
             metrics |= {f"actor/{name}": value.detach() for name, value in policy_metrics.items()}
             metrics |= {"weight/effective_share": moments.effective_share.to(weight.dtype)}
-        loss, more = self.improvement.loss(self, inputs, cloning)
+        loss, more = improvement.loss(self, inputs, cloning)
         return loss, metrics | more
 
     def critic_loss(self, inputs: LossInputs) -> tuple[torch.Tensor, torch.Tensor, Metrics]:

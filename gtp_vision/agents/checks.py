@@ -41,6 +41,11 @@ def _conflicts(config: AgentConfig, improvement: type[Improvement]) -> Iterator[
         if acting.candidates > 1:
             chosen = f"agent.acting.candidates={acting.candidates} are chosen by a critic"
             yield f"{chosen}, and agent={config.name} trains none; {fix}"
+        if config.clone_steps:
+            yield (
+                f"agent.clone_steps={config.clone_steps} come before a critic is trained, and agent={config.name} "
+                f"trains none: all of its steps clone; set agent.clone_steps=0"
+            )
     if acting.candidates > 1 and (family == "deterministic" or acting.noise == 0):
         fix = "set it to 1" if family == "deterministic" else "set agent.acting.noise=1, or it to 1"
         yield f"agent.acting.candidates={acting.candidates} would all be the same action without noise; {fix}"
@@ -50,6 +55,12 @@ def _conflicts(config: AgentConfig, improvement: type[Improvement]) -> Iterator[
         yield (
             f"agent.critic.next_penalty and next_noise change the policy's next action, which "
             f"agent.critic.backup={critic.backup} does not use; set both to 0"
+        )
+    if critic.rho and (critic.aggregate != "mean" or critic.members == 1):
+        yield (
+            f"agent.critic.rho={critic.rho:g} lowers the mean of several members by their deviation, and there are "
+            f"agent.critic.members={critic.members} with agent.critic.aggregate={critic.aggregate}; set rho to 0, or "
+            f"aggregate=mean and members to 2 or more"
         )
     yield from _networks(config)
     if family == "one_step":
@@ -88,6 +99,11 @@ def _networks(config: AgentConfig) -> Iterator[str]:
         yield (
             "agent.policy.family=bottleneck learns through its network's slope, which is a step for relu; set "
             "agent.policy.activation=gelu"
+        )
+    if policy.alternate and policy.family != "gtp":
+        yield (
+            f"agent.policy.alternate=true alternates the two losses of a flow map, and agent.policy.family="
+            f"{policy.family} has one; set it to false"
         )
     if not policy.sigma_min < policy.sigma_last < policy.sigma_max:
         yield (

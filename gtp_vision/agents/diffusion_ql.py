@@ -80,6 +80,10 @@ class QGradient(Improvement):
     name, label_suffix = "q_gradient", "q"
     config: QGradientSettings
 
+    def __init__(self, agent: Agent) -> None:
+        super().__init__(agent)
+        self.is_per_dimension = self.config.per_dimension
+
     @staticmethod
     def conflicts(config: AgentConfig) -> Iterator[str]:
         """A policy that acts in other steps than those that are improved: it would not improve."""
@@ -100,8 +104,6 @@ class QGradient(Improvement):
         """bc_weight L_policy + q_weight L_Q."""
         c = self.config
         assert cloning is not None
-        if c.per_dimension:
-            cloning = cloning / inputs.action.shape[1]
         action = agent.policy.sample(inputs.actor, c.q_steps, inputs.noise)
         q = agent.critic.frozen(inputs.critic, agent.critic_action(action)).float()
         term = q_term(q, normalize=c.normalize_q)

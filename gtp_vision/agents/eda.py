@@ -63,8 +63,14 @@ class Alignment(Improvement):
 
     @staticmethod
     def conflicts(config: AgentConfig) -> Iterator[str]:
-        """Families that cannot say how likely an action is."""
+        """Families that cannot say how likely an action is, and a behaviour that is frozen while it is cloned."""
         yield from missing_ability(config, models.Density, "compares densities")
+        assert isinstance(config.improvement, AlignmentSettings)
+        if config.clone_steps > config.improvement.pretrain_steps:
+            yield (
+                f"agent.clone_steps={config.clone_steps} are more than the steps after which the behavior is frozen, "
+                f"agent.improvement.pretrain_steps={config.improvement.pretrain_steps}; lower the first"
+            )
 
     @torch.no_grad()
     def begin(self, agent: Agent, step: int) -> None:

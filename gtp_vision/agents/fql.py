@@ -53,6 +53,7 @@ class Distillation(Improvement):
 
     Settings = DistillationSettings
     name, label_suffix = "distillation", "d"
+    is_per_dimension = True
     config: DistillationSettings
 
     def __init__(self, agent: Agent) -> None:
@@ -78,7 +79,7 @@ class Distillation(Improvement):
         q = agent.critic.frozen(inputs.critic, agent.critic_action(self.one_step.bounded(action))).float()
         term = q_term(q, normalize=c.normalize_q)
         metrics = {"actor/distill_loss": distance.detach(), "actor/q_term": term.detach()}
-        return cloning / dimensions + c.distill_weight * distance + c.q_weight * term, metrics
+        return cloning + c.distill_weight * distance + c.q_weight * term, metrics
 
     def next_features(self, agent: Agent, inputs: LossInputs) -> torch.Tensor:
         """Of the current encoder: the paper keeps no slow policy."""

@@ -43,5 +43,9 @@ class AgentConfig:
     improvement: ImprovementSettings = setting(ImprovementSettings, "how the critic improves the policy")
     acting: ActingConfig = setting(ActingConfig, "how the policy acts")
     action_chunk: int = setting(1, "actions that the policy generates at once", low=1)
+    # TRQAM's recipe (arXiv 2605.27079): 300 000 steps. Acting with one-step policies and energies begins untrained.
+    clone_steps: int = setting(
+        0, "first steps, in which the policy clones, every action alike, and nothing else is trained", low=0
+    )
     tau: float = setting(0.005, "Polyak rate of the targets of critic and encoders", low=0, high=1)
     policy_tau: float | None = setting(None, "Polyak rate of the policy's target; null: tau", low=0, high=1)

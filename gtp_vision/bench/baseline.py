@@ -134,6 +134,8 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"{name:<32}" + "".join(f"{ms:>11.3f}" for ms in by_k.values()))
     lines += ["", "an eager step in parts, ms: " + _join(results["parts"].items(), ".2f")]
     lines.append("agents, eager, ms: " + _join(results["agents"].items(), ".1f"))
+    if "alternate" in results:  # not in earlier files
+        lines.append("alternating the two losses over rows, over both: " + _join(results["alternate"].items(), ".2f"))
     lines.append(f"waiting for data: states {wait['state']:.1%}, frames {wait['pixels']:.1%} of the time")
     lines.append(
         f"floor: {floor['gflop']:.2f} Gflop at {floor['gflops']:.0f} Gflop/s and {floor['mbytes']:.1f} MB at "

@@ -40,6 +40,7 @@ _NETWORKS = [  # Diffusion-QL's, which the paper's code began from
     *("agent.critic.hidden=[256,256,256]", "agent.critic.activation=mish", "agent.critic.layer_norm=false"),
 ]
 _AGENTS = ("gtp", "gtp_bc", "diffusion_ql", "fql", "iql", "td3_bc")
+_ALTERNATING = ("gtp", "gtp_bc")
 _FEATURES, _ACTIONS = 29, 8  # AntMaze's
 _ACTS = 10  # in each round
 _RATES_MS = 200  # for which a rate of the machine is measured
@@ -63,6 +64,7 @@ def bench_step(*, rounds: int = 15, engines: Sequence[str] = (), progress: bool 
     * `floor`: multiplications counted and bytes that must move at least, what the device reaches in both, and the
       share of the best step's time that they explain.
     * `agents`: eager `step_ms` of several agents.
+    * `alternate`: the same of two with `agent.policy.alternate`, over without.
     * `gap`: the largest relative difference from the eager engine: of losses of single runs and of seeds side by side,
       and of actions.
     * `ratios`: what `compare` looks at; lower is better.
@@ -118,6 +120,7 @@ class _Bench:
             "act_ms": {name: {str(k): ms["act", name, str(k)] for k in STEPS_K} for name in self._names},
             "parts": {key[1]: value for key, value in ms.items() if key[0] == "part"},
             "agents": {agent: ms["agent", agent] for agent in _AGENTS},
+            "alternate": {a: round(ms["alternate", a] / ms["agent", a], 3) for a in _ALTERNATING},
             "data_wait": {
                 "state": self._data_wait(_STATE, 256, 40),
                 "pixels": self._data_wait(_PIXELS, self._pixel_batch, 10),
@@ -145,6 +148,9 @@ class _Bench:
             works["seeds", str(batch)] = self._step(self._names[-1], _STATE, *options)
         for agent in _AGENTS:
             works["agent", agent] = self._step("eager", _STATE, f"agent={agent}", "training.batch_size=256")
+        for agent in _ALTERNATING:
+            options = [f"agent={agent}", "agent.policy.alternate=true", "training.batch_size=256"]
+            works["alternate", agent] = self._step("eager", _STATE, *options)
         return works
 
     def _act_works(self) -> dict[tuple[str, ...], Work]:

@@ -326,6 +326,11 @@ def _misfits(config: Config) -> Iterator[str]:
             f"{IMPROVEMENT}.pretrain_steps={pretrain} must lie between 0 and training.steps={training.steps}: a "
             f"behaviour is cloned first and aligned then"
         )
+    if agent.clone_steps >= training.steps:
+        yield (
+            f"agent.clone_steps={agent.clone_steps} must be below training.steps={training.steps}, or the policy is "
+            f"never improved; lower it, or take an agent that clones, e.g. agent=gtp_bc"
+        )
     if agent.critic.chunk and task.n_step != agent.action_chunk:
         yield (
             f"agent.critic.chunk=true values whole chunks: task.n_step={task.n_step} must be "

@@ -33,6 +33,7 @@ QUESTIONS: dict[str, list[dict[str, Any]]] = {
     "where the last jump starts": [{"sigma_last": 0.05}, {"sigma_last": 0.15}, {"sigma_last": 0.5}],
     "where acting starts": [{"sigma_max": 80.0}],
     "the residual's units": [{"residual": "plain"}],
+    "one of the two losses a row": [{"alternate": True}],
 }
 
 

@@ -26,6 +26,8 @@ class CriticConfig:
     )
     members: int = setting(2, "members of the ensemble", low=1)
     aggregate: str = setting("min", "how the members' values become one", choices=("min", "mean"))
+    # 0.5 of 10 members in TRQAM (arXiv 2605.27079).
+    rho: float = setting(0.0, "deviations of the members by which their mean is lowered (aggregate=mean)", low=0)
     next_actions: int = setting(1, "next actions that the policy draws for a target", low=1)
     next_steps: int = setting(5, "steps K in which it draws them", low=1)
     next_noise: float = setting(0.0, "deviation of the clipped normal noise on next actions (TD3)", low=0)
@@ -65,8 +67,11 @@ class Critic(nn.Module):
         return functional_call(self, held, (features.detach(), action))
 
     def aggregate(self, q: torch.Tensor) -> torch.Tensor:
-        """One value of the members': (E, ...) to (...)."""
-        return q.amin(0) if self.config.aggregate == "min" else q.mean(0)
+        """One value of the members', their minimum or mean - rho std: (E, ...) to (...)."""
+        if self.config.aggregate == "min":
+            return q.amin(0)
+        # The gradient of `std` is 0, not NaN, where all members agree.
+        return q.mean(0) - self.config.rho * q.std(0, correction=0) if self.config.rho else q.mean(0)
 
     def worth(self, features: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """The aggregated Q(o, a): (B,)."""
@@ -80,12 +85,15 @@ class Critic(nn.Module):
     def backed_up(self, q: torch.Tensor) -> torch.Tensor:
         """The value of an observation from its next actions' Q: (E, B, N) to (B,).
 
-        `max` is min_j max_n Q_j, in Diffusion-QL's order; `softmax` is sum_n softmax(alpha Q)_n Q_n (QGPO),
-        and `mean` the mean over n, both of aggregated values.
+        `max`, `mean` and `softmax`, sum_n softmax(alpha Q)_n Q_n (QGPO), are of aggregated values, but the maximum of
+        minima is min_j max_n Q_j, in Diffusion-QL's order. Means of each member's own maximum would be values of
+        different actions, whose deviation is not a disagreement about any of them.
         """
-        if self.config.backup == "max":
+        if self.config.backup == "max" and self.config.aggregate == "min":
             return self.aggregate(q.amax(-1))
         values = self.aggregate(q)
+        if self.config.backup == "max":
+            return values.amax(-1)
         if self.config.backup == "softmax":
             return (torch.softmax(self.config.softmax_alpha * values, -1) * values).sum(-1)
         return values.mean(-1)

@@ -74,7 +74,7 @@ class GTPPolicy(DenoisingPolicy, Integrable):
     # The loss ------------------------------------------------------------------------------------------------
 
     def loss(self, batch: Rows) -> Losses:
-        """L_cons + lambda_flow L_flow.
+        """L_cons + lambda_flow L_flow; with `alternate`, twice one of them, in turn.
 
         The trajectory through a_t meets level u in a_u = (u/t) a_t + (1 - u/t) d, and there the teacher knows the
         rest: Phi(a_t, t, s) should equal Phi'(a_u, u, s). In this difference all noise cancels; with
@@ -91,21 +91,34 @@ class GTPPolicy(DenoisingPolicy, Integrable):
         action, rows, noise = batch.action, len(batch.action), batch.noise
         t, u, s = self.triple(rows, noise)
         a_t = action + t[:, None] * noise.normal(rows, self.actions)
-        a_flow, t_flow = self.noised(action, noise)
+        a_flow, t_flow = (a_t, t) if self.config.alternate else self.noised(action, noise)
+        # Out of training each row has both: what looks for the cause of a NaN looks at single rows.
+        alternates = self.config.alternate and self.training
+        jumps, flows = (slice(0, None, 2), slice(1, None, 2)) if alternates else (slice(None), slice(None))
+        observed, seen, d, a_t, t, u, s = (
+            x[jumps] for x in (batch.observed, batch.teacher_observed, action, a_t, t, u, s)
+        )
+        observed_flow, action, a_flow, t_flow = (x[flows] for x in (batch.observed, action, a_flow, t_flow))
 
         with torch.no_grad():
-            d = action if self.config.teacher == "data" else teacher.denoised_between(batch.teacher_observed, a_t, t, u)
-            target = teacher.target(batch.teacher_observed, a_t, d, t, u, s)
+            if self.config.teacher == "model":
+                d = teacher.denoised_between(seen, a_t, t, u)
+            target = teacher.target(seen, a_t, d, t, u, s)
         student = self._phi(
-            batch.observed.repeat(2, 1), torch.cat([a_t, a_flow]), torch.cat([t, t_flow]), torch.cat([s, t_flow])
+            torch.cat([observed, observed_flow]),
+            torch.cat([a_t, a_flow]),
+            torch.cat([t, t_flow]),
+            torch.cat([s, t_flow]),
         )
-        phi_cons, phi_flow = student.float().split(rows)
+        phi_cons, phi_flow = student.float().split([len(t), len(t_flow)])
         l_cons = (phi_cons - target).square().sum(1)
         if self.config.residual == "plain":
             l_cons = (1 - s / t).square() * l_cons
         l_flow = (phi_flow - action).square().sum(1)
         metrics = {"consistency_loss": l_cons.mean(), "flow_loss": l_flow.mean()}
-        return l_cons + self.config.lambda_flow * l_flow, metrics
+        l_flow = self.config.lambda_flow * l_flow
+        # Of halves each counts twice, so that their mean estimates the same.
+        return (2 * torch.stack([l_cons, l_flow], 1).flatten() if alternates else l_cons + l_flow), metrics
 
     def target(
         self,

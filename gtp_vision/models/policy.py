@@ -53,6 +53,10 @@ class PolicyConfig:
     residual: str = setting(
         "phi", "consistency loss (gtp): plain as in the paper, or phi, divided by 1 - s/t", choices=("plain", "phi")
     )
+    # Half of the evaluations of student and teacher a step (docs/few-step.md).
+    alternate: bool = setting(
+        False, "every second row trains by the flow loss and the others by the consistency loss, instead of both (gtp)"
+    )
     noise_draws: int = setting(1, "how often a loss uses an observation's features, each time with new noise", low=1)
     # The map from noise is steep between modes; with 1, relu leaves more actions between them.
     input_gain: float = setting(3.0, "factor on the noised action of unit scale", above=0)

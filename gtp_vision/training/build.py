@@ -98,6 +98,12 @@ def build(
     """
     accelerator = accelerate(config)
     batch_size = global_batch(config.training, accelerator.num_processes)
+    rows = batch_size // accelerator.num_processes * config.agent.policy.noise_draws
+    if config.agent.policy.alternate and rows % 2:  # else it would depend on the process which row has which loss
+        raise GtpVisionError(
+            f"agent.policy.alternate=true splits the rows of a process into halves, and {rows} of {batch_size} are "
+            f"odd; make training.batch_size divisible by {2 * accelerator.num_processes}"
+        )
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
         store = in_order(open_data(config), past)
     check_seeds(config, store, accelerator.num_processes)
@@ -141,7 +147,7 @@ def build(
 
 def accelerate(config: Config) -> Accelerator:
     """The devices and processes of a run, with its precision set."""
-    accelerator = accelerator_of(config.training)
+    accelerator = accelerator_of(config.training, has_unused=config.agent.clone_steps > 0)
     if accelerator.device.type == "cuda":
         set_products(config.training.precision)
     return accelerator

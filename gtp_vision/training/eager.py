@@ -40,6 +40,7 @@ class Eager:
 
     def __init__(self, source: BatchSource, config: Config, parts: Components) -> None:
         self.source, self._config, self._parts = source, config, parts
+        optimizer_moments(parts.optimizer)  # a checkpoint holds those of parameters that are not trained yet, too
 
     def step(self, step: int, fetched: Any) -> list[Metrics]:
         """One gradient step and the targets' Polyak step; the one run's metrics, `nonfinite` among them."""

@@ -26,7 +26,7 @@ from gtp_vision.core.random import NoiseTape
 from gtp_vision.datasets.sources import BatchSource, batch_source_of_seeds
 from gtp_vision.training.build import Components
 from gtp_vision.training.eager import Eager, learning_rate
-from gtp_vision.training.functional import State, StepFunction, draws_of, state_of
+from gtp_vision.training.functional import State, StepFunction, recorded_step, state_of
 
 Tell = Callable[[str], None]
 _PAYS = 10_000  # steps from which on compiling on a CPU, which takes half a minute, saves time
@@ -105,7 +105,7 @@ class Functional:
                 first.agent,
                 first.optimizer,
                 self.source,
-                draws_of(first.agent, self.source, one, first.stream(step), step),
+                *recorded_step(first.agent, self.source, one, first.stream(step), step),
                 step=step,
                 awake=awake,
                 clip=self._config.training.clip_gradient,

@@ -8,7 +8,7 @@ as a whole, captured in a CUDA graph, and mapped over seeds (`torch.func.vmap`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,8 +114,9 @@ class StepFunction:
     """The step of one stage (see `Agent.stage`), for which `step` stands.
 
     Of several agents the first computes the losses; its own tensors are not read. `draws` is the noise that a step
-    draws; `awake` says which of the optimizer's groups are trained in this stage, `clip` the largest gradient norm of
-    these. Tensors, batches and noise have a first axis of seeds where `held` gives that of each tensor of `State.held`.
+    draws, `idle` the parameters that get no gradient and that Adam leaves alone, as in the eager engine; `awake` says
+    which of the optimizer's groups are trained in this stage, `clip` the largest gradient norm of these. Tensors,
+    batches and noise have a first axis of seeds where `held` gives that of each tensor of `State.held`.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class StepFunction:
         optimizer: torch.optim.Optimizer,
         source: BatchSource,
         draws: Sequence[Draw],
+        idle: Collection[str],
         *,
         step: int,
         awake: Sequence[bool],
@@ -134,7 +136,8 @@ class StepFunction:
         self.agent, self.source, self.draws, self.clip, self.skips = agent, source, tuple(draws), clip, skips
         self._step = step
         names = {parameter: name for name, parameter in agent.named_parameters()}
-        self.groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+        own = ([names[parameter] for parameter in group["params"]] for group in optimizer.param_groups)
+        self.groups = [[name for name in group if name not in idle] for group in own]
         self.clipped = [name for group, on in zip(self.groups, awake, strict=True) if on for name in group]
         first = optimizer.param_groups[0]
         self.betas, self.eps = first["betas"], first["eps"]
@@ -222,11 +225,18 @@ def _follows(agent: Agent) -> list[tuple[float, list[tuple[str, str]], list[tupl
     return follows
 
 
-def draws_of(agent: Agent, source: BatchSource, fetched: Any, noise: NoiseSource, step: int) -> list[Draw]:
-    """The noise that the agent's step `step` draws: its losses are computed once, and nothing is kept of them."""
+def recorded_step(
+    agent: Agent, source: BatchSource, fetched: Any, noise: NoiseSource, step: int
+) -> tuple[list[Draw], set[str]]:
+    """The noise that the agent's step `step` draws, and the names of the parameters that get no gradient in it.
+
+    Its losses are computed once, and nothing is kept of them.
+    """
     recorder = NoiseRecorder(noise)
     buffers = {name: buffer.clone() for name, buffer in agent.named_buffers()}
     buffers |= {name: buffers[first] for name, first in places_beside(agent).items() if first in buffers}
-    with torch.no_grad():
-        functional_call(agent, buffers, (source.batch(fetched), recorder, step), tie_weights=False)
-    return recorder.draws
+    trained = {name: parameter for name, parameter in agent.named_parameters() if parameter.requires_grad}
+    with torch.enable_grad():
+        loss, _ = functional_call(agent, buffers, (source.batch(fetched), recorder, step), tie_weights=False)
+        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    return recorder.draws, {name for name, x in zip(trained, gradients, strict=True) if x is None}

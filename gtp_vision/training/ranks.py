@@ -21,8 +21,10 @@ _LOST = ("connection closed", "connection reset", "broken pipe", "gloo", "nccl",
 _PATIENCE = timedelta(hours=3)  # the others wait while one of each machine converts a data set or computes features
 
 
-def accelerator_of(training: TrainingConfig) -> Accelerator:
+def accelerator_of(training: TrainingConfig, *, has_unused: bool = False) -> Accelerator:
     """Accelerate's view of the processes that a launcher has started, or of this one alone.
+
+    `has_unused` says that some steps leave parameters without a gradient, for which processes would wait.
 
     Raises:
         GtpVisionError: training.device=cuda without a CUDA device, or fewer devices than processes.
@@ -35,7 +37,10 @@ def accelerator_of(training: TrainingConfig) -> Accelerator:
         kwargs_handlers=[
             # A given size holds for the first bucket, too, which is 1 MB by default.
             DistributedDataParallelKwargs(
-                broadcast_buffers=False, gradient_as_bucket_view=True, bucket_cap_mb=_BUCKET_MB
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                bucket_cap_mb=_BUCKET_MB,
+                find_unused_parameters=has_unused,
             ),
             InitProcessGroupKwargs(timeout=_PATIENCE),
         ],

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import EncoderConfig
+from gtp_vision.experiments.bandit_problem import CONTEXTS, MODES, REWARDS, SHARES
 from gtp_vision.models.critic import td_target
 
 
@@ -77,6 +79,52 @@ def test_chunks_cut_short_by_a_timeout_train_neither_q_nor_v(counted: Store, mon
     for rows, learns in ((cut, False), ([0, 3], True)):
         metrics = learner.critic_loss(inputs_of(learner, counted, ROWS[rows], chunk=3))[2]
         assert (float(metrics["critic/v_loss"]) > 0) == learns
+
+
+@pytest.mark.parametrize("aggregate", ["min", "mean", "mean agent.critic.rho=0.5"])
+@pytest.mark.parametrize("backup", ["mean", "max", "softmax"])
+def test_backups_over_one_jump_samples_have_the_bandits_known_value(
+    monkeypatch: pytest.MonkeyPatch, backup: str, aggregate: str
+) -> None:
+    """Two members that differ by a mode's `gap`, exact but for that, and the behavior's actions."""
+    n, rows, gap, alpha = 3, 3 * 4000, np.array([0.6, 0.0, 0.2, 0.4]), 5.0
+    chosen = f"agent.critic.next_actions={n} agent.critic.next_steps=1 agent.critic.softmax_alpha={alpha}"
+    more = f"agent.critic.backup={backup} agent.critic.aggregate={aggregate} {chosen}".split()
+    learner = make("gtp", *more, shapes={"context": (1, CONTEXTS)})
+
+    def drawn(features: torch.Tensor, steps: int, noise: RandomStream, draws: int) -> torch.Tensor:
+        assert steps == 1
+        share = torch.from_numpy(SHARES)[features.argmax(1).repeat_interleave(draws)]
+        mode = torch.multinomial(share, 1, generator=torch.Generator().manual_seed(0))[:, 0]
+        return torch.from_numpy(MODES)[mode].float()
+
+    def values(features: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        mode = torch.cdist(action.double(), torch.from_numpy(MODES)).argmin(1)
+        reward, apart = torch.from_numpy(REWARDS)[features.argmax(1), mode], torch.from_numpy(gap)[mode]
+        return torch.stack([reward + apart, reward - apart])
+
+    monkeypatch.setattr(learner.policy_target, "sample", drawn)
+    monkeypatch.setattr(learner.critic_target, "forward", values)
+    context = torch.eye(CONTEXTS).repeat(rows // CONTEXTS, 1)[:, None]
+    zeros = torch.zeros(rows)
+    batch = Batch(
+        {"context": context}, {"context": context}, torch.zeros(rows, 1, 2), zeros[:, None] == 0, zeros, zeros
+    )
+    found = learner.next_value(learner.loss_inputs(batch, RandomStream(0, 0), 0)).view(-1, CONTEXTS).mean(0)
+
+    def worth(members: np.ndarray) -> np.ndarray:
+        return members.min(0) if aggregate == "min" else members.mean(0) - 0.5 * ("rho" in aggregate) * members.std(0)
+
+    for c in range(CONTEXTS):
+        expected = 0.0
+        for modes in itertools.product(range(len(MODES)), repeat=n):
+            members = np.array([REWARDS[c, modes] + gap[list(modes)], REWARDS[c, modes] - gap[list(modes)]])
+            q = worth(members)
+            odds = np.exp(alpha * q) / np.exp(alpha * q).sum()
+            best = float(worth(members.max(1))) if aggregate == "min" else q.max()
+            value = {"mean": q.mean(), "max": best, "softmax": (odds * q).sum()}[backup]
+            expected += float(SHARES[c, modes].prod() * value)
+        assert float(found[c]) == pytest.approx(expected, abs=0.02)
 
 
 def test_observation_and_next_observation_are_shifted_alike(batch: Batch) -> None:

@@ -26,15 +26,23 @@ VP5 = "agent.policy.family=vp_diffusion agent.policy.grid=5"
         ("agent=iql acting=best_of_n", ("agent.acting.candidates=32", "the same action", "agent.acting.noise=1")),
         ("agent=td3_bc acting=best_of_n", ("agent.acting.candidates=32", "the same action", "set it to 1")),
         ("agent.critic.backup=max", ("agent.critic.backup=max", "agent.critic.next_actions to 2")),
+        ("agent.critic.rho=-1", ("agent.critic.rho=-1", "at least 0")),
+        ("agent.critic.rho=0.5", ("agent.critic.rho=0.5", "aggregate=min", "aggregate=mean")),
+        ("agent.critic.rho=0.5 agent.critic.aggregate=mean agent.critic.members=1", ("rho=0.5", "members=1 ")),
         ("agent=iql agent.critic.next_penalty=1", ("next_penalty", "agent.critic.backup=expectile")),
         ("agent=idql agent.policy.hidden=[8,9]", ("agent.policy.hidden=[8, 9]", "one width")),
         ("agent=bdm agent.policy.activation=relu", ("bottleneck", "agent.policy.activation=gelu")),
         ("agent=bdm agent.improvement.pretrain_steps=0", ("agent.improvement.pretrain_steps=0", "training.steps")),
         ("agent=bdm training.steps=9", ("pretrain_steps=100000", "training.steps=9")),
+        ("agent=fql agent.policy.alternate=true", ("agent.policy.alternate=true", "flow_matching", "false")),
         # No critic.
         ("agent=gtp_bc improvement=advantage", ("improvement=advantage needs a critic", "agent=gtp")),
         ("agent=fql agent.critic.backup=none", ("improvement=distillation needs a critic",)),
         ("agent=gtp_bc acting=best_of_n", ("agent.acting.candidates=32", "gtp_bc trains none", "backup=expectile")),
+        # Cloning first.
+        ("agent=gtp_bc agent.clone_steps=5", ("agent.clone_steps=5", "gtp_bc trains none", "=0")),
+        ("agent.clone_steps=9 training.steps=9", ("agent.clone_steps=9", "training.steps=9", "gtp_bc")),
+        ("agent=bdm agent.improvement.pretrain_steps=3 agent.clone_steps=4", ("clone_steps=4", "pretrain_steps=3")),
         # Improvements and families.
         ("agent=diffusion_ql improvement=distillation", ("one answer", "vp_diffusion cannot", "flow_matching")),
         ("agent=consistency_ac improvement=distillation", ("one answer", "consistency cannot", "gtp")),

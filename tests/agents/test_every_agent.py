@@ -4,12 +4,13 @@ from small import JUDGED, NAMES, PIXELS, STATE, make, observation, owner, preset
 from small_runs import composed
 from stores import make_store
 
-from gtp_vision.agents import AGENTS, actions_needed, label
+from gtp_vision.agents import AGENTS, IMPROVEMENTS, actions_needed, label
 from gtp_vision.agents.base import Agent
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.models import Policy
+from gtp_vision.models.policy import Losses, Rows
 
 STAGES = [(name, 0) for name in NAMES] + [("bdm", step) for step in (1, 2, 3)]  # pretrain_steps is 2
 
@@ -89,6 +90,33 @@ def test_gradients_of_a_step_reach_exactly_what_is_trained(batch: Batch, name: s
     assert float(metrics["loss"]) == pytest.approx(sum(losses), rel=1e-5)
     if "weight/effective_share" in metrics:
         assert 0 < float(metrics["weight/effective_share"]) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("name", JUDGED)
+def test_cloning_first_is_the_policys_own_loss_and_leaves_the_critic_alone(
+    batch: Batch, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = make(name, "agent.clone_steps=2", shapes=PIXELS)
+    own: list[torch.Tensor] = []
+    loss_of = learner.policy.loss
+
+    def noted(rows: Rows) -> Losses:
+        losses, metrics = loss_of(rows)
+        own.append(losses.detach().mean())
+        return losses, metrics
+
+    monkeypatch.setattr(learner.policy, "loss", noted)
+    metrics = step_of(learner, batch, 1)
+    assert float(metrics["weight/effective_share"]) == pytest.approx(1)
+    assert not any(key.startswith("critic/") for key in metrics)
+    assert {owner(key) for key, x in learner.named_parameters() if x.grad is not None} == {"policy", "actor_encoder"}
+    dimensions = 2 if learner.improvement.is_per_dimension else 1
+    torch.testing.assert_close(metrics["loss"], own[0] / dimensions)
+    slow = {key: x.clone() for key, x in learner.state_dict().items() if key.startswith("critic_")}
+    learner.update_targets()
+    assert all(torch.equal(x, learner.state_dict()[key]) for key, x in slow.items())
+    assert learner.stage(0) == learner.stage(1) != learner.stage(2)
+    assert "critic/loss" in step_of(learner, batch, 2)
 
 
 @pytest.mark.parametrize(("name", "step"), STAGES)
@@ -171,6 +199,21 @@ def test_action_chunks_of_three(name: str, whole: bool) -> None:
     if name in JUDGED:
         width = learner.actor_encoder.width
         assert bool(learner.critic.q(torch.zeros(1, width + (6 if whole else 2))).isfinite().all())
+
+
+@pytest.mark.parametrize("backup", ["expectile", "max agent.critic.next_actions=3"])
+@pytest.mark.parametrize("improvement", IMPROVEMENTS)
+def test_a_pessimistic_ensemble_of_chunks_fits_every_improvement(improvement: str, backup: str) -> None:
+    ensemble = "agent.critic.members=4 agent.critic.aggregate=mean agent.critic.rho=0.5 agent.critic.next_steps=1"
+    chunks = f"agent.action_chunk=3 agent.critic.chunk=true task.n_step=3 agent.critic.backup={backup}"
+    name = next((n for n in ("gtp", "bdm") if AGENTS[n].improvement == improvement), "gtp")
+    learner = make(name, f"improvement={improvement}", *ensemble.split(), *chunks.split())
+    store = make_store((9, 11), terminals={19})
+    batch = Sampler(store, 12, 0, frame_stack=2, n_step=3, action_chunk=3).gather(store.transitions[-12:])
+    for step in (0, 2):
+        assert ("critic/v_loss" in step_of(learner, batch, step)) == (backup == "expectile")
+    assert all(x.grad is not None and bool(x.grad.isfinite().all()) for x in learner.critic.parameters())
+    assert learner.plan(observation(), RandomStream(0, 0)).shape == (4, 3, 2)
 
 
 @pytest.mark.parametrize("held", [pytest.param([0.25], id="one"), pytest.param([0.25, -1.0], id="all")])

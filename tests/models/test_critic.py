@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,7 +8,7 @@ from gtp_vision.models.critic import Critic, CriticConfig, expectile_loss
 
 
 @pytest.mark.parametrize("members", [1, 2, 5])
-def test_the_worth_of_an_action_is_the_minimum_or_mean_of_the_members(members: int) -> None:
+def test_the_worth_of_an_action_is_the_minimum_or_lowered_mean_of_the_members(members: int) -> None:
     torch.manual_seed(0)
     critic = Critic(3, 2, CriticConfig(members=members, hidden=[8]))
     features, action = torch.randn(6, 3), torch.randn(6, 2)
@@ -17,6 +18,17 @@ def test_the_worth_of_an_action_is_the_minimum_or_mean_of_the_members(members: i
     assert critic.worth(features, action).tolist() == pytest.approx([min(row) for row in rows])
     critic.config.aggregate = "mean"
     assert critic.worth(features, action).tolist() == pytest.approx([sum(row) / members for row in rows])
+    critic.config.rho = 0.5
+    lowered = [np.mean(row) - 0.5 * np.std(row) for row in rows]
+    assert critic.worth(features, action).tolist() == pytest.approx(lowered, rel=1e-4)
+
+
+def test_the_gradient_is_finite_where_all_members_agree() -> None:
+    q = torch.ones(10, 3, requires_grad=True)
+    critic = Critic(1, 1, CriticConfig(members=10, hidden=[4], aggregate="mean", rho=0.5))
+    critic.aggregate(q).sum().backward()
+    assert q.grad is not None
+    torch.testing.assert_close(q.grad, torch.full((10, 3), 0.1))
 
 
 def test_expectile_loss_weighs_differences_above_v_by_tau_and_below_by_1_minus_tau() -> None:
@@ -34,9 +46,14 @@ THREE = torch.tensor([[[1.0, 5.0, 2.0]], [[4.0, 2.0, 3.0]]])  # two members, one
     ("chosen", "expected"),
     [
         ({"backup": "max"}, 4),  # the minimum of 5 and 4, not the maximum of the minima, 2
-        ({"backup": "max", "aggregate": "mean"}, 4.5),
+        ({"backup": "max", "aggregate": "mean"}, 3.5),  # of the second action, not 4.5, of 5 and 4 of different ones
+        (
+            {"backup": "max", "aggregate": "mean", "rho": 1.0},
+            2,
+        ),  # of 1, 2 and 2: means 2.5, 3.5, 2.5, deviations 1.5, 1.5, 0.5
         ({"backup": "mean"}, (1 + 2 + 2) / 3),
         ({"backup": "mean", "aggregate": "mean"}, (2.5 + 3.5 + 2.5) / 3),
+        ({"backup": "mean", "aggregate": "mean", "rho": 0.5}, (1.75 + 2.75 + 2.25) / 3),
         ({"backup": "softmax", "softmax_alpha": 1.0986123}, (3 * 1 + 9 * 2 + 9 * 2) / 21),  # alpha = ln 3
         ({"backup": "softmax", "softmax_alpha": 0.0}, 5 / 3),
         ({"backup": "softmax", "softmax_alpha": 50.0}, 2),

@@ -157,6 +157,43 @@ def test_flow_loss_is_the_squared_error_of_the_denoiser(monkeypatch: pytest.Monk
     assert float(((a_t - action) / t[:, None]).std()) == pytest.approx(1, abs=0.3)
 
 
+@pytest.mark.parametrize("teaches", ["data", "model"])
+@pytest.mark.parametrize("residual", ["plain", "phi"])
+def test_alternating_rows_have_twice_one_of_the_two_losses(
+    monkeypatch: pytest.MonkeyPatch, teaches: str, residual: str
+) -> None:
+    features, action = sample_batch()
+    student, teacher = (
+        policy(seed, alternate=True, teacher=teaches, residual=residual, lambda_flow=0.7) for seed in (0, 1)
+    )
+    both, _ = loss_of(student.eval(), features, action, RandomStream(0, 0), teacher)
+    calls, taught = note_calls(student, monkeypatch), note_calls(teacher, monkeypatch)
+    halves, metrics = loss_of(student.train(), features, action, RandomStream(0, 0), teacher)
+    ((a_t, t, s),) = calls
+    assert len(a_t) == 32, "half of the student's evaluations"
+    assert {len(x) for x, _, _ in taught} == {16}, "and of the teacher's"
+    flow = 0.7 * (student.phi(features[1::2], a_t[16:], t[16:], t[16:]) - action[1::2]).square().sum(1)
+    assert torch.equal(s[16:], t[16:])
+    torch.testing.assert_close(halves[1::2], 2 * flow)
+    whole_flow = 0.7 * (student.phi(features[::2], a_t[:16], t[:16], t[:16]) - action[::2]).square().sum(1)
+    torch.testing.assert_close(halves[::2], 2 * (both[::2] - whole_flow), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(0.7 * metrics["flow_loss"] + metrics["consistency_loss"], halves.mean())
+
+
+def test_alternating_rows_estimate_the_weighted_loss_of_all() -> None:
+    """On a Gaussian whose map is wrong by a known shift, with weights that depend on the action."""
+    rows = 100_000
+    action = 0.1 + 0.2 * RandomStream(1, 0).normal(rows, 1)
+    weight = action[:, 0].exp()
+    means = []
+    for alternate in (False, True):
+        flow = GaussianFlow(1, 1, PolicyConfig(hidden=[4], grid=6, sigma_max=3.0, alternate=alternate))
+        flow.shift = 0.5
+        each, metrics = loss_of(flow, torch.zeros(rows, 1), action, RandomStream(2, 0), flow)
+        means.append([float(x) for x in ((weight * each).mean(), metrics["consistency_loss"], metrics["flow_loss"])])
+    assert means[0] == pytest.approx(means[1], rel=0.03)
+
+
 def drawn_places(teaches: str, grid: int = 4, rows: int = 20_000) -> dict[str, np.ndarray]:
     """Where the levels t, u and s lie on the grid: 0 is sigma_max, `grid` is level 0."""
     student = policy(0, grid=grid, teacher=teaches, zero_share=0.25)

@@ -69,14 +69,28 @@ def test_a_step_as_a_function_equals_pytorchs_step_alone_and_side_by_side(pixels
     assert not torch.allclose(*weights), "equal seeds prove nothing"
 
 
+@pytest.mark.parametrize(
+    ("name", "seeing"),
+    [("gtp", []), ("iql", []), ("fql", [*PIXELS, "encoder.share=false", "encoder.tuning=layerwise"])],
+)
+def test_all_engines_clone_first_alike(pixels: Path, name: str, seeing: list[str]) -> None:
+    more = ["agent.clone_steps=2", "training.clip_gradient=0.5", *seeing]
+    (alone,) = check(config_of(pixels, name, *more), "function", steps=4)
+    counts = {n: int(alone.optimizer.state[x]["step"]) for n, x in alone.agent.named_parameters() if x.requires_grad}
+    later = ("critic", "improvement")
+    assert {n: 2 if n.startswith(later) else 4 for n in counts} == counts, "Adam begins where training does"
+    if not seeing:
+        check(config_of(pixels, name, *more, "training.seeds=2"), "function", steps=4)
+
+
 @pytest.mark.compiles
 @pytest.mark.parametrize(
     ("name", "backend", "more"),
     [
         ("gtp_bc", "inductor", []),
-        ("bdm", "aot_eager", ["training.steps=9"]),
+        ("bdm", "aot_eager", ["training.steps=9", "agent.clone_steps=1"]),
         ("gtp", "aot_eager", [*PIXELS, "encoder.tuning=layerwise", "encoder.unfreeze_step=2"]),
-        ("gtp", "aot_eager", ["training.seeds=2"]),
+        ("gtp", "aot_eager", ["training.seeds=2", "agent.policy.alternate=true"]),
     ],
     ids=["inductor", "stages", "frames and groups", "seeds"],
 )

@@ -44,6 +44,7 @@ SMALL = [
 UNSEEN = "training.eval_episodes=0"
 TINY = ["agent.policy.hidden=[16,16]", "agent.critic.hidden=[16]"]
 ROW, LONGER = 17, [UNSEEN, "training.steps=12"]  # the row whose reward overflows
+STAGED = [UNSEEN, "agent.clone_steps=2", "agent.policy.alternate=true"]
 PIXELS = [UNSEEN, "encoder=impala_tiny", "encoder.features=8"]
 BAD = torch.tensor([-900.0, -700.0, -701.0, -702.0])  # advantages of which all weights would underflow
 AGENTS = ["bdm", "qgpo", "fql", "idql", "rebrac"]  # besides gtp
@@ -146,12 +147,14 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
         train(folder, "mixed", "training.steps=2", UNSEEN)
         for agent in AGENTS:
             train(folder, f"{agent}_2", UNSEEN, agent=agent)
+        train(folder, "staged_2", *STAGED)
         train(folder, "pixels_2", *PIXELS, data="pixels.h5")
         results["weights"] = advantage_weights(BAD[rank::2], 1.0, 10, form="exponential", standardize=False).tolist()
         results["any"] = any_rank(rank == 0, False, device=torch.device("cpu"))
         results["evaluation"] = evaluation(rank, processes)
         results["interrupted"] = interrupted(folder, rank)
         results["seeds"] = refused(folder, "training.seeds=2")
+        results["odd"] = refused(folder, "agent.policy.alternate=true", "training.batch_size=6")
         results["communications"] = communications(folder)
         for mode in ("stop", "skip", "rollback"):
             more = [*LONGER, f"training.on_nonfinite={mode}"]
@@ -180,6 +183,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save({"results": train(folder, "whole_1")}, folder / "1_0.pt")
     for agent in AGENTS:
         train(folder, f"{agent}_1", UNSEEN, agent=agent)
+    train(folder, "staged_1", *STAGED)
     train(folder, "pixels_1", *PIXELS, data="pixels.h5")
     for processes in (2, 3):
         with socket.socket() as probe:
@@ -193,7 +197,7 @@ def results_of(folder: Path, processes: int, key: str) -> list[Any]:
     return [torch.load(folder / f"{processes}_{rank}.pt", weights_only=False)[key] for rank in range(processes)]
 
 
-ALONE = {f"{name}_2": f"{name}_1" for name in (*AGENTS, "pixels", "whole")}
+ALONE = {f"{name}_2": f"{name}_1" for name in (*AGENTS, "staged", "pixels", "whole")}
 
 
 @pytest.mark.parametrize("run", [*ALONE, "whole_3", "mixed", "per_process"])
@@ -276,6 +280,8 @@ def test_unsupported_settings_are_refused(folder: Path) -> None:
         assert "training.batch_size=16 cannot be divided over 3 processes" in results_of(folder, 3, "indivisible")[rank]
     for message in results_of(folder, 2, "seeds"):
         assert message.startswith("training.seeds=2 trains in one process, and there are 2")
+    for message in results_of(folder, 2, "odd"):
+        assert "and 3 of 6 are odd; make training.batch_size divisible by 4" in message
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ RESUMED = {
     "lora": ("gtp", [*PIXELS, "encoder.tuning=lora", "encoder.lora.rank=2", "training.clip_gradient=1.0"]),
     "frozen": ("gtp", [*PIXELS, "encoder.tuning=frozen", "encoder.cache=false", "encoder.share=false"]),
     "bdm": ("bdm", ["agent.improvement.pretrain_steps=3"]),
+    "cloned first": ("fql", ["agent.clone_steps=3"]),
 }
 
 
@@ -43,7 +44,7 @@ def test_a_resumed_run_equals_the_whole(pixels: Path, tmp_path: Path, kind: str)
         trainer.train(config, resume=(tmp_path / name).exists(), progress=False)
 
     train("whole", 5)
-    for stop in (2, 3, 4) if kind == "bdm" else (2,):  # before, when and after its behaviour is frozen
+    for stop in (2, 3, 4) if kind in ("bdm", "cloned first") else (2,):  # before, when and after its stage changes
         for steps in (stop, 5):
             train(f"stopped at {stop}", steps)
         assert_equal(saved(tmp_path / "whole"), saved(tmp_path / f"stopped at {stop}"))
