@@ -12,6 +12,7 @@ import numpy as np
 from gtp_vision.agents import AgentConfig
 from gtp_vision.agents.eda import AlignmentSettings
 from gtp_vision.agents.gtp import AdvantageSettings
+from gtp_vision.agents.guided import GuidedSettings
 from gtp_vision.agents.qgpo import GuidanceSettings
 from gtp_vision.datasets.store import Store
 
@@ -103,7 +104,7 @@ def improved(config: AgentConfig) -> np.ndarray | None:
     i, critic = config.improvement, config.critic
     if i.name == "none":
         return SHARES
-    if isinstance(i, AdvantageSettings):
+    if isinstance(i, AdvantageSettings) and not isinstance(i, GuidedSettings):
         value = expectile(critic.expectile) if critic.backup == "expectile" else None
         return advantage_optimum(i.eta, form=i.form, standardize=i.standardize, clip=i.weight_clip, value=value)
     if isinstance(i, GuidanceSettings) and i.guidance_scale == 1:

@@ -9,7 +9,7 @@ straight paths; GTP jumps from any level to any other.
 from __future__ import annotations
 
 from gtp_vision.core.registry import Registry
-from gtp_vision.models.abilities import Density, Guidable, Integrable, Pull
+from gtp_vision.models.abilities import Answering, Density, Guidable, Integrable, Pull
 from gtp_vision.models.gtp import GTPPolicy
 from gtp_vision.models.policy import Policy, PolicyConfig, effective_sample_size, without_bounds
 
@@ -26,6 +26,7 @@ def create(features: int, actions: int, config: PolicyConfig) -> Policy:
 
 __all__ = [
     "FAMILIES",
+    "Answering",
     "Density",
     "GTPPolicy",
     "Guidable",

@@ -3,6 +3,7 @@
     Integrable   an action is a function of given noise                          distillation, the single jump
     Guidable     sampling can follow an energy, (a_t, t) can be drawn for it     energy guidance
     Density      log mu(a_t | o) is one evaluation of the network                alignment
+    Answering    the network has a place for a second answer to noise            guidance by Q in one network
 
 Axes in names: B batch, F features, A action dimensions, M actions an observation.
 """
@@ -42,6 +43,14 @@ class Integrable(Policy):
         """As `sample`, from given noise: (B, F) and (B, A) to (B, A) in [-1, 1]. Raises ValueError: K below 1."""
         check_steps(steps)
         return self.bounded(self.integrate(self.observe(features), z, steps))
+
+
+class Answering(Integrable):
+    """Its network has a place for a second answer to given noise, which its own loss does not train."""
+
+    @abstractmethod
+    def answer(self, observed: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """The second answer (B, A), not clamped, to standard normal z (B, A); `observed` as in `integrate`."""
 
 
 class Guidable(Policy):

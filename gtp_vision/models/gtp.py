@@ -15,14 +15,16 @@ import itertools
 import torch
 
 from gtp_vision.core.random import NoiseSource
-from gtp_vision.models.abilities import Integrable
+from gtp_vision.models.abilities import Answering
 from gtp_vision.models.policy import Losses, PolicyConfig, Rows
 from gtp_vision.models.timed import DenoisingPolicy, Time
 
+# In place of the level where a jump ends, for the second answer: sin(pi c) is -1 there, and at least 0 at all levels.
+_BEYOND = -0.5
 _CLOSEST = 1e-3  # nearer levels than this share of the way to 0 would be the same in float32
 
 
-class GTPPolicy(DenoisingPolicy, Integrable):
+class GTPPolicy(DenoisingPolicy, Answering):
     """Acts by K jumps of the flow map. Arguments as `Policy`.
 
     Guided sampling does not jump: it takes Euler steps with the denoiser phi(., t, t), because an energy changes the
@@ -183,6 +185,13 @@ class GTPPolicy(DenoisingPolicy, Integrable):
             phi = self._phi(observed, a_t, t, s).float()
             a_t = torch.lerp(phi, a_t, s / t) if s > 0 else phi
         return a_t
+
+    def answer(self, observed: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """phi(o, sigma_max z, sigma_max, beyond): the network where no jump of the map ends."""
+        start = z.new_full((1,), self.config.sigma_max)
+        embedded = torch.cat([self.embed(start), self.embed.at(z.new_full((1, 1), _BEYOND))], dim=1)
+        place = torch.cat([self.scale(start) * self.config.sigma_max * z, embedded.expand(len(z), -1)], dim=1)
+        return self.network(observed + self.locate(place.to(observed.dtype))).float()
 
 
 def _ratio(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -208,7 +208,10 @@ class LogTimeEmbedding(nn.Module):
 
     def forward(self, t_b: torch.Tensor) -> torch.Tensor:
         """(B,) to (B, width)."""
-        c = torch.log1p(t_b / self.sigma_min)[:, None] * self.scale
+        return self.at(torch.log1p(t_b / self.sigma_min)[:, None] * self.scale)
+
+    def at(self, c: torch.Tensor) -> torch.Tensor:
+        """The features of places c, which no level has outside [0, 1]: (B, 1) to (B, width)."""
         phase = c * self.omega
         return torch.cat([c, phase.sin(), phase.cos()], dim=1)
 
