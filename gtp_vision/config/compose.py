@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gtp_vision.agents import acting_in, check_agent, improvement_settings, label, read_agent
+from gtp_vision.agents import ActingConfig, AgentConfig, acting_in, check_agent, improvement_settings, label, read_agent
 from gtp_vision.config.overrides import GROUPS, IMPROVEMENT, check_override, check_overrides, parsed
 from gtp_vision.config.presets import register
 from gtp_vision.config.schema import Config
@@ -31,6 +31,7 @@ from gtp_vision.encoders.weights import HUB
 
 COMMAND_LINE = "command line"
 SEGMENTS = "segments"  # in config.yaml
+_KEPT = ("steps", "noise", "execute", "ensemble")  # settings of acting that do not choose among actions
 
 # Untyped, since the settings of an improvement depend on its name; types are checked once all is merged.
 ConfigStore.instance().store(name="schema", node=OmegaConf.to_container(OmegaConf.structured(Config)))
@@ -208,6 +209,42 @@ def _single_settings(overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
             )
     for path, value in parsed(overrides):
         yield _nested(path, value)
+
+
+def acting_with(config: AgentConfig, overrides: Sequence[str], *, steps: int | None = None) -> AgentConfig:
+    """A trained agent that acts by overrides `acting=OPTION` and `agent.acting.KEY=VALUE`, later ones winning.
+
+    An option replaces how an action is chosen; steps, noise and the execution of chunks stay the agent's. `steps` is K
+    by the option --steps; None keeps it.
+
+    Raises:
+        GtpVisionError: other overrides, unknown options, keys or values, or an agent that cannot act so.
+    """
+    values = asdict(config.acting)
+    for override in overrides:
+        check_override(override)
+        key, _, option = override.partition("=")
+        if key == "acting":
+            if option != "own":
+                values = asdict(ActingConfig()) | {name: values[name] for name in _KEPT}
+            (preset,) = (
+                layer for layer in _presets(("task=demo", override)) if layer.source == f"acting/{option}.yaml"
+            )
+            values |= preset.values["agent"]["acting"]
+        elif key.startswith("agent.acting."):
+            values |= {path[-1]: value for path, value in parsed([override])}
+        else:
+            raise GtpVisionError(
+                f"'{override}' does not change how an agent acts; give acting=... or agent.acting.KEY=..."
+            )
+    try:
+        acting = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ActingConfig), values))
+    except OmegaConfBaseException as error:
+        raise GtpVisionError(f"{' '.join(overrides)}: {_one_line(error)}") from error
+    assert isinstance(acting, ActingConfig)
+    config = replace(config, acting=acting if steps is None else replace(acting, steps=steps))
+    check_agent(config, steps_key="agent.acting.steps" if steps is None else "--steps")
+    return config
 
 
 def plain_values(config: Config) -> dict[str, Any]:

@@ -15,14 +15,14 @@ import itertools
 import torch
 
 from gtp_vision.core.random import NoiseSource
-from gtp_vision.models.abilities import Integrable
+from gtp_vision.models.abilities import Integrable, Renoisable
 from gtp_vision.models.policy import Losses, PolicyConfig, Rows
 from gtp_vision.models.timed import DenoisingPolicy, Time
 
 _CLOSEST = 1e-3  # nearer levels than this share of the way to 0 would be the same in float32
 
 
-class GTPPolicy(DenoisingPolicy, Integrable):
+class GTPPolicy(DenoisingPolicy, Integrable, Renoisable):
     """Acts by K jumps of the flow map. Arguments as `Policy`.
 
     Guided sampling does not jump: it takes Euler steps with the denoiser phi(., t, t), because an energy changes the
@@ -170,6 +170,10 @@ class GTPPolicy(DenoisingPolicy, Integrable):
             phi = self._phi(observed, a_t, t, s).float()
             a_t = torch.lerp(phi, a_t, s / t) if s > 0 else phi
         return a_t
+
+    def renoised(self, observed: torch.Tensor, action: torch.Tensor, level: float, z: torch.Tensor) -> torch.Tensor:
+        """Phi(a + t z, t, 0) of t = `level`."""
+        return self._phi(observed, torch.add(action, z, alpha=level), level, 0.0).float()
 
 
 def _ratio(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
