@@ -161,8 +161,8 @@ def missing_ability(config: AgentConfig, ability: type, why: str, part: str = ""
     if not issubclass(models.FAMILIES[family], ability):
         able = [name for name, known in models.FAMILIES.items() if issubclass(known, ability) and name != "one_step"]
         yield (
-            f"{part or f'improvement={config.improvement.name}'} {why}; {family} cannot: set agent.policy.family to one of "
-            f"{', '.join(able)}"
+            f"{part or f'improvement={config.improvement.name}'} {why}; {family} cannot: set agent.policy.family to "
+            f"one of {', '.join(able)}"
         )
 
 

@@ -86,23 +86,23 @@ def _search(config: AgentConfig, improvement: type[Improvement]) -> Iterator[str
     acting, policy, rounds = config.acting, config.policy, f"agent.acting.rounds={config.acting.rounds}"
     if acting.beam > acting.candidates:
         yield (
-            f"agent.acting.beam={acting.beam} keeps more actions than agent.acting.candidates={acting.candidates} draws; "
-            "lower beam or raise candidates"
+            f"agent.acting.beam={acting.beam} keeps more actions than agent.acting.candidates={acting.candidates} "
+            "draws; lower beam or raise candidates"
         )
     if acting.rounds == 0:
         return
     if improvement.act is not Improvement.act:
         yield (
-            f"{rounds} renoise the policy's own actions, and improvement={config.improvement.name} acts in another way; "
-            "set rounds=0 (candidates and gradient_step fit)"
+            f"{rounds} renoise the policy's own actions, and improvement={config.improvement.name} acts in another "
+            "way; set rounds=0 (candidates and gradient_step fit)"
         )
     yield from missing_ability(config, Renoisable, "jump to an action from a noise level between", part=rounds)
     if acting.noise == 0:
         yield f"{rounds} renoise with agent.acting.noise=0, which changes nothing; set noise=1, or rounds=0"
     if not policy.sigma_min < acting.renoise <= policy.sigma_max:
         yield (
-            f"agent.acting.renoise={acting.renoise} must be above agent.policy.sigma_min={policy.sigma_min} and at most "
-            f"agent.policy.sigma_max={policy.sigma_max}"
+            f"agent.acting.renoise={acting.renoise} must be above agent.policy.sigma_min={policy.sigma_min} and at "
+            f"most agent.policy.sigma_max={policy.sigma_max}"
         )
 
 

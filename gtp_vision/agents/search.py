@@ -2,10 +2,10 @@
 
     N candidates -> best M -> R times: B new noises each, one jump, best M of M + M B -> one of them
 
-The Q-guided beam search of flow-map policies (FMQ, arXiv 2605.12416): an action is noised again to a level t', a + t' z,
-and the policy jumps from there to another action of its own. The smaller t', the nearer to the former one. Actions that
-are renoised stay in the comparison, so the best Q never falls. Every new action may take a step of a given length along
-the normalized gradient of Q, which can lead out of the policy's support.
+The Q-guided beam search of flow-map policies (FMQ, arXiv 2605.12416): an action is noised again to a level t', that is
+a + t' z, and the policy jumps from there to another action of its own, the nearer the smaller t'. Actions that were
+renoised stay in the comparison, so the best Q never falls. Every new action may take a step of a given length along the
+normalized gradient of Q, which can lead out of the policy's support.
 Axes in names: B batch, N candidates, A all numbers of an action chunk.
 """
 

@@ -211,40 +211,47 @@ def _single_settings(overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield _nested(path, value)
 
 
-def acting_with(config: AgentConfig, overrides: Sequence[str], *, steps: int | None = None) -> AgentConfig:
-    """A trained agent that acts by overrides `acting=OPTION` and `agent.acting.KEY=VALUE`, later ones winning.
+def acting_of(acting: ActingConfig, overrides: Sequence[str]) -> ActingConfig:
+    """Settings of acting with overrides `acting=OPTION` and `agent.acting.KEY=VALUE`, later ones winning.
 
-    An option replaces how an action is chosen; steps, noise and the execution of chunks stay the agent's. `steps` is K
-    by the option --steps; None keeps it.
+    An option replaces how an action is chosen, and keeps steps, noise and the execution of chunks.
 
     Raises:
-        GtpVisionError: other overrides, unknown options, keys or values, or an agent that cannot act so.
+        GtpVisionError: other overrides; an unknown option, key or value.
     """
-    values = asdict(config.acting)
+    values = asdict(acting)
     for override in overrides:
         check_override(override)
         key, _, option = override.partition("=")
         if key == "acting":
             if option != "own":
                 values = asdict(ActingConfig()) | {name: values[name] for name in _KEPT}
-            (preset,) = (
-                layer for layer in _presets(("task=demo", override)) if layer.source == f"acting/{option}.yaml"
-            )
-            values |= preset.values["agent"]["acting"]
+            for layer in _presets(("task=demo", override)):
+                values |= layer.values["agent"]["acting"] if layer.source == f"acting/{option}.yaml" else {}
         elif key.startswith("agent.acting."):
             values |= {path[-1]: value for path, value in parsed([override])}
         else:
-            raise GtpVisionError(
-                f"'{override}' does not change how an agent acts; give acting=... or agent.acting.KEY=..."
-            )
+            raise GtpVisionError(f"'{override}' does not say how to act; give acting=... or agent.acting.KEY=...")
     try:
-        acting = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ActingConfig), values))
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ActingConfig), values))
     except OmegaConfBaseException as error:
         raise GtpVisionError(f"{' '.join(overrides)}: {_one_line(error)}") from error
-    assert isinstance(acting, ActingConfig)
-    config = replace(config, acting=acting if steps is None else replace(acting, steps=steps))
-    check_agent(config, steps_key="agent.acting.steps" if steps is None else "--steps")
-    return config
+    assert isinstance(made, ActingConfig)
+    return made
+
+
+def acting_with(config: AgentConfig, overrides: Sequence[str], *, steps: int | None = None) -> AgentConfig:
+    """A trained agent that acts as `acting_of` says, in K = `steps` by the option --steps unless None.
+
+    Raises:
+        GtpVisionError: as `acting_of`, or an agent that cannot act so.
+    """
+    config = replace(config, acting=acting_of(config.acting, overrides))
+    if steps is None:
+        check_agent(config)
+        return config
+    check_agent(acting_in(config, steps), steps_key="--steps")
+    return acting_in(config, steps)
 
 
 def plain_values(config: Config) -> dict[str, Any]:

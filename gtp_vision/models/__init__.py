@@ -1,6 +1,7 @@
 """How an action is generated: families of policies, all with the same two methods, `loss` and `sample`.
 
-What else a family can do (integrate given noise, follow an energy, renoise actions, tell densities) its class says: `abilities.py`.
+What else a family can do (integrate given noise, follow an energy, renoise, tell densities) its class says:
+`abilities.py`.
 
 Diffusion uses only phi(., t, t) and integrates it; a consistency model only jumps to level 0; flow matching walks
 straight paths; GTP jumps from any level to any other.

@@ -59,7 +59,7 @@ def export(
         overwrite: replace an artifact at `out`.
 
     Raises:
-        GtpVisionError: a missing run or checkpoint, acting that does not fit, or `out` is occupied or cannot be written.
+        GtpVisionError: a missing run or checkpoint, acting that does not fit, or `out` is occupied or not writable.
     """
     _check_output(out, overwrite)
     config, trained = restore(run, which, acting=acting, steps=steps)

@@ -19,9 +19,8 @@ from gtp_vision.experiments.bandit_problem import CONTEXTS, DEVIATION, MODES, RE
 from gtp_vision.models import GTPPolicy
 
 COUNT = 10_000
-BEAM = "agent.acting.candidates=6 agent.acting.beam=3 agent.acting.rounds=2 agent.acting.branch=2".split()
+BEAM = ["agent.acting.candidates=6", "agent.acting.beam=3", "agent.acting.rounds=2", "agent.acting.branch=2"]
 CHUNKED = ["agent.action_chunk=3", "agent.critic.chunk=true", "task.n_step=3"]
-BEST = ActingConfig(steps=2, candidates=6)
 
 
 def known(policy_map: object, worth: object, shapes: dict[str, tuple[int, ...]]) -> Agent:
