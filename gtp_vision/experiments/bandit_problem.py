@@ -47,6 +47,13 @@ def shares_of(actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return share, 1 - share.sum(1)
 
 
+def exact_q(actions: np.ndarray) -> np.ndarray:
+    """The expected reward of actions (C, N, 2), E[r | context, action], (C, N): Q of a terminal step."""
+    near = -((actions[:, :, None] - MODES) ** 2).sum(-1) / (2 * DEVIATION**2) + np.log(SHARES)[:, None]
+    chance = np.exp(near - near.max(-1, keepdims=True))
+    return np.asarray((chance * REWARDS[:, None]).sum(-1) / chance.sum(-1))
+
+
 def tilted(log_weights: np.ndarray) -> np.ndarray:
     """Shares of modes (C, M) of the behaviour times e^log_weights."""
     weighted = SHARES * np.exp(log_weights - log_weights.max(1, keepdims=True))
