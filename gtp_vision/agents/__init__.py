@@ -94,7 +94,8 @@ def actions_needed(config: AgentConfig, n_step: int) -> int:
 
 
 def label(config: AgentConfig) -> str:
-    """The agent's name and what differs from the published system: `gtp`, `gtp+q` (q_gradient), `gtp+n` (best of N).
+    """The agent's name and what differs from the published system: `gtp`, `gtp+q` (q_gradient), `gtp+n` (best of N),
+    `gtp+b` (beam search).
 
     Unknown names stay as they are: the run folder's path is made before `check_agent` can refuse them.
     """
@@ -105,7 +106,9 @@ def label(config: AgentConfig) -> str:
     if config.improvement.name != recipe.improvement:
         improvement = IMPROVEMENTS.get(config.improvement.name)
         parts.append(improvement.label_suffix if improvement else config.improvement.name)
-    if config.acting.candidates > 1 and not recipe.chooses:
+    if config.acting.rounds:
+        parts.append("b")
+    elif config.acting.candidates > 1 and not recipe.chooses:
         parts.append("n")
     return "+".join(parts)
 

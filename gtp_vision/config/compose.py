@@ -300,6 +300,11 @@ def checked(config: Config) -> Config:
             check_agent(replace(config.agent, acting=replace(config.agent.acting, candidates=candidates)))
         except GtpVisionError as error:
             raise GtpVisionError(f"training.eval_candidates=[{candidates}] do not fit: {error}") from error
+    for option in config.training.eval_acting or ():
+        try:
+            acting_with(config.agent, [f"acting={option}"])
+        except GtpVisionError as error:
+            raise GtpVisionError(f"training.eval_acting=[{option}] does not fit: {error}") from error
     for misfit in _misfits(config):
         raise GtpVisionError(misfit)
     return config
