@@ -94,8 +94,9 @@ def actions_needed(config: AgentConfig, n_step: int) -> int:
 
 
 def label(config: AgentConfig) -> str:
-    """The agent's name and what differs from the published system: `gtp`, `gtp+q` (q_gradient), `gtp+n` (best of N),
-    `gtp+b` (beam search).
+    """The agent's name and what differs from the published system, e.g. `gtp`, `gtp+q` for q_gradient.
+
+    The last mark is of acting: `gtp+n` for the best of N, `gtp+b` for beam search.
 
     Unknown names stay as they are: the run folder's path is made before `check_agent` can refuse them.
     """
