@@ -5,13 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from gtp_vision.agents import ActingConfig, check_agent
+from gtp_vision.agents import ActingConfig, Agent, check_agent
 from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.config.compose import acting_of
 from gtp_vision.core.errors import GtpVisionError
@@ -85,12 +86,16 @@ def bench_act(
         if fast.engine == "eager":  # no compiler
             del works["compile"]
         ms = median_ms(works, rounds)
-        actors = {"eager": policy.agent} | ({"compile": fast} if compiled and fast.engine == "compile" else {})
+        actors: dict[str, Agent | FastPolicy] = {"eager": policy.agent} | (
+            {"compile": fast} if compiled and fast.engine == "compile" else {}
+        )
+
+        def act(actor: Agent | FastPolicy, settings: ActingConfig, _: None) -> None:
+            actor.plan(tensors, episode_noise(), acting=settings)
+
         works_of_ways = {
-            (way, settings.steps, name): Work(
-                lambda _, actor=actor, settings=settings: actor.plan(tensors, episode_noise(), acting=settings)
-            )
-            for (way, _), settings in ways.items()
+            (way, k, name): Work(partial(act, actor, settings))
+            for (way, k), settings in ways.items()
             for name, actor in actors.items()
         }
         for (way, k, name), value in median_ms(works_of_ways, rounds).items():
