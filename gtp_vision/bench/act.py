@@ -18,6 +18,7 @@ from gtp_vision.config.compose import acting_of
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.core.timing import Work, median_ms
+from gtp_vision.evaluation.evaluator import one_thread
 from gtp_vision.serving import graphs
 from gtp_vision.serving.artifact import load_policy
 from gtp_vision.serving.policy import Policy
@@ -41,72 +42,46 @@ def bench_act(
         compiled: time the ways of acting compiled, too, which takes seconds to compile each.
 
     Returns:
-        JSON-able: `ms` and `against_eager` by engine, and `difference`, the largest between a graph and eager PyTorch;
-        `ways`, by way of acting and K the ms of the engines.
+        JSON-able: `ms` and `against_eager` by engine; `difference`, the largest between a graph and eager PyTorch, or
+        null and in `graphless` why there is no graph; `ways`, by way of acting and K the ms of the engines.
 
     Raises:
-        GtpVisionError: no artifact, a K or acting that does not fit, or ONNX is missing or cannot hold the policy.
+        GtpVisionError: no artifact, or a K or acting that does not fit.
     """
     policy = load_policy(folder)
-    ways = dict(ways_of(policy, acting))
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            graph = graphs.Graph(graphs.write(policy, Path(scratch), steps))
-        sampler, program = graphs.sampler_of(policy, steps), graphs.program(policy, steps).module()
-        fast = FastPolicy(policy.agent, engine="compile")
-        rng = np.random.default_rng(0)
-        stacks = {
-            name: rng.integers(0, 256, (1, *shape), np.uint8)
-            if len(shape) == 4
-            else rng.normal(size=(1, *shape)).astype(np.float32)
-            for name, shape in policy.schema.shapes().items()
-        }
-        tensors = {name: torch.from_numpy(stack) for name, stack in stacks.items()}
-        noises = [
-            {name: rng.normal(size=shape).astype(np.float32) for name, shape in graph.noise.items()}
-            for _ in range(_COMPARED)
-        ]
+    policy.check_steps(steps)
+    rng = np.random.default_rng(0)
+    stacks = {
+        name: rng.integers(0, 256, (1, *shape), np.uint8)
+        if len(shape) == 4
+        else rng.normal(size=(1, *shape)).astype(np.float32)
+        for name, shape in policy.schema.shapes().items()
+    }
+    tensors = {name: torch.from_numpy(stack) for name, stack in stacks.items()}
 
-        def torch_plan(plan: torch.nn.Module, noise: dict[str, np.ndarray]) -> np.ndarray:
-            with torch.no_grad():
-                return plan(*tensors.values(), *map(torch.from_numpy, noise.values())).numpy()
+    def plan(actor: Agent | FastPolicy, settings: ActingConfig, _: None) -> None:
+        actor.plan(tensors, EpisodeNoise(0, [0], [0], policy.device), acting=settings)
 
-        def episode_noise() -> EpisodeNoise:
-            return EpisodeNoise(0, [0], [0], policy.device)
-
-        works = {
-            "eager": Work(lambda _: policy.agent.plan(tensors, episode_noise(), steps)),
-            "compile": Work(lambda _: fast.plan(tensors, episode_noise(), steps)),
-            "export": Work(lambda _: torch_plan(program, noises[0])),
-            "onnx": Work(lambda _: graph.plan(stacks, noises[0])),
-        }
-        if fast.engine == "eager":  # no compiler
-            del works["compile"]
+    own, fast = replace(policy.agent.config.acting, steps=steps), FastPolicy(policy.agent, engine="compile")
+    works = {"eager": Work(partial(plan, policy.agent, own))}
+    if fast.engine == "compile":
+        works["compile"] = Work(partial(plan, fast, own))
+    ways = {}
+    for (way, k), settings in ways_of(policy, acting):
+        ways[way, k, "eager"] = Work(partial(plan, policy.agent, settings))
+        if compiled and "compile" in works:
+            ways[way, k, "compile"] = Work(partial(plan, FastPolicy(policy.agent, engine="compile"), settings))
+    difference, graphless = None, ""
+    with one_thread():
+        try:
+            graph_works, difference = _graphs(policy, steps, stacks, rng)
+            works |= graph_works
+        except GtpVisionError as error:  # what it needs is not installed, or the policy does not fit
+            graphless = str(error)
         ms = median_ms(works, rounds)
-        actors: dict[str, Agent | FastPolicy] = {"eager": policy.agent} | (
-            {"compile": fast} if compiled and fast.engine == "compile" else {}
-        )
-
-        def act(actor: Agent | FastPolicy, settings: ActingConfig, _: None) -> None:
-            actor.plan(tensors, episode_noise(), acting=settings)
-
-        works_of_ways = {
-            (way, k, name): Work(partial(act, actor, settings))
-            for (way, k), settings in ways.items()
-            for name, actor in actors.items()
-        }
-        for (way, k, name), value in median_ms(works_of_ways, rounds).items():
-            found.setdefault(way, {}).setdefault(str(k), {})[name] = value
-        difference = 0.0
-        for noise in noises:
-            eager = torch_plan(sampler, noise)
-            for actions in (graph.plan(stacks, noise), torch_plan(program, noise)):
-                difference = max(difference, float(np.abs(actions - eager).max()))
-    finally:
-        torch.set_num_threads(threads)
+        by_way: dict[str, dict[str, dict[str, float]]] = {}
+        for (way, k, engine), value in median_ms(ways, rounds).items():
+            by_way.setdefault(way, {}).setdefault(str(k), {})[engine] = value
     return {
         "agent": policy.schema.agent,
         "steps": steps,
@@ -114,8 +89,36 @@ def bench_act(
         "ms": ms,
         "against_eager": {name: value / ms["eager"] for name, value in ms.items()},
         "difference": difference,
-        "ways": found,
+        "graphless": graphless,
+        "ways": by_way,
     }
+
+
+def _graphs(
+    policy: Policy, steps: int, stacks: Mapping[str, np.ndarray], rng: np.random.Generator
+) -> tuple[dict[str, Work], float]:
+    """The work of an action of each graph, and their largest difference from eager PyTorch."""
+    with tempfile.TemporaryDirectory() as scratch:
+        graph = graphs.Graph(graphs.write(policy, Path(scratch), steps))
+    sampler, program = graphs.sampler_of(policy, steps), graphs.program(policy, steps).module()
+    noises = [
+        {name: rng.normal(size=shape).astype(np.float32) for name, shape in graph.noise.items()}
+        for _ in range(_COMPARED)
+    ]
+
+    def torch_plan(plan: torch.nn.Module, noise: dict[str, np.ndarray]) -> np.ndarray:
+        with torch.no_grad():
+            return plan(*map(torch.from_numpy, [*stacks.values(), *noise.values()])).numpy()
+
+    difference = 0.0
+    for noise in noises:
+        eager = torch_plan(sampler, noise)
+        for actions in (graph.plan(stacks, noise), torch_plan(program, noise)):
+            difference = max(difference, float(np.abs(actions - eager).max()))
+    return {
+        "export": Work(lambda _: torch_plan(program, noises[0])),
+        "onnx": Work(lambda _: graph.plan(stacks, noises[0])),
+    }, difference
 
 
 def ways_of(policy: Policy, overrides: Sequence[str]) -> Iterator[tuple[tuple[str, int], ActingConfig]]:
@@ -151,7 +154,7 @@ def table(results: Mapping[str, Any]) -> str:
             f"  {name:<8} {ms:8.3f} ms   {results['against_eager'][name]:.2f} of eager"
             for name, ms in results["ms"].items()
         ),
-        f"  the graphs and PyTorch differ by {results['difference']:.1e} at most",
+        f"  {results['graphless'] or 'the graphs and PyTorch differ by {:.1e} at most'.format(results['difference'])}",
         f"{'ms by K':<28}" + "".join(f"{k:>9}" for k in _STEPS),
     ]
     for way, by_steps in results["ways"].items():
