@@ -67,7 +67,7 @@ def bench_act(
     if fast.engine == "compile":
         works["compile"] = Work(partial(plan, fast, own))
     ways = {}
-    for (way, k), settings in ways_of(policy, acting):
+    for (way, k), settings in ways_of(policy.agent, acting):
         ways[way, k, "eager"] = Work(partial(plan, policy.agent, settings))
         if compiled and "compile" in works:
             ways[way, k, "compile"] = Work(partial(plan, FastPolicy(policy.agent, engine="compile"), settings))
@@ -121,9 +121,9 @@ def _graphs(
     }, difference
 
 
-def ways_of(policy: Policy, overrides: Sequence[str]) -> Iterator[tuple[tuple[str, int], ActingConfig]]:
+def ways_of(agent: Agent, overrides: Sequence[str]) -> Iterator[tuple[tuple[str, int], ActingConfig]]:
     """Names, K and settings of the ways in which an artifact can act; without a critic there is only one."""
-    config = policy.agent.config
+    config = agent.config
     beam = acting_of(config.acting, [*([] if config.acting.rounds else ["acting=beam"]), *overrides])
     best_of = replace(beam, rounds=0, beam=1, gradient_step=0.0)
     equal = beam.candidates + beam.rounds * beam.beam * beam.branch
@@ -141,7 +141,7 @@ def ways_of(policy: Policy, overrides: Sequence[str]) -> Iterator[tuple[tuple[st
                 check_agent(replace(config, acting=acting))
             except GtpVisionError:
                 continue
-            if hasattr(policy.agent, "critic_target") or not acting.needs_critic:
+            if hasattr(agent, "critic_target") or not acting.needs_critic:
                 yield (name, k), acting
 
 
