@@ -50,12 +50,12 @@ def ways_of_acting(agent: Agent, seed: int) -> dict[str, dict[str, float]]:
         outside the data's support; `distance`, the mean distance from the nearest mode, and `farthest`, that of one
         action in a hundred, both in deviations of a mode.
     """
-    results = {}
+    results, encoder = {}, agent.actor_encoder_target if agent.shared else agent.critic_encoder_target
     for name, acting in WAYS.items():
         actions = evaluation_actions(agent, seed, acting)
         contexts = torch.eye(CONTEXTS).repeat_interleave(actions.shape[1], 0)[:, None]
         with torch.no_grad():
-            features = agent.critic_encoder_target({"context": contexts})
+            features = encoder({"context": contexts})
             learned = agent.critic_target.worth(features, torch.from_numpy(actions).float().flatten(0, 1))
         far = np.linalg.norm(actions[:, :, None] - MODES, axis=-1).min(-1) / DEVIATION
         results[name] = {
