@@ -107,10 +107,8 @@ def label(config: AgentConfig) -> str:
     if config.improvement.name != recipe.improvement:
         improvement = IMPROVEMENTS.get(config.improvement.name)
         parts.append(improvement.label_suffix if improvement else config.improvement.name)
-    if config.acting.rounds:
-        parts.append("b")
-    elif config.acting.candidates > 1 and not recipe.chooses:
-        parts.append("n")
+    if (config.acting.rounds or config.acting.candidates > 1) and not recipe.chooses:
+        parts.append("b" if config.acting.rounds else "n")
     return "+".join(parts)
 
 

@@ -96,7 +96,7 @@ def _search(config: AgentConfig, improvement: type[Improvement]) -> Iterator[str
             f"{rounds} renoise the policy's own actions, and improvement={config.improvement.name} acts in another "
             "way; set rounds=0 (candidates and gradient_step fit)"
         )
-    yield from missing_ability(config, Renoisable, "jump to an action from a noise level between", part=rounds)
+    yield from missing_ability(config, Renoisable, "need the jump from any noise level to an action", part=rounds)
     if acting.noise == 0:
         yield f"{rounds} renoise with agent.acting.noise=0, which changes nothing; set noise=1, or rounds=0"
     if not policy.sigma_min < acting.renoise <= policy.sigma_max:

@@ -222,7 +222,7 @@ def acting_of(acting: ActingConfig, overrides: Sequence[str]) -> ActingConfig:
     values = asdict(acting)
     for override in overrides:
         check_override(override)
-        key, _, option = override.partition("=")
+        key, option = override.partition("=")[0], override.partition("=")[2].strip("'\"")
         if key == "acting":
             if option != "own":
                 values = asdict(ActingConfig()) | {name: values[name] for name in _KEPT}

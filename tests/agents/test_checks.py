@@ -41,8 +41,11 @@ VP5 = "agent.policy.family=vp_diffusion agent.policy.grid=5"
         ("agent.acting.candidates=4 agent.acting.beam=5", ("beam=5 keeps more", "candidates=4 draws", "lower beam")),
         ("agent.acting.rounds=1 agent.acting.noise=0", ("rounds=1 renoise with agent.acting.noise=0", "noise=1")),
         ("agent.acting.rounds=1 agent.acting.renoise=11", ("renoise=11", "sigma_max=10")),
-        ("agent=ifql agent.acting.rounds=1", ("agent.acting.rounds=1 jump", "flow_matching cannot", "meanflow")),
-        ("agent=iql agent.acting.rounds=1 agent.acting.noise=1", ("rounds=1 jump", "gaussian cannot")),
+        (
+            "agent=ifql agent.acting.rounds=1",
+            ("agent.acting.rounds=1 need the jump", "flow_matching cannot", "meanflow"),
+        ),
+        ("agent=iql agent.acting.rounds=1 agent.acting.noise=1", ("rounds=1 need the jump", "gaussian cannot")),
         ("agent=fql agent.policy.family=gtp agent.acting.rounds=1", ("improvement=distillation acts", "rounds=0")),
         ("improvement=guidance acting=beam", ("improvement=guidance acts in another way", "rounds=0")),
         # Improvements and families.
