@@ -145,6 +145,8 @@ def test_policies_and_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypa
     for make in (graphs.write, graphs.write_program):
         with pytest.raises(GtpVisionError, match=r"draws uniform numbers.*load_policy"):
             make(policy_of("softmax"), tmp_path)
+        with pytest.raises(GtpVisionError, match=r"gradient_step=0\.1, and graphs hold no gradients; use load_policy"):
+            make(policy_of("gradient"), tmp_path)
     assert not list(tmp_path.iterdir())
     (tmp_path / "policy.onnx").write_bytes(b"no graph")
     with pytest.raises(GtpVisionError, match=r"policy\.onnx .*export it again"):
