@@ -65,7 +65,7 @@ def sampler_of(policy: Policy, steps: int | None = None) -> Sampler:
     """The policy's sampler in K = `steps`; None is the policy's own.
 
     Raises:
-        GtpVisionError: a K that does not fit, or a policy that follows Q's gradient or draws numbers that are not normal.
+        GtpVisionError: a K that does not fit, a policy that follows Q's gradient, or numbers drawn that are not normal.
     """
     policy.check_steps(steps)
     if step := policy.agent.config.acting.gradient_step:
