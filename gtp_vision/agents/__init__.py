@@ -94,7 +94,9 @@ def actions_needed(config: AgentConfig, n_step: int) -> int:
 
 
 def label(config: AgentConfig) -> str:
-    """The agent's name and what differs from the published system: `gtp`, `gtp+q` (q_gradient), `gtp+n` (best of N).
+    """The agent's name and what differs from the published system, e.g. `gtp`, `gtp+q` for q_gradient.
+
+    The last mark is of acting: `gtp+n` for the best of N, `gtp+b` for beam search.
 
     Unknown names stay as they are: the run folder's path is made before `check_agent` can refuse them.
     """
@@ -105,8 +107,8 @@ def label(config: AgentConfig) -> str:
     if config.improvement.name != recipe.improvement:
         improvement = IMPROVEMENTS.get(config.improvement.name)
         parts.append(improvement.label_suffix if improvement else config.improvement.name)
-    if config.acting.candidates > 1 and not recipe.chooses:
-        parts.append("n")
+    if (config.acting.rounds or config.acting.candidates > 1) and not recipe.chooses:
+        parts.append("b" if config.acting.rounds else "n")
     return "+".join(parts)
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from gtp_vision import models
+from gtp_vision.agents.search import scaled_noise, search
 from gtp_vision.agents.settings import ActingConfig, AgentConfig, ImprovementSettings
 from gtp_vision.core.distributed import global_mean, global_moments
 from gtp_vision.core.random import NoiseSource
@@ -96,6 +97,7 @@ class Improvement(nn.Module):
         label_suffix: marks a label where it is not the agent's own (`gtp+q`); one letter, or two.
         needs_critic: whether it cannot do without a critic.
         is_per_dimension: whether the policy's own loss counts as a mean over action dimensions instead of a sum.
+        may_renoise: whether jumps of the policy lead from the actions that it takes to others worth taking.
     """
 
     Settings: ClassVar[type[ImprovementSettings]] = ImprovementSettings
@@ -103,6 +105,7 @@ class Improvement(nn.Module):
     label_suffix: ClassVar[str]
     needs_critic = True
     is_per_dimension = False
+    may_renoise = True
 
     def __init__(self, agent: Agent) -> None:
         super().__init__()
@@ -153,14 +156,17 @@ class Improvement(nn.Module):
         return None
 
 
-def missing_ability(config: AgentConfig, ability: type, why: str) -> Iterator[str]:
-    """A sentence if the agent's family of policies lacks an ability that its improvement needs; `why` it does."""
+def missing_ability(config: AgentConfig, ability: type, why: str, part: str = "") -> Iterator[str]:
+    """A sentence if the agent's family of policies lacks an ability that `part`, by default its improvement, needs.
+
+    `why` it does follows the part.
+    """
     family = config.policy.family
     if not issubclass(models.FAMILIES[family], ability):
         able = [name for name, known in models.FAMILIES.items() if issubclass(known, ability) and name != "one_step"]
         yield (
-            f"improvement={config.improvement.name} {why}; {family} cannot: set agent.policy.family to one of "
-            f"{', '.join(able)}"
+            f"{part or f'improvement={config.improvement.name}'} {why}; {family} cannot: set agent.policy.family to "
+            f"one of {', '.join(able)}"
         )
 
 
@@ -354,14 +360,11 @@ class Agent(nn.Module):
             finally:
                 self.train()
         acting = self.config.acting if acting is None else acting
-        n, steps = acting.candidates, acting.steps if steps is None else steps
-        scaled = noise if acting.noise == 1 else ScaledNoise(noise, acting.noise)
-        actions = self.improvement.act(self, self.actor_encoder(observation), steps, scaled, n)
-        if n > 1:
-            features = self._critic_encoder_target(observation).repeat_interleave(n, 0)
-            q = self.critic_target.worth(features, self.critic_action(actions)).view(-1, n)
-            chosen = choose(q, acting, noise)
-            actions = actions.view(len(q), n, -1)[torch.arange(len(q), device=q.device), chosen]
+        steps = acting.steps if steps is None else steps
+        features, scaled = self.actor_encoder(observation), scaled_noise(noise, acting.noise)
+        actions = self.improvement.act(self, features, steps, scaled, acting.candidates)
+        if acting.needs_critic:
+            actions = search(self, features, self._critic_encoder_target(observation), actions, acting, noise)
         return actions.view(len(actions), -1, self.actions)
 
     def act(
@@ -373,31 +376,3 @@ class Agent(nn.Module):
     ) -> torch.Tensor:
         """The first action (B, A) of each plan."""
         return self.plan(observation, noise, steps, acting)[:, 0]
-
-
-def choose(q: torch.Tensor, acting: ActingConfig, noise: NoiseSource) -> torch.Tensor:
-    """Which candidate is taken, int64 (B,), by its value (B, N): the best, or one drawn by softmax(Q / temperature)."""
-    if acting.choose == "argmax":
-        return q.argmax(1)
-    gumbel = -(-noise.uniform(*q.shape).clamp_min(1e-20).log()).log()
-    worse = q - q.amax(1, keepdim=True)  # whose quotient neither overflows nor drowns the noise, however cold it is
-    return (worse / acting.temperature + gumbel).argmax(1)
-
-
-class ScaledNoise:
-    """A `NoiseSource` whose normal draws are scaled, so that a policy acts closer to its most likely action."""
-
-    def __init__(self, noise: NoiseSource, scale: float) -> None:
-        self._noise, self._scale = noise, scale
-
-    def normal(self, rows: int, *shape: int) -> torch.Tensor:
-        """Normal (rows, *shape) of deviation `scale`."""
-        return self._scale * self._noise.normal(rows, *shape)
-
-    def uniform(self, rows: int, *shape: int) -> torch.Tensor:
-        """Uniform in [0, 1), (rows, *shape)."""
-        return self._noise.uniform(rows, *shape)
-
-    def integers(self, high: int, rows: int, *shape: int) -> torch.Tensor:
-        """Uniform integers in [0, high), (rows, *shape)."""
-        return self._noise.integers(high, rows, *shape)

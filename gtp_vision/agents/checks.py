@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from gtp_vision.agents.base import Improvement, Recipe
+from gtp_vision.agents.base import Improvement, Recipe, missing_ability
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.settings import check_settings
-from gtp_vision.models import FAMILIES
+from gtp_vision.models import FAMILIES, Renoisable
 
 
 def check(config: AgentConfig, recipes: Mapping[str, Recipe], improvements: Mapping[str, type[Improvement]]) -> None:
@@ -38,9 +38,13 @@ def _conflicts(config: AgentConfig, improvement: type[Improvement]) -> Iterator[
         fix = "take an agent that trains one, e.g. agent=gtp, or set agent.critic.backup=expectile"
         if improvement.needs_critic:
             yield f"improvement={config.improvement.name} needs a critic, and agent={config.name} trains none; {fix}"
-        if acting.candidates > 1:
-            chosen = f"agent.acting.candidates={acting.candidates} are chosen by a critic"
-            yield f"{chosen}, and agent={config.name} trains none; {fix}"
+        for is_set, what in (
+            (acting.candidates > 1, f"candidates={acting.candidates} are chosen by a critic"),
+            (acting.rounds > 0, f"rounds={acting.rounds} keep the best actions by a critic"),
+            (acting.gradient_step > 0, f"gradient_step={acting.gradient_step} follows a critic"),
+        ):
+            if is_set:
+                yield f"agent.acting.{what}, and agent={config.name} trains none; {fix}"
         if config.clone_steps:
             yield (
                 f"agent.clone_steps={config.clone_steps} come before a critic is trained, and agent={config.name} "
@@ -49,6 +53,7 @@ def _conflicts(config: AgentConfig, improvement: type[Improvement]) -> Iterator[
     if acting.candidates > 1 and (family == "deterministic" or acting.noise == 0):
         fix = "set it to 1" if family == "deterministic" else "set agent.acting.noise=1, or it to 1"
         yield f"agent.acting.candidates={acting.candidates} would all be the same action without noise; {fix}"
+    yield from _search(config, improvement)
     if critic.backup in ("max", "softmax") and critic.next_actions == 1:
         yield f"agent.critic.backup={critic.backup} weighs next actions; set agent.critic.next_actions to 2 or more"
     if critic.backup in ("none", "expectile") and (critic.next_penalty or critic.next_noise):
@@ -85,6 +90,30 @@ def _conflicts(config: AgentConfig, improvement: type[Improvement]) -> Iterator[
         yield (
             f"agent.acting.ensemble plans at every step, and agent.acting.execute={acting.execute} does not; "
             "set one of them to null"
+        )
+
+
+def _search(config: AgentConfig, improvement: type[Improvement]) -> Iterator[str]:
+    acting, policy, rounds = config.acting, config.policy, f"agent.acting.rounds={config.acting.rounds}"
+    if acting.beam > acting.candidates:
+        yield (
+            f"agent.acting.beam={acting.beam} keeps more actions than agent.acting.candidates={acting.candidates} "
+            "draws; lower beam or raise candidates"
+        )
+    if acting.rounds == 0:
+        return
+    if not improvement.may_renoise:
+        yield (
+            f"{rounds} renoise the policy's own actions, and improvement={config.improvement.name} acts in another "
+            "way; set rounds=0 (candidates and gradient_step fit)"
+        )
+    yield from missing_ability(config, Renoisable, "need the jump from any noise level to an action", part=rounds)
+    if acting.noise == 0:
+        yield f"{rounds} renoise with agent.acting.noise=0, which changes nothing; set noise=1, or rounds=0"
+    if not policy.sigma_min < acting.renoise <= policy.sigma_max:
+        yield (
+            f"agent.acting.renoise={acting.renoise} must be above agent.policy.sigma_min={policy.sigma_min} and at "
+            f"most agent.policy.sigma_max={policy.sigma_max}"
         )
 
 

@@ -54,6 +54,7 @@ class Distillation(Improvement):
     Settings = DistillationSettings
     name, label_suffix = "distillation", "d"
     is_per_dimension = True
+    may_renoise = False
     config: DistillationSettings
 
     def __init__(self, agent: Agent) -> None:

@@ -75,6 +75,7 @@ class EnergyGuidance(Improvement):
 
     Settings = GuidanceSettings
     name, label_suffix = "guidance", "e"
+    may_renoise = False
     config: GuidanceSettings
 
     def __init__(self, agent: Agent) -> None:

@@ -27,10 +27,22 @@ class ActingConfig:
     )
     temperature: float = setting(1.0, "temperature of the softmax, in units of Q", above=0)
     noise: float = setting(1.0, "factor on the policy's noise; 0 is a Gaussian's mean", low=0)
+    rounds: int = setting(0, "rounds of beam search: renoise the best candidates, and jump again", low=0, high=1000)
+    beam: int = setting(1, "best candidates that each round renoises", low=1)
+    branch: int = setting(4, "new noises for each of them", low=1, high=1000)
+    renoise: float = setting(0.5, "noise level to which they are renoised", above=0)
+    gradient_step: float = setting(
+        0.0, "length of each candidate's step along the normalized gradient of Q; 0: none", low=0
+    )
     execute: int | None = setting(None, "actions of a chunk that are executed before the next plan; null: all", low=1)
     ensemble: float | None = setting(
         None, "decay of temporal ensembling (ACT): plan at every step and average the chunks; null: off", low=0
     )
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether the critic takes part in acting."""
+        return self.candidates > 1 or self.rounds > 0 or self.gradient_step > 0
 
 
 @dataclass

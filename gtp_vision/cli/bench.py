@@ -52,21 +52,21 @@ def _act_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="of gtp-vision export")
     parser.add_argument("--steps", type=int, default=2, help="K (default 2)")
     parser.add_argument("--rounds", type=at_least(1), default=200, help="interleaved rounds; medians are printed")
+    parser.add_argument("--compile", dest="compiled", action="store_true", help="time ways of acting compiled, too")
     parser.add_argument("--json", action="store_true")
 
 
-def _bench_act(arguments: argparse.Namespace, _: list[str]) -> int:
-    from gtp_vision.bench.act import bench_act
+def _bench_act(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gtp_vision.bench.act import bench_act, table
 
-    results = bench_act(arguments.folder, steps=arguments.steps, rounds=arguments.rounds)
-    if arguments.json:
-        print(json.dumps(results))
-        return 0
-    print(f"{results['agent']}, K = {results['steps']}, one observation, one thread, ", end="")
-    print(f"medians of {results['rounds']} rounds")
-    for name, ms in results["ms"].items():
-        print(f"  {name:<8} {ms:8.3f} ms   {results['against_eager'][name]:.2f} of eager")
-    print(f"  the graphs and PyTorch differ by {results['difference']:.1e} at most")
+    results = bench_act(
+        arguments.folder,
+        steps=arguments.steps,
+        rounds=arguments.rounds,
+        acting=overrides,
+        compiled=arguments.compiled,
+    )
+    print(json.dumps(results) if arguments.json else table(results))
     return 0
 
 
@@ -106,7 +106,14 @@ BENCH = Verb("bench", "measure", order=80)
 STEP = Verb(
     "bench step", "a step and an action with every engine, many seeds; some minutes", _step_options, _bench_step, 1
 )
-ACT = Verb("bench act", "an action of an artifact: eager, compiled, ONNX Runtime", _act_options, _bench_act, 3)
+ACT = Verb(
+    "bench act",
+    "an action of an artifact, by engine and by way of acting; agent.acting.KEY=VALUE changes the beam",
+    _act_options,
+    _bench_act,
+    3,
+    has_overrides=True,
+)
 SERVE = Verb(
     "bench serve", "what serving adds to the time of an action, with several robots", _serve_options, _bench_serve, 4
 )

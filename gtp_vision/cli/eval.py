@@ -8,6 +8,14 @@ from pathlib import Path
 
 from gtp_vision.cli.verb import Verb
 
+_HELP = """\
+Evaluate a trained run in its simulator. How it acts is chosen here: acting=OPTION, agent.acting.KEY=VALUE.
+
+  gtp-vision eval RUN --episodes 50 --steps 2
+  gtp-vision eval RUN acting=beam agent.acting.renoise=0.3     beam search by the critic
+  gtp-vision eval RUN agent.acting.noise=0.5
+"""
+
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", type=Path, metavar="RUN")
@@ -21,7 +29,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true")
 
 
-def _run(arguments: argparse.Namespace, _: list[str]) -> int:
+def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gtp_vision.evaluation.metrics.success import success_text
     from gtp_vision.training.evaluate import evaluate_run
 
@@ -31,6 +39,7 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
         episodes=arguments.episodes,
         steps=arguments.steps,
         candidates=arguments.candidates,
+        acting=overrides,
         seed=arguments.seed,
         videos=arguments.videos,
         saliency=arguments.saliency,
@@ -46,4 +55,4 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
-EVAL = Verb("eval", "evaluate a trained run", _options, _run, order=30)
+EVAL = Verb("eval", "evaluate a trained run", _options, _run, order=30, description=_HELP, has_overrides=True)

@@ -12,6 +12,7 @@ Write a folder that is enough to act: weights, schema, provenance, model card; n
 
   gtp-vision export runs/demo/gtp policy                    the last checkpoint
   gtp-vision export RUN policy --checkpoint best --steps 2
+  gtp-vision export RUN policy acting=beam                  it acts by beam search, so it holds the critic, too
   python -c "import gtp_vision; print(gtp_vision.load_policy('policy').schema)"
 """
 
@@ -29,7 +30,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the artifact at DIR")
 
 
-def _run(arguments: argparse.Namespace, _: list[str]) -> int:
+def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gtp_vision.serving.export import export
 
     policy = export(
@@ -37,6 +38,7 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
         arguments.out,
         which=arguments.checkpoint,
         steps=arguments.steps,
+        acting=overrides,
         licences={
             "weights": arguments.license,
             "data": arguments.data_license,
@@ -59,5 +61,11 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 EXPORT = Verb(
-    "export", "a trained policy as a folder that is enough to act", _options, _run, order=50, description=_HELP
+    "export",
+    "a trained policy as a folder that is enough to act",
+    _options,
+    _run,
+    order=50,
+    description=_HELP,
+    has_overrides=True,
 )

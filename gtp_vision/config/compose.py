@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gtp_vision.agents import acting_in, check_agent, improvement_settings, label, read_agent
+from gtp_vision.agents import ActingConfig, AgentConfig, acting_in, check_agent, improvement_settings, label, read_agent
 from gtp_vision.config.overrides import GROUPS, IMPROVEMENT, check_override, check_overrides, parsed
 from gtp_vision.config.presets import register
 from gtp_vision.config.schema import Config
@@ -31,6 +31,7 @@ from gtp_vision.encoders.weights import HUB
 
 COMMAND_LINE = "command line"
 SEGMENTS = "segments"  # in config.yaml
+_KEPT = ("steps", "noise", "execute", "ensemble")  # settings of acting that do not choose among actions
 
 # Untyped, since the settings of an improvement depend on its name; types are checked once all is merged.
 ConfigStore.instance().store(name="schema", node=OmegaConf.to_container(OmegaConf.structured(Config)))
@@ -210,6 +211,49 @@ def _single_settings(overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield _nested(path, value)
 
 
+def acting_of(acting: ActingConfig, overrides: Sequence[str]) -> ActingConfig:
+    """Settings of acting with overrides `acting=OPTION` and `agent.acting.KEY=VALUE`, later ones winning.
+
+    An option replaces how an action is chosen, and keeps steps, noise and the execution of chunks.
+
+    Raises:
+        GtpVisionError: other overrides; an unknown option, key or value.
+    """
+    values = asdict(acting)
+    for override in overrides:
+        check_override(override)
+        key, option = override.partition("=")[0], override.partition("=")[2].strip("'\"")
+        if key == "acting":
+            if option != "own":
+                values = asdict(ActingConfig()) | {name: values[name] for name in _KEPT}
+            for layer in _presets(("task=demo", override)):
+                values |= layer.values["agent"]["acting"] if layer.source == f"acting/{option}.yaml" else {}
+        elif key.startswith("agent.acting."):
+            values |= {path[-1]: value for path, value in parsed([override])}
+        else:
+            raise GtpVisionError(f"'{override}' does not say how to act; give acting=... or agent.acting.KEY=...")
+    try:
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ActingConfig), values))
+    except OmegaConfBaseException as error:
+        raise GtpVisionError(f"{' '.join(overrides)}: {_one_line(error)}") from error
+    assert isinstance(made, ActingConfig)
+    return made
+
+
+def acting_with(config: AgentConfig, overrides: Sequence[str], *, steps: int | None = None) -> AgentConfig:
+    """A trained agent that acts as `acting_of` says, in K = `steps` by the option --steps unless None.
+
+    Raises:
+        GtpVisionError: as `acting_of`, or an agent that cannot act so.
+    """
+    config = replace(config, acting=acting_of(config.acting, overrides))
+    if steps is None:
+        check_agent(config)
+        return config
+    check_agent(acting_in(config, steps), steps_key="--steps")
+    return acting_in(config, steps)
+
+
 def plain_values(config: Config) -> dict[str, Any]:
     """The whole configuration as nested plain values, which `from_values` reads."""
     values: Any = OmegaConf.to_container(OmegaConf.structured(config))
@@ -256,6 +300,11 @@ def checked(config: Config) -> Config:
             check_agent(replace(config.agent, acting=replace(config.agent.acting, candidates=candidates)))
         except GtpVisionError as error:
             raise GtpVisionError(f"training.eval_candidates=[{candidates}] do not fit: {error}") from error
+    for option in config.training.eval_acting or ():
+        try:
+            acting_with(config.agent, [f"acting={option}"])
+        except GtpVisionError as error:
+            raise GtpVisionError(f"training.eval_acting=[{option}] does not fit: {error}") from error
     for misfit in _misfits(config):
         raise GtpVisionError(misfit)
     return config

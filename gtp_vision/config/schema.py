@@ -101,6 +101,9 @@ class TrainingConfig:
         low=2,
         free=True,
     )
+    eval_acting: list[str] | None = setting(
+        None, "evaluate again with each of these options of the group acting, e.g. [beam]; null: no", free=True
+    )
     videos: int = setting(4, "filmed episodes per evaluation", low=0, free=True)
     probe_rows: int = setting(
         1500,

@@ -19,7 +19,7 @@ from torch import nn
 
 from gtp_vision.agents import Agent
 from gtp_vision.agents.acting import FrameStack
-from gtp_vision.agents.base import ScaledNoise
+from gtp_vision.agents.search import scaled_noise
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise, NoiseSource
 from gtp_vision.evaluation.evaluator import Episode, scaled_up
@@ -46,7 +46,7 @@ def saliency(
     try:
         with torch.enable_grad():
             features = agent.actor_encoder(dict(observation) | {camera: pixels})
-            scaled = noise if acting.noise == 1 else ScaledNoise(noise, acting.noise)
+            scaled = scaled_noise(noise, acting.noise)
             plan = agent.improvement.act(agent, features, acting.steps if steps is None else steps, scaled, _DRAWS)
             squares = torch.zeros_like(pixels[:, -1, 0])
             for mean_action in plan[:, : agent.actions].sum(0) / _DRAWS:

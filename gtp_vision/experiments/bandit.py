@@ -7,6 +7,8 @@ The answer that an agent should reach follows from its configuration (`theory`):
     mean        one normal distribution: the mean of the weighted data                       distance <= 0.1
     best        Q's gradient, distillation, best of N: the supported mode of most reward     >= 90 %, < 1 % outside
     open        one action that follows Q's gradient: where that leads depends on Q between the modes; not judged
+
+One of the agents also acts in other ways (`bandit_acting`): best of N, beam search, steps along Q's gradient.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from gtp_vision.agents import Agent, AgentConfig
+from gtp_vision.agents import AgentConfig
 from gtp_vision.core.files import make_folder
-from gtp_vision.core.random import RandomStream, counter_rng
+from gtp_vision.core.random import counter_rng
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sources import batch_source
+from gtp_vision.experiments import bandit_acting
 from gtp_vision.experiments.bandit_problem import (
     CONTEXTS,
     MODES,
@@ -45,7 +47,6 @@ from gtp_vision.training.jobs import run_parallel
 STEPS = 4000
 LIMITS = {"behaviour": 0.05, "optimum": 0.1, "mean": 0.1, "best": 0.9, "outside": 0.01}
 _TRANSITIONS = 30_000
-_ROUNDS, _BATCH = 10, 600  # 2000 actions in each context
 _DRAWN, _CONTEXT = 400, 1  # actions and the context of the figure: there the best mode is the rarest
 _SALT = 0xBA2D17
 
@@ -56,8 +57,9 @@ def bandit(
     """Train the agents and judge their actions; write `bandit.png` and `bandit.json` into a folder.
 
     Returns:
-        JSON-able: `rows`, by label the results of `judge` and the training's `seconds`; `behaviour` and `rewards`,
-        (C, M); `limits`; `seed`, `train_steps`, `seconds`; `figure` and `json`, their paths.
+        JSON-able: `rows`, by label the results of `judge` and the training's `seconds`; `acting`, by way of acting
+        those of `bandit_acting.ways_of_acting`; `behaviour` and `rewards`, (C, M); `limits`; `seed`, `train_steps`,
+        `seconds`; `figure` and `json`, their paths.
 
     Raises:
         GtpVisionError: the folder cannot be created.
@@ -74,6 +76,7 @@ def bandit(
     _draw(out / "bandit.png", panels)
     results: dict[str, Any] = {
         "rows": {label: result["row"] for label, result in done.items()},
+        "acting": done.get(bandit_acting.LABEL, {}).get("acting", {}),
         "behaviour": SHARES.tolist(),
         "rewards": REWARDS.tolist(),
         "limits": LIMITS,
@@ -91,7 +94,8 @@ def train_row(label: str, data: Path, steps: int, seed: int) -> dict[str, Any]:
     The training takes the row's share of `steps`.
 
     Returns:
-        `row`, see `judge`, with the training's `steps` and `seconds`; `drawn`, actions in one context, for the figure.
+        `row`, see `judge`, with the training's `steps` and `seconds`; `drawn`, actions in one context, for the figure;
+        `acting`, of the agent that acts in several ways.
     """
     config = run_config(label, data, steps, seed)
     began = time.perf_counter()
@@ -100,21 +104,12 @@ def train_row(label: str, data: Path, steps: int, seed: int) -> dict[str, Any]:
     for step in range(config.training.steps):
         engine.step(step, engine.source.fetch(step))
     seconds = round(time.perf_counter() - began, 1)
-    actions = evaluation_actions(parts.agent, seed)
+    actions = bandit_acting.evaluation_actions(parts.agent, seed)
     return {
         "row": judge(config.agent, actions) | {"steps": config.training.steps, "seconds": seconds},
         "drawn": actions[_CONTEXT, :_DRAWN].tolist(),
+        "acting": bandit_acting.ways_of_acting(parts.agent, seed) if label == bandit_acting.LABEL else {},
     }
-
-
-def evaluation_actions(agent: Agent, seed: int) -> np.ndarray:
-    """Actions (C, N, 2) as in an evaluation, with the agent's own number of steps, noise and candidates."""
-    contexts = torch.eye(CONTEXTS).repeat(_BATCH // CONTEXTS, 1)[:, None]  # (B, 1, C), a stack of one frame
-    rounds = [
-        agent.act({"context": contexts}, RandomStream(seed, _SALT + turn)).double().numpy().reshape(-1, CONTEXTS, 2)
-        for turn in range(_ROUNDS)
-    ]
-    return np.concatenate(rounds).swapaxes(0, 1)
 
 
 def theory(config: AgentConfig) -> str:
@@ -176,7 +171,7 @@ def table(results: Mapping[str, Any]) -> str:
             f"{ok:>5}{row['seconds']:>6.0f}"
         )
     lines.append(f"seed {results['seed']}, {results['train_steps']} steps each, {results['seconds']:.0f} s in all")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(bandit_acting.table(results["acting"]) if results["acting"] else [])])
 
 
 def _draw(path: Path, panels: Mapping[str, np.ndarray]) -> None:

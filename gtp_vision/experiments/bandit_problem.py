@@ -12,7 +12,7 @@ import numpy as np
 from gtp_vision.agents import AgentConfig
 from gtp_vision.agents.eda import AlignmentSettings
 from gtp_vision.agents.gtp import AdvantageSettings
-from gtp_vision.agents.guided import GuidedSettings
+from gtp_vision.agents.gtp_ql import SecondAnswerSettings
 from gtp_vision.agents.qgpo import GuidanceSettings
 from gtp_vision.datasets.store import Store
 
@@ -46,6 +46,13 @@ def shares_of(actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     distance = np.linalg.norm(actions[:, :, None] - MODES, axis=-1)
     share = (distance < SUPPORT).mean(1)
     return share, 1 - share.sum(1)
+
+
+def exact_q(actions: np.ndarray) -> np.ndarray:
+    """The expected reward of actions (C, N, 2), E[r | context, action], (C, N): Q of a terminal step."""
+    near = -((actions[:, :, None] - MODES) ** 2).sum(-1) / (2 * DEVIATION**2) + np.log(SHARES)[:, None]
+    chance = np.exp(near - near.max(-1, keepdims=True))
+    return np.asarray((chance * REWARDS[:, None]).sum(-1) / chance.sum(-1))
 
 
 def tilted(log_weights: np.ndarray) -> np.ndarray:
@@ -104,7 +111,7 @@ def improved(config: AgentConfig) -> np.ndarray | None:
     i, critic = config.improvement, config.critic
     if i.name == "none":
         return SHARES
-    if isinstance(i, AdvantageSettings) and not isinstance(i, GuidedSettings):
+    if isinstance(i, AdvantageSettings) and not isinstance(i, SecondAnswerSettings):
         value = expectile(critic.expectile) if critic.backup == "expectile" else None
         return advantage_optimum(i.eta, form=i.form, standardize=i.standardize, clip=i.weight_clip, value=value)
     if isinstance(i, GuidanceSettings) and i.guidance_scale == 1:

@@ -66,6 +66,8 @@ ACTINGS: dict[str, dict[str, Any]] = {
     "no noise": {"noise": 0.0},
     "best of 4": {"candidates": 4},
     "softmax of 4": {"candidates": 4, "choose": "softmax", "temperature": 1e-3},
+    "beam": {"candidates": 4, "beam": 2, "rounds": 2, "branch": 2, "gradient_step": 0.1},
+    "gradient": {"gradient_step": 0.1},
 }
 _EPISODES, _LENGTH, _BATCH, _SALT = 30, 20, 32, 0xC0A905
 

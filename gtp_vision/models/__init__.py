@@ -1,6 +1,7 @@
 """How an action is generated: families of policies, all with the same two methods, `loss` and `sample`.
 
-What else a family can do (integrate given noise, follow an energy, tell densities) its class says: `abilities.py`.
+What else a family can do (integrate given noise, follow an energy, renoise, tell densities) its class says:
+`abilities.py`.
 
 Diffusion uses only phi(., t, t) and integrates it; a consistency model only jumps to level 0; flow matching walks
 straight paths; GTP jumps from any level to any other.
@@ -9,7 +10,7 @@ straight paths; GTP jumps from any level to any other.
 from __future__ import annotations
 
 from gtp_vision.core.registry import Registry
-from gtp_vision.models.abilities import Answering, Density, Guidable, Integrable, Pull
+from gtp_vision.models.abilities import Answering, Density, Guidable, Integrable, Pull, Renoisable
 from gtp_vision.models.gtp import GTPPolicy
 from gtp_vision.models.policy import Policy, PolicyConfig, effective_sample_size, without_bounds
 
@@ -34,6 +35,7 @@ __all__ = [
     "Policy",
     "PolicyConfig",
     "Pull",
+    "Renoisable",
     "create",
     "effective_sample_size",
     "without_bounds",

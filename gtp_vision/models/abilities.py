@@ -1,9 +1,10 @@
-"""What some families can do besides `loss` and `sample`; improvements ask for it by `isinstance` or `issubclass`.
+"""What some families can do besides `loss` and `sample`; other parts check for it by `isinstance` or `issubclass`.
 
     Integrable   an action is a function of given noise                          distillation, the single jump
     Guidable     sampling can follow an energy, (a_t, t) can be drawn for it     energy guidance
     Density      log mu(a_t | o) is one evaluation of the network                alignment
     Answering    the network has a place for a second answer to noise            guidance by Q in one network
+    Renoisable   one jump leads from any noise level to an action                beam search
 
 Axes in names: B batch, F features, A action dimensions, M actions an observation.
 """
@@ -90,6 +91,17 @@ class Density(Policy):
     @abstractmethod
     def noised(self, action: torch.Tensor, noise: NoiseSource) -> tuple[torch.Tensor, torch.Tensor]:
         """What `log_density` is asked about; as `Guidable.noised`."""
+
+
+class Renoisable(Policy):
+    """Has learned the jump from any noise level to an action, so that an action can be noised in part and made anew."""
+
+    @abstractmethod
+    def renoised(self, observed: torch.Tensor, action: torch.Tensor, level: float, z: torch.Tensor) -> torch.Tensor:
+        """Where one jump leads from the noised action a + level z: (B, A), not clamped; action and noise z are (B, A).
+
+        In every family the level is the ratio of noise to action; `observed` is (B, width).
+        """
 
 
 def over_rows(t: torch.Tensor, action: torch.Tensor) -> torch.Tensor:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 
 from gtp_vision.core.random import NoiseSource
+from gtp_vision.models.abilities import Renoisable
 from gtp_vision.models.policy import Losses, Rows
 from gtp_vision.models.timed import LevelPolicy, Time, column
 
 
-class ConsistencyPolicy(LevelPolicy):
+class ConsistencyPolicy(LevelPolicy, Renoisable):
     """Learns f(a + t z, t) = f'(a + u z, u) for neighbouring levels t > u. Arguments as `Policy`."""
 
     family = "consistency"
@@ -48,3 +49,7 @@ class ConsistencyPolicy(LevelPolicy):
             a_t = torch.add(action, noise.normal(rows, self.actions), alpha=(t**2 - low**2) ** 0.5)
             action = self.jump(observed, a_t, t)
         return action
+
+    def renoised(self, observed: torch.Tensor, action: torch.Tensor, level: float, z: torch.Tensor) -> torch.Tensor:
+        """f(a + t z, t) of t = `level`."""
+        return self.jump(observed, torch.add(action, z, alpha=level), level)

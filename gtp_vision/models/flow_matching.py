@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from gtp_vision.core.random import NoiseSource
-from gtp_vision.models.abilities import Guidable, Integrable, Pull, over_rows
+from gtp_vision.models.abilities import Guidable, Integrable, Pull, Renoisable, over_rows
 from gtp_vision.models.networks import UnitTimeEmbedding
 from gtp_vision.models.policy import Losses, PolicyConfig, Rows, check_steps
 from gtp_vision.models.timed import Time, TimedPolicy
@@ -62,7 +62,7 @@ class FlowMatchingPolicy(TimedPolicy, Integrable, Guidable):
         return x
 
 
-class ShortcutPolicy(TimedPolicy, Integrable):
+class ShortcutPolicy(TimedPolicy, Integrable, Renoisable):
     """Learns steps of any size h = 1, 1/2, 1/4, ...: one step is as two of half the size (Frans et al., 2025).
 
     Arguments as `Policy`. The smallest step is the smallest power of 1/2 that is not below 1 / `grid`; the network gets
@@ -108,12 +108,18 @@ class ShortcutPolicy(TimedPolicy, Integrable):
             x = torch.sub(x, self.velocity(observed, x, k / steps, h), alpha=1 / steps)
         return x
 
+    def renoised(self, observed: torch.Tensor, action: torch.Tensor, level: float, z: torch.Tensor) -> torch.Tensor:
+        """One step from the time r at which noise and action are in this ratio."""
+        r = _time_of(level)
+        x = torch.lerp(action, z, r)
+        return torch.sub(x, self.velocity(observed, x, r, r if r > self._smallest else 0.0), alpha=r)
+
     def _step_input(self, h: torch.Tensor) -> torch.Tensor:
         """The step size that the network gets: 0, the velocity itself, for the smallest and any below."""
         return torch.where(h > self._smallest, h, 0.0)
 
 
-class MeanFlowPolicy(TimedPolicy, Integrable):
+class MeanFlowPolicy(TimedPolicy, Integrable, Renoisable):
     """Learns the mean velocity m(x_r, r, q) between two times from an identity (Geng et al., 2025).
 
     m = v - (r - q) dm/dr, with the total derivative along the path by forward-mode differentiation, and the data's
@@ -153,6 +159,17 @@ class MeanFlowPolicy(TimedPolicy, Integrable):
             mean_velocity = self.evaluate(observed, x, k / steps, (k - 1) / steps).float()
             x = torch.sub(x, mean_velocity, alpha=1 / steps)
         return x
+
+    def renoised(self, observed: torch.Tensor, action: torch.Tensor, level: float, z: torch.Tensor) -> torch.Tensor:
+        """The jump to q = 0 from the time r at which noise and action are in this ratio."""
+        r = _time_of(level)
+        x = torch.lerp(action, z, r)
+        return torch.sub(x, self.evaluate(observed, x, r, 0.0).float(), alpha=r)
+
+
+def _time_of(level: float) -> float:
+    """The time r of a path whose noise is `level` times its action: r / (1 - r) = level."""
+    return level / (1 + level)
 
 
 def _mean(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

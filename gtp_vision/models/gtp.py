@@ -15,7 +15,7 @@ import itertools
 import torch
 
 from gtp_vision.core.random import NoiseSource
-from gtp_vision.models.abilities import Answering
+from gtp_vision.models.abilities import Answering, Renoisable
 from gtp_vision.models.policy import Losses, PolicyConfig, Rows
 from gtp_vision.models.timed import DenoisingPolicy, Time
 
@@ -24,7 +24,7 @@ _BEYOND = -0.5
 _CLOSEST = 1e-3  # nearer levels than this share of the way to 0 would be the same in float32
 
 
-class GTPPolicy(DenoisingPolicy, Answering):
+class GTPPolicy(DenoisingPolicy, Answering, Renoisable):
     """Acts by K jumps of the flow map. Arguments as `Policy`.
 
     Guided sampling does not jump: it takes Euler steps with the denoiser phi(., t, t), because an energy changes the
@@ -192,6 +192,10 @@ class GTPPolicy(DenoisingPolicy, Answering):
         embedded = torch.cat([self.embed(start), self.embed.at(z.new_full((1, 1), _BEYOND))], dim=1)
         place = torch.cat([self.scale(start) * self.config.sigma_max * z, embedded.expand(len(z), -1)], dim=1)
         return self.network(observed + self.locate(place.to(observed.dtype))).float()
+
+    def renoised(self, observed: torch.Tensor, action: torch.Tensor, level: float, z: torch.Tensor) -> torch.Tensor:
+        """Phi(a + t z, t, 0) of t = `level`."""
+        return self._phi(observed, torch.add(action, z, alpha=level), level, 0.0).float()
 
 
 def _ratio(s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from gtp_vision import agents
-from gtp_vision.agents import ActingConfig, Agent
+from gtp_vision.agents import Agent
 from gtp_vision.agents.acting import FrameStack
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
@@ -37,6 +36,7 @@ def export(
     *,
     which: str = "last",
     steps: int | None = None,
+    acting: Sequence[str] = (),
     licences: Mapping[str, str] | None = None,
     onnx: bool = False,
     pt2: bool = False,
@@ -52,23 +52,19 @@ def export(
         out: the folder to write.
         which: `last`, `best` or `step_N`.
         steps: the policy's default K; None is the agent's.
+        acting: overrides of how it acts, `acting=beam` or `agent.acting.noise=0.5`.
         licences: of `LICENCES`, as SPDX names; a missing one is unknown.
         onnx: also write the sampler as an ONNX graph, see `graphs`.
         pt2: also write it as a program of torch.export.
         overwrite: replace an artifact at `out`.
 
     Raises:
-        GtpVisionError: a missing run or checkpoint, a K that does not fit, or `out` is occupied or cannot be written.
+        GtpVisionError: a missing run or checkpoint, acting that does not fit, or `out` is occupied or not writable.
     """
     _check_output(out, overwrite)
-    config, trained = restore(run, which)
-    agent, acting = trained.agent.cpu(), trained.agent.config.acting
-    if steps is not None:
-        if steps < 1:
-            raise GtpVisionError(f"steps={steps} must be at least 1")
-        acting = replace(acting, steps=steps)
-        agents.check_agent(replace(agent.config, acting=acting), steps_key="--steps")
-    schema = schema_of(config, agent, acting, trained.record)
+    config, trained = restore(run, which, acting=acting, steps=steps)
+    agent = trained.agent.cpu()
+    schema = schema_of(config, agent, trained.record)
     checkpoint = (run / "checkpoints" / which).resolve().name
     origin = provenance(run, config, trained.record, int(checkpoint.removeprefix("step_")), licences or {})
     aside = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
@@ -77,7 +73,7 @@ def export(
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             artifact.write(aside, agent, schema, origin, parts)
-            if _acts_alike(aside, agent, acting, schema):
+            if _acts_alike(aside, agent, schema):
                 break
         else:
             raise AssertionError("an artifact of all modules acts differently from its agent")
@@ -93,7 +89,7 @@ def export(
     return artifact.load_policy(out)
 
 
-def schema_of(config: Config, agent: Agent, acting: ActingConfig, data: DataRecord) -> Schema:
+def schema_of(config: Config, agent: Agent, data: DataRecord) -> Schema:
     """The observations and actions of a run's agent, in the units of its data set."""
     observations = shapes(data, 1, goals=config.task.goals is not None)
     low, high = data.action_bounds
@@ -104,8 +100,8 @@ def schema_of(config: Config, agent: Agent, acting: ActingConfig, data: DataReco
         action_low=tuple(low),
         action_high=tuple(high),
         chunk=agent.config.action_chunk,
-        steps=acting.steps,
-        candidates=acting.candidates,
+        steps=agent.config.acting.steps,
+        candidates=agent.config.acting.candidates,
         agent=agents.label(agent.config),
         task=config.task.name,
     )
@@ -148,10 +144,10 @@ def _part_sets(agent: Agent) -> Iterator[list[str]]:
     yield [name for name, _ in agent.named_children()]
 
 
-def _acts_alike(folder: Path, agent: Agent, acting: ActingConfig, schema: Schema) -> bool:
+def _acts_alike(folder: Path, agent: Agent, schema: Schema) -> bool:
     """Whether the artifact answers two observations with the same bits as the agent."""
     session = artifact.load_policy(folder).session()
-    random, actor, frames = np.random.default_rng(0), actor_of(agent, acting=acting), FrameStack(schema.frame_stack)
+    random, actor, frames = np.random.default_rng(0), actor_of(agent), FrameStack(schema.frame_stack)
     for step in range(2):
         observation = {name: random.integers(0, 256, shape, np.uint8) for name, shape in schema.cameras.items()}
         observation |= {name: random.normal(size=width).astype(np.float32) for name, width in schema.states.items()}

@@ -65,9 +65,13 @@ def sampler_of(policy: Policy, steps: int | None = None) -> Sampler:
     """The policy's sampler in K = `steps`; None is the policy's own.
 
     Raises:
-        GtpVisionError: a K that does not fit, or a policy that draws random numbers that are not normal.
+        GtpVisionError: a K that does not fit, a policy that follows Q's gradient, or numbers drawn that are not normal.
     """
     policy.check_steps(steps)
+    if step := policy.agent.config.acting.gradient_step:
+        raise GtpVisionError(
+            f"this policy acts with agent.acting.gradient_step={step}, and graphs hold no gradients; use load_policy"
+        )
     sampler = Sampler(policy.agent, policy.schema, steps or policy.schema.steps).eval()
     if other := sorted({draw.kind for draw in sampler.draws} - {"normal"}):
         raise GtpVisionError(

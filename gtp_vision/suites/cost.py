@@ -48,7 +48,8 @@ def cost(plan: Plan, *, progress: bool = True) -> dict[PlannedRun, float]:
                 episodes[env_key] = _episode_seconds(config, store)
             training = config.training
             evaluations = -(-training.steps // (training.eval_every or training.steps))
-            evaluated = evaluations * training.eval_episodes * (1 + len(training.eval_candidates or ()))
+            again = len(training.eval_candidates or ()) + len(training.eval_acting or ())
+            evaluated = evaluations * training.eval_episodes * (1 + again)
             total = training.steps * steps[step_key] + evaluated * episodes[env_key] / (training.eval_envs or 1)
             left[job] = (1 - job.done) * len(job.seeds) * total
     return left

@@ -120,6 +120,7 @@ def settings_for(suite: Suite, task: SuiteTask, agent: str, data: Path) -> tuple
         *(f"training.steps={suite.steps}", f"training.eval_every={suite.eval_every}"),
         f"training.eval_episodes={suite.episodes}",
         *([f"training.eval_candidates=[{BEST_OF}]"] if agent in suite.best_of else []),
+        *(["training.eval_acting=[beam]"] if agent in suite.beam else []),
     ]
     values = {"{data}": str(data), "{name}": task.name, "{d4rl}": Path(d4rl_files().get(task.name, "")).name}
 
@@ -198,13 +199,12 @@ def _evaluations(folder: Path) -> list[dict]:
 
 
 def _of_label(evaluation: Mapping, label: str) -> Mapping:
-    if not label.endswith("+n"):
+    if label == trained_as(label):
         return evaluation
-    if str(BEST_OF) not in evaluation.get("candidates", {}):
-        raise GtpVisionError(
-            f"the runs of {trained_as(label)} were not evaluated with {BEST_OF} candidates; omit {label}"
-        )
-    return dict(evaluation["candidates"][str(BEST_OF)])
+    kind, name = ("candidates", str(BEST_OF)) if label.endswith("+n") else ("acting", "beam")
+    if name not in evaluation.get(kind, {}):
+        raise GtpVisionError(f"the runs of {trained_as(label)} were not evaluated with {kind}={name}; omit {label}")
+    return dict(evaluation[kind][name])
 
 
 def _score(suite: Suite, task: SuiteTask, evaluation: Mapping) -> float:

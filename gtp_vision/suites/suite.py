@@ -56,6 +56,7 @@ class Suite:
     # agents whose runs are also evaluated with 32 candidates: all that the file or the command names with `+n`, so that
     # fewer agents on the command line mean the same runs
     best_of: list[str] = field(default_factory=list)
+    beam: list[str] = field(default_factory=list)  # the same of `+b`, evaluated by beam search (acting=beam)
     settings: list[str] = field(default_factory=list)  # of all runs
     agent_settings: dict[str, list[str]] = field(default_factory=dict)  # by agent
     tasks: list[SuiteTask] = field(default_factory=list)  # see `SuiteTask`
@@ -73,11 +74,14 @@ class Suite:
         labels = [label.replace("-bc", "_bc") for label in agents or self.agents]
         for label in labels:
             settings_of(label)
-        best_of = [*self.best_of, *(trained_as(label) for label in [*self.agents, *labels] if label.endswith("+n"))]
+        named = [*self.agents, *labels]
+        best_of = [*self.best_of, *(trained_as(label) for label in named if label.endswith("+n"))]
+        beam = [*self.beam, *(trained_as(label) for label in named if label.endswith("+b"))]
         return replace(
             self,
             agents=list(dict.fromkeys(labels)),
             best_of=list(dict.fromkeys(best_of)),
+            beam=list(dict.fromkeys(beam)),
             tasks=[task for task in self.tasks if not tasks or task.name in tasks],
         )
 
@@ -103,7 +107,7 @@ def load(name: str) -> Suite:
 
 
 def settings_of(label: str) -> tuple[str, ...]:
-    """The settings of a label but for `+n`, e.g. agent=gtp improvement=q_gradient of `gtp+q`.
+    """The settings of a label but for `+n` and `+b`, e.g. agent=gtp improvement=q_gradient of `gtp+q`.
 
     Raises:
         GtpVisionError: unknown agent or mark.
@@ -116,14 +120,14 @@ def settings_of(label: str) -> tuple[str, ...]:
     for mark in marks:
         if mark in improvements:
             settings.append(f"improvement={improvements[mark]}")
-        elif mark != "n":
-            raise GtpVisionError(f"unknown mark '+{mark}' in '{label}': {propose(mark, [*improvements, 'n'])}")
+        elif mark not in ("n", "b"):
+            raise GtpVisionError(f"unknown mark '+{mark}' in '{label}': {propose(mark, [*improvements, 'n', 'b'])}")
     return tuple(settings)
 
 
 def trained_as(label: str) -> str:
-    """The label of the trained run: `gtp+n` is an evaluation of `gtp`."""
-    return label.removesuffix("+n")
+    """The label of the trained run: `gtp+n` and `gtp+b` are evaluations of `gtp`."""
+    return label.removesuffix("+n").removesuffix("+b")
 
 
 def _read(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,9 @@ import gymnasium
 import numpy as np
 from accelerate import Accelerator
 
-from gtp_vision import agents
 from gtp_vision.agents import ActingConfig, Agent
 from gtp_vision.agents.acting import Executor
-from gtp_vision.config.compose import checked, from_run, segments_in
+from gtp_vision.config.compose import acting_with, checked, from_run, segments_in
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.names import SALIENCY
@@ -44,15 +43,18 @@ class Trained:
     record: DataRecord
 
 
-def restore(folder: Path, which: str = "last") -> tuple[Config, Trained]:
+def restore(
+    folder: Path, which: str = "last", *, acting: Sequence[str] = (), steps: int | None = None
+) -> tuple[Config, Trained]:
     """Load the agent of a run's checkpoint `last`, `best` or `step_N`, and the configuration it was trained with.
 
-    The data set need not exist. Settings that change no step, such as those of evaluations, are those of config.yaml.
+    The data set need not exist. Settings that change no step, such as those of evaluations, are those of config.yaml;
+    `acting` and `steps` change how the agent acts, as `config.compose.acting_with` says.
 
     Raises:
         GtpVisionError: the run or the checkpoint is missing or damaged; config.yaml holds other settings than the
             checkpoint; an earlier version wrote the checkpoint without a record of its data, and these are missing or
-            others by now.
+            others by now; the agent cannot act so.
     """
     config = replace(from_run(folder), run_dir=str(folder))
     if config.training.seeds > 1:
@@ -65,6 +67,7 @@ def restore(folder: Path, which: str = "last") -> tuple[Config, Trained]:
     past = segments_of(path.resolve())
     if past:
         config = _as_trained(config, past[-1].config, folder, which)
+    config = replace(config, agent=acting_with(config.agent, acting, steps=steps))
     accelerator = accelerate(config)
     record = (past[-1].data if past else None) or _record_of_old(config, folder)
     agent = agent_of(config, record, pretrained=False)
@@ -102,6 +105,7 @@ def evaluate_run(
     episodes: int = 50,
     steps: int | None = None,
     candidates: int | None = None,
+    acting: Sequence[str] = (),
     seed: int = 50_000,
     videos: Path | None = None,
     saliency: bool = False,
@@ -118,6 +122,7 @@ def evaluate_run(
         episodes: how many.
         steps: K; None is the agent's.
         candidates: N actions of which the critic chooses one; None is the agent's.
+        acting: overrides of how the agent acts, `acting=beam` or `agent.acting.noise=0.5`.
         seed: of the first episode.
         videos: folder for the videos of all episodes; None writes none.
         saliency: write each video twice, the second one with a saliency map.
@@ -132,24 +137,20 @@ def evaluate_run(
     for name, value in {"episodes": episodes, "steps": steps, "candidates": candidates}.items():
         if value is not None and value < 1:
             raise GtpVisionError(f"{name}={value} must be at least 1")
-    config, parts = restore(folder, which)
-    agent, acting = parts.agent, parts.agent.config.acting
     if candidates is not None:
-        acting = replace(acting, candidates=candidates)
-    if steps is not None:
-        acting = replace(acting, steps=steps)
-    steps_key = "agent.acting.steps" if steps is None else "--steps"
-    agents.check_agent(replace(agent.config, acting=acting), steps_key=steps_key)
+        acting = [*acting, f"agent.acting.candidates={candidates}"]
+    config, parts = restore(folder, which, acting=acting, steps=steps)
+    agent = parts.agent
     if config.task.env is None:
         raise GtpVisionError(f"{folder} was trained without a simulator (task.env=null), so it cannot be evaluated")
     if saliency and not agent.actor_encoder.cameras:
         raise GtpVisionError(f"{folder} sees no camera, so saliency has no image to be drawn on; leave out --saliency")
     with evaluator_of(config, parts, progress, seed) as evaluator:
-        metrics, done = evaluator.run(actor_of(agent, acting=acting), episodes, film=episodes if videos else 0)
+        metrics, done = evaluator.run(actor_of(agent), episodes, film=episodes if videos else 0)
     if videos and not write_videos(videos, done):
         Progress.write(f"warning: no videos are written: {config.task.env} shows no camera", file=sys.stderr)
     if videos and saliency:
-        write_videos(videos, done, Saliency(agent, config.task.frame_stack, seed, acting.steps), SALIENCY)
+        write_videos(videos, done, Saliency(agent, config.task.frame_stack, seed), SALIENCY)
     return metrics
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gtp_vision import agents, envs
+from gtp_vision.agents import ActingConfig
 from gtp_vision.agents.base import Metrics
+from gtp_vision.config.compose import acting_of
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
@@ -142,11 +144,15 @@ class TrainingRun:
         evaluator.seed = eval_seed(self.config)
         try:
             found, episodes = evaluator.run(actor, training.eval_episodes, film=2 * training.videos, stop=stop)
-            several = {}
+            again: dict[tuple[str, str], ActingConfig] = {}
             for count in training.eval_candidates or ():
-                acting = replace(agent.config.acting, candidates=count, choose="argmax")
-                best_of = actor_of(agent, training.eval_steps, acting)
-                several[str(count)], _ = evaluator.run(best_of, training.eval_episodes, stop=stop)
+                again["candidates", str(count)] = replace(agent.config.acting, candidates=count, choose="argmax")
+            for option in training.eval_acting or ():
+                again["acting", option] = acting_of(agent.config.acting, [f"acting={option}"])
+            several: dict[str, dict[str, Any]] = {}
+            for (kind, name), acting in again.items():
+                other = actor_of(agent, training.eval_steps, acting)
+                several.setdefault(kind, {})[name], _ = evaluator.run(other, training.eval_episodes, stop=stop)
         except StoppedError:
             raise self.interrupted(step) from None
         except SimulatorError as error:
@@ -154,7 +160,7 @@ class TrainingRun:
                 f"{error}; no training step is lost: continue from step {step} with gtp-vision train --resume "
                 f"{self._resume_with}"
             ) from error
-        found |= {"candidates": several} if several else {}
+        found |= several
         best = max(map(_merit, self.evaluations), default=())
         self.evaluations.append({"step": step, **found, "train_seconds": self.train_seconds})
         if self.parts.accelerator.is_main_process:

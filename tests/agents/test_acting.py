@@ -116,6 +116,7 @@ def beside(name: str, *overrides: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 CHOOSING = ["agent.acting.candidates=4", "agent.acting.choose=softmax", "agent.action_chunk=3"]
+BEAM = ["agent.acting.beam=2", "agent.acting.rounds=2", "agent.acting.branch=3", "agent.acting.gradient_step=0.1"]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,7 @@ CHOOSING = ["agent.acting.candidates=4", "agent.acting.choose=softmax", "agent.a
         *((name, []) for name in NAMES),
         ("gtp", [*CHOOSING, "agent.acting.execute=2"]),
         ("diffusion_ql", [*CHOOSING, "agent.acting.ensemble=0.1"]),
+        ("gtp", [*CHOOSING, *BEAM]),
     ],
 )
 def test_an_episode_does_not_depend_on_those_beside_it(name: str, overrides: list[str]) -> None:

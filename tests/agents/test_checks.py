@@ -43,6 +43,19 @@ VP5 = "agent.policy.family=vp_diffusion agent.policy.grid=5"
         ("agent=gtp_bc agent.clone_steps=5", ("agent.clone_steps=5", "gtp_bc trains none", "=0")),
         ("agent.clone_steps=9 training.steps=9", ("agent.clone_steps=9", "training.steps=9", "gtp_bc")),
         ("agent=bdm agent.improvement.pretrain_steps=3 agent.clone_steps=4", ("clone_steps=4", "pretrain_steps=3")),
+        # Beam search.
+        ("agent=gtp_bc agent.acting.rounds=2", ("agent.acting.rounds=2 keep", "gtp_bc trains none")),
+        ("agent=gaussian_bc agent.acting.gradient_step=0.1", ("gradient_step=0.1 follows", "gaussian_bc trains none")),
+        ("agent.acting.candidates=4 agent.acting.beam=5", ("beam=5 keeps more", "candidates=4 draws", "lower beam")),
+        ("agent.acting.rounds=1 agent.acting.noise=0", ("rounds=1 renoise with agent.acting.noise=0", "noise=1")),
+        ("agent.acting.rounds=1 agent.acting.renoise=11", ("renoise=11", "sigma_max=10")),
+        (
+            "agent=ifql agent.acting.rounds=1",
+            ("agent.acting.rounds=1 need the jump", "flow_matching cannot", "meanflow"),
+        ),
+        ("agent=iql agent.acting.rounds=1 agent.acting.noise=1", ("rounds=1 need the jump", "gaussian cannot")),
+        ("agent=fql agent.policy.family=gtp agent.acting.rounds=1", ("improvement=distillation acts", "rounds=0")),
+        ("improvement=guidance acting=beam", ("improvement=guidance acts in another way", "rounds=0")),
         # Improvements and families.
         ("agent=diffusion_ql improvement=distillation", ("one answer", "vp_diffusion cannot", "flow_matching")),
         ("agent=consistency_ac improvement=distillation", ("one answer", "consistency cannot", "gtp")),
@@ -95,6 +108,9 @@ def test_an_agent_is_checked_when_it_is_created_too() -> None:
         "agent=fql agent.policy.family=meanflow agent.action_chunk=5 agent.critic.chunk=true task.n_step=5",
         "agent=gtp agent.action_chunk=4 agent.acting.ensemble=0.01 agent.acting.execute=1",
         "agent=rebrac agent.action_chunk=4 agent.critic.next_penalty=0",
+        "agent=consistency_ac acting=beam",
+        "agent=fql agent.policy.family=shortcut agent.acting.candidates=8 agent.acting.gradient_step=0.1",
+        "agent=td3_bc agent.acting.gradient_step=0.1",
     ],
 )
 def test_what_fits_is_allowed(overrides: str) -> None:

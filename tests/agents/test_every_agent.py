@@ -35,6 +35,8 @@ def test_a_preset_is_what_its_recipe_says(name: str) -> None:
         (["agent=gtp", "improvement=guidance"], "gtp+e"),
         (["agent=gtp", "improvement=none"], "gtp+bc"),
         (["agent=idql", "acting=single"], "idql"),
+        (["agent=gtp", "acting=beam"], "gtp+b"),
+        (["agent=consistency_ac", "acting=beam"], "consistency_ac"),
         (["agent=gtp_bc", "agent.policy.family=shortcut"], "gtp_bc-shortcut"),
         (["agent=bdm", "agent.improvement.name=advantage"], "bdm+a"),
         (["agent=rebrac", "improvement=q_gradient"], "rebrac"),

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.compiles
 TRACED = "aot_eager"  # all of compiling except the compiler
 UNTRACED = {"qgpo"}  # autograd computes its energy's gradient
 CHOOSING = ["agent.acting.candidates=4", "agent.acting.choose=softmax", "agent.action_chunk=3", "agent.acting.noise=.5"]
+BEAM = ["agent.acting.beam=2", "agent.acting.rounds=2", "agent.acting.branch=3", "agent.acting.gradient_step=0.1"]
 CPU = torch.device("cpu")
 
 
@@ -59,8 +60,10 @@ def test_steps_and_acting_settings_are_chosen_at_every_call(monkeypatch: pytest.
     assert not torch.allclose(fast.plan(seen, RandomStream(0, 0), 1), fast.agent.plan(seen, RandomStream(0, 0), 3))
 
 
-def test_cameras_candidates_chunks_and_scaled_noise_are_compiled_for_a_batch() -> None:
-    assert_same(traced(make("gtp", *CHOOSING, shapes=PIXELS, share=True), batch=2), observation(PIXELS, batch=2))
+@pytest.mark.parametrize("more", [[], BEAM], ids=["best of N", "beam"])
+def test_cameras_candidates_chunks_and_scaled_noise_are_compiled_for_a_batch(more: list[str]) -> None:
+    agent = make("gtp", *CHOOSING, *more, shapes=PIXELS, share=True)
+    assert_same(traced(agent, batch=2), observation(PIXELS, batch=2))
 
 
 @pytest.mark.parametrize("make_noise", [lambda: RandomStream(0, 0), lambda: EpisodeNoise(0, [4], [7], CPU)])

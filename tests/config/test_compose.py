@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from omegaconf import OmegaConf
 from gtp_vision.agents import improvement_settings
 from gtp_vision.agents.diffusion_ql import QGradientSettings
 from gtp_vision.cli.main import main
-from gtp_vision.config.compose import from_command_line, from_run, to_yaml
+from gtp_vision.config.compose import acting_of, acting_with, from_command_line, from_run, to_yaml
 from gtp_vision.config.explain import explain
 from gtp_vision.config.schema import Config, TrainingConfig
 from gtp_vision.core.errors import GtpVisionError, propose
@@ -118,11 +119,41 @@ def test_a_mistake_is_refused_with_the_key_and_the_nearest_right_word(override: 
         (["encoder.cameras.wrist=3"], "encoder.cameras.wrist=3 must hold settings"),
         (["encoder.cameras.wrist.size=[8]"], "encoder.cameras.wrist.size=[8] must be a height and a width"),
         (["agent=iql", "training.eval_candidates=[2]"], "training.eval_candidates=[2] do not fit"),
+        (["agent=iql", "training.eval_acting=[beam]"], "training.eval_acting=[beam] does not fit: agent.acting.candid"),
+        (["training.eval_acting=[beem]"], "there is no acting 'beem': did you mean 'beam'"),
         (["agent=iql", "tuned=diffusion_ql/antmaze-large-play"], "set agent=diffusion_ql, or tuned=none"),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(overrides: list[str], words: str) -> None:
     assert words in refusal(*overrides)
+
+
+def test_how_a_trained_agent_acts_is_chosen_by_options_and_settings() -> None:
+    trained = composed("acting=softmax", "agent.acting.noise=0.5", "agent.acting.temperature=2").agent
+    beam = acting_of(trained.acting, ["acting=beam", "agent.acting.renoise=0.3"])
+    assert (beam.candidates, beam.rounds, beam.beam, beam.renoise) == (32, 2, 8, 0.3)
+    assert (beam.choose, beam.temperature, beam.noise, beam.steps) == ("argmax", 1, 0.5, trained.acting.steps)
+    assert acting_of(beam, ["acting=single"]) == replace(beam, candidates=1, rounds=0, beam=1, renoise=0.5)
+    assert acting_of(beam, ["acting=own"]) == beam
+    assert acting_with(trained, [], steps=2).acting == replace(trained.acting, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["seed=3"], "'seed=3' does not say how to act"),
+        (["acting=beem"], "did you mean 'beam'"),
+        (["agent.acting.beem=3"], "did you mean 'agent.acting.beam'"),
+        (["agent.acting.rounds=many"], "agent.acting.rounds=many: "),
+        (["agent.acting.candidates=0"], "agent.acting.candidates=0 must be at least 1"),
+        (["agent.acting.beam=2"], "agent.acting.beam=2 keeps more actions"),
+    ],
+)
+def test_ways_of_acting_that_do_not_fit_are_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(GtpVisionError) as error:
+        acting_with(composed().agent, overrides)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("overrides", [(), ("seed=3",), ("task.env=x",), ("task=",)])

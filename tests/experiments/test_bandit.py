@@ -1,14 +1,16 @@
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from gtp_vision.agents import AGENTS, AgentConfig
+from gtp_vision.agents import AGENTS, AgentConfig, check_agent, create
 from gtp_vision.cli.main import main
 from gtp_vision.core.random import counter_rng
+from gtp_vision.experiments import bandit_acting
 from gtp_vision.experiments.bandit import bandit, judge, table, theory
 from gtp_vision.experiments.bandit_problem import (
     CONTEXTS,
@@ -19,6 +21,7 @@ from gtp_vision.experiments.bandit_problem import (
     advantage_optimum,
     best_share,
     demonstrations,
+    exact_q,
     expectile,
     improved,
     shares_of,
@@ -39,6 +42,29 @@ def test_data_have_the_given_shares_and_rewards() -> None:
         assert store.rewards[rows].mean() == pytest.approx(REWARDS[c, m], abs=0.01)
         assert store.actions[rows].std(0) == pytest.approx(DEVIATION, rel=0.1)
     assert sorted(best_share(SHARES)) == [0.1, 0.2, 0.4], "the best mode is not the most frequent one everywhere"
+
+
+def test_the_exact_q_is_the_expected_reward() -> None:
+    on_modes = np.broadcast_to(MODES, (CONTEXTS, *MODES.shape))
+    assert exact_q(on_modes) == pytest.approx(REWARDS)
+    middle = np.zeros((CONTEXTS, 1, 2))  # as far from all modes
+    assert exact_q(middle)[:, 0] == pytest.approx((SHARES * REWARDS).sum(1))
+
+
+def test_every_way_of_acting_is_legal_and_a_beam_is_no_worse_than_its_candidates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bandit_acting, "_BATCH", 30)
+    config = run_config(bandit_acting.LABEL, Path("data.h5"), 10, 0)
+    for acting in bandit_acting.WAYS.values():
+        check_agent(replace(config.agent, acting=acting))
+    agent = create({"context": (1, CONTEXTS)}, 2, config.agent, config.encoder)
+    ways = bandit_acting.ways_of_acting(agent, 0)
+    best_of = ways["best of 16"]["learned_q"]
+    assert best_of > ways["single"]["learned_q"]
+    for name in ("beam of 64, t'=0.25", "beam of 64, t'=0.5", "beam of 64, t'=1"):
+        assert ways[name]["learned_q"] >= best_of - 1e-6
+    assert len(bandit_acting.table(ways)) == 1 + len(ways)
 
 
 def test_an_action_between_the_modes_is_outside() -> None:

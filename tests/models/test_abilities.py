@@ -8,8 +8,9 @@ from learning import A, F, loss_of
 from gtp_vision import models
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
-from gtp_vision.models import FAMILIES, Guidable, Integrable, PolicyConfig
+from gtp_vision.models import FAMILIES, Guidable, Integrable, PolicyConfig, Renoisable
 from gtp_vision.models.bottleneck import BottleneckPolicy
+from gtp_vision.models.consistency import ConsistencyPolicy
 from gtp_vision.models.diffusion import DiffusionPolicy, VPDiffusionPolicy
 from gtp_vision.models.flow_matching import FlowMatchingPolicy
 from gtp_vision.models.gtp import GTPPolicy
@@ -17,6 +18,7 @@ from gtp_vision.models.timed import Time
 
 INTEGRABLE = sorted(name for name, kind in FAMILIES.items() if issubclass(kind, Integrable))
 GUIDABLE = sorted(name for name, kind in FAMILIES.items() if issubclass(kind, Guidable))
+RENOISABLE = sorted(name for name, kind in FAMILIES.items() if issubclass(kind, Renoisable))
 
 
 def policy(family: str, **settings: Any) -> Any:
@@ -178,3 +180,29 @@ def test_actions_of_one_observation_share_their_time_and_no_noise(family: str) -
     assert float(z.std()) == pytest.approx(1, abs=0.03)
     assert float((z[:, 0] * z[:, 1]).mean()) == pytest.approx(0, abs=0.1)
     assert float(z.mean()) == pytest.approx(0, abs=0.05)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.5, 4.0])
+@pytest.mark.parametrize("family", RENOISABLE)
+def test_a_renoised_action_is_the_flow_maps_answer(family: str, level: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of N(0.1, d^2), whose flow map from level t is m + d / sqrt(d^2 + t^2) (a_t - m) in every family."""
+    actor, noise = policy(family), RandomStream(0, 0)
+    action, z = noise.normal(8, A), noise.normal(8, A)
+    expected = 0.1 + DEVIATION * (DEVIATION**2 + level**2) ** -0.5 * (action + level * z - 0.1)
+
+    def exact(observed: torch.Tensor, x: torch.Tensor, *times: float) -> torch.Tensor:
+        """What the family's network learns of this distribution."""
+        if family == "gtp":
+            assert times == (level, 0.0)
+            return expected
+        if isinstance(actor, ConsistencyPolicy):
+            above, data = level - actor.config.sigma_min, actor.config.sigma_data
+            skip = data**2 / (above**2 + data**2)
+            return (expected - skip * x) * (level**2 + data**2) ** 0.5 / (data * above)
+        r = times[0]
+        torch.testing.assert_close(x / (1 - r), action + level * z)
+        assert times[1] in ((0.0,) if family == "meanflow" else (0.0, r)), "the time of arrival, or the step"
+        return (x - expected) / r
+
+    monkeypatch.setattr(actor, "evaluate", exact)
+    torch.testing.assert_close(actor.renoised(actor.observe(torch.zeros(8, F)), action, level, z), expected)

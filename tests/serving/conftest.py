@@ -24,6 +24,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "fql": (f"agent=fql {STATE}", {"state": 5}),
     "chunks": ("agent=gtp_bc encoder=state task.frame_stack=3 agent.action_chunk=4 agent.acting.execute=3", {}),
     "softmax": ("agent=idql agent.acting.choose=softmax encoder=impala_tiny task.frame_stack=1", PIXELS),
+    "beam": (f"agent=gtp acting=beam agent.acting.gradient_step=0.1 agent.critic.hidden=[8] {STATE}", {}),
     "guidance": (f"agent=qgpo {STATE}", {}),
     "units": (f"agent=gtp {STATE}", UNITS),
     "constant": (

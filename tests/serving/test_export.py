@@ -25,6 +25,7 @@ ACTING = {"actor_encoder", "policy"}
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
+        ("beam", ACTING | {"critic_target", "actor_encoder_target"}),
         ("chunks", ACTING),
         ("constant", None),
         ("fql", ACTING | {"improvement"}),  # acts by its one-step policy

@@ -33,6 +33,8 @@ def policy_of(name: str) -> Policy:
         "gaussian": "agent=gaussian_bc",
         "candidates": "agent=gtp acting=best_of_n",
         "softmax": "agent=gtp acting=softmax",
+        "beam": "agent=gtp acting=beam",
+        "gradient": "agent=gtp agent.acting.gradient_step=0.1",
     }
     low_is_high = {"action_low": (2.5, 0.0), "action_high": (2.5, 250.0)} if name == "constant" else {}
     policy = untrained("encoder=state", *overrides[name].split(), **STATE, **low_is_high)
@@ -54,7 +56,16 @@ def drawn(policy: Policy, noise: dict[str, tuple[int, ...]], seed: int) -> tuple
 
 @pytest.mark.parametrize(
     ("name", "steps"),
-    [("candidates", 2), ("chunks", 1), ("constant", 2), ("fql", 1), ("gaussian", 1), ("gtp", 1), ("gtp", 5)],
+    [
+        ("beam", 1),
+        ("candidates", 2),
+        ("chunks", 1),
+        ("constant", 2),
+        ("fql", 1),
+        ("gaussian", 1),
+        ("gtp", 1),
+        ("gtp", 5),
+    ],
 )
 def test_graphs_answer_as_pytorch_does(tmp_path: Path, name: str, steps: int) -> None:
     policy = policy_of(name)
@@ -134,6 +145,8 @@ def test_policies_and_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypa
     for make in (graphs.write, graphs.write_program):
         with pytest.raises(GtpVisionError, match=r"draws uniform numbers.*load_policy"):
             make(policy_of("softmax"), tmp_path)
+        with pytest.raises(GtpVisionError, match=r"gradient_step=0\.1, and graphs hold no gradients; use load_policy"):
+            make(policy_of("gradient"), tmp_path)
     assert not list(tmp_path.iterdir())
     (tmp_path / "policy.onnx").write_bytes(b"no graph")
     with pytest.raises(GtpVisionError, match=r"policy\.onnx .*export it again"):

@@ -60,6 +60,11 @@ def test_a_file_of_the_user_is_a_suite(tmp_path: Path) -> None:
     suite = load(write(tmp_path, SMALL))
     assert (suite.steps, suite.agents, suite.best_of) == (10, ["gtp", "gtp+n"], ["gtp"])
     assert suite.tasks[0].settings == ["task.dataset=x.h5"]
+    chosen = suite.chosen(agents=["gtp+q+b"], tasks=[])
+    assert (chosen.agents, chosen.beam, trained_as("gtp+q+b")) == (["gtp+q+b"], ["gtp+q"], "gtp+q")
+    (task,) = suite.tasks
+    for agent, is_beam in (("gtp", False), ("gtp+q", True)):
+        assert ("training.eval_acting=[beam]" in settings_for(chosen, task, agent, tmp_path)) == is_beam
 
 
 @pytest.mark.parametrize(

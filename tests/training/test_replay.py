@@ -161,7 +161,7 @@ def assert_replayed(config: Config, recorded: np.ndarray) -> None:
     span = np.maximum(1e-6, env.unwrapped.action_space.high - env.unwrapped.action_space.low)
     np.testing.assert_allclose((np.array(env.unwrapped.got) - recorded) / span, 0, atol=1e-5)
     agent = agents.create(shapes(store, 1), 2, config.agent, config.encoder, pretrained=False)
-    schema = schema_of(config, agent, config.agent.acting, record_of(store))
+    schema = schema_of(config, agent, record_of(store))
     np.testing.assert_allclose((schema.in_units(demonstrated) - recorded) / span, 0, atol=1e-5)
 
 

@@ -22,13 +22,14 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on a file in D4RL's format, evaluated with 1 and with 5 candidates."""
+    """A run on a file in D4RL's format, evaluated with 1 and with 5 candidates, and by beam search."""
     folder = tmp_path_factory.mktemp("hopper")
     rng = np.random.default_rng(0)
     store = make_store((40, 60), terminals={39}, state=11)
     store.actions = rng.uniform(-1, 1, (100, 3)).astype(np.float32)
     path = d4rl.write(folder / "hopper.hdf5", store)
     settings = [*SMALL, f"task.dataset={path}", f"run_dir={folder / 'run'}", "training.eval_candidates=[5]"]
+    settings += ["training.eval_acting=[beam]"]
     assert main(["train", *settings]) == 0
     return folder / "run"
 
@@ -54,12 +55,15 @@ def test_runs_on_a_d4rl_task_are_scored_and_the_best_is_linked(run: Path) -> Non
 
 @pytest.mark.trains
 @pytest.mark.simulates
-def test_every_evaluation_is_repeated_with_several_candidates(run: Path) -> None:
+def test_every_evaluation_is_repeated_with_several_candidates_and_ways_of_acting(run: Path) -> None:
     last = read(run, "results.json")["last"]
     assert last["candidates"]["5"]["return"] != last["return"]
     again = evaluate_run(run, episodes=2, candidates=5, seed=100_000, progress=False)
     assert again["return"] == pytest.approx(last["candidates"]["5"]["return"])
     assert again["score"] == pytest.approx(normalised("hopper-medium-replay-v2", again["return"]))
+    beam = evaluate_run(run, episodes=2, acting=["acting=beam"], seed=100_000, progress=False)
+    assert beam["return"] == pytest.approx(last["acting"]["beam"]["return"])
+    assert beam["return"] not in (last["return"], again["return"])
     alone = evaluate_run(run, episodes=2, seed=100_000, progress=False)
     assert alone["return"] == pytest.approx(last["return"])
 

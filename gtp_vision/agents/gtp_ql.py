@@ -1,4 +1,4 @@
-"""GTP guided by Q: a flow map, and one more jump of the same network that follows Q within the map's reach.
+"""GTP-QL: a flow map, and one more jump of the same network that follows Q within the map's reach.
 
 FQL (Park et al., ICML 2025) clones a flow, and trains a second network, whose one step follows the flow and Q. FMQ
 (arXiv 2605.12416) and GFP (arXiv 2512.03973) do so with a flow map and with weighted cloning. Here all of it is one
@@ -6,7 +6,7 @@ network, in which the improved answer has a place of its own beside the map:
 
     1. Critic: E[(Q_j(o, a) - r - gamma mask E_j Q'_j(o', mu'(o', z)))^2] (`Agent`).
     2. Map: E[w (l_cons + lambda l_flow)] / E[w], cloning (w = 1), or GFP's with eta above 0 (`gtp_vision.models.gtp`).
-    3. Answer: mu(o, z) = phi(o, T z, T, beyond), E||mu(o, z) - a*||^2 - q_weight E[Q(o, mu(o, z))] (`Guidance`).
+    3. Answer: mu(o, z) = phi(o, T z, T, beyond), E||mu(o, z) - a*||^2 - q_weight E[Q(o, mu(o, z))] (`SecondAnswer`).
        a* = a0 + step e g / |g|, with a0 = Phi'(o, T z, T, 0) in `anchor_steps` jumps of the slow map, and g the
        gradient of E_j Q_j at a0 (FMQ); e = 1 / (1 + caution d / E[d]), d the deviation of the critics' Q_j(o, a0).
     4. Acting: mu(o, z), one evaluation.
@@ -29,12 +29,12 @@ from gtp_vision.core.distributed import global_mean
 from gtp_vision.core.random import NoiseSource
 from gtp_vision.core.settings import setting
 
-GTP_GUIDED = Recipe("gtp_guided", "this package", family="gtp", backup="mean", improvement="guided")
+GTP_QL = Recipe("gtp_ql", "this package", family="gtp", backup="mean", improvement="second_answer")
 
 
 @dataclass
-class GuidedSettings(AdvantageSettings):
-    """Settings of `Guidance`."""
+class SecondAnswerSettings(AdvantageSettings):
+    """Settings of `SecondAnswer`."""
 
     form: str = setting(
         "exponential",
@@ -53,23 +53,23 @@ class GuidedSettings(AdvantageSettings):
     caution: float = setting(1.0, "FMQ: how much the step shortens where critics disagree", low=0)
 
 
-class Guidance(AdvantageWeighting):
+class SecondAnswer(AdvantageWeighting):
     """The answer to each noise is the map's own, but for what Q pulls it to.
 
     Defined for families whose network has a place for a second answer.
     """
 
-    Settings = GuidedSettings
-    name, label_suffix = "guided", "g"
+    Settings = SecondAnswerSettings
+    name, label_suffix = "second_answer", "s"
     is_per_dimension = True
-    config: GuidedSettings
+    config: SecondAnswerSettings
 
     @staticmethod
     def conflicts(config: AgentConfig) -> Iterator[str]:
         """Families without a second answer; settings that leave nothing to follow."""
         yield from missing_ability(config, models.Answering, "trains a second answer of the map's own network")
         c = config.improvement
-        assert isinstance(c, GuidedSettings)
+        assert isinstance(c, SecondAnswerSettings)
         if not c.q_weight and not c.step:
             yield (
                 "agent.improvement.q_weight=0 and step=0 leave the policy as it clones; set one of them above 0, or "
