@@ -83,7 +83,7 @@ ROWS = {
     "gtp+q, K=5": Row("agent=gtp improvement=q_gradient agent.improvement.q_steps=5 agent.acting.steps=5", 0.5),
     "fql": Row("agent=fql agent.improvement.distill_weight=0.1", 0.5),
     "gtp_ql": Row(  # an alpha of 0.1, as FQL's
-        "agent=gtp_ql agent.action_chunk=1 agent.critic.chunk=false agent.improvement.q_weight=10", 0.5
+        "agent=gtp_ql agent.improvement.q_weight=10", 0.5
     ),
     "idql": Row(f"agent=idql {_FINE} agent.policy.hidden=[64,64,64]"),
     "ifql": Row(f"agent=ifql agent.policy.input_gain=3 {_MANY}"),

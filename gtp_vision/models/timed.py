@@ -84,6 +84,8 @@ class LevelPolicy(TimedPolicy):
     Arguments as `TimedPolicy`; ValueError for levels that do not grow from sigma_min over sigma_last to sigma_max.
     """
 
+    embed: LogTimeEmbedding
+
     def __init__(
         self, features: int, actions: int, config: PolicyConfig, *, times: int = 1, outputs: int | None = None
     ) -> None:
