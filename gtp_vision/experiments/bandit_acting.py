@@ -16,19 +16,19 @@ from gtp_vision.experiments.bandit_problem import CONTEXTS, DEVIATION, MODES, ex
 LABEL = "gtp"  # the row of `bandit_rows` whose agent acts
 _SALT = 0xBA2D17
 _ROUNDS, _BATCH = 10, 600  # 2000 actions in each context
-_BEAM = ActingConfig(steps=1, candidates=16, beam=4, rounds=3, branch=4)  # 16 + 3 * 4 * 4 = 64 jumps
+_BEAM = ActingConfig(steps=1, candidates=4, beam=2, rounds=3, branch=2)  # 4 + 3 * 2 * 2 = 16 jumps
 WAYS = {
     "single": ActingConfig(steps=1),
     "half the noise": ActingConfig(steps=1, noise=0.5),
     "best of 4": ActingConfig(steps=1, candidates=4),
     "best of 16": ActingConfig(steps=1, candidates=16),
     "best of 64": ActingConfig(steps=1, candidates=64),
-    "beam of 64, t'=0.25": replace(_BEAM, renoise=0.25),
-    "beam of 64, t'=0.5": replace(_BEAM, renoise=0.5),
-    "beam of 64, t'=1": replace(_BEAM, renoise=1.0),
+    "beam of 16, t'=0.25": replace(_BEAM, renoise=0.25),
+    "beam of 16, t'=0.5": replace(_BEAM, renoise=0.5),
+    "beam of 16, t'=1": replace(_BEAM, renoise=1.0),
     "beam, half the noise": replace(_BEAM, renoise=0.5, noise=0.5),
-    "step of 0.1, best of 16": ActingConfig(steps=1, candidates=16, gradient_step=0.1),
-    "step of 0.1, beam of 64": replace(_BEAM, renoise=0.5, gradient_step=0.1),
+    "step of 0.1, best of 4": ActingConfig(steps=1, candidates=4, gradient_step=0.1),
+    "step of 0.1, beam of 16": replace(_BEAM, renoise=0.5, gradient_step=0.1),
 }
 
 
