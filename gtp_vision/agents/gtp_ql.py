@@ -78,7 +78,9 @@ class SecondAnswer(AdvantageWeighting):
 
     @staticmethod
     def steps_of_policy(config: AgentConfig) -> list[str]:
-        """K of the map's answers, and of those that estimate V."""
+        """K of the map's answers, and of those that estimate V; of families that `conflicts` refuses, none."""
+        if not issubclass(models.FAMILIES[config.policy.family], models.Answering):
+            return []
         return ["anchor_steps", *AdvantageWeighting.steps_of_policy(config)]
 
     def weights(self, agent: Agent, inputs: LossInputs) -> tuple[torch.Tensor, Metrics]:
