@@ -104,6 +104,14 @@ COMPOSITIONS = measurement(
     ("steps", "seed", "out"),
     7,
 )
+EXTRACTION = measurement(
+    "experiment extraction",
+    "gtp_vision.experiments.extraction:extraction",
+    "what families make of the same weights, where the critic is exact; three minutes",
+    partial(_options, 6000),
+    ("steps", "seed"),
+    8,
+)
 STEPS = measurement(
     "experiment steps",
     "gtp_vision.experiments.steps:sweep",

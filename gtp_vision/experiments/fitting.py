@@ -18,6 +18,9 @@ from gtp_vision.models.networks import frozen_copy, polyak_
 Draw = Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 """(batch size B, generator) to features (B, F) and actions (B, A)."""
 
+Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Features (B, F) and actions (B, A) to weights (B,)."""
+
 
 @dataclass(frozen=True)
 class Fitted:
@@ -36,8 +39,12 @@ def fit(
     learning_rate: float = 1e-3,
     tau: float = 0.05,
     seed: int = 0,
+    weigh: Weigh | None = None,
 ) -> Fitted:
-    """Train a policy: Adam, 100 steps of warm-up, then half a cosine to 0; `tau` is the teacher's Polyak rate."""
+    """Train a policy: Adam, 100 steps of warm-up, then half a cosine to 0; `tau` is the teacher's Polyak rate.
+
+    `weigh` weighs the loss of each action; a batch's weights count up to a factor.
+    """
     features, actions = draw(2, counter_rng(seed, 0))
     torch.manual_seed(seed)
     student = models.create(features.shape[1], actions.shape[1], config)
@@ -49,7 +56,11 @@ def fit(
             group["lr"] = learning_rate * min(1, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
         observed, action = (torch.from_numpy(x).float() for x in draw(batch_size, counter_rng(seed, 1 + step)))
         rows = student.rows(observed, action, RandomStream(seed, step), teacher)
-        loss = student.loss(rows)[0].mean()
+        each = student.per_sample(student.loss(rows)[0])
+        if weigh is not None:
+            weight = torch.from_numpy(weigh(observed.numpy(), action.numpy())).float()
+            each = weight / weight.mean() * each
+        loss = each.mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
