@@ -11,7 +11,8 @@ network, in which the improved answer has a place of its own beside the map:
        gradient of E_j Q_j at a0 (FMQ); e = 1 / (1 + caution d / E[d]), d the deviation of the critics' Q_j(o, a0).
     4. Acting: mu(o, z), one evaluation.
 
-No gradient of Q reaches the jumps of the map, and a0 is made by them, so the anchor stays with the data.
+Q asks nothing of the map's jumps, which make a0. They share weights with mu, though: where Q and the distance weigh
+much more than cloning, the map follows mu, and the policy collapses (docs/results.md).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class SecondAnswerSettings(AdvantageSettings):
     # weight of the distance would be taken from cloning, so that here the distance weighs 1 and Q little.
     q_weight: float = setting(0.001, "weight of Q beside the squared distance per dimension; 1 / alpha of FQL", low=0)
     anchor_steps: int = setting(2, "steps K in which the slow map makes the answer that is followed", low=1)
-    # With 0.05 and q_weight=0 the policy hardly improved on cube-single, with 0.2 its values rose without end.
+    # With 0.05 and q_weight=0 the policy hardly improved on cube-single, with 0.2 its values rose too high.
     step: float = setting(
         0.0, "FMQ: root mean square over dimensions of the step along Q's normalized gradient; 0: none", low=0
     )
@@ -99,13 +100,15 @@ class SecondAnswer(AdvantageWeighting):
             wanted = self.stepped(agent, inputs.critic, anchor) if c.step else anchor
         answer = agent.policy.answer(agent.policy.observe(inputs.actor), z)
         distance = (answer - wanted).square().mean()
-        q = agent.critic.frozen(inputs.critic, agent.critic_action(agent.policy.bounded(answer))).float().mean()
+        loss = cloning + distance
         metrics = {
             "actor/guide_loss": distance.detach(),
-            "actor/q": q.detach(),
             "actor/moved": (answer.detach() - anchor).square().mean().sqrt(),
         }
-        return cloning + distance - c.q_weight * q, metrics
+        if c.q_weight:
+            q = agent.critic.frozen(inputs.critic, agent.critic_action(agent.policy.bounded(answer))).float().mean()
+            loss, metrics["actor/q"] = loss - c.q_weight * q, q.detach()
+        return loss, metrics
 
     def stepped(self, agent: Agent, features: torch.Tensor, anchor: torch.Tensor) -> torch.Tensor:
         """The anchor (B, H A) after FMQ's step, shorter where critics disagree, within the bounds of actions."""

@@ -54,6 +54,15 @@ def test_the_step_follows_the_mean_critic_and_is_shorter_where_members_disagree(
     torch.testing.assert_close(moved.square().mean(1).sqrt(), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_without_its_weight_q_is_not_evaluated_for_the_answer(batch: Batch) -> None:
+    learner, _, _ = learning("agent.improvement.q_weight=0", "agent.improvement.step=0.1")
+    evaluated = list[object]()
+    learner.critic.register_forward_hook(lambda *_: evaluated.append(None))
+    _, metrics = learner.actor_loss(inputs_of(learner, batch))
+    assert len(evaluated) == 1  # at the anchor
+    assert "actor/q" not in metrics
+
+
 def test_cloning_is_weighted_only_with_eta(batch: Batch) -> None:
     learner, second, _ = learning()
     inputs = inputs_of(learner, batch)

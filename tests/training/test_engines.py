@@ -91,8 +91,9 @@ def test_all_engines_clone_first_alike(pixels: Path, name: str, seeing: list[str
         ("bdm", "aot_eager", ["training.steps=9", "agent.clone_steps=1"]),
         ("gtp", "aot_eager", [*PIXELS, "encoder.tuning=layerwise", "encoder.unfreeze_step=2"]),
         ("gtp", "aot_eager", ["training.seeds=2", "agent.policy.alternate=true"]),
+        ("gtp_ql", "aot_eager", ["training.seeds=2", "agent.improvement.step=0.1", "agent.improvement.q_weight=0"]),
     ],
-    ids=["inductor", "stages", "frames and groups", "seeds"],
+    ids=["inductor", "stages", "frames and groups", "seeds", "gradient steps"],
 )
 def test_a_compiled_step_equals_pytorchs_step(pixels: Path, name: str, backend: str, more: list[str]) -> None:
     check(config_of(pixels, name, *more), "compile", backend, steps=4)
