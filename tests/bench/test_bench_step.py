@@ -29,7 +29,8 @@ def test_every_number_is_there_and_ratios_are_those_of_the_times(results: dict[s
     assert list(results["act_ms"]["eager"]) == ["1", "2", "5"]
     assert all(0 <= share <= 1 for share in results["data_wait"].values())
     assert results["gap"]["eager seeds"] < 1e-4
-    assert all(0.2 < ratio < 5 for ratio in results["alternate"].values()), "of one round, no more than its size"
+    assert list(results["alternate"]) == ["gtp", "gtp_bc"]
+    assert all(ratio > 0 for ratio in results["alternate"].values())  # its size is what the command is for
     assert results["parts"].keys() == {"critic", "actor", "adam", "targets"}
     floor = results["floor"]
     assert 2 < floor["gflop"] < 3, "3 x 256 at batch 256"
