@@ -126,6 +126,7 @@ def build(
     )
     if config.agent.critic.backup != "none" and task.goals is None:
         _check_rewards(config, store)
+    _check_chunk(config, store)
     agent = agent_of(config, record, pretrained=resumes is None)
     fit(agent, statistics, standardize=config.encoder.standardize)
     cached, began = cacheable(config.encoder, store), time.perf_counter()
@@ -257,6 +258,16 @@ def goals_of(config: Config) -> HindsightGoals | None:
     if config.task.goals is None:
         return None
     return ACTOR_GOALS if config.agent.critic.backup == "none" else HindsightGoals(discount=config.task.discount)
+
+
+def _check_chunk(config: Config, store: Store) -> None:
+    """Refuse chunks that no episode fills: their last actions would be learnt from nothing."""
+    longest = int((store.last_outcomes + 1 - store.episode_starts).max(initial=0))
+    if config.agent.action_chunk > longest:
+        raise GtpVisionError(
+            f"agent.action_chunk={config.agent.action_chunk} is more than the {longest} actions of the longest episode "
+            f"of {store.path or 'the data set'}; set it to at most {longest}"
+        )
 
 
 def _check_rewards(config: Config, store: Store) -> None:

@@ -56,6 +56,13 @@ def test_data_sets_are_mixed_by_their_shares(folder: Path) -> None:
     assert open_data(task(f"task.datasets=[{folder}/b.h5]")).weights is None
 
 
+def test_a_chunk_longer_than_every_episode_is_refused(folder: Path) -> None:
+    small = ("agent=gtp_bc", "training.device=cpu", "agent.policy.hidden=[8]", f"task.dataset={folder}/b.h5")
+    build(task(*small, "agent.action_chunk=5"))  # 6 rows, of which the last has no outcome
+    with pytest.raises(GtpVisionError, match=r"action_chunk=6 is more than the 5 actions .*b\.h5; set it to at most 5"):
+        build(task(*small, "agent.action_chunk=6"))
+
+
 @pytest.mark.parametrize("standardize", [True, False])
 def test_encoders_scale_states_except_constant_dimensions(folder: Path, standardize: bool) -> None:
     store = open_data(task(f"task.dataset={folder / 'a.h5'}"))
