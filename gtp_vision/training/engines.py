@@ -6,10 +6,15 @@
 
 Several agents side by side (`training.seeds`) are always a function of tensors, mapped over seeds; `eager` does not
 compile it.
+
+`compile` and `graph` prove themselves on the first steps of the very run: each is taken twice, from the same state with
+the same batch and noise, by the function as it is and by the function made fast, and both must move alike. So what
+compiled code would have to check at each step (that nothing but tensors' values has changed) shows as a difference.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,11 +31,18 @@ from gtp_vision.core.random import NoiseTape
 from gtp_vision.datasets.sources import BatchSource, batch_source_of_seeds
 from gtp_vision.training.build import Components
 from gtp_vision.training.eager import Eager, learning_rate
-from gtp_vision.training.functional import State, StepFunction, recorded_step, state_of
+from gtp_vision.training.functional import State, StepFunction, Tensors, recorded_step, state_of
+from gtp_vision.training.guard import NONFINITE
 
 Tell = Callable[[str], None]
 _PAYS = 10_000  # steps from which on compiling on a CPU, which takes half a minute, saves time
 _STAGES = 4  # each is compiled separately
+_PROOF_STEPS = 3
+# Largest relative differences of losses and Adam's moments. Products of TF32 and BF16 round to 3 digits, in an order
+# that compiling changes.
+_TOLERANCE = {"float32": 1e-3, "tf32": 3e-2, "bf16": 3e-2}
+# Adam moves by about the learning rate whatever the gradient's size, also where it is nothing but rounding.
+_MOVE_TOLERANCE = 0.3
 
 
 class Engine(Protocol):
@@ -46,7 +58,9 @@ class Engine(Protocol):
 class Functional:
     """Steps as functions of tensors; the parameters of several runs become views of stacked tensors.
 
-    `name` is what is done to the function: nothing (eager), compile or graph. If that fails, `tell` gets a sentence.
+    `name` is what is done to the function: nothing (eager), compile or graph. If that fails, or moves otherwise than
+    the function itself, steps go on in eager and `tell` gets a sentence. With `required`, moving otherwise is a
+    GtpVisionError.
     """
 
     def __init__(
@@ -57,8 +71,11 @@ class Functional:
         name: str,
         tell: Tell,
         backend: str = "inductor",
+        *,
+        required: bool = False,
     ) -> None:
         self.source, self.name, self._tell, self._backend = source, name, tell, backend
+        self._required, self._told = required, False
         self._config, self._members = config, members
         self._state = state_of([m.agent for m in members], [m.optimizer for m in members])
         device = members[0].accelerator.device
@@ -79,15 +96,43 @@ class Functional:
         return [{name: value[index] for name, value in metrics.items()} for index in range(len(self._members))]
 
     def _run(self, stage: _Stage, fetched: Any, noise: list[torch.Tensor]) -> Metrics:
+        arguments = (self._state, fetched, noise, self._rates)
+        if self.name == "eager":
+            return stage.function(*arguments)
+        if stage.unproven == 0:
+            return stage.run(*arguments)
+        before = _copies(self._state)
+        expected = {name: value.clone() for name, value in stage.function(*arguments).items()}
+        wanted = _copies(self._state)
+        _restore(self._state, before)
         try:
-            metrics = stage.run(self._state, fetched, noise, self._rates)
-        except Exception as error:  # whatever a compiler may raise; nothing has moved then
-            if stage.proven or self.name == "eager":
-                raise
-            self._tell(f"engine: eager, because training.engine={self.name} does not work here: {first_line(error, 2)}")
-            self.name, stage.run = "eager", stage.function
-            return stage.run(self._state, fetched, noise, self._rates)
-        stage.proven = True
+            metrics = stage.run(*arguments)
+        except Exception as error:  # whatever a compiler may raise
+            return self._step_back(f"does not work here: {first_line(error, 2)}", wanted, expected)
+        if not bool(expected[NONFINITE].any()):
+            largest, move = _differences(self._state, before, wanted, metrics["loss"], expected["loss"])
+            tolerance = _TOLERANCE[self._config.training.precision]
+            if not (largest <= tolerance and move <= _MOVE_TOLERANCE):  # NaN is a difference, too
+                fault = (
+                    f"moves otherwise than eager here, by {largest:.1g} of losses and gradients (at most "
+                    f"{tolerance:g}) and {move:.1g} of the step (at most {_MOVE_TOLERANCE:g})"
+                )
+                if self._required:
+                    raise GtpVisionError(f"training.engine={self.name} {fault}; set training.engine=eager")
+                return self._step_back(fault, wanted, expected)
+            stage.largest = max(stage.largest, largest)
+        stage.unproven -= 1
+        if stage.unproven == 0 and not self._told:
+            within = max(stage.largest, torch.finfo(torch.float32).eps)
+            self._tell(f"engine: {self.name}, equal to eager on {_PROOF_STEPS} steps within {within:.0e}")
+            self._told = True
+        return metrics
+
+    def _step_back(self, fault: str, wanted: Sequence[Tensors], metrics: Metrics) -> Metrics:
+        """Go on in eager from the step that it has taken."""
+        self._tell(f"engine: eager, because training.engine={self.name} {fault}")
+        self.name = "eager"
+        _restore(self._state, wanted)
         return metrics
 
     def _noise(self, function: StepFunction, step: int) -> list[torch.Tensor]:
@@ -127,11 +172,12 @@ class Functional:
 
 @dataclass
 class _Stage:
-    """The step of a stage: the function, the same made fast, and whether that has worked."""
+    """The step of a stage: the function, the same made fast, for how many steps that is to be compared, and results."""
 
     function: StepFunction
     run: Callable[..., Metrics]
-    proven: bool = False
+    unproven: int = _PROOF_STEPS
+    largest: float = 0.0
 
 
 def choose(config: Config, members: Sequence[Components], tell: Tell) -> Engine:
@@ -144,7 +190,7 @@ def choose(config: Config, members: Sequence[Components], tell: Tell) -> Engine:
     tell(f"engine: {name}{f' ({why})' if why else ''}{several}")
     if name == "eager" and len(members) == 1:
         return Eager(source, config, first)
-    return Functional(source, config, members, name, tell)
+    return Functional(source, config, members, name, tell, required=config.training.engine != "auto")
 
 
 def check(config: Config, parts: Components) -> None:
@@ -209,20 +255,52 @@ class Graph:
     def __call__(self, state: State, fetched: Any, noise: list[torch.Tensor], rates: list[torch.Tensor]) -> Metrics:
         """The step; the caller may keep what it returns."""
         if self._captured is None:
-            before = [tensor.clone() for tensor in _tensors(state)]
+            before = _copies(state)
             try:
                 self._captured = Captured(lambda batch, drawn: self._run(state, batch, drawn, rates), fetched, noise)
             finally:  # undo what warming up has moved
-                for tensor, kept in zip(_tensors(state), before, strict=True):
-                    tensor.copy_(kept)
+                _restore(state, before)
         metrics: Metrics = self._captured(fetched, noise)
         values = torch.stack([value.float() for value in metrics.values()])
         return dict(zip(metrics, values.unbind(), strict=True))
 
 
-def _tensors(state: State) -> list[torch.Tensor]:
-    return [
-        tensor
-        for part in (state.trained, state.held, state.mean, state.square, state.steps)
-        for tensor in part.values()
-    ]
+def _parts(state: State) -> list[Tensors]:
+    return [state.trained, state.held, state.mean, state.square, state.steps]
+
+
+def _copies(state: State) -> list[Tensors]:
+    return [{name: tensor.detach().clone() for name, tensor in part.items()} for part in _parts(state)]
+
+
+def _restore(state: State, copies: Sequence[Tensors]) -> None:
+    with torch.no_grad():
+        for part, kept in zip(_parts(state), copies, strict=True):
+            for name, tensor in part.items():
+                tensor.copy_(kept[name])
+
+
+def _differences(
+    state: State, before: Sequence[Tensors], wanted: Sequence[Tensors], loss: torch.Tensor, expected: torch.Tensor
+) -> tuple[float, float]:
+    """How far a step's state is from the wanted one, relative to it: of losses and moments, and of what has moved.
+
+    Each is the largest over the agent's networks, so that the large gradients of one do not hide another's.
+    """
+    losses = (loss - expected).abs() / expected.abs().clamp_min(1e-2)
+    parts = list(zip(_parts(state), wanted, before, strict=True))
+    moments = [_by_network(now, then, {}) for now, then, _ in parts[2:4]]
+    moves = [_by_network(now, then, start) for now, then, start in parts[:2]]
+    largest = torch.stack([losses.max(), *itertools.chain(*moments)]).max()
+    return float(largest), float(torch.stack([*itertools.chain(*moves)]).max())
+
+
+def _by_network(now: Tensors, wanted: Tensors, start: Tensors) -> Iterator[torch.Tensor]:
+    """|now - wanted| / |wanted - start|, or with no start / |wanted|, of each of the agent's modules: (), several."""
+    named = sorted(name for name, tensor in now.items() if tensor.is_floating_point())
+    for _, names in itertools.groupby(named, lambda name: name.partition(".")[0]):
+        members = list(names)
+        ours, theirs = (torch.cat([part[name].flatten() for name in members]) for part in (now, wanted))
+        moved = theirs - torch.cat([start[name].flatten() for name in members]) if start else theirs
+        rounding = 1e-6 * theirs.norm()
+        yield (ours - theirs).norm() / moved.norm().maximum(rounding).clamp_min(1e-30)

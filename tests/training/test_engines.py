@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,39 @@ def test_a_step_that_cannot_be_compiled_runs_eagerly_with_a_message(pixels: Path
     assert len(messages) == 2
     assert "training.engine=compile" in messages[1]
     assert "no such luck" in messages[1]
+
+
+def wrong_by(factor: float) -> Any:
+    """A compiler whose code computes `factor` of each number."""
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Any:
+        return lambda *arguments: [x * factor if x.is_floating_point() else x for x in graph(*arguments)]
+
+    return backend
+
+
+@pytest.mark.compiles
+def test_an_engine_proves_itself_on_the_runs_first_steps(pixels: Path) -> None:
+    config, messages = config_of(pixels, "gtp_bc", "training.steps=9"), list[str]()
+
+    def engine(backend: Any, *, required: bool = False) -> Functional:
+        parts = build(config)
+        source = batch_source(parts.sampler, CPU)
+        return Functional(source, config, [parts], "compile", messages.append, backend=backend, required=required)
+
+    steps_of(engine("aot_eager"), steps=4)
+    assert len(messages) == 2
+    assert re.fullmatch(r"engine: compile, equal to eager on 3 steps within \de-\d\d", messages[1])
+
+    stepped_back = engine(wrong_by(1.1))
+    alone = build(config)
+    (mine,), (his,) = steps_of(stepped_back), steps_of(engine_of("eager", config, [alone]))
+    assert_alike(stepped_back._members[0], alone, mine, his)
+    assert stepped_back.name == "eager"
+    assert re.search(r"moves otherwise than eager here, by 0\.\d+ of losses", messages[-1])
+
+    with pytest.raises(GtpVisionError, match=r"training\.engine=compile moves otherwise.*; set training\.engine=eager"):
+        steps_of(engine(wrong_by(1.1), required=True))
 
 
 BATCH_NORM = ["encoder=resnet18", "encoder.pooling=average", "encoder.features=8", "encoder.batch_norm=train"]
