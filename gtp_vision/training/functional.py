@@ -165,7 +165,7 @@ class StepFunction:
     def _move(self, state: State, gradients: Tensors, rates: list[torch.Tensor]) -> None:
         """Adam, and the targets that follow."""
         # Adam's counts and rates are tensors, which a captured step reads anew; on a CPU eager Adam wants numbers.
-        on_device = torch.compiler.is_compiling() or rates[0].is_cuda
+        on_device = torch.compiler.is_compiling() or rates[0].device.type != "cpu"
         for names, rate in zip(self.groups, rates, strict=True):
             adam(
                 [state.trained[name] for name in names],
