@@ -59,7 +59,7 @@ class Functional:
     """Steps as functions of tensors; the parameters of several runs become views of stacked tensors.
 
     `name` is what is done to the function: nothing (eager), compile or graph. If that fails, or moves otherwise than
-    the function itself, steps go on in eager and `tell` gets a sentence. With `required`, moving otherwise is a
+    the function itself, further steps are eager and `tell` gets a sentence. With `required`, moving otherwise is a
     GtpVisionError.
     """
 
@@ -129,7 +129,7 @@ class Functional:
         return metrics
 
     def _step_back(self, fault: str, wanted: Sequence[Tensors], metrics: Metrics) -> Metrics:
-        """Go on in eager from the step that it has taken."""
+        """Continue in eager from the step that it has taken."""
         self._tell(f"engine: eager, because training.engine={self.name} {fault}")
         self.name = "eager"
         _restore(self._state, wanted)
