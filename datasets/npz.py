@@ -26,9 +26,14 @@ _DAMAGE = (
 
 def names(path: Path) -> set[str]:
     """Return the names of the arrays in a file; none if it is not an npz archive."""
+    return {name.removesuffix(".npy") for name in members(path) if name.endswith(".npy")}
+
+
+def members(path: Path) -> set[str]:
+    """Return the names of a zip archive's members; none if it is not one."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
+            return set(archive.namelist())
     except (OSError, *_DAMAGE):
         return set()
 

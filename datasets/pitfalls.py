@@ -41,7 +41,14 @@ def pitfalls(store: Store, statistics: Mapping[str, ArrayStatistics], *, rewarde
     found += _actions(store, statistics["actions"])
     for name, array in store.observations.items():
         found += _camera(name, array, store) if array.ndim == 4 else _wide(name, array)
-    return [*found, *_same_cameras(store), *_time_stamps(store), *_unseen_ends(store), *_left_out(store)]
+    return [
+        *found,
+        *_same_cameras(store),
+        *_time_stamps(store),
+        *_unseen_ends(store),
+        *_left_out(store),
+        *_missing(store),
+    ]
 
 
 def last_outcomes(store: Store) -> np.ndarray:
@@ -294,6 +301,13 @@ def _left_out(store: Store) -> Iterator[str]:
             f"not read, because they are text, sound or images not of uint8: {listed}; write images as uint8, and "
             f"other numbers as float32"
         )
+
+
+def _missing(store: Store) -> Iterator[str]:
+    """Report arrays of which parts are not in the file."""
+    found = store.attributes.get("missing_chunks")
+    for name, said in found.items() if isinstance(found, dict) else ():
+        yield f"{name}: {said}; if they held other values, the copy is not complete: copy the data set again"
 
 
 def _dimensions(numbers: Sequence[int]) -> str:

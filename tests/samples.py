@@ -40,6 +40,8 @@ FORMATS = {
     "minari": "minari",
     "minari_jpeg": "minari",
     "lerobot": "lerobot",
+    "zarr": "zarr",
+    "zarr_zip": "zarr",
 }
 """Each sample's format. Those called `mapped` are large enough to be read in place."""
 MAIN, METADATA = "data/main_data.hdf5", "data/metadata.json"
@@ -68,6 +70,8 @@ def make(folder: Path) -> dict[str, Path]:
         "minari": minari_folder(folder / "minari", box, bounded, LENGTHS, "walker/state-v0")[0],
         "minari_jpeg": minari_folder(folder / "minari", with_camera, bounded, LENGTHS, "walker/camera-v0")[0],
         "lerobot": lerobot_writer.write(folder / "lerobot", dark),
+        "zarr": replay_buffer(folder / "pusht.zarr", replay_contents(), LENGTHS),
+        "zarr_zip": replay_buffer(folder / "pusht.zarr.zip", replay_contents(), LENGTHS, version=3, chunk=1),
     }
 
 
@@ -217,6 +221,45 @@ def _stacked(space: spaces.Space, samples: list[Any]) -> Any:
     if isinstance(space, spaces.Tuple):
         return tuple(_stacked(inner, [sample[i] for sample in samples]) for i, inner in enumerate(space.spaces))
     return samples if isinstance(space, spaces.Text) else np.asarray(samples)
+
+
+def replay_contents(lengths: Sequence[int] = LENGTHS) -> Contents:
+    """Arrays such as Diffusion Policy records of PushT, with images as floats from 0 to 255."""
+    random, rows = np.random.default_rng(0), sum(lengths)
+    image = np.zeros((rows, 36, 40, 3), np.float32)
+    image[:, 1] = random.integers(0, 256, (rows, 40, 3))
+    return {
+        "img": image,
+        "state": random.normal(size=(rows, 5)).astype(np.float32),
+        "keypoint": random.normal(size=(rows, 9, 2)),
+        "action": random.uniform(-1, 1, (rows, 2)).astype(np.float32),
+    }
+
+
+def replay_buffer(
+    path: Path, data: Contents, lengths: Sequence[int], *, version: int = 2, chunk: int = 4, **codecs: Any
+) -> Path:
+    """A replay buffer as Diffusion Policy's `ReplayBuffer` lays it out, written by zarr: a folder, or a zip.
+
+    `chunk` is the number of rows of a chunk, `codecs` are zarr's compressors of arrays by their names.
+    """
+    import zarr
+
+    store = zarr.storage.ZipStore(path, mode="w") if path.suffix == ".zip" else zarr.storage.LocalStore(path)
+    group = zarr.open_group(store, mode="w", zarr_format=version)  # type: ignore[arg-type]
+    arrays = {f"data/{name}": array for name, array in data.items()} | {"meta/episode_ends": np.cumsum(lengths)}
+    for name, array in arrays.items():
+        target = group.create_array(
+            name,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=(chunk, *array.shape[1:]),
+            compressors=codecs.get(name.split("/")[1], "auto"),
+            config={"write_empty_chunks": True},
+        )
+        target[:] = array
+    store.close()
+    return path
 
 
 # A LeRobot data set by the published schema, written without our own code -----------------------------------------

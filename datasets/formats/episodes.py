@@ -149,32 +149,41 @@ def observation(parent: h5py.Group, name: str, path: Path, count: int) -> Piece 
     that are not bytes (depth, floats, segment numbers) are not used as a state of thousands of numbers.
     """
     data = hdf5.array(parent, name, path, kinds=NUMBERS, rows=count)
-    shape, dtype = data.shape[1:], data.dtype
     if not data.size:
         raise GtpVisionError(f"{path}: '{data.name.lstrip('/')}' has shape {data.shape}: its rows are empty")
-    is_image = len(shape) == 3 or (len(shape) == 2 and min(shape) >= _IMAGE_SIDE)
-    if is_image and dtype != np.uint8:
-        return None
     place = piece_of(data, path.absolute()).place  # absolute, since the working folder may change
 
     def stored(start: int, stop: int) -> np.ndarray:
         return read_rows(parent[name], start, stop, path)  # reopened: open arrays would fill the memory
 
-    if not is_image:
+    return as_observation(Piece(count, data.shape[1:], data.dtype, stored, place))
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether rows of this shape are images."""
+    return len(shape) == 3 or (len(shape) == 2 and min(shape) >= _IMAGE_SIDE)
+
+
+def as_observation(stored: Piece) -> Piece | None:
+    """Return rows as the store needs them, of rows as a file holds them; see `observation`."""
+    count, shape, dtype, read, place = stored.rows, stored.shape, stored.dtype, stored.read, stored.place
+    if is_image(shape) and dtype != np.uint8:
+        return None
+    if not is_image(shape):
         width = int(np.prod(shape, dtype=np.int64))
         return Piece(
             count,
             (width,),
             np.dtype(np.float32),
-            lambda start, stop: to_float32(stored(start, stop)).reshape(stop - start, width),
+            lambda start, stop: to_float32(read(start, stop)).reshape(stop - start, width),
             place if dtype == np.float32 else None,
         )
     if len(shape) == 2:
-        return Piece(count, (*shape, 1), dtype, lambda start, stop: stored(start, stop)[..., None], place)
+        return Piece(count, (*shape, 1), dtype, lambda start, stop: read(start, stop)[..., None], place)
     if shape[0] in _CHANNELS and shape[2] not in _CHANNELS:
         transposed = (shape[1], shape[2], shape[0])
-        return Piece(count, transposed, dtype, lambda start, stop: stored(start, stop).transpose(0, 2, 3, 1))
-    return Piece(count, shape, dtype, stored, place)
+        return Piece(count, transposed, dtype, lambda start, stop: read(start, stop).transpose(0, 2, 3, 1))
+    return stored
 
 
 def last_row(piece: Piece) -> Piece:

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import zarr
 
 from gtp_vision.datasets.formats import native, open_store
 from gtp_vision.datasets.store import Store
@@ -260,6 +261,24 @@ def lerobot_folder(folder: Path) -> Example:
     )
 
 
+def zarr_folder(folder: Path) -> Example:
+    """Diffusion Policy's replay buffer: flat arrays and ends of episodes."""
+    group = zarr.open_group(folder / "buffer.zarr", mode="w", zarr_format=2)
+    arrays = {"data/state": state(O + P), "data/action": action(A + B), "meta/episode_ends": np.array([3, 6])}
+    for name, array in arrays.items():
+        group.create_array(name, data=array)
+    return Example(
+        "Replay buffer (zarr)",
+        ["Demonstrations without rewards and terminals: the last row of each episode is a timeout."],
+        [
+            ("data/state", [*o[:3], GAP, *p[:3]]),
+            ("data/action", [*a[:3], GAP, *b[:3]]),
+            ("meta/episode_ends", ["", "", 3, GAP, "", "", 6]),
+        ],
+        open_store(folder / "buffer.zarr"),
+    )
+
+
 def in_store(store: Store) -> list[Row]:
     """The rows of the store's table."""
     observations = np.rint(100 * np.asarray(store.observations["state"])[:, 0]).astype(int)
@@ -335,7 +354,10 @@ def picture(examples: Sequence[Example]) -> str:
     )
 
 
-STORIES = (native_file, d4rl_file, maze_file, ogbench_file, robomimic_file, minari_file, lerobot_folder)
+STORIES = (
+    *(native_file, d4rl_file, maze_file, ogbench_file, robomimic_file, minari_file, lerobot_folder),
+    zarr_folder,
+)
 
 
 def draw(folder: Path) -> str:
