@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import numpy as np
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write, cached, evict, from_cache, require_space
+from gtp_vision.core.framing import FRAMES, Framing
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.datasets import hdf5
@@ -106,16 +109,45 @@ class FileArrays:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
+_framing: ContextVar[Framing | None] = ContextVar("framing", default=None)
+
+
+@contextmanager
+def framed(framing: Framing | None) -> Iterator[None]:
+    """Crop and resize the frames of all data sets that are unpacked in a block."""
+    token = _framing.set(framing)
+    try:
+        yield
+    finally:
+        _framing.reset(token)
+
+
+def with_frames(found: Layout, path: Path) -> Layout:
+    """Return a layout with frames cropped and resized as `framed` says, if its reader mapped them where they lie."""
+    framing = _framing.get()
+    held = Framing.of(found["attributes"].get(FRAMES))
+    if framing is None or (held is not None and replace(held, recorded={}) == framing):
+        return found
+    store = to_store(found, path)
+    source = FileArrays(
+        observations={name: [piece_in_memory(array)] for name, array in store.observations.items()},
+        **{name: getattr(store, name) for name in ("actions", "rewards", "terminals", "timeouts", "episode_ends")},
+        attributes=dict(store.attributes),
+    )
+    return through_cache(path, lambda: nullcontext(source), FRAMES)
+
+
 def through_cache(path: Path, opened: Callable[[], AbstractContextManager[FileArrays]], *key: str) -> Layout:
     """Return the layout of a data set in another format, unpacked into the cache on first use.
 
     `opened` is called when the entry of the cache for the content and `key` is missing or damaged.
     """
-    target = cached(path, _VERSION, *key)
+    framing = _framing.get()
+    target = cached(path, _VERSION, *key, *([] if framing is None else [json.dumps(framing.record())]))
 
     def make() -> None:
         with opened() as arrays:
-            unpack(arrays, target, path)
+            unpack(arrays if framing is None else _with_frames(arrays, framing, path), target, path)
 
     return from_cache(target, lambda: read_unpacked(target, path), make)
 
@@ -159,8 +191,11 @@ def unpack(source: FileArrays, target: Path, path: Path) -> None:
         }
     copied = sum(hdf5.nbytes(shape, np.dtype(dtype)) for shape, dtype in shapes.values())
     needed = copied + sum(array.nbytes for array in flat.values())
+    smaller = "task.image_size to smaller frames, or " if any(len(shape) == 4 for shape, _ in shapes.values()) else ""
     evict(target.parent, needed)
-    require_space(target.parent, needed, label)
+    require_space(target.parent, needed, label, f"set {smaller}GTP_VISION_CACHE to another disk")
+    if copied >= PROGRESS_BYTES:
+        print(f"gtp-vision: {label} takes {copied / 1e9:.3g} GB in {target.parent}", file=sys.stderr, flush=True)
     shapes |= {name: (array.shape, array.dtype) for name, array in flat.items()}
     if in_place:
         with atomic_write(target.with_suffix(".json")) as temporary:
@@ -236,6 +271,38 @@ def check_filters(store: Store) -> None:
                 )
 
 
+def _with_frames(source: FileArrays, framing: Framing, path: Path) -> FileArrays:
+    """Return a data set with its frames cropped and resized as they are read, and the attribute that says so."""
+    shapes = {name: pieces[0].shape for name, pieces in source.observations.items() if _is_camera(pieces[0])}
+    if shapes and FRAMES in source.attributes:
+        raise GtpVisionError(
+            f"{path}: its frames were cropped or resized before (attribute '{FRAMES}'); leave out task.image_size and "
+            f"task.image_crop, or import the original"
+        )
+    framing = replace(framing, recorded=shapes)
+    observations = {
+        name: [_framed(name, piece, framing) for piece in pieces] if name in shapes else pieces
+        for name, pieces in source.observations.items()
+    }
+    attributes = source.attributes | ({FRAMES: framing.record()} if shapes else {})
+    return replace(source, observations=observations, attributes=attributes)
+
+
+def _framed(name: str, piece: Piece, framing: Framing) -> Piece:
+    shape = framing.shape(name, piece.shape)
+    if shape == piece.shape:
+        return piece
+
+    def read(start: int, stop: int) -> np.ndarray:
+        return framing(name, np.asarray(piece.read(start, stop)))
+
+    return replace(piece, shape=shape, read=read, place=None)
+
+
+def _is_camera(piece: Piece) -> bool:
+    return piece.dtype == np.uint8 and len(piece.shape) == 3
+
+
 def _stored_as(name: str, pieces: Sequence[Piece]) -> tuple[tuple[int, ...], np.dtype]:
     """Return the row shape and dtype in which an observation is stored."""
     shape, dtype = pieces[0].shape, pieces[0].dtype
@@ -245,7 +312,7 @@ def _stored_as(name: str, pieces: Sequence[Piece]) -> tuple[tuple[int, ...], np.
                 f"the observation '{name}' is {piece.dtype} {piece.shape} in episode {number} and {dtype} {shape} in "
                 f"episode 0; all episodes need the same"
             )
-    if dtype == np.uint8 and len(shape) == 3:
+    if _is_camera(pieces[0]):
         return shape, dtype
     return (int(np.prod(shape, dtype=np.int64)),), np.dtype(np.float32)
 

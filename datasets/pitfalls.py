@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
+import psutil
 
 from gtp_vision.datasets import time_stamps
 from gtp_vision.datasets.arrays import Array
@@ -27,6 +28,7 @@ _SATURATED = 0.5  # share of clipped actions above which it is reported
 _FEW_VALUES = 3  # of a dimension that is a switch (a gripper): its limits are its values
 _TINY = 0.1  # magnitude below which actions use a tenth of their range
 _WIDE = 3072  # numbers in a 32x32 image: a state so wide is an image
+_BATCH, _STACK = 256, 3  # training's defaults
 _SHORT = 0.1  # of the median length
 
 
@@ -41,14 +43,8 @@ def pitfalls(store: Store, statistics: Mapping[str, ArrayStatistics], *, rewarde
     found += _actions(store, statistics["actions"])
     for name, array in store.observations.items():
         found += _camera(name, array, store) if array.ndim == 4 else _wide(name, array)
-    return [
-        *found,
-        *_same_cameras(store),
-        *_time_stamps(store),
-        *_unseen_ends(store),
-        *_left_out(store),
-        *_missing(store),
-    ]
+    of_stores = (_same_cameras, _time_stamps, _unseen_ends, _left_out, _missing, _batch)
+    return [*found, *(said for report in of_stores for said in report(store))]
 
 
 def last_outcomes(store: Store) -> np.ndarray:
@@ -300,6 +296,18 @@ def _left_out(store: Store) -> Iterator[str]:
         yield (
             f"not read, because they are text, sound or images not of uint8: {listed}; write images as uint8, and "
             f"other numbers as float32"
+        )
+
+
+def _batch(store: Store) -> Iterator[str]:
+    """Report cameras of which a batch, as floats, takes more than half of the memory."""
+    pixels = sum(int(np.prod(array.shape[1:])) for array in store.observations.values() if array.ndim == 4)
+    needed, memory = 4 * 2 * _BATCH * _STACK * pixels, psutil.virtual_memory().total
+    if needed > memory / 2:
+        yield (
+            f"{_BATCH} rows of {_STACK} stacked frames with their next ones take {needed / 1e9:.3g} GB as floats, of "
+            f"{memory / 1e9:.3g} GB of memory; set task.image_size to smaller frames, e.g. task.image_size=96x128, or "
+            f"training.batch_size and task.frame_stack to less"
         )
 
 

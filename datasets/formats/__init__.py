@@ -12,11 +12,12 @@ from typing import Any
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line, propose
 from gtp_vision.core.files import require_space
+from gtp_vision.core.framing import Framing
 from gtp_vision.core.registry import Registry
 from gtp_vision.datasets import hdf5, npz
 from gtp_vision.datasets.formats import near_misses
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import Layout, to_store
+from gtp_vision.datasets.layout import Layout, framed, to_store, with_frames
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import shape_errors
 
@@ -33,13 +34,13 @@ def detect(path: Path) -> str:
     return str(sandbox.call(f"{__name__}:_detect", path))
 
 
-def open_store(path: Path, env: str | None = None) -> Store:
+def open_store(path: Path, env: str | None = None, *, framing: Framing | None = None) -> Store:
     """Open a data set of any known format, or raise a GtpVisionError.
 
     The file is read by a child process (see `core.sandbox`); this process only maps its arrays. `env` is the
-    environment's name, for formats whose rewards depend on the task (OGBench).
+    environment's name, for formats whose rewards depend on the task (OGBench); `framing` crops and resizes the frames.
     """
-    return to_store(sandbox.call(f"{__name__}:_layout", path, env), path)
+    return to_store(sandbox.call(f"{__name__}:_layout", path, env, framing and framing.record()), path)
 
 
 def open_states(path: Path) -> Store:
@@ -60,9 +61,16 @@ def check_writable(name: str) -> Callable[[Path, Store], Any]:
 
 
 def convert(
-    source: Path, target: Path, to: str, env: str | None = None, *, fps: float | None = None, overwrite: bool = False
+    source: Path,
+    target: Path,
+    to: str,
+    env: str | None = None,
+    *,
+    fps: float | None = None,
+    framing: Framing | None = None,
+    overwrite: bool = False,
 ) -> Store:
-    """Write a data set of any known format in another one, and return it, read back; `env` as in `open_store`.
+    """Write a data set of any known format in another one, and return it, read back; options as in `open_store`.
 
     `fps` is the rate of data that do not say theirs, or say a wrong one.
 
@@ -77,7 +85,7 @@ def convert(
         raise GtpVisionError(f"{target} is a folder, but {FORMATS[to].title} is a file; name a file")
     if any(parent.exists() and not parent.is_dir() for parent in target.parents):
         raise GtpVisionError(f"{target} lies below a file; choose another place")
-    store = open_store(source, env)
+    store = open_store(source, env, framing=framing)
     if fps is not None:
         store.attributes = dict(store.attributes) | {"fps": fps}
     if faults := shape_errors(store):
@@ -145,8 +153,9 @@ def _is_data_set(path: Path) -> bool:
     return False
 
 
-def _layout(path: Path, env: str | None) -> Layout:
-    return FORMATS[_detect(path)].layout(path, env)
+def _layout(path: Path, env: str | None, framing: Any = None) -> Layout:
+    with framed(Framing.of(framing)):
+        return with_frames(FORMATS[_detect(path)].layout(path, env), path)
 
 
 def _states(path: Path) -> Layout:

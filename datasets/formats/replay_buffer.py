@@ -269,8 +269,8 @@ class _Store:
         declared = hdf5.nbytes(tuple(chunks), array.dtype) * min(len(own), count)
         if declared > _MAX_COMPRESSION * sum(own):
             raise GtpVisionError(
-                f"{place} declares {declared / 1e9:.3g} GB in chunks of {chunks}, of which {sum(own)} bytes are stored; "
-                f"copy the whole data set again"
+                f"{place} declares {declared / 1e9:.3g} GB in chunks of {chunks}, of which {sum(own)} bytes are "
+                f"stored; copy the whole data set again"
             )
         if len(own) < count:
             self.missing[name] = f"{count - len(own)} of {count} chunks are not stored and read as one value"

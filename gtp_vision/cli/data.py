@@ -53,6 +53,8 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
     parser.add_argument("--fps", type=float, help="frames per second, where the data set does not say so")
+    parser.add_argument("--image-size", metavar="HxW", help="resize the frames of all cameras, e.g. to 96x128")
+    parser.add_argument("--image-crop", metavar="HxW", help="cut this out of the middle of all frames before")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
 
 
@@ -143,11 +145,17 @@ def _view(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.core.framing import ALL, Framing, size_of
     from gtp_vision.datasets.differences import differences
     from gtp_vision.datasets.formats import FORMATS, convert, open_store
 
-    before = open_store(arguments.source, arguments.env)  # now: the target may be the source
-    options = {"fps": arguments.fps, "overwrite": arguments.overwrite}
+    size, crop = (
+        text and size_of(text, f"--image-{name}")
+        for name, text in (("size", arguments.image_size), ("crop", arguments.image_crop))
+    )
+    framing = Framing({ALL: size} if size else {}, crop) if size or crop else None
+    before = open_store(arguments.source, arguments.env, framing=framing)  # now: the target may be the source
+    options = {"fps": arguments.fps, "framing": framing, "overwrite": arguments.overwrite}
     store = convert(arguments.source, arguments.target, arguments.to, arguments.env, **options)
     if arguments.fps is not None:
         before.attributes = dict(before.attributes) | {"fps": arguments.fps}

@@ -33,6 +33,14 @@ class TaskConfig:
     filter: str | None = setting(
         None, "only the episodes of this group of the file, e.g. robomimic's train; null: all", free=True
     )
+    image_size: str | None = setting(
+        None,
+        "height x width to which the frames of all cameras are resized when the data are imported, e.g. 96x128; auto: "
+        "larger ones to encoder.cameras.<name>.size; null: as recorded",
+    )
+    image_crop: str | None = setting(
+        None, "height x width that are cut out of the middle of all frames before, e.g. 400x400; null: nothing"
+    )
     observations: list[str] | None = setting(None, "only these observations, in this order; null: all", free=True)
     # For agents without a critic a later frame of the episode; for others any frame, in OGBench's shares for values,
     # and a reward of -1 until it is reached instead of the file's.

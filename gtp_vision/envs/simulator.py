@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
+import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.framing import Framing
 from gtp_vision.core.registry import Registry
 from gtp_vision.envs.rendering import Rendering, choose_backend, frames_checked
 from gtp_vision.envs.units import ActionUnits, with_policy_actions
@@ -31,6 +33,7 @@ class EnvSpec:
         env_args: the attribute of a robomimic file; robosuite's environment is made from it.
         shown: names and shapes of the data set's observations; an environment that has more shows only these.
         units: of the data set's actions; None: -1 and 1 are the environment's own bounds.
+        frames: how the data set's frames were cropped and resized; the environment renders as it recorded them.
         success_reward: a step's reward that counts as success; None: success is what the environment's info says.
     """
 
@@ -43,6 +46,7 @@ class EnvSpec:
     env_args: Mapping[str, Any] | None = None
     shown: Mapping[str, tuple[int, ...]] | None = None
     units: ActionUnits | None = None
+    frames: Framing | None = None
     success_reward: float | None = None
 
     @property
@@ -65,9 +69,42 @@ class EnvSpec:
         backend = choose_backend(required=False)
         with frames_checked():
             env = self.simulator.make(self)
+            if self.frames is not None:
+                env = FramedObservations(env, self.frames)
             if backend and "mujoco" in sys.modules and _shows_images(env.observation_space):
                 choose_backend()  # its faults are found here, not at the first frame
         return with_policy_actions(env, self.units, self.name)
+
+
+class FramedObservations(gymnasium.ObservationWrapper):
+    """Crops and resizes the frames of an environment, also of the goal in the info of a reset."""
+
+    def __init__(self, env: gymnasium.Env, framing: Framing) -> None:
+        super().__init__(env)
+        self._framing = framing
+        spaces = env.observation_space
+        if isinstance(spaces, gymnasium.spaces.Dict):
+            self.observation_space = gymnasium.spaces.Dict({name: self._space(name, x) for name, x in spaces.items()})
+        else:
+            self.observation_space = self._space("camera", spaces)
+
+    def observation(self, observation: Any) -> Any:
+        """The observation, whose images are uint8 (H, W, C)."""
+        if isinstance(observation, Mapping):
+            return {name: self._shown(name, x) for name, x in observation.items()}
+        return self._shown("camera", observation)
+
+    def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        """As of any environment."""
+        observation, info = super().reset(**arguments)
+        return observation, info | ({"goal": self.observation(info["goal"])} if "goal" in info else {})
+
+    def _shown(self, name: str, value: Any) -> Any:
+        return self._framing(name, value) if np.ndim(value) == 3 else value
+
+    def _space(self, name: str, space: gymnasium.Space) -> gymnasium.Space:
+        shape = space.shape or ()
+        return gymnasium.spaces.Box(0, 255, self._framing.shape(name, shape), np.uint8) if len(shape) == 3 else space
 
 
 def _shows_images(space: gymnasium.Space) -> bool:

@@ -61,7 +61,7 @@ def sweep(
         raise GtpVisionError(f"{folder} was trained without a simulator (task.env=null); omit --episodes")
     policy = config.agent.policy
     steps = steps or ((policy.grid,) if policy.family == "vp_diffusion" else STEPS)
-    store = open_recorded(config, parts.record) if data is None else in_order(open_for(config.task, data), parts.record)
+    store = open_recorded(config, parts.record) if data is None else in_order(open_for(config, data), parts.record)
     if store.action_dim != parts.record.actions:
         raise GtpVisionError(
             f"{data}: actions have {store.action_dim} dimensions, the run's have {parts.record.actions}; give "

@@ -18,6 +18,7 @@ from gtp_vision.agents import Agent
 from gtp_vision.agents.acting import FrameStack
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.framing import FRAMES
 from gtp_vision.core.manifest import write_manifest
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.record import DataRecord
@@ -104,6 +105,7 @@ def schema_of(config: Config, agent: Agent, data: DataRecord) -> Schema:
         candidates=agent.config.acting.candidates,
         agent=agents.label(agent.config),
         task=config.task.name,
+        frames=data.attributes.get(FRAMES),
     )
 
 

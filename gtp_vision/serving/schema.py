@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.framing import FRAMES, Framing
+from gtp_vision.core.names import GOAL
 from gtp_vision.core.units import in_units
 
 _MAX_SIDE = 8192  # pixels
@@ -32,6 +34,8 @@ class Schema:
         candidates: actions of which the critic chooses one.
         agent: label, e.g. `gtp`.
         task: name of the task.
+        frames: how the data's frames were cropped and resized; frames of the recorded size are made alike. The record
+            of a `Framing`, or None.
     """
 
     cameras: Mapping[str, tuple[int, int, int]]
@@ -44,6 +48,7 @@ class Schema:
     candidates: int
     agent: str
     task: str
+    frames: Mapping[str, Any] | None = None
 
     @property
     def actions(self) -> int:
@@ -79,6 +84,7 @@ class Schema:
                 candidates=_count(stored["candidates"], _MAX_LENGTH),
                 agent=str(stored["agent"]),
                 task=str(stored["task"]),
+                frames=None if (framing := Framing.of(stored.get(FRAMES))) is None else framing.record(),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise GtpVisionError(f"its schema is invalid ({type(error).__name__}: {error})") from error
@@ -102,7 +108,7 @@ class Schema:
         for name in observation:
             if name not in known:
                 raise GtpVisionError(f"the observation holds an unknown name '{name}': {propose(str(name), known)}")
-        arrays = {}
+        arrays, framing = {}, Framing.of(self.frames)
         for name in known:
             if name not in observation:
                 raise GtpVisionError(f"the observation lacks '{name}'; the policy needs {', '.join(known)}")
@@ -112,6 +118,8 @@ class Schema:
             if not is_camera and array.dtype.kind not in "fiu":
                 raise GtpVisionError(f"'{name}' is {array.dtype}; give numbers, float32")
             shape = self.cameras[name] if is_camera else (self.states[name],)
+            if is_camera and framing is not None and array.shape == framing.recorded.get(name.removeprefix(GOAL)):
+                array = framing(name.removeprefix(GOAL), array)
             if array.shape != shape:
                 axes = " (height, width, channels)" if is_camera else ""
                 raise GtpVisionError(f"'{name}' has shape {array.shape}; the policy was trained on {shape}{axes}")

@@ -14,6 +14,7 @@ from torch import nn
 from gtp_vision.config.schema import Config, TaskConfig
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
+from gtp_vision.core.framing import ALL, Framing, Size, size_of
 from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.formats import open_states as open_states_of
@@ -29,15 +30,42 @@ STATISTICS = "statistics.json"
 
 def open_data(config: Config) -> Store:
     """The validated data set of a task; several are mixed by their shares."""
-    return _mixed([open_for(config.task, path) for path in _paths(config)], config.task.shares)
+    return _mixed([open_for(config, path) for path in _paths(config)], config.task.shares)
 
 
-def open_for(task: TaskConfig, path: Path) -> Store:
-    """One data set with the task's filter and observations, validated."""
-    store = _filtered(open_store(path, task.env), task, path)
+def open_for(config: Config, path: Path) -> Store:
+    """One data set with the task's frames, filter and observations, validated."""
+    task = config.task
+    store = _filtered(open_store(path, task.env, framing=framing_of(config)), task, path)
     if task.observations is not None:
         store = store.select(task.observations)
     return validate(store)
+
+
+def framing_of(config: Config) -> Framing | None:
+    """How the frames of the task's data are cropped and resized when they are imported; None: not at all.
+
+    Raises GtpVisionError: a size that cannot be read, or `auto` without the size of a camera in the encoder.
+    """
+    task, sizes = config.task, dict[str, Size]()
+    if task.image_size == "auto":
+        for name, camera in config.encoder.cameras.items():
+            if camera.size and camera.crop:
+                raise GtpVisionError(
+                    f"task.image_size=auto cannot resize camera '{name}': encoder.cameras.{name}.crop cuts a part out "
+                    f"of its frames first; set task.image_size to a height and width"
+                )
+            if camera.size:
+                sizes[name] = size_of("x".join(map(str, camera.size)), f"encoder.cameras.{name}.size")
+        if not sizes:
+            raise GtpVisionError(
+                "task.image_size=auto takes the sizes of encoder.cameras.<name>.size, and none is set; set one, or "
+                "task.image_size to a height and width"
+            )
+    elif task.image_size is not None:
+        sizes = {ALL: size_of(task.image_size, "task.image_size")}
+    crop = None if task.image_crop is None else size_of(task.image_crop, "task.image_crop")
+    return Framing(sizes, crop, shrinks=task.image_size == "auto") if sizes or crop else None
 
 
 def open_states(config: Config) -> Store:

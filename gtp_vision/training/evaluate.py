@@ -17,6 +17,7 @@ from gtp_vision.agents.acting import Executor
 from gtp_vision.config.compose import acting_with, checked, from_run, segments_in
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.framing import FRAMES, Framing
 from gtp_vision.core.names import SALIENCY
 from gtp_vision.core.progress import Progress
 from gtp_vision.datasets.record import DataRecord, record_of
@@ -177,7 +178,7 @@ def eval_seed(config: Config) -> int:
 
 def env_spec(config: Config, data: DataRecord) -> EnvSpec:
     """The environment in which the task is evaluated, rendered as its data were, with actions in their units."""
-    actions = data.statistics["actions"]
+    actions, frames = data.statistics["actions"], Framing.of(data.attributes.get(FRAMES))
     return EnvSpec(
         name=config.task.env or "",
         rendering=Rendering.of(data.attributes),
@@ -185,7 +186,8 @@ def env_spec(config: Config, data: DataRecord) -> EnvSpec:
         max_episode_steps=config.task.max_episode_steps,
         goals=config.task.goals is not None,
         env_args=data.attributes.get("env_args"),
-        shown=dict(data.observations),
+        shown={name: (frames.recorded if frames else {}).get(name, x) for name, x in data.observations.items()},
+        frames=frames,
         units=action_units(config, data.name or "the data set", data.attributes, (actions["min"], actions["max"])),
         success_reward=config.task.success_reward,
     )

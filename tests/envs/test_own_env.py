@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.framing import Framing
 from gtp_vision.envs import EnvSpec, close, make_vector
 
 MODULE = """
@@ -102,3 +103,14 @@ def test_what_cannot_be_made_is_refused(module: Path, name: str, message: str) -
     (module / "tests_own_needy.py").write_text("import no_such_driver")
     with pytest.raises(GtpVisionError, match=message):
         EnvSpec(f"gymnasium/{name}").make()
+
+
+@pytest.mark.usefixtures("module")
+def test_its_frames_are_made_as_the_data_were() -> None:
+    framing = Framing({"front": (2, 5)}, (4, 6), recorded={"front": (8, 8, 3)})
+    env = EnvSpec(NAME, shown=SHOWN, frames=framing).make()
+    seen = env.reset(seed=0)[0]
+    assert (seen["front"].shape, seen["arm"].shape) == ((2, 5, 3), (2,))
+    assert env.observation_space.contains(seen)
+    assert env.step(np.zeros(2, np.float32))[0]["front"].shape == (2, 5, 3)
+    close(env)

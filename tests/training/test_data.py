@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_runs import assert_equal, composed, saved, small_run
+from small_runs import PIXELS, assert_equal, composed, saved, small_run
 from stores import make_store
 
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.encoders import Encoder, EncoderConfig
+from gtp_vision.serving.export import export
 from gtp_vision.training import evaluate, trainer
 from gtp_vision.training.build import build, shapes
 from gtp_vision.training.data import constant_dimensions, fit, measure, open_data
@@ -123,3 +124,47 @@ def test_likely_mistakes_are_warned_of_when_training_begins(
     zero = native.write(tmp_path / "zero.h5", replace(store, rewards=np.zeros(len(store), np.float32)))
     trainer.train(small_run(zero, tmp_path / "run", "training.steps=1", agent="gtp_bc"))
     assert "warning: rewards are 0 everywhere" in capsys.readouterr().err
+
+
+CAMERAS = "encoder.cameras={front: {size: [4, 5]}, wrist: {}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shapes_of"),
+    [
+        ([], {"front": (16, 12, 3), "wrist": (4, 4, 1)}),
+        (["task.image_size=6x5"], {"front": (6, 5, 3), "wrist": (6, 5, 1)}),
+        (["task.image_size=5", "task.image_crop=4"], {"front": (5, 5, 3), "wrist": (5, 5, 1)}),
+        (["task.image_size=auto", CAMERAS], {"front": (4, 5, 3), "wrist": (4, 4, 1)}),
+        (["task.image_size=auto"], "none is set"),
+        (["task.image_size=auto", "encoder.cameras={front: {size: [4, 5], crop: [6, 6]}}"], "cuts a part out of its"),
+        (["task.image_size=big"], "task.image_size=big is not a height and width"),
+        (["task.image_crop=40"], "crop 40x40 is larger than the frames of camera 'front', 16x12"),
+    ],
+)
+def test_frames_have_the_size_of_the_task(tmp_path: Path, overrides: list[str], shapes_of: object) -> None:
+    cameras = {"front": (16, 12, 3), "wrist": (4, 4, 1)}
+    native.write(tmp_path / "a.h5", make_store((9, 8), cameras=cameras))
+    config = task(f"task.dataset={tmp_path}/a.h5", "encoder=impala_tiny", *overrides)
+    if isinstance(shapes_of, str):
+        with pytest.raises(GtpVisionError, match=shapes_of):
+            open_data(config)
+    else:
+        store = open_data(config)
+        assert {name: x.shape[1:] for name, x in store.observations.items() if x.ndim == 4} == shapes_of
+
+
+@pytest.mark.trains
+def test_a_run_on_resized_frames_is_evaluated_and_exported_as_it_was_trained(tmp_path: Path) -> None:
+    store = make_store((9, 8), cameras={"front": (16, 12, 3)})
+    native.write(tmp_path / "a.h5", store)
+    sized = (*PIXELS, "task.image_size=8x6", "training.steps=2", "training.probe_rows=0")
+    trainer.train(small_run(tmp_path / "a.h5", tmp_path / "run", *sized, agent="gtp_bc"), progress=False)
+    config, trained = evaluate.restore(tmp_path / "run")
+    spec = evaluate.env_spec(config, trained.record)
+    assert spec.shown == {"front": (16, 12, 3), "state": (3,)}
+    policy = export(tmp_path / "run", tmp_path / "policy")
+    assert policy.schema.cameras == {"front": (8, 6, 3)}
+    seen = {"front": np.asarray(store.observations["front"][0]), "state": np.asarray(store.observations["state"][0])}
+    small = seen | {"front": open_data(config).observations["front"][0]}
+    np.testing.assert_array_equal(policy.session(0).act(seen), policy.session(0).act(small))
