@@ -39,6 +39,7 @@ FORMATS = {
     "robomimic_mapped": "robomimic",
     "minari": "minari",
     "minari_jpeg": "minari",
+    "minari_arrow": "minari",
     "lerobot": "lerobot",
     "zarr": "zarr",
     "zarr_zip": "zarr",
@@ -69,6 +70,7 @@ def make(folder: Path) -> dict[str, Path]:
         "robomimic_mapped": robomimic_file(folder / "can.hdf5", LENGTHS, side=64, later=False)[0],
         "minari": minari_folder(folder / "minari", box, bounded, LENGTHS, "walker/state-v0")[0],
         "minari_jpeg": minari_folder(folder / "minari", with_camera, bounded, LENGTHS, "walker/camera-v0")[0],
+        "minari_arrow": minari_folder(folder / "minari_arrow", box, bounded, LENGTHS, data_format="arrow")[0],
         "lerobot": lerobot_writer.write(folder / "lerobot", dark),
         "zarr": replay_buffer(folder / "pusht.zarr", replay_contents(), LENGTHS),
         "zarr_zip": replay_buffer(folder / "pusht.zarr.zip", replay_contents(), LENGTHS, version=3, chunk=1),
@@ -178,9 +180,10 @@ def minari_folder(
     actions: spaces.Space,
     lengths: Sequence[int],
     name: str = "walker/test-v0",
+    infos: Sequence[Contents] | None = None,
     **options: Any,
 ) -> tuple[Path, list[Contents]]:
-    """A data set that Minari makes of random episodes, and what it was given."""
+    """A data set that Minari makes of random episodes, with `infos` of each, and what it was given."""
     import minari
     from minari.data_collector import EpisodeBuffer
 
@@ -200,7 +203,8 @@ def minari_folder(
                 "truncations": flag[1],
             }
         )
-    buffers = [EpisodeBuffer(id=n, seed=n, infos={}, **episode) for n, episode in enumerate(contents)]
+    infos = infos or [{} for _ in contents]
+    buffers = [EpisodeBuffer(id=n, seed=n, infos=infos[n], **episode) for n, episode in enumerate(contents)]
     before = os.environ.get("MINARI_DATASETS_PATH")
     os.environ["MINARI_DATASETS_PATH"] = str(root)
     try:

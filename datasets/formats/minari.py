@@ -5,6 +5,9 @@
         actions rewards terminations truncations      T rows
     metadata.json                             observation_space, action_space, total_episodes, total_steps, env_spec
 
+Before Minari 0.5 the metadata are attributes of the HDF5 file, before 0.4 without the spaces; `minari_arrow` reads
+data sets that are stored by Arrow.
+
 An episode of T actions becomes T + 1 rows: the last holds the final observation, with action and reward 0, and is a
 timeout. `terminations` are terminals and may be inside an episode; `truncations` only at its end.
 
@@ -20,11 +23,9 @@ Success is what `infos/success` or `infos/is_success` say in any step.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import re
-import struct
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,30 +33,26 @@ from typing import Any
 
 import h5py
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from gtp_vision.core import sandbox
-from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import fingerprint
 from gtp_vision.core.safe_json import parse_json, read_json
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets import success as successes
-from gtp_vision.datasets.formats import episodes
+from gtp_vision.datasets.formats import episodes, minari_arrow
 from gtp_vision.datasets.formats.format import Format
+from gtp_vision.datasets.formats.minari_spaces import MAX_DEPTH, Episode, Leaf, add, frames, leaves, shape_of
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
 
 _MAIN, _METADATA, _PREFIX = "main_data.hdf5", "metadata.json", "episode_"
 MEMBERS = {"observations", "actions", "rewards", "terminations", "truncations"}
 """Names in every episode."""
-_MAX_DEPTH = 16  # levels of nested spaces
 _UNBOUNDED = 1e30  # some spaces write "no bound" as the largest float32
 _MAX_TEXT = 1000  # characters of metadata that become attributes
 _ATTRIBUTES = ("dataset_id", "minari_version", "algorithm_name", "author", "ref_min_score", "ref_max_score")
 _SPECS = ("env_spec", "eval_env_spec")
-_PILLOW_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, struct.error),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
-)
+_SPACES, _TOTALS = ("observation_space", "action_space"), ("total_episodes", "total_steps")
 
 
 def recognises(path: Path) -> bool:
@@ -82,11 +79,16 @@ def layout(path: Path) -> Layout:
     folder = path.parent if path.is_file() else _data_folder(path)
     assert folder is not None, "recognised before"
     main, metadata_path = path if path.is_file() else folder / _MAIN, folder / _METADATA
+    if not metadata_path.is_file() and main.is_file() and (metadata := _metadata_inside(main)):
+        return through_cache(main, lambda: _opened(main, main, metadata), "minari")
     metadata = read_json(metadata_path, what="the spaces of the data set", advice="copy the whole folder")
-    if metadata.get("data_format", "hdf5") != "hdf5":
+    form = metadata.get("data_format", "hdf5")
+    if form in minari_arrow.FORMATS:
+        return through_cache(folder, lambda: _opened(folder, metadata_path, metadata), "minari")
+    if form != "hdf5":
         raise GtpVisionError(
-            f"{metadata_path}: the data set is stored as {str(metadata['data_format'])[:20]!a}, not as HDF5; create it "
-            f"again with data_format='hdf5' of minari.create_dataset_from_buffers or DataCollector"
+            f"{metadata_path}: the data set is stored as {str(form)[:20]!a}, which is not hdf5, arrow or parquet; "
+            f"update gtp-vision or create the data set again"
         )
     if not main.is_file():
         raise GtpVisionError(f"{folder} has no {_MAIN} beside {_METADATA}; copy the whole folder")
@@ -94,9 +96,12 @@ def layout(path: Path) -> Layout:
 
 
 def _data_folder(path: Path) -> Path | None:
-    """Return the folder of the data set's two files."""
+    """Return the folder of the data set's files."""
     for folder in (path, path / "data"):
-        if (folder / _METADATA).is_file() and ((folder / _MAIN).is_file() or _is_metadata(folder / _METADATA)):
+        main, has_metadata = folder / _MAIN, (folder / _METADATA).is_file()
+        if has_metadata and (main.is_file() or _is_metadata(folder / _METADATA)):
+            return folder
+        if not has_metadata and main.is_file() and _metadata_inside(main):
             return folder
     return None
 
@@ -108,27 +113,65 @@ def _is_metadata(path: Path) -> bool:
         return False
 
 
+def _metadata_inside(main: Path) -> dict[str, Any]:
+    """Return the metadata in the HDF5 file, where Minari had them before 0.5; empty if there are none.
+
+    Before 0.4 they name no spaces: these are made of the first episode's arrays, without bounds.
+    """
+    with contextlib.suppress(GtpVisionError), hdf5.open_file(main) as file:
+        texts = {name: hdf5.text_attribute(file, name, main) for name in (*_ATTRIBUTES, *_SPECS, *_SPACES, *_TOTALS)}
+        found: dict[str, Any] = {name: text for name, text in texts.items() if text is not None}
+        if not found.keys() >= set(_TOTALS):
+            return {}
+        total = found.pop("total_episodes")
+        found |= {"total_episodes": int(total) if total.isdigit() else total}
+        del found["total_steps"]  # Minari 0.3 counted them wrongly
+        first = hdf5.group(file, f"{_PREFIX}0", main)
+        arrays = dict(zip(_SPACES, ("observations", "actions"), strict=True))
+        return {name: _space_of(first, member, main) for name, member in arrays.items()} | found
+    return {}
+
+
+def _space_of(parent: h5py.Group, name: str, main: Path, depth: int = 0) -> dict[str, Any]:
+    """Return the space of recorded arrays."""
+    node = hdf5.member(parent, name, main)
+    if isinstance(node, h5py.Group):
+        if depth > MAX_DEPTH:
+            raise GtpVisionError(f"{main}: observations are nested deeper than {MAX_DEPTH} levels; flatten them")
+        names = episodes.member_names(node, main)
+        inner = {key: _space_of(node, key, main, depth + 1) for key in names}
+        indexed = [f"_index_{index}" for index in range(len(names))]
+        if set(names) == set(indexed):
+            return {"type": "Tuple", "subspaces": [inner[key] for key in indexed]}
+        return {"type": "Dict", "subspaces": inner}
+    shape = list(node.shape[1:])
+    ends = [sign * np.full(shape, np.inf) for sign in (-1, 1)]
+    if node.dtype.kind == "O":
+        return {"type": "Text"}
+    return {"type": "Box", "dtype": str(node.dtype), "shape": shape, "low": ends[0].tolist(), "high": ends[1].tolist()}
+
+
 @contextmanager
 def _opened(main: Path, metadata_path: Path, metadata: Mapping[str, Any]) -> Iterator[FileArrays]:
     observed, acted = (_space(metadata, name, metadata_path) for name in ("observation_space", "action_space"))
     bounds = _bounds(acted, metadata_path)
-    with hdf5.open_file(main) as file:
-        names = episodes.numbered_members(file, _PREFIX, main)
-        _check_numbers(names, metadata, main)
+    with contextlib.ExitStack() as stack:
+        if main.is_dir():
+            found = minari_arrow.read(main, metadata, observed)
+        else:
+            found = _read(stack.enter_context(hdf5.open_file(main)), metadata, observed, main)
         recording = episodes.Recording(main)
         steps, omitted, marks = 0, dict[str, list[str]](), list[bool | None]()
-        for name in names:
-            episode = hdf5.group(file, name, main)
-            length, omitted = _add(recording, episode, observed, bounds, main)
-            has_infos = "infos" in hdf5.children(episode, main)
-            marks.append(episodes.mark(hdf5.group(episode, "infos", main), main) if has_infos else None)
-            steps += length
-            sandbox.heartbeat()
+        for episode in found:
+            _add(recording, episode, bounds)
+            omitted = episodes.left_out(episode.observations)
+            marks.append(episode.mark)
+            steps += len(episode.actions)
         if metadata.get("total_steps", steps) != steps:
             raise GtpVisionError(
-                f"{main} has {steps} steps, but {_METADATA} says {str(metadata['total_steps'])[:20]!a}; copy both again"
+                f"{main} has {steps} steps, but its metadata say {str(metadata['total_steps'])[:20]!a}; copy both again"
             )
-        attributes = _attributes(metadata, metadata_path) | omitted | _bound_attributes(bounds, *_shape(acted))
+        attributes = _attributes(metadata, metadata_path) | omitted | _bound_attributes(bounds, *shape_of(acted))
         yield recording.file_arrays(attributes | successes.attributes_of(marks, "episodes (infos)"))
 
 
@@ -148,80 +191,60 @@ def _check_numbers(names: list[str], metadata: Mapping[str, Any], main: Path) ->
 _Bounds = tuple[np.ndarray, np.ndarray] | None
 
 
-def _add(
-    recording: episodes.Recording, episode: h5py.Group, observed: Mapping[str, Any], bounds: _Bounds, main: Path
-) -> tuple[int, dict[str, list[str]]]:
-    """Add an episode and return its number of steps and the attribute `left_out`."""
-    full_name = episode.name.lstrip("/")
-    actions = episodes.matrix(episode, "actions", main, kinds="f")
-    count = len(actions)
-    declared = hdf5.text_attribute(episode, "total_steps", main, str(count))
-    if declared != str(count):
+def _add(recording: episodes.Recording, episode: Episode, bounds: _Bounds) -> None:
+    actions, path = episode.actions, recording.path
+    truncated = np.flatnonzero(episode.truncations)
+    if len(truncated) and truncated[0] != len(actions) - 1:
         raise GtpVisionError(
-            f"{main}: '{full_name}' has {count} actions, but total_steps says {str(declared)[:20]!a}; copy it again"
+            f"{path}: '{episode.name}' continues after its truncation at frame {truncated[0]}; write the rest as "
+            f"another episode"
         )
-    truncated = np.flatnonzero(episodes.flags(episode, "truncations", main, count))
-    if len(truncated) and truncated[0] != count - 1:
-        raise GtpVisionError(
-            f"{main}: '{full_name}' continues after its truncation at frame {truncated[0]}; write the rest as another "
-            f"episode"
-        )
-    found: dict[str, Piece | None] = {}
-    _collect(found, episode, "observations", "", observed, count + 1, main)
-    pieces = {name: [piece] for name, piece in episodes.usable(found, full_name, main).items()}
+    pieces = {name: [piece] for name, piece in episodes.usable(episode.observations, episode.name, path).items()}
     if bounds is not None:
-        actions = _scaled(actions, bounds, full_name, main)
-    recording.add(
-        full_name,
-        pieces,
-        actions,
-        episodes.column(episode, "rewards", main, count),
-        episodes.flags(episode, "terminations", main, count),
-    )
-    return count, episodes.left_out(found)
+        actions = _scaled(actions, bounds, episode.name, path)
+    recording.add(episode.name, pieces, actions, episode.rewards, episode.terminations)
 
 
-def _collect(
-    found: dict[str, Piece | None],
-    parent: h5py.Group,
-    member: str,
-    name: str,
-    space: Any,
-    rows: int,
-    main: Path,
-    depth: int = 0,
-) -> None:
-    """Put the observations of a space into `found`, by their joined names; None for those that are left out.
+def _read(file: h5py.File, metadata: Mapping[str, Any], observed: Any, main: Path) -> Iterator[Episode]:
+    """Yield the episodes of an open HDF5 file, in their order."""
+    names = episodes.numbered_members(file, _PREFIX, main)
+    _check_numbers(names, metadata, main)
+    for name in names:
+        group = hdf5.group(file, name, main)
+        actions = episodes.matrix(group, "actions", main, kinds="f")
+        count = len(actions)
+        declared = hdf5.text_attribute(group, "total_steps", main, str(count))
+        if declared != str(count):
+            raise GtpVisionError(
+                f"{main}: '{name}' has {count} actions, but total_steps says {str(declared)[:20]!a}; copy it again"
+            )
+        found: dict[str, Piece | None] = {}
+        for leaf in leaves(observed, main):
+            add(found, leaf, _observation(group, leaf, count + 1, main), main)
+        has_infos = "infos" in hdf5.children(group, main)
+        yield Episode(
+            name=name,
+            observations=found,
+            actions=actions,
+            rewards=episodes.column(group, "rewards", main, count),
+            terminations=episodes.flags(group, "terminations", main, count),
+            truncations=episodes.flags(group, "truncations", main, count),
+            mark=episodes.mark(hdf5.group(group, "infos", main), main) if has_infos else None,
+        )
+        sandbox.heartbeat()
 
-    `member` of the group `parent` holds the values of `space`; `depth` is the number of spaces around it.
-    """
-    kind = space.get("type") if isinstance(space, dict) else None
-    inner = space.get("subspaces") if isinstance(space, dict) else None
-    if depth > _MAX_DEPTH:
-        raise GtpVisionError(f"{main}: observations are nested deeper than {_MAX_DEPTH} levels; flatten them")
-    if kind == "Dict" and isinstance(inner, dict):
-        group = hdf5.group(parent, member, main)
-        for key, subspace in inner.items():
-            joined = "_".join(filter(None, [name, episodes.check_name(key, main).replace("/", "_")]))
-            _collect(found, group, key, joined, subspace, rows, main, depth + 1)
-        return
-    if kind == "Tuple" and isinstance(inner, list):
-        group = hdf5.group(parent, member, main)
-        for index, subspace in enumerate(inner):
-            joined = f"{name or 'observation'}_{index}"
-            _collect(found, group, f"_index_{index}", joined, subspace, rows, main, depth + 1)
-        return
-    if kind == "Text":
-        piece = None
-    else:
-        data = hdf5.array(parent, member, main, kinds=episodes.NUMBERS + "O", rows=rows)
-        is_encoded = data.dtype.kind == "O" or (data.ndim == 2 and len(_shape(space)) > 1)
-        piece = _jpegs(data, parent, _shape(space), main) if is_encoded else None
-        piece = piece or episodes.observation(parent, member, main, rows)
-    name = name or ("camera" if piece is not None and piece.dtype == np.uint8 else "state")
-    if name in found:
-        raise GtpVisionError(f"{main}: two observations get the joined name '{name}'; rename one")
-    found[name] = piece
+
+def _observation(group: h5py.Group, leaf: Leaf, rows: int, main: Path) -> Piece | None:
+    *groups, member = ["observations", *(key if isinstance(key, str) else f"_index_{key}" for key in leaf.place)]
+    for name in groups:
+        group = hdf5.group(group, name, main)
+    if leaf.space.get("type") == "Text" if isinstance(leaf.space, dict) else False:
+        return None
+    shape = shape_of(leaf.space)
+    data = hdf5.array(group, member, main, kinds=episodes.NUMBERS + "O", rows=rows)
+    if data.dtype.kind == "O" or (data.ndim == 2 and len(shape) > 1):
+        return _jpegs(data, group, shape, main)
+    return episodes.observation(group, member, main, rows)
 
 
 def _jpegs(data: h5py.Dataset, parent: h5py.Group, shape: tuple[int, ...], main: Path) -> Piece:
@@ -233,32 +256,11 @@ def _jpegs(data: h5py.Dataset, parent: h5py.Group, shape: tuple[int, ...], main:
     shape = (*shape, 1)[:3]
 
     def read(start: int, stop: int) -> np.ndarray:
-        out = np.empty((stop - start, *shape), np.uint8)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            for row, encoded in enumerate(episodes.read_rows(parent[full_name], start, stop, main)):
-                try:
-                    out[row] = _decoded(encoded, shape)
-                except _PILLOW_ERRORS as error:
-                    is_unknown = isinstance(error, UnidentifiedImageError)  # whose message is an address in memory
-                    reason = "its bytes are of another format" if is_unknown else first_line(error)
-                    raise GtpVisionError(
-                        f"{main}: '{full_name.lstrip('/')}' has no JPEG image of {shape[0]}x{shape[1]}x{shape[2]} at "
-                        f"frame {start + row} ({reason}); copy the file again"
-                    ) from error
-                sandbox.heartbeat()
-        return out
+        encoded = episodes.read_rows(parent[full_name], start, stop, main)
+        return frames(encoded, stop - start, shape, start, f"{main}: '{full_name.lstrip('/')}'")
 
     read(0, 1)  # checks the shape before memory is allocated for it
     return Piece(rows, shape, np.dtype(np.uint8), read)
-
-
-def _decoded(encoded: Any, shape: tuple[int, ...]) -> np.ndarray:
-    with Image.open(io.BytesIO(np.asarray(encoded, np.uint8).tobytes()), formats=["JPEG"]) as picture:
-        found = (picture.height, picture.width, len(picture.getbands()))
-        if found != shape:  # checked before decoding
-            raise ValueError(f"it is {found[0]}x{found[1]}x{found[2]}")
-        return np.asarray(picture).reshape(shape)
 
 
 def _space(metadata: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
@@ -268,22 +270,14 @@ def _space(metadata: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]
     return parse_json(space if isinstance(space, str) else "", f"{path}: '{name}'", advice="create the data set again")
 
 
-def _shape(space: Any) -> tuple[int, ...]:
-    """Return the shape that a space declares; empty if it has none, or an invalid one."""
-    shape = space.get("shape") if isinstance(space, dict) else None
-    if not isinstance(shape, list) or not all(isinstance(size, int) and 0 < size < 1 << 16 for size in shape):
-        return ()
-    return tuple(shape)
-
-
 def _bounds(space: Mapping[str, Any], path: Path) -> _Bounds:
     """Return low and high of actions, float64 (A,); None if they are not finite."""
     kind, dtype = space.get("type"), str(space.get("dtype"))
-    if kind != "Box" or not dtype.startswith("float") or len(_shape(space)) != 1:
+    if kind != "Box" or not dtype.startswith("float") or len(shape_of(space)) != 1:
         described = f"{kind} of {dtype} {space.get('shape', '')}" if kind == "Box" else kind
         raise GtpVisionError(f"{path}: actions are {str(described)[:60]!a}; policies need a Box of floats (A,)")
     try:
-        low, high = (np.asarray(space[name], np.float64).reshape(_shape(space)) for name in ("low", "high"))
+        low, high = (np.asarray(space[name], np.float64).reshape(shape_of(space)) for name in ("low", "high"))
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise GtpVisionError(
             f"{path}: the bounds of 'action_space' are not numbers; create the data set again"

@@ -316,7 +316,7 @@ MINARI = [
         ("total_steps", 14, "15 steps", "'14'"), ("total_episodes", 4, "2 episodes", "'4'"),
         ("action_space", ..., "action_space", "JSON"), ("observation_space", ..., "observation_space", "JSON"),
         ("action_space", "{", "action_space", "JSON"), ("observation_space", "[" * 99_999, "observation_space", "JSON"),
-        ("env_spec", "{", "env_spec"), ("data_format", "arrow", "'arrow'", "data_format='hdf5'"),
+        ("env_spec", "{", "env_spec"), ("data_format", "csv", "'csv'", "not hdf5, arrow"),
         ("observation_space", json.dumps({"type": "Text"}), "episode_0", "no observation"),
         ("observation_space", json.dumps({"type": "Dict", "subspaces": {"a": {"type": "Box"}}}), "not a group")]),
     *(row("minari", space("action_space", **changed), word) for changed, word in [

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -5,10 +6,11 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
 import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from refusals import entry, open_here, put, refused
+from refusals import Edit, entry, open_here, put, refused, truncated
 from samples import MAIN, METADATA, encoded, minari_folder
 
 from gtp_vision.datasets.formats import detect
@@ -17,6 +19,7 @@ from gtp_vision.datasets.validation import validate
 
 pytestmark = pytest.mark.usefixtures("cache")
 LENGTHS = (4, 6, 3)
+_SPACES = ("observation_space", "action_space")
 VECTOR = spaces.Box(-np.inf, np.inf, (5,), np.float64)
 UNIT = spaces.Box(-1, 1, (2,), np.float32)
 Created = tuple[Path, list[dict[str, Any]]]
@@ -46,12 +49,28 @@ def episode(store: Store, number: int) -> slice:
     return slice(int(store.episode_starts[number]), int(store.episode_ends[number]))
 
 
-def test_every_step_and_flag_is_in_its_place(created: Any) -> None:
+def as_old(folder: Path, version: str) -> None:
+    """Change a data set to the layout of an older Minari: metadata in the HDF5 file, before 0.4 without the spaces."""
+    metadata = json.loads((folder / METADATA).read_text())
+    (folder / METADATA).unlink()
+    kept = ("dataset_id", "total_episodes", "total_steps") + (() if version == "0.3" else _SPACES)
+    with h5py.File(folder / MAIN, "r+") as file:
+        file.attrs.update({name: metadata[name] for name in kept})
+        if version == "0.3":  # as Minari 0.3.1 counts them
+            file.attrs.update(total_steps=metadata["total_steps"] + 1, flatten_observation=False, flatten_action=False)
+
+
+@pytest.mark.parametrize("storage", ["hdf5", "arrow", "parquet", "0.4", "0.3"])
+def test_every_step_and_flag_is_in_its_place(created: Any, storage: str) -> None:
     import minari as library
 
-    folder, recorded = created()
-    store = validate(open_here(folder))
+    form = storage if storage in ("arrow", "parquet") else "hdf5"
+    folder, recorded = created(data_format=form)
     theirs = list(library.load_dataset("walker/test-v0").iterate_episodes())
+    if storage[0] == "0":
+        as_old(folder, storage)
+    assert detect(folder) == "minari"
+    store = validate(open_here(folder))
     assert np.diff(store.episode_ends, prepend=0).tolist() == [length + 1 for length in LENGTHS]
     for number, given in enumerate(recorded):
         here = episode(store, number)
@@ -96,7 +115,8 @@ def test_attributes_hold_the_origin_of_the_data(created: Any) -> None:
     assert attributes == known | {"dataset_id": "walker/test-v0", "algorithm_name": "sac", "author": ["a"]}
 
 
-def test_nested_spaces_become_joined_names(created: Any) -> None:
+@pytest.mark.parametrize("storage", ["hdf5", "arrow", "parquet", "0.4", "0.3"])
+def test_nested_spaces_become_joined_names(created: Any, storage: str) -> None:
     space = spaces.Dict(
         {
             "arm": spaces.Dict({"q": spaces.Box(-1, 1, (3,)), "mode": spaces.Discrete(4)}),
@@ -106,7 +126,9 @@ def test_nested_spaces_become_joined_names(created: Any) -> None:
             "task": spaces.Text(8, min_length=8),
         }
     )
-    folder, recorded = created(space)
+    folder, recorded = created(space, data_format=storage if storage[0] in "ap" else "hdf5", jpeg_encoding=False)
+    if storage[0] == "0":
+        as_old(folder, storage)
     store = validate(open_here(folder))
     for number, given in enumerate(recorded):
         seen = given["observations"]
@@ -163,6 +185,77 @@ def test_images_become_cameras(created: Any, shape: tuple[int, ...]) -> None:
     store = validate(open_here(folder))
     assert list(store.observations) == ["observation_0", "observation_1"]
     np.testing.assert_array_equal(store.observations["observation_0"], given)
+
+
+@pytest.mark.parametrize("storage", ["arrow", "parquet"])
+@pytest.mark.parametrize("shape", [(40, 36, 3), (40, 36)], ids=["color", "gray"])
+def test_jpeg_frames_of_arrow_are_decoded_as_minari_does(created: Any, shape: tuple[int, ...], storage: str) -> None:
+    import minari as library
+
+    store = validate(open_here(created(spaces.Tuple((image(*shape), VECTOR)), data_format=storage)[0]))
+    theirs = [one.observations[0] for one in library.load_dataset("walker/test-v0").iterate_episodes()]
+    camera = store.observations["observation_0"]
+    np.testing.assert_array_equal(camera, np.concatenate(theirs).reshape(-1, *(*shape, 1)[:3]))
+
+
+@pytest.mark.parametrize("storage", ["hdf5", "arrow", "parquet"])
+def test_marks_of_success_are_read(created: Any, storage: str) -> None:
+    marks = [{"success": np.arange(length + 1) == (length if number else -1)} for number, length in enumerate(LENGTHS)]
+    store = open_here(created(data_format=storage, infos=marks)[0])
+    assert store.attributes["episode_success"] == [False, True, True]
+
+
+PART = "data/1/part-0.arrow"
+
+
+def rewritten(change: Callable[[pa.Table], pa.Table]) -> Edit:
+    def edit(folder: Path) -> None:
+        with pa.OSFile(str(folder / PART)) as source:
+            table = change(pa.ipc.open_file(source).read_all())
+        with pa.OSFile(str(folder / PART), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+    return edit
+
+
+def column(name: str, values: Any) -> Edit:
+    def change(table: pa.Table) -> pa.Table:
+        return table.set_column(table.column_names.index(name), name, pa.array(values))
+
+    return rewritten(change)
+
+
+def linked(folder: Path) -> None:
+    (folder / PART).rename(folder.parent / "elsewhere")
+    (folder / PART).symlink_to(folder.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (truncated(0.5, PART), ("part-0.arrow cannot be read by Arrow",)),
+        (truncated(0, PART), ("part-0.arrow cannot be read by Arrow",)),
+        (lambda folder: (folder / PART).unlink(), ("has 0 files '1/*.arrow'",)),
+        (lambda folder: shutil.copy(folder / PART, folder / "data/1/part-1.arrow"), ("has 2 files '1/*.arrow'",)),
+        (linked, ("leads out of the folder", "cp -rL")),
+        (entry(METADATA, "total_episodes", value=4), ("has 0 files '3/*.arrow'",)),
+        (entry(METADATA, "total_episodes", value=None), ("no number of episodes",)),
+        (entry(METADATA, "total_steps", value=99), ("13 steps", "'99'")),
+        (entry(METADATA, "data_format", value="csv"), ("stored as 'csv'", "not hdf5, arrow or parquet")),
+        (rewritten(lambda table: table.slice(0, 1)), ("has 1 rows",)),
+        (rewritten(lambda table: table.drop_columns(["rewards"])), ("has not one column 'rewards'",)),
+        (column("rewards", [None] * 7), ("'rewards'",)),
+        (column("actions", [[0.0, None]] * 7), ("'actions' holds list",)),
+        (column("observations", ["a"] * 7), ("'1' has no observation",)),
+        (column("observations", [b"a"] * 7), ("'observations' holds neither numbers nor JPEG frames",)),
+        (column("truncations", [False, True] + [False] * 5), ("'1' continues after its truncation at frame 1",)),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_damage_of_arrow_files_is_refused(created: Any, edit: Edit, words: tuple[str, ...]) -> None:
+    folder, _ = created(data_format="arrow")
+    edit(folder)
+    refused(folder, *words)
 
 
 @pytest.mark.parametrize("shape", [(40, 36, 3), (40, 36)], ids=["color", "gray"])

@@ -1,0 +1,123 @@
+"""What Minari's two ways of storing share: spaces as names of arrays, frames as JPEG files, and episodes as read."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from gtp_vision.core import sandbox
+from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.datasets.formats import episodes
+from gtp_vision.datasets.layout import Piece
+
+MAX_DEPTH = 16
+"""Levels of nested spaces."""
+_PILLOW_ERRORS = (
+    *(OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, struct.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """An episode of T steps, as it is stored.
+
+    Attributes:
+        name: for messages.
+        observations: name to a piece of T + 1 rows, or to None if no policy can read it.
+        actions: float32 (T, A).
+        rewards: (T,).
+        terminations: bool (T,).
+        truncations: bool (T,).
+        mark: whether it succeeded; None if the infos do not say.
+    """
+
+    name: str
+    observations: dict[str, Piece | None]
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+    mark: bool | None
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An array of observations: its joined name, empty for a single one, its place in the space, and its own space."""
+
+    name: str
+    place: tuple[str | int, ...]
+    space: Any
+
+    def named(self, piece: Piece | None) -> str:
+        """Return its name in the store."""
+        return self.name or ("camera" if piece is not None and piece.dtype == np.uint8 else "state")
+
+
+def leaves(space: Any, path: Path, name: str = "", place: tuple[str | int, ...] = ()) -> Iterator[Leaf]:
+    """Yield the arrays of a space, with names joined by `_`; see `minari`."""
+    kind = space.get("type") if isinstance(space, dict) else None
+    inner = space.get("subspaces") if isinstance(space, dict) else None
+    if len(place) > MAX_DEPTH:
+        raise GtpVisionError(f"{path}: observations are nested deeper than {MAX_DEPTH} levels; flatten them")
+    if kind == "Dict" and isinstance(inner, dict):
+        for key, subspace in inner.items():
+            joined = "_".join(filter(None, [name, episodes.check_name(key, path).replace("/", "_")]))
+            yield from leaves(subspace, path, joined, (*place, key))
+    elif kind == "Tuple" and isinstance(inner, list):
+        for index, subspace in enumerate(inner):
+            yield from leaves(subspace, path, f"{name or 'observation'}_{index}", (*place, index))
+    else:
+        yield Leaf(name, place, space)
+
+
+def add(found: dict[str, Piece | None], leaf: Leaf, piece: Piece | None, path: Path) -> None:
+    """Put a piece, or None for one that is left out, into the observations of an episode."""
+    name = leaf.named(piece)
+    if name in found:
+        raise GtpVisionError(f"{path}: two observations get the joined name '{name}'; rename one")
+    found[name] = piece
+
+
+def shape_of(space: Any) -> tuple[int, ...]:
+    """Return the shape that a space declares; empty if it has none, or an invalid one."""
+    shape = space.get("shape") if isinstance(space, dict) else None
+    if not isinstance(shape, list) or not all(isinstance(size, int) and 0 < size < 1 << 16 for size in shape):
+        return ()
+    return tuple(shape)
+
+
+def frames(encoded: Iterable[Any], count: int, shape: tuple[int, ...], first: int, place: str) -> np.ndarray:
+    """Decode JPEG files of one shape (H, W, C) to uint8 (count, H, W, C); the first is frame `first` of `place`."""
+    out = np.empty((count, *shape), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for row, content in enumerate(encoded):
+            try:
+                out[row] = _decoded(content, shape)
+            except _PILLOW_ERRORS as error:
+                is_unknown = isinstance(error, UnidentifiedImageError)  # whose message is an address in memory
+                reason = "its bytes are of another format" if is_unknown else first_line(error)
+                raise GtpVisionError(
+                    f"{place} has no JPEG image of {shape[0]}x{shape[1]}x{shape[2]} at frame {first + row} ({reason}); "
+                    f"copy the file again"
+                ) from error
+            sandbox.heartbeat()
+    return out
+
+
+def _decoded(encoded: Any, shape: tuple[int, ...]) -> np.ndarray:
+    content = encoded if isinstance(encoded, bytes) else np.asarray(encoded, np.uint8).tobytes()
+    with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
+        found = (picture.height, picture.width, len(picture.getbands()))
+        if found != shape:  # checked before decoding
+            raise ValueError(f"it is {found[0]}x{found[1]}x{found[2]}")
+        return np.asarray(picture).reshape(shape)
