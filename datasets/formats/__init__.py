@@ -134,7 +134,7 @@ def _recognised(path: Path) -> tuple[str, str, str | None]:
     if names := npz.names(path):
         held = f"npz with {', '.join(sorted(names)[:6])} in it"
         return found, held, None if found else near_misses.in_arrays(names)
-    return found, f"it begins with {_magic(path)[:4]!r}", None
+    return found, f"it begins with {_magic(path)[:4]!r}", near_misses.of_streams(_magic(path))
 
 
 def _hint(path: Path) -> str | None:
@@ -147,7 +147,7 @@ def _hint(path: Path) -> str | None:
 def _is_data_set(path: Path) -> bool:
     """Whether a path in a folder may be a data set, judged by its first bytes where it is HDF5, by names where npz."""
     with contextlib.suppress(OSError):
-        if path.is_file() and (_magic(path) == hdf5.MAGIC or npz.names(path)):
+        if path.is_file() and (_magic(path) == hdf5.MAGIC or npz.names(path) or near_misses.of_streams(_magic(path))):
             return True
         return any(known.other(path) for known in _formats() if known.other)
     return False

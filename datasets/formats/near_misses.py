@@ -32,6 +32,13 @@ _WANTED = {
 }
 _FINAL = "an episode's last row is its final observation, with action 0, reward 0, terminal 0 and timeout 1"
 _GUIDE = 'docs/data.md, "Recordings of other programs", has a script'
+_STREAMS = {
+    b"#ROSBAG ": "a ROS 1 bag",
+    b"\x89MCAP0\r\n": "an MCAP file",
+    b"SQLite f": "an SQLite file, as ROS 2 writes its bags",
+}
+"""How files of streams begin, in 8 bytes, to what they are."""
+_BAG = b"rosbag2_bagfile_information"  # how the metadata.yaml of a ROS 2 bag begins
 _EPISODE = re.compile("(demo|episode|ep|traj|trajectory)_?[0-9]+")
 _MAX_MEMBERS = 2000  # of a folder and its folders that are examined
 _LEVELS = 3  # the depth at which Minari's root holds data sets
@@ -109,6 +116,23 @@ def other_rows(names: Collection[str]) -> str | None:
     return None
 
 
+def of_streams(magic: bytes) -> str | None:
+    """Return the hint about a recorder's streams, by the first 8 bytes of a file; None if it holds none."""
+    return _of_bag(_STREAMS[magic]) if magic in _STREAMS else None
+
+
+def _begins_with(path: Path, content: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(content)) == content
+
+
+def _of_bag(what: str) -> str:
+    return (
+        f"it is {what}: streams with a rate of each, not rows; write them as rows with the script of docs/data.md, "
+        f'"I have ROS bags or MCAP", which reads them by rosbags'
+    )
+
+
 def in_folder(path: Path, is_data_set: Callable[[Path], bool], hint_of: Callable[[Path], str | None]) -> str | None:
     """Return a hint about a folder that is not a data set; None if it neither holds nor resembles one.
 
@@ -121,6 +145,13 @@ def in_folder(path: Path, is_data_set: Callable[[Path], bool], hint_of: Callable
         or next(itertools.islice(path.glob("data/chunk-*"), 1), None) is not None
     ):
         return "it looks like a LeRobot data set without meta/info.json; copy the whole folder, with meta"
+    if (path / "metadata.yaml").is_file() and _begins_with(path / "metadata.yaml", _BAG):
+        return _of_bag("a ROS 2 bag")
+    if any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
+        return (
+            "it looks like zarr without the arrays of a replay buffer; write data/action and data/NAME, with a row a "
+            "frame, and meta/episode_ends, the row after the last one of each episode"
+        )
     found = list(itertools.islice(_data_sets(path, is_data_set, _LEVELS, itertools.count()), _MAX_NAMES + 1))
     if not found:
         return None
