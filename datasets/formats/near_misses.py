@@ -138,7 +138,8 @@ def in_folder(path: Path, is_data_set: Callable[[Path], bool], hint_of: Callable
 
     `is_data_set` says whether a path in it may be one, `hint_of` the hint about one that is of an unknown format.
     """
-    if (path / "data" / "main_data.hdf5").is_file() or (path / "main_data.hdf5").is_file():
+    of_minari = ("main_data.hdf5", "0/part-0.arrow", "0/part-0.parquet")
+    if any((folder / name).is_file() for folder in (path, path / "data") for name in of_minari):
         return "it looks like a Minari data set without metadata.json; copy the whole folder"
     if not (path / "meta" / "info.json").is_file() and (
         any((path / "meta" / name).exists() for name in ("tasks.parquet", "stats.json", "episodes", "tasks.jsonl"))

@@ -5,6 +5,7 @@ action, the third episode ends in a terminal and the others in a time limit.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,9 +15,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import zarr
 from commands_of_docs import blocks
-from refusals import open_here, refused
-from samples import encoded
+from refusals import assert_same, open_here, refused
+from samples import INFO, MAIN, METADATA, Copied, encoded
 from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
@@ -311,6 +313,73 @@ def test_advice_about_aloha(tmp_path: Path) -> None:
     np.testing.assert_allclose(taken, 4 * np.stack([np.concatenate(ACTIONS)] * 14, 1), atol=1e-6)
     np.testing.assert_array_equal(store.observations["high"][0], colors[0])
     assert np.abs(store.observations["wrist"][0].astype(int) - colors[0]).max() < 4
+
+
+def named(message: str) -> Path:
+    """The path that a message says to name instead."""
+    found = re.search(r"; name (?:one of them, e\.g\. )?(/.*?)(?: \(it holds .*)?$", message)
+    assert found, message
+    return Path(found[1])
+
+
+@pytest.mark.parametrize("sample", ["native", "robomimic", "minari", "lerobot", "zarr", "zarr_zip"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_advice_about_folders_of_data_sets(copied: Copied, tmp_path: Path, sample: str, count: int) -> None:
+    (folder := tmp_path / "folder" / "deep").mkdir(parents=True)
+    source = copied(sample)
+    for number in range(count):
+        (target := folder / f"{number}" / source.name).parent.mkdir()
+        (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
+    found = named(refused(folder.parent, "it holds one data set" if count == 1 else "it holds several data sets"))
+    assert found.parents[1] == folder
+    assert_same(open_here(found), open_here(source))
+
+
+def test_advice_about_notes_of_macos(copied: Copied) -> None:
+    source = copied("native")
+    (note := source.with_name(f"._{source.name}")).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    assert open_here(named(refused(note, "macOS's note on another file"))).episodes == 2
+
+
+@pytest.mark.parametrize(
+    ("sample", "member"), [("minari", METADATA), ("minari", MAIN), ("minari_arrow", METADATA), ("lerobot", INFO)]
+)
+def test_advice_to_copy_the_whole_folder(copied: Copied, samples: dict[str, Path], sample: str, member: str) -> None:
+    path = copied(sample)
+    (path / member).unlink()
+    refused(path, "copy the whole folder")
+    assert_same(open_here(copied(sample)), open_here(samples[sample]))
+
+
+def test_advice_about_what_lies_beside_episodes_of_minari(copied: Copied, samples: dict[str, Path]) -> None:
+    path = copied("minari")
+    with h5py.File(path / MAIN, "r+") as file:
+        file["notes"] = np.zeros(3)
+    refused(path / MAIN, "Minari's main_data.hdf5 with 'notes' beside its episodes; remove that")
+    with h5py.File(path / MAIN, "r+") as file:
+        del file["notes"]
+    assert open_here(path / MAIN).episode_ends.tolist() == open_here(samples["minari"]).episode_ends.tolist()
+
+
+def test_advice_about_what_the_loader_of_ogbench_returns(samples: dict[str, Path], tmp_path: Path) -> None:
+    with np.load(samples["ogbench"]) as file:
+        held = {name: file[name] for name in ("observations", "actions")}
+    refused(save(tmp_path / "a.npz", held | {"valids": np.ones(len(held["actions"]))}), "name the file that it loaded")
+    np.testing.assert_array_equal(open_here(samples["ogbench"]).actions, held["actions"])
+
+
+def test_advice_about_zarr_of_another_layout(tmp_path: Path) -> None:
+    held = flat(rows_of_d4rl)
+    group = zarr.open_group(tmp_path / "mine.zarr", mode="w", zarr_format=2)
+    arrays = {"state": held["observations"], "action": held["actions"], "reward": held["rewards"]}
+    for name, array in arrays.items():
+        group.create_array(name, data=array)
+    refused(tmp_path / "mine.zarr", "write data/action and data/NAME", "meta/episode_ends, the row after the last one")
+    group = zarr.open_group(tmp_path / "followed.zarr", mode="w", zarr_format=2)
+    for name, array in (arrays | {"done": held["terminals"]}).items():
+        group.create_array(f"data/{name}", data=array)
+    group.create_array("meta/episode_ends", data=STEPS * np.arange(1, EPISODES + 1))
+    assert_right(open_here(tmp_path / "followed.zarr"), has_final=False)
 
 
 def test_advice_about_a_native_file_without_its_attribute(tmp_path: Path) -> None:
