@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 import subprocess
 import warnings
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ FORMATS = {
     "lerobot": "lerobot",
     "zarr": "zarr",
     "zarr_zip": "zarr",
+    "rlds": "rlds",
 }
 """Each sample's format. Those called `mapped` are large enough to be read in place."""
 MAIN, METADATA = "data/main_data.hdf5", "data/metadata.json"
@@ -74,6 +76,7 @@ def make(folder: Path) -> dict[str, Path]:
         "lerobot": lerobot_writer.write(folder / "lerobot", dark),
         "zarr": replay_buffer(folder / "pusht.zarr", replay_contents(), LENGTHS),
         "zarr_zip": replay_buffer(folder / "pusht.zarr.zip", replay_contents(), LENGTHS, version=3, chunk=1),
+        "rlds": rlds_folder(folder / "bridge" / "1.0.0", rlds_contents()),
     }
 
 
@@ -264,6 +267,81 @@ def replay_buffer(
         target[:] = array
     store.close()
     return path
+
+
+def rlds_contents(lengths: Sequence[int] = LENGTHS) -> list[Contents]:
+    """Steps of episodes such as Open X-Embodiment has them; even episodes end in a terminal."""
+    random = np.random.default_rng(0)
+    contents: list[Contents] = []
+    for number, length in enumerate(lengths):
+        image = np.zeros((length, 10, 8, 3), np.uint8)
+        image[:, 1] = random.integers(0, 256, (length, 8, 3))
+        last = np.arange(length) == length - 1
+        contents.append(
+            {
+                "observation/image": image,
+                "observation/state": random.normal(size=(length, 5)).astype(np.float32),
+                "action": random.uniform(-1, 1, (length, 7)).astype(np.float32),
+                "reward": last.astype(np.float32),
+                "is_first": np.arange(length) == 0,
+                "is_last": last,
+                "is_terminal": last & (number % 2 == 0),
+                "language_instruction": [("pick it", "place it")[number % 2]] * length,
+            }
+        )
+    return contents
+
+
+def rlds_folder(root: Path, contents: Sequence[Contents], splits: Sequence[tuple[str, int]] = (("train", 1),)) -> Path:
+    """A version of a data set as TensorFlow Datasets lays it out; `splits` are names and numbers of shards.
+
+    Episodes are dealt to the shards one after another. tests/datasets/toy_rlds was written by the library itself.
+    """
+    from gtp_vision.datasets.formats import tfrecords
+
+    def declared(name: str, values: Any) -> Contents:
+        if isinstance(values, list):
+            return {"text": {}}
+        shape = {"dimensions": [str(size) for size in values.shape[1:]]} if values.ndim > 1 else {}
+        if name.rpartition("/")[2].startswith("image"):
+            return {"image": {"dtype": "uint8", "shape": shape, "encodingFormat": "png"}}
+        return {"tensor": {"dtype": str(values.dtype), "shape": shape, "encoding": "none"}}
+
+    def nested(flat: Contents) -> Contents:
+        groups = {name.partition("/")[0] for name in flat if "/" in name}
+        inner = {
+            group: nested({name.partition("/")[2]: flat[name] for name in flat if name.startswith(f"{group}/")})
+            for group in groups
+        }
+        return {"featuresDict": {"features": inner | {name: flat[name] for name in flat if "/" not in name}}}
+
+    def record(episode: Contents) -> bytes:
+        example = tfrecords.message_class()()
+        for name, values in episode.items():
+            value = example.features.feature.add(key=f"steps/{name}").value
+            if isinstance(values, list):
+                value.bytes_list.value.extend([text.encode() for text in values])
+            elif name.rpartition("/")[2].startswith("image"):
+                value.bytes_list.value.extend([encoded(frame.squeeze()) for frame in values])
+            elif values.dtype.kind == "f":
+                value.float_list.value.extend(values.ravel().tolist())
+            else:
+                value.int64_list.value.extend(values.ravel().astype(np.int64).tolist())
+        content = example.SerializeToString()
+        parts = (struct.pack("<Q", len(content)), content)
+        return b"".join(part + struct.pack("<I", tfrecords.masked(part)) for part in parts)
+
+    root.mkdir(parents=True)
+    steps = nested({name: declared(name, values) for name, values in contents[0].items()})
+    features = {"featuresDict": {"features": {"steps": {"sequence": {"feature": steps, "length": "-1"}}}}}
+    (root / "features.json").write_text(json.dumps(features))
+    (root / "dataset_info.json").write_text(json.dumps({"fileFormat": "tfrecord", "name": root.parent.name}))
+    shards = [(split, number, count) for split, count in splits for number in range(count)]
+    for place, (split, number, count) in enumerate(shards):
+        own = [record(contents[n]) for n in range(len(contents)) if n * len(shards) // len(contents) == place]
+        name = f"{root.parent.name}-{split}.tfrecord-{number:05}-of-{count:05}"
+        (root / name).write_bytes(b"".join(own))
+    return root
 
 
 # A LeRobot data set by the published schema, written without our own code -----------------------------------------

@@ -41,7 +41,7 @@ RUN = {"docs/data.md": 9, "docs/encoders.md": 7, "docs/first-run.md": 6, "docs/o
 # Not run of them: what needs a network, a simulator's recording, hours, or a file that the test does not make.
 NOT_RUN = re.compile(
     r"data (collect|download)|bench |training=demo agent=gtp_demo|scripts/|\. \.venv|^gtp-vision$|"
-    r"near\.h5|\.minari|broken\.hdf5|mine\.h5|cube-single|eval RUN|experiment encoders"
+    r"near\.h5|\.minari|bridge/|broken\.hdf5|mine\.h5|cube-single|eval RUN|experiment encoders"
 )
 PLUGIN_NAMES = {"agent=cql", "encoder=strided", "rig"}  # known only with the plug-in of CONTRIBUTING.md
 

@@ -148,6 +148,8 @@ def in_folder(path: Path, is_data_set: Callable[[Path], bool], hint_of: Callable
         return "it looks like a LeRobot data set without meta/info.json; copy the whole folder, with meta"
     if (path / "metadata.yaml").is_file() and _begins_with(path / "metadata.yaml", _BAG):
         return _of_bag("a ROS 2 bag")
+    if next(path.glob("*.tfrecord-*"), None) is not None:
+        return "it looks like RLDS without features.json and dataset_info.json; copy the whole folder"
     if any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json")):
         return (
             "it looks like zarr without the arrays of a replay buffer; write data/action and data/NAME, with a row a "

@@ -9,6 +9,7 @@ the picture with the stored one.
 from __future__ import annotations
 
 import json
+import struct
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zarr
 
-from gtp_vision.datasets.formats import native, open_store
+from gtp_vision.datasets.formats import native, open_store, tfrecords
 from gtp_vision.datasets.store import Store
 
 Row = tuple[str, Sequence[object]]
@@ -279,6 +280,42 @@ def zarr_folder(folder: Path) -> Example:
     )
 
 
+def rlds_folder(folder: Path) -> Example:
+    """RLDS: the last step holds the final observation."""
+    root = folder / "tiny" / "1.0.0"
+    root.mkdir(parents=True)
+    tensor = {"tensor": {"dtype": "float32", "encoding": "none", "shape": {"dimensions": ["1"]}}}
+    flag = {"tensor": {"dtype": "bool", "encoding": "none", "shape": {}}}
+    steps = {"observation": {"featuresDict": {"features": {"state": tensor}}}, "action": tensor, "reward": tensor}
+    steps |= {"is_terminal": flag}
+    sequence = {"sequence": {"feature": {"featuresDict": {"features": steps}}}}
+    (root / "features.json").write_text(json.dumps({"featuresDict": {"features": {"steps": sequence}}}))
+    (root / "dataset_info.json").write_text(json.dumps({"fileFormat": "tfrecord"}))
+    content = b""
+    for seen, taken, ended in (([*O, 3], A, 1), ([*P, 13], B, 0)):
+        example = tfrecords.message_class()()
+        floats = {"observation/state": state(seen), "action": action([*taken, 0]), "reward": np.array([0, 0, 0, ended])}
+        for key, values in floats.items():
+            entry = example.features.feature.add(key=f"steps/{key}")
+            entry.value.float_list.value.extend(values.ravel().tolist())
+        example.features.feature.add(key="steps/is_terminal").value.int64_list.value.extend([0, 0, 0, ended])
+        record = example.SerializeToString()
+        for part in (struct.pack("<Q", len(record)), record):
+            content += part + struct.pack("<I", tfrecords.masked(part))
+    (root / "tiny-train.tfrecord-00000-of-00001").write_bytes(content)
+    return Example(
+        "RLDS",
+        ["The last step holds the final observation; its reward, undefined by RLDS, counts for the action before."],
+        [
+            ("steps/observation", [*o, GAP, *p]),
+            ("steps/action", [*a[:3], "", GAP, *b[:3], ""]),
+            ("steps/reward", [0, 0, 0, 1, GAP, 0, 0, 0, 0]),
+            ("steps/is_terminal", [0, 0, 0, 1, GAP, 0, 0, 0, 0]),
+        ],
+        open_store(root),
+    )
+
+
 def in_store(store: Store) -> list[Row]:
     """The rows of the store's table."""
     observations = np.rint(100 * np.asarray(store.observations["state"])[:, 0]).astype(int)
@@ -356,7 +393,7 @@ def picture(examples: Sequence[Example]) -> str:
 
 STORIES = (
     *(native_file, d4rl_file, maze_file, ogbench_file, robomimic_file, minari_file, lerobot_folder),
-    zarr_folder,
+    *(zarr_folder, rlds_folder),
 )
 
 

@@ -342,7 +342,8 @@ def test_advice_about_notes_of_macos(copied: Copied) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sample", "member"), [("minari", METADATA), ("minari", MAIN), ("minari_arrow", METADATA), ("lerobot", INFO)]
+    ("sample", "member"),
+    [("minari", METADATA), ("minari", MAIN), ("minari_arrow", METADATA), ("lerobot", INFO), ("rlds", "features.json")],
 )
 def test_advice_to_copy_the_whole_folder(copied: Copied, samples: dict[str, Path], sample: str, member: str) -> None:
     path = copied(sample)
