@@ -81,7 +81,7 @@ def piece_of(data: h5py.Dataset, path: Path, start: int = 0, stop: int | None = 
     )
 
 
-def piece_in_memory(values: np.ndarray) -> Piece:
+def piece_in_memory(values: Array) -> Piece:
     """Return an array that the reader holds in memory as a piece."""
     return Piece(len(values), values.shape[1:], values.dtype, lambda low, high: values[low:high])
 
@@ -273,7 +273,7 @@ def check_filters(store: Store) -> None:
 
 def _with_frames(source: FileArrays, framing: Framing, path: Path) -> FileArrays:
     """Return a data set with its frames cropped and resized as they are read, and the attribute that says so."""
-    shapes = {name: pieces[0].shape for name, pieces in source.observations.items() if _is_camera(pieces[0])}
+    shapes: dict[str, Any] = {name: p[0].shape for name, p in source.observations.items() if _is_camera(p[0])}
     if shapes and FRAMES in source.attributes:
         raise GtpVisionError(
             f"{path}: its frames were cropped or resized before (attribute '{FRAMES}'); leave out task.image_size and "

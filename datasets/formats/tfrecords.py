@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
@@ -32,6 +31,8 @@ def records(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def masked(content: bytes) -> int:
     """Return TFRecord's masked CRC-32C."""
+    import google_crc32c  # only here: no other format needs it
+
     value = google_crc32c.value(content)
     return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
 

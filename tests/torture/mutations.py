@@ -96,7 +96,7 @@ def damage(path: Path, random: np.random.Generator) -> str:
         (path / "spare").rename(file)
         other.write_bytes(content)
         return f"exchange {file.name} and {other.name}"
-    documents = [file for file in files if file.suffix == ".json"]
+    documents = [file for file in files if file.suffix == ".json" or file.name == ".zarray"]
     if documents and kind < 0.5:
         return damage_json(pick(random, documents), random)
     return damage_file(file, random)
