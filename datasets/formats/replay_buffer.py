@@ -150,43 +150,43 @@ def _observation(store: _Store, name: str, rows: int) -> Piece | None:
     if not math.prod(shape):
         raise GtpVisionError(f"{store.path}: '{name}' has shape {array.shape}: its rows are empty")
     read, dtype = _reader(store, name, array), array.dtype
-    if episodes.is_image(shape) and dtype.kind == "f" and _holds_bytes(read(0, 1)):
-        read, dtype = _as_bytes(store, name, read), np.dtype(np.uint8)
+    if episodes.is_image(shape) and dtype.kind == "f" and _as_bytes(store.rows(name, array, 0, 1)) is not None:
+        read, dtype = _reader(store, name, array, as_bytes=True), np.dtype(np.uint8)
     return episodes.as_observation(Piece(rows, shape, dtype, read))
 
 
-def _holds_bytes(values: np.ndarray) -> bool:
-    return bool(((values >= 0) & (values <= 255) & (values == np.floor(values))).all())
+def _as_bytes(values: np.ndarray) -> np.ndarray | None:
+    """Return floats as bytes; None if they are not whole numbers from 0 to 255."""
+    with np.errstate(invalid="ignore"):
+        found = values.astype(np.uint8)
+    return found if (found == values).all() else None
 
 
-def _as_bytes(store: _Store, name: str, read: Callable[[int, int], np.ndarray]) -> Callable[[int, int], np.ndarray]:
-    def converted(start: int, stop: int) -> np.ndarray:
-        values = read(start, stop)
-        if not _holds_bytes(values):
-            raise GtpVisionError(
-                f"{store.path}: '{name}' holds whole numbers from 0 to 255 in its first frame, but not in frames "
-                f"{start} to {stop - 1}; write it as uint8"
-            )
-        return values.astype(np.uint8)
-
-    return converted
-
-
-def _reader(store: _Store, name: str, array: Any) -> Callable[[int, int], np.ndarray]:
-    """Return a function that reads rows in order, and every chunk once."""
+def _reader(store: _Store, name: str, array: Any, *, as_bytes: bool = False) -> Callable[[int, int], np.ndarray]:
+    """Return a function that reads rows in order, and every chunk once; `as_bytes`: floats that hold bytes."""
     row = hdf5.nbytes(array.shape[1:], array.dtype)
     size = array.chunks[0] * max(1, _BLOCK // max(1, row * array.chunks[0]))
     held: list[tuple[int, np.ndarray]] = []
+
+    def block(start: int, stop: int) -> np.ndarray:
+        values = store.rows(name, array, start, stop)
+        converted = _as_bytes(values) if as_bytes else values
+        if converted is None:
+            raise GtpVisionError(
+                f"{store.path}: '{name}' holds whole numbers from 0 to 255 in its first frame, but not in frames "
+                f"{start} to {start + len(values) - 1}; write it as uint8"
+            )
+        return converted
 
     def read(start: int, stop: int) -> np.ndarray:
         parts = []
         while start < stop:
             number = start // size
             if not held or held[0][0] != number:
-                held[:] = [(number, store.rows(name, array, number * size, (number + 1) * size))]
-            block = held[0][1][start - number * size : stop - number * size]
-            parts.append(block)
-            start += len(block)
+                held.clear()  # before the next one is read
+                held.append((number, block(number * size, (number + 1) * size)))
+            parts.append(held[0][1][start - number * size : stop - number * size])
+            start += len(parts[-1])
         if stop == array.shape[0]:
             held.clear()
         return np.concatenate(parts)
