@@ -134,7 +134,8 @@ def _recognised(path: Path) -> tuple[str, str, str | None]:
     if names := npz.names(path):
         held = f"npz with {', '.join(sorted(names)[:6])} in it"
         return found, held, None if found else near_misses.in_arrays(names)
-    return found, f"it begins with {_magic(path)[:4]!r}", near_misses.of_streams(_magic(path))
+    near = None if found else near_misses.of_streams(_magic(path)) or near_misses.of_archive(path)
+    return found, f"it begins with {_magic(path)[:4]!r}", near
 
 
 def _hint(path: Path) -> str | None:

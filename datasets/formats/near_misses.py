@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import tarfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import h5py
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.files import is_clutter
-from gtp_vision.datasets import hdf5
+from gtp_vision.datasets import hdf5, npz
 from gtp_vision.datasets.formats import minari, native
 from gtp_vision.datasets.formats.native_checks import FLAT
 
@@ -119,6 +120,13 @@ def other_rows(names: Collection[str]) -> str | None:
 def of_streams(magic: bytes) -> str | None:
     """Return the hint about a recorder's streams, by the first 8 bytes of a file; None if it holds none."""
     return _of_bag(_STREAMS[magic]) if magic in _STREAMS else None
+
+
+def of_archive(path: Path) -> str | None:
+    """Return the hint about an archive, zip or tar; None if a file is none."""
+    if npz.members(path) or tarfile.is_tarfile(path):
+        return "it is an archive; unpack it, and name the data set in it"
+    return None
 
 
 def _begins_with(path: Path, content: bytes) -> bool:

@@ -335,6 +335,17 @@ def test_advice_about_folders_of_data_sets(copied: Copied, tmp_path: Path, sampl
     assert_same(open_here(found), open_here(source))
 
 
+@pytest.mark.parametrize("form", ["zip", "tar", "gztar"])
+@pytest.mark.parametrize("sample", ["zarr", "robomimic"])
+def test_advice_about_archives(copied: Copied, tmp_path: Path, sample: str, form: str) -> None:
+    """Diffusion Policy's PushT is downloaded as a zip of its folder."""
+    source = copied(sample)
+    archive = shutil.make_archive(str(tmp_path / "download"), form, source.parent.parent, source.parent.name)
+    refused(Path(archive), "it is an archive; unpack it, and name the data set in it")
+    shutil.unpack_archive(archive, tmp_path / "unpacked")
+    assert_same(open_here(named(refused(tmp_path / "unpacked", "it holds one data set"))), open_here(source))
+
+
 def test_advice_about_notes_of_macos(copied: Copied) -> None:
     source = copied("native")
     (note := source.with_name(f"._{source.name}")).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
