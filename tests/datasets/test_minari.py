@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import hypothesis
 import numpy as np
 import pyarrow as pa
 import pytest
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from hypothesis import settings
+from hypothesis import strategies as st
 from refusals import Edit, entry, open_here, put, refused, truncated
 from samples import MAIN, METADATA, encoded, minari_folder
 
@@ -203,6 +206,29 @@ def test_marks_of_success_are_read(created: Any, storage: str) -> None:
     marks = [{"success": np.arange(length + 1) == (length if number else -1)} for number, length in enumerate(LENGTHS)]
     store = open_here(created(data_format=storage, infos=marks)[0])
     assert store.attributes["episode_success"] == [False, True, True]
+
+
+@settings(max_examples=6, deadline=None)
+@hypothesis.given(st.data())
+def test_random_data_sets_of_every_storage_are_read(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    draw = data.draw
+    lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    kind, shape = draw(st.sampled_from([np.float32, np.float64, np.int16])), draw(st.sampled_from([(3,), (2, 2), ()]))
+    space = spaces.Dict({"a": spaces.Box(-9, 9, shape, kind), "b": spaces.Tuple((spaces.Discrete(5), image(5, 4, 3)))})
+    storage = draw(st.sampled_from(["hdf5", "arrow", "parquet"]))
+    root = tmp_path_factory.mktemp("x")
+    folder, recorded = minari_folder(root, space, UNIT, lengths, data_format=storage, jpeg_encoding=False)
+    store = open_here(folder)
+    assert np.diff(store.episode_ends, prepend=0).tolist() == [length + 1 for length in lengths]
+    for number, given in enumerate(recorded):
+        here, seen = episode(store, number), given["observations"]
+        for name, array in (("a", seen["a"]), ("b_0", seen["b"][0]), ("b_1", seen["b"][1])):
+            found = np.asarray(store.observations[name][here])
+            np.testing.assert_array_equal(found, array.astype(found.dtype).reshape(found.shape), err_msg=name)
+        np.testing.assert_array_equal(store.actions[here][:-1], given["actions"])
+        np.testing.assert_array_equal(store.terminals[here][:-1], given["terminations"])
 
 
 PART = "data/1/part-0.arrow"
