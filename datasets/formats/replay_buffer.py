@@ -23,10 +23,11 @@ rely on for constant chunks and which a broken copy looks like; the attribute `m
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -65,7 +66,8 @@ def recognises(path: Path) -> bool:
     """Whether a folder or a zip holds a replay buffer."""
     if path.is_dir():
         return any((path / _ENDS / name).is_file() for name in _METADATA)
-    return any(f"{_ENDS}/{name}" in npz.members(path) for name in _METADATA)
+    held = npz.members(path)
+    return any(f"{_ENDS}/{name}" in held for name in _METADATA)
 
 
 def layout(path: Path) -> Layout:
@@ -219,7 +221,9 @@ class _Store:
 
     def __init__(self, path: Path) -> None:
         self.path, self.missing = path, dict[str, str]()
-        self._sizes = _sizes(path)
+        sizes = _sizes(path)
+        self._metadata = dict(_documents(path, sizes))
+        self._stored = _stored(sizes, self._metadata)
         zarr = _library()
         kind = zarr.storage.ZipStore if path.is_file() else zarr.storage.LocalStore
         self._store = kind(path, read_only=True)
@@ -227,23 +231,17 @@ class _Store:
 
     def arrays(self, prefix: str) -> list[str]:
         """Return the names of arrays below a group, without the group's name."""
-        places = [key.rpartition("/") for key in sorted(self._sizes) if key.startswith(prefix)]
-        found = dict.fromkeys(
-            place.removeprefix(prefix)
-            for place, _, name in places
-            if name == _METADATA[0] or (name == _METADATA[1] and self._metadata(place)[1].get("node_type") == "array")
-        )
-        return [name for name in found if name]
+        return [name.removeprefix(prefix) for name in sorted(self._metadata) if name.startswith(prefix)]
 
     def holds_numbers(self, name: str) -> bool:
         """Whether an array holds numbers and not text, objects or records."""
-        version, metadata = self._metadata(name)
+        version, metadata = self._metadata[name]
         kind = metadata.get("dtype" if version == 2 else "data_type")
         return isinstance(kind, str) and re.fullmatch("[<>|][biuf][0-9]+|(bool|u?int|float)[0-9]*", kind) is not None
 
     def open(self, name: str) -> Any:
         """Return an array of numbers as zarr opens it; it is as large as it declares."""
-        version, metadata = self._metadata(name)
+        version, metadata = self._metadata[name]
         place = f"{self.path}: '{name}'"
         if not self.holds_numbers(name):
             raise GtpVisionError(f"{place} holds text or objects, wanted numbers; write it again")
@@ -260,25 +258,21 @@ class _Store:
             shape, chunks = array.shape, array.shards or array.chunks
         if not shape or not all(chunks):
             raise GtpVisionError(f"{place} has shape {shape} in chunks of {chunks}, wanted one or more dimensions")
-        own = [
-            size
-            for key, size in self._sizes.items()
-            if key.startswith(f"{name}/") and not key.rpartition("/")[2].startswith((".", "zarr.json"))
-        ]
-        count = math.prod(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))
-        declared = hdf5.nbytes(tuple(chunks), array.dtype) * min(len(own), count)
-        if declared > _MAX_COMPRESSION * sum(own):
+        count = math.prod(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
+        held, size = self._stored[name]
+        declared = hdf5.nbytes(tuple(chunks), array.dtype) * min(held, count)
+        if declared > _MAX_COMPRESSION * size:
             raise GtpVisionError(
-                f"{place} declares {declared / 1e9:.3g} GB in chunks of {chunks}, of which {sum(own)} bytes are "
+                f"{place} declares {declared / 1e9:.3g} GB in chunks of {chunks}, of which {size} bytes are "
                 f"stored; copy the whole data set again"
             )
-        if len(own) < count:
-            self.missing[name] = f"{count - len(own)} of {count} chunks are not stored and read as one value"
+        if held < count:
+            self.missing[name] = f"{count - held} of {count} chunks are not stored and read as one value"
         return array
 
     def numbers(self, name: str, kinds: str, ndim: int, rows: int | None = None) -> np.ndarray:
         """Read an array of some kinds of dtype whole."""
-        if not any(f"{name}/{metadata}" in self._sizes for metadata in _METADATA):
+        if name not in self._metadata:
             raise GtpVisionError(f"{self.path} has no '{name}'; write the data set again")
         array = self.open(name)
         if array.dtype.kind not in kinds or array.ndim != ndim or rows not in (None, array.shape[0]):
@@ -302,20 +296,6 @@ class _Store:
             found = np.asarray(array[start:stop])
         sandbox.heartbeat()
         return found
-
-    def _metadata(self, name: str) -> tuple[int, dict[str, Any]]:
-        """Return the version of an array's or group's metadata, and these."""
-        version, key = next(
-            (n, f"{name}/{held}") for n, held in enumerate(_METADATA, 2) if f"{name}/{held}" in self._sizes
-        )
-        if self._sizes[key] > _MAX_METADATA:
-            raise GtpVisionError(f"{self.path}: '{key}' has {self._sizes[key]} bytes; write the data set again")
-        if self.path.is_dir():
-            content = (self.path / key).read_bytes()
-        else:
-            with npz.open_archive(self.path, "a zip of zarr") as archive:
-                content = archive.read(key)
-        return version, parse_json(content, f"{self.path}: '{key}'", advice="copy the data set again")
 
     @contextmanager
     def _faults(self, name: str) -> Iterator[None]:
@@ -342,6 +322,33 @@ def _codecs(metadata: Mapping[str, Any]) -> Iterator[str]:
             todo += value.values()
         elif isinstance(value, list):
             todo += value
+
+
+def _documents(path: Path, sizes: Mapping[str, int]) -> Iterator[tuple[str, tuple[int, dict[str, Any]]]]:
+    """Yield the names of arrays, each with the version of its metadata and these."""
+    with contextlib.nullcontext() if path.is_dir() else npz.open_archive(path, "a zip of zarr") as archive:
+        for key, size in sizes.items():
+            name, _, kind = key.rpartition("/")
+            if kind not in _METADATA or (kind == _METADATA[1] and f"{name}/{_METADATA[0]}" in sizes):
+                continue
+            if size > _MAX_METADATA:
+                raise GtpVisionError(f"{path}: '{key}' has {size} bytes; write the data set again")
+            content = (path / key).read_bytes() if archive is None else archive.read(key)
+            found = parse_json(content, f"{path}: '{key}'", advice="copy the data set again")
+            if kind == _METADATA[0] or found.get("node_type") == "array":
+                yield name, (2 + _METADATA.index(kind), found)
+
+
+def _stored(sizes: Mapping[str, int], arrays: Collection[str]) -> dict[str, tuple[int, int]]:
+    """Return the number of chunks that are stored of each array, and their bytes."""
+    found = dict.fromkeys(arrays, (0, 0))
+    for key, size in sizes.items():
+        place, _, name = key.rpartition("/")
+        while place and place not in found and not name.startswith("."):
+            place = place.rpartition("/")[0]
+        if place in found and not name.startswith((".", _METADATA[1])):
+            found[place] = (found[place][0] + 1, found[place][1] + size)
+    return found
 
 
 def _sizes(path: Path) -> dict[str, int]:
