@@ -11,6 +11,7 @@ from refusals import ARRAYS
 from samples import Copied
 from stores import make_store
 
+from gtp_vision.cli.main import main
 from gtp_vision.core import files
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.framing import ALL, FRAMES, Framing
@@ -97,3 +98,14 @@ def _statistics(store: Store) -> Any:
     from gtp_vision.datasets.statistics import array_statistics
 
     return array_statistics(store.actions)
+
+
+def test_the_command_converts_to_small_frames(copied: Copied, tmp_path: Path) -> None:
+    path, small = copied("native"), tmp_path / "small.hdf5"
+    options = ["--to", "robomimic", "--image-size", "5x3", "--image-crop", "4"]
+    assert main(["data", "convert", str(path), str(small), *options]) == 0
+    wanted = FRAMING("front", np.asarray(framed(path, None).observations["front"]))
+    np.testing.assert_array_equal(framed(small, None).observations["front"], wanted)
+    assert (
+        main(["data", "convert", str(path), str(tmp_path / "no.hdf5"), "--to", "robomimic", "--image-size", "big"]) == 2
+    )
