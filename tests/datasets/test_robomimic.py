@@ -1,11 +1,15 @@
+import json
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import h5py
+import hypothesis.extra.numpy as arrays_of
 import numpy as np
 import pytest
-from refusals import hdf5, open_here, put
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from refusals import attribute, hdf5, open_here, put, refused
 from samples import ENV_ARGS, robomimic_file
 from stores import make_store
 
@@ -225,3 +229,155 @@ def test_names_of_demonstrations_survive_every_format(tmp_path: Path) -> None:
             assert set(file["data"]) == {"demo_0", "demo_7", "demo_10"}
             assert file["mask/train"][:].tolist() == [b"demo_10"]
         assert open_here(again).attributes["demonstrations"] == store.attributes["demonstrations"]
+
+
+# Other programs with the same layout --------------------------------------------------------------------------------
+
+
+def isaac_lab(path: Path, lengths: tuple[int, ...] = (6, 5)) -> Path:
+    """A file as Isaac Lab's HDF5DatasetFileHandler writes it: compressed, nested, with success as an attribute."""
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs.update(env_args=json.dumps({"env_name": "Isaac-Stack", "type": 2}), total=sum(lengths))
+        for number, steps in enumerate(lengths):
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs.update(num_samples=steps, success=number == 0, seed=number)
+            rows = np.arange(steps, dtype=np.float32)
+            held = {
+                "actions": np.full((steps, 3), 0.5, np.float32),
+                "obs/eef_pos": np.stack([rows] * 3, 1),
+                "obs/info/object_pose/cube": np.tile(np.eye(4, dtype=np.float32), (steps, 1, 1)) * rows[:, None, None],
+                "obs/info/signals/grasp": rows >= 3,
+                "obs/rgb/table_cam": np.zeros((steps, 8, 6, 3), np.uint8) + rows.astype(np.uint8)[:, None, None, None],
+                "obs/datagen_info/target_eef_pose/franka": np.zeros((steps, 4, 4), np.float32),
+                "initial_state/robot/joint_position": np.zeros((1, 9), np.float32),
+                "states/robot/joint_position": np.zeros((steps, 9), np.float32),
+            }
+            for name, array in held.items():
+                demo.create_dataset(name, data=array, compression="gzip")
+    return path
+
+
+def test_nested_observations_of_isaac_lab(tmp_path: Path) -> None:
+    store = validate(open_here(isaac_lab(tmp_path / "isaac.hdf5")))
+    rows = np.concatenate([np.arange(6), np.arange(5)]).astype(np.float32)
+    read = {name: np.asarray(array) for name, array in store.observations.items()}
+    assert set(read) == {"eef_pos", "info_object_pose_cube", "info_signals_grasp", "rgb_table_cam"}
+    np.testing.assert_array_equal(read["info_object_pose_cube"], np.eye(4).reshape(16) * rows[:, None])
+    np.testing.assert_array_equal(read["info_signals_grasp"][:, 0], rows >= 3)
+    np.testing.assert_array_equal(read["rgb_table_cam"][:, 0, 0, 0], rows)
+    assert store.attributes["left_out"] == ["datagen_info"]
+    assert store.attributes["episode_success"] == [True, False]
+    assert store.timeouts.nonzero()[0].tolist() == [5, 10]
+
+
+def test_nested_next_obs_has_the_final_observation(tmp_path: Path) -> None:
+    path = isaac_lab(tmp_path / "isaac.hdf5", (3,))
+
+    def later(file: h5py.File) -> None:
+        file["data/demo_0"].copy("obs", "next_obs")
+        file["data/demo_0/next_obs/eef_pos"][-1] = 7
+
+    hdf5(later)(path)
+    assert open_here(path).observations["eef_pos"][:, 0].tolist() == [0, 1, 2, 7]
+
+
+def test_groups_that_cannot_be_flattened_are_refused(tmp_path: Path) -> None:
+    path = isaac_lab(tmp_path / "a.hdf5", (3,))
+    put("data/demo_0/obs/info_signals_grasp", np.zeros(3))(path)
+    refused(path, "two observations get the joined name 'info_signals_grasp'")
+    loop = isaac_lab(tmp_path / "b.hdf5", (3,))
+    hdf5(lambda file: file["data/demo_0/obs/info"].__setitem__("more", file["data/demo_0/obs"]))(loop)
+    refused(loop, "flatten its groups")
+
+
+LIBERO_TASK = "put the bowl on the plate"
+
+
+def libero(path: Path, convention: str = "opengl", instruction: Any = LIBERO_TASK) -> tuple[Path, np.ndarray]:
+    """A file as LIBERO's scripts/create_dataset.py writes it, and the images, upright."""
+    upright = np.random.default_rng(0).integers(0, 256, (2, 4, 10, 8, 3), np.uint8)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps({"type": 1, "env_name": "Libero_Kitchen", "bddl_file": "a.bddl"})
+        data.attrs["problem_info"] = json.dumps({"problem_name": "kitchen", "language_instruction": instruction})
+        data.attrs.update(macros_image_convention=convention, bddl_file_name="a.bddl", num_demos=2, total=8)
+        for number, images in enumerate(upright):
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs.update(num_samples=4, model_file="<mujoco/>", init_state=np.zeros(9))
+            demo["obs/agentview_rgb"] = images[:, ::-1] if convention == "opengl" else images
+            demo["obs/ee_states"] = np.arange(24.0).reshape(4, 6)
+            demo["actions"], demo["states"] = np.full((4, 7), 0.5), np.zeros((4, 9))
+            demo["rewards"] = demo["dones"] = np.array([0, 0, 0, 1], np.uint8)
+    return path, upright.reshape(8, 10, 8, 3)
+
+
+@pytest.mark.parametrize("convention", ["opengl", "opencv"])
+def test_images_of_libero_are_upright(tmp_path: Path, convention: str) -> None:
+    path, upright = libero(tmp_path / "a.hdf5", convention)
+    store = validate(open_here(path))
+    np.testing.assert_array_equal(store.observations["agentview_rgb"], upright)
+    assert store.attributes.get("turned_upright") == (["agentview_rgb"] if convention == "opengl" else None)
+    assert store.has_outcome.tolist() == [True] * 8
+    again = open_here(robomimic.write(tmp_path / "again.hdf5", store))  # not turned twice
+    np.testing.assert_array_equal(again.observations["agentview_rgb"][:4], upright[:4])
+
+
+def test_large_images_of_libero_are_not_mapped_upside_down(tmp_path: Path) -> None:
+    path, _ = libero(tmp_path / "a.hdf5")
+    tall = np.repeat(np.arange(256, dtype=np.uint8), 256 * 3).reshape(1, 256, 256, 3).repeat(4, 0)
+    for number in range(2):
+        put(f"data/demo_{number}/obs/agentview_rgb", tall)(path)
+    np.testing.assert_array_equal(open_here(path).observations["agentview_rgb"][5], tall[0, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("edit", "tasks"),
+    [
+        (lambda path: None, ([LIBERO_TASK], [0, 0])),
+        (attribute("data", "problem_info", json.dumps({"language_instruction": list(LIBERO_TASK)})),
+         ([LIBERO_TASK], [0, 0])),
+        (attribute("data/demo_1", "ep_meta", json.dumps({"lang": "close it"})), ([LIBERO_TASK, "close it"], [0, 1])),
+        (attribute("data", "problem_info", "{}"), (None, None)),
+    ],
+    ids=["LIBERO", "a list of characters", "RoboCasa", "none"],
+)  # fmt: skip
+def test_instructions_are_kept(tmp_path: Path, edit: Any, tasks: Any) -> None:
+    path, _ = libero(tmp_path / "a.hdf5")
+    edit(path)
+    held = open_here(path).attributes
+    assert (held.get("tasks"), held.get("episode_tasks")) == tasks
+
+
+DTYPES = st.sampled_from([np.float32, np.float64, np.int64, np.uint8, bool])
+NESTED = st.dictionaries(
+    st.sampled_from(["arm", "a/b", "a/c", "deep/er/x"]),
+    st.tuples(DTYPES, arrays_of.array_shapes(max_dims=2, max_side=4)),
+    min_size=1,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(NESTED, st.lists(st.integers(1, 4), min_size=1, max_size=3), st.booleans(), st.sampled_from([None, "gzip"]))
+def test_any_small_file_is_read_as_h5py_reads_it(
+    tmp_path: Path, kinds: dict, lengths: list[int], has_next: bool, compression: str | None
+) -> None:
+    path, random = tmp_path / "a.hdf5", np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for number, steps in enumerate(lengths):
+            file[f"data/demo_{number}/actions"] = random.uniform(-1, 1, (steps, 2))
+            for name, (dtype, shape) in kinds.items():
+                for group in ("obs", "next_obs")[: 1 + has_next]:
+                    values = random.uniform(-9, 9, (steps, *shape)).astype(dtype)
+                    file.create_dataset(f"data/demo_{number}/{group}/{name}", data=values, compression=compression)
+    store = open_here(path)
+    with h5py.File(path) as file:
+        for number, (start, stop) in enumerate(zip(store.episode_starts, store.episode_ends, strict=True)):
+            demo = file[f"data/demo_{number}"]
+            np.testing.assert_array_equal(store.actions[start : start + lengths[number]], np.float32(demo["actions"]))
+            for name in kinds:
+                rows = np.concatenate(
+                    [demo[f"obs/{name}"], demo[f"next_obs/{name}"][-1:]] if has_next else [demo[f"obs/{name}"]]
+                )
+                found = np.asarray(store.observations[name.replace("/", "_")])[start:stop]
+                np.testing.assert_array_equal(found, np.float32(rows).reshape(len(rows), -1))
