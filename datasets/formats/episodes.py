@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.files import data_files
 from gtp_vision.core.success import KEYS, marked
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.layout import FileArrays, Piece, place_of
@@ -53,6 +54,19 @@ def numbered_members(parent: h5py.Group, prefix: str, path: Path) -> list[str]:
 def member_names(parent: h5py.Group, path: Path) -> list[str]:
     """Return the names of a group's members, each checked by `check_name`."""
     return [check_name(name, path) for name in hdf5.children(parent, path)]
+
+
+def files_in(folder: Path, *suffixes: str) -> list[Path]:
+    """Return the files of a folder with these suffixes, in the order of the numbers in their names."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in data_files(folder, "*") if path.suffix in suffixes and path.is_file()]
+    return sorted(
+        found,
+        key=lambda path: [
+            (len(part), part) if part.isdigit() else (0, part) for part in re.split("([0-9]+)", path.name)
+        ],
+    )
 
 
 def check_name(name: str, path: Path | str) -> str:
@@ -191,33 +205,40 @@ def observations(
 
 
 def _observation(data: h5py.Dataset, parent: h5py.Group, name: str, path: Path) -> Piece | None:
-    count, *rest = data.shape
-    shape, dtype = tuple(rest), data.dtype
     if not all(data.shape):
         raise GtpVisionError(f"{path}: '{data.name.lstrip('/')}' has shape {data.shape}: its rows are empty")
-    is_image = len(shape) == 3 or (len(shape) == 2 and min(shape) >= _IMAGE_SIDE)
-    if is_image and dtype != np.uint8:
-        return None
-    place = place_of(data, path)
 
     def stored(start: int, stop: int) -> np.ndarray:
         return read_rows(parent[name], start, stop, path)  # reopened: open arrays would fill the memory
 
-    if not is_image:
+    return as_observation(Piece(data.shape[0], data.shape[1:], data.dtype, stored, place_of(data, path)))
+
+
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether rows of this shape are images."""
+    return len(shape) == 3 or (len(shape) == 2 and min(shape) >= _IMAGE_SIDE)
+
+
+def as_observation(stored: Piece) -> Piece | None:
+    """Return rows as the store needs them, of rows as a file holds them; see `observation`."""
+    count, shape, dtype, read, place = stored.rows, stored.shape, stored.dtype, stored.read, stored.place
+    if is_image(shape) and dtype != np.uint8:
+        return None
+    if not is_image(shape):
         width = math.prod(shape)
         return Piece(
             count,
             (width,),
             np.dtype(np.float32),
-            lambda start, stop: to_float32(stored(start, stop)).reshape(stop - start, width),
+            lambda start, stop: to_float32(read(start, stop)).reshape(stop - start, width),
             place if dtype == np.float32 else None,
         )
     if len(shape) == 2:
-        return Piece(count, (*shape, 1), dtype, lambda start, stop: stored(start, stop)[..., None], place)
+        return Piece(count, (*shape, 1), dtype, lambda start, stop: read(start, stop)[..., None], place)
     if shape[0] in _CHANNELS and shape[2] not in _CHANNELS:
         transposed = (shape[1], shape[2], shape[0])
-        return Piece(count, transposed, dtype, lambda start, stop: stored(start, stop).transpose(0, 2, 3, 1))
-    return Piece(count, shape, dtype, stored, place)
+        return Piece(count, transposed, dtype, lambda start, stop: read(start, stop).transpose(0, 2, 3, 1))
+    return stored
 
 
 def last_row(piece: Piece) -> Piece:
@@ -225,6 +246,21 @@ def last_row(piece: Piece) -> Piece:
     before = piece.rows - 1
     place = (piece.place[0], piece.place[1] + before * hdf5.nbytes(piece.shape, piece.dtype)) if piece.place else None
     return replace(piece, rows=1, read=lambda start, stop: piece.read(before + start, before + stop), place=place)
+
+
+def reopened(piece: Piece, path: Path, again: Callable[[h5py.File], Piece | None]) -> Piece:
+    """Return a piece that opens its file when it is read: a folder may hold more files than a process may open.
+
+    `again` returns the piece of the opened file.
+    """
+
+    def read(start: int, stop: int) -> np.ndarray:
+        with hdf5.open_file(path) as file:
+            found = again(file)
+            assert found is not None, "it was read before"
+            return found.read(start, stop)
+
+    return replace(piece, read=read)
 
 
 def upside_down(piece: Piece) -> Piece:

@@ -20,11 +20,8 @@ Success is what `infos/success` or `infos/is_success` say in any step.
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import struct
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,15 +29,14 @@ from typing import Any
 
 import h5py
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from gtp_vision.core import sandbox
-from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import fingerprint
 from gtp_vision.core.safe_json import parse_json, read_json
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets import success as successes
-from gtp_vision.datasets.formats import episodes
+from gtp_vision.datasets.formats import episodes, jpeg
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
 
@@ -52,10 +48,6 @@ _UNBOUNDED = 1e30  # some spaces write "no bound" as the largest float32
 _MAX_TEXT = 1000  # characters of metadata that become attributes
 _ATTRIBUTES = ("dataset_id", "minari_version", "algorithm_name", "author", "ref_min_score", "ref_max_score")
 _SPECS = ("env_spec", "eval_env_spec")
-_PILLOW_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, struct.error),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
-)
 
 
 def recognises(path: Path) -> bool:
@@ -216,49 +208,12 @@ def _collect(
     else:
         data = hdf5.array(parent, member, main, kinds=episodes.NUMBERS + "O", rows=rows)
         is_encoded = data.dtype.kind == "O" or (data.ndim == 2 and len(_shape(space)) > 1)
-        piece = _jpegs(data, parent, _shape(space), main) if is_encoded else None
+        piece = jpeg.piece(data, parent, main, shape=_shape(space)) if is_encoded else None
         piece = piece or episodes.observation(parent, member, main, rows)
     name = name or ("camera" if piece is not None and piece.dtype == np.uint8 else "state")
     if name in found:
         raise GtpVisionError(f"{main}: two observations get the joined name '{name}'; rename one")
     found[name] = piece
-
-
-def _jpegs(data: h5py.Dataset, parent: h5py.Group, shape: tuple[int, ...], main: Path) -> Piece:
-    """Return a piece of frames that are stored as JPEG files, all of the space's shape."""
-    full_name, rows = data.name, data.shape[0]
-    stored = data.dtype if data.dtype.kind == "u" else h5py.check_vlen_dtype(data.dtype)
-    if len(shape) not in (2, 3) or stored != np.uint8:
-        raise GtpVisionError(f"{main}: '{full_name.lstrip('/')}' holds neither numbers nor JPEG frames; write it again")
-    shape = (*shape, 1)[:3]
-
-    def read(start: int, stop: int) -> np.ndarray:
-        out = np.empty((stop - start, *shape), np.uint8)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            for row, encoded in enumerate(episodes.read_rows(parent[full_name], start, stop, main)):
-                try:
-                    out[row] = _decoded(encoded, shape)
-                except _PILLOW_ERRORS as error:
-                    is_unknown = isinstance(error, UnidentifiedImageError)  # whose message is an address in memory
-                    reason = "its bytes are of another format" if is_unknown else first_line(error)
-                    raise GtpVisionError(
-                        f"{main}: '{full_name.lstrip('/')}' has no JPEG image of {shape[0]}x{shape[1]}x{shape[2]} at "
-                        f"frame {start + row} ({reason}); copy the file again"
-                    ) from error
-                sandbox.heartbeat()
-        return out
-
-    read(0, 1)  # checks the shape before memory is allocated for it
-    return Piece(rows, shape, np.dtype(np.uint8), read)
-
-
-def _decoded(encoded: Any, shape: tuple[int, ...]) -> np.ndarray:
-    with Image.open(io.BytesIO(np.asarray(encoded, np.uint8).tobytes()), formats=["JPEG"]) as picture:
-        found = (picture.height, picture.width, len(picture.getbands()))
-        if found != shape:  # checked before decoding
-            raise ValueError(f"it is {found[0]}x{found[1]}x{found[2]}")
-        return np.asarray(picture).reshape(shape)
 
 
 def _space(metadata: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:

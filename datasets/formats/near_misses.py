@@ -32,6 +32,16 @@ _WANTED = {
 }
 _FINAL = "an episode's last row is its final observation, with action 0, reward 0, terminal 0 and timeout 1"
 _GUIDE = 'docs/data.md, "Recordings of other programs", has a script'
+RLDS = (
+    f"its rows are those of RLDS or DreamerV3 (is_first): {_FINAL}, and terminals[t] = is_terminal[t + 1]; of the other "
+    f"rows RLDS keeps action and reward, and DreamerV3 has the reward of row t in reward[t + 1]: {_GUIDE}"
+)
+"""The hint about rows that may be RLDS's."""
+_DM_ENV = (
+    "its rows are those of dm_env (step_type, discount), where the action, reward and discount of a row led to it; "
+    "call them observation, action, reward and discount, in flat arrays with step_type or in an npz for each episode: "
+    "they are then moved up by one row when they are read"
+)
 _EPISODE = re.compile("(demo|episode|ep|traj|trajectory)_?[0-9]+")
 _MAX_MEMBERS = 2000  # of a folder and its folders that are examined
 _LEVELS = 3  # the depth at which Minari's root holds data sets
@@ -43,8 +53,6 @@ def in_hdf5(file: h5py.File, path: Path) -> str | None:
     names = set(hdf5.children(file, path))
     numbered = next((name for name in sorted(names) if _EPISODE.fullmatch(name)), "")
     has_group = "observations" in names and isinstance(hdf5.member(file, "observations", path), h5py.Group)
-    if has_group and "action" in names:
-        return f"it looks like an episode of ALOHA; write all episodes, one after another, into one file: {_GUIDE}"
     if (has_group and "actions" in names) or "episode_ends" in names:
         missing = [f"'{name}'" for name in FLAT if name not in names]
         add = f', and add {", ".join(missing)} (docs/data.md, "Your own arrays")' if missing else ""
@@ -93,20 +101,11 @@ def in_arrays(names: Collection[str]) -> str | None:
 
 def other_rows(names: Collection[str]) -> str | None:
     """Return the hint about rows that do not hold an observation and the action taken in it."""
-    if {"is_first", "is_last"} & set(names):
-        return (
-            f"its rows are those of RLDS or Dreamer (is_first): {_FINAL}, and terminals[t] = is_terminal[t + 1]; of "
-            f"the other rows RLDS keeps action and reward, DreamerV3 has the reward of row t in reward[t + 1], and "
-            f"DreamerV2 its action in action[t + 1], too: {_GUIDE}"
-        )
-    is_dm_env = "step_type" in names or {"action", "discount"} <= set(names)
-    if is_dm_env and not {"next_observation", "next_observations"} & set(names):
-        return (
-            f"its rows are those of dm_env (step_type, discount): the action, reward and discount of a row led to it; "
-            f"move them up by one row: action[t + 1], reward[t + 1] and terminal = (discount[t + 1] == 0) belong to "
-            f"row t, and {_FINAL}: {_GUIDE}"
-        )
-    return None
+    names = set(names)
+    if {"is_first", "is_last"} & names:
+        return RLDS
+    is_dm_env = "step_type" in names or {"action", "discount"} <= names
+    return _DM_ENV if is_dm_env and not {"next_observation", "next_observations"} & names else None
 
 
 def in_folder(path: Path, is_data_set: Callable[[Path], bool], hint_of: Callable[[Path], str | None]) -> str | None:
