@@ -46,7 +46,7 @@ class _Dataset(h5py.Dataset):
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """The shape; None of an array without a space."""
-        return super().shape  # type: ignore[no-any-return]
+        return super().shape
 
 
 @contextmanager

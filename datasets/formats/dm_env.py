@@ -48,10 +48,11 @@ def holds_rows(names: Collection[str]) -> bool:
 
 @dataclass(frozen=True)
 class _File:
-    """An open file: the names of its arrays, one array by its name, and the observations of so many rows by names."""
+    """An open file: the names of its arrays, one array by its name, and an observation by its name and rows."""
 
     path: Path
     names: set[str]
+    is_episode: bool
     load: Callable[[str], np.ndarray]
     observation: Callable[[str, int], Piece | None]
 
@@ -142,9 +143,7 @@ def _is_first(file: _File, rows: int) -> np.ndarray:
     elif "is_first" in file.names:
         is_first = _column(file, "is_first", rows) != 0
     else:
-        is_first = np.zeros(rows, bool)
-        if file.path.suffix == ".npz" and rows:
-            is_first[0] = True
+        is_first = (np.arange(rows) == 0) & file.is_episode
     if not rows or not is_first[0]:
         raise GtpVisionError(
             f"{file.path}: its first row does not begin an episode (step_type 0 or is_first); without these, an npz "
@@ -203,11 +202,14 @@ def _column(file: _File, name: str, rows: int) -> np.ndarray:
 
 @contextmanager
 def _open(path: Path) -> Iterator[_File]:
-    if path.suffix == ".npz":
+    with path.open("rb") as stream:
+        is_npz = stream.read(len(hdf5.MAGIC)) != hdf5.MAGIC
+    if is_npz:
         with npz.open_archive(path, _WHAT) as archive:
             yield _File(
                 path,
                 npz.names(path),
+                True,
                 lambda name: npz.load(archive, name),
                 lambda name, rows: _of_archive(archive, name, rows, path),
             )
@@ -222,7 +224,7 @@ def _open(path: Path) -> Iterator[_File]:
             piece = _observation(hdf5.array(file, name, path, kinds=_ANY, rows=rows), path)
             return piece and episodes.reopened(piece, path, lambda again: _observation(again[name], path))
 
-        yield _File(path, set(hdf5.children(file, path)), load, observation)
+        yield _File(path, set(hdf5.children(file, path)), False, load, observation)
 
 
 def _of_archive(archive: zipfile.ZipFile, name: str, rows: int, path: Path) -> Piece | None:

@@ -33,8 +33,8 @@ _WANTED = {
 _FINAL = "an episode's last row is its final observation, with action 0, reward 0, terminal 0 and timeout 1"
 _GUIDE = 'docs/data.md, "Recordings of other programs", has a script'
 RLDS = (
-    f"its rows are those of RLDS or DreamerV3 (is_first): {_FINAL}, and terminals[t] = is_terminal[t + 1]; of the other "
-    f"rows RLDS keeps action and reward, and DreamerV3 has the reward of row t in reward[t + 1]: {_GUIDE}"
+    f"its rows are those of RLDS or DreamerV3 (is_first): {_FINAL}, and terminals[t] = is_terminal[t + 1]; of the "
+    f"other rows RLDS keeps action and reward, and DreamerV3 has the reward of row t in reward[t + 1]: {_GUIDE}"
 )
 """The hint about rows that may be RLDS's."""
 _DM_ENV = (

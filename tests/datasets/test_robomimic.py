@@ -7,7 +7,7 @@ import h5py
 import hypothesis.extra.numpy as arrays_of
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import attribute, hdf5, open_here, put, refused
 from samples import ENV_ARGS, robomimic_file
@@ -357,12 +357,12 @@ NESTED = st.dictionaries(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None)
 @given(NESTED, st.lists(st.integers(1, 4), min_size=1, max_size=3), st.booleans(), st.sampled_from([None, "gzip"]))
 def test_any_small_file_is_read_as_h5py_reads_it(
-    tmp_path: Path, kinds: dict, lengths: list[int], has_next: bool, compression: str | None
+    tmp_path_factory: pytest.TempPathFactory, kinds: dict, lengths: list[int], has_next: bool, compression: str | None
 ) -> None:
-    path, random = tmp_path / "a.hdf5", np.random.default_rng(0)
+    path, random = tmp_path_factory.mktemp("robomimic") / "a.hdf5", np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         for number, steps in enumerate(lengths):
             file[f"data/demo_{number}/actions"] = random.uniform(-1, 1, (steps, 2))
