@@ -298,7 +298,7 @@ def dm_env_folder(folder: Path, parts: Sequence[Contents]) -> Path:
 
 
 def maniskill_file(path: Path, lengths: Sequence[int]) -> tuple[Path, list[Contents]]:
-    """A file as ManiSkill's RecordEpisode writes it with `--obs-mode rgb`, and its contents; `lengths` count actions."""
+    """A file as ManiSkill's RecordEpisode writes it with images, and its contents; `lengths` count actions."""
     random, contents = np.random.default_rng(0), []
     with h5py.File(path, "w") as file:
         for number, length in enumerate(lengths):
