@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import attribute, hdf5, open_here, put, refused
-from samples import ENV_ARGS, robomimic_file
+from samples import ENV_ARGS, LIBERO_TASK, isaac_lab, libero, robomimic_file
 from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
@@ -234,30 +234,6 @@ def test_names_of_demonstrations_survive_every_format(tmp_path: Path) -> None:
 # Other programs with the same layout --------------------------------------------------------------------------------
 
 
-def isaac_lab(path: Path, lengths: tuple[int, ...] = (6, 5)) -> Path:
-    """A file as Isaac Lab's HDF5DatasetFileHandler writes it: compressed, nested, with success as an attribute."""
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        data.attrs.update(env_args=json.dumps({"env_name": "Isaac-Stack", "type": 2}), total=sum(lengths))
-        for number, steps in enumerate(lengths):
-            demo = data.create_group(f"demo_{number}")
-            demo.attrs.update(num_samples=steps, success=number == 0, seed=number)
-            rows = np.arange(steps, dtype=np.float32)
-            held = {
-                "actions": np.full((steps, 3), 0.5, np.float32),
-                "obs/eef_pos": np.stack([rows] * 3, 1),
-                "obs/info/object_pose/cube": np.tile(np.eye(4, dtype=np.float32), (steps, 1, 1)) * rows[:, None, None],
-                "obs/info/signals/grasp": rows >= 3,
-                "obs/rgb/table_cam": np.zeros((steps, 8, 6, 3), np.uint8) + rows.astype(np.uint8)[:, None, None, None],
-                "obs/datagen_info/target_eef_pose/franka": np.zeros((steps, 4, 4), np.float32),
-                "initial_state/robot/joint_position": np.zeros((1, 9), np.float32),
-                "states/robot/joint_position": np.zeros((steps, 9), np.float32),
-            }
-            for name, array in held.items():
-                demo.create_dataset(name, data=array, compression="gzip")
-    return path
-
-
 def test_nested_observations_of_isaac_lab(tmp_path: Path) -> None:
     store = validate(open_here(isaac_lab(tmp_path / "isaac.hdf5")))
     rows = np.concatenate([np.arange(6), np.arange(5)]).astype(np.float32)
@@ -289,27 +265,6 @@ def test_groups_that_cannot_be_flattened_are_refused(tmp_path: Path) -> None:
     loop = isaac_lab(tmp_path / "b.hdf5", (3,))
     hdf5(lambda file: file["data/demo_0/obs/info"].__setitem__("more", file["data/demo_0/obs"]))(loop)
     refused(loop, "flatten its groups")
-
-
-LIBERO_TASK = "put the bowl on the plate"
-
-
-def libero(path: Path, convention: str = "opengl", instruction: Any = LIBERO_TASK) -> tuple[Path, np.ndarray]:
-    """A file as LIBERO's scripts/create_dataset.py writes it, and the images, upright."""
-    upright = np.random.default_rng(0).integers(0, 256, (2, 4, 10, 8, 3), np.uint8)
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        data.attrs["env_args"] = json.dumps({"type": 1, "env_name": "Libero_Kitchen", "bddl_file": "a.bddl"})
-        data.attrs["problem_info"] = json.dumps({"problem_name": "kitchen", "language_instruction": instruction})
-        data.attrs.update(macros_image_convention=convention, bddl_file_name="a.bddl", num_demos=2, total=8)
-        for number, images in enumerate(upright):
-            demo = data.create_group(f"demo_{number}")
-            demo.attrs.update(num_samples=4, model_file="<mujoco/>", init_state=np.zeros(9))
-            demo["obs/agentview_rgb"] = images[:, ::-1] if convention == "opengl" else images
-            demo["obs/ee_states"] = np.arange(24.0).reshape(4, 6)
-            demo["actions"], demo["states"] = np.full((4, 7), 0.5), np.zeros((4, 9))
-            demo["rewards"] = demo["dones"] = np.array([0, 0, 0, 1], np.uint8)
-    return path, upright.reshape(8, 10, 8, 3)
 
 
 @pytest.mark.parametrize("convention", ["opengl", "opencv"])
