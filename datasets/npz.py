@@ -41,8 +41,8 @@ def open_archive(path: Path, what: str) -> Iterator[zipfile.ZipFile]:
             yield archive
     except (OSError, *_DAMAGE) as error:
         raise GtpVisionError(
-            f"{path} cannot be read as {what} ({type(error).__name__}: {first_line(error)[:200]}): it is missing, truncated or of "
-            f"another format; copy or download it again"
+            f"{path} cannot be read as {what} ({type(error).__name__}: {first_line(error)}): it is missing, truncated "
+            f"or of another format; copy or download it again"
         ) from error
 
 

@@ -8,9 +8,9 @@ One file, or a folder of them in the order of their names. The first row of an e
 of the store has the observation of row t with action, reward and end of row t + 1, as V-D4RL's own buffer pairs
 them. The last row is the final observation, a timeout. The MDP ended where the discount is 0, or by `is_terminal`.
 
-Rows with `is_first` may also be RLDS's or DreamerV3's, where the action of a row is taken in it. The two are distinguished by
-the first rows, whose actions are all 0 only here, and the last ones, whose actions are all 0 only there; a file that
-fits both or neither is refused, and so is one with `next_step_type` (TF-Agents).
+Rows with `is_first` may also be RLDS's or DreamerV3's, where the action of a row is taken in it. They differ in the
+first rows, whose actions are all 0 only here, and the last ones, whose actions are all 0 only there; a file that fits
+both or neither is refused, and so is one with `next_step_type` (TF-Agents).
 """
 
 from __future__ import annotations
