@@ -43,11 +43,6 @@ class _Dataset(h5py.Dataset):
         """NumPy's type."""
         return self.type.dtype
 
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        """The shape; None of an array without a space."""
-        return super().shape
-
 
 @contextmanager
 def open_file(path: Path) -> Iterator[h5py.File]:
@@ -68,9 +63,9 @@ def member(parent: h5py.Group, name: str, path: Path) -> h5py.Dataset | h5py.Gro
     """Return a member of a group (`name` may be a path below it) that is reached by hard links only."""
     for key in name.split("/"):
         encoded = key.encode(errors="surrogateescape")
+        if not isinstance(parent, h5py.Group):
+            raise GtpVisionError(f"{path} has no '{_below(parent, key)}'; write the file again")
         try:
-            if encoded not in parent.id:
-                raise GtpVisionError(f"{path} has no '{_below(parent, key)}'; write the file again")
             if parent.id.links.get_info(encoded).type != h5py.h5l.TYPE_HARD:
                 raise GtpVisionError(
                     f"{path}: '{_below(parent, key)}' is a link, which is not followed; copy the array itself"
@@ -83,6 +78,8 @@ def member(parent: h5py.Group, name: str, path: Path) -> h5py.Dataset | h5py.Gro
             else:
                 parent = h5py.Group(found) if isinstance(found, h5py.h5g.GroupID) else parent[key]
         except DAMAGE as error:
+            if isinstance(error, KeyError) and encoded not in parent.id:
+                raise GtpVisionError(f"{path} has no '{_below(parent, key)}'; write the file again") from error
             raise _damaged(_below(parent, key), path, error) from error
     return parent
 
@@ -117,8 +114,8 @@ def checked_array(
 
 
 def _array_fault(data: h5py.Dataset | h5py.Group, kinds: str, ndim: int | None, rows: int | None) -> str | None:
-    stored_as = data.id.get_create_plist() if isinstance(data, h5py.Dataset) else None
-    if stored_as is None or stored_as.get_external_count() or stored_as.get_layout() == h5py.h5d.VIRTUAL:
+    is_array = isinstance(data, h5py.Dataset)
+    if not is_array or (data.id.get_offset() is None and (data.external or data.is_virtual)):
         return "is not an array inside the file; write the file again"
     shape, dtype = data.shape, data.dtype
     if dtype.kind not in kinds:

@@ -79,6 +79,10 @@ def check_name(name: str, path: Path | str) -> str:
 def read_rows(data: h5py.Dataset, start: int, stop: int, path: Path) -> np.ndarray:
     """Read rows of an array that `hdf5.array` returned."""
     try:
+        if (start, stop) == (0, data.shape[0]) and data.dtype.kind in NUMBERS:  # a third of the time of data[:]
+            whole = np.empty(data.shape, data.dtype)
+            data.id.read(h5py.h5s.ALL, h5py.h5s.ALL, whole)
+            return whole
         return np.asarray(data[start:stop])
     except hdf5.DAMAGE as error:
         raise GtpVisionError(
