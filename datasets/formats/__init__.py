@@ -126,7 +126,8 @@ def _recognised(path: Path) -> tuple[str, str, str | None]:
     if names := npz.names(path):
         held = f"npz with {', '.join(sorted(names)[:6])} in it"
         return found, held, None if found else near_misses.in_arrays(names)
-    return found, f"it begins with {_magic(path)[:4]!r}", None
+    magic = _magic(path)
+    return found, f"it begins with {magic[:4]!r}", near_misses.in_bytes(magic)
 
 
 def _hint(path: Path) -> str | None:

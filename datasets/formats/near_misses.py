@@ -75,6 +75,16 @@ def in_hdf5(file: h5py.File, path: Path) -> str | None:
     return in_arrays(names)
 
 
+def in_bytes(start: bytes) -> str | None:
+    """Return a hint about a file of an unknown format by its first bytes; None if they are of no format."""
+    advice = "load it where it was written, and write its arrays by np.savez(path, **arrays)"
+    if start.startswith(b"\x80") and start[1:2] in b"\x02\x03\x04\x05":
+        return f"it is a pickle, which is not opened, since it may run a program; {advice}"
+    if start.startswith(b"\x93NUMPY"):
+        return f"it is one array of NumPy, or a pickled dict; {advice}"
+    return None
+
+
 def in_arrays(names: Collection[str]) -> str | None:
     """Return a hint about a file of arrays of an unknown format, by their names; None if it resembles no format."""
     names = set(names)

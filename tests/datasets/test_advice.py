@@ -4,6 +4,7 @@ The environment of these recordings is a counter; see counter.py.
 """
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -135,6 +136,28 @@ def test_advice_about_flat_arrays(
     target = tmp_path / f"followed{suffix}"
     follow(source, target)
     assert_right(open_here(target), has_final=has_final)
+
+
+def pickled(path: Path, arrays: Arrays) -> None:
+    path.write_bytes(pickle.dumps(arrays))
+
+
+def as_npy(path: Path, arrays: Arrays) -> None:
+    with path.open("wb") as file:
+        np.save(file, arrays, allow_pickle=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("write", "read"),
+    [(pickled, lambda path: pickle.loads(path.read_bytes())),
+     (as_npy, lambda path: np.load(path, allow_pickle=True).item())],
+    ids=["pickle", "npy"],
+)  # fmt: skip
+def test_advice_about_pickled_arrays(tmp_path: Path, write: Callable, read: Callable) -> None:
+    write(tmp_path / "a.pkl", flat(rows_of_d4rl))
+    refused(tmp_path / "a.pkl", "write its arrays by np.savez(path, **arrays)")
+    np.savez(tmp_path / "a.npz", **read(tmp_path / "a.pkl"))
+    assert_right(open_here(tmp_path / "a.npz"), has_final=False)
 
 
 # Files and folders of groups ----------------------------------------------------------------------------------------

@@ -258,6 +258,18 @@ def test_nested_next_obs_has_the_final_observation(tmp_path: Path) -> None:
     assert open_here(path).observations["eef_pos"][:, 0].tolist() == [0, 1, 2, 7]
 
 
+def test_what_mimicgen_records_beside_observations_is_ignored(tmp_path: Path) -> None:
+    path, contents = robomimic_file(tmp_path / "demo.hdf5", (4, 3))
+    for number in range(2):
+        put(f"data/demo_{number}/src_demo_inds", np.zeros(2, np.int64))(path)
+        put(f"data/demo_{number}/src_demo_labels", np.zeros((4, 1), np.int64))(path)
+        put(f"data/demo_{number}/datagen_info/eef_pose", np.zeros((9, 4, 4)))(path)
+    attribute("data", "mg_config", "{}")(path)
+    store = validate(open_here(path))
+    assert set(store.observations) == {"agentview_image", "robot0_eef_pos", "phase"}
+    np.testing.assert_array_equal(store.actions[:4], np.float32(contents[0]["actions"]))
+
+
 def test_groups_that_cannot_be_flattened_are_refused(tmp_path: Path) -> None:
     path = isaac_lab(tmp_path / "a.hdf5", (3,))
     put("data/demo_0/obs/info_signals_grasp", np.zeros(3))(path)
