@@ -283,8 +283,10 @@ def dm_env_file(folder: Path) -> Example:
         file["discount"] = np.array([1, 1, 1, 0, 1, 1, 1, 1], np.float32)
         file["step_type"] = np.array([0, 1, 1, 2, 0, 1, 1, 2])
     return Example(
-        "dm_env (V-D4RL, DrQ-v2)",
-        ["The action, reward and discount of a row led to its observation: they belong to the row before."],
+        "dm_env",
+        [
+            "V-D4RL, DrQ-v2: the action, reward and discount of a row led to its observation, and move to the row before."
+        ],
         [
             ("observation", [*o, GAP, *p]),
             ("action", ["", *a[:3], GAP, "", *b[:3]]),
@@ -309,10 +311,10 @@ def maniskill_file(folder: Path) -> Example:
         ["The observation after the last action becomes a row of its own, a timeout."],
         [
             ("obs", [*o, GAP, *p]),
-            ("actions", [*a[:3], "", GAP, *b[:3]]),
-            ("rewards", [0, 0, 1, "", GAP, 0, 0, 0]),
-            ("terminated", [0, 0, 1, "", GAP, 0, 0, 0]),
-            ("truncated", [0, 0, 0, "", GAP, 0, 0, 1]),
+            ("actions", [*a[:3], "", GAP, *b[:3], ""]),
+            ("rewards", [0, 0, 1, "", GAP, 0, 0, 0, ""]),
+            ("terminated", [0, 0, 1, "", GAP, 0, 0, 0, ""]),
+            ("truncated", [0, 0, 0, "", GAP, 0, 0, 1, ""]),
         ],
         open_store(folder / "trajectory.h5"),
     )
