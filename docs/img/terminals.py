@@ -284,9 +284,7 @@ def dm_env_file(folder: Path) -> Example:
         file["step_type"] = np.array([0, 1, 1, 2, 0, 1, 1, 2])
     return Example(
         "dm_env",
-        [
-            "V-D4RL, DrQ-v2: the action, reward and discount of a row led to its observation, and move to the row before."
-        ],
+        ["V-D4RL, DrQ-v2: action, reward and discount of a row led to its observation, and move to the row before."],
         [
             ("observation", [*o, GAP, *p]),
             ("action", ["", *a[:3], GAP, "", *b[:3]]),
