@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,20 @@ MAX_COMPRESSION = 1100  # deflate makes at most 1032 bytes of one
 _SLACK = 1 << 20  # bytes that an array may declare without having any
 
 
+class _Dataset(h5py.Dataset):
+    """An array whose header is read once: h5py reads it again for every use of a property."""
+
+    @cached_property
+    def type(self) -> h5py.h5t.TypeID:
+        """The type in the file."""
+        return self.id.get_type()
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """NumPy's type."""
+        return self.type.dtype
+
+
 @contextmanager
 def open_file(path: Path) -> Iterator[h5py.File]:
     """Open the file for reading; errors of HDF5 inside the block are reported as faults of the file."""
@@ -47,18 +62,25 @@ def open_file(path: Path) -> Iterator[h5py.File]:
 def member(parent: h5py.Group, name: str, path: Path) -> h5py.Dataset | h5py.Group:
     """Return a member of a group (`name` may be a path below it) that is reached by hard links only."""
     for key in name.split("/"):
-        full_name = f"{parent.name}/{key}".lstrip("/")
+        encoded = key.encode(errors="surrogateescape")
+        if not isinstance(parent, h5py.Group):
+            raise GtpVisionError(f"{path} has no '{_below(parent, key)}'; write the file again")
         try:
-            link = parent.get(key, getlink=True)
-            if link is None:
-                raise GtpVisionError(f"{path} has no '{full_name}'; write the file again")
-            if not isinstance(link, h5py.HardLink):
-                raise GtpVisionError(f"{path}: '{full_name}' is a link, which is not followed; copy the array itself")
-            parent = parent[key]
-            if isinstance(parent, h5py.Dataset):
+            if parent.id.links.get_info(encoded).type != h5py.h5l.TYPE_HARD:
+                raise GtpVisionError(
+                    f"{path}: '{_below(parent, key)}' is a link, which is not followed; copy the array itself"
+                )
+            # A third of the time of parent[key], which counts in files of many thousand arrays.
+            found = h5py.h5o.open(parent.id, encoded)
+            if isinstance(found, h5py.h5d.DatasetID):
+                parent = _Dataset(found, readonly=True)
                 _ = parent.dtype, parent.shape  # read from the header only now
+            else:
+                parent = h5py.Group(found) if isinstance(found, h5py.h5g.GroupID) else parent[key]
         except DAMAGE as error:
-            raise _damaged(full_name, path, error) from error
+            if isinstance(error, KeyError) and encoded not in parent.id:
+                raise GtpVisionError(f"{path} has no '{_below(parent, key)}'; write the file again") from error
+            raise _damaged(_below(parent, key), path, error) from error
     return parent
 
 
@@ -78,25 +100,38 @@ def array(
     `kinds` of dtype as NumPy names them, e.g. "uf" for unsigned integers and floats, `ndim` and `rows` (None: any) must
     fit.
     """
-    data = member(parent, name, path)
-    place = f"{path}: '{data.name.lstrip('/')}'"
-    if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
-        raise GtpVisionError(f"{place} is not an array inside the file; write the file again")
-    if data.dtype.kind not in kinds:
-        wanted = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS))
-        held = f"{KINDS.get(data.dtype.kind, 'other values')} (dtype {data.dtype})"
-        raise GtpVisionError(f"{place} holds {held}, wanted {wanted}; write it again")
-    if not data.shape or (ndim and data.ndim != ndim):
-        raise GtpVisionError(f"{place} has shape {data.shape}, wanted {ndim or 'one or more'} dimensions")
-    if rows is not None and data.shape[0] != rows:
-        raise GtpVisionError(f"{place} has {data.shape[0]} rows, wanted {rows}; write the file again")
-    declared, stored = nbytes(data.shape, data.dtype), data.id.get_storage_size()
-    if declared > MAX_COMPRESSION * stored + _SLACK:
-        raise GtpVisionError(
-            f"{place} declares {declared / 1e9:.1f} GB in shape {data.shape}, but the file holds {stored} bytes of it; "
-            f"it was not written completely: copy or write it again"
-        )
+    return checked_array(member(parent, name, path), path, kinds=kinds, ndim=ndim, rows=rows)
+
+
+def checked_array(
+    data: h5py.Dataset | h5py.Group, path: Path, *, kinds: str, ndim: int | None = None, rows: int | None = None
+) -> h5py.Dataset:
+    """Return what `member` returned if it is such an array; see `array`."""
+    fault = _array_fault(data, kinds, ndim, rows)
+    if fault:
+        raise GtpVisionError(f"{path}: '{data.name.lstrip('/')}' {fault}")
     return data
+
+
+def _array_fault(data: h5py.Dataset | h5py.Group, kinds: str, ndim: int | None, rows: int | None) -> str | None:
+    is_array = isinstance(data, h5py.Dataset)
+    if not is_array or (data.id.get_offset() is None and (data.external or data.is_virtual)):
+        return "is not an array inside the file; write the file again"
+    shape, dtype = data.shape, data.dtype
+    if dtype.kind not in kinds:
+        wanted = " or ".join(dict.fromkeys(KINDS[kind] for kind in kinds if kind in KINDS))
+        return f"holds {KINDS.get(dtype.kind, 'other values')} (dtype {dtype}), wanted {wanted}; write it again"
+    if not shape or (ndim and len(shape) != ndim):
+        return f"has shape {shape}, wanted {ndim or 'one or more'} dimensions"
+    if rows is not None and shape[0] != rows:
+        return f"has {shape[0]} rows, wanted {rows}; write the file again"
+    declared, stored = nbytes(shape, dtype), data.id.get_storage_size()
+    if declared > MAX_COMPRESSION * stored + _SLACK:
+        return (
+            f"declares {declared / 1e9:.1f} GB in shape {shape}, but the file holds {stored} bytes of it; it was not "
+            f"written completely: copy or write it again"
+        )
+    return None
 
 
 def offset(data: h5py.Dataset, path: Path) -> int | None:
@@ -106,7 +141,8 @@ def offset(data: h5py.Dataset, path: Path) -> int | None:
     which it converts when they are read.
     """
     start, size = data.id.get_offset(), nbytes(data.shape, data.dtype)
-    if start is None or data.id.get_storage_size() != size or h5py.h5t.py_create(data.dtype) != data.id.get_type():
+    stored_type = data.type if isinstance(data, _Dataset) else data.id.get_type()
+    if start is None or data.id.get_storage_size() != size or _type_of(data.dtype) != stored_type:
         return None
     if start + size > path.stat().st_size:
         raise GtpVisionError(
@@ -148,6 +184,13 @@ def nbytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
     for size in shape:
         total *= int(size)
     return total
+
+
+_type_of = cache(h5py.h5t.py_create)
+
+
+def _below(parent: h5py.Group, key: str) -> str:
+    return f"{parent.name}/{key}".lstrip("/")
 
 
 def _damaged(name: str, path: Path, error: BaseException) -> GtpVisionError:

@@ -92,8 +92,8 @@ def statistics(store: Store) -> dict[str, ArrayStatistics]:
 def success(store: Store) -> dict[str, Any]:
     """Count the successful recordings: `rate`, `solved`, `of` and `because` (what was counted).
 
-    Marks of the recorder count before the rule of the format that the data came from (`Format.success`). If there is
-    neither, `rate` is None and `because` is the reason.
+    Marks of the recorder count before the rule of the format that the data came from (`Format.success`), and that
+    before rewards at the ends of episodes alone. If there is none, `rate` is None and `because` is the reason.
     """
     visits, solved = store.attributes.get("visits"), store.attributes.get("solved_visits")
     if isinstance(visits, int) and isinstance(solved, int) and 0 <= solved <= visits > 0:
@@ -102,7 +102,8 @@ def success(store: Store) -> dict[str, Any]:
         return found
     suite = str(store.attributes.get("suite", ""))
     rule = FORMATS[suite].success if suite in FORMATS else None
-    return rule(store) if rule else successes.unknown("the data set does not say which episodes succeed")
+    found = rule(store) if rule else successes.unknown("the data set does not say which episodes succeed")
+    return found if found["rate"] is not None else successes.by_last_rewards(store) or found
 
 
 def inspection_text(found: dict[str, Any]) -> str:

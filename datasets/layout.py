@@ -36,7 +36,7 @@ from gtp_vision.datasets.store import Store
 
 Layout = dict[str, Any]
 
-_VERSION = "2"  # of the cache's entries: raise it when a reader's result changes
+_VERSION = "3"  # of the cache's entries: raise it when a reader's result changes
 COPY_BYTES = 1 << 25  # frames are copied in ranges of about 32 MB, so that memory stays bounded
 PROGRESS_BYTES = 1 << 28  # a progress bar is shown for more
 _MIN_MAPPED = 1 << 16  # mean bytes of a piece below which one copy is cheaper than gathering from many places
@@ -71,14 +71,19 @@ class Piece:
 def piece_of(data: h5py.Dataset, path: Path, start: int = 0, stop: int | None = None) -> Piece:
     """Return the rows `start` to `stop - 1` of an HDF5 array."""
     stop = data.shape[0] if stop is None else stop
-    offset, row = hdf5.offset(data, path), hdf5.nbytes(data.shape[1:], data.dtype)
     return Piece(
         rows=stop - start,
         shape=data.shape[1:],
         dtype=data.dtype,
         read=lambda low, high: data[start + low : start + high],
-        place=None if offset is None else (path, offset + start * row),
+        place=place_of(data, path, start),
     )
+
+
+def place_of(data: h5py.Dataset, path: Path, start: int = 0) -> tuple[Path, int] | None:
+    """Return the `Piece.place` of an array's rows from `start` on."""
+    offset = hdf5.offset(data, path)
+    return None if offset is None else (path, offset + start * hdf5.nbytes(data.shape[1:], data.dtype))
 
 
 def piece_in_memory(values: Array) -> Piece:
@@ -329,15 +334,52 @@ def _is_mappable(pieces: Sequence[Piece], dtype: np.dtype) -> bool:
 def _fill(target: h5py.Dataset, pieces: Sequence[Piece], bar: Progress) -> None:
     from gtp_vision.datasets.formats import native
 
-    row, at = hdf5.nbytes(target.shape[1:], target.dtype), 0
+    row = hdf5.nbytes(target.shape[1:], target.dtype)
     step = max(1, COPY_BYTES // max(1, row))
-    for piece in pieces:
-        for start in range(0, piece.rows, step):
-            values = np.asarray(piece.read(start, min(start + step, piece.rows)))
-            native.write_rows(target, at, values.reshape(len(values), *target.shape[1:]))
-            at += len(values)
-            bar.update(len(values) * row)
-            sandbox.heartbeat()
+    # Rows of many short pieces are written together: a call of HDF5 takes as long as copying 100 kB.
+    waiting, held, at = np.empty((min(step, target.shape[0]), *target.shape[1:]), target.dtype), 0, 0
+    with _Rows() as rows_of, np.errstate(over="ignore"):  # as in `unpack`
+        for piece in pieces:
+            for start in range(0, piece.rows, step):
+                values = rows_of(piece, start, min(start + step, piece.rows))
+                if held + len(values) > len(waiting):
+                    native.write_rows(target, at - held, waiting[:held])
+                    held = 0
+                waiting[held : held + len(values)] = values.reshape(len(values), *target.shape[1:])
+                held, at = held + len(values), at + len(values)
+                bar.update(len(values) * row)
+                sandbox.heartbeat()
+    if held:
+        native.write_rows(target, at - held, waiting[:held])
+
+
+class _Rows:
+    """Reads rows of pieces: those with a place from there, without the library of their format."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._file = -1
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._path is not None:
+            os.close(self._file)
+
+    def __call__(self, piece: Piece, start: int, stop: int) -> np.ndarray:
+        """Return rows `start` to `stop - 1` as stored."""
+        if piece.place is None:
+            return np.asarray(piece.read(start, stop))
+        path, offset = piece.place
+        if path != self._path:
+            self.__exit__()
+            self._file, self._path = os.open(path, os.O_RDONLY), path
+        row = hdf5.nbytes(piece.shape, piece.dtype)
+        raw = os.pread(self._file, (stop - start) * row, offset + start * row)
+        if len(raw) < (stop - start) * row:
+            raise GtpVisionError(f"{path} has become shorter than it was a moment ago; copy the file again")
+        return np.frombuffer(raw, piece.dtype).reshape(stop - start, *piece.shape)
 
 
 def _mapped(entry: Mapping[str, Any], path: Path) -> Array:

@@ -14,7 +14,7 @@ from typing import IO, Literal
 
 import numpy as np
 
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.datasets import hdf5
 
 Order = Literal["C", "F"]
@@ -46,8 +46,8 @@ def open_archive(path: Path, what: str) -> Iterator[zipfile.ZipFile]:
             yield archive
     except (OSError, *_DAMAGE) as error:
         raise GtpVisionError(
-            f"{path} cannot be read as {what} ({type(error).__name__}: {error}): it is missing, truncated or of "
-            f"another format; copy or download it again"
+            f"{path} cannot be read as {what} ({type(error).__name__}: {first_line(error)}): it is missing, truncated "
+            f"or of another format; copy or download it again"
         ) from error
 
 

@@ -36,6 +36,15 @@ def counted(store: Store) -> dict[str, Any] | None:
     return rate(sum(known), len(known), f"{words}, {unmarked} more are not marked" if unmarked else words)
 
 
+def by_last_rewards(store: Store) -> dict[str, Any] | None:
+    """Count the episodes whose last reward is above 0; None if there are other rewards, or none."""
+    rewards = np.asarray(store.rewards[store.transitions])
+    is_last = np.isin(store.transitions, store.last_outcomes)
+    if not rewards.any() or rewards[~is_last].any() or (rewards < 0).any():
+        return None
+    return rate(int(np.sum(rewards > 0)), store.episodes, "episodes with a last reward above 0, the only rewards")
+
+
 def rate(solved: int, of: int, because: str) -> dict[str, Any]:
     """Return a known rate: what was counted is the end of the sentence `SOLVED of OF ...`."""
     return {"rate": solved / of, "solved": solved, "of": of, "because": because}

@@ -42,6 +42,10 @@ FORMATS = {
     "minari_jpeg": "minari",
     "minari_arrow": "minari",
     "lerobot": "lerobot",
+    "aloha": "aloha",
+    "dm_env": "dm_env",
+    "dm_env_npz": "dm_env",
+    "maniskill": "maniskill",
     "zarr": "zarr",
     "zarr_zip": "zarr",
     "rlds": "rlds",
@@ -74,6 +78,10 @@ def make(folder: Path) -> dict[str, Path]:
         "minari_jpeg": minari_folder(folder / "minari", with_camera, bounded, LENGTHS, "walker/camera-v0")[0],
         "minari_arrow": minari_folder(folder / "minari_arrow", box, bounded, LENGTHS, data_format="arrow")[0],
         "lerobot": lerobot_writer.write(folder / "lerobot", dark),
+        "aloha": aloha_folder(folder / "aloha")[0],
+        "dm_env": d4rl_file(folder / "walker.hdf5", joined(dm_env_episodes(LENGTHS))),
+        "dm_env_npz": dm_env_folder(folder / "buffer", dm_env_episodes(LENGTHS)),
+        "maniskill": maniskill_file(folder / "trajectory.h5", LENGTHS)[0],
         "zarr": replay_buffer(folder / "pusht.zarr", replay_contents(), LENGTHS),
         "zarr_zip": replay_buffer(folder / "pusht.zarr.zip", replay_contents(), LENGTHS, version=3, chunk=1),
         "rlds": rlds_folder(folder / "bridge" / "1.0.0", rlds_contents()),
@@ -175,6 +183,51 @@ def robomimic_file(
             contents.append(flat | observations)
         file["mask/train"] = np.array(["demo_1"], dtype="S")
     return path, contents
+
+
+def isaac_lab(path: Path, lengths: tuple[int, ...] = (6, 5)) -> Path:
+    """A file as Isaac Lab's HDF5DatasetFileHandler writes it: compressed, nested, with success as an attribute."""
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs.update(env_args=json.dumps({"env_name": "Isaac-Stack", "type": 2}), total=sum(lengths))
+        for number, steps in enumerate(lengths):
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs.update(num_samples=steps, success=number == 0, seed=number)
+            rows = np.arange(steps, dtype=np.float32)
+            held = {
+                "actions": np.full((steps, 3), 0.5, np.float32),
+                "obs/eef_pos": np.stack([rows] * 3, 1),
+                "obs/info/object_pose/cube": np.tile(np.eye(4, dtype=np.float32), (steps, 1, 1)) * rows[:, None, None],
+                "obs/info/signals/grasp": rows >= 3,
+                "obs/rgb/table_cam": np.zeros((steps, 8, 6, 3), np.uint8) + rows.astype(np.uint8)[:, None, None, None],
+                "obs/datagen_info/target_eef_pose/franka": np.zeros((steps, 4, 4), np.float32),
+                "initial_state/robot/joint_position": np.zeros((1, 9), np.float32),
+                "states/robot/joint_position": np.zeros((steps, 9), np.float32),
+            }
+            for name, array in held.items():
+                demo.create_dataset(name, data=array, compression="gzip")
+    return path
+
+
+LIBERO_TASK = "put the bowl on the plate"
+
+
+def libero(path: Path, convention: str = "opengl", instruction: Any = LIBERO_TASK) -> tuple[Path, np.ndarray]:
+    """A file as LIBERO's scripts/create_dataset.py writes it, and the images, upright."""
+    upright = np.random.default_rng(0).integers(0, 256, (2, 4, 10, 8, 3), np.uint8)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps({"type": 1, "env_name": "Libero_Kitchen", "bddl_file": "a.bddl"})
+        data.attrs["problem_info"] = json.dumps({"problem_name": "kitchen", "language_instruction": instruction})
+        data.attrs.update(macros_image_convention=convention, bddl_file_name="a.bddl", num_demos=2, total=8)
+        for number, images in enumerate(upright):
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs.update(num_samples=4, model_file="<mujoco/>", init_state=np.zeros(9))
+            demo["obs/agentview_rgb"] = images[:, ::-1] if convention == "opengl" else images
+            demo["obs/ee_states"] = np.arange(24.0).reshape(4, 6)
+            demo["actions"], demo["states"] = np.full((4, 7), 0.5), np.zeros((4, 9))
+            demo["rewards"] = demo["dones"] = np.array([0, 0, 0, 1], np.uint8)
+    return path, upright.reshape(8, 10, 8, 3)
 
 
 def minari_folder(
@@ -342,6 +395,104 @@ def rlds_folder(root: Path, contents: Sequence[Contents], splits: Sequence[tuple
         name = f"{root.parent.name}-{split}.tfrecord-{number:05}-of-{count:05}"
         (root / name).write_bytes(b"".join(own))
     return root
+
+
+def aloha_folder(
+    folder: Path, lengths: Sequence[int] = LENGTHS, *, more: Contents | None = None
+) -> tuple[Path, list[Contents]]:
+    """A folder as record_episodes.py of ACT and Mobile ALOHA writes it, and its contents.
+
+    The camera `cam_high` is plain, `cam_wrist` is compressed by OpenCV, which takes arrays for blue, green, red. `more`
+    are further arrays of one row.
+    """
+    random, contents = np.random.default_rng(0), []
+    folder.mkdir(parents=True)
+    for number, length in enumerate(lengths):
+        plain = np.zeros((length, 24, 32, 3), np.uint8)
+        plain[:, 1] = random.integers(0, 256, (length, 32, 3))
+        colors = np.zeros((length, 16, 16, 3), np.uint8) + np.array([200, 100, 0], np.uint8)
+        colors[..., 2] += (11 * np.arange(length) + number).astype(np.uint8)[:, None, None]
+        files = [encoded(frame[..., ::-1], "JPEG") for frame in colors]
+        longest = max(map(len, files))
+        held = {
+            "observations/qpos": random.normal(size=(length, 14)).astype(np.float32),
+            "observations/qvel": random.normal(size=(length, 14)).astype(np.float32),
+            "observations/images/cam_high": plain,
+            "observations/images/cam_wrist": np.stack(
+                [np.frombuffer(file.ljust(longest, b"\0"), np.uint8) for file in files]
+            ),
+            "action": random.uniform(-1, 1, (length, 14)).astype(np.float32),
+        } | {name: np.repeat(np.asarray(row)[None], length, 0) for name, row in (more or {}).items()}
+        with h5py.File(folder / f"episode_{number}.hdf5", "w") as file:
+            file.attrs.update(sim=False, compress=True)
+            for name, array in held.items():
+                chunks = (1, *array.shape[1:]) if "images" in name else None
+                file.create_dataset(name, data=array, chunks=chunks)
+            file["compress_len"] = np.array([[len(file) for file in files]], np.float32)
+        contents.append(held | {"colors": colors})
+    return folder, contents
+
+
+def dm_env_episodes(lengths: Sequence[int]) -> list[Contents]:
+    """Episodes as V-D4RL's and DrQ-v2's replay buffers hold them: the first row has a dummy action."""
+    random, found = np.random.default_rng(0), []
+    for number, length in enumerate(lengths):
+        rows = np.arange(length)
+        frames = np.zeros((length, 3, 40, 44), np.uint8)
+        frames[:, 1] = random.integers(0, 256, (length, 40, 44))
+        found.append(
+            {
+                "observation": frames,
+                "action": (random.uniform(-1, 1, (length, 2)) * (rows > 0)[:, None]).astype(np.float32),
+                "reward": (random.uniform(size=length) * (rows > 0)).astype(np.float32),
+                "discount": 1 - ((rows == length - 1) & (number == 0)).astype(np.float32),
+                "step_type": (np.minimum(rows, 1) + (rows == length - 1)).astype(np.float64),
+            }
+        )
+    return found
+
+
+def joined(parts: Sequence[Contents]) -> Contents:
+    """The arrays of episodes, one after another."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def dm_env_folder(folder: Path, parts: Sequence[Contents]) -> Path:
+    """A replay buffer's folder: an npz for each episode, without `step_type`, and with columns."""
+    folder.mkdir()
+    for number, part in enumerate(parts):
+        columns = {name: part[name][:, None] for name in ("reward", "discount") if name in part}
+        kept = {name: array for name, array in part.items() if name != "step_type"} | columns
+        np.savez_compressed(folder / f"20221104T083921_{number}_{len(part['action']) - 1}.npz", **kept)
+    return folder
+
+
+def maniskill_file(path: Path, lengths: Sequence[int]) -> tuple[Path, list[Contents]]:
+    """A file as ManiSkill's RecordEpisode writes it with images, and its contents; `lengths` count actions."""
+    random, contents = np.random.default_rng(0), []
+    with h5py.File(path, "w") as file:
+        for number, length in enumerate(lengths):
+            image = np.zeros((length + 1, 16, 16, 3), np.uint8)
+            image[:, 1] = random.integers(0, 256, (length + 1, 16, 3))
+            is_solved = (np.arange(length) >= length - 2) & (number == 0)
+            held = {
+                "obs/agent/qpos": random.normal(size=(length + 1, 9)).astype(np.float32),
+                "obs/extra/tcp_pose": random.normal(size=(length + 1, 7)).astype(np.float32),
+                "obs/sensor_data/base_camera/rgb": image,
+                "obs/sensor_param/base_camera/intrinsic_cv": np.zeros((length + 1, 3, 3), np.float32),
+                "env_states/actors/cube": np.zeros((length + 1, 13), np.float32),
+                "actions": random.uniform(-1, 1, (length, 4)).astype(np.float32),
+                "terminated": is_solved,
+                "truncated": np.arange(length) == length - 1,
+                "success": is_solved,
+                "rewards": random.uniform(size=length).astype(np.float32),
+            }
+            for name, array in held.items():
+                file.create_dataset(f"traj_{number}/{name}", data=array, compression="gzip", compression_opts=5)
+            contents.append(held)
+    description = {"env_id": "PickCube-v1", "env_kwargs": {"obs_mode": "rgb"}, "max_episode_steps": 50}
+    path.with_suffix(".json").write_text(json.dumps({"env_info": description, "episodes": []}))
+    return path, contents
 
 
 # A LeRobot data set by the published schema, written without our own code -----------------------------------------

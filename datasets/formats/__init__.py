@@ -134,8 +134,9 @@ def _recognised(path: Path) -> tuple[str, str, str | None]:
     if names := npz.names(path):
         held = f"npz with {', '.join(sorted(names)[:6])} in it"
         return found, held, None if found else near_misses.in_arrays(names)
-    near = None if found else near_misses.of_streams(_magic(path)) or near_misses.of_archive(path)
-    return found, f"it begins with {_magic(path)[:4]!r}", near
+    magic = _magic(path)
+    near = near_misses.in_bytes(magic) or near_misses.of_streams(magic) or near_misses.of_archive(path)
+    return found, f"it begins with {magic[:4]!r}", None if found else near
 
 
 def _hint(path: Path) -> str | None:

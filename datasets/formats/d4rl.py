@@ -25,6 +25,7 @@ led to their rows, as those of dm_env do: with `step_type` or `is_first`, and ac
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -291,7 +292,7 @@ def _broken(
     for start, end in row_ranges(after, np.dtype(np.float64)):
         stop = min(end, len(found) - 1)
         new, old = episodes.read_rows(after, start + 1, stop + 1, path), episodes.read_rows(before, start, stop, path)
-        difference = (new.astype(np.float64) - old).reshape(stop - start, -1)[:, :width]
+        difference = (new.astype(np.float64) - old).reshape(stop - start, math.prod(new.shape[1:]))[:, :width]
         with np.errstate(invalid="ignore", over="ignore"):  # validation reports values that are not finite
             found[start:stop] = np.linalg.norm(difference, axis=1) > limit
         sandbox.heartbeat()

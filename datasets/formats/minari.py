@@ -40,9 +40,9 @@ from gtp_vision.core.files import fingerprint
 from gtp_vision.core.safe_json import parse_json, read_json
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets import success as successes
-from gtp_vision.datasets.formats import episodes, minari_arrow
+from gtp_vision.datasets.formats import episodes, jpeg, minari_arrow
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.formats.minari_spaces import MAX_DEPTH, Episode, Leaf, add, frames, leaves, shape_of
+from gtp_vision.datasets.formats.minari_spaces import MAX_DEPTH, Episode, Leaf, add, leaves, shape_of
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
 
 _MAIN, _METADATA, _PREFIX = "main_data.hdf5", "metadata.json", "episode_"
@@ -238,29 +238,13 @@ def _observation(group: h5py.Group, leaf: Leaf, rows: int, main: Path) -> Piece 
     *groups, member = ["observations", *(key if isinstance(key, str) else f"_index_{key}" for key in leaf.place)]
     for name in groups:
         group = hdf5.group(group, name, main)
-    if leaf.space.get("type") == "Text" if isinstance(leaf.space, dict) else False:
+    if isinstance(leaf.space, dict) and leaf.space.get("type") == "Text":
         return None
     shape = shape_of(leaf.space)
     data = hdf5.array(group, member, main, kinds=episodes.NUMBERS + "O", rows=rows)
     if data.dtype.kind == "O" or (data.ndim == 2 and len(shape) > 1):
-        return _jpegs(data, group, shape, main)
+        return jpeg.piece(data, group, main, shape=shape)
     return episodes.observation(group, member, main, rows)
-
-
-def _jpegs(data: h5py.Dataset, parent: h5py.Group, shape: tuple[int, ...], main: Path) -> Piece:
-    """Return a piece of frames that are stored as JPEG files, all of the space's shape."""
-    full_name, rows = data.name, data.shape[0]
-    stored = data.dtype if data.dtype.kind == "u" else h5py.check_vlen_dtype(data.dtype)
-    if len(shape) not in (2, 3) or stored != np.uint8:
-        raise GtpVisionError(f"{main}: '{full_name.lstrip('/')}' holds neither numbers nor JPEG frames; write it again")
-    shape = (*shape, 1)[:3]
-
-    def read(start: int, stop: int) -> np.ndarray:
-        encoded = episodes.read_rows(parent[full_name], start, stop, main)
-        return frames(encoded, stop - start, shape, start, f"{main}: '{full_name.lstrip('/')}'")
-
-    read(0, 1)  # checks the shape before memory is allocated for it
-    return Piece(rows, shape, np.dtype(np.uint8), read)
 
 
 def _space(metadata: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import data_files
 from gtp_vision.core.success import KEYS, marked
-from gtp_vision.datasets.formats import episodes, tables
-from gtp_vision.datasets.formats.minari_spaces import Episode, Leaf, add, frames, leaves, shape_of
+from gtp_vision.datasets.formats import episodes, jpeg, tables
+from gtp_vision.datasets.formats.minari_spaces import Episode, Leaf, add, leaves, shape_of
 from gtp_vision.datasets.layout import Piece
 
 FORMATS = ("arrow", "parquet")
@@ -85,7 +85,7 @@ def _observation(path: Path, table: pa.Table, leaf: Leaf) -> Piece | None:
 
         def decoded(start: int, stop: int) -> np.ndarray:
             encoded = _column(_table(path), keys, path).slice(start, stop - start).to_pylist()
-            return frames(encoded, stop - start, size, start, f"{path}: '{name}'")
+            return jpeg.frames(encoded, size, start, f"{path}: '{name}'")
 
         decoded(0, 1)  # checks the shape before memory is allocated for it
         return Piece(rows, size, np.dtype(np.uint8), decoded)

@@ -1,29 +1,20 @@
-"""What Minari's two ways of storing share: spaces as names of arrays, frames as JPEG files, and episodes as read."""
+"""What Minari's two ways of storing share: spaces as names of arrays, and episodes as they are read."""
 
 from __future__ import annotations
 
-import io
-import struct
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from gtp_vision.core import sandbox
-from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.layout import Piece
 
 MAX_DEPTH = 16
 """Levels of nested spaces."""
-_PILLOW_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, struct.error),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
-)
 
 
 @dataclass(frozen=True)
@@ -93,31 +84,3 @@ def shape_of(space: Any) -> tuple[int, ...]:
     if not isinstance(shape, list) or not all(isinstance(size, int) and 0 < size < 1 << 16 for size in shape):
         return ()
     return tuple(shape)
-
-
-def frames(encoded: Iterable[Any], count: int, shape: tuple[int, ...], first: int, place: str) -> np.ndarray:
-    """Decode JPEG files of one shape (H, W, C) to uint8 (count, H, W, C); the first is frame `first` of `place`."""
-    out = np.empty((count, *shape), np.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for row, content in enumerate(encoded):
-            try:
-                out[row] = _decoded(content, shape)
-            except _PILLOW_ERRORS as error:
-                is_unknown = isinstance(error, UnidentifiedImageError)  # whose message is an address in memory
-                reason = "its bytes are of another format" if is_unknown else first_line(error)
-                raise GtpVisionError(
-                    f"{place} has no JPEG image of {shape[0]}x{shape[1]}x{shape[2]} at frame {first + row} ({reason}); "
-                    f"copy the file again"
-                ) from error
-            sandbox.heartbeat()
-    return out
-
-
-def _decoded(encoded: Any, shape: tuple[int, ...]) -> np.ndarray:
-    content = encoded if isinstance(encoded, bytes) else np.asarray(encoded, np.uint8).tobytes()
-    with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
-        found = (picture.height, picture.width, len(picture.getbands()))
-        if found != shape:  # checked before decoding
-            raise ValueError(f"it is {found[0]}x{found[1]}x{found[2]}")
-        return np.asarray(picture).reshape(shape)

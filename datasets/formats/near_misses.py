@@ -40,6 +40,16 @@ _STREAMS = {
 }
 """How files of streams begin, in 8 bytes, to what they are."""
 _BAG = b"rosbag2_bagfile_information"  # how the metadata.yaml of a ROS 2 bag begins
+RLDS = (
+    f"its rows are those of RLDS or DreamerV3 (is_first): {_FINAL}, and terminals[t] = is_terminal[t + 1]; of the "
+    f"other rows RLDS keeps action and reward, and DreamerV3 has the reward of row t in reward[t + 1]: {_GUIDE}"
+)
+"""The hint about rows that may be RLDS's."""
+_DM_ENV = (
+    "its rows are those of dm_env (step_type, discount), where the action, reward and discount of a row led to it; "
+    "call them observation, action, reward and discount, in flat arrays with step_type or in an npz for each episode: "
+    "they are then moved up by one row when they are read"
+)
 _EPISODE = re.compile("(demo|episode|ep|traj|trajectory)_?[0-9]+")
 _MAX_MEMBERS = 2000  # of a folder and its folders that are examined
 _LEVELS = 3  # the depth at which Minari's root holds data sets
@@ -51,8 +61,6 @@ def in_hdf5(file: h5py.File, path: Path) -> str | None:
     names = set(hdf5.children(file, path))
     numbered = next((name for name in sorted(names) if _EPISODE.fullmatch(name)), "")
     has_group = "observations" in names and isinstance(hdf5.member(file, "observations", path), h5py.Group)
-    if has_group and "action" in names:
-        return f"it looks like an episode of ALOHA; write all episodes, one after another, into one file: {_GUIDE}"
     if (has_group and "actions" in names) or "episode_ends" in names:
         missing = [f"'{name}'" for name in FLAT if name not in names]
         add = f', and add {", ".join(missing)} (docs/data.md, "Your own arrays")' if missing else ""
@@ -73,6 +81,16 @@ def in_hdf5(file: h5py.File, path: Path) -> str | None:
         if inside:
             return _grouped(f"data/{inside}", _members(data, inside, path))
     return in_arrays(names)
+
+
+def in_bytes(start: bytes) -> str | None:
+    """Return a hint about a file of an unknown format by its first bytes; None if they are of no format."""
+    advice = "load it where it was written, and write its arrays by np.savez(path, **arrays)"
+    if start.startswith(b"\x80") and start[1:2] in b"\x02\x03\x04\x05":
+        return f"it is a pickle, which is not opened, since it may run a program; {advice}"
+    if start.startswith(b"\x93NUMPY"):
+        return f"it is one array of NumPy, or a pickled dict; {advice}"
+    return None
 
 
 def in_arrays(names: Collection[str]) -> str | None:
@@ -101,20 +119,11 @@ def in_arrays(names: Collection[str]) -> str | None:
 
 def other_rows(names: Collection[str]) -> str | None:
     """Return the hint about rows that do not hold an observation and the action taken in it."""
-    if {"is_first", "is_last"} & set(names):
-        return (
-            f"its rows are those of RLDS or Dreamer (is_first): {_FINAL}, and terminals[t] = is_terminal[t + 1]; of "
-            f"the other rows RLDS keeps action and reward, DreamerV3 has the reward of row t in reward[t + 1], and "
-            f"DreamerV2 its action in action[t + 1], too: {_GUIDE}"
-        )
-    is_dm_env = "step_type" in names or {"action", "discount"} <= set(names)
-    if is_dm_env and not {"next_observation", "next_observations"} & set(names):
-        return (
-            f"its rows are those of dm_env (step_type, discount): the action, reward and discount of a row led to it; "
-            f"move them up by one row: action[t + 1], reward[t + 1] and terminal = (discount[t + 1] == 0) belong to "
-            f"row t, and {_FINAL}: {_GUIDE}"
-        )
-    return None
+    names = set(names)
+    if {"is_first", "is_last"} & names:
+        return RLDS
+    is_dm_env = "step_type" in names or {"action", "discount"} <= names
+    return _DM_ENV if is_dm_env and not {"next_observation", "next_observations"} & names else None
 
 
 def of_streams(magic: bytes) -> str | None:

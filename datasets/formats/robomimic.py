@@ -4,7 +4,7 @@
     /data/demo_<i>             attribute num_samples = N
         actions                (N, A)
         rewards dones          (N,)
-        obs/<key>              (N, ...) before each action; pictures are uint8 (N, H, W, C)
+        obs/<key>              (N, ...) before each action; pictures are uint8 (N, H, W, C); a key may be a group
         next_obs/<key>         (N, ...) after each action; may be missing
         states                 (N, D) of the simulator; not an observation, not read
     /mask/<filter>             names of demonstrations
@@ -16,6 +16,16 @@ attribute `final_observation_recorded` is 0, has no such row: its last action ha
 `rewards` are 0, missing `dones` are 0. Success is what a demonstration's attribute or array `success` (or `is_success`)
 says, else the filters `success` and `failed`, else a reward of 1. Demonstrations are in the order of their numbers; if
 these are not 0, 1, ..., the attribute `demonstrations` holds their names, which the writer uses again.
+
+Files of other programs with the same layout:
+
+    Isaac Lab (Mimic)  observations in nested groups, whose names are joined by `_`; `obs/datagen_info`, which its
+                       generator needs and no policy has (object poses, targets, signals of subtasks), is left out
+    LIBERO             `problem_info` of /data holds the instruction; `macros_image_convention` "opengl" says that
+                       images have their lowest row first (`IMAGE_CONVENTION` of robosuite, scripts/create_dataset.py):
+                       they are turned upright, and the attribute `turned_upright` names them. Its rows are paired as
+                       LIBERO's own training pairs them, though its script recorded each observation after the action
+    RoboCasa           the JSON attribute `ep_meta` of a demonstration holds its instruction as `lang`
 
 A store's attributes are JSON in the attribute `gtp_vision` of /data. Files of other writers get `suite`, `source`,
 `env`, `env_args`, `rendering`, and both get `filters`: name to numbers of episodes.
@@ -45,7 +55,6 @@ from gtp_vision.datasets.layout import (
     PROGRESS_BYTES,
     FileArrays,
     Layout,
-    Piece,
     check_filters,
     row_ranges,
     through_cache,
@@ -57,6 +66,8 @@ _PREFIX = "demo_"
 _GYM = 2  # robomimic's number of the environment type, for stores that do not hold one
 _NAMES = "demonstrations"
 _FINAL = "final_observation_recorded"
+_CONVENTION = "macros_image_convention"
+_UNREAD = ("datagen_info",)
 
 
 def recognises(file: h5py.File, path: Path) -> bool:
@@ -170,14 +181,18 @@ def _opened(path: Path) -> Iterator[FileArrays]:
         if not demos:
             raise GtpVisionError(f"{path} has no demonstration ('data/{_PREFIX}0' and so on); write the file again")
         recording = episodes.Recording(path)
+        is_upside_down = hdf5.text_attribute(data, _CONVENTION, path) == "opengl"
         omitted: dict[str, list[str]] = {}
         marks: list[bool | None] = []
+        instructions: list[str] = []
+        common = _instruction(data, "problem_info", "language_instruction", path)
         for name in demos:
             demo = hdf5.group(data, name, path)
-            omitted = _add(recording, demo, path)
+            omitted = _add(recording, demo, path, is_upside_down)
             marks.append(episodes.mark(demo, path))
+            instructions.append(_instruction(demo, "ep_meta", "lang", path) or common)
             sandbox.heartbeat()
-        attributes = _attributes(file, data, demos, path) | omitted
+        attributes = _attributes(file, data, demos, path) | omitted | episodes.tasks(instructions)
         if MARKS not in attributes:
             attributes |= _marks(marks, attributes.get("filters", {}))
         yield recording.file_arrays(attributes)
@@ -194,8 +209,14 @@ def _marks(marks: list[bool | None], filters: dict[str, list[int]]) -> dict[str,
     return attributes_of(marks, "demonstrations in the filter 'success'", filters)
 
 
-def _add(recording: episodes.Recording, demo: h5py.Group, path: Path) -> dict[str, list[str]]:
-    """Add a demonstration and return the attribute `left_out`."""
+def _instruction(node: h5py.Group, attribute: str, key: str, path: Path) -> str:
+    """Return the text under a key of a JSON attribute; LIBERO also has a list of its characters."""
+    held = hdf5.json_attribute(node, attribute, path).get(key, "")
+    return "".join(map(str, held)) if isinstance(held, list) else str(held)
+
+
+def _add(recording: episodes.Recording, demo: h5py.Group, path: Path, is_upside_down: bool) -> dict[str, list[str]]:
+    """Add a demonstration and return the attributes `left_out` and `turned_upright`."""
     full_name = demo.name.lstrip("/")
     members = episodes.member_names(demo, path)
     actions = episodes.matrix(demo, "actions", path, kinds="fiu")
@@ -208,14 +229,19 @@ def _add(recording: episodes.Recording, demo: h5py.Group, path: Path) -> dict[st
             f"{path}: '{full_name}' has no 'obs', only states of the simulator; run robomimic's {first}"
             f"dataset_states_to_obs.py on the file"
         )
-    found = _observations(hdf5.group(demo, "obs", path), path, count)
+    obs = hdf5.group(demo, "obs", path)
+    found = episodes.observations(obs, path, count, unread=_UNREAD) if count else {}
     pieces = {name: [piece] for name, piece in episodes.usable(found, full_name, path).items()} if count else {}
     if "next_obs" in members and count and hdf5.text_attribute(demo, _FINAL, path, "1") != "0":
-        later = hdf5.group(demo, "next_obs", path)
-        if pieces.keys() <= set(episodes.member_names(later, path)):
-            for name, last in _observations(later, path, count, list(pieces)).items():
-                if last is not None:
+        later = episodes.observations(hdf5.group(demo, "next_obs", path), path, count, unread=_UNREAD)
+        if pieces.keys() <= later.keys():
+            for name, last in later.items():
+                if last is not None and name in pieces:
                     pieces[name].append(episodes.last_row(last))
+    turned = []
+    if is_upside_down:
+        turned = [name for name, (piece, *_) in pieces.items() if len(piece.shape) == 3]
+        pieces |= {name: [episodes.upside_down(piece) for piece in pieces[name]] for name in turned}
     zeros = np.zeros(count, np.float32)
     recording.add(
         full_name,
@@ -224,14 +250,7 @@ def _add(recording: episodes.Recording, demo: h5py.Group, path: Path) -> dict[st
         episodes.column(demo, "rewards", path, count) if "rewards" in members else zeros,
         episodes.flags(demo, "dones", path, count) if "dones" in members else zeros != 0,
     )
-    return episodes.left_out(found)
-
-
-def _observations(
-    group: h5py.Group, path: Path, count: int, keys: Sequence[str] | None = None
-) -> dict[str, Piece | None]:
-    found = episodes.member_names(group, path) if keys is None else keys
-    return {name: episodes.observation(group, name, path, count) for name in found} if count else {}
+    return episodes.left_out(found) | ({"turned_upright": turned} if turned else {})
 
 
 def _check_samples(demo: h5py.Group, count: int, path: Path) -> None:

@@ -316,6 +316,64 @@ def rlds_folder(folder: Path) -> Example:
     )
 
 
+def aloha_folder(folder: Path) -> Example:
+    """ALOHA's recordings: a file for each episode, without rewards and flags."""
+    root = folder / "aloha"
+    root.mkdir()
+    for number, (observed, acted) in enumerate(((O, A), (P, B))):
+        with h5py.File(root / f"episode_{number}.hdf5", "w") as file:
+            file["observations/state"], file["action"] = state(observed), action(acted)
+    return Example(
+        "ALOHA",
+        ["Demonstrations without rewards and terminals: the last row of each file is a timeout."],
+        [("observations/*", [*o[:3], GAP, *p[:3]]), ("action", [*a[:3], GAP, *b[:3]])],
+        open_store(root),
+    )
+
+
+def dm_env_file(folder: Path) -> Example:
+    """V-D4RL's rows: action, reward and discount led to the observation."""
+    with h5py.File(folder / "walker.hdf5", "w") as file:
+        file["observation"], file["action"] = state([0, 1, 2, 3, 10, 11, 12, 13]), action([0, *A, 0, *B])
+        file["reward"] = np.array([0, 0, 0, 1, 0, 0, 0, 0], np.float32)
+        file["discount"] = np.array([1, 1, 1, 0, 1, 1, 1, 1], np.float32)
+        file["step_type"] = np.array([0, 1, 1, 2, 0, 1, 1, 2])
+    return Example(
+        "dm_env",
+        ["V-D4RL, DrQ-v2: action, reward and discount of a row led to its observation, and move to the row before."],
+        [
+            ("observation", [*o, GAP, *p]),
+            ("action", ["", *a[:3], GAP, "", *b[:3]]),
+            ("reward", ["", 0, 0, 1, GAP, "", 0, 0, 0]),
+            ("discount", ["", 1, 1, 0, GAP, "", 1, 1, 1]),
+            ("step_type", [0, 1, 1, 2, GAP, 0, 1, 1, 2]),
+        ],
+        open_store(folder / "walker.hdf5"),
+    )
+
+
+def maniskill_file(folder: Path) -> Example:
+    """ManiSkill's trajectories: one observation more than actions."""
+    with h5py.File(folder / "trajectory.h5", "w") as file:
+        for number, (observed, acted) in enumerate((([0, 1, 2, 3], A), ([10, 11, 12, 13], B))):
+            trajectory, is_solved = file.create_group(f"traj_{number}"), np.arange(3) == 2
+            trajectory["obs"], trajectory["actions"] = state(observed), action(acted)
+            trajectory["rewards"] = (is_solved & (number == 0)).astype(np.float32)
+            trajectory["terminated"], trajectory["truncated"] = is_solved & (number == 0), is_solved & (number == 1)
+    return Example(
+        "ManiSkill",
+        ["The observation after the last action becomes a row of its own, a timeout."],
+        [
+            ("obs", [*o, GAP, *p]),
+            ("actions", [*a[:3], "", GAP, *b[:3], ""]),
+            ("rewards", [0, 0, 1, "", GAP, 0, 0, 0, ""]),
+            ("terminated", [0, 0, 1, "", GAP, 0, 0, 0, ""]),
+            ("truncated", [0, 0, 0, "", GAP, 0, 0, 1, ""]),
+        ],
+        open_store(folder / "trajectory.h5"),
+    )
+
+
 def in_store(store: Store) -> list[Row]:
     """The rows of the store's table."""
     observations = np.rint(100 * np.asarray(store.observations["state"])[:, 0]).astype(int)
@@ -393,6 +451,7 @@ def picture(examples: Sequence[Example]) -> str:
 
 STORIES = (
     *(native_file, d4rl_file, maze_file, ogbench_file, robomimic_file, minari_file, lerobot_folder),
+    *(aloha_folder, dm_env_file, maniskill_file),
     *(zarr_folder, rlds_folder),
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import itertools
 import json
@@ -236,6 +237,8 @@ def _result(request: dict[str, Any]) -> dict[str, Any]:
     module, name = request["function"].split(":")
     with _beating():
         function = getattr(importlib.import_module(module), name)
+    if not gc.get_freeze_count():
+        gc.freeze()  # of modules: a file of many arrays makes many objects, each of whose collections visited them
     os.chdir(request["folder"])
     for key in _ENVIRONMENT:
         os.environ.pop(key, None)

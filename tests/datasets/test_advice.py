@@ -1,13 +1,13 @@
 """Every hint about a near miss is followed to the letter: the file then opens, and its rows are the right ones.
 
-The environment of these recordings is a counter: an observation is the sum of the actions before it, the reward is the
-action, the third episode ends in a terminal and the others in a time limit.
+The environment of these recordings is a counter; see counter.py.
 """
 
 import json
+import pickle
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,23 @@ import numpy as np
 import pytest
 import zarr
 from commands_of_docs import blocks
+from counter import (
+    ENDS_WELL,
+    EPISODES,
+    STEPS,
+    TERMINAL,
+    Arrays,
+    assert_right,
+    dm_env,
+    flat,
+    load,
+    marked,
+    rows_of_d4rl,
+    save,
+    with_final,
+)
 from refusals import assert_same, open_here, refused
-from samples import INFO, MAIN, METADATA, Copied, encoded
+from samples import INFO, MAIN, METADATA, Copied, joined
 from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
@@ -29,97 +44,20 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
 
 pytestmark = pytest.mark.usefixtures("cache")
-Arrays = dict[str, np.ndarray]
 Follow = Callable[[Path, Path], None]
-EPISODES, STEPS = 3, 5
-ACTIONS = [np.array([0.125, 0.25, 0.5, 0.125, 0.375], np.float32) * (-1) ** e for e in range(EPISODES)]
-PLACES = [np.concatenate([[e], e + np.cumsum(actions)]).astype(np.float32) for e, actions in enumerate(ACTIONS)]
-TERMINAL = [np.arange(STEPS) == (STEPS - 1 if e == 2 else -1) for e in range(EPISODES)]
-PICTURES = [np.zeros((STEPS + 1, 3, 40, 44), np.uint8) + np.uint8(20 * e) for e in range(EPISODES)]
-
-
-ENDS_WELL = np.arange(EPISODES * STEPS) >= 2 * STEPS  # rows of the episode that ends in a terminal
-
-
-def with_final(e: int) -> Arrays:
-    """An episode as it happened: T + 1 observations, T actions."""
-    return {"obs": PLACES[e][:, None], "actions": ACTIONS[e][:, None], "rewards": ACTIONS[e], "dones": TERMINAL[e]}
-
-
-def led_to(values: np.ndarray, first: float = 0) -> np.ndarray:
-    """Rows that hold what led to them; the first has a dummy."""
-    return np.concatenate([[first], values]).astype(np.float32)
-
-
-def dm_env(e: int) -> Arrays:
-    return {
-        "observation": PLACES[e][:, None],
-        "action": led_to(ACTIONS[e])[:, None],
-        "reward": led_to(ACTIONS[e])[:, None],
-        "discount": led_to(1 - TERMINAL[e], 1),
-        "step_type": np.array([0, *[1] * (STEPS - 1), 2]),
-    }
-
-
-def marked(e: int, style: str) -> Arrays:
-    rows = np.arange(STEPS + 1)
-    taken = np.append(ACTIONS[e], 0.0).astype(np.float32)
-    return {
-        "observation": PLACES[e][:, None],
-        "action": (led_to(ACTIONS[e]) if style == "dreamer2" else taken)[:, None],
-        "reward": taken if style == "rlds" else led_to(ACTIONS[e]),
-        "is_first": rows == 0,
-        "is_last": rows == STEPS,
-        "is_terminal": (rows == STEPS) & TERMINAL[e][-1],
-    }
-
-
-def flat(make: Callable[..., Arrays], *arguments: Any) -> Arrays:
-    parts = [make(e, *arguments) for e in range(EPISODES)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def rows_of_d4rl(e: int) -> Arrays:
-    """An episode as D4RL's rows, of T: the last action has no outcome unless it is a terminal."""
-    return {
-        "observations": PLACES[e][:-1, None],
-        "next_observations": PLACES[e][1:, None],
-        "actions": ACTIONS[e][:, None],
-        "rewards": ACTIONS[e],
-        "terminals": TERMINAL[e],
-        "timeouts": (np.arange(STEPS) == STEPS - 1) & ~TERMINAL[e],
-    }
-
-
-def save(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
-    if path.suffix == ".npz":
-        np.savez_compressed(path, **arrays)
-        return path
-    with h5py.File(path, "w") as file:
-        for name, array in arrays.items():
-            file[name] = array
-    return path
-
-
-def load(path: Path) -> Arrays:
-    if path.suffix == ".npz":
-        return dict(np.load(path))
-    with h5py.File(path) as file:
-        return {name: file[name][:] for name in file}
 
 
 def script() -> dict[str, Any]:
     """The functions of the script in docs/data.md."""
     found: dict[str, Any] = {}
-    exec(next(block for block in blocks("docs/data.md", "python") if "def dm_env" in block), found)
+    exec(next(block for block in blocks("docs/data.md", "python") if "def with_is_first" in block), found)
     return found
 
 
 def follow_script(kind: str, *arguments: Any) -> Follow:
     def follow(source: Path, target: Path) -> None:
         named, arrays = script(), load(source)
-        is_first = arrays["step_type"] == 0 if kind == "dm_env" else arrays["is_first"]
-        episodes = named["split"](arrays, is_first)
+        episodes = named["split"](arrays, arrays["is_first"])
         named["write"](target, [named[kind](episode, *arguments) for episode in episodes])
 
     return follow
@@ -144,37 +82,24 @@ def changed(**new: Callable[[Arrays], Any]) -> Follow:
     return follow
 
 
-def assert_right(store: Store, *, has_final: bool) -> None:
-    """Each observation is paired with the action taken in it, its reward, its terminal and its successor."""
-    assert problems(store) == []
-    lengths = np.diff(store.episode_ends, prepend=0)
-    assert lengths.tolist() == [STEPS + has_final] * EPISODES
-    rows = store.transitions
-    states = np.asarray(store.observations["state"])[:, 0]
-    expected = [e * (STEPS + has_final) + t for e in range(EPISODES) for t in range(STEPS - 1 + (has_final or e == 2))]
-    assert rows.tolist() == expected
-    low, high = (
-        np.asarray(store.attributes.get(bound, value)) for bound, value in (("action_low", -1), ("action_high", 1))
-    )
-    taken = (low + (np.asarray(store.actions) + 1) / 2 * (high - low))[:, 0]
-    follows = rows[rows + 1 < len(states)]
-    follows = follows[~np.isin(follows + 1, store.episode_starts)]
-    np.testing.assert_allclose(states[follows] + taken[follows], states[follows + 1], atol=1e-6)
-    np.testing.assert_allclose(store.rewards[rows], taken[rows], atol=1e-6)
-    assert store.terminals.nonzero()[0].tolist() == [2 * (STEPS + has_final) + STEPS - 1]
-
-
 MISSES: dict[str, tuple[Arrays, tuple[str, ...], Follow, bool]] = {
-    "dm_env": (flat(dm_env), ("rows are those of dm_env", "action[t + 1]"), follow_script("dm_env"), True),
     "rlds": (flat(marked, "rlds"), ("RLDS keeps action and reward",), follow_script("with_is_first", "rlds"), True),
     "dreamer3": (flat(marked, "dreamer3"), ("in reward[t + 1]",), follow_script("with_is_first", "dreamer3"), True),
-    "dreamer2": (flat(marked, "dreamer2"), ("in action[t + 1]",), follow_script("with_is_first", "dreamer2"), True),
     "dm_env under D4RL's names": (
         {{"observation": "observations", "action": "actions", "reward": "rewards"}.get(k, k): v
          for k, v in flat(dm_env).items()} | {"terminals": np.zeros(EPISODES * (STEPS + 1), bool)},
-        ("rows are those of dm_env", "action[t + 1]"),
-        lambda source, target: follow_script("dm_env")(
-            save(source.with_stem("renamed"), {k.rstrip("s"): v for k, v in load(source).items()}), target), True),
+        ("rows are those of dm_env", "call them observation, action, reward and discount"),
+        rename(observations="observation", actions="action", rewards="reward"), True),
+    "rows that are not dm_env's": (
+        {{"observations": "observation", "actions": "action", "rewards": "reward"}.get(k, k): v
+         for k, v in flat(rows_of_d4rl).items() if k not in ("terminals", "timeouts", "next_observations")}
+        | {"discount": 1 - np.concatenate(TERMINAL), "step_type": np.tile([0, 1, 1, 1, 2], EPISODES)},
+        ("rename 'observation' to 'observations', 'action' to 'actions' and 'reward' to 'rewards', and add",),
+        lambda source, target: changed(
+            terminals=lambda held: held["discount"] == 0,
+            timeouts=lambda held: (held["step_type"] == 2) & (held["discount"] == 1))(
+                save(source.with_stem("renamed"), {{"observation": "observations", "action": "actions",
+                     "reward": "rewards"}.get(k, k): v for k, v in load(source).items()}), target), False),
     "other names": (
         {{"observations": "obs", "next_observations": "next_obs", "actions": "action", "rewards": "reward"}.get(k, k): v
          for k, v in flat(rows_of_d4rl).items()},
@@ -210,9 +135,31 @@ def test_advice_about_flat_arrays(
 ) -> None:
     source = save(tmp_path / f"near{suffix}", arrays)
     refused(source, *words)
-    target = tmp_path / f"followed{suffix if not has_final else '.h5'}"
+    target = tmp_path / f"followed{suffix}"
     follow(source, target)
     assert_right(open_here(target), has_final=has_final)
+
+
+def pickled(path: Path, arrays: Arrays) -> None:
+    path.write_bytes(pickle.dumps(arrays))
+
+
+def as_npy(path: Path, arrays: Arrays) -> None:
+    with path.open("wb") as file:
+        np.save(file, arrays, allow_pickle=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("write", "read"),
+    [(pickled, lambda path: pickle.loads(path.read_bytes())),
+     (as_npy, lambda path: np.load(path, allow_pickle=True).item())],
+    ids=["pickle", "npy"],
+)  # fmt: skip
+def test_advice_about_pickled_arrays(tmp_path: Path, write: Callable, read: Callable) -> None:
+    write(tmp_path / "a.pkl", flat(rows_of_d4rl))
+    refused(tmp_path / "a.pkl", "write its arrays by np.savez(path, **arrays)")
+    np.savez(tmp_path / "a.npz", **read(tmp_path / "a.pkl"))
+    assert_right(open_here(tmp_path / "a.npz"), has_final=False)
 
 
 # Files and folders of groups ----------------------------------------------------------------------------------------
@@ -268,51 +215,17 @@ def test_advice_about_groups(
     assert_right(open_here(tmp_path / "followed.h5"), has_final=True)
 
 
-@pytest.mark.parametrize("make", [dm_env, lambda e: marked(e, "rlds")], ids=["dm_env", "rlds"])
-def test_other_rows_are_named_in_groups_and_folders(tmp_path: Path, make: Callable[[int], Arrays]) -> None:
-    refused(grouped(tmp_path / "near.h5", "episode_", make), "its rows are those of", "docs/data.md")
+def test_other_rows_are_named_in_groups_and_folders(tmp_path: Path) -> None:
     (folder := tmp_path / "buffer").mkdir()
     for e in range(EPISODES):
-        save(folder / f"20221104T083921_{e}_{STEPS}.npz", {k: v for k, v in make(e).items() if k != "step_type"})
-    refused(folder, "in it lies 20221104T083921_0_5.npz: its rows are those of", "docs/data.md")
-    if make is dm_env:
-        named = script()
-        named["write"](tmp_path / "out.h5", [named["dm_env"](load(path)) for path in sorted(folder.iterdir())])
-        assert_right(open_here(tmp_path / "out.h5"), has_final=True)
-
-
-def test_advice_about_images_of_dm_env(tmp_path: Path) -> None:
-    """V-D4RL's frames have their channels first."""
-    arrays = flat(lambda e: dm_env(e) | {"observation": PICTURES[e]})
-    refused(save(tmp_path / "walker.hdf5", arrays), "its rows are those of dm_env")
-    follow_script("dm_env")(tmp_path / "walker.hdf5", tmp_path / "out.h5")
-    store = open_here(tmp_path / "out.h5")
-    assert problems(store) == []
-    np.testing.assert_array_equal(store.observations["camera"], np.concatenate(PICTURES).transpose(0, 2, 3, 1))
-
-
-def test_advice_about_aloha(tmp_path: Path) -> None:
-    """A folder of episodes in radians, whose wrist camera is compressed; it is not led in a circle."""
-    (folder := tmp_path / "aloha").mkdir()
-    colors = np.zeros((STEPS, 24, 32, 3), np.uint8) + np.array([200, 100, 0], np.uint8)
-    for e in range(EPISODES):
-        jpegs = [np.frombuffer(encoded(frame[..., ::-1], "JPEG"), np.uint8) for frame in colors]
-        padded = np.stack([np.pad(jpeg, (0, 9)) for jpeg in jpegs])
-        with h5py.File(folder / f"episode_{e}.hdf5", "w") as file:
-            file["action"] = 4 * np.stack([ACTIONS[e]] * 14, 1)
-            file["observations/qpos"] = file["observations/qvel"] = np.stack([PLACES[e][:-1]] * 14, 1)
-            file["observations/images/high"], file["observations/images/wrist"] = colors, padded
-    refused(folder, "in it lies episode_0.hdf5: it looks like an episode of ALOHA", "docs/data.md")
-    named = script()
-    named["write"](tmp_path / "out.h5", [named["aloha"](path) for path in sorted(folder.iterdir())])
-    store = open_here(tmp_path / "out.h5")
-    assert problems(store) == []
-    assert np.diff(store.episode_ends, prepend=0).tolist() == [STEPS] * EPISODES
-    low, high = (np.asarray(store.attributes[bound]) for bound in ("action_low", "action_high"))
-    taken = low + (np.asarray(store.actions) + 1) / 2 * (high - low)
-    np.testing.assert_allclose(taken, 4 * np.stack([np.concatenate(ACTIONS)] * 14, 1), atol=1e-6)
-    np.testing.assert_array_equal(store.observations["high"][0], colors[0])
-    assert np.abs(store.observations["wrist"][0].astype(int) - colors[0]).max() < 4
+        save(folder / f"{e}.npz", marked(e, "rlds"))
+    refused(folder, "its rows are those of RLDS", "docs/data.md")
+    refused(grouped(tmp_path / "rlds.h5", "episode_", marked, "rlds"), "its rows are those of RLDS", "docs/data.md")
+    path = grouped(tmp_path / "near.h5", "episode_", dm_env)
+    refused(path, "its rows are those of dm_env", "in flat arrays with step_type")
+    with h5py.File(path) as file:
+        parts = [{name: array[:] for name, array in file[f"episode_{e}"].items()} for e in range(EPISODES)]
+    assert_right(open_here(save(tmp_path / "flat.h5", joined(parts))), has_final=True)
 
 
 def named(message: str) -> Path:

@@ -1,10 +1,14 @@
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from refusals import assert_same, open_here
-from samples import Contents, d4rl_file, hopper
+from samples import Contents, d4rl_file, hopper, npz
 from stores import make_store
 
 from gtp_vision.datasets.formats import d4rl, detect
@@ -194,3 +198,32 @@ def test_other_tools_find_d4rls_arrays_and_transitions(tmp_path: Path, camera: b
     with h5py.File(path) as file:
         dtypes = [str(file[name].dtype) for name in ("actions", "rewards", "terminals", "timeouts")]
     assert dtypes == ["float32", "float32", "bool", "bool"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.sets(st.sampled_from(["timeouts", "next_observations", "infos/qvel", "metadata/algorithm"])),
+    st.sampled_from([np.float16, np.float32, np.float64]),
+    st.sampled_from([bool, np.uint8, np.int64, np.float32]),
+    st.sampled_from(["C", "F"]),
+    st.sampled_from([(), (1,)]),
+    st.sampled_from([np.savez, np.savez_compressed]),
+)
+def test_an_npz_is_read_as_the_same_arrays_in_hdf5(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], more: set, floats: type, flags: type, order: str,
+    column: tuple, save: Callable[..., None],
+) -> None:  # fmt: skip
+    folder, contents = tmp_path_factory.mktemp("npz"), hopper(lengths, falls=(0,))
+    optional = {"timeouts", "next_observations", "infos/qvel", "metadata/algorithm"}
+    contents = {name: array for name, array in contents.items() if name in more or name not in optional}
+    for name, array in contents.items():
+        kind = flags if array.dtype == bool else floats
+        shape = (len(array), *column) if array.ndim == 1 and name != "metadata/algorithm" else array.shape
+        contents[name] = np.asarray(array.reshape(shape), kind, order)  # type: ignore[call-overload]
+    store = open_here(npz(folder / "a.npz", contents, save))
+    assert_same(store, replace(open_here(d4rl_file(folder / "a.hdf5", contents)), attributes=store.attributes))
+    np.testing.assert_array_equal(store.observations["state"], np.float32(contents["observations"]))
+    np.testing.assert_array_equal(store.actions, np.float32(contents["actions"]))
+    np.testing.assert_array_equal(store.rewards, np.float32(contents["rewards"]).ravel())
+    np.testing.assert_array_equal(store.terminals, contents["terminals"].ravel() != 0)

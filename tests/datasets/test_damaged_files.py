@@ -248,7 +248,7 @@ ROBOMIMIC = [
         ("obs", None, DEMO, "dataset_states_to_obs.py"), ("obs", zeros(3), f"{DEMO}/obs", "not a group"),
         ("obs/phase", ["a"] * 9, PHASE, "object"), ("obs/phase", zeros(9, 0), PHASE, "(9, 0)"),
         ("obs/a\nb", zeros(9, 2), "name of an array")]),
-    row("robomimic", move(PHASE, f"{DEMO}/obs/deep/phase"), f"{DEMO}/obs/deep", "not an array"),
+    row("robomimic", move(PHASE, f"{DEMO}/obs/deep/phase"), "'deep_phase' is in 'data/demo_1' and not in"),
     row("robomimic", put(DEMO, zeros(3)), DEMO, "not a group"),
     row("robomimic", hdf5(lambda file: file.copy(DEMO, "data/demo_01")), "demo_01", "demo_1", "same number"),
     row("robomimic", move(DEMO, "data/demo_last"), "demo_last", "no number"),

@@ -40,7 +40,6 @@ def hint(path: Path) -> str:
     ("names", "words"),
     [
         (("actions", "observations/front"), ("gtp-vision", "attribute 'format'", "format='gtp-vision', version=1")),
-        (("action", "observations/images/top", "observations/qpos"), ("ALOHA", "docs/data.md")),
         (("action", "obs", "done"), ("'action' to 'actions'", "'obs' to 'observations'", "'done' to 'terminals'")),
         (("action", "obs", "reward"), ("'reward' to 'rewards'", "add 'terminals'")),
         (("action", "observation", "state", "reward", "done"), ("'observation' to 'observations'",)),

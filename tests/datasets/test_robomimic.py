@@ -1,12 +1,16 @@
+import json
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import h5py
+import hypothesis.extra.numpy as arrays_of
 import numpy as np
 import pytest
-from refusals import hdf5, open_here, put
-from samples import ENV_ARGS, robomimic_file
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from refusals import attribute, hdf5, open_here, put, refused
+from samples import ENV_ARGS, LIBERO_TASK, isaac_lab, libero, robomimic_file
 from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
@@ -225,3 +229,122 @@ def test_names_of_demonstrations_survive_every_format(tmp_path: Path) -> None:
             assert set(file["data"]) == {"demo_0", "demo_7", "demo_10"}
             assert file["mask/train"][:].tolist() == [b"demo_10"]
         assert open_here(again).attributes["demonstrations"] == store.attributes["demonstrations"]
+
+
+# Other programs with the same layout --------------------------------------------------------------------------------
+
+
+def test_nested_observations_of_isaac_lab(tmp_path: Path) -> None:
+    store = validate(open_here(isaac_lab(tmp_path / "isaac.hdf5")))
+    rows = np.concatenate([np.arange(6), np.arange(5)]).astype(np.float32)
+    read = {name: np.asarray(array) for name, array in store.observations.items()}
+    assert set(read) == {"eef_pos", "info_object_pose_cube", "info_signals_grasp", "rgb_table_cam"}
+    np.testing.assert_array_equal(read["info_object_pose_cube"], np.eye(4).reshape(16) * rows[:, None])
+    np.testing.assert_array_equal(read["info_signals_grasp"][:, 0], rows >= 3)
+    np.testing.assert_array_equal(read["rgb_table_cam"][:, 0, 0, 0], rows)
+    assert store.attributes["left_out"] == ["datagen_info"]
+    assert store.attributes["episode_success"] == [True, False]
+    assert store.timeouts.nonzero()[0].tolist() == [5, 10]
+
+
+def test_nested_next_obs_has_the_final_observation(tmp_path: Path) -> None:
+    path = isaac_lab(tmp_path / "isaac.hdf5", (3,))
+
+    def later(file: h5py.File) -> None:
+        file["data/demo_0"].copy("obs", "next_obs")
+        file["data/demo_0/next_obs/eef_pos"][-1] = 7
+
+    hdf5(later)(path)
+    assert open_here(path).observations["eef_pos"][:, 0].tolist() == [0, 1, 2, 7]
+
+
+def test_what_mimicgen_records_beside_observations_is_ignored(tmp_path: Path) -> None:
+    path, contents = robomimic_file(tmp_path / "demo.hdf5", (4, 3))
+    for number in range(2):
+        put(f"data/demo_{number}/src_demo_inds", np.zeros(2, np.int64))(path)
+        put(f"data/demo_{number}/src_demo_labels", np.zeros((4, 1), np.int64))(path)
+        put(f"data/demo_{number}/datagen_info/eef_pose", np.zeros((9, 4, 4)))(path)
+    attribute("data", "mg_config", "{}")(path)
+    store = validate(open_here(path))
+    assert set(store.observations) == {"agentview_image", "robot0_eef_pos", "phase"}
+    np.testing.assert_array_equal(store.actions[:4], np.float32(contents[0]["actions"]))
+
+
+def test_groups_that_cannot_be_flattened_are_refused(tmp_path: Path) -> None:
+    path = isaac_lab(tmp_path / "a.hdf5", (3,))
+    put("data/demo_0/obs/info_signals_grasp", np.zeros(3))(path)
+    refused(path, "two observations get the joined name 'info_signals_grasp'")
+    loop = isaac_lab(tmp_path / "b.hdf5", (3,))
+    hdf5(lambda file: file["data/demo_0/obs/info"].__setitem__("more", file["data/demo_0/obs"]))(loop)
+    refused(loop, "flatten its groups")
+
+
+@pytest.mark.parametrize("convention", ["opengl", "opencv"])
+def test_images_of_libero_are_upright(tmp_path: Path, convention: str) -> None:
+    path, upright = libero(tmp_path / "a.hdf5", convention)
+    store = validate(open_here(path))
+    np.testing.assert_array_equal(store.observations["agentview_rgb"], upright)
+    assert store.attributes.get("turned_upright") == (["agentview_rgb"] if convention == "opengl" else None)
+    assert store.has_outcome.tolist() == [True] * 8
+    again = open_here(robomimic.write(tmp_path / "again.hdf5", store))  # not turned twice
+    np.testing.assert_array_equal(again.observations["agentview_rgb"][:4], upright[:4])
+
+
+def test_large_images_of_libero_are_not_mapped_upside_down(tmp_path: Path) -> None:
+    path, _ = libero(tmp_path / "a.hdf5")
+    tall = np.repeat(np.arange(256, dtype=np.uint8), 256 * 3).reshape(1, 256, 256, 3).repeat(4, 0)
+    for number in range(2):
+        put(f"data/demo_{number}/obs/agentview_rgb", tall)(path)
+    np.testing.assert_array_equal(open_here(path).observations["agentview_rgb"][5], tall[0, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("edit", "tasks"),
+    [
+        (lambda path: None, ([LIBERO_TASK], [0, 0])),
+        (attribute("data", "problem_info", json.dumps({"language_instruction": list(LIBERO_TASK)})),
+         ([LIBERO_TASK], [0, 0])),
+        (attribute("data/demo_1", "ep_meta", json.dumps({"lang": "close it"})), ([LIBERO_TASK, "close it"], [0, 1])),
+        (attribute("data", "problem_info", "{}"), (None, None)),
+    ],
+    ids=["LIBERO", "a list of characters", "RoboCasa", "none"],
+)  # fmt: skip
+def test_instructions_are_kept(tmp_path: Path, edit: Any, tasks: Any) -> None:
+    path, _ = libero(tmp_path / "a.hdf5")
+    edit(path)
+    held = open_here(path).attributes
+    assert (held.get("tasks"), held.get("episode_tasks")) == tasks
+
+
+DTYPES = st.sampled_from([np.float32, np.float64, np.int64, np.uint8, bool])
+NESTED = st.dictionaries(
+    st.sampled_from(["arm", "a/b", "a/c", "deep/er/x"]),
+    st.tuples(DTYPES, arrays_of.array_shapes(max_dims=2, max_side=4)),
+    min_size=1,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(NESTED, st.lists(st.integers(1, 4), min_size=1, max_size=3), st.booleans(), st.sampled_from([None, "gzip"]))
+def test_any_small_file_is_read_as_h5py_reads_it(
+    tmp_path_factory: pytest.TempPathFactory, kinds: dict, lengths: list[int], has_next: bool, compression: str | None
+) -> None:
+    path, random = tmp_path_factory.mktemp("robomimic") / "a.hdf5", np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for number, steps in enumerate(lengths):
+            file[f"data/demo_{number}/actions"] = random.uniform(-1, 1, (steps, 2))
+            for name, (dtype, shape) in kinds.items():
+                for group in ("obs", "next_obs")[: 1 + has_next]:
+                    values = random.uniform(-9, 9, (steps, *shape)).astype(dtype)
+                    file.create_dataset(f"data/demo_{number}/{group}/{name}", data=values, compression=compression)
+    store = open_here(path)
+    with h5py.File(path) as file:
+        for number, (start, stop) in enumerate(zip(store.episode_starts, store.episode_ends, strict=True)):
+            demo = file[f"data/demo_{number}"]
+            np.testing.assert_array_equal(store.actions[start : start + lengths[number]], np.float32(demo["actions"]))
+            for name in kinds:
+                rows = np.concatenate(
+                    [demo[f"obs/{name}"], demo[f"next_obs/{name}"][-1:]] if has_next else [demo[f"obs/{name}"]]
+                )
+                found = np.asarray(store.observations[name.replace("/", "_")])[start:stop]
+                np.testing.assert_array_equal(found, np.float32(rows).reshape(len(rows), -1))

@@ -94,7 +94,7 @@ def test_streams_are_refused_and_become_rows_by_the_script(
     refused(folder, f"in it lies {path.name}: ", HINT) if path.is_file() else None
     named: dict[str, Any] = {}
     for block in blocks("docs/data.md", "python"):
-        if "def dm_env" in block or "def rosbag" in block:
+        if "def write(" in block or "def rosbag(" in block:
             exec(block, named)
     topics = {"front": "/camera", "joints": "/joints"}
     named["write"](tmp_path / "out.h5", [named["rosbag"](path, 10, topics, "/command")])

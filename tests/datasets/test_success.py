@@ -128,3 +128,22 @@ def test_marks_are_kept_by_conversions(tmp_path: Path, write: Callable[..., Any]
     found = success(open_here(tmp_path / "copy"))
     assert (found["solved"], found["of"]) == (1, 2)
     assert "of mine, 1 more are not marked" in found["because"]
+
+
+@pytest.mark.parametrize("suite", ["native", "robomimic", "lerobot", "maniskill"])
+@pytest.mark.parametrize(
+    ("rewards", "solved"),
+    [
+        ({4: 3.0, 17: 0.5}, 2),
+        ({4: 3.0, 3: 0.1}, None),
+        ({4: 3.0, 17: -1.0}, None),
+        ({}, None),
+    ],
+    ids=["at the ends", "inside", "below 0", "none"],
+)
+def test_rewards_at_the_ends_alone_are_success(suite: str, rewards: dict[int, float], solved: int | None) -> None:
+    values = np.zeros(18, np.float32)
+    values[list(rewards)] = list(rewards.values())
+    found = success(make_store((5, 6, 7), terminals={4, 17}, rewards=values, attributes={"suite": suite}))
+    assert found.get("solved") == solved
+    assert solved is None or found["because"] == "episodes with a last reward above 0, the only rewards"
