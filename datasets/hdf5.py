@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.files import lfs_pointer
 from gtp_vision.core.safe_json import parse_json
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -38,10 +39,9 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     except BlockingIOError as error:  # HDF5's own lock
         raise GtpVisionError(f"{path} is open for writing in another program; wait until that closes it") from error
     except (OSError, RuntimeError) as error:
-        raise GtpVisionError(
-            f"{path} cannot be read as HDF5 ({first_line(error)}): it is missing, truncated or of another format; "
-            f"copy it again"
-        ) from error
+        is_pointer = path.is_file() and lfs_pointer(path)
+        reason = is_pointer or "it is missing, truncated or of another format; copy it again"
+        raise GtpVisionError(f"{path} cannot be read as HDF5 ({first_line(error)}): {reason}") from error
 
 
 def member(parent: h5py.Group, name: str, path: Path) -> h5py.Dataset | h5py.Group:

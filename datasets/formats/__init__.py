@@ -11,7 +11,7 @@ from typing import Any
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line, propose
-from gtp_vision.core.files import require_space
+from gtp_vision.core.files import lfs_pointer, require_space
 from gtp_vision.core.registry import Registry
 from gtp_vision.datasets import hdf5, npz
 from gtp_vision.datasets.formats import near_misses
@@ -120,6 +120,8 @@ def _recognised(path: Path) -> tuple[str, str, str | None]:
             found = next((known.name for known in _formats() if known.hdf5 and known.hdf5(file, path)), "")
             held = f"HDF5 with {', '.join(sorted(hdf5.children(file, path))[:6]) or 'nothing'} in it"
             return found, held, None if found else near_misses.in_hdf5(file, path)
+    if path.is_file() and (pointer := lfs_pointer(path)):
+        return "", "text", pointer
     found = next((known.name for known in _formats() if known.other and known.other(path)), "")
     if path.is_dir():
         return found, "a folder", None
@@ -139,7 +141,7 @@ def _hint(path: Path) -> str | None:
 def _is_data_set(path: Path) -> bool:
     """Whether a path in a folder may be a data set, judged by its first bytes where it is HDF5, by names where npz."""
     with contextlib.suppress(OSError):
-        if path.is_file() and (_magic(path) == hdf5.MAGIC or npz.names(path)):
+        if path.is_file() and (_magic(path) == hdf5.MAGIC or npz.names(path) or lfs_pointer(path)):
             return True
         return any(known.other(path) for known in _formats() if known.other)
     return False

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 from commands_of_docs import blocks
-from refusals import open_here, refused
+from refusals import as_links, open_here, refused
 from samples import encoded
 from stores import make_store
 
@@ -330,12 +330,9 @@ def test_advice_about_a_native_file_without_its_attribute(tmp_path: Path) -> Non
 
 
 def test_advice_about_links(copied: Callable[[str], Path], tmp_path: Path) -> None:
-    """A download of the Hugging Face hub holds links; copying what they lead to, as `cp -rL` does, is enough."""
-    folder, blobs = copied("published"), tmp_path / "blobs"
-    blobs.mkdir()
-    for number, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
-        file.rename(blobs / str(number))
-        file.symlink_to(blobs / str(number))
+    """Copying what links lead to, as `cp -rL` does, is enough."""
+    folder = copied("published")
+    as_links(folder, tmp_path / "blobs")
     refused(folder, "leads out of the folder", "cp -rL")
     shutil.copytree(folder, tmp_path / "plain" / folder.name)
     assert open_here(tmp_path / "plain" / folder.name).episodes == 3
