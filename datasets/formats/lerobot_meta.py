@@ -1,13 +1,14 @@
-"""LeRobot's folder `meta/`: the features, and the rows and files of each episode.
+"""LeRobot's folder `meta/`: the features, the tasks, and the rows and files of each episode.
 
-Every function raises a GtpVisionError that names the file and what is wrong in it.
+Version 3 lists these in Parquet tables and puts many episodes into a file; versions 2.0 and 2.1 list them in lines of
+JSON and have a file an episode. Every function raises a GtpVisionError that names the file and what is wrong in it.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import data_files
-from gtp_vision.core.safe_json import read_json
+from gtp_vision.core.safe_json import read_json, read_json_lines
 from gtp_vision.datasets.formats import tables, video
 
 INFO, STATS, TASKS, EPISODES = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/episodes"
 OURS = "meta/gtp_vision.json"  # the store's attributes, in data sets of our writer
+TASK_LINES, EPISODE_LINES = "meta/tasks.jsonl", "meta/episodes.jsonl"  # of version 2
 CAMERA, STATE = "observation.images.", "observation."
 ROWS = 4096  # of a table that are read together
 _OWN = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # LeRobot's own columns
@@ -36,34 +38,37 @@ class Feature:
     shape: tuple[int, ...]
 
 
+Part = tuple[Path, int, int]
+"""A file with its first and its exclusive last episode."""
+
+
 @dataclass(frozen=True)
 class Episodes:
     """Where the E episodes lie.
 
-    `lengths` (E,) are rows; `data` (E, 2) chunk and file of the table; `videos`, by the camera's key, chunk and file
-    (E, 2), and the second of the first frame (E,).
+    Attributes:
+        listed: the file or folder that lists them, for messages.
+        lengths: (E,) rows.
+        tables: the files of rows.
+        videos: by the camera's key, its files, and the second of each episode's first frame (E,).
     """
 
+    listed: str
     lengths: np.ndarray
-    data: np.ndarray
-    videos: dict[str, tuple[np.ndarray, np.ndarray]]
+    tables: list[Part]
+    videos: dict[str, tuple[list[Part], np.ndarray]]
 
 
 def read_info(path: Path) -> dict[str, Any]:
-    """Read meta/info.json of version 3."""
+    """Read meta/info.json of a version that is known."""
     info = read_json(tables.inside(path, INFO))
     version, fps = info.get("codebase_version"), info.get("fps")
-    if not isinstance(version, str) or not re.fullmatch(r"v?3(\.\d+)*", version):
-        if isinstance(version, str) and re.match(r"v?[12]\.", version):
-            is_last = re.match(r"v?2\.1", version)
-            first = "" if is_last else ", which takes v2.1: run convert_dataset_v20_to_v21 of lerobot 0.3 before it"
-            raise GtpVisionError(
-                f"{path} is a LeRobot data set of version {version}, this program reads v3.0; convert it by LeRobot's "
-                f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id NAME --root FOLDER --push-to-hub=false"
-                f"{first}"
-            )
+    if not isinstance(version, str) or not re.fullmatch(r"v?(2\.[01]|3(\.\d+)*)", version):
+        is_old = isinstance(version, str) and re.match(r"v?1\.", version)
+        advice = "record it again, or convert it with a LeRobot of 2024" if is_old else "update gtp-vision"
         raise GtpVisionError(
-            f"{path / INFO}: codebase_version is {version!r}, this program reads v3.0; update gtp-vision"
+            f"{path / INFO}: codebase_version is {str(version)[:80]!r}, this program reads v2.0, v2.1 and v3.0; "
+            f"{advice}"
         )
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 1e5:
         raise GtpVisionError(f"{path / INFO}: fps is {str(fps)[:80]!r}; wanted a number of frames per second above 0")
@@ -138,8 +143,65 @@ def _shape(key: str, entry: dict[str, Any], is_camera: bool, path: Path) -> tupl
     return tuple(shape)
 
 
+def is_version_2(info: dict[str, Any]) -> bool:
+    """Whether each episode has files of its own."""
+    return str(info["codebase_version"]).lstrip("v").startswith("2")
+
+
+def read_tasks(path: Path, info: dict[str, Any]) -> dict[int, str]:
+    """Read the texts of the tasks by their numbers."""
+    if is_version_2(info):
+        file = tables.inside(path, TASK_LINES)
+        lines = read_json_lines(file)
+        return {_integer(line, "task_index", file): str(line.get("task")) for line in lines}
+    file = tables.inside(path, TASKS)
+    columns = tables.columns_of_text(file)
+    if not columns:
+        raise GtpVisionError(f"{file} has no column of text with the tasks; copy the data set again")
+    return {
+        int(number): str(word)
+        for numbers, words in tables.batches(file, ["task_index", "task" if "task" in columns else columns[0]], ROWS)
+        for number, word in zip(tables.integers(numbers, 1, "task_index", file)[:, 0], words.to_pylist(), strict=True)
+    }
+
+
 def read_episodes(path: Path, info: dict[str, Any], cameras: list[str]) -> Episodes:
     """Read where the episodes lie; `cameras` are the keys of the cameras that are videos."""
+    episodes = (_file_each if is_version_2(info) else _from_tables)(path, info, cameras)
+    found = {"total_episodes": len(episodes.lengths), "total_frames": int(episodes.lengths.sum())}
+    for key, count in found.items():
+        if key in info and info[key] != count:
+            raise GtpVisionError(
+                f"{path}: {INFO} says {key} {str(info[key])[:80]}, but {episodes.listed} lists {count}; the copy is "
+                f"incomplete: copy the data set again"
+            )
+    return episodes
+
+
+def _file_each(path: Path, info: dict[str, Any], cameras: list[str]) -> Episodes:
+    """Read where the episodes of version 2 lie, each in files of its own."""
+    file = tables.inside(path, EPISODE_LINES)
+    lines = read_json_lines(file)
+    listed = {_integer(line, "episode_index", file): _integer(line, "length", file) for line in lines}
+    _check_numbers(np.array(sorted(_integer(line, "episode_index", file) for line in lines)), file)
+    lengths = np.array([listed[number] for number in sorted(listed)], np.int64)
+    if len(wrong := np.flatnonzero((lengths <= 0) | (lengths > _MAX_ROWS // len(lengths)))):
+        raise GtpVisionError(f"{file}: episode {wrong[0]} has length {lengths[wrong[0]]}; copy the data set again")
+    chunk = _integer(info, "chunks_size", path / INFO)
+    if chunk <= 0:
+        raise GtpVisionError(f"{path / INFO}: chunks_size is {chunk}; copy the data set again")
+
+    def files(template: str, key: str = "") -> list[Part]:
+        of = [{"episode_chunk": e // chunk, "episode_index": e, "video_key": key} for e in range(len(lengths))]
+        return _parts(path, str(info.get(template)), of)
+
+    begins = np.zeros(len(lengths))
+    videos = {key: (files("video_path", key), begins) for key in cameras}
+    return Episodes(EPISODE_LINES, lengths, files("data_path"), videos)
+
+
+def _from_tables(path: Path, info: dict[str, Any], cameras: list[str]) -> Episodes:
+    """Read where the episodes of version 3 lie."""
     integers = ["episode_index", "length", "dataset_from_index", "dataset_to_index"]
     integers += ["data/chunk_index", "data/file_index"]
     integers += [f"videos/{key}/{part}_index" for key in cameras for part in ("chunk", "file")]
@@ -155,12 +217,7 @@ def read_episodes(path: Path, info: dict[str, Any], cameras: list[str]) -> Episo
     table = dict(zip((*integers, *seconds), map(np.concatenate, parts), strict=True))
     order = np.argsort(table["episode_index"], kind="stable")
     table = {key: column[order] for key, column in table.items()}
-    number = table["episode_index"]
-    wrong = np.flatnonzero(number != np.arange(len(number)))
-    if len(wrong):
-        raise GtpVisionError(
-            f"{path / EPISODES}: episode {wrong[0]} is missing or listed twice; copy the data set again"
-        )
+    _check_numbers(table["episode_index"], path / EPISODES)
     lengths = table["length"].astype(np.int64)
     before = np.concatenate([[0], np.cumsum(np.clip(lengths, 0, _MAX_ROWS // len(lengths)))])
     bad = (lengths <= 0) | (table["dataset_from_index"] != before[:-1]) | (table["dataset_to_index"] != before[1:])
@@ -170,48 +227,55 @@ def read_episodes(path: Path, info: dict[str, Any], cameras: list[str]) -> Episo
             f"{path / EPISODES}: episode {e} has length {lengths[e]}, from row {table['dataset_from_index'][e]} to "
             f"{table['dataset_to_index'][e]}, but the episodes before it have {before[e]} rows; copy the data set again"
         )
-    for key, count in (("total_episodes", len(lengths)), ("total_frames", int(before[-1]))):
-        if key in info and info[key] != count:
-            raise GtpVisionError(
-                f"{path}: {INFO} says {key} {str(info[key])[:80]}, but {EPISODES} list {count}; the copy is "
-                f"incomplete: copy the data set again"
-            )
 
-    def places(name: str) -> np.ndarray:
-        return np.stack([table[f"{name}/{part}_index"] for part in ("chunk", "file")], 1)
+    def files(template: str, prefix: str, key: str = "") -> list[Part]:
+        chunks, numbers = (table[f"{prefix}/{part}_index"].tolist() for part in ("chunk", "file"))
+        of = [{"chunk_index": c, "file_index": n, "video_key": key} for c, n in zip(chunks, numbers, strict=True)]
+        return _parts(path, str(info.get(template)), of)
 
     videos = {}
     for key in cameras:
         begin = table[f"videos/{key}/from_timestamp"].astype(np.float64)
         if len(wrong := np.flatnonzero(~((begin >= 0) & (begin < 1e9)))):
             raise GtpVisionError(f"{path / EPISODES}: episode {wrong[0]} of '{key}' begins at second {begin[wrong[0]]}")
-        videos[key] = (places(f"videos/{key}"), begin)
-    return Episodes(lengths, places("data"), videos)
+        videos[key] = (files("video_path", f"videos/{key}", key), begin)
+    return Episodes(EPISODES, lengths, files("data_path", "data"), videos)
 
 
-def files_of(
-    path: Path, template: str, key: str, places: np.ndarray, lengths: np.ndarray
-) -> list[tuple[Path, int, int]]:
-    """Return the files that hold the episodes, in order: path, first and exclusive last episode.
+def _parts(path: Path, template: str, fields: list[dict[str, Any]]) -> list[Part]:
+    """Return the files that hold the episodes, in order.
 
-    The template has `chunk_index`, `file_index` and `video_key` (`key`) in braces; `places` (E, 2) are chunk and file
-    of each episode, `lengths` (E,) its rows.
+    `fields` are, for each episode, what stands in braces in the template.
     """
-    edges = [0, *(np.flatnonzero(np.any(places[1:] != places[:-1], axis=1)) + 1), len(lengths)]
-    found: list[tuple[Path, int, int]] = []
+    found: list[Part] = []
     seen = set()
-    for begin, end in pairwise(edges):
-        fields = {"chunk_index": int(places[begin][0]), "file_index": int(places[begin][1]), "video_key": key}
+    for fits, members in groupby(enumerate(fields), key=lambda member: member[1]):
+        (begin, _), *others = members
 
-        def filled(match: re.Match[str], fields: dict[str, Any] = fields) -> str:
-            return str(fields[match[1]]).zfill(int(match[2] or 0))
+        def filled(match: re.Match[str], fits: dict[str, Any] = fits) -> str:
+            return str(fits[match[1]]).zfill(int(match[2] or 0)) if match[1] in fits else match[0]
 
-        name = re.sub(r"\{(chunk_index|file_index|video_key)(?::0?(\d)d)?\}", filled, template)
+        name = re.sub(r"\{(\w+)(?::0?(\d)d)?\}", filled, template)
         file = tables.inside(path, name)
         if name in seen:
             raise GtpVisionError(
                 f"{path}: the episodes of '{name}' are not consecutive (episode {begin}); write it again"
             )
         seen.add(name)
-        found.append((file, int(begin), int(end)))
+        found.append((file, begin, begin + 1 + len(others)))
     return found
+
+
+def _check_numbers(numbers: np.ndarray, listed: Path) -> None:
+    """Raise unless the numbers of the episodes are 0, 1, ..."""
+    if not len(numbers):
+        raise GtpVisionError(f"{listed} lists no episode; copy the data set again")
+    if len(wrong := np.flatnonzero(numbers != np.arange(len(numbers)))):
+        raise GtpVisionError(f"{listed}: episode {wrong[0]} is missing or listed twice; copy the data set again")
+
+
+def _integer(line: dict[str, Any], key: str, file: Path) -> int:
+    value = line.get(key)
+    if type(value) is not int or not 0 <= value <= _MAX_ROWS:
+        raise GtpVisionError(f"{file}: '{key}' is {str(value)[:80]!r}, wanted an integer; copy the data set again")
+    return value

@@ -366,7 +366,7 @@ def _atomic_folder(path: Path) -> Iterator[Path]:
 
 LEROBOT = Format(
     "lerobot",
-    "LeRobot v3",
+    "LeRobot",
     lambda path, _: lerobot.layout(path),
     other=lerobot.recognises,
     write=write,

@@ -381,15 +381,6 @@ def test_states_of_the_simulator_are_to_be_rendered(tmp_path: Path, has_env_args
     refused(tmp_path / "demo.hdf5", words)
 
 
-@pytest.mark.parametrize("version", ["v2.0", "v2.1", "v1.6"])
-def test_old_lerobot_versions_name_every_script(copied: Callable[[str], Path], version: str) -> None:
-    folder = copied("published")
-    info = folder / "meta" / "info.json"
-    info.write_text(info.read_text().replace('"v3.0"', f'"{version}"'))
-    message = refused(folder, version, "convert_dataset_v21_to_v30")
-    assert ("convert_dataset_v20_to_v21" in message) is (version != "v2.1")
-
-
 # Warnings about valid data ------------------------------------------------------------------------------------------
 
 

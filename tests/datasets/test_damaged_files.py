@@ -455,8 +455,8 @@ LEROBOT = [
       for member in (TABLE, VIDEO.format(FRONT, 1), EPISODES, TASKS)),
     *(row("published", linked_out(member), "leads out") for member in (TABLE, VIDEO.format(FRONT, 1), EPISODES, TASKS)),
     *(row("published", entry(INFO, *keys, value=value), *words) for keys, value, *words in [
-        (("codebase_version",), "v2.1", "v2.1", "convert_dataset_v21_to_v30"),
-        (("codebase_version",), "v4.0", "v4.0", "update"), (("codebase_version",), None, "codebase_version"),
+        (("codebase_version",), "v2.1", "no file 'meta/episodes.jsonl'"), (("codebase_version",), None, "codebase_v"),
+        (("codebase_version",), "v4.0", "v4.0", "update"),
         (("fps",), "30", "fps"), (("fps",), 0, "fps"), (("features",), [], "features"),
         (("features", "action"), None, "'action'", "dtype"), (("features", "action"), ..., "no feature 'action'"),
         (("features", "action", "shape"), [5], "'action'", "6 numbers a row", "5"),
