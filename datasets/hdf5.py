@@ -17,6 +17,7 @@ import numpy as np
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import lfs_pointer
 from gtp_vision.core.safe_json import parse_json
+from gtp_vision.datasets import names
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 KINDS = {
@@ -46,11 +47,13 @@ def open_file(path: Path) -> Iterator[h5py.File]:
 
 def member(parent: h5py.Group, name: str, path: Path) -> h5py.Dataset | h5py.Group:
     """Return a member of a group (`name` may be a path below it) that is reached by hard links only."""
-    for key in name.split("/"):
+    for key in "/".join(map(names.source, name.split("/"))).split("/"):
         full_name = f"{parent.name}/{key}".lstrip("/")
         try:
-            link = parent.get(key, getlink=True)
+            link = parent.get(key, getlink=True) if isinstance(parent, h5py.Group) else None
             if link is None:
+                for role in (part for part in name.split("/") if names.source(part) != part):
+                    raise names.missing(role, path, list(parent) if isinstance(parent, h5py.Group) else [])
                 raise GtpVisionError(f"{path} has no '{full_name}'; write the file again")
             if not isinstance(link, h5py.HardLink):
                 raise GtpVisionError(f"{path}: '{full_name}' is a link, which is not followed; copy the array itself")
@@ -118,7 +121,7 @@ def offset(data: h5py.Dataset, path: Path) -> int | None:
 def children(parent: h5py.Group, path: Path) -> list[str]:
     """Return the names of a group's members."""
     try:
-        return [str(name) for name in parent]
+        return names.listed(str(name) for name in parent)
     except DAMAGE as error:
         raise _damaged(parent.name, path, error) from error
 

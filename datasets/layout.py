@@ -26,7 +26,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write, cached, evict, from_cache, require_space
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.safe_json import read_json
-from gtp_vision.datasets import hdf5
+from gtp_vision.datasets import hdf5, names
 from gtp_vision.datasets.arrays import Array, Segmented
 from gtp_vision.datasets.mapped import map_file
 from gtp_vision.datasets.store import Store
@@ -111,13 +111,17 @@ def through_cache(path: Path, opened: Callable[[], AbstractContextManager[FileAr
 
     `opened` is called when the entry of the cache for the content and `key` is missing or damaged.
     """
-    target = cached(path, _VERSION, *key)
+    target = cached(path, _VERSION, *key, *names.key())
 
     def make() -> None:
         with opened() as arrays:
             unpack(arrays, target, path)
 
-    return from_cache(target, lambda: read_unpacked(target, path), make)
+    def read() -> Layout:
+        with names.reading(None):
+            return read_unpacked(target, path)
+
+    return from_cache(target, read, make)
 
 
 def unpack(source: FileArrays, target: Path, path: Path) -> None:

@@ -42,6 +42,7 @@ from PIL import Image
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.safe_json import read_json
+from gtp_vision.datasets import names
 from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import lerobot_times, tables, video
 from gtp_vision.datasets.formats.episodes import to_float32
@@ -95,9 +96,10 @@ def _opened(path: Path) -> Iterator[FileArrays]:
     pairings = {feature.key: lerobot_times.pair(path, info["fps"], feature, episodes, stamps) for feature in videos}
     notes += [note for pairing in pairings.values() for note in pairing.notes]
     last = np.isin(np.arange(ends[-1]), ends - 1)
-    terminals = rows.get("next.success", rows.get("next.done", np.zeros(len(last)))).astype(bool)
-    truncated = rows.get("next.truncated", np.zeros(len(last))).astype(bool)
     ours = read_json(tables.inside(path, OURS)) if (path / OURS).is_file() else None
+    ends_task = ["next.done"] if ours is not None else ["next.success", "next.done"]
+    terminals = next((rows[key] for key in ends_task if key in rows), np.zeros(len(last))).astype(bool)
+    truncated = rows.get("next.truncated", np.zeros(len(last))).astype(bool)
     attributes = {} if ours is None else ours.get("attributes", {})
     if not isinstance(attributes, dict):
         raise GtpVisionError(f"{path / OURS}: 'attributes' is not an object; convert the data set again")
@@ -146,7 +148,7 @@ def _rows(info: dict[str, Any], action: Feature, episodes: Episodes) -> dict[str
         lengths = episodes.lengths[begin:end]
         wanted, at = int(lengths.sum()), 0
         starts = np.cumsum(lengths) - lengths
-        for batch in tables.batches(file, [*keys, "action"], ROWS):
+        for batch in tables.batches(file, [*map(names.source, keys), action.key], ROWS):
             columns = [
                 tables.numbers(array, 1, key, file, allow_missing=key == "timestamp")[:, 0]
                 for key, array in zip(keys, batch[:-1], strict=True)
@@ -165,7 +167,7 @@ def _rows(info: dict[str, Any], action: Feature, episodes: Episodes) -> dict[str
                 )
             for key, column in zip(keys[2:], columns[2:], strict=True):
                 batches[key].append(column)
-            batches["action"].append(tables.numbers(batch[-1], action.shape[0], "action", file))
+            batches["action"].append(tables.numbers(batch[-1], action.shape[0], action.key, file))
         if at != wanted:
             count = at if at < wanted else f"more than {wanted}"
             raise GtpVisionError(
@@ -178,7 +180,7 @@ def _rows(info: dict[str, Any], action: Feature, episodes: Episodes) -> dict[str
 
 def _is_flag(info: dict[str, Any], key: str) -> bool:
     """Whether a feature has one number a row; a column of our own choice of names may hold anything."""
-    entry = info["features"].get(key)
+    entry = info["features"].get(names.source(key))
     if key not in _MARKS[1:] or not isinstance(entry, dict):
         return entry is not None
     return str(entry.get("dtype")).startswith(("bool", "int", "uint", "float")) and entry.get("shape") == [1]

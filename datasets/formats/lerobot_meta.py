@@ -17,11 +17,13 @@ import numpy as np
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import data_files
 from gtp_vision.core.safe_json import read_json, read_json_lines
+from gtp_vision.datasets import names
 from gtp_vision.datasets.formats import tables, video
 
 INFO, STATS, TASKS, EPISODES = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/episodes"
 OURS = "meta/gtp_vision.json"  # the store's attributes, in data sets of our writer
 TASK_LINES, EPISODE_LINES = "meta/tasks.jsonl", "meta/episodes.jsonl"  # of version 2
+EPISODE_STATS = "meta/episodes_stats.jsonl"  # of version 2.1, not read
 CAMERA, STATE = "observation.images.", "observation."
 ROWS = 4096  # of a table that are read together
 _OWN = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # LeRobot's own columns
@@ -80,14 +82,23 @@ def read_info(path: Path) -> dict[str, Any]:
 def read_features(info: dict[str, Any], path: Path) -> tuple[dict[str, Feature], list[str]]:
     """Return observations and `action` by their names in the store, and the keys of observations left out.
 
-    Left out are text and sound.
+    openpi's converters write `actions`, and states without `observation.` before their names. Features that the user
+    chose are read, too. Left out are text and sound.
     """
+    features = info["features"]
+    roles = {name: member for name, member in names.chosen().items() if name in names.ROLES}
+    for name in (name for name, member in roles.items() if member not in features):
+        raise names.missing(name, path / INFO, features)
+    chosen = set(names.chosen().values()) - set(roles.values())
+    is_openpi = "action" not in features and "actions" in features
+    action = roles.get("action", roles.get("actions", "actions" if is_openpi else "action"))
     found: dict[str, Feature] = {}
     left_out = []
-    for key, entry in info["features"].items():
+    for key, entry in features.items():
         kind = entry.get("dtype") if isinstance(entry, dict) else None
         is_camera = kind in ("image", "video")
-        if not is_camera and key != "action" and not key.startswith(STATE):
+        is_state = key.startswith(STATE) or (is_openpi and not _is_own(key) and key not in ("actions", *roles.values()))
+        if not (is_camera or is_state or key in chosen or key == action):
             continue
         if not isinstance(kind, str):
             raise GtpVisionError(f"{path / INFO}: the feature '{key}' has no dtype; copy the data set again")
@@ -95,6 +106,7 @@ def read_features(info: dict[str, Any], path: Path) -> tuple[dict[str, Feature],
             left_out.append(key)
             continue
         name = key.removeprefix(CAMERA).removeprefix(STATE) if is_camera else key.removeprefix(STATE)
+        name = "action" if key == action else name
         if not name or "/" in name or not name.isprintable() or name in (".", ".."):
             raise GtpVisionError(f"{path / INFO}: '{key}' cannot be the name of an observation; rename it")
         if name in found:
@@ -102,26 +114,27 @@ def read_features(info: dict[str, Any], path: Path) -> tuple[dict[str, Feature],
                 f"{path / INFO}: '{found[name].key}' and '{key}' both get the name '{name}'; rename one"
             )
         found[name] = Feature(key, kind if is_camera else "state", _shape(key, entry, is_camera, path))
+    held = ", ".join([key for key in features if not _is_own(key)][:12]) or "no other"
+    advice = f"(it has {held}); set task.features, or --features of 'data', "
     if "action" not in found or found["action"].kind != "state":
-        raise GtpVisionError(f"{path / INFO} has no feature 'action' of numbers {_held(info)}")
+        raise GtpVisionError(
+            f"{path / INFO} has no feature 'action' of numbers {advice}e.g. --features action=NAME,state=NAME"
+        )
     if len(found) == 1:
-        raise GtpVisionError(f"{path / INFO} has no feature 'observation.*' of numbers or images {_held(info)}")
+        raise GtpVisionError(
+            f"{path / INFO} has no feature 'observation.*' of numbers or images {advice}e.g. --features state=NAME"
+        )
     return found, left_out
 
 
-def _held(info: dict[str, Any]) -> str:
-    """Return the features that a data set has under its own names, and what to do about them."""
-    names = [key for key in info["features"] if key not in _OWN and not key.startswith("next.")]
-    return (
-        f"(it has {', '.join(names[:12]) or 'no other'}); rename features to 'action', 'observation.NAME' (states) and "
-        f"'observation.images.NAME' (cameras) in meta/info.json, in the columns of data/*/*.parquet and "
-        f"meta/episodes/*/*.parquet, and below videos/"
-    )
+def _is_own(key: str) -> bool:
+    """Whether a feature is one of LeRobot's own columns, or about what follows the action."""
+    return key in _OWN or key.startswith("next.")
 
 
 def _shape(key: str, entry: dict[str, Any], is_camera: bool, path: Path) -> tuple[int, ...]:
     """Return the shape of a row: (D,) of a state, (H, W, C) of a camera."""
-    shape, names = entry.get("shape"), entry.get("names")
+    shape, axes = entry.get("shape"), entry.get("names")
     if not isinstance(shape, list) or not all(type(size) is int and 0 < size < _MAX_SIDE for size in shape):
         raise GtpVisionError(
             f"{path / INFO}: the feature '{key}' has shape {str(shape)[:80]}; wanted sizes from 1 to {_MAX_SIDE}"
@@ -131,8 +144,8 @@ def _shape(key: str, entry: dict[str, Any], is_camera: bool, path: Path) -> tupl
         if not 0 < width < 1 << 24:
             raise GtpVisionError(f"{path / INFO}: the feature '{key}' has {width} numbers a row; remove it")
         return (width,)
-    if isinstance(names, list) and len(names) == 3 and all(isinstance(name, str) for name in names):
-        is_channels_first = names[0].startswith("channel")
+    if isinstance(axes, list) and len(axes) == 3 and all(isinstance(axis, str) for axis in axes):
+        is_channels_first = axes[0].startswith("channel")
     else:
         is_channels_first = shape[:1] in ([1], [3]) and shape[-1:] not in ([1], [3])
     shape = [*shape[1:], shape[0]] if is_channels_first else shape

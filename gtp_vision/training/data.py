@@ -34,7 +34,7 @@ def open_data(config: Config) -> Store:
 
 def open_for(task: TaskConfig, path: Path) -> Store:
     """One data set with the task's filter and observations, validated."""
-    store = _filtered(open_store(path, task.env), task, path)
+    store = _filtered(open_store(path, task.env, task.features), task, path)
     if task.observations is not None:
         store = store.select(task.observations)
     return validate(store)
@@ -48,7 +48,7 @@ def open_states(config: Config) -> Store:
     Raises:
         GtpVisionError: a file cannot be read, or its states have other lengths than its actions.
     """
-    stores = [_filtered(open_states_of(path), config.task, path) for path in _paths(config)]
+    stores = [_filtered(open_states_of(path, config.task.features), config.task, path) for path in _paths(config)]
     first, *others = stores
     shared = [name for name in first.observations if all(name in other.observations for other in others)]
     return _mixed([store.select(shared) for store in stores])

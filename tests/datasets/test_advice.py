@@ -13,15 +13,17 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from commands_of_docs import blocks
-from refusals import as_links, open_here, refused
-from samples import encoded
+from refusals import as_links, entry, open_here, refused, table
+from samples import DATA, INFO, encoded
 from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets import inspection
+from gtp_vision.datasets import formats, inspection
 from gtp_vision.datasets.formats import check_writable, detect
+from gtp_vision.datasets.layout import to_store
 from gtp_vision.datasets.pitfalls import pitfalls
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
@@ -340,12 +342,16 @@ def test_advice_about_links(copied: Callable[[str], Path], tmp_path: Path) -> No
 
 def test_advice_about_lerobot_features_of_other_names(copied: Callable[[str], Path]) -> None:
     folder = copied("published")
-    info = folder / "meta" / "info.json"
-    original = info.read_text()
-    info.write_text(original.replace('"action"', '"actions"'))
-    refused(folder, "no feature 'action' of numbers (it has", "actions", "rename features to 'action'")
-    info.write_text(original)
-    assert open_here(folder).episodes == 3
+    before = open_here(folder)
+    entry(INFO, "features", "command", value=json.loads((folder / INFO).read_text())["features"]["action"])(folder)
+    entry(INFO, "features", "action", value=...)(folder)
+    for place in (0, 1):
+        names = pq.read_schema(folder / DATA.format(place)).names
+        renamed = ["command" if name == "action" else name for name in names]
+        table(DATA.format(place), lambda rows, renamed=renamed: rows.rename_columns(renamed))(folder)
+    refused(folder, "no feature 'action' of numbers (it has", "command", "--features action=NAME")
+    store = to_store(formats._layout(folder, None, {"action": "command"}), folder)
+    np.testing.assert_allclose(store.actions, before.actions, atol=1e-6)
 
 
 def test_actions_in_other_units_are_scaled_with_their_limits(tmp_path: Path) -> None:
