@@ -83,7 +83,7 @@ def read_features(info: dict[str, Any], path: Path) -> tuple[dict[str, Feature],
     """Return observations and `action` by their names in the store, and the keys of observations left out.
 
     openpi's converters write `actions`, and states without `observation.` before their names. Features that the user
-    chose are read, too. Left out are text and sound.
+    chose are read, too. Left out are text, sound and depth, of whose 12 or 16 bits a camera here would keep 8.
     """
     features = info["features"]
     roles = {name: member for name, member in names.chosen().items() if name in names.ROLES}
@@ -102,7 +102,7 @@ def read_features(info: dict[str, Any], path: Path) -> tuple[dict[str, Feature],
             continue
         if not isinstance(kind, str):
             raise GtpVisionError(f"{path / INFO}: the feature '{key}' has no dtype; copy the data set again")
-        if kind in ("string", "audio", "language"):
+        if kind in ("string", "audio", "language") or _is_depth(entry):
             left_out.append(key)
             continue
         name = key.removeprefix(CAMERA).removeprefix(STATE) if is_camera else key.removeprefix(STATE)
@@ -130,6 +130,17 @@ def read_features(info: dict[str, Any], path: Path) -> tuple[dict[str, Feature],
 def _is_own(key: str) -> bool:
     """Whether a feature is one of LeRobot's own columns, or about what follows the action."""
     return key in _OWN or key.startswith("next.")
+
+
+def _is_depth(entry: dict[str, Any]) -> bool:
+    """Whether a feature is a video of distances: LeRobot says so in its `info`, once with a prefix."""
+    said = [entry.get(key) for key in ("info", "video_info")]
+    return any(
+        part.get(f"{prefix}is_depth_map") is True
+        for part in said
+        if isinstance(part, dict)
+        for prefix in ("", "video.")
+    )
 
 
 def _shape(key: str, entry: dict[str, Any], is_camera: bool, path: Path) -> tuple[int, ...]:

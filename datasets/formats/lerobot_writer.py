@@ -369,7 +369,7 @@ def _write_lines(
     stats: dict[str, list[statistics.Statistics]],
     tasks: Sequence[str],
 ) -> None:
-    """Write the lists of version 2.1, in lines of JSON; it knows no quantiles."""
+    """Write the lists of version 2.1, in lines of JSON."""
     named = ("episode_index", "tasks", "length")
     episodes = [dict(zip(named, row, strict=True)) for row in zip(*(rows[name] for name in named), strict=True)]
     of_episodes = [

@@ -23,7 +23,9 @@ LENGTHS, FPS = (6, 4, 5), 10
 def decoded(path, timestamps, tolerance_s, *_):
     """The frames nearest to time stamps, float (n, C, H, W), as lerobot's own decoder for torchvision takes them."""
     with av.open(str(path)) as file:
-        frames = [(float(frame.pts * frame.time_base), frame.to_ndarray(format="rgb24")) for frame in file.decode(video=0)]
+        frames = [
+            (float(frame.pts * frame.time_base), frame.to_ndarray(format="rgb24")) for frame in file.decode(video=0)
+        ]
     times = np.array([time for time, _ in frames])
     nearest = [int(np.abs(times - second).argmin()) for second in timestamps]
     assert all(abs(times[n] - second) < tolerance_s for n, second in zip(nearest, timestamps, strict=True))
@@ -71,7 +73,9 @@ def read(folder, target, window):
     rows = [dataset[row] for row in range(len(dataset))]
     arrays = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0] if key != "task"}
     arrays["task"] = np.array([row["task"] for row in rows])
-    stats = {f"stats/{key}/{kind}": np.asarray(x) for key, found in dataset.meta.stats.items() for kind, x in found.items()}
+    stats = {
+        f"stats/{key}/{kind}": np.asarray(x) for key, found in dataset.meta.stats.items() for kind, x in found.items()
+    }
     np.savez(target, fps=dataset.fps, **arrays, **stats)
 
 
