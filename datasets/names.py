@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.datasets import depth
 
 Names = Mapping[str, str]
 ROLES = frozenset(
@@ -86,4 +87,7 @@ def renamed(found: dict[str, Any], path: Path) -> dict[str, Any]:
         elif name not in ROLES:
             raise missing(name, path, held)
     kept = {name: entry for name, entry in arrays.items() if name in wanted or name not in wanted.values()}
-    return found | {"arrays": {wanted.get(name, name): entry for name, entry in kept.items()}}
+    listed = [wanted.get(prefix + name, prefix + name) for name in depth.cameras(found["attributes"])]
+    attributes = found["attributes"] | depth.attribute(name.removeprefix(prefix) for name in listed)
+    renamed_arrays = {wanted.get(name, name): entry for name, entry in kept.items()}
+    return found | {"arrays": renamed_arrays, "attributes": attributes}

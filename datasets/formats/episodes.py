@@ -16,7 +16,7 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.success import KEYS, marked
-from gtp_vision.datasets import hdf5
+from gtp_vision.datasets import depth, hdf5
 from gtp_vision.datasets.layout import FileArrays, Piece, piece_of
 from gtp_vision.datasets.success import attributes_of
 
@@ -145,15 +145,17 @@ def observation(parent: h5py.Group, name: str, path: Path, count: int) -> Piece 
     """Return one observation of one episode as the store needs it; None for an image that is not of bytes.
 
     Bytes (H, W, C) are a camera; so are (C, H, W) with 1, 3 or 4 channels first and another number last, which are
-    transposed, and (H, W) of at least 32 each. Everything else is a state: float32, flattened to one dimension. Images
-    that are not bytes (depth, floats, segment numbers) are not used as a state of thousands of numbers.
+    transposed, and (H, W) of at least 32 each. So are distances, see `datasets.depth`. Everything else is a state:
+    float32, flattened to one dimension. Other images that are not bytes (floats, segment numbers) are not used as a
+    state of thousands of numbers.
     """
     data = hdf5.array(parent, name, path, kinds=NUMBERS, rows=count)
     shape, dtype = data.shape[1:], data.dtype
     if not data.size:
         raise GtpVisionError(f"{path}: '{data.name.lstrip('/')}' has shape {data.shape}: its rows are empty")
     is_image = len(shape) == 3 or (len(shape) == 2 and min(shape) >= _IMAGE_SIDE)
-    if is_image and dtype != np.uint8:
+    is_depth = is_image and depth.is_depth(name, shape, dtype)
+    if is_image and dtype != np.uint8 and not is_depth:
         return None
     place = piece_of(data, path.absolute()).place  # absolute, since the working folder may change
 
@@ -169,6 +171,14 @@ def observation(parent: h5py.Group, name: str, path: Path, count: int) -> Piece 
             lambda start, stop: to_float32(stored(start, stop)).reshape(stop - start, width),
             place if dtype == np.float32 else None,
         )
+    if is_depth:
+        sides = tuple(side for side in shape if side > 1) if len(shape) == 3 else shape
+        frames = (*sides, depth.BYTES)
+
+        def distances(start: int, stop: int) -> np.ndarray:
+            return depth.to_bytes(stored(start, stop).reshape(stop - start, *sides))
+
+        return Piece(count, frames, np.dtype(np.uint8), distances, is_depth=True)
     if len(shape) == 2:
         return Piece(count, (*shape, 1), dtype, lambda start, stop: stored(start, stop)[..., None], place)
     if shape[0] in _CHANNELS and shape[2] not in _CHANNELS:

@@ -42,11 +42,12 @@ from PIL import Image
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.safe_json import read_json
-from gtp_vision.datasets import names
+from gtp_vision.datasets import depth, names
 from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import lerobot_times, tables, video
 from gtp_vision.datasets.formats.episodes import to_float32
 from gtp_vision.datasets.formats.lerobot_meta import (
+    DEPTH_BITS,
     INFO,
     OURS,
     ROWS,
@@ -65,6 +66,7 @@ from gtp_vision.datasets.validation import place
 _MARKS = ("next.success", "next.is_success", "success", "is_success")  # names of columns of flags
 _OPTIONAL = ("timestamp", *_MARKS, "next.done", "next.truncated", "next.reward", "task_index")
 _IMAGES = 16  # decoded together
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 _ROUNDING = 1e-5  # by which actions may leave [-1, 1]
 _MIN_SPREAD = 1e-6  # relative spread below which a dimension of actions counts as constant
 
@@ -257,7 +259,7 @@ def _streamed(rows: int, feature: Feature, first: np.ndarray | None, others: Ite
             out[i] = row
         return out
 
-    return Piece(rows, feature.shape, dtype, read)
+    return Piece(rows, feature.shape, dtype, read, is_depth=feature.depth is not None)
 
 
 def _from_tables(feature: Feature, episodes: Episodes) -> Generator[np.ndarray, None, None]:
@@ -279,16 +281,18 @@ def _decoded(encoded: bytes, feature: Feature, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
             size, mode = image.size, image.mode
-            if size == (width, height) and mode in ("1", "L", "P", "RGB", "RGBA"):  # checked before decoding
-                pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            is_wanted = ("I;16",) if feature.depth is not None else ("1", "L", "P", "RGB", "RGBA")
+            if size == (width, height) and mode in is_wanted:  # checked before decoding
+                pixels = np.asarray(image if feature.depth is not None else image.convert(_MODES[channels]))
                 sandbox.heartbeat()
-                return pixels.reshape(feature.shape)
+                return depth.to_bytes(pixels) if feature.depth is not None else pixels.reshape(feature.shape)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises errors of many types for damaged images
         raise GtpVisionError(f"{where} cannot be decoded ({first_line(error)}); copy the data set again") from error
     raise GtpVisionError(
-        f"{where} is {mode} {size[0]}x{size[1]}, but {INFO} says 8 bits, {width}x{height}; write it again"
+        f"{where} is {mode} {size[0]}x{size[1]}, but {INFO} says {8 if feature.depth is None else 16} bits, "
+        f"{width}x{height}; write it again"
     )
 
 
@@ -310,4 +314,7 @@ def _from_videos(
                             f"camera '{feature.key}': {frames.ended} after {number + 1} frames; {frames.advice}"
                         )
                     number, frame = number + 1, following
+                    if feature.depth is not None:
+                        codes = depth.millimeters(frame) >> (16 - DEPTH_BITS)
+                        frame = depth.to_bytes(feature.depth[codes])
                 yield frame

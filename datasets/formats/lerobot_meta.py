@@ -17,7 +17,7 @@ import numpy as np
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import data_files
 from gtp_vision.core.safe_json import read_json, read_json_lines
-from gtp_vision.datasets import names
+from gtp_vision.datasets import depth, names
 from gtp_vision.datasets.formats import tables, video
 
 INFO, STATS, TASKS, EPISODES = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/episodes"
@@ -25,6 +25,8 @@ OURS = "meta/gtp_vision.json"  # the store's attributes, in data sets of our wri
 TASK_LINES, EPISODE_LINES = "meta/tasks.jsonl", "meta/episodes.jsonl"  # of version 2
 EPISODE_STATS = "meta/episodes_stats.jsonl"  # of version 2.1, not read
 CAMERA, STATE = "observation.images.", "observation."
+DEPTH_BITS = 12  # of a depth video
+_DEPTH = {"depth_min": 0.01, "depth_max": 10.0, "shift": 3.5, "use_log": True}  # LeRobot's defaults, in meters
 ROWS = 4096  # of a table that are read together
 _OWN = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # LeRobot's own columns
 _MAX_SIDE = 1 << 15  # of an image, in pixels
@@ -33,11 +35,20 @@ _MAX_ROWS = 1 << 40  # of a data set, so that sums stay exact
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature of meta/info.json: its key there, its kind (`image`, `video` or `state`) and the shape of a row."""
+    """A feature of meta/info.json.
+
+    Attributes:
+        key: its name there.
+        kind: `image`, `video` or `state`.
+        shape: of a row.
+        depth: millimeters of each code of a depth video, uint16 (4096,), or an empty array of other depth; None: no
+            depth.
+    """
 
     key: str
     kind: str
     shape: tuple[int, ...]
+    depth: np.ndarray | None = None
 
 
 Part = tuple[Path, int, int]
@@ -83,7 +94,7 @@ def read_features(info: dict[str, Any], path: Path) -> tuple[dict[str, Feature],
     """Return observations and `action` by their names in the store, and the keys of observations left out.
 
     openpi's converters write `actions`, and states without `observation.` before their names. Features that the user
-    chose are read, too. Left out are text, sound and depth, of whose 12 or 16 bits a camera here would keep 8.
+    chose are read, too. Left out are text and sound.
     """
     features = info["features"]
     roles = {name: member for name, member in names.chosen().items() if name in names.ROLES}
@@ -102,7 +113,7 @@ def read_features(info: dict[str, Any], path: Path) -> tuple[dict[str, Feature],
             continue
         if not isinstance(kind, str):
             raise GtpVisionError(f"{path / INFO}: the feature '{key}' has no dtype; copy the data set again")
-        if kind in ("string", "audio", "language") or _is_depth(entry):
+        if kind in ("string", "audio", "language"):
             left_out.append(key)
             continue
         name = key.removeprefix(CAMERA).removeprefix(STATE) if is_camera else key.removeprefix(STATE)
@@ -113,7 +124,9 @@ def read_features(info: dict[str, Any], path: Path) -> tuple[dict[str, Feature],
             raise GtpVisionError(
                 f"{path / INFO}: '{found[name].key}' and '{key}' both get the name '{name}'; rename one"
             )
-        found[name] = Feature(key, kind if is_camera else "state", _shape(key, entry, is_camera, path))
+        shape, depth_codes = _shape(key, entry, is_camera, path), _depth(key, entry, path) if is_camera else None
+        shape = shape if depth_codes is None else (*shape[:2], depth.BYTES)
+        found[name] = Feature(key, kind if is_camera else "state", shape, depth_codes)
     held = ", ".join([key for key in features if not _is_own(key)][:12]) or "no other"
     advice = f"(it has {held}); set task.features, or --features of 'data', "
     if "action" not in found or found["action"].kind != "state":
@@ -132,15 +145,20 @@ def _is_own(key: str) -> bool:
     return key in _OWN or key.startswith("next.")
 
 
-def _is_depth(entry: dict[str, Any]) -> bool:
-    """Whether a feature is a video of distances: LeRobot says so in its `info`, once with a prefix."""
-    said = [entry.get(key) for key in ("info", "video_info")]
-    return any(
-        part.get(f"{prefix}is_depth_map") is True
-        for part in said
-        if isinstance(part, dict)
-        for prefix in ("", "video.")
-    )
+def _depth(key: str, entry: dict[str, Any], path: Path) -> np.ndarray | None:
+    """Return `Feature.depth` of a camera; LeRobot describes it in `info`, some names of which once had a prefix."""
+    parts = [entry.get(name) for name in ("video_info", "info")]
+    said = {name.removeprefix("video."): x for part in parts if isinstance(part, dict) for name, x in part.items()}
+    if said.get("is_depth_map") is not True:
+        return None
+    if entry["dtype"] == "image":
+        return np.empty(0, np.uint16)
+    near, far, shift, is_log = (said.get(name, default) for name, default in _DEPTH.items())
+    if not all(isinstance(x, int | float) and -1e3 < x < 1e3 for x in (near, far, shift)) or not 0 <= near < far:
+        raise GtpVisionError(f"{path / INFO}: depth_min, depth_max and shift of '{key}' are {near}, {far} and {shift}")
+    if is_log and near + shift <= 0:
+        raise GtpVisionError(f"{path / INFO}: depth_min + shift of '{key}' is {near + shift:g}, which has no logarithm")
+    return depth.unquantized(DEPTH_BITS, near, far, shift, is_logarithmic=bool(is_log))
 
 
 def _shape(key: str, entry: dict[str, Any], is_camera: bool, path: Path) -> tuple[int, ...]:
@@ -158,11 +176,13 @@ def _shape(key: str, entry: dict[str, Any], is_camera: bool, path: Path) -> tupl
     if isinstance(axes, list) and len(axes) == 3 and all(isinstance(axis, str) for axis in axes):
         is_channels_first = axes[0].startswith("channel")
     else:
-        is_channels_first = shape[:1] in ([1], [3]) and shape[-1:] not in ([1], [3])
+        is_channels_first = shape[:1] in ([1], [3], [4]) and shape[-1:] not in ([1], [3], [4])
     shape = [*shape[1:], shape[0]] if is_channels_first else shape
-    if len(shape) != 3 or shape[2] not in video.CHANNELS:
+    known = (*video.CHANNELS, *([4] if entry["dtype"] == "image" else []))
+    if len(shape) != 3 or shape[2] not in known:
         raise GtpVisionError(
-            f"{path / INFO}: the camera '{key}' has shape {shape}; wanted height, width and 1 or 3 channels"
+            f"{path / INFO}: the camera '{key}' has shape {shape}; wanted height, width and "
+            f"{' or '.join(map(str, known))} channels"
         )
     return tuple(shape)
 

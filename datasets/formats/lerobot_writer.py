@@ -220,8 +220,7 @@ def _columns(store: Store, keys: dict[str, str], fps: float, tasks: Sequence[int
     }
     marks = store.attributes.get(MARKS)
     if isinstance(marks, list) and len(marks) == store.episodes and all(isinstance(mark, bool) for mark in marks):
-        columns["next.success"] = np.zeros(len(store), bool)
-        columns["next.success"][store.episode_ends - 1] = marks
+        columns["next.success"] = np.isin(np.arange(len(store)), (store.episode_ends - 1)[np.asarray(marks)])
     return columns
 
 

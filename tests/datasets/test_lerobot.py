@@ -135,19 +135,6 @@ def test_missing_flags(copied: Copied) -> None:
     assert "tasks" not in store.attributes
 
 
-@pytest.mark.parametrize(("key", "name"), [("info", "is_depth_map"), ("info", "video.is_depth_map"),
-                                           ("video_info", "video.is_depth_map")])  # fmt: skip
-def test_depth_is_left_out(copied: Copied, key: str, name: str) -> None:
-    """Of 12 bits, a camera of bytes would keep 8: planes 10 mm apart became one gray level."""
-    folder = copied("published")
-    entry(INFO, "features", TOP, key, value={name: True})(folder)
-    entry(INFO, "features", FRONT, key, value={name: False})(folder)
-    store = open_here(folder)
-    assert "top" not in store.observations
-    assert "front" in store.observations
-    assert store.attributes["left_out"] == [TOP, "observation.language"]
-
-
 @pytest.mark.parametrize("shape", [(64, 48, 3), (33, 31, 3), (16, 16, 1)], ids=["even", "odd", "gray"])
 def test_cameras_keep_size_and_image(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     store = make_store((3, 4), cameras={"front": shape, "wrist": (16, 16, 3)})
