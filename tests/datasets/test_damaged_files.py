@@ -268,8 +268,8 @@ ROBOMIMIC = [
     row("robomimic", put("data", h5py.ExternalLink("other.h5", "/data")), "data", "link"),
     row("robomimic", damaged_chunk(IMAGE), IMAGE, "rows"),
     row("robomimic", several(*(put(f"data/demo_{n}/obs", None) for n in (0, 1)),
-                             *(put(f"data/demo_{n}/obs/depth", zeros(6 + 3 * n, 8, 8, 1)) for n in (0, 1))),
-        "data/demo_0", "depth"),
+                             *(put(f"data/demo_{n}/obs/mask", zeros(6 + 3 * n, 8, 8, 1)) for n in (0, 1))),
+        "data/demo_0", "mask"),
     row("robomimic", several(put("data/demo_0/obs", None), hdf5(lambda file: file.create_group("data/demo_0/obs"))),
         "data/demo_0", "it has none"),
 ]  # fmt: skip
