@@ -91,7 +91,7 @@ class Augmentation:
             camera = name.removeprefix(GOAL)
             if x.ndim == 5:
                 change = draws[camera]
-                if camera in self._depth:  # bytes are no colors
+                if camera in self._depth:  # bytes are not colors
                     change = replace(change, color=None, blur=None)
                 x = self._changed(x, change, self._crops.get(camera))
             changed[name] = x

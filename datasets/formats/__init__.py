@@ -166,7 +166,7 @@ def _detected(path: Path, features: Names | None) -> str:
         return _detect(path)
 
 
-def _states(path: Path, features: Names | None) -> Layout:
+def _states(path: Path, features: Names | None = None) -> Layout:
     known, prefix = FORMATS[_detected(path, features)], "observations/"
     found = _layout(path, None, features)
     arrays = {

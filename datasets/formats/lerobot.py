@@ -228,7 +228,7 @@ def _tasks(path: Path, info: dict[str, Any], index: np.ndarray) -> dict[str, Any
     texts = read_tasks(path, info)
     if len(wrong := np.flatnonzero(~np.isin(index, list(texts)))):
         raise GtpVisionError(
-            f"{path}: its tasks do not have number {index[wrong[0]]}, the task of episode {wrong[0]}; copy it again"
+            f"{path} has no text of task {index[wrong[0]]}, the task of episode {wrong[0]}; copy it again"
         )
     numbers = sorted(texts)
     return {

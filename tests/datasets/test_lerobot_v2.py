@@ -156,7 +156,7 @@ def removed(member: str) -> Edit:
         ),
         (removed(EPISODES), ["no file 'meta/episodes.jsonl'"]),
         (removed(TASKS), ["no file 'meta/tasks.jsonl'"]),
-        (text(TASKS, '{"task_index": 0, "task": "a"}\n'), ["not have number 1", "episode 1"]),
+        (text(TASKS, '{"task_index": 0, "task": "a"}\n'), ["no text of task 1", "episode 1"]),
         (text(EPISODES, ""), ["lists no episode"]),
         (text(EPISODES, "[1]\n"), ["lines of JSON", "not an object"]),
         (text(EPISODES, "{\n"), ["lines of JSON"]),
