@@ -73,19 +73,21 @@ def renamed(found: dict[str, Any], path: Path) -> dict[str, Any]:
     In the file, an observation may have a longer name: `obs/front`, `observation.images.front`.
 
     Raises:
-        GtpVisionError: a chosen observation is missing.
+        GtpVisionError: a chosen observation is missing, or its name cannot be one.
     """
     prefix, arrays = "observations/", found["arrays"]
     held = {name.removeprefix(prefix) for name in arrays if name.startswith(prefix)}
     wanted = {}
     for name, member in chosen().items():
-        ends = sorted(
-            (end for end in held if f"/{member}".replace(".", "/").endswith(f"/{end}".replace(".", "/"))), key=len
-        )
-        if ends:
-            wanted[prefix + ends[-1]] = prefix + name
-        elif name not in ROLES:
+        if name in ROLES:
+            continue
+        if not name or "/" in name or not name.isprintable() or name in (".", ".."):
+            raise GtpVisionError(f"task.features reads '{member}' as '{name}', which cannot be a name; choose another")
+        whole = f"/{member}".replace(".", "/")
+        ends = sorted((end for end in held if whole.endswith(f"/{end}".replace(".", "/"))), key=len)
+        if not ends:
             raise missing(name, path, held)
+        wanted[prefix + ends[-1]] = prefix + name
     kept = {name: entry for name, entry in arrays.items() if name in wanted or name not in wanted.values()}
     listed = [wanted.get(prefix + name, prefix + name) for name in depth.cameras(found["attributes"])]
     attributes = found["attributes"] | depth.attribute(name.removeprefix(prefix) for name in listed)

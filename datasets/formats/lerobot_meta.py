@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import data_files
 from gtp_vision.core.safe_json import read_json, read_json_lines
@@ -306,6 +307,7 @@ def _parts(path: Path, template: str, fields: list[dict[str, Any]]) -> list[Part
                 f"{path}: the episodes of '{name}' are not consecutive (episode {begin}); write it again"
             )
         seen.add(name)
+        sandbox.heartbeat()
         found.append((file, begin, begin + 1 + len(others)))
     return found
 

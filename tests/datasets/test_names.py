@@ -137,6 +137,7 @@ def test_another_action_of_robomimic(copied: Copied) -> None:
         ("d4rl", {"rewards": "rewrds"}, "reads as 'rewards': did you mean 'rewards'"),
         ("d4rl_npz", {"actions": "action"}, "'action', which task.features reads as 'actions': did you mean"),
         ("native", {"arm": "qpos"}, "no 'qpos'"),
+        ("native", {"a/b": "state"}, "as 'a/b', which cannot be a name"),
         ("minari", {"front": "frnt"}, "no 'frnt'"),
         ("ogbench", {"front": "frnt"}, "no 'frnt'"),
         ("published", {"action": "actoin"}, "'actoin', which task.features reads as 'action': did you mean 'action'?"),
