@@ -26,7 +26,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write, cached, evict, from_cache, require_space
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.safe_json import read_json
-from gtp_vision.datasets import hdf5
+from gtp_vision.datasets import depth, hdf5, names
 from gtp_vision.datasets.arrays import Array, Segmented
 from gtp_vision.datasets.mapped import map_file
 from gtp_vision.datasets.store import Store
@@ -56,6 +56,7 @@ class Piece:
         dtype: as stored.
         read: (start, stop) to the array of these rows; called in order, from the first row to the last, once.
         place: file and byte offset of rows that lie contiguously in C order; None for others.
+        is_depth: whether the rows are distances, see `datasets.depth`.
     """
 
     rows: int
@@ -63,6 +64,7 @@ class Piece:
     dtype: np.dtype
     read: Callable[[int, int], np.ndarray]
     place: tuple[Path, int] | None = None
+    is_depth: bool = False
 
 
 def piece_of(data: h5py.Dataset, path: Path, start: int = 0, stop: int | None = None) -> Piece:
@@ -116,13 +118,17 @@ def through_cache(path: Path, opened: Callable[[], AbstractContextManager[FileAr
 
     `opened` is called when the entry of the cache for the content and `key` is missing or damaged.
     """
-    target = cached(path, _VERSION, *key)
+    target = cached(path, _VERSION, *key, *names.key())
 
     def make() -> None:
         with opened() as arrays:
             unpack(arrays, target, path)
 
-    return from_cache(target, lambda: read_unpacked(target, path), make)
+    def read() -> Layout:
+        with names.reading(None):
+            return read_unpacked(target, path)
+
+    return from_cache(target, read, make)
 
 
 def unpack(source: FileArrays, target: Path, path: Path) -> None:
@@ -162,6 +168,7 @@ def unpack(source: FileArrays, target: Path, path: Path) -> None:
             "timeouts": np.asarray(source.timeouts, bool).astype(np.uint8),
             "episode_ends": np.asarray(source.episode_ends, np.int64),
         }
+    distances = depth.attribute(name for name, pieces in source.observations.items() if pieces[0].is_depth)
     copied = sum(hdf5.nbytes(shape, np.dtype(dtype)) for shape, dtype in shapes.values())
     needed = copied + sum(array.nbytes for array in flat.values())
     evict(target.parent, needed)
@@ -171,7 +178,7 @@ def unpack(source: FileArrays, target: Path, path: Path) -> None:
         with atomic_write(target.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(in_place))
     with (
-        native.create(target, shapes, source.attributes) as file,
+        native.create(target, shapes, source.attributes | distances) as file,
         Progress(total=copied, desc=label, unit="B", unit_scale=True, disable=copied < PROGRESS_BYTES) as bar,
     ):
         for name, array in flat.items():

@@ -11,12 +11,13 @@ from typing import Any
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line, propose
-from gtp_vision.core.files import require_space
+from gtp_vision.core.files import lfs_pointer, require_space
 from gtp_vision.core.registry import Registry
-from gtp_vision.datasets import hdf5, npz
+from gtp_vision.datasets import hdf5, names, npz
 from gtp_vision.datasets.formats import near_misses
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import Layout, to_store
+from gtp_vision.datasets.names import Names
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import shape_errors
 
@@ -24,30 +25,31 @@ FORMATS: Registry[Format] = Registry(__name__, "gtp_vision.formats", Format)
 """Every `Format` at the top of a file beside this one, and those of plug-ins."""
 
 
-def detect(path: Path) -> str:
-    """Return the name of a data set's format, by its content.
+def detect(path: Path, features: Names | None = None) -> str:
+    """Return the name of a data set's format, by its content; `features` as in `open_store`.
 
     Raises:
         GtpVisionError: the path is missing, or its format is unknown.
     """
-    return str(sandbox.call(f"{__name__}:_detect", path))
+    return str(sandbox.call(f"{__name__}:_detected", path, features))
 
 
-def open_store(path: Path, env: str | None = None) -> Store:
+def open_store(path: Path, env: str | None = None, features: Names | None = None) -> Store:
     """Open a data set of any known format, or raise a GtpVisionError.
 
     The file is read by a child process (see `core.sandbox`); this process only maps its arrays. `env` is the
-    environment's name, for formats whose rewards depend on the task (OGBench).
+    environment's name, for formats whose rewards depend on the task (OGBench). `features` are names in the store to
+    those in the file, see `datasets.names`.
     """
-    return to_store(sandbox.call(f"{__name__}:_layout", path, env), path)
+    return to_store(sandbox.call(f"{__name__}:_layout", path, env, features), path)
 
 
-def open_states(path: Path) -> Store:
+def open_states(path: Path, features: Names | None = None) -> Store:
     """Open a data set with every recorded state as an observation, and without cameras.
 
     OGBench's files have additional states, which no policy reads: `qpos`, `qvel` and `button_states`.
     """
-    return to_store(sandbox.call(f"{__name__}:_states", path), path)
+    return to_store(sandbox.call(f"{__name__}:_states", path, features), path)
 
 
 def check_writable(name: str) -> Callable[[Path, Store], Any]:
@@ -60,9 +62,16 @@ def check_writable(name: str) -> Callable[[Path, Store], Any]:
 
 
 def convert(
-    source: Path, target: Path, to: str, env: str | None = None, *, fps: float | None = None, overwrite: bool = False
+    source: Path,
+    target: Path,
+    to: str,
+    env: str | None = None,
+    features: Names | None = None,
+    *,
+    fps: float | None = None,
+    overwrite: bool = False,
 ) -> Store:
-    """Write a data set of any known format in another one, and return it, read back; `env` as in `open_store`.
+    """Write a data set of any known format in another one, and return it, read back; options as in `open_store`.
 
     `fps` is the rate of data that do not say theirs, or say a wrong one.
 
@@ -77,7 +86,7 @@ def convert(
         raise GtpVisionError(f"{target} is a folder, but {FORMATS[to].title} is a file; name a file")
     if any(parent.exists() and not parent.is_dir() for parent in target.parents):
         raise GtpVisionError(f"{target} lies below a file; choose another place")
-    store = open_store(source, env)
+    store = open_store(source, env, features)
     if fps is not None:
         store.attributes = dict(store.attributes) | {"fps": fps}
     if faults := shape_errors(store):
@@ -120,12 +129,14 @@ def _recognised(path: Path) -> tuple[str, str, str | None]:
             found = next((known.name for known in _formats() if known.hdf5 and known.hdf5(file, path)), "")
             held = f"HDF5 with {', '.join(sorted(hdf5.children(file, path))[:6]) or 'nothing'} in it"
             return found, held, None if found else near_misses.in_hdf5(file, path)
+    if path.is_file() and (pointer := lfs_pointer(path)):
+        return "", "text", pointer
     found = next((known.name for known in _formats() if known.other and known.other(path)), "")
     if path.is_dir():
         return found, "a folder", None
-    if names := npz.names(path):
-        held = f"npz with {', '.join(sorted(names)[:6])} in it"
-        return found, held, None if found else near_misses.in_arrays(names)
+    if arrays := npz.names(path):
+        held = f"npz with {', '.join(sorted(arrays)[:6])} in it"
+        return found, held, None if found else near_misses.in_arrays(arrays)
     magic = _magic(path)
     return found, f"it begins with {magic[:4]!r}", near_misses.in_bytes(magic)
 
@@ -140,19 +151,25 @@ def _hint(path: Path) -> str | None:
 def _is_data_set(path: Path) -> bool:
     """Whether a path in a folder may be a data set, judged by its first bytes where it is HDF5, by names where npz."""
     with contextlib.suppress(OSError):
-        if path.is_file() and (_magic(path) == hdf5.MAGIC or npz.names(path)):
+        if path.is_file() and (_magic(path) == hdf5.MAGIC or npz.names(path) or lfs_pointer(path)):
             return True
         return any(known.other(path) for known in _formats() if known.other)
     return False
 
 
-def _layout(path: Path, env: str | None) -> Layout:
-    return FORMATS[_detect(path)].layout(path, env)
+def _layout(path: Path, env: str | None, features: Names | None = None) -> Layout:
+    with names.reading(features):
+        return names.renamed(FORMATS[_detect(path)].layout(path, env), path)
 
 
-def _states(path: Path) -> Layout:
-    known, prefix = FORMATS[_detect(path)], "observations/"
-    found = known.layout(path, None)
+def _detected(path: Path, features: Names | None) -> str:
+    with names.reading(features):
+        return _detect(path)
+
+
+def _states(path: Path, features: Names | None = None) -> Layout:
+    known, prefix = FORMATS[_detected(path, features)], "observations/"
+    found = _layout(path, None, features)
     arrays = {
         name: entry
         for name, entry in found["arrays"].items()

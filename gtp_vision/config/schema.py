@@ -33,6 +33,9 @@ class TaskConfig:
     filter: str | None = setting(
         None, "only the episodes of this group of the file, e.g. robomimic's train; null: all", free=True
     )
+    features: dict[str, str] | None = setting(
+        None, "other names of arrays: NAME: NAME IN THE FILE, e.g. {action: actions}; null: the format's own", free=True
+    )
     observations: list[str] | None = setting(None, "only these observations, in this order; null: all", free=True)
     # For agents without a critic a later frame of the episode; for others any frame, in OGBench's shares for values,
     # and a reward of -1 until it is reached instead of the file's.
