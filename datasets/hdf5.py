@@ -16,7 +16,9 @@ import h5py
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.files import lfs_pointer
 from gtp_vision.core.safe_json import parse_json
+from gtp_vision.datasets import names
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 KINDS = {
@@ -53,19 +55,18 @@ def open_file(path: Path) -> Iterator[h5py.File]:
     except BlockingIOError as error:  # HDF5's own lock
         raise GtpVisionError(f"{path} is open for writing in another program; wait until that closes it") from error
     except (OSError, RuntimeError) as error:
-        raise GtpVisionError(
-            f"{path} cannot be read as HDF5 ({first_line(error)}): it is missing, truncated or of another format; "
-            f"copy it again"
-        ) from error
+        is_pointer = path.is_file() and lfs_pointer(path)
+        reason = is_pointer or "it is missing, truncated or of another format; copy it again"
+        raise GtpVisionError(f"{path} cannot be read as HDF5 ({first_line(error)}): {reason}") from error
 
 
 def member(parent: h5py.Group, name: str, path: Path) -> h5py.Dataset | h5py.Group:
     """Return a member of a group (`name` may be a path below it) that is reached by hard links only."""
-    for key in name.split("/"):
+    for key in "/".join(map(names.source, name.split("/"))).split("/"):
         encoded = key.encode(errors="surrogateescape")
-        if not isinstance(parent, h5py.Group):
-            raise GtpVisionError(f"{path} has no '{_below(parent, key)}'; write the file again")
         try:
+            if not isinstance(parent, h5py.Group):
+                raise _missing(parent, key, name, path)
             if parent.id.links.get_info(encoded).type != h5py.h5l.TYPE_HARD:
                 raise GtpVisionError(
                     f"{path}: '{_below(parent, key)}' is a link, which is not followed; copy the array itself"
@@ -78,8 +79,8 @@ def member(parent: h5py.Group, name: str, path: Path) -> h5py.Dataset | h5py.Gro
             else:
                 parent = h5py.Group(found) if isinstance(found, h5py.h5g.GroupID) else parent[key]
         except DAMAGE as error:
-            if isinstance(error, KeyError) and encoded not in parent.id:
-                raise GtpVisionError(f"{path} has no '{_below(parent, key)}'; write the file again") from error
+            if not _holds(parent, encoded):
+                raise _missing(parent, key, name, path) from error
             raise _damaged(_below(parent, key), path, error) from error
     return parent
 
@@ -154,7 +155,7 @@ def offset(data: h5py.Dataset, path: Path) -> int | None:
 def children(parent: h5py.Group, path: Path) -> list[str]:
     """Return the names of a group's members."""
     try:
-        return [str(name) for name in parent]
+        return names.listed(str(name) for name in parent)
     except DAMAGE as error:
         raise _damaged(parent.name, path, error) from error
 
@@ -187,6 +188,19 @@ def nbytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
 
 
 _type_of = cache(h5py.h5t.py_create)
+
+
+def _holds(parent: h5py.Group, key: bytes) -> bool:
+    try:
+        return key in parent.id
+    except DAMAGE:  # of the group itself
+        return True
+
+
+def _missing(parent: h5py.Group | h5py.Dataset, key: str, name: str, path: Path) -> GtpVisionError:
+    for role in (part for part in name.split("/") if names.source(part) != part):
+        return names.missing(role, path, list(parent) if isinstance(parent, h5py.Group) else [])
+    return GtpVisionError(f"{path} has no '{_below(parent, key)}'; write the file again")
 
 
 def _below(parent: h5py.Group, key: str) -> str:

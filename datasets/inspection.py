@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,17 @@ _NO_BREAK = "\N{NO-BREAK SPACE}"
 _OWN_LINES = ("filters", "tasks", "episode_tasks", "time_stamps", successes.MARKS, successes.WORDS)
 
 
-def inspect(path: Path, env: str | None = None) -> tuple[dict[str, Any], Store]:
+def inspect(
+    path: Path, env: str | None = None, features: Mapping[str, str] | None = None
+) -> tuple[dict[str, Any], Store]:
     """Describe a data set of any known format: JSON-able facts, and the data set itself.
 
     `problems` are faults, which prevent training; `warnings` are likely mistakes, looked for in data without faults. If
-    lengths disagree, only shapes are reported. A number that is not finite is None. `env` is as in `open_store`.
+    lengths disagree, only shapes are reported. A number that is not finite is None. `env` and `features` are as in
+    `open_store`.
     """
-    name = detect(path)
-    store = open_store(path, env)
+    name = detect(path, features)
+    store = open_store(path, env, features)
     with np.errstate(all="ignore"):  # numbers that are too large are reported as faults, not as warnings of NumPy
         return {"path": str(path), "format": name, "title": FORMATS[name].title} | facts(store), store
 

@@ -29,7 +29,7 @@ from gtp_vision.core.files import atomic_write, cached, evict, from_cache, requi
 from gtp_vision.core.framing import FRAMES, Framing
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.safe_json import read_json
-from gtp_vision.datasets import hdf5
+from gtp_vision.datasets import depth, hdf5, names
 from gtp_vision.datasets.arrays import Array, Segmented
 from gtp_vision.datasets.mapped import map_file
 from gtp_vision.datasets.store import Store
@@ -59,6 +59,7 @@ class Piece:
         dtype: as stored.
         read: (start, stop) to the array of these rows; called in order, from the first row to the last, once.
         place: file and byte offset of rows that lie contiguously in C order; None for others.
+        is_depth: whether the rows are distances, see `datasets.depth`.
     """
 
     rows: int
@@ -66,6 +67,7 @@ class Piece:
     dtype: np.dtype
     read: Callable[[int, int], np.ndarray]
     place: tuple[Path, int] | None = None
+    is_depth: bool = False
 
 
 def piece_of(data: h5py.Dataset, path: Path, start: int = 0, stop: int | None = None) -> Piece:
@@ -148,13 +150,18 @@ def through_cache(path: Path, opened: Callable[[], AbstractContextManager[FileAr
     `opened` is called when the entry of the cache for the content and `key` is missing or damaged.
     """
     framing = _framing.get()
-    target = cached(path, _VERSION, *key, *([] if framing is None else [json.dumps(framing.record())]))
+    of_frames = [] if framing is None else [json.dumps(framing.record())]
+    target = cached(path, _VERSION, *key, *names.key(), *of_frames)
 
     def make() -> None:
         with opened() as arrays:
             unpack(arrays if framing is None else _with_frames(arrays, framing, path), target, path)
 
-    return from_cache(target, lambda: read_unpacked(target, path), make)
+    def read() -> Layout:
+        with names.reading(None):
+            return read_unpacked(target, path)
+
+    return from_cache(target, read, make)
 
 
 def unpack(source: FileArrays, target: Path, path: Path) -> None:
@@ -194,6 +201,7 @@ def unpack(source: FileArrays, target: Path, path: Path) -> None:
             "timeouts": np.asarray(source.timeouts, bool).astype(np.uint8),
             "episode_ends": np.asarray(source.episode_ends, np.int64),
         }
+    distances = depth.attribute(name for name, pieces in source.observations.items() if pieces[0].is_depth)
     copied = sum(hdf5.nbytes(shape, np.dtype(dtype)) for shape, dtype in shapes.values())
     needed = copied + sum(array.nbytes for array in flat.values())
     smaller = "task.image_size to smaller frames, or " if any(len(shape) == 4 for shape, _ in shapes.values()) else ""
@@ -206,7 +214,7 @@ def unpack(source: FileArrays, target: Path, path: Path) -> None:
         with atomic_write(target.with_suffix(".json")) as temporary:
             temporary.write_text(json.dumps(in_place))
     with (
-        native.create(target, shapes, source.attributes) as file,
+        native.create(target, shapes, source.attributes | distances) as file,
         Progress(total=copied, desc=label, unit="B", unit_scale=True, disable=copied < PROGRESS_BYTES) as bar,
     ):
         for name, array in flat.items():

@@ -16,6 +16,7 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.datasets import hdf5
+from gtp_vision.datasets.names import listed, missing, source
 
 Order = Literal["C", "F"]
 _DAMAGE = (
@@ -26,7 +27,7 @@ _DAMAGE = (
 
 def names(path: Path) -> set[str]:
     """Return the names of the arrays in a file; none if it is not an npz archive."""
-    return {name.removesuffix(".npy") for name in members(path) if name.endswith(".npy")}
+    return set(listed(name.removesuffix(".npy") for name in members(path) if name.endswith(".npy")))
 
 
 def members(path: Path) -> set[str]:
@@ -36,6 +37,14 @@ def members(path: Path) -> set[str]:
             return set(archive.namelist())
     except (OSError, *_DAMAGE):
         return set()
+
+
+def member(archive: zipfile.ZipFile, name: str) -> str:
+    """Return the member of an archive that holds an array; a GtpVisionError if it has a chosen name and is missing."""
+    held, known = source(name), {found.removesuffix(".npy") for found in archive.namelist()}
+    if held != name and held not in known:
+        raise missing(name, str(archive.filename), known)
+    return f"{held}.npy"
 
 
 @contextmanager
@@ -68,15 +77,15 @@ def header(
         )
     if not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"{name} has shape {shape}")
-    size, member = hdf5.nbytes(shape, dtype), archive.getinfo(f"{name}.npy")
-    if size > min(member.file_size, hdf5.MAX_COMPRESSION * member.compress_size):
+    size, found = hdf5.nbytes(shape, dtype), archive.getinfo(member(archive, name))
+    if size > min(found.file_size, hdf5.MAX_COMPRESSION * found.compress_size):
         raise ValueError(f"{name} declares {size} bytes, more than the file holds")
     return shape, dtype, "F" if is_fortran else "C"
 
 
 def load(archive: zipfile.ZipFile, name: str, kinds: str = "uifb") -> np.ndarray:
     """Read a member whole."""
-    with archive.open(f"{name}.npy") as stream:
+    with archive.open(member(archive, name)) as stream:
         shape, dtype, order = header(archive, name, stream, kinds)
         return np.frombuffer(exactly(stream, hdf5.nbytes(shape, dtype)), dtype).reshape(shape, order=order)
 

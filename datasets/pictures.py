@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
+from gtp_vision.datasets import depth
 from gtp_vision.datasets.statistics import array_statistics
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import observation_fault, shape_errors
@@ -187,8 +188,11 @@ def _histogram(store: Store, dimension: int, edges: np.ndarray) -> np.ndarray:
 def rgb(frames: np.ndarray) -> np.ndarray:
     """Convert frames of any number of channels, uint8 (..., C) or float in [0, 1], to uint8 (..., 3).
 
-    Of more than 3 channels the first 3 are shown, of 1 or 2 the first as gray.
+    Of more than 3 channels the first 3 are shown, one as gray; two are distances, the farthest one white.
     """
+    if frames.shape[-1] == depth.BYTES and frames.dtype == np.uint8:
+        distances = depth.millimeters(frames).astype(np.float32)
+        frames = (distances / max(1.0, distances.max()))[..., None]
     shown = frames[..., :3] if frames.shape[-1] > 2 else frames[..., :1].repeat(3, -1)
     return shown if shown.dtype == np.uint8 else (255 * shown.clip(0, 1)).round().astype(np.uint8)
 

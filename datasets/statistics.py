@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gtp_vision.datasets import depth
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.store import Store
 
@@ -113,6 +114,16 @@ def mean_images(store: Store) -> dict[str, np.ndarray]:
     """Compute the mean frame of every camera, float32 (H, W, C) in [0, 255], over frames spread over the recordings."""
     rows = mean_rows(len(store))
     return {name: _mean(array, rows) for name, array in store.observations.items() if array.ndim == 4}
+
+
+def farthest(store: Store) -> dict[str, float]:
+    """Find the farthest distance of every depth camera, in millimeters, in the frames of `mean_images`; at least 1."""
+    rows, found = mean_rows(len(store)), dict[str, float]()
+    cameras = {name: x for name, x in store.observations.items() if x.ndim == 4 and x.shape[3] == depth.BYTES}
+    for name, images in cameras.items():
+        pieces = (images[rows[start : start + _TOGETHER]] for start in range(0, len(rows), _TOGETHER))
+        found[name] = max(1.0, *(float(depth.millimeters(piece).max()) for piece in pieces))
+    return found
 
 
 def mean_rows(count: int) -> np.ndarray:

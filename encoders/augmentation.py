@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -54,6 +54,7 @@ class Augmentation:
         self.cameras = [name for name, shape in shapes.items() if len(shape) == 4 and not name.startswith(GOAL)]
         self._has_colors = any(shapes[name][1] == 3 for name in self.cameras)
         self._crops: dict[str, tuple[int, int]] = {}
+        self._depth = {name for name in self.cameras if config.cameras.get(name, CameraConfig()).depth}
         for name in self.cameras:
             _, channels, height, width = shapes[name]
             crop = config.cameras.get(name, CameraConfig()).crop
@@ -88,7 +89,12 @@ class Augmentation:
         changed = {}
         for name, x in observation.items():
             camera = name.removeprefix(GOAL)
-            changed[name] = self._changed(x, draws[camera], self._crops.get(camera)) if x.ndim == 5 else x
+            if x.ndim == 5:
+                change = draws[camera]
+                if camera in self._depth:  # bytes are not colors
+                    change = replace(change, color=None, blur=None)
+                x = self._changed(x, change, self._crops.get(camera))
+            changed[name] = x
         return changed
 
     def _draw_change(self, rows: int, generator: NoiseSource, strength: float) -> Change:
@@ -128,6 +134,8 @@ class Augmentation:
             raise GtpVisionError(
                 f"{prefix}.shift={c.shift} moves everything out of the frame: {frames}; set it below {side}"
             )
+        if name in self._depth:  # neither blurred nor colored
+            return
         if self.blur.active and self.blur.reach >= side:
             raise GtpVisionError(
                 f"{prefix}.blur={c.blur:g} needs {self.blur.reach} pixels on each side: {frames}; set a smaller one"

@@ -37,6 +37,10 @@ def _camera(name: str, settings: Any) -> CameraConfig:
     for setting, size in settings.items():
         if setting not in known:
             raise GtpVisionError(f"the configuration has no setting '{key}.{setting}': {propose(setting, known)}")
+        if setting == "depth":
+            if not isinstance(size, bool):
+                raise GtpVisionError(f"{key}.depth={size} must be true or false")
+            continue
         is_size = isinstance(size, Sequence) and len(size) == 2 and all(type(n) is int and n >= 1 for n in size)
         if size is not None and not is_size:
             raise GtpVisionError(f"{key}.{setting}={size} must be a height and a width of at least 1")

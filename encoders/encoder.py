@@ -57,6 +57,8 @@ class Encoder(nn.Module):
         for name in self.states:
             self.register_buffer(part_name("mean", name), torch.zeros(shapes[name][1]))
             self.register_buffer(part_name("scale", name), torch.ones(shapes[name][1]))
+        for name in (name for name in self.cameras if self.preprocessing[name].depth):
+            self.register_buffer(part_name("farthest", name), torch.tensor(float(2**16 - 1)))
         states = sum(shapes[name][0] * shapes[name][1] for name in self.states)
         self.fusion = Fusion([self.tower(name).width for name in self.cameras], states, config)
         self.fusion.apply(backbones.initialise)
@@ -75,7 +77,12 @@ class Encoder(nn.Module):
     def _find_or_create_tower(self, name: str, pretrained: bool) -> str:
         frames, channels, *size = self.shapes[name]
         settings = self.preprocessing[name]
-        shape = (frames, channels, *(settings.size or settings.crop or size))
+        if settings.depth and channels != 2:
+            raise GtpVisionError(
+                f"encoder.cameras.{name}.depth=true needs frames of two bytes a pixel, and the camera's have "
+                f"{channels}; set it to false"
+            )
+        shape = (frames, 1 if settings.depth else channels, *(settings.size or settings.crop or size))
         config, shared = self.config, name.removeprefix(GOAL) if name.startswith(GOAL) else None
         if shared is None and config.share_cameras and self._tower_of:
             shared = next(iter(self._tower_of))
@@ -120,6 +127,12 @@ class Encoder(nn.Module):
             for kind, values in zip(("mean", "scale"), scales[name.removeprefix(GOAL)], strict=True):
                 self.get_buffer(part_name(kind, name)).copy_(values)
 
+    @torch.no_grad()
+    def scale_distances(self, farthest: Mapping[str, float]) -> None:
+        """Scale each depth camera by its farthest distance in millimeters from now on; saved with the parameters."""
+        for name in (name for name in self.cameras if self.preprocessing[name].depth):
+            self.get_buffer(part_name("farthest", name)).fill_(farthest[name.removeprefix(GOAL)])
+
     def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Name to uint8 (B, T, C, H, W), cropped or not, or float (B, T, D), to float (B, width).
 
@@ -148,10 +161,14 @@ class Encoder(nn.Module):
             return tower(images).float()
 
     def _preprocessed(self, name: str, images: torch.Tensor) -> torch.Tensor:
-        """Frames (B, T, C, H, W), center-cropped unless they are already, and resized."""
+        """Frames (B, T, C, H, W), center-cropped unless they are already, and resized; distances as (B, T, 1, H, W)."""
         settings = self.preprocessing[name]
         if settings.crop is not None and tuple(images.shape[3:]) == tuple(self.shapes[name][2:]):
             images = pixels.center_crop(images, settings.crop)
+        if settings.depth:
+            farthest = self.get_buffer(part_name("farthest", name))
+            distances = 256.0 * images[:, :, :1] + images[:, :, 1:]  # millimeters, see `datasets.depth`
+            images = (distances * (255 / farthest)).clamp(max=255)
         if settings.size is not None:
             images = pixels.resize(images, settings.size, antialias=True)
         return images

@@ -10,12 +10,13 @@ from gtp_vision.core.settings import setting
 
 @dataclass
 class CameraConfig:
-    """How the frames of one camera are cropped and resized."""
+    """What the frames of one camera are, and how they are cropped and resized."""
 
     crop: list[int] | None = setting(
         None, "height and width in pixels that are cut out, anywhere in training, in the middle when acting; null: all"
     )
     size: list[int] | None = setting(None, "height and width to which (cropped) frames are resized; null: as they are")
+    depth: bool = setting(False, "frames are distances of 16 bits in two bytes, which the data's farthest one scales")
 
 
 @dataclass
@@ -75,7 +76,7 @@ class EncoderConfig:
     share: bool = setting(False, "one encoder for actor and critic instead of one each")
     gradient: str = setting("both", "whose losses train a shared encoder", choices=("both", "actor", "critic"))
     share_cameras: bool = setting(False, "one backbone for all cameras instead of one each")
-    cameras: dict[str, Any] = setting({}, "settings of each camera by its name, crop and size")  # `CameraConfig`s
+    cameras: dict[str, Any] = setting({}, "settings of each camera by its name: crop, size, depth")  # `CameraConfig`s
     fusion: str = setting(
         "concat",
         "how cameras and states are joined; transformer: over one token of each",

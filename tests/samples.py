@@ -512,10 +512,19 @@ def gray_frames(rows: Sequence[int], size: tuple[int, int]) -> np.ndarray:
     return np.stack([np.full((*size, 3), brightness(row), np.uint8) for row in rows])
 
 
-def mp4(path: Path, frames: np.ndarray, codec: str = "libx264", fps: float = FPS, more: Sequence[str] = ()) -> None:
+def mp4(
+    path: Path,
+    frames: np.ndarray,
+    codec: str = "libx264",
+    fps: float = FPS,
+    more: Sequence[str] = (),
+    pixels: str = "rgb24",
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames.shape[1:3]
-    options = f"-y -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps} -i - -c:v {codec} -pix_fmt yuv420p".split()
+    options = (
+        f"-y -f rawvideo -pix_fmt {pixels} -s {width}x{height} -r {fps} -i - -c:v {codec} -pix_fmt yuv420p".split()
+    )
     options += more
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", *options, str(path)]
     subprocess.run(command, input=frames.tobytes(), check=True)

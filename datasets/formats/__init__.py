@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line, propose
-from gtp_vision.core.files import require_space
+from gtp_vision.core.files import lfs_pointer, require_space
 from gtp_vision.core.framing import Framing
 from gtp_vision.core.registry import Registry
-from gtp_vision.datasets import hdf5, npz
+from gtp_vision.datasets import hdf5, names, npz
 from gtp_vision.datasets.formats import near_misses
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import Layout, framed, to_store, with_frames
+from gtp_vision.datasets.names import Names
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import shape_errors
 
@@ -25,30 +28,34 @@ FORMATS: Registry[Format] = Registry(__name__, "gtp_vision.formats", Format)
 """Every `Format` at the top of a file beside this one, and those of plug-ins."""
 
 
-def detect(path: Path) -> str:
-    """Return the name of a data set's format, by its content.
+def detect(path: Path, features: Names | None = None) -> str:
+    """Return the name of a data set's format, by its content; `features` as in `open_store`.
 
     Raises:
         GtpVisionError: the path is missing, or its format is unknown.
     """
-    return str(sandbox.call(f"{__name__}:_detect", path))
+    return str(sandbox.call(f"{__name__}:_detected", path, features))
 
 
-def open_store(path: Path, env: str | None = None, *, framing: Framing | None = None) -> Store:
+def open_store(
+    path: Path, env: str | None = None, features: Names | None = None, *, framing: Framing | None = None
+) -> Store:
     """Open a data set of any known format, or raise a GtpVisionError.
 
     The file is read by a child process (see `core.sandbox`); this process only maps its arrays. `env` is the
-    environment's name, for formats whose rewards depend on the task (OGBench); `framing` crops and resizes the frames.
+    environment's name, for formats whose rewards depend on the task (OGBench). `features` are names in the store to
+    those in the file, see `datasets.names`; `framing` crops and resizes the frames.
     """
-    return to_store(sandbox.call(f"{__name__}:_layout", path, env, framing and framing.record()), path)
+    found = sandbox.call(f"{__name__}:_layout", path, env, features, framing and framing.record())
+    return to_store(found, path)
 
 
-def open_states(path: Path) -> Store:
+def open_states(path: Path, features: Names | None = None) -> Store:
     """Open a data set with every recorded state as an observation, and without cameras.
 
     OGBench's files have additional states, which no policy reads: `qpos`, `qvel` and `button_states`.
     """
-    return to_store(sandbox.call(f"{__name__}:_states", path), path)
+    return to_store(sandbox.call(f"{__name__}:_states", path, features), path)
 
 
 def check_writable(name: str) -> Callable[[Path, Store], Any]:
@@ -65,6 +72,7 @@ def convert(
     target: Path,
     to: str,
     env: str | None = None,
+    features: Names | None = None,
     *,
     fps: float | None = None,
     framing: Framing | None = None,
@@ -85,7 +93,7 @@ def convert(
         raise GtpVisionError(f"{target} is a folder, but {FORMATS[to].title} is a file; name a file")
     if any(parent.exists() and not parent.is_dir() for parent in target.parents):
         raise GtpVisionError(f"{target} lies below a file; choose another place")
-    store = open_store(source, env, framing=framing)
+    store = open_store(source, env, features, framing=framing)
     if fps is not None:
         store.attributes = dict(store.attributes) | {"fps": fps}
     if faults := shape_errors(store):
@@ -128,12 +136,14 @@ def _recognised(path: Path) -> tuple[str, str, str | None]:
             found = next((known.name for known in _formats() if known.hdf5 and known.hdf5(file, path)), "")
             held = f"HDF5 with {', '.join(sorted(hdf5.children(file, path))[:6]) or 'nothing'} in it"
             return found, held, None if found else near_misses.in_hdf5(file, path)
+    if path.is_file() and (pointer := lfs_pointer(path)):
+        return "", "text", pointer
     found = next((known.name for known in _formats() if known.other and known.other(path)), "")
     if path.is_dir():
         return found, "a folder", None
-    if names := npz.names(path):
-        held = f"npz with {', '.join(sorted(names)[:6])} in it"
-        return found, held, None if found else near_misses.in_arrays(names)
+    if arrays := npz.names(path):
+        held = f"npz with {', '.join(sorted(arrays)[:6])} in it"
+        return found, held, None if found else near_misses.in_arrays(arrays)
     magic = _magic(path)
     near = near_misses.in_bytes(magic) or near_misses.of_streams(magic) or near_misses.of_archive(path)
     return found, f"it begins with {magic[:4]!r}", None if found else near
@@ -149,20 +159,30 @@ def _hint(path: Path) -> str | None:
 def _is_data_set(path: Path) -> bool:
     """Whether a path in a folder may be a data set, judged by its first bytes where it is HDF5, by names where npz."""
     with contextlib.suppress(OSError):
-        if path.is_file() and (_magic(path) == hdf5.MAGIC or npz.names(path) or near_misses.of_streams(_magic(path))):
+        magic = _magic(path) if path.is_file() else b""
+        if magic == hdf5.MAGIC or near_misses.of_streams(magic) or (magic and (npz.names(path) or lfs_pointer(path))):
             return True
         return any(known.other(path) for known in _formats() if known.other)
     return False
 
 
-def _layout(path: Path, env: str | None, framing: Any = None) -> Layout:
-    with framed(Framing.of(framing)):
-        return with_frames(FORMATS[_detect(path)].layout(path, env), path)
+def _layout(path: Path, env: str | None, features: Names | None = None, framing: Any = None) -> Layout:
+    chosen = Framing.of(framing)
+    if chosen and features:  # cameras have their names in the file until the layout is made
+        sizes = {re.split("[./]", features.get(name, name))[-1]: size for name, size in chosen.sizes.items()}
+        chosen = replace(chosen, sizes=sizes)
+    with names.reading(features), framed(chosen):
+        return names.renamed(with_frames(FORMATS[_detect(path)].layout(path, env), path), path)
 
 
-def _states(path: Path) -> Layout:
-    known, prefix = FORMATS[_detect(path)], "observations/"
-    found = known.layout(path, None)
+def _detected(path: Path, features: Names | None) -> str:
+    with names.reading(features):
+        return _detect(path)
+
+
+def _states(path: Path, features: Names | None = None) -> Layout:
+    known, prefix = FORMATS[_detected(path, features)], "observations/"
+    found = _layout(path, None, features)
     arrays = {
         name: entry
         for name, entry in found["arrays"].items()

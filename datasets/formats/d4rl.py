@@ -46,6 +46,7 @@ from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import episodes, native, near_misses
 from gtp_vision.datasets.formats.format import Format, units_notes
 from gtp_vision.datasets.layout import FileArrays, Layout, piece_of, row_ranges, through_cache
+from gtp_vision.datasets.names import source
 from gtp_vision.datasets.store import Store
 
 _OURS = "gtp_vision"  # the attribute in which our writer stores what the format cannot hold
@@ -134,10 +135,10 @@ def _hdf5(path: Path) -> Iterator[h5py.File]:
         copy = h5py.File(Path(folder) / "arrays.h5", "w")  # open, so it outlives its name, but not this process
     with copy, npz.open_archive(path, "an npz of D4RL's arrays") as archive:
         for name in sorted(names & {*_ARRAYS, *_OTHERS}):
-            with archive.open(f"{name}.npy") as stream:
+            with archive.open(npz.member(archive, name)) as stream:
                 shape, dtype, order = npz.header(archive, name, stream)
                 require_space(cache_dir(), hdf5.nbytes(shape, dtype), f"unpacking {path.name}")
-                target = copy.create_dataset(name, shape, dtype, chunks=True if shape and all(shape) else None)
+                target = copy.create_dataset(source(name), shape, dtype, chunks=True if shape and all(shape) else None)
                 if order == "F" or not shape:
                     target[...] = npz.load(archive, name)
                     continue

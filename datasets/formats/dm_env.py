@@ -221,8 +221,8 @@ def _open(path: Path) -> Iterator[_File]:
             return episodes.read_rows(data, 0, data.shape[0], path)
 
         def observation(name: str, rows: int) -> Piece | None:
-            piece = _observation(hdf5.array(file, name, path, kinds=_ANY, rows=rows), path)
-            return piece and episodes.reopened(piece, path, lambda again: _observation(again[name], path))
+            piece = _observation(hdf5.array(file, name, path, kinds=_ANY, rows=rows), name, path)
+            return piece and episodes.reopened(piece, path, lambda again: _observation(again[name], name, path))
 
         yield _File(path, set(hdf5.children(file, path)), False, load, observation)
 
@@ -232,14 +232,14 @@ def _of_archive(archive: zipfile.ZipFile, name: str, rows: int, path: Path) -> P
         (shape, dtype, _) = npz.header(archive, name, stream, _ANY)
     if shape[:1] != (rows,):
         raise GtpVisionError(f"{path}: '{name}' has shape {shape} and 'action' {rows} rows; copy the file again")
-    return _as_observation(Piece(rows, shape[1:], dtype, lambda start, stop: _loaded(path, name)[start:stop]))
+    return _as_observation(Piece(rows, shape[1:], dtype, lambda start, stop: _loaded(path, name)[start:stop]), name)
 
 
-def _observation(data: h5py.Dataset, path: Path) -> Piece | None:
-    return _as_observation(piece_of(data, path))
+def _observation(data: h5py.Dataset, name: str, path: Path) -> Piece | None:
+    return _as_observation(piece_of(data, path), name)
 
 
-def _as_observation(stored: Piece) -> Piece | None:
+def _as_observation(stored: Piece, name: str) -> Piece | None:
     """Return an observation as the store needs it, also of frames that are stacked in their first axis."""
     shape = stored.shape
     if stored.dtype.kind not in episodes.NUMBERS or not all(shape):
@@ -247,7 +247,7 @@ def _as_observation(stored: Piece) -> Piece | None:
     if stored.dtype == np.uint8 and len(shape) == 3 and shape[0] <= _MOST_CHANNELS < shape[2]:
         turned = (shape[1], shape[2], shape[0])
         return replace(stored, shape=turned, read=lambda a, b: stored.read(a, b).transpose(0, 2, 3, 1), place=None)
-    return episodes.as_observation(stored)
+    return episodes.as_observation(stored, name)
 
 
 @lru_cache(maxsize=1)

@@ -19,7 +19,7 @@ from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import data_files
 from gtp_vision.core.success import KEYS, marked
-from gtp_vision.datasets import hdf5
+from gtp_vision.datasets import depth, hdf5
 from gtp_vision.datasets.layout import FileArrays, Piece, place_of
 from gtp_vision.datasets.success import attributes_of
 
@@ -170,29 +170,30 @@ def observation(parent: h5py.Group, name: str, path: Path, count: int) -> Piece 
     """Return one observation of one episode as the store needs it; None for an image that is not of bytes.
 
     Bytes (H, W, C) are a camera; so are (C, H, W) with 1, 3 or 4 channels first and another number last, which are
-    transposed, and (H, W) of at least 32 each. Everything else is a state: float32, flattened to one dimension. Images
-    that are not bytes (depth, floats, segment numbers) are not used as a state of thousands of numbers.
+    transposed, and (H, W) of at least 32 each. So are distances, see `datasets.depth`. Everything else is a state:
+    float32, flattened to one dimension. Other images that are not bytes (floats, segment numbers) are not used as a
+    state of thousands of numbers.
     """
     return _observation(hdf5.array(parent, name, path, kinds=NUMBERS, rows=count), parent, name, path)
 
 
 def observations(
-    parent: h5py.Group, path: Path, count: int, *, unread: Collection[str] = (), joined: str = "", depth: int = 0
+    parent: h5py.Group, path: Path, count: int, *, unread: Collection[str] = (), joined: str = "", level: int = 0
 ) -> dict[str, Piece | None]:
     """Return the observations of one episode in a group and in the groups in it; see `observation`.
 
-    Names in groups are joined by `_`. What is below the names `unread` is None. `joined` and `depth` are the name and
-    the level of `parent`.
+    Names in groups are joined by `_`. What is below the names `unread` is None. `joined` and `level` are the name and
+    the depth of `parent`.
     """
     found: dict[str, Piece | None] = {}
     for member in member_names(parent, path):
         name = f"{joined}_{member}" if joined else member
         node = None if name in unread else hdf5.member(parent, member, path)
         inside: Mapping[str, Piece | None]
-        if isinstance(node, h5py.Group) and depth == MAX_DEPTH:
+        if isinstance(node, h5py.Group) and level == MAX_DEPTH:
             raise GtpVisionError(f"{path}: '{node.name.lstrip('/')[:80]}' is nested too deeply; flatten its groups")
         if isinstance(node, h5py.Group):
-            inside = observations(node, path, count, unread=unread, joined=name, depth=depth + 1)
+            inside = observations(node, path, count, unread=unread, joined=name, level=level + 1)
         elif node is None:
             inside = {name: None}
         else:
@@ -215,7 +216,7 @@ def _observation(data: h5py.Dataset, parent: h5py.Group, name: str, path: Path) 
     def stored(start: int, stop: int) -> np.ndarray:
         return read_rows(parent[name], start, stop, path)  # reopened: open arrays would fill the memory
 
-    return as_observation(Piece(data.shape[0], data.shape[1:], data.dtype, stored, place_of(data, path)))
+    return as_observation(Piece(data.shape[0], data.shape[1:], data.dtype, stored, place_of(data, path)), name)
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
@@ -223,10 +224,11 @@ def is_image(shape: tuple[int, ...]) -> bool:
     return len(shape) == 3 or (len(shape) == 2 and min(shape) >= _IMAGE_SIDE)
 
 
-def as_observation(stored: Piece) -> Piece | None:
-    """Return rows as the store needs them, of rows as a file holds them; see `observation`."""
+def as_observation(stored: Piece, name: str) -> Piece | None:
+    """Return rows as the store needs them, of rows as a file holds them under a name; see `observation`."""
     count, shape, dtype, read, place = stored.rows, stored.shape, stored.dtype, stored.read, stored.place
-    if is_image(shape) and dtype != np.uint8:
+    is_depth = is_image(shape) and depth.is_depth(name, shape, dtype)
+    if is_image(shape) and dtype != np.uint8 and not is_depth:
         return None
     if not is_image(shape):
         width = math.prod(shape)
@@ -237,6 +239,14 @@ def as_observation(stored: Piece) -> Piece | None:
             lambda start, stop: to_float32(read(start, stop)).reshape(stop - start, width),
             place if dtype == np.float32 else None,
         )
+    if is_depth:
+        sides = tuple(side for side in shape if side > 1) if len(shape) == 3 else shape
+        frames = (*sides, depth.BYTES)
+
+        def distances(start: int, stop: int) -> np.ndarray:
+            return depth.to_bytes(read(start, stop).reshape(stop - start, *sides))
+
+        return Piece(count, frames, np.dtype(np.uint8), distances, is_depth=True)
     if len(shape) == 2:
         return Piece(count, (*shape, 1), dtype, lambda start, stop: read(start, stop)[..., None], place)
     if shape[0] in _CHANNELS and shape[2] not in _CHANNELS:

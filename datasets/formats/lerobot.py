@@ -1,4 +1,6 @@
-"""LeRobot's data sets, version 3: tables in Parquet, cameras as mp4 or as images in the tables.
+"""LeRobot's data sets, versions 2.0, 2.1 and 3: tables in Parquet, cameras as mp4 or as images in the tables.
+
+Version 3:
 
     meta/info.json                                features, fps, where the files lie
     meta/stats.json                               min and max of every feature
@@ -6,6 +8,13 @@
     meta/episodes/chunk-XXX/file-XXX.parquet      length of each episode, its files and its seconds in them
     data/chunk-XXX/file-XXX.parquet               a row per frame, many episodes per file
     videos/<key>/chunk-XXX/file-XXX.mp4           many episodes per file
+
+Version 2 has files of each episode, and lists in lines of JSON (v2.0 has meta/stats.json, v2.1
+meta/episodes_stats.jsonl, which is not read):
+
+    meta/{episodes,tasks}.jsonl                   length of each episode; the tasks, as text
+    data/chunk-XXX/episode_XXXXXX.parquet
+    videos/chunk-XXX/<key>/episode_XXXXXX.mp4
 
 Every row is a row of the store. Observations lose the prefix `observation.` and, as cameras, `observation.images.`.
 `terminals` are `next.success` if present, else `next.done`: a demonstration's `done` often only means that the
@@ -33,22 +42,22 @@ from PIL import Image
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.safe_json import read_json
+from gtp_vision.datasets import depth, names
 from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import lerobot_times, tables, video
 from gtp_vision.datasets.formats.episodes import to_float32
 from gtp_vision.datasets.formats.lerobot_meta import (
-    EPISODES,
+    DEPTH_BITS,
     INFO,
     OURS,
     ROWS,
     STATS,
-    TASKS,
     Episodes,
     Feature,
-    files_of,
     read_episodes,
     read_features,
     read_info,
+    read_tasks,
 )
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
 from gtp_vision.datasets.store import ACTION_BOUNDS
@@ -57,6 +66,7 @@ from gtp_vision.datasets.validation import place
 _MARKS = ("next.success", "next.is_success", "success", "is_success")  # names of columns of flags
 _OPTIONAL = ("timestamp", *_MARKS, "next.done", "next.truncated", "next.reward", "task_index")
 _IMAGES = 16  # decoded together
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 _ROUNDING = 1e-5  # by which actions may leave [-1, 1]
 _MIN_SPREAD = 1e-6  # relative spread below which a dimension of actions counts as constant
 
@@ -81,17 +91,17 @@ def _opened(path: Path) -> Iterator[FileArrays]:
     features, left_out = read_features(info, path)
     observations = {name: feature for name, feature in features.items() if name != "action"}
     episodes = read_episodes(path, info, [feature.key for feature in observations.values() if feature.kind == "video"])
-    files = files_of(path, str(info.get("data_path")), "", episodes.data, episodes.lengths)
-    rows = _rows(path, info, features["action"], files, episodes)
+    rows = _rows(info, features["action"], episodes)
     ends = np.cumsum(episodes.lengths)
     stamps, videos = rows["timestamp"], [feature for feature in observations.values() if feature.kind == "video"]
     notes = lerobot_times.stamps_note(stamps, ends - episodes.lengths, info["fps"])
-    pairings = {feature.key: lerobot_times.pair(path, info, feature, episodes, stamps) for feature in videos}
+    pairings = {feature.key: lerobot_times.pair(path, info["fps"], feature, episodes, stamps) for feature in videos}
     notes += [note for pairing in pairings.values() for note in pairing.notes]
     last = np.isin(np.arange(ends[-1]), ends - 1)
-    terminals = rows.get("next.success", rows.get("next.done", np.zeros(len(last)))).astype(bool)
-    truncated = rows.get("next.truncated", np.zeros(len(last))).astype(bool)
     ours = read_json(tables.inside(path, OURS)) if (path / OURS).is_file() else None
+    ends_task = ["next.done"] if ours is not None else ["next.success", "next.done"]
+    terminals = next((rows[key] for key in ends_task if key in rows), np.zeros(len(last))).astype(bool)
+    truncated = rows.get("next.truncated", np.zeros(len(last))).astype(bool)
     attributes = {} if ours is None else ours.get("attributes", {})
     if not isinstance(attributes, dict):
         raise GtpVisionError(f"{path / OURS}: 'attributes' is not an object; convert the data set again")
@@ -104,7 +114,7 @@ def _opened(path: Path) -> Iterator[FileArrays]:
         attributes = {"source": path.resolve().name, "suite": "lerobot", "fps": info["fps"]}
         attributes |= {"robot_type": str(info["robot_type"])} if info.get("robot_type") else {}
         if "task_index" in rows:
-            attributes |= _tasks(path, rows["task_index"][ends - episodes.lengths])
+            attributes |= _tasks(path, info, rows["task_index"][ends - episodes.lengths])
         as_recorded = {"action_low": [-1.0] * actions.shape[1], "action_high": [1.0] * actions.shape[1]}
         for key in [key for key in _MARKS if key in rows][:1]:
             flags = np.logical_or.reduceat(rows[key] > 0, ends - episodes.lengths)
@@ -117,7 +127,7 @@ def _opened(path: Path) -> Iterator[FileArrays]:
             if feature.kind == "video":
                 frames = _from_videos(feature, pairings[feature.key], ends - episodes.lengths)
             else:
-                frames = _from_tables(path, feature, files)
+                frames = _from_tables(feature, episodes)
             stack.enter_context(closing(frames))
             first = next(frames, None)  # before memory is allocated for the size that info.json declares
             pieces[name] = [_streamed(len(last), feature, first, frames, path)]
@@ -132,17 +142,15 @@ def _opened(path: Path) -> Iterator[FileArrays]:
         )
 
 
-def _rows(
-    path: Path, info: dict[str, Any], action: Feature, files: list[tuple[Path, int, int]], episodes: Episodes
-) -> dict[str, np.ndarray]:
+def _rows(info: dict[str, Any], action: Feature, episodes: Episodes) -> dict[str, np.ndarray]:
     """Read the columns with one number per row, (N,), and `action`, (N, A), of all files."""
     keys = ["episode_index", "frame_index", *(key for key in _OPTIONAL if _is_flag(info, key))]
     batches: dict[str, list[np.ndarray]] = {key: [] for key in (*keys[2:], "action")}
-    for file, begin, end in files:
+    for file, begin, end in episodes.tables:
         lengths = episodes.lengths[begin:end]
         wanted, at = int(lengths.sum()), 0
         starts = np.cumsum(lengths) - lengths
-        for batch in tables.batches(file, [*keys, "action"], ROWS):
+        for batch in tables.batches(file, [*map(names.source, keys), action.key], ROWS):
             columns = [
                 tables.numbers(array, 1, key, file, allow_missing=key == "timestamp")[:, 0]
                 for key, array in zip(keys, batch[:-1], strict=True)
@@ -156,16 +164,16 @@ def _rows(
             if len(wrong):
                 w = wrong[0]
                 raise GtpVisionError(
-                    f"{file}: row {rows[w]} is episode {columns[0][w]}, frame {columns[1][w]}, but by {EPISODES} it is "
-                    f"episode {here[w] + begin}, frame {rows[w] - starts[here[w]]}; copy the data set again"
+                    f"{file}: row {rows[w]} is episode {columns[0][w]}, frame {columns[1][w]}, by {episodes.listed} "
+                    f"it is episode {here[w] + begin}, frame {rows[w] - starts[here[w]]}; copy the data set again"
                 )
             for key, column in zip(keys[2:], columns[2:], strict=True):
                 batches[key].append(column)
-            batches["action"].append(tables.numbers(batch[-1], action.shape[0], "action", file))
+            batches["action"].append(tables.numbers(batch[-1], action.shape[0], action.key, file))
         if at != wanted:
             count = at if at < wanted else f"more than {wanted}"
             raise GtpVisionError(
-                f"{file} has {count} rows, but {EPISODES} list {wanted} for episodes {begin} to {end - 1}; "
+                f"{file} has {count} rows, but {episodes.listed} lists {wanted} for episodes {begin} to {end - 1}; "
                 f"copy the data set again"
             )
     found = {key: np.concatenate(arrays) for key, arrays in batches.items()}
@@ -174,7 +182,7 @@ def _rows(
 
 def _is_flag(info: dict[str, Any], key: str) -> bool:
     """Whether a feature has one number a row; a column of our own choice of names may hold anything."""
-    entry = info["features"].get(key)
+    entry = info["features"].get(names.source(key))
     if key not in _MARKS[1:] or not isinstance(entry, dict):
         return entry is not None
     return str(entry.get("dtype")).startswith(("bool", "int", "uint", "float")) and entry.get("shape") == [1]
@@ -215,18 +223,13 @@ def _scaled(path: Path, actions: np.ndarray, known: list[Any] | None = None) -> 
     return scaled.astype(np.float32), {"action_low": low.tolist(), "action_high": high.tolist()}
 
 
-def _tasks(path: Path, index: np.ndarray) -> dict[str, Any]:
+def _tasks(path: Path, info: dict[str, Any], index: np.ndarray) -> dict[str, Any]:
     """Return the attributes `tasks` (texts) and `episode_tasks` (numbers of texts) for each episode's task index."""
-    file = tables.inside(path, TASKS)
-    columns = tables.columns_of_text(file)
-    if not columns:
-        raise GtpVisionError(f"{file} has no column of text with the tasks; copy the data set again")
-    texts: dict[int, str] = {}
-    for numbers, words in tables.batches(file, ["task_index", "task" if "task" in columns else columns[0]], ROWS):
-        for number, word in zip(tables.integers(numbers, 1, "task_index", file)[:, 0], words.to_pylist(), strict=True):
-            texts[int(number)] = str(word)
+    texts = read_tasks(path, info)
     if len(wrong := np.flatnonzero(~np.isin(index, list(texts)))):
-        raise GtpVisionError(f"{file} has no task {index[wrong[0]]}, the task of episode {wrong[0]}; copy it again")
+        raise GtpVisionError(
+            f"{path} has no text of task {index[wrong[0]]}, the task of episode {wrong[0]}; copy it again"
+        )
     numbers = sorted(texts)
     return {
         "tasks": [texts[number] for number in numbers],
@@ -256,12 +259,12 @@ def _streamed(rows: int, feature: Feature, first: np.ndarray | None, others: Ite
             out[i] = row
         return out
 
-    return Piece(rows, feature.shape, dtype, read)
+    return Piece(rows, feature.shape, dtype, read, is_depth=feature.depth is not None)
 
 
-def _from_tables(path: Path, feature: Feature, files: list[tuple[Path, int, int]]) -> Generator[np.ndarray, None, None]:
+def _from_tables(feature: Feature, episodes: Episodes) -> Generator[np.ndarray, None, None]:
     """Yield a feature's rows from the tables: numbers or decoded images."""
-    for file, *_ in files:
+    for file, *_ in episodes.tables:
         if feature.kind == "state":
             for (array,) in tables.batches(file, [feature.key], ROWS):
                 yield from to_float32(tables.numbers(array, feature.shape[0], feature.key, file))
@@ -278,16 +281,18 @@ def _decoded(encoded: bytes, feature: Feature, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
             size, mode = image.size, image.mode
-            if size == (width, height) and mode in ("1", "L", "P", "RGB", "RGBA"):  # checked before decoding
-                pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+            is_wanted = ("I;16",) if feature.depth is not None else ("1", "L", "P", "RGB", "RGBA")
+            if size == (width, height) and mode in is_wanted:  # checked before decoding
+                pixels = np.asarray(image if feature.depth is not None else image.convert(_MODES[channels]))
                 sandbox.heartbeat()
-                return pixels.reshape(feature.shape)
+                return depth.to_bytes(pixels) if feature.depth is not None else pixels.reshape(feature.shape)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises errors of many types for damaged images
         raise GtpVisionError(f"{where} cannot be decoded ({first_line(error)}); copy the data set again") from error
     raise GtpVisionError(
-        f"{where} is {mode} {size[0]}x{size[1]}, but {INFO} says 8 bits, {width}x{height}; write it again"
+        f"{where} is {mode} {size[0]}x{size[1]}, but {INFO} says {8 if feature.depth is None else 16} bits, "
+        f"{width}x{height}; write it again"
     )
 
 
@@ -309,4 +314,7 @@ def _from_videos(
                             f"camera '{feature.key}': {frames.ended} after {number + 1} frames; {frames.advice}"
                         )
                     number, frame = number + 1, following
+                    if feature.depth is not None:
+                        codes = depth.millimeters(frame) >> (16 - DEPTH_BITS)
+                        frame = depth.to_bytes(feature.depth[codes])
                 yield frame

@@ -24,14 +24,18 @@ def of_rows(rows: Array) -> Statistics:
 
 
 def levels(frames: Array, start: int, end: int) -> tuple[np.ndarray, int]:
-    """Count the pixels of each level, int (C, 256), in a sample of frames `start` to `end - 1`, and those frames."""
+    """Count the pixels of each level, int (3, 256), in a sample of frames `start` to `end - 1`, and those frames.
+
+    LeRobot decodes gray videos in three colors, and refuses statistics of another shape.
+    """
     rows = np.unique(np.linspace(start, end - 1, min(_SAMPLED, end - start)).astype(int))
     pixels = np.asarray(frames[rows]).reshape(-1, frames.shape[3])
+    pixels = pixels if pixels.shape[1] > 1 else pixels.repeat(3, 1)
     return np.stack([np.bincount(channel, minlength=256) for channel in pixels.T]), len(rows)
 
 
 def of_levels(counted: Sequence[tuple[np.ndarray, int]]) -> Statistics:
-    """Compute the same of the frames of some `levels`, colors from 0 to 1; each (C, 1, 1), count (1,)."""
+    """Compute the same of the frames of some `levels`, colors from 0 to 1; each (3, 1, 1), count (1,)."""
     counts = np.sum([pixels for pixels, _ in counted], axis=0)
     color, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
     mean = share @ color

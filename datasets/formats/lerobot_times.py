@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import time_stamps
 from gtp_vision.datasets.formats import video
-from gtp_vision.datasets.formats.lerobot_meta import Episodes, Feature, files_of
+from gtp_vision.datasets.formats.lerobot_meta import Episodes, Feature
 from gtp_vision.datasets.validation import place
 
 TOLERANCE = 1e-4
@@ -45,19 +44,19 @@ def stamps_note(stamps: np.ndarray, starts: np.ndarray, fps: float) -> list[str]
     ]
 
 
-def pair(path: Path, info: dict[str, Any], feature: Feature, episodes: Episodes, stamps: np.ndarray) -> Pairing:
+def pair(path: Path, fps: float, feature: Feature, episodes: Episodes, stamps: np.ndarray) -> Pairing:
     """Pair the rows' time stamps (N,) with the frames of a camera's videos.
 
     Raises:
         GtpVisionError: rows without a frame of their own.
     """
-    places, begins = episodes.videos[feature.key]
+    parts, begins = episodes.videos[feature.key]
     starts = np.concatenate([[0], np.cumsum(episodes.lengths)])
     pairing = Pairing([], [])
-    for file, begin, end in files_of(path, str(info.get("video_path")), feature.key, places, episodes.lengths):
+    for file, begin, end in parts:
         times, here = video.frame_times(file), stamps[starts[begin] : starts[end]]
         first = starts[begin:end] - starts[begin]
-        found = match(times, begins[begin:end], here, first, 0.5 / info["fps"])
+        found = match(times, begins[begin:end], here, first, 0.5 / fps)
 
         def row(marked: np.ndarray, begin: int = begin, first: np.ndarray = first) -> str:
             row = int(np.argmax(marked))

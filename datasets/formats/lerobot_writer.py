@@ -1,8 +1,9 @@
-"""Writing LeRobot's data sets, version 3; `lerobot` describes and reads them.
+"""Writing LeRobot's data sets, version 3 or 2.1; `lerobot` describes and reads them.
 
 Rows map one to one, but those that hold nothing but the observation after the last action are left out: LeRobot's
 policies would learn their action 0. `action` is in the robot's units (`action_low`, `action_high`), the observations,
-`next.reward`, `next.done` (terminals) and `next.truncated` (timeouts) are exact; what LeRobot cannot hold is in
+`next.reward`, `next.done` (terminals) and `next.truncated` (timeouts) are exact; `next.success` is written if it is
+known of every episode, true in the last row of those that succeeded; what LeRobot cannot hold is in
 meta/gtp_vision.json. The rate is the attribute `fps`, else robomimic's `control_freq`, else 10. Cameras are H.264 video
 (x264, quality 18), which is not exact: of 255, the absolute error on the demo data set's 64x64 frames is 2.0 in the
 mean and 105 at most, at edges between colors, because four pixels share one color; it is less for larger, smoother
@@ -16,6 +17,8 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +33,31 @@ from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import lerobot, video
 from gtp_vision.datasets.formats import lerobot_statistics as statistics
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.formats.lerobot_meta import CAMERA, EPISODES, INFO, OURS, STATE, STATS, TASKS
+from gtp_vision.datasets.formats.lerobot_meta import (
+    CAMERA,
+    EPISODE_LINES,
+    EPISODE_STATS,
+    EPISODES,
+    INFO,
+    OURS,
+    STATE,
+    STATS,
+    TASK_LINES,
+    TASKS,
+)
 from gtp_vision.datasets.layout import COPY_BYTES, PROGRESS_BYTES
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store
-from gtp_vision.datasets.success import unknown
+from gtp_vision.datasets.success import MARKS, unknown
 
 _CHUNK = "chunk-{chunk_index:03d}/file-{file_index:03d}"
-_DATA, _VIDEOS = f"data/{_CHUNK}.parquet", f"videos/{{video_key}}/{_CHUNK}.mp4"
+_PATHS = {
+    "v3.0": (f"data/{_CHUNK}.parquet", f"videos/{{video_key}}/{_CHUNK}.mp4"),
+    "v2.1": (
+        "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet",
+        "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4",
+    ),
+}  # of tables and videos
+_EACH = -1.0  # megabytes: no two episodes share a file
 _FILES = 1000  # per chunk
 _FPS = 10  # of stores without `fps`
 _MB = 1 << 20
@@ -44,17 +65,27 @@ _MB = 1 << 20
 Place = tuple[int, int]
 
 
-def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video_files_size_in_mb: float = 200) -> Path:
+def write(
+    path: Path,
+    store: Store,
+    *,
+    version: str = "v3.0",
+    data_files_size_in_mb: float = 100,
+    video_files_size_in_mb: float = 200,
+) -> Path:
     """Write a store as a LeRobot folder, whose attributes `fps`, `tasks`, `episode_tasks` and `robot_type` are used.
 
-    The limits are those of a table, unless its only episode is larger, and of a video, exact to about a hundred frames,
-    which ffmpeg writes later. Raises GtpVisionError: cameras that cannot be a video, invalid names, another
-    folder.
+    The limits are those of version 3: of a table, unless its only episode is larger, and of a video, exact to about a
+    hundred frames, which ffmpeg writes later. Version 2.1 has files of each episode. Raises GtpVisionError: cameras
+    that cannot be a video, invalid names, another folder.
     """
     keys, fps = _keys(store), _fps(store)[0]
     tasks, episode_tasks = _tasks(store)
     store = store.without_final_observations()
     bounds = list(zip(store.episode_starts.tolist(), store.episode_ends.tolist(), strict=True))
+    data_path, video_path = _PATHS[version]
+    limits = {"data_files_size_in_mb": data_files_size_in_mb, "video_files_size_in_mb": video_files_size_in_mb}
+    data_limit, video_limit = limits.values() if version == "v3.0" else (_EACH, _EACH)
     with _atomic_folder(path) as root:
         columns = _columns(store, keys, fps, episode_tasks)
         require_space(root, sum(int(array.nbytes) for array in columns.values()), f"writing {path}")
@@ -65,7 +96,7 @@ def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video
             "dataset_from_index": [start for start, _ in bounds],
             "dataset_to_index": [end for _, end in bounds],
         }
-        places = _write_tables(root, columns, bounds, int(data_files_size_in_mb * _MB))
+        places = _write_tables(root, data_path, columns, bounds, int(data_limit * _MB))
         rows |= _indices("data", places)
         stats = {key: [statistics.of_rows(array[start:end]) for start, end in bounds] for key, array in columns.items()}
         total = {key: statistics.of_rows(array) for key, array in columns.items()}
@@ -77,7 +108,8 @@ def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video
         ) as bar:
             for name, array in cameras.items():
                 key = keys[name]
-                places, seconds = _write_videos(root, key, array, bounds, fps, int(video_files_size_in_mb * _MB), bar)
+                template = video_path.replace("{video_key}", key.replace("{", "{{").replace("}", "}}"))
+                places, seconds = _write_videos(root, template, array, bounds, fps, int(video_limit * _MB), bar)
                 rows |= _indices(f"videos/{key}", places)
                 rows[f"videos/{key}/from_timestamp"] = seconds
                 rows[f"videos/{key}/to_timestamp"] = [
@@ -88,32 +120,29 @@ def write(path: Path, store: Store, *, data_files_size_in_mb: float = 100, video
                 features[key] = _camera_feature(array, fps)
         order = [keys[name] for name in store.observations]  # the store's, before all others
         features = {key: features[key] for key in (*order, *(key for key in features if key not in order))}
-        for key, episodes in stats.items():
-            for kind in episodes[0]:
-                rows[f"stats/{key}/{kind}"] = [episode[kind].tolist() for episode in episodes]
-        _write_episodes(root, pa.table(rows), int(data_files_size_in_mb * _MB))
-        _write_tasks(root, tasks)
-        listed = {key: {kind: value.tolist() for kind, value in found.items()} for key, found in total.items()}
-        _write_json(root / STATS, listed)
+        info: dict[str, Any] = {
+            "codebase_version": version,
+            "robot_type": store.attributes.get("robot_type"),
+            "total_episodes": len(bounds),
+            "total_frames": len(store),
+            "total_tasks": len(tasks),
+            "chunks_size": _FILES,
+            "fps": fps,
+            "splits": {"train": f"0:{len(bounds)}"},
+            "data_path": data_path,
+            "video_path": video_path if cameras else None,
+            "features": features,
+        }
+        if version == "v3.0":
+            info |= limits
+            _write_episode_table(root, rows, stats, int(data_limit * _MB))
+            _write_tasks(root, tasks)
+        else:
+            info |= {"total_videos": len(cameras) * len(bounds), "total_chunks": -(-len(bounds) // _FILES)}
+            _write_lines(root, rows, stats, tasks)
+        _write_json(root / STATS, {key: _listed(found) for key, found in total.items()})
         _write_json(root / OURS, {"attributes": dict(store.attributes), "units": "robot"})
-        _write_json(
-            root / INFO,
-            {
-                "codebase_version": "v3.0",
-                "robot_type": store.attributes.get("robot_type"),
-                "total_episodes": len(bounds),
-                "total_frames": len(store),
-                "total_tasks": len(tasks),
-                "chunks_size": _FILES,
-                "data_files_size_in_mb": data_files_size_in_mb,
-                "video_files_size_in_mb": video_files_size_in_mb,
-                "fps": fps,
-                "splits": {"train": f"0:{len(bounds)}"},
-                "data_path": _DATA,
-                "video_path": _VIDEOS if cameras else None,
-                "features": features,
-            },
-        )
+        _write_json(root / INFO, info)
     return path
 
 
@@ -189,6 +218,9 @@ def _columns(store: Store, keys: dict[str, str], fps: float, tasks: Sequence[int
         "index": np.arange(len(store)),
         "task_index": np.repeat(np.asarray(tasks, np.int64), lengths),
     }
+    marks = store.attributes.get(MARKS)
+    if isinstance(marks, list) and len(marks) == store.episodes and all(isinstance(mark, bool) for mark in marks):
+        columns["next.success"] = np.isin(np.arange(len(store)), (store.episode_ends - 1)[np.asarray(marks)])
     return columns
 
 
@@ -215,7 +247,9 @@ def _as_stored(array: np.ndarray) -> np.ndarray:
     return array[:, 0] if array.ndim > 1 and array.shape[1] == 1 else array
 
 
-def _write_tables(root: Path, columns: dict[str, Array], bounds: Sequence[tuple[int, int]], limit: int) -> list[Place]:
+def _write_tables(
+    root: Path, template: str, columns: dict[str, Array], bounds: Sequence[tuple[int, int]], limit: int
+) -> list[Place]:
     """Write data/ and return the place of each episode."""
     places: list[Place] = []
     with ExitStack() as stack:
@@ -230,7 +264,7 @@ def _write_tables(root: Path, columns: dict[str, Array], bounds: Sequence[tuple[
             if writer is None or size + table.nbytes > limit:
                 stack.close()
                 places.append(_after(places))
-                file = _created(root, _DATA, places[-1])
+                file = _created(root, template, places[-1])
                 # Without a dictionary, in which all NaNs would become the same.
                 writer = stack.enter_context(pq.ParquetWriter(file, table.schema, use_dictionary=False))
                 size = 0
@@ -242,9 +276,9 @@ def _write_tables(root: Path, columns: dict[str, Array], bounds: Sequence[tuple[
 
 
 def _write_videos(
-    root: Path, key: str, frames: Array, bounds: Sequence[tuple[int, int]], fps: float, limit: int, bar: Progress
+    root: Path, template: str, frames: Array, bounds: Sequence[tuple[int, int]], fps: float, limit: int, bar: Progress
 ) -> tuple[list[Place], list[float]]:
-    """Write a camera's folder of videos/ and return the place of each episode, and the second of its first frame."""
+    """Write a camera's files and return the place of each episode, and the second of its first frame."""
     places: list[Place] = []
     seconds: list[float] = []
     step = max(1, COPY_BYTES // max(1, int(np.prod(frames.shape[1:]))))
@@ -254,7 +288,7 @@ def _write_videos(
             if encode is None or file is None or file.stat().st_size * (episodes + 1) / max(1, episodes) > limit:
                 stack.close()
                 places.append(_after(places))
-                file = _created(root, _VIDEOS, places[-1], key)
+                file = _created(root, template, places[-1])
                 file.touch()
                 encode = stack.enter_context(video.encoding(file, frames.shape[1:], fps))
                 episodes = encoded = 0
@@ -277,8 +311,10 @@ def _after(places: Sequence[Place]) -> Place:
     return (chunk, file + 1) if file + 1 < _FILES else (chunk + 1, 0)
 
 
-def _created(root: Path, template: str, place: Place, key: str = "") -> Path:
-    file = root / template.format(chunk_index=place[0], file_index=place[1], video_key=key)
+def _created(root: Path, template: str, place: Place) -> Path:
+    chunk, file_index = place
+    episode = {"episode_chunk": chunk, "episode_index": chunk * _FILES + file_index}  # of files of one episode
+    file = root / template.format(chunk_index=chunk, file_index=file_index, **episode)
     file.parent.mkdir(parents=True, exist_ok=True)
     return file
 
@@ -304,19 +340,50 @@ def _camera_feature(frames: Array, fps: float) -> dict[str, Any]:
     }
 
 
-def _write_episodes(root: Path, table: pa.Table, limit: int) -> None:
+def _listed(found: statistics.Statistics) -> dict[str, list[Any]]:
+    return {kind: value.tolist() for kind, value in found.items()}
+
+
+def _write_episode_table(
+    root: Path, rows: dict[str, list[Any]], stats: dict[str, list[statistics.Statistics]], limit: int
+) -> None:
+    """Write meta/episodes of version 3."""
+    for key, episodes in stats.items():
+        for kind in episodes[0]:
+            rows[f"stats/{key}/{kind}"] = [episode[kind].tolist() for episode in episodes]
+    table = pa.table(rows)
     rows_per_file = max(1, int(limit / (table.nbytes / len(table) + 1)))
     places: list[Place] = []
     for start in range(0, len(table), rows_per_file):
         places.append(_after(places))
-        rows = table.slice(start, rows_per_file)
+        part = table.slice(start, rows_per_file)
         for key, index in zip(("chunk", "file"), places[-1], strict=True):
-            rows = rows.append_column(f"meta/episodes/{key}_index", pa.array([index] * len(rows), pa.int64()))
-        pq.write_table(rows, _created(root, f"{EPISODES}/{_CHUNK}.parquet", places[-1]))
+            part = part.append_column(f"meta/episodes/{key}_index", pa.array([index] * len(part), pa.int64()))
+        pq.write_table(part, _created(root, f"{EPISODES}/{_CHUNK}.parquet", places[-1]))
+
+
+def _write_lines(
+    root: Path,
+    rows: dict[str, list[Any]],
+    stats: dict[str, list[statistics.Statistics]],
+    tasks: Sequence[str],
+) -> None:
+    """Write the lists of version 2.1, in lines of JSON."""
+    named = ("episode_index", "tasks", "length")
+    episodes = [dict(zip(named, row, strict=True)) for row in zip(*(rows[name] for name in named), strict=True)]
+    of_episodes = [
+        {"episode_index": e, "stats": {key: _listed(found[e]) for key, found in stats.items()}}
+        for e in range(len(episodes))
+    ]
+    listed = [{"task_index": number, "task": task} for number, task in enumerate(tasks)]
+    for name, lines in ((EPISODE_LINES, episodes), (EPISODE_STATS, of_episodes), (TASK_LINES, listed)):
+        (root / name).parent.mkdir(exist_ok=True)
+        with (root / name).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def _write_tasks(root: Path, tasks: Sequence[str]) -> None:
-    """Write meta/tasks.parquet, in which the texts are the index of a pandas table."""
+    """Write meta/tasks.parquet of version 3, in which the texts are the index of a pandas table."""
     columns = [("task_index", "int64", "int64"), ("task", "unicode", "object")]
     pandas = {
         "index_columns": ["task"],
@@ -366,10 +433,14 @@ def _atomic_folder(path: Path) -> Iterator[Path]:
 
 LEROBOT = Format(
     "lerobot",
-    "LeRobot v3",
+    "LeRobot",
     lambda path, _: lerobot.layout(path),
     other=lerobot.recognises,
     write=write,
     success=lambda store: unknown("the data set has no next.success, and its terminals are next.done"),
     notes=notes,
 )
+LEROBOT_21 = replace(
+    LEROBOT, name="lerobot-v2.1", title="LeRobot v2.1", other=None, write=partial(write, version="v2.1")
+)
+"""Written on request; `LEROBOT` reads it."""

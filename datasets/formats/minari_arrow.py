@@ -26,6 +26,7 @@ from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import data_files
 from gtp_vision.core.success import KEYS, marked
+from gtp_vision.datasets import names
 from gtp_vision.datasets.formats import episodes, jpeg, tables
 from gtp_vision.datasets.formats.minari_spaces import Episode, Leaf, add, leaves, shape_of
 from gtp_vision.datasets.layout import Piece
@@ -97,7 +98,7 @@ def _observation(path: Path, table: pa.Table, leaf: Leaf) -> Piece | None:
         values = _column(_table(path), keys, path).slice(start, stop - start)
         return _numbers(values, name, path).reshape(stop - start, *shape)
 
-    return episodes.as_observation(Piece(rows, shape, first.dtype, stored))
+    return episodes.as_observation(Piece(rows, shape, first.dtype, stored), keys[-1])
 
 
 def _mark(table: pa.Table, path: Path) -> bool | None:
@@ -128,9 +129,9 @@ def _table(path: Path) -> pa.Table:
 def _column(table: pa.Table, keys: Sequence[str], path: Path) -> pa.Array:
     """Return the array at a place: a column, and the fields of structs in it."""
     with _faults(path):
-        if table.column_names.count(keys[0]) != 1:
-            raise GtpVisionError(f"{path} has not one column '{keys[0]}'; copy or create the data set again")
-        array = table.column(keys[0]).combine_chunks()
+        if table.column_names.count(first := names.source(keys[0])) != 1:
+            raise GtpVisionError(f"{path} has not one column '{first}'; copy or create the data set again")
+        array = table.column(first).combine_chunks()
         for depth, key in enumerate(keys[1:], 2):
             if not pa.types.is_struct(array.type) or array.type.get_field_index(key) < 0:
                 raise GtpVisionError(f"{path} has no '{'/'.join(keys[:depth])}'; copy or create the data set again")

@@ -32,7 +32,7 @@ from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import atomic_write, cached, evict, from_cache, require_space
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.success import KEYS
-from gtp_vision.datasets import hdf5
+from gtp_vision.datasets import hdf5, names
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format
@@ -120,11 +120,12 @@ def layout(path: Path, *, elsewhere: bool = False) -> Layout:
             metadata |= episodes.flat_marks(file, ("",), ends, path, metadata.get("filters"))
         found = {name: _in_place(name, data, path) for name, data in arrays.items()}
         if None in found.values():
-            unpacked = cached(path, str(VERSION))
+            unpacked = cached(path, str(VERSION), *names.key())
             copied = [name for name in arrays if name in FLAT or not found[name]]
 
             def read_back() -> dict[str, Any]:
-                unpacked_arrays = layout(unpacked, elsewhere=True)["arrays"]
+                with names.reading(None):
+                    unpacked_arrays = layout(unpacked, elsewhere=True)["arrays"]
                 return {name: unpacked_arrays[name] for name in copied}
 
             found |= from_cache(

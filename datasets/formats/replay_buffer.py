@@ -39,7 +39,7 @@ from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line, propose
 from gtp_vision.core.safe_json import parse_json
 from gtp_vision.core.success import KEYS, marked
-from gtp_vision.datasets import hdf5, npz
+from gtp_vision.datasets import depth, hdf5, names, npz
 from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import episodes, tables
 from gtp_vision.datasets.formats.format import Format
@@ -83,17 +83,17 @@ def layout(path: Path) -> Layout:
 @contextmanager
 def _opened(path: Path) -> Iterator[FileArrays]:
     store = _Store(path)
-    names = store.arrays(_DATA)
+    listed = store.arrays(_DATA)
     ends = _episode_ends(store)
     rows = int(ends[-1])
-    actions, is_made = _actions(store, names, ends)
-    taken = {name: _first(names, name) for name in (_ACTIONS, _REWARDS, _TERMINALS, KEYS)}
+    actions, is_made = _actions(store, listed, ends)
+    taken = {name: _first(listed, name) for name in (_ACTIONS, _REWARDS, _TERMINALS, KEYS)}
     rewards, terminals = (
         store.column(f"{_DATA}{name}", rows) if name else np.zeros(rows)
         for name in (taken[_REWARDS], taken[_TERMINALS])
     )
     last = np.isin(np.arange(rows), ends - 1)
-    shown = [name for name in names if name not in taken.values() and not name.endswith(_OF_EPISODES)]
+    shown = [name for name in listed if name not in taken.values() and not name.endswith(_OF_EPISODES)]
     found = {name: _observation(store, f"{_DATA}{name}", rows) for name in shown}
     attributes = {"suite": "zarr", "source": path.resolve().name, "env": "", "rendering": {}}
     attributes |= _marks(store, taken[KEYS], ends)
@@ -152,9 +152,10 @@ def _observation(store: _Store, name: str, rows: int) -> Piece | None:
     if not math.prod(shape):
         raise GtpVisionError(f"{store.path}: '{name}' has shape {array.shape}: its rows are empty")
     read, dtype = _reader(store, name, array), array.dtype
-    if episodes.is_image(shape) and dtype.kind == "f" and _as_bytes(store.rows(name, array, 0, 1)) is not None:
+    is_float = dtype.kind == "f" and not depth.is_depth(name, shape, dtype)
+    if episodes.is_image(shape) and is_float and _as_bytes(store.rows(name, array, 0, 1)) is not None:
         read, dtype = _reader(store, name, array, as_bytes=True), np.dtype(np.uint8)
-    return episodes.as_observation(Piece(rows, shape, dtype, read))
+    return episodes.as_observation(Piece(rows, shape, dtype, read), name)
 
 
 def _as_bytes(values: np.ndarray) -> np.ndarray | None:
@@ -224,6 +225,12 @@ class _Store:
         sizes = _sizes(path)
         self._metadata = dict(_documents(path, sizes))
         self._stored = _stored(sizes, self._metadata)
+        self._paths = {name: name for name in self._metadata}
+        for role, member in names.chosen().items():
+            if role in names.ROLES and (place := f"{_DATA}{member}") in self._metadata:
+                of_arrays: tuple[dict[str, Any], ...] = (self._metadata, self._stored, self._paths)
+                for held in of_arrays:
+                    held[f"{_DATA}{role}"] = held.pop(place)
         zarr = _library()
         kind = zarr.storage.ZipStore if path.is_file() else zarr.storage.LocalStore
         self._store = kind(path, read_only=True)
@@ -254,7 +261,7 @@ class _Store:
                     f"again, e.g. with Blosc"
                 )
         with self._faults(name):
-            array = self._open(store=self._store, path=name, mode="r", zarr_format=version)
+            array = self._open(store=self._store, path=self._paths[name], mode="r", zarr_format=version)
             shape, chunks = array.shape, array.shards or array.chunks
         if not shape or not all(chunks):
             raise GtpVisionError(f"{place} has shape {shape} in chunks of {chunks}, wanted one or more dimensions")
@@ -357,13 +364,13 @@ def _sizes(path: Path) -> dict[str, int]:
         with npz.open_archive(path, "a zip of zarr") as archive:
             return {member.filename: member.file_size for member in archive.infolist() if not member.is_dir()}
     found = {}
-    for folder, inner, names in os.walk(path):
-        for name in (*inner, *names):
+    for folder, inner, files in os.walk(path):
+        for name in (*inner, *files):
             inside = os.path.join(folder, name)
             key = os.path.relpath(inside, path).replace(os.sep, "/")
             if os.path.islink(inside):
                 tables.inside(path, key)
-            if name in names:
+            if name in files:
                 found[key] = os.path.getsize(inside)
         sandbox.heartbeat()
     return found

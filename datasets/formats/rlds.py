@@ -36,6 +36,7 @@ from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line, propose
 from gtp_vision.core.files import data_files
 from gtp_vision.core.safe_json import read_json
+from gtp_vision.datasets import names
 from gtp_vision.datasets.formats import episodes, tables, tfrecords
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
@@ -82,6 +83,9 @@ def layout(path: Path) -> Layout:
 @contextmanager
 def _opened(path: Path) -> Iterator[FileArrays]:
     arrays = {array.key: array for array in _arrays(read_json(tables.inside(path, _FEATURES)), path)}
+    for role, member in names.chosen().items():
+        if role in names.ROLES and f"{_STEPS}{member}" in arrays:
+            arrays[f"{_STEPS}{role}"] = arrays.pop(f"{_STEPS}{member}")
     acted = [array for key, array in arrays.items() if key == _ACTION or key.startswith(f"{_ACTION}/")]
     acted = [array for array in acted if array.dtype is not None and array.dtype.kind in "fiu"]
     seen = {key.removeprefix(_OBSERVATION): array for key, array in arrays.items() if key.startswith(_OBSERVATION)}
@@ -248,7 +252,7 @@ def _observation(parsed: Mapping[str, Any], array: _Array, episode: _Episode, st
                 start:stop
             ],
         )
-        return episodes.as_observation(piece)
+        return episodes.as_observation(piece, array.key)
     if array.dtype != np.uint8 or len(array.shape) != 3 or array.shape[2] not in _MODES:
         return None
     held = parsed.get(array.key)

@@ -19,20 +19,28 @@ import pyarrow.parquet as pq
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.files import lfs_pointer
 
 _BUFFER = 1 << 20  # bytes of a column that are read together
 
 
 def inside(folder: Path, name: str) -> Path:
-    """Return the path of a file below a folder; it must exist and not lead elsewhere (`..`, a root, a link)."""
+    """Return the path of a file below a folder; it must exist and not lead elsewhere (`..`, a root, a link).
+
+    Links of a snapshot in the cache of the Hugging Face hub (.../snapshots/REVISION) into its .../blobs are followed.
+    """
     path = folder / name
     try:
-        if not path.resolve().is_relative_to(folder.resolve()):
+        real, file = folder.resolve(), path.resolve()
+        homes = [real, real.parents[1] / "blobs"] if real.parent.name == "snapshots" else [real]
+        if not any(file.is_relative_to(home) for home in homes):
             raise GtpVisionError(
                 f"{folder}: '{name}' leads out of the folder; copy the folder with what its links lead to (cp -rL)"
             )
         if not path.is_file():
             raise GtpVisionError(f"{folder} has no file '{name}'; copy the data set again")
+        if pointer := lfs_pointer(path):
+            raise GtpVisionError(f"{path} cannot be read: {pointer}")
     except (OSError, ValueError, RuntimeError) as error:  # a null byte, links in a circle, a name too long
         raise GtpVisionError(f"{folder}: '{name[:200]}' is not the name of a file ({first_line(error)})") from error
     return path

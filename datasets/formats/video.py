@@ -23,9 +23,13 @@ _STALL = 0.75  # share of the sandbox's patience after which a stalled ffmpeg is
 _ACCURATE = ["-sws_flags", "accurate_rnd+full_chroma_int+full_chroma_inp"]  # exact color conversion
 _LARGE = 1 << 25  # bytes of a frame, of which a decoder needs several
 _MAX_FRAMES = 1 << 24  # of a video
-_PIXELS = {1: ("gray", "pgm", b"P5"), 3: ("rgb24", "ppm", b"P6")}  # channels: ffmpeg's pixels, its codec, its magic
-CHANNELS = tuple(_PIXELS)
-"""Numbers of channels that a video can have here."""
+_PIXELS = {
+    1: ("gray", "pgm", b"P5\n%d %d\n255\n"),
+    2: ("gray16be", "pgm", b"P5\n%d %d\n65535\n"),
+    3: ("rgb24", "ppm", b"P6\n%d %d\n255\n"),
+}  # channels: ffmpeg's pixels, its codec, its header
+CHANNELS = (1, 3)
+"""Numbers of channels of videos of bytes; frames of 16 bits have two, the high byte first."""
 
 
 class _Output:
@@ -59,7 +63,7 @@ class Frames:
         height, width, channels = shape
         self.ended, self.advice = "", "copy the data set again"
         self._output, self._shape, self._size = output, shape, height * width * channels
-        self._header = b"%s\n%d %d\n255\n" % (_PIXELS[channels][2], width, height)
+        self._header = _PIXELS[channels][2] % (width, height)
         self._buffer = bytearray()
 
     def __iter__(self) -> Frames:

@@ -26,9 +26,26 @@ _COLLECT_OPTIONS = (
 )
 
 
+def _reading_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    parser.add_argument(
+        "--features",
+        type=_features,
+        metavar="NAME=NAME_IN_FILE,...",
+        help="other names of arrays, e.g. action=actions,state=qpos, as task.features",
+    )
+
+
+def _features(words: str) -> dict[str, str]:
+    pairs = dict(word.split("=", 1) for word in words.split(",") if "=" in word)
+    if len(pairs) != len(words.split(",")) or not all({*pairs, *pairs.values()}):
+        raise argparse.ArgumentTypeError(f"'{words}' must be NAME=NAME_IN_FILE, with commas between several")
+    return pairs
+
+
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path)
-    parser.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    _reading_options(parser)
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw first, middle and last frames of all cameras")
     parser.add_argument("--actions", type=Path, metavar="PNG", help="draw a histogram of each action dimension")
     parser.add_argument("--json", action="store_true")
@@ -38,7 +55,7 @@ def _view_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--out", type=Path, metavar="HTML", help="default: the data set's name with .html, here")
     parser.add_argument("--episodes", type=int, metavar="N", help="how many, evenly spread; default 6, at most 50")
-    parser.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    _reading_options(parser)
 
 
 def _convert_options(parser: argparse.ArgumentParser) -> None:
@@ -51,7 +68,7 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         type=_writable,
         help="of a format that can be written, e.g. native; an unknown name lists them",
     )
-    parser.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
+    _reading_options(parser)
     parser.add_argument("--fps", type=float, help="frames per second, where the data set does not say so")
     parser.add_argument("--image-size", metavar="HxW", help="resize the frames of all cameras, e.g. to 96x128")
     parser.add_argument("--image-crop", metavar="HxW", help="cut this out of the middle of all frames before")
@@ -116,7 +133,7 @@ def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
         pictures.check_target(target)
     if arguments.sheet and arguments.actions and arguments.sheet.resolve() == arguments.actions.resolve():
         raise GtpVisionError(f"--sheet and --actions both name {arguments.sheet}; name two files")
-    found, store = inspect(arguments.path, arguments.env)
+    found, store = inspect(arguments.path, arguments.env, arguments.features)
     print(json.dumps(found) if arguments.json else inspection_text(found), flush=True)
     for target, draw in wanted:
         if target:
@@ -134,7 +151,7 @@ def _view(arguments: argparse.Namespace, _: list[str]) -> int:
     target = arguments.out or Path(f"{arguments.path.resolve().stem}.html")
     episodes = viewing.EPISODES if arguments.episodes is None else arguments.episodes
     viewing.check_target(target, episodes)
-    found, store = inspect(arguments.path, arguments.env)
+    found, store = inspect(arguments.path, arguments.env, arguments.features)
     viewing.write_page(target, found, store, episodes)
     for kind in ("problems", "warnings"):
         for line in found[kind]:
@@ -154,9 +171,10 @@ def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
         for name, text in (("size", arguments.image_size), ("crop", arguments.image_crop))
     )
     framing = Framing({ALL: size} if size else {}, crop) if size or crop else None
-    before = open_store(arguments.source, arguments.env, framing=framing)  # now: the target may be the source
+    # Now: the target may be the source.
+    before = open_store(arguments.source, arguments.env, arguments.features, framing=framing)
     options = {"fps": arguments.fps, "framing": framing, "overwrite": arguments.overwrite}
-    store = convert(arguments.source, arguments.target, arguments.to, arguments.env, **options)
+    store = convert(arguments.source, arguments.target, arguments.to, arguments.env, arguments.features, **options)
     if arguments.fps is not None:
         before.attributes = dict(before.attributes) | {"fps": arguments.fps}
     notes = FORMATS[arguments.to].notes

@@ -33,6 +33,9 @@ class TaskConfig:
     filter: str | None = setting(
         None, "only the episodes of this group of the file, e.g. robomimic's train; null: all", free=True
     )
+    features: dict[str, str] | None = setting(
+        None, "other names of arrays: NAME: NAME IN THE FILE, e.g. {action: actions}; null: the format's own", free=True
+    )
     image_size: str | None = setting(
         None,
         "height x width to which the frames of all cameras are resized when the data are imported, e.g. 96x128; auto: "

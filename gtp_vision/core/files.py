@@ -21,6 +21,7 @@ _SAMPLE = 1 << 20  # a fingerprint reads this much at both ends of a file
 _STEM = 40  # characters of a source's name in that of its entry; in any alphabet short enough for a file name
 _CLUTTER_BEGINS = (".", "~$", "#")  # of macOS, Jupyter, editors and network drives
 _CLUTTER_ENDS = ("~", ".lock", ".swp", ".bak", ".tmp", ".part", ".partial", ".crdownload", ".download", ".incomplete")
+_POINTER = b"version https://git-lfs"
 _ABANDONED = 3600.0  # seconds without a write after which the writer counts as killed
 
 T = TypeVar("T")
@@ -119,6 +120,14 @@ def data_files(folder: Path, pattern: str) -> Iterator[Path]:
     for path in folder.glob(pattern):
         if not any(map(is_clutter, path.relative_to(folder).parts)):
             yield path
+
+
+def lfs_pointer(path: Path) -> str | None:
+    """Say what to do about a file that is a Git LFS pointer, whose content was not fetched; None for other files."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER)) != _POINTER:
+            return None
+    return f"it is a pointer of Git LFS and not the data: run 'git lfs install && git lfs pull' in {path.parent}"
 
 
 def fingerprint(path: Path, *extra: str) -> str:

@@ -17,6 +17,7 @@ FRAMES = "frames"
 ALL = "*"
 _SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
 _MAX_SIDE = 8192
+_DISTANCES = 2  # channels of a depth camera
 
 Size = tuple[int, int]
 
@@ -56,7 +57,10 @@ class Framing:
         return *wanted, channels
 
     def __call__(self, camera: str, frames: np.ndarray) -> np.ndarray:
-        """Crop frames, uint8 (..., H, W, C), and resize them bilinearly, with antialiasing; each channel on its own."""
+        """Crop frames, uint8 (..., H, W, C), and resize them bilinearly, with antialiasing; each channel on its own.
+
+        Of two channels, the bytes of distances (see `datasets.depth`), the nearest pixel is taken.
+        """
         height, width, channels = self.shape(camera, frames.shape[-3:])
         if self.crop is not None:
             top, left = (round((have - cut) / 2) for have, cut in zip(frames.shape[-3:-1], self.crop, strict=True))
@@ -65,10 +69,11 @@ class Framing:
             return frames
         flat = frames.reshape(-1, *frames.shape[-3:])
         resized = np.empty((len(flat), height, width, channels), np.uint8)
+        method = Image.Resampling.NEAREST if channels == _DISTANCES else Image.Resampling.BILINEAR
         for frame, out in zip(flat, resized, strict=True):
             for channel in range(channels):
                 image = Image.fromarray(np.ascontiguousarray(frame[..., channel]))
-                out[..., channel] = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+                out[..., channel] = np.asarray(image.resize((width, height), method))
         return resized.reshape(*frames.shape[:-3], height, width, channels)
 
     def record(self) -> dict[str, Any]:

@@ -29,6 +29,16 @@ def read_json(path: Path, *, what: str = "", limit: int = _MAX_BYTES, advice: st
         raise GtpVisionError(f"{path}{meaning} cannot be read as a JSON object ({reason(error)}){advice}") from error
 
 
+def read_json_lines(path: Path, *, limit: int = _MAX_BYTES, advice: str = "copy it again") -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line, as `read_json`; blank lines are passed over."""
+    try:
+        if (size := path.stat().st_size) > limit:
+            raise ValueError(f"{size} bytes, at most {limit} are read")
+        return [_parsed(line) for line in path.read_bytes().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise GtpVisionError(f"{path} cannot be read as lines of JSON ({reason(error)}); {advice}") from error
+
+
 def parse_json(text: str | bytes, what: str, *, advice: str = "write it again") -> dict[str, Any]:
     """Parse a JSON object of at most 100 levels, or raise a GtpVisionError; `what` is where the text comes from."""
     try:

@@ -19,6 +19,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import cache_dir
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import RandomStream
+from gtp_vision.datasets import depth
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
 from gtp_vision.datasets.placement import free_memory, place
@@ -27,7 +28,7 @@ from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.sources import batch_source
 from gtp_vision.datasets.statistics import ArrayStatistics
 from gtp_vision.datasets.store import Store
-from gtp_vision.encoders import Encoder
+from gtp_vision.encoders import CameraConfig, Encoder
 from gtp_vision.encoders.tuning import parameter_groups
 from gtp_vision.training import checkpoint
 from gtp_vision.training.data import fit, in_order, measure, open_data
@@ -194,6 +195,12 @@ def agent_of(config: Config, data: DataRecord, *, pretrained: bool) -> Agent:
     """The networks, as the seed begins them."""
     task = config.task
     seen = shapes(data, task.frame_stack, goals=task.goals is not None)
+    for name in depth.cameras(data.attributes):
+        if name in seen and not config.encoder.cameras.get(name, CameraConfig()).depth:
+            raise GtpVisionError(
+                f"the frames of '{name}' are distances of two bytes; set encoder.cameras.{name}.depth=true, or leave "
+                f"it out by task.observations"
+            )
     _check_memory(lambda: agents.create(seen, data.actions, config.agent, config.encoder, pretrained=False))
     torch.manual_seed(config.seed)
     agent = agents.create(seen, data.actions, config.agent, config.encoder, pretrained=pretrained)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.formats import open_states as open_states_of
 from gtp_vision.datasets.record import DataRecord, differences, record_of
-from gtp_vision.datasets.statistics import ArrayStatistics, mean_images, store_statistics
+from gtp_vision.datasets.statistics import ArrayStatistics, farthest, mean_images, store_statistics
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store, mix
 from gtp_vision.datasets.validation import shape_errors, validate
 from gtp_vision.encoders import Encoder
@@ -36,7 +36,7 @@ def open_data(config: Config) -> Store:
 def open_for(config: Config, path: Path) -> Store:
     """One data set with the task's frames, filter and observations, validated."""
     task = config.task
-    store = _filtered(open_store(path, task.env, framing=framing_of(config)), task, path)
+    store = _filtered(open_store(path, task.env, task.features, framing=framing_of(config)), task, path)
     if task.observations is not None:
         store = store.select(task.observations)
     return validate(store)
@@ -76,7 +76,7 @@ def open_states(config: Config) -> Store:
     Raises:
         GtpVisionError: a file cannot be read, or its states have other lengths than its actions.
     """
-    stores = [_filtered(open_states_of(path), config.task, path) for path in _paths(config)]
+    stores = [_filtered(open_states_of(path, config.task.features), config.task, path) for path in _paths(config)]
     first, *others = stores
     shared = [name for name in first.observations if all(name in other.observations for other in others)]
     return _mixed([store.select(shared) for store in stores])
@@ -103,15 +103,19 @@ def _paths(config: Config) -> list[Path]:
 
 @dataclass(frozen=True)
 class DataStatistics:
-    """Statistics of actions and states, and the mean frame of each camera, float32 (H, W, C)."""
+    """Statistics of actions and states, and the mean frame of each camera, float32 (H, W, C).
+
+    Of each depth camera also the farthest distance, in millimeters.
+    """
 
     arrays: dict[str, ArrayStatistics]
     means: dict[str, np.ndarray]
+    farthest: dict[str, float] = field(default_factory=dict)
 
 
 def measure(store: Store) -> tuple[DataStatistics, DataRecord]:
     """The statistics of a data set, and its record."""
-    statistics = DataStatistics(store_statistics(store), mean_images(store))
+    statistics = DataStatistics(store_statistics(store), mean_images(store), farthest(store))
     return statistics, record_of(store, statistics.arrays, statistics.means)
 
 
@@ -151,6 +155,7 @@ def fit(module: nn.Module, found: DataStatistics, *, standardize: bool) -> None:
     }
     for encoder in module.modules():
         if isinstance(encoder, Encoder):
+            encoder.scale_distances(found.farthest)
             encoder.centre(means)
             if standardize:
                 encoder.standardize(scales)

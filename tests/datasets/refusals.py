@@ -1,6 +1,7 @@
 """Files changed in one place, and the sentence by which they are refused."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,11 @@ def truncated(share: float, member: str = "") -> Edit:
         (path / member).write_bytes(content[: int(share * len(content))])
 
     return edit
+
+
+def as_links(folder: Path, blobs: Path) -> None:
+    """Move a folder's files into `blobs`, and leave links to them, as huggingface_hub does."""
+    blobs.mkdir(parents=True)
+    for number, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        file.rename(blobs / str(number))
+        file.symlink_to(os.path.relpath(blobs / str(number), file.parent))

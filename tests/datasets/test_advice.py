@@ -14,6 +14,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import zarr
 from commands_of_docs import blocks
@@ -32,13 +33,14 @@ from counter import (
     save,
     with_final,
 )
-from refusals import assert_same, open_here, refused
-from samples import INFO, MAIN, METADATA, Copied, joined
+from refusals import as_links, assert_same, entry, open_here, refused, table
+from samples import DATA, INFO, MAIN, METADATA, Copied, joined
 from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets import inspection
+from gtp_vision.datasets import formats, inspection
 from gtp_vision.datasets.formats import check_writable, detect
+from gtp_vision.datasets.layout import to_store
 from gtp_vision.datasets.pitfalls import pitfalls
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
@@ -324,12 +326,9 @@ def test_advice_about_a_native_file_without_its_attribute(tmp_path: Path) -> Non
 
 
 def test_advice_about_links(copied: Callable[[str], Path], tmp_path: Path) -> None:
-    """A download of the Hugging Face hub holds links; copying what they lead to, as `cp -rL` does, is enough."""
-    folder, blobs = copied("published"), tmp_path / "blobs"
-    blobs.mkdir()
-    for number, file in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
-        file.rename(blobs / str(number))
-        file.symlink_to(blobs / str(number))
+    """Copying what links lead to, as `cp -rL` does, is enough."""
+    folder = copied("published")
+    as_links(folder, tmp_path / "blobs")
     refused(folder, "leads out of the folder", "cp -rL")
     shutil.copytree(folder, tmp_path / "plain" / folder.name)
     assert open_here(tmp_path / "plain" / folder.name).episodes == 3
@@ -337,12 +336,16 @@ def test_advice_about_links(copied: Callable[[str], Path], tmp_path: Path) -> No
 
 def test_advice_about_lerobot_features_of_other_names(copied: Callable[[str], Path]) -> None:
     folder = copied("published")
-    info = folder / "meta" / "info.json"
-    original = info.read_text()
-    info.write_text(original.replace('"action"', '"actions"'))
-    refused(folder, "no feature 'action' of numbers (it has", "actions", "rename features to 'action'")
-    info.write_text(original)
-    assert open_here(folder).episodes == 3
+    before = open_here(folder)
+    entry(INFO, "features", "command", value=json.loads((folder / INFO).read_text())["features"]["action"])(folder)
+    entry(INFO, "features", "action", value=...)(folder)
+    for place in (0, 1):
+        names = pq.read_schema(folder / DATA.format(place)).names
+        renamed = ["command" if name == "action" else name for name in names]
+        table(DATA.format(place), lambda rows, renamed=renamed: rows.rename_columns(renamed))(folder)
+    refused(folder, "no feature 'action' of numbers (it has", "command", "--features action=NAME")
+    store = to_store(formats._layout(folder, None, {"action": "command"}), folder)
+    np.testing.assert_allclose(store.actions, before.actions, atol=1e-6)
 
 
 def test_actions_in_other_units_are_scaled_with_their_limits(tmp_path: Path) -> None:
@@ -376,15 +379,6 @@ def test_states_of_the_simulator_are_to_be_rendered(tmp_path: Path, has_env_args
         if has_env_args:
             file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift"})
     refused(tmp_path / "demo.hdf5", words)
-
-
-@pytest.mark.parametrize("version", ["v2.0", "v2.1", "v1.6"])
-def test_old_lerobot_versions_name_every_script(copied: Callable[[str], Path], version: str) -> None:
-    folder = copied("published")
-    info = folder / "meta" / "info.json"
-    info.write_text(info.read_text().replace('"v3.0"', f'"{version}"'))
-    message = refused(folder, version, "convert_dataset_v21_to_v30")
-    assert ("convert_dataset_v20_to_v21" in message) is (version != "v2.1")
 
 
 # Warnings about valid data ------------------------------------------------------------------------------------------

@@ -268,8 +268,8 @@ ROBOMIMIC = [
     row("robomimic", put("data", h5py.ExternalLink("other.h5", "/data")), "data", "link"),
     row("robomimic", damaged_chunk(IMAGE), IMAGE, "rows"),
     row("robomimic", several(*(put(f"data/demo_{n}/obs", None) for n in (0, 1)),
-                             *(put(f"data/demo_{n}/obs/depth", zeros(6 + 3 * n, 8, 8, 1)) for n in (0, 1))),
-        "data/demo_0", "depth"),
+                             *(put(f"data/demo_{n}/obs/mask", zeros(6 + 3 * n, 8, 8, 1)) for n in (0, 1))),
+        "data/demo_0", "mask"),
     row("robomimic", several(put("data/demo_0/obs", None), hdf5(lambda file: file.create_group("data/demo_0/obs"))),
         "data/demo_0", "it has none"),
 ]  # fmt: skip
@@ -455,8 +455,8 @@ LEROBOT = [
       for member in (TABLE, VIDEO.format(FRONT, 1), EPISODES, TASKS)),
     *(row("published", linked_out(member), "leads out") for member in (TABLE, VIDEO.format(FRONT, 1), EPISODES, TASKS)),
     *(row("published", entry(INFO, *keys, value=value), *words) for keys, value, *words in [
-        (("codebase_version",), "v2.1", "v2.1", "convert_dataset_v21_to_v30"),
-        (("codebase_version",), "v4.0", "v4.0", "update"), (("codebase_version",), None, "codebase_version"),
+        (("codebase_version",), "v2.1", "no file 'meta/episodes.jsonl'"), (("codebase_version",), None, "codebase_v"),
+        (("codebase_version",), "v4.0", "v4.0", "update"),
         (("fps",), "30", "fps"), (("fps",), 0, "fps"), (("features",), [], "features"),
         (("features", "action"), None, "'action'", "dtype"), (("features", "action"), ..., "no feature 'action'"),
         (("features", "action", "shape"), [5], "'action'", "6 numbers a row", "5"),

@@ -32,7 +32,7 @@ WITH_CAMERAS = (
 
 def framed(path: Path, framing: Framing | None) -> Store:
     """`open_store` without the child process."""
-    return to_store(formats._layout(path, None, framing and framing.record()), path)
+    return to_store(formats._layout(path, None, None, framing and framing.record()), path)
 
 
 @pytest.mark.parametrize("sample", WITH_CAMERAS)
@@ -109,3 +109,12 @@ def test_the_command_converts_to_small_frames(copied: Copied, tmp_path: Path) ->
     assert (
         main(["data", "convert", str(path), str(tmp_path / "no.hdf5"), "--to", "robomimic", "--image-size", "big"]) == 2
     )
+
+
+@pytest.mark.parametrize("sizes", [{ALL: (5, 3)}, {"seen": (5, 3)}])
+def test_cameras_with_chosen_names_are_resized(copied: Copied, sizes: dict[str, tuple[int, int]]) -> None:
+    store = open_store(copied("zarr"), features={"seen": "img", "action": "action"}, framing=Framing(sizes))
+    assert store.observations["seen"].shape[1:] == (5, 3, 3)
+    held = Framing.of(store.attributes[FRAMES])
+    assert held is not None
+    assert (dict(held.recorded), dict(held.sizes)) == ({"seen": (36, 40, 3)}, sizes)

@@ -250,6 +250,45 @@ def test_no_action_is_made_up_for_the_last_observation(tmp_path: Path) -> None:
     assert found.transitions.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8]
 
 
+@pytest.mark.parametrize(("marks", "rows"), [([True, False], [4]), ([False, True], [11]), ([True, None], None),
+                                             (None, None), ([True], None)])  # fmt: skip
+def test_known_success_is_written(tmp_path: Path, marks: list[bool] | None, rows: list[int] | None) -> None:
+    store = make_store((5, 7), attributes={"episode_success": marks}, terminals={2})
+    folder = lerobot_writer.write(tmp_path / "a", store)
+    written = rows_of(folder).get("next.success")
+    assert (written and np.flatnonzero(written).tolist()) == rows
+    found = open_here(folder)
+    assert found.terminals.nonzero()[0].tolist() == [2], "those of the data, not of success"
+    assert found.attributes["episode_success"] == marks
+
+
+def test_version_2_1_has_files_of_each_episode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lerobot_writer, "_FILES", 2)
+    store = make_store((3, 4, 2), cameras={"front": (16, 16, 3), "gray": (16, 16, 1)}, attributes={"tasks": ["a"]})
+    root = lerobot_writer.write(tmp_path / "a", store, version="v2.1")
+    files = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    episodes = [("000", "000000"), ("000", "000001"), ("001", "000002")]
+    videos = {
+        f"videos/chunk-{c}/observation.images.{n}/episode_{e}.mp4" for c, e in episodes for n in ("front", "gray")
+    }
+    meta = {f"meta/{name}" for name in ("info.json", "stats.json", "gtp_vision.json")}
+    meta |= {f"meta/{name}.jsonl" for name in ("episodes", "tasks", "episodes_stats")}
+    assert files == videos | meta | {f"data/chunk-{c}/episode_{e}.parquet" for c, e in episodes}
+    info = json.loads((root / INFO).read_text())
+    assert (info["codebase_version"], info["total_videos"], info["total_chunks"], info["chunks_size"]) == (
+        "v2.1",
+        6,
+        2,
+        2,
+    )
+    listed = [json.loads(line) for line in (root / "meta/episodes.jsonl").read_text().splitlines()]
+    assert listed == [{"episode_index": e, "tasks": ["a"], "length": n} for e, n in enumerate((3, 4, 2))]
+    stats = [json.loads(line)["stats"] for line in (root / "meta/episodes_stats.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(stats[1]["action"]["mean"], store.actions[3:7].mean(0), rtol=1e-5)
+    assert np.shape(stats[1]["observation.images.gray"]["mean"]) == (3, 1, 1), "as LeRobot decodes it"
+    assert_same(open_here(root), store, cameras=False)
+
+
 def test_a_recorded_last_action_is_kept(tmp_path: Path) -> None:
     store = make_store((5, 7))
     store.rewards[[4, 11]] = 0

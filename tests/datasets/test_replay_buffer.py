@@ -209,6 +209,22 @@ def test_chunks_that_are_not_stored_are_counted(copied: Copied) -> None:
     assert said.startswith("data/img: 1 of 4 chunks are not stored and read as one value; ")
 
 
+@pytest.mark.parametrize("sample", ["zarr", "zarr_zip", "rlds", "minari_arrow"])
+def test_names_are_chosen(sample: str, copied: Callable[[str], Path]) -> None:
+    """Also of the other formats that are not HDF5: another column for the actions or rewards."""
+    member, name = {"rlds": ("is_last", "reward"), "minari_arrow": ("terminations", "rewards")}.get(
+        sample, ("state", "action")
+    )
+    path = copied(sample)
+    before, store = open_store(path), open_store(path, features={name: member})
+    if sample == "rlds":
+        np.testing.assert_array_equal(store.rewards, before.rewards)  # `reward` is 1 in the last step, as `is_last`
+    elif name == "rewards":
+        np.testing.assert_array_equal(store.rewards, before.terminals)
+    else:
+        np.testing.assert_array_equal(store.actions, before.observations["state"])
+
+
 @pytest.mark.parametrize("sample", ["zarr", "zarr_zip"])
 def test_a_buffer_is_recognized_by_its_content(sample: str, copied: Callable[[str], Path]) -> None:
     path = copied(sample)

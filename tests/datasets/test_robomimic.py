@@ -108,16 +108,16 @@ def test_images_of_other_layouts(tmp_path: Path) -> None:
     path, _ = robomimic_file(tmp_path / "lift.hdf5", (4,), later=False)
     random = np.random.default_rng(1)
     first, gray = random.integers(0, 256, (4, 3, 16, 12), np.uint8), random.integers(0, 256, (4, 32, 40), np.uint8)
-    depth = np.zeros((4, 8, 8, 1), np.float32)
-    for name, array in (("first", first), ("gray", gray), ("table", gray[:, :2, :3]), ("depth", depth)):
+    mask = np.zeros((4, 8, 8, 1), np.float32)
+    for name, array in (("first", first), ("gray", gray), ("table", gray[:, :2, :3]), ("mask", mask)):
         put(f"data/demo_0/obs/{name}", array)(path)
     hdf5(lambda file: file.__delitem__("mask"))(path)
     store = open_here(path)
     np.testing.assert_array_equal(store.observations["first"], first.transpose(0, 2, 3, 1))
     np.testing.assert_array_equal(store.observations["gray"], gray[..., None])
     np.testing.assert_array_equal(store.observations["table"], gray[:, :2, :3].reshape(4, 6).astype(np.float32))
-    assert "depth" not in store.observations
-    assert store.attributes["left_out"] == ["depth"]
+    assert "mask" not in store.observations
+    assert store.attributes["left_out"] == ["mask"]
 
 
 def test_frames_are_written_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
