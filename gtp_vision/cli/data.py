@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from gtp_vision.cli.verb import Verb
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, propose
 
 _COLLECT = """\
 Record demonstrations: seeded, in parallel processes. The same command resumes after an interruption.
@@ -70,6 +70,15 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
     )
     _reading_options(parser)
     parser.add_argument("--fps", type=float, help="frames per second, where the data set does not say so")
+    parser.add_argument(
+        "--scale",
+        nargs="?",
+        const="auto",
+        default="none",
+        metavar="MODE",
+        type=_mode,
+        help="bring actions to [-1, 1], with the file's units as attributes; MODE as task.action_scaling, default auto",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
 
 
@@ -119,6 +128,15 @@ def _writable(name: str) -> str:
     return name
 
 
+def _mode(name: str) -> str:
+    """A way to scale actions."""
+    from gtp_vision.datasets.scaling import MODES
+
+    if name not in MODES:
+        raise GtpVisionError(f"--scale {name} is unknown: {propose(name, MODES)}")
+    return name
+
+
 def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.datasets import pictures
     from gtp_vision.datasets.inspection import inspect, inspection_text
@@ -164,7 +182,7 @@ def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.datasets.formats import FORMATS, convert, open_store
 
     before = open_store(arguments.source, arguments.env, arguments.features)  # now: the target may be the source
-    options = {"fps": arguments.fps, "overwrite": arguments.overwrite}
+    options = {"fps": arguments.fps, "scale": arguments.scale, "overwrite": arguments.overwrite}
     store = convert(arguments.source, arguments.target, arguments.to, arguments.env, arguments.features, **options)
     if arguments.fps is not None:
         before.attributes = dict(before.attributes) | {"fps": arguments.fps}

@@ -10,6 +10,7 @@ from gtp_vision.agents import AgentConfig
 from gtp_vision.core.settings import setting
 from gtp_vision.datasets.goals import GOALS
 from gtp_vision.datasets.placement import PLACEMENTS
+from gtp_vision.datasets.scaling import MODES
 from gtp_vision.encoders import EncoderConfig
 
 
@@ -35,6 +36,9 @@ class TaskConfig:
     )
     features: dict[str, str] | None = setting(
         None, "other names of arrays: NAME: NAME IN THE FILE, e.g. {action: actions}; null: the format's own", free=True
+    )
+    action_scaling: str = setting(
+        "auto", "how actions in the file's units are brought to [-1, 1] (docs/data.md)", choices=MODES
     )
     observations: list[str] | None = setting(None, "only these observations, in this order; null: all", free=True)
     # For agents without a critic a later frame of the episode; for others any frame, in OGBench's shares for values,
