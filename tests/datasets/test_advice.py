@@ -272,7 +272,9 @@ def test_advice_about_lerobot_features_of_other_names(copied: Callable[[str], Pa
 def test_actions_in_other_units_are_scaled_with_their_limits(tmp_path: Path) -> None:
     held = flat(rows_of_d4rl)
     path = save(tmp_path / "near.h5", held | {"actions": held["actions"] * 100})
-    refused(path, "actions leave [-1, 1]", "set task.action_scaling=minmax", "gtp-vision data convert --scale")
+    (said,) = problems(open_here(path))
+    assert "set task.action_scaling=minmax" in said
+    assert "gtp-vision data convert --scale" in said
     assert main(["data", "convert", str(path), str(tmp_path / "scaled.h5"), "--to", "native", "--scale"]) == 0
     assert problems(open_here(tmp_path / "scaled.h5")) == []
     episodes = []
