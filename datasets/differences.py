@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gtp_vision.core.progress import Progress
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.layout import PROGRESS_BYTES, row_ranges
-from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.scaling import ROUNDING, in_file_units
+from gtp_vision.datasets.store import ACTION_BOUNDS, Store
 
 
 def differences(before: Store, after: Store) -> list[str]:
@@ -49,6 +52,10 @@ def _flat_differences(before: Store, after: Store) -> list[str]:
     for name in ("actions", "rewards", "terminals"):
         old, new = (np.asarray(getattr(store, name), np.float32).reshape(len(store), -1) for store in (before, after))
         differ = _is_different(old, new)
+        if name == "actions" and _bounds(before) != _bounds(after):  # scaled by the conversion
+            old, new = in_file_units(before), in_file_units(after)
+            slack = ROUNDING * np.ptp(old[known], axis=0)
+            differ = np.asarray(~np.isclose(old, new, rtol=ROUNDING, atol=slack, equal_nan=True).all(1))
         if np.any(differ & known):
             most = float(np.nanmax(np.abs(old[known].astype(np.float64) - new[known])))
             sentences.append(f"{name} differ in {np.count_nonzero(differ & known)} rows, by at most {most:.3g}")
@@ -75,6 +82,10 @@ def _observation_differences(name: str, before: Array, after: Array, bar: Progre
         mean = total / max(1, int(np.prod(before.shape)))
         return [f"frames of the camera '{name}' differ by {mean:.3g} of 255 on average, by {largest:g} at most"]
     return [f"'{name}' differs in {rows} rows, by at most {largest:.3g}"]
+
+
+def _bounds(store: Store) -> list[Any]:
+    return [store.attributes.get(bound) for bound in ACTION_BOUNDS]
 
 
 def _is_different(old: np.ndarray, new: np.ndarray) -> np.ndarray:

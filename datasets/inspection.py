@@ -14,7 +14,8 @@ import numpy as np
 from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import FORMATS, detect, open_store
 from gtp_vision.datasets.pitfalls import last_outcomes, pitfalls
-from gtp_vision.datasets.statistics import ArrayStatistics, array_statistics
+from gtp_vision.datasets.scaling import SCALING, scaled, sentence
+from gtp_vision.datasets.statistics import ArrayStatistics, action_statistics, array_statistics
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems, shape_errors
 
@@ -25,7 +26,7 @@ _MAX_DEPTH = 100  # levels of an attribute
 _MAX_TEXT = 100  # characters of an attribute
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 # Attributes that are listed as facts.
-_OWN_LINES = ("filters", "tasks", "episode_tasks", "time_stamps", successes.MARKS, successes.WORDS)
+_OWN_LINES = ("filters", "tasks", "episode_tasks", "time_stamps", successes.MARKS, successes.WORDS, SCALING)
 
 
 def inspect(
@@ -46,9 +47,11 @@ def inspect(
 def facts(store: Store) -> dict[str, Any]:
     """Return the facts of a store; see `inspect`.
 
-    Actions and rewards are those of the rows that can be sampled: other rows hold padding in most formats.
+    Actions and rewards are those of the rows that can be sampled: other rows hold padding in most formats. Actions are
+    listed in the units of the file, and judged as a training sees them by default.
     """
-    faults = problems(store)
+    seen = scaled([store])[0]
+    faults = problems(seen)
     shapes = {name: list(array.shape[1:]) for name, array in store.observations.items()}
     found: dict[str, Any] = {
         "problems": faults,
@@ -66,10 +69,11 @@ def facts(store: Store) -> dict[str, Any]:
     rewards, terminals = np.asarray(store.rewards[store.transitions]), np.asarray(store.terminals, bool)
     lengths = np.diff(store.episode_ends, prepend=0)
     found |= {
-        "warnings": [] if faults else pitfalls(store, numbers),
+        "warnings": [] if faults else pitfalls(seen, numbers | {"actions": action_statistics(seen)}),
         "episode_length": _spread(lengths) | {"median": float(np.median(lengths))},
         "transitions": len(store.transitions),
         "actions": {name: getattr(actions, name) for name in ("min", "max", "mean", "std", "constant")},
+        "action_scaling": sentence(seen),
         "reward": _spread(rewards) | {"nonzero": float(np.count_nonzero(rewards) / len(rewards))},
         "terminals": int(terminals.sum()),
         "timeouts": int(np.count_nonzero(store.timeouts)),
@@ -85,7 +89,7 @@ def facts(store: Store) -> dict[str, Any]:
 def statistics(store: Store) -> dict[str, ArrayStatistics]:
     """Compute statistics of the `actions` that can be sampled, and of states of at most 512 numbers."""
     states = {name: array for name, array in store.observations.items() if array.ndim == 2}
-    return {"actions": array_statistics(store.actions[store.transitions])} | {
+    return {"actions": action_statistics(store)} | {
         f"observations/{name}": array_statistics(array)
         for name, array in states.items()
         if 0 < array.shape[1] <= _MAX_STATE
@@ -140,6 +144,8 @@ def entries(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         outcome = found["success"]
         yield "episode length", f"{length['min']:g} to {length['max']:g}, median {length['median']:g} frames"
         yield "actions", f"{len(ranges)} dimensions: {', '.join(ranges)}"
+        if found["action_scaling"]:
+            yield "training", found["action_scaling"]
         yield (
             "rewards",
             f"{_range(reward['min'], reward['max'])}, mean {_number(reward['mean'])}, other than 0 in "

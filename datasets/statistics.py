@@ -46,15 +46,21 @@ class ArrayStatistics:
         magnitude = np.maximum(np.abs(self.mean), 1e-2)
         return np.asarray(np.subtract(self.max, self.min) <= _ROUNDING * magnitude)
 
-    def scale(self) -> np.ndarray:
-        """Return float32 (D,) to divide by: the deviation, and 1 in near-constant dimensions.
+    def standardizer(self, mode: str = "meanstd") -> tuple[np.ndarray, np.ndarray]:
+        """Return what to subtract and what to divide by, float32 (D,) each.
 
-        A dimension with one value has a divisor that leaves 0 of any other value: nothing can be learned about those.
+        `meanstd` gives mean 0 and deviation 1, `minmax` and `quantile` the extremes, or the quantiles 1 % and 99 %, at
+        -1 and 1. Near-constant dimensions are divided by 1. One with a single value has a divisor that leaves 0 of any
+        other value: nothing can be learned about those.
         """
-        scale = np.asarray(self.std, np.float32)
+        if mode == "meanstd":
+            offset, scale = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+        else:
+            low, high = (self.min, self.max) if mode == "minmax" else (self.quantiles[q] for q in ("0.01", "0.99"))
+            offset, scale = (np.asarray(f(high, low) / 2, np.float32) for f in (np.add, np.subtract))
         scale[self.constant] = 1.0
         scale[self.fixed()] = _IGNORING
-        return scale
+        return offset, scale
 
     def bounds(self) -> np.ndarray:
         """Return float32 (2, D), a policy's least and largest action: -1 and 1, or twice a dimension's one value."""

@@ -6,16 +6,13 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.arrays import Array
+from gtp_vision.datasets.scaling import ROUNDING, has_bounds, pair_of
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store
 
 _ROWS = 1 << 18  # read together, so that a mapped file is streamed
 _CHANNELS = (1, 3, 4)  # of an image; no image is so few pixels high
-SCALE = (
-    "scale each dimension to [-1, 1] when writing the file, and write its limits as action_low and action_high, by "
-    "which policies answer in the robot's units (docs/data.md has a script)"
-)
+SCALE = "set task.action_scaling=minmax (or quantile, meanstd), or write a scaled file: gtp-vision data convert --scale"
 """The advice about actions in other units."""
-_TOLERANCE = 1e-5  # by which float rounding may move actions out of [-1, 1]
 
 
 def problems(store: Store) -> list[str]:
@@ -108,7 +105,7 @@ def _nonfinite(name: str, array: Array, store: Store) -> list[str]:
 def _out_of_range(store: Store) -> list[str]:
     for start in range(0, len(store), _ROWS):
         magnitude = np.abs(np.asarray(store.actions[start : start + _ROWS]))
-        bad = np.flatnonzero(magnitude.max(1) > 1 + _TOLERANCE)
+        bad = np.flatnonzero(magnitude.max(1) > 1 + ROUNDING)
         if len(bad):
             return [
                 f"actions leave [-1, 1] (largest magnitude {float(magnitude.max()):.4g}, first at "
@@ -119,14 +116,7 @@ def _out_of_range(store: Store) -> list[str]:
 
 def _bound_faults(store: Store) -> list[str]:
     """Check the attributes that say what -1 and 1 stand for."""
-    held = [store.attributes.get(bound) for bound in ACTION_BOUNDS]
-    if held == [None, None]:
-        return []
-    try:
-        low, high = (np.asarray(bound, np.float64) for bound in held)
-        fits = low.shape == high.shape == (store.action_dim,) and np.isfinite([low, high]).all() and np.all(low <= high)
-    except (TypeError, ValueError, OverflowError):
-        fits = False
+    fits = not has_bounds(store) or pair_of(store.attributes, store.action_dim) is not None
     wanted = f"{store.action_dim} finite numbers each, the low not above the high"
     return [] if fits else [f"the attributes {' and '.join(ACTION_BOUNDS)} must be {wanted}; correct them"]
 

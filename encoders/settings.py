@@ -85,7 +85,11 @@ class EncoderConfig:
     fusion_layers: int = setting(2, "layers of the fusion transformer", low=1)
     fusion_heads: int = setting(4, "attention heads of the fusion transformer", low=1)
     state_hidden: list[int] = setting([], "widths of an MLP for the states; empty: none", low=1)
-    standardize: bool = setting(True, "bring states to mean 0 and deviation 1 of the data set")
+    standardize: str = setting(
+        "meanstd",
+        "bring states to mean 0 and deviation 1 of the data set, or its extremes or quantiles to -1 and 1",
+        choices=("meanstd", "minmax", "quantile", "none"),
+    )
     tuning: str = setting(
         "full",
         "what is trained of the backbone: all, its last blocks (partial), nothing, adapters, or layerwise rates",
@@ -101,3 +105,7 @@ class EncoderConfig:
     cache: bool = setting(True, "compute the features of a frozen backbone once, before training")
     views: int = setting(1, "versions of each frame in that cache: the frame itself, and augmented ones", low=1)
     augmentation: AugmentationConfig = setting(AugmentationConfig, "random changes of the frames in training")
+
+    def __post_init__(self) -> None:
+        """Read `standardize` as earlier versions wrote it, true or false."""
+        self.standardize = {"true": "meanstd", "false": "none"}.get(str(self.standardize).lower(), self.standardize)

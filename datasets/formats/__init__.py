@@ -21,6 +21,7 @@ from gtp_vision.datasets.formats import near_misses
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import Layout, framed, to_store, with_frames
 from gtp_vision.datasets.names import Names
+from gtp_vision.datasets.scaling import scaled
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import shape_errors
 
@@ -76,11 +77,13 @@ def convert(
     *,
     fps: float | None = None,
     framing: Framing | None = None,
+    scale: str = "none",
     overwrite: bool = False,
 ) -> Store:
     """Write a data set of any known format in another one, and return it, read back; options as in `open_store`.
 
-    `fps` is the rate of data that do not say theirs, or say a wrong one.
+    `fps` is the rate of data that do not say theirs, or say a wrong one; `scale` brings actions to [-1, 1], see
+    `scaling.MODES`.
 
     Raises:
         GtpVisionError: the source cannot be read, its lengths disagree, or the format cannot hold it; the target
@@ -98,6 +101,7 @@ def convert(
         store.attributes = dict(store.attributes) | {"fps": fps}
     if faults := shape_errors(store):
         raise GtpVisionError(f"{source}: {faults[0]}")
+    (store,) = scaled([store], scale)
     require_space(target.parent, store.nbytes(), f"writing {target.name}", "choose another place")
     try:
         write(target, store)

@@ -3,7 +3,7 @@
 Version 3:
 
     meta/info.json                                features, fps, where the files lie
-    meta/stats.json                               min and max of every feature
+    meta/stats.json                               statistics of every feature, which are not read
     meta/tasks.parquet                            the tasks, as text
     meta/episodes/chunk-XXX/file-XXX.parquet      length of each episode, its files and its seconds in them
     data/chunk-XXX/file-XXX.parquet               a row per frame, many episodes per file
@@ -23,9 +23,8 @@ recording stopped, while its success ends the task. An episode's last row is a t
 
 `lerobot_times` pairs rows with the frames of videos. Each video is decoded once, into the cache.
 
-Actions that leave [-1, 1] are scaled to it, each dimension by its minimum and maximum: those of meta/stats.json, or of
-the data if the statistics do not cover them. The attributes `action_low` and `action_high` invert the scaling:
-`low + (action + 1) / 2 * (high - low)`; of other actions they are -1 and 1. A dimension that never changes becomes 0.
+Actions are the robot's, as recorded; within [-1, 1] the attributes `action_low` and `action_high`, -1 and 1, say so.
+Our writer multiplies scaled actions by these attributes, and they are scaled again here.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ from PIL import Image
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.safe_json import read_json
+from gtp_vision.core.units import to_policy
 from gtp_vision.datasets import depth, names
 from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import lerobot_times, tables, video
@@ -51,7 +51,6 @@ from gtp_vision.datasets.formats.lerobot_meta import (
     INFO,
     OURS,
     ROWS,
-    STATS,
     Episodes,
     Feature,
     read_episodes,
@@ -60,6 +59,7 @@ from gtp_vision.datasets.formats.lerobot_meta import (
     read_tasks,
 )
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
+from gtp_vision.datasets.scaling import ROUNDING, recorded_bounds
 from gtp_vision.datasets.store import ACTION_BOUNDS
 from gtp_vision.datasets.validation import place
 
@@ -67,8 +67,6 @@ _MARKS = ("next.success", "next.is_success", "success", "is_success")  # names o
 _OPTIONAL = ("timestamp", *_MARKS, "next.done", "next.truncated", "next.reward", "task_index")
 _IMAGES = 16  # decoded together
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
-_ROUNDING = 1e-5  # by which actions may leave [-1, 1]
-_MIN_SPREAD = 1e-6  # relative spread below which a dimension of actions counts as constant
 
 
 def recognises(path: Path) -> bool:
@@ -105,21 +103,18 @@ def _opened(path: Path) -> Iterator[FileArrays]:
     attributes = {} if ours is None else ours.get("attributes", {})
     if not isinstance(attributes, dict):
         raise GtpVisionError(f"{path / OURS}: 'attributes' is not an object; convert the data set again")
-    is_scaled = ours is not None and ours.get("units") == "robot" and attributes.keys() >= set(ACTION_BOUNDS)
-    bounds = [attributes[bound] for bound in ACTION_BOUNDS] if is_scaled else None
-    actions, scaling = _scaled(path, to_float32(rows["action"]), bounds)
-    if ours is not None:
-        attributes |= scaling
-    else:
+    actions = to_float32(rows["action"])
+    if ours is not None and ours.get("units") == "robot" and attributes.keys() >= set(ACTION_BOUNDS):
+        actions = _scaled_again(path, actions, attributes)
+    if ours is None:
         attributes = {"source": path.resolve().name, "suite": "lerobot", "fps": info["fps"]}
         attributes |= {"robot_type": str(info["robot_type"])} if info.get("robot_type") else {}
         if "task_index" in rows:
             attributes |= _tasks(path, info, rows["task_index"][ends - episodes.lengths])
-        as_recorded = {"action_low": [-1.0] * actions.shape[1], "action_high": [1.0] * actions.shape[1]}
         for key in [key for key in _MARKS if key in rows][:1]:
             flags = np.logical_or.reduceat(rows[key] > 0, ends - episodes.lengths)
             attributes |= successes.attributes_of(flags.tolist(), f"episodes ({key})")
-        attributes |= (scaling or as_recorded) | ({"left_out": left_out} if left_out else {})
+        attributes |= recorded_bounds(actions) | ({"left_out": left_out} if left_out else {})
     attributes |= {"time_stamps": notes} if notes else {}
     with ExitStack() as stack:
         pieces = {}
@@ -188,39 +183,19 @@ def _is_flag(info: dict[str, Any], key: str) -> bool:
     return str(entry.get("dtype")).startswith(("bool", "int", "uint", "float")) and entry.get("shape") == [1]
 
 
-def _scaled(path: Path, actions: np.ndarray, known: list[Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return actions in [-1, 1], and the attributes that invert the scaling; see the module.
-
-    `known` are the bounds of actions that our writer multiplied by them.
-    """
-    low, high = actions.min(0).astype(np.float64), actions.max(0).astype(np.float64)
-    if known is not None:
-        try:
-            low, high = (np.asarray(bound, np.float64).reshape(low.shape) for bound in known)
-        except (TypeError, ValueError) as error:
-            raise GtpVisionError(
-                f"{path / OURS}: action_low and action_high do not fit {len(low)} actions; convert the data set again"
-            ) from error
-        if np.all(low == -1) and np.all(high == 1):
-            return actions, {}
-    elif not np.isfinite([low, high]).all() or max(-low.min(), high.max()) <= 1 + _ROUNDING:
-        return actions, {}  # validation reports values that are not finite
-    elif (path / STATS).exists():
-        entry = read_json(tables.inside(path, STATS)).get("action")
-        try:
-            bounds = [np.asarray(entry[bound], np.float64).reshape(low.shape) for bound in ("min", "max")]  # type: ignore[index]
-        except (TypeError, ValueError, KeyError):
-            bounds = [np.full_like(low, np.nan), high]
-        slack = 1e-4 * np.maximum(1, high - low)  # statistics may be rounded
-        if np.isfinite(bounds).all() and np.all(bounds[0] <= low + slack) and np.all(bounds[1] >= high - slack):
-            low, high = bounds
-    spread = high - low
-    changes = spread > _MIN_SPREAD * np.maximum(1, np.abs(high))
-    scaled = np.where(changes, 2 * (actions - low) / np.where(changes, spread, 1) - 1, 0)
-    scaled = np.where((low == -1) & (high == 1), actions, scaled)
-    if known is None or np.abs(scaled).max() <= 1 + _ROUNDING:  # validation reports our own data set's that leave them
+def _scaled_again(path: Path, actions: np.ndarray, attributes: dict[str, Any]) -> np.ndarray:
+    """Return the actions of a data set of our writer in [-1, 1]."""
+    try:
+        low, high = (np.asarray(attributes[bound], np.float64).reshape(actions.shape[1]) for bound in ACTION_BOUNDS)
+    except (TypeError, ValueError) as error:
+        raise GtpVisionError(
+            f"{path / OURS}: action_low and action_high do not fit {actions.shape[1]} actions; convert the data set "
+            f"again"
+        ) from error
+    scaled = np.where((low == -1) & (high == 1), actions, to_policy(actions, low, high))
+    if np.abs(scaled).max() <= 1 + ROUNDING:  # validation reports those that leave them
         scaled = np.clip(scaled, -1, 1)
-    return scaled.astype(np.float32), {"action_low": low.tolist(), "action_high": high.tolist()}
+    return scaled.astype(np.float32)
 
 
 def _tasks(path: Path, info: dict[str, Any], index: np.ndarray) -> dict[str, Any]:

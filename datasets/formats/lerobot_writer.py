@@ -46,7 +46,8 @@ from gtp_vision.datasets.formats.lerobot_meta import (
     TASKS,
 )
 from gtp_vision.datasets.layout import COPY_BYTES, PROGRESS_BYTES
-from gtp_vision.datasets.store import ACTION_BOUNDS, Store
+from gtp_vision.datasets.scaling import in_file_units
+from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.success import MARKS, unknown
 
 _CHUNK = "chunk-{chunk_index:03d}/file-{file_index:03d}"
@@ -208,7 +209,7 @@ def _columns(store: Store, keys: dict[str, str], fps: float, tasks: Sequence[int
     frames = np.arange(len(store)) - np.repeat(store.episode_starts, lengths)
     columns: dict[str, Array] = {keys[name]: array for name, array in store.observations.items() if array.ndim != 4}
     columns |= {
-        "action": _in_units(store),
+        "action": in_file_units(store),
         "next.reward": np.asarray(store.rewards, np.float32),
         "next.done": np.asarray(store.terminals, bool),
         "next.truncated": np.asarray(store.timeouts, bool),
@@ -222,21 +223,6 @@ def _columns(store: Store, keys: dict[str, str], fps: float, tasks: Sequence[int
     if isinstance(marks, list) and len(marks) == store.episodes and all(isinstance(mark, bool) for mark in marks):
         columns["next.success"] = np.isin(np.arange(len(store)), (store.episode_ends - 1)[np.asarray(marks)])
     return columns
-
-
-def _in_units(store: Store) -> np.ndarray:
-    """Return the actions in the robot's units, float32 (N, A)."""
-    actions, bounds = np.asarray(store.actions, np.float32), [store.attributes.get(bound) for bound in ACTION_BOUNDS]
-    if None in bounds:
-        return actions
-    try:
-        low, high = (np.asarray(bound, np.float64).reshape(store.action_dim) for bound in bounds)
-    except (TypeError, ValueError) as error:
-        raise GtpVisionError(
-            f"the attributes {' and '.join(ACTION_BOUNDS)} do not fit {store.action_dim} actions; correct or remove "
-            f"them"
-        ) from error
-    return np.where((low == -1) & (high == 1), actions, low + (actions + 1.0) / 2 * (high - low)).astype(np.float32)
 
 
 def _as_stored(array: np.ndarray) -> np.ndarray:

@@ -15,9 +15,7 @@ Nested names are joined by `_`: `{"arm": {"q": ...}}` is `arm_q`, entry 1 of a T
 without a name is `camera` if it is an image of bytes, else `state`; `episodes.observation` distinguishes them. Texts
 are left out and listed in the attribute `left_out`.
 
-Policies act in [-1, 1]. If the action space has other finite bounds, actions are scaled to [-1, 1], and the attributes
-`action_low` and `action_high` hold the bounds that acting needs; without finite bounds they are -1 and 1, and actions
-are not changed. Finite ones are those of the recorder's environment: the attribute `action_bounds` is `declared`.
+Actions are those of the recorder's environment; the attribute `action_space` holds its bounds, if they are finite.
 Success is what `infos/success` or `infos/is_success` say in any step.
 """
 
@@ -44,6 +42,7 @@ from gtp_vision.datasets.formats import episodes, jpeg, minari_arrow
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.formats.minari_spaces import MAX_DEPTH, Episode, Leaf, add, leaves, shape_of
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
+from gtp_vision.datasets.scaling import SPACE, recorded_bounds
 
 _MAIN, _METADATA, _PREFIX = "main_data.hdf5", "metadata.json", "episode_"
 MEMBERS = {"observations", "actions", "rewards", "terminations", "truncations"}
@@ -154,7 +153,7 @@ def _space_of(parent: h5py.Group, name: str, main: Path, depth: int = 0) -> dict
 @contextmanager
 def _opened(main: Path, metadata_path: Path, metadata: Mapping[str, Any]) -> Iterator[FileArrays]:
     observed, acted = (_space(metadata, name, metadata_path) for name in ("observation_space", "action_space"))
-    bounds = _bounds(acted, metadata_path)
+    bounds, (width,) = _bounds(acted, metadata_path), shape_of(acted)
     with contextlib.ExitStack() as stack:
         if main.is_dir():
             found = minari_arrow.read(main, metadata, observed)
@@ -163,7 +162,7 @@ def _opened(main: Path, metadata_path: Path, metadata: Mapping[str, Any]) -> Ite
         recording = episodes.Recording(main)
         steps, omitted, marks = 0, dict[str, list[str]](), list[bool | None]()
         for episode in found:
-            _add(recording, episode, bounds)
+            _add(recording, episode, width)
             omitted = episodes.left_out(episode.observations)
             marks.append(episode.mark)
             steps += len(episode.actions)
@@ -171,8 +170,10 @@ def _opened(main: Path, metadata_path: Path, metadata: Mapping[str, Any]) -> Ite
             raise GtpVisionError(
                 f"{main} has {steps} steps, but its metadata say {str(metadata['total_steps'])[:20]!a}; copy both again"
             )
-        attributes = _attributes(metadata, metadata_path) | omitted | _bound_attributes(bounds, *shape_of(acted))
-        yield recording.file_arrays(attributes | successes.attributes_of(marks, "episodes (infos)"))
+        attributes = _attributes(metadata, metadata_path) | omitted
+        arrays = recording.file_arrays(attributes | successes.attributes_of(marks, "episodes (infos)"))
+        arrays.attributes |= recorded_bounds(arrays.actions) if bounds is None else {SPACE: bounds}
+        yield arrays
 
 
 def _check_numbers(names: list[str], metadata: Mapping[str, Any], main: Path) -> None:
@@ -188,10 +189,7 @@ def _check_numbers(names: list[str], metadata: Mapping[str, Any], main: Path) ->
         )
 
 
-_Bounds = tuple[np.ndarray, np.ndarray] | None
-
-
-def _add(recording: episodes.Recording, episode: Episode, bounds: _Bounds) -> None:
+def _add(recording: episodes.Recording, episode: Episode, width: int) -> None:
     actions, path = episode.actions, recording.path
     truncated = np.flatnonzero(episode.truncations)
     if len(truncated) and truncated[0] != len(actions) - 1:
@@ -200,8 +198,11 @@ def _add(recording: episodes.Recording, episode: Episode, bounds: _Bounds) -> No
             f"another episode"
         )
     pieces = {name: [piece] for name, piece in episodes.usable(episode.observations, episode.name, path).items()}
-    if bounds is not None:
-        actions = _scaled(actions, bounds, episode.name, path)
+    if actions.shape[1] != width:
+        raise GtpVisionError(
+            f"{path}: '{episode.name}/actions' has {actions.shape[1]} dimensions, but the action space has {width}; "
+            f"copy both files again"
+        )
     recording.add(episode.name, pieces, actions, episode.rewards, episode.terminations)
 
 
@@ -254,8 +255,8 @@ def _space(metadata: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]
     return parse_json(space if isinstance(space, str) else "", f"{path}: '{name}'", advice="create the data set again")
 
 
-def _bounds(space: Mapping[str, Any], path: Path) -> _Bounds:
-    """Return low and high of actions, float64 (A,); None if they are not finite."""
+def _bounds(space: Mapping[str, Any], path: Path) -> list[list[float]] | None:
+    """Return low and high of actions; None if they are not finite."""
     kind, dtype = space.get("type"), str(space.get("dtype"))
     if kind != "Box" or not dtype.startswith("float") or len(shape_of(space)) != 1:
         described = f"{kind} of {dtype} {space.get('shape', '')}" if kind == "Box" else kind
@@ -270,29 +271,7 @@ def _bounds(space: Mapping[str, Any], path: Path) -> _Bounds:
         return None
     if np.any(low > high):
         raise GtpVisionError(f"{path}: 'action_space' has a low bound above its high one; create the data set again")
-    return low, high
-
-
-def _scaled(actions: np.ndarray, bounds: tuple[np.ndarray, np.ndarray], episode: str, main: Path) -> np.ndarray:
-    low, high = bounds
-    if actions.shape[1] != len(low):
-        raise GtpVisionError(
-            f"{main}: '{episode}/actions' has {actions.shape[1]} dimensions, but the action space has {len(low)}; "
-            f"copy both files again"
-        )
-    if np.all(low == -1) and np.all(high == 1):
-        return actions
-    span = np.where(high > low, high - low, 1)
-    scaled = (actions.astype(np.float64) - low) / span * 2 - 1
-    return np.where(high > low, scaled, 0).astype(np.float32)  # 0 where only one value is allowed
-
-
-def _bound_attributes(bounds: _Bounds, actions: int) -> dict[str, Any]:
-    ones = np.ones(actions)
-    low, high = bounds or (-ones, ones)
-    return {"action_low": low.tolist(), "action_high": high.tolist()} | (
-        {"action_bounds": "declared"} if bounds else {}
-    )
+    return [low.tolist(), high.tolist()]
 
 
 def _attributes(metadata: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from gtp_vision import models
+from gtp_vision.agents.representation import Representation
 from gtp_vision.agents.search import scaled_noise, search
 from gtp_vision.agents.settings import ActingConfig, AgentConfig, ImprovementSettings
 from gtp_vision.core.distributed import global_mean, global_moments
@@ -173,7 +174,8 @@ def missing_ability(config: AgentConfig, ability: type, why: str, part: str = ""
 class Agent(nn.Module):
     """A policy, a critic, an improvement and a way of acting.
 
-    Arguments as `agents.create`, and `improvement`, the class that `config.improvement.name` names.
+    Arguments as `agents.create`, and `improvement`, the class that `config.improvement.name` names. `actions` is the
+    policy's number A of action dimensions, which `representation`, if it is not None, makes of the data's.
     """
 
     def __init__(
@@ -186,7 +188,12 @@ class Agent(nn.Module):
         pretrained: bool = True,
     ) -> None:
         super().__init__()
-        self.config, self.actions = config, actions
+        self.config = config
+        self.representation = None
+        if config.representation.active:
+            self.representation = Representation(config.representation, actions, shapes)
+            actions = self.representation.width
+        self.actions = actions
         self.shared, self.gradient = encoder.share, encoder.gradient
         self.actor_encoder = Encoder(shapes, encoder, pretrained=pretrained)
         self.augment = Augmentation(encoder, shapes)
@@ -243,8 +250,15 @@ class Agent(nn.Module):
         critic = self.critic_encoder(observation) if has_critic and not self.shared else actor
         if self.shared and self.gradient != "both":
             actor, critic = (actor, actor.detach()) if self.gradient == "actor" else (actor.detach(), actor)
-        action = batch.actions[:, : self.config.action_chunk].flatten(1)
+        action = self.chunk(batch)
         return LossInputs(batch, observation, next_observation, actor, critic, action, noise, step)
+
+    def chunk(self, batch: Batch) -> torch.Tensor:
+        """The data's action chunks as the policy sees them, (B, H A)."""
+        actions = batch.actions[:, : self.config.action_chunk]
+        if self.representation is not None:
+            actions = self.representation.encode(actions, batch.observation)
+        return actions.flatten(1)
 
     def actor_loss(self, inputs: LossInputs) -> tuple[torch.Tensor, Metrics]:
         """E[w l] / E[w] of the data's actions, combined with the improvement's own terms: (), and metrics.
@@ -365,7 +379,8 @@ class Agent(nn.Module):
         actions = self.improvement.act(self, features, steps, scaled, acting.candidates)
         if acting.needs_critic:
             actions = search(self, features, self._critic_encoder_target(observation), actions, acting, noise)
-        return actions.view(len(actions), -1, self.actions)
+        plan = actions.view(len(actions), -1, self.actions)
+        return plan if self.representation is None else self.representation.decode(plan, observation)
 
     def act(
         self,

@@ -46,6 +46,29 @@ class ActingConfig:
 
 
 @dataclass
+class RepresentationConfig:
+    """How the policy sees actions whose columns are rotations or poses; see `agents.representation`."""
+
+    rotations: list[str] = setting(
+        [], 'columns of actions that hold a rotation, and its kind, e.g. ["3:7=quaternion_xyzw"]; the policy has 6-D'
+    )
+    relative: list[str] = setting(
+        [], 'columns that the policy has relative to a state, e.g. ["0:3=eef_pos", "7:14=qpos[0:7]"]'
+    )
+    chain: bool = setting(False, "relative to the action before it, and only the first of a chunk to the state")
+    frame: str = setting(
+        "world",
+        "axes of relative poses: the robot's, or those of the pose that they are relative to (UMI)",
+        choices=("world", "wrist"),
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether the policy's actions are others than the data's."""
+        return bool(self.rotations or self.relative)
+
+
+@dataclass
 class AgentConfig:
     """Settings of an agent."""
 
@@ -55,6 +78,7 @@ class AgentConfig:
     improvement: ImprovementSettings = setting(ImprovementSettings, "how the critic improves the policy")
     acting: ActingConfig = setting(ActingConfig, "how the policy acts")
     action_chunk: int = setting(1, "actions that the policy generates at once", low=1)
+    representation: RepresentationConfig = setting(RepresentationConfig, "how the policy sees rotations and poses")
     # TRQAM's recipe (arXiv 2605.27079): 300 000 steps. Acting with one-step policies and energies begins untrained.
     clone_steps: int = setting(
         0, "first steps, in which the policy clones, every action alike, and nothing else is trained", low=0

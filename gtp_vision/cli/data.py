@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from gtp_vision.cli.verb import Verb
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, propose
 
 _COLLECT = """\
 Record demonstrations: seeded, in parallel processes. The same command resumes after an interruption.
@@ -72,6 +72,15 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=float, help="frames per second, where the data set does not say so")
     parser.add_argument("--image-size", metavar="HxW", help="resize the frames of all cameras, e.g. to 96x128")
     parser.add_argument("--image-crop", metavar="HxW", help="cut this out of the middle of all frames before")
+    parser.add_argument(
+        "--scale",
+        nargs="?",
+        const="auto",
+        default="none",
+        metavar="MODE",
+        type=_mode,
+        help="bring actions to [-1, 1], with the file's units as attributes; MODE as task.action_scaling, default auto",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
 
 
@@ -118,6 +127,15 @@ def _writable(name: str) -> str:
     from gtp_vision.datasets.formats import check_writable
 
     check_writable(name)
+    return name
+
+
+def _mode(name: str) -> str:
+    """A way to scale actions."""
+    from gtp_vision.datasets.scaling import MODES
+
+    if name not in MODES:
+        raise GtpVisionError(f"--scale {name} is unknown: {propose(name, MODES)}")
     return name
 
 
@@ -173,7 +191,7 @@ def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
     framing = Framing({ALL: size} if size else {}, crop) if size or crop else None
     # Now: the target may be the source.
     before = open_store(arguments.source, arguments.env, arguments.features, framing=framing)
-    options = {"fps": arguments.fps, "framing": framing, "overwrite": arguments.overwrite}
+    options = {"fps": arguments.fps, "framing": framing, "scale": arguments.scale, "overwrite": arguments.overwrite}
     store = convert(arguments.source, arguments.target, arguments.to, arguments.env, arguments.features, **options)
     if arguments.fps is not None:
         before.attributes = dict(before.attributes) | {"fps": arguments.fps}

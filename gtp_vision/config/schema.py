@@ -10,6 +10,7 @@ from gtp_vision.agents import AgentConfig
 from gtp_vision.core.settings import setting
 from gtp_vision.datasets.goals import GOALS
 from gtp_vision.datasets.placement import PLACEMENTS
+from gtp_vision.datasets.scaling import MODES
 from gtp_vision.encoders import EncoderConfig
 
 
@@ -43,6 +44,9 @@ class TaskConfig:
     )
     image_crop: str | None = setting(
         None, "height x width that are cut out of the middle of all frames before, e.g. 400x400; null: nothing"
+    )
+    action_scaling: str = setting(
+        "auto", "how actions in the file's units are brought to [-1, 1] (docs/data.md)", choices=MODES
     )
     observations: list[str] | None = setting(None, "only these observations, in this order; null: all", free=True)
     # For agents without a critic a later frame of the episode; for others any frame, in OGBench's shares for values,

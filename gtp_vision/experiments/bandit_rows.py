@@ -93,6 +93,6 @@ def run_config(label: str, data: Path, steps: int, seed: int) -> Config:
     """The run of one of `ROWS`: its agent's preset with the overrides of `COMMON` and of the row."""
     row = ROWS[label]
     steps = max(1, round(steps * row.share))
-    task = f"task=own task.name=bandit task.frame_stack=1 encoder=state encoder.standardize=false seed={seed}"
+    task = f"task=own task.name=bandit task.frame_stack=1 encoder=state encoder.standardize=none seed={seed}"
     overrides = f"{task} training.device=cpu training.steps={steps} {COMMON} {row.overrides.format(half=steps // 2)}"
     return from_command_line([*overrides.split(), quoted("task.dataset", data)])

@@ -21,7 +21,7 @@ from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.evaluation.evaluator import one_thread
 from gtp_vision.experiments.measures import STEPS
 from gtp_vision.experiments.output import write_figure, write_json
-from gtp_vision.training.data import in_order, open_for, open_recorded
+from gtp_vision.training.data import open_for, open_recorded
 from gtp_vision.training.evaluate import actor_of, evaluator_of, restore
 
 _BATCHES, _BATCH, _TIMED = 16, 256, 30
@@ -61,7 +61,7 @@ def sweep(
         raise GtpVisionError(f"{folder} was trained without a simulator (task.env=null); omit --episodes")
     policy = config.agent.policy
     steps = steps or ((policy.grid,) if policy.family == "vp_diffusion" else STEPS)
-    store = open_recorded(config, parts.record) if data is None else in_order(open_for(config, data), parts.record)
+    store = open_recorded(config, parts.record) if data is None else open_for(config, data, parts.record)
     if store.action_dim != parts.record.actions:
         raise GtpVisionError(
             f"{data}: actions have {store.action_dim} dimensions, the run's have {parts.record.actions}; give "

@@ -139,7 +139,7 @@ def _evaluation(run: Path, step: int) -> dict[str, Any] | None:
 
 def _part_sets(agent: Agent) -> Iterator[list[str]]:
     """Sets of the agent's modules, smallest first."""
-    acting = ["actor_encoder", "policy", "improvement"]
+    acting = ["actor_encoder", "policy", "improvement"] + ["representation"] * (agent.representation is not None)
     yield acting
     if agent.has_critic:
         yield [*acting, "critic_target", "actor_encoder_target" if agent.shared else "critic_encoder_target"]

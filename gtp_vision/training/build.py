@@ -31,7 +31,7 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import CameraConfig, Encoder
 from gtp_vision.encoders.tuning import parameter_groups
 from gtp_vision.training import checkpoint
-from gtp_vision.training.data import fit, in_order, measure, open_data
+from gtp_vision.training.data import fit, in_order, kept_scale, measure, open_data, represent
 from gtp_vision.training.feature_cache import cacheable, feature_store
 from gtp_vision.training.ranks import accelerator_of, global_batch
 from gtp_vision.training.seeds import check_seeds
@@ -106,7 +106,7 @@ def build(
             f"odd; make training.batch_size divisible by {2 * accelerator.num_processes}"
         )
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
-        store = in_order(open_data(config), past)
+        store = in_order(open_data(config, kept_scale(config, past) if resumes else None), past)
     check_seeds(config, store, accelerator.num_processes)
     statistics, record = measure(store)
     compare(record, batch_size)
@@ -130,6 +130,7 @@ def build(
     _check_chunk(config, store)
     agent = agent_of(config, record, pretrained=resumes is None)
     fit(agent, statistics, standardize=config.encoder.standardize)
+    represent(agent, frames, record, task.action_scaling)
     cached, began = cacheable(config.encoder, store), time.perf_counter()
     if cached:
         if resumes is not None:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from gtp_vision.agents import Agent
+from gtp_vision.agents.representation import reaches
 from gtp_vision.config.schema import Config, TaskConfig
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.framing import ALL, Framing, Size, size_of
+from gtp_vision.core.safe_json import read_json
 from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.formats import open_states as open_states_of
 from gtp_vision.datasets.record import DataRecord, differences, record_of
+from gtp_vision.datasets.sampler import Sampler
+from gtp_vision.datasets.scaling import fitted, fitted_by, scaled
 from gtp_vision.datasets.statistics import ArrayStatistics, farthest, mean_images, store_statistics
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store, mix
 from gtp_vision.datasets.validation import shape_errors, validate
@@ -26,20 +33,40 @@ from gtp_vision.encoders import Encoder
 from gtp_vision.models import Policy
 
 STATISTICS = "statistics.json"
+_REPRESENTED = 1 << 15  # rows, spread evenly, on whose chunks a representation is fitted
 
 
-def open_data(config: Config) -> Store:
-    """The validated data set of a task; several are mixed by their shares."""
-    return _mixed([open_for(config, path) for path in _paths(config)], config.task.shares)
+def open_data(config: Config, known: Mapping[str, Any] | None = None) -> Store:
+    """The validated data set of a task; several are mixed by their shares. `known` is a run's `kept_scale`."""
+    return _mixed(_opened(config, _paths(config), known), config.task.shares)
 
 
-def open_for(config: Config, path: Path) -> Store:
-    """One data set with the task's frames, filter and observations, validated."""
-    task = config.task
-    store = _filtered(open_store(path, task.env, task.features, framing=framing_of(config)), task, path)
+def open_for(config: Config, path: Path, past: DataRecord) -> Store:
+    """Other recordings of a run's task, validated: with its filter, its observations in order, its scale of actions."""
+    return in_order(_opened(config, [path], past.attributes)[0], past)
+
+
+def _opened(config: Config, paths: Sequence[Path], known: Mapping[str, Any] | None) -> list[Store]:
+    task, mode = config.task, config.task.action_scaling
+    if config.agent.representation.active and mode != "none":
+        mode = "minmax"  # nothing is clipped; what the policy sees is scaled by `represent`
+    framing = framing_of(config)
+    stores = [_filtered(open_store(path, task.env, task.features, framing=framing), task, path) for path in paths]
     if task.observations is not None:
-        store = store.select(task.observations)
-    return validate(store)
+        stores = [store.select(task.observations) for store in stores]
+    return [validate(store) for store in scaled(stores, mode, known, reaches(config.agent.representation))]
+
+
+def kept_scale(config: Config, past: DataRecord | None) -> Mapping[str, Any] | None:
+    """The attributes by which a run's actions were scaled, which scale the data that it continues with.
+
+    Of a run without a record of its data, what its statistics.json says. None if `task.action_scaling` has changed.
+    """
+    if past is None:
+        with contextlib.suppress(GtpVisionError):
+            return read_json(Path(config.run_dir) / STATISTICS)
+        return None
+    return past.attributes if config.task.action_scaling in ("auto", fitted_by(past.attributes)) else None
 
 
 def framing_of(config: Config) -> Framing | None:
@@ -77,7 +104,7 @@ def open_states(config: Config) -> Store:
         GtpVisionError: a file cannot be read, or its states have other lengths than its actions.
     """
     stores = [_filtered(open_states_of(path, config.task.features), config.task, path) for path in _paths(config)]
-    first, *others = stores
+    first, *others = stores = scaled(stores, config.task.action_scaling)
     shared = [name for name in first.observations if all(name in other.observations for other in others)]
     return _mixed([store.select(shared) for store in stores])
 
@@ -125,7 +152,7 @@ def open_recorded(config: Config, record: DataRecord) -> Store:
     Raises:
         GtpVisionError: it is missing, or another one by now.
     """
-    store = in_order(open_data(config), record)
+    store = in_order(open_data(config, kept_scale(config, record)), record)
     if differ := differences(record, measure(store)[1]):
         raise GtpVisionError(
             f"{store.path} is no longer the data set of {config.run_dir}: {'; '.join(differ)}; restore it, or give "
@@ -140,29 +167,60 @@ def in_order(store: Store, record: DataRecord | None) -> Store:
     return store.select(names) if names and store.observations.keys() == set(names) else store
 
 
-def fit(module: nn.Module, found: DataStatistics, *, standardize: bool) -> None:
+def fit(module: nn.Module, found: DataStatistics, *, standardize: str) -> None:
     """Set mean and scale of every encoder, and bounds of every policy in `module`, targets included.
 
-    `standardize` gives states mean 0 and deviation 1 (near-constant dimensions are only centered, constant ones become
-    0). Dimensions of actions that the data hold constant are acted as their constant.
+    `standardize` is a mode of `ArrayStatistics.standardizer`, or `none`. Dimensions of actions that the data hold
+    constant are acted as their constant.
     """
     means = {name: torch.from_numpy(mean).permute(2, 0, 1) for name, mean in found.means.items()}
     prefix = "observations/"
-    scales = {
-        name.removeprefix(prefix): (torch.tensor(s.mean, dtype=torch.float32), torch.from_numpy(s.scale()))
-        for name, s in found.arrays.items()
-        if name.startswith(prefix)
-    }
+    scales: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for name, statistics in found.arrays.items():
+        if name.startswith(prefix) and standardize != "none":
+            offset, divisor = statistics.standardizer(standardize)
+            scales[name.removeprefix(prefix)] = torch.from_numpy(offset), torch.from_numpy(divisor)
     for encoder in module.modules():
         if isinstance(encoder, Encoder):
             encoder.scale_distances(found.farthest)
             encoder.centre(means)
-            if standardize:
+            if scales:
                 encoder.standardize(scales)
     bounds = torch.from_numpy(found.arrays["actions"].bounds())
     for policy in module.modules():
-        if isinstance(policy, Policy):
+        if isinstance(policy, Policy) and getattr(module, "representation", None) is None:
             policy.hold(bounds)
+
+
+@torch.no_grad()
+def represent(agent: Agent, frames: Sampler, data: DataRecord, mode: str) -> None:
+    """Fit what -1 and 1 of the policy's actions are, where these are others than the data's.
+
+    `mode` is `task.action_scaling`; auto takes the extremes, so that nothing is clipped.
+
+    Raises:
+        GtpVisionError: what is named as a rotation is none.
+    """
+    made, store = agent.representation, frames.store
+    if made is None:
+        return
+    rows = store.transitions[np.linspace(0, len(store.transitions) - 1, _REPRESENTED).astype(np.int64)]
+    rows = np.unique(rows)
+    chunks, is_real = frames.chunks(rows)
+    chunks, is_real = (x[:, : agent.config.action_chunk] for x in (chunks, is_real))
+    actions = torch.from_numpy(np.asarray(store.actions[chunks], np.float32))
+    states = {name: torch.from_numpy(np.asarray(store.observations[name][rows]))[:, None] for name in made.states}
+    for bound, values in zip((made.file_low, made.file_high), data.action_bounds, strict=True):
+        bound.copy_(torch.tensor(values))
+    made.check_unit(actions, states)
+    seen = made.relative(made.in_file_units(actions), states)[torch.from_numpy(is_real)]
+    low, high = fitted(seen.numpy(), "minmax" if mode in ("auto", "none") else mode)
+    made.low.copy_(torch.from_numpy(low))
+    made.high.copy_(torch.from_numpy(high))
+    fixed = torch.where(made.high > made.low, 1.0, 0.0)
+    for policy in agent.modules():
+        if isinstance(policy, Policy):
+            policy.hold(torch.stack([-fixed, fixed]))
 
 
 def constant_dimensions(statistics: Mapping[str, ArrayStatistics]) -> str:

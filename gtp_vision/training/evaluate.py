@@ -27,7 +27,7 @@ from gtp_vision.evaluation.evaluator import Actor, Episode, Evaluator, write_vid
 from gtp_vision.evaluation.saliency import Saliency
 from gtp_vision.training import checkpoint
 from gtp_vision.training.build import Components, accelerate, agent_of
-from gtp_vision.training.data import STATISTICS, measure, open_data
+from gtp_vision.training.data import STATISTICS, kept_scale, measure, open_data
 from gtp_vision.training.seeds import folders
 from gtp_vision.training.segments import changes, segments_of, statistics_differ, with_free
 
@@ -90,7 +90,7 @@ def _as_trained(config: Config, trained: Config, folder: Path, which: str) -> Co
 
 def _record_of_old(config: Config, folder: Path) -> DataRecord:
     """The record of the data set as it is today, for a checkpoint that holds none, compared with statistics.json."""
-    record = measure(open_data(config))[1]
+    record = measure(open_data(config, kept_scale(config, None)))[1]
     if differ := statistics_differ(folder / STATISTICS, record):
         raise GtpVisionError(
             f"the data set of {folder}, of which this checkpoint of an earlier version holds no record, has changed: "

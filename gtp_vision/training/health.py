@@ -192,7 +192,7 @@ def spread_of(parts: Components, steps: int, step: int) -> Spread:
     finally:
         agent.train(was_training)
     actions = actions.float().view(len(features), _DRAWS, -1)
-    data = batch.actions[:_OBSERVATIONS, : agent.config.action_chunk].flatten(1)
+    data = agent.chunk(batch)[:_OBSERVATIONS]
     spreads = (actions.std(1, correction=0), actions.std(0, correction=0), data.std(0, correction=0))
     return Spread(*(float(x.mean()) for x in spreads))
 

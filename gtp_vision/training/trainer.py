@@ -27,6 +27,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.signals import stop_requested
+from gtp_vision.datasets import scaling
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.pitfalls import pitfalls
 from gtp_vision.datasets.record import DataRecord
@@ -290,6 +291,7 @@ def _prepare(
     log(batch_shares(accelerator.num_processes, first.sampler.batch_size))
     log(first.where)
     log(model_summary.summary(first.agent, config))
+    log(scaling.sentence(first.store))
     log(constant_dimensions(first.statistics))
     if verbose and not resume:
         for warning in pitfalls(first.store, first.statistics, rewarded=config.task.goals is None):

@@ -188,7 +188,8 @@ def with_values(**values: Any) -> bytes:
 def test_a_run_of_an_older_version_is_read(tmp_path: Path) -> None:
     of_others = {"agent__improvement__q_weight": 3.0, "agent__improvement__pretrain_steps": 0}
     stored = OmegaConf.create(with_values(training__precision="no", **of_others).decode())
-    del stored["training"]["videos"]
+    stored["encoder"]["standardize"] = True
+    del stored["training"]["videos"], stored["task"]["action_scaling"]
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(stored))
     found = from_run(tmp_path)
     assert found == composed()

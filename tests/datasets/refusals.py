@@ -15,6 +15,7 @@ from samples import MAIN
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import formats
 from gtp_vision.datasets.layout import to_store
+from gtp_vision.datasets.scaling import scaled
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import validate
 
@@ -44,7 +45,7 @@ def assert_same(found: Store, store: Store, *, cameras: bool = True) -> None:
 def refused(path: Path, *words: str, env: str | None = None) -> str:
     """The one sentence, with the path's name and the words, by which a data set is refused; nothing else is raised."""
     with pytest.raises(GtpVisionError) as error:
-        validate(open_here(path, env))
+        validate(*scaled([open_here(path, env)]))
     message = str(error.value)
     assert path.name in message
     assert "\n" not in message

@@ -37,11 +37,13 @@ from refusals import as_links, assert_same, entry, open_here, refused, table
 from samples import DATA, INFO, MAIN, METADATA, Copied, joined
 from stores import make_store
 
+from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import formats, inspection
 from gtp_vision.datasets.formats import check_writable, detect
 from gtp_vision.datasets.layout import to_store
 from gtp_vision.datasets.pitfalls import pitfalls
+from gtp_vision.datasets.scaling import scaled
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
 
@@ -351,7 +353,11 @@ def test_advice_about_lerobot_features_of_other_names(copied: Callable[[str], Pa
 def test_actions_in_other_units_are_scaled_with_their_limits(tmp_path: Path) -> None:
     held = flat(rows_of_d4rl)
     path = save(tmp_path / "near.h5", held | {"actions": held["actions"] * 100})
-    refused(path, "actions leave [-1, 1]", "write its limits as action_low and action_high")
+    (said,) = problems(open_here(path))
+    assert "set task.action_scaling=minmax" in said
+    assert "gtp-vision data convert --scale" in said
+    assert main(["data", "convert", str(path), str(tmp_path / "scaled.h5"), "--to", "native", "--scale"]) == 0
+    assert problems(open_here(tmp_path / "scaled.h5")) == []
     episodes = []
     for e in range(EPISODES):
         rows = rows_of_d4rl(e)
@@ -434,8 +440,8 @@ WARNED: dict[str, tuple[dict[str, Any], Callable[[Store], Store], str, Callable[
         change("front", lambda store: store.observations["front"] * ~at(store, np.arange(20, 40))[:, None, None, None]),
         "leave those episodes out", without(1)),
     "tiny actions": (
-        {"lengths": (20, 20)}, change("actions", lambda store: np.float32(0.01) * store.actions), "write its limits as",
-        change("actions", lambda store: store.actions / np.float32(0.01))),
+        {"lengths": (20, 20)}, change("actions", lambda store: np.float32(0.01) * store.actions),
+        "set task.action_scaling=minmax", lambda store: scaled([store], "minmax")[0]),
 }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from samples import (
 
 pytestmark = pytest.mark.usefixtures("cache")
 DEMO, EPISODE = "data/demo_1", "episode_1"
-TABLE, STATS, TASKS = DATA.format(0), "meta/stats.json", "meta/tasks.parquet"
+TABLE, TASKS = DATA.format(0), "meta/tasks.parquet"
 
 
 def row(sample: str, edit: Edit, *words: str) -> Any:
@@ -90,24 +90,23 @@ def emptied(group: str, count: str, *names: str) -> Edit:
 
 # HDF5 ---------------------------------------------------------------------------------------------------------------
 
-# Of each format: the actions and the observation of episode 1, the row of its frame 2, and its action bound.
+# Of each format: the actions and the observation of episode 1, and the row of its frame 2.
 PLACES = {
-    "native": ("actions", "observations/state", 8, 1),
-    "d4rl": ("actions", "observations", 8, 1),
-    "robomimic": (f"{DEMO}/actions", f"{DEMO}/obs/robot0_eef_pos", 2, 1),
-    "minari": (f"{EPISODE}/actions", f"{EPISODE}/observations", 2, 2),
-    "ogbench": ("actions", "observations", 8, 1),
+    "native": ("actions", "observations/state", 8),
+    "d4rl": ("actions", "observations", 8),
+    "robomimic": (f"{DEMO}/actions", f"{DEMO}/obs/robot0_eef_pos", 2),
+    "minari": (f"{EPISODE}/actions", f"{EPISODE}/observations", 2),
+    "ogbench": ("actions", "observations", 8),
 }
 HDF5 = [name for name in PLACES if name != "ogbench"]
 
 
 def common_rows() -> list[Any]:
     rows = []
-    for name, (actions, state, frame, bound) in PLACES.items():
+    for name, (actions, state, frame) in PLACES.items():
         where = "not finite at episode 1, frame 2"
         rows.append(row(name, with_value(actions, (frame, 0), np.nan), "actions holds", where))
         rows.append(row(name, with_value(state, (frame, 0), np.inf), "observations/", where))
-        rows.append(row(name, with_value(actions, (frame, 0), -3.0 * bound), "magnitude 3", "episode 1, frame 2"))
     for name in HDF5:
         for place in PLACES[name][:2]:
             key = place.split("/")[-1]
@@ -478,7 +477,7 @@ LEROBOT = [
         (("data_path",), "data/{file_index.__class__}", "no file"), (("data_path",), "a\0b", "not the name of a file"),
         (("data_path",), "a" * 5000, "not the name of a file"), (("data_path",), TABLE, "not consecutive"),
         (("video_path",), None, "no file 'None'")]),
-    *(row("published", text(member, content), member, "JSON") for member in (INFO, STATS)
+    *(row("published", text(INFO, content), INFO, "JSON")
       for content in (b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"fps": ' + b"9" * 10_000)),
     *(row("published", column(EPISODES, name, values), *words) for name, values, *words in [
         ("length", [4, 4, 5], "episode 1", "length 4"), ("length", [4, 0, 5], "episode 1", "length 0"),

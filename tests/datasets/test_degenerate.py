@@ -17,6 +17,7 @@ from stores import make_store
 from gtp_vision.datasets import pictures, viewing
 from gtp_vision.datasets.formats import FORMATS, check_writable
 from gtp_vision.datasets.inspection import inspect, inspection_text
+from gtp_vision.datasets.scaling import scaled
 from gtp_vision.datasets.store import Store
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -104,7 +105,7 @@ def test_a_constant_action_of_lerobot_is_its_constant(copied: Copied, value: flo
         actions[:, 2] = value
         column = data.column_names.index("action")
         pq.write_table(data.set_column(column, "action", pa.array(list(actions))), folder / DATA.format(place))
-    np.testing.assert_allclose(in_units(open_here(folder))[:, 2], value, rtol=1e-6)
+    np.testing.assert_allclose(in_units(*scaled([open_here(folder)]))[:, 2], value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, -7.0])
@@ -112,7 +113,7 @@ def test_a_constant_action_of_minari_is_its_constant(tmp_path: Path, value: floa
     """Low == high is a legal bound."""
     low, high = np.array([-2, value], np.float32), np.array([2, value], np.float32)
     folder, _ = minari_folder(tmp_path, spaces.Box(-1, 1, (3,), np.float64), spaces.Box(low, high), (3, 4))
-    store = open_here(folder)
+    (store,) = scaled([open_here(folder)])
     np.testing.assert_allclose(in_units(store)[store.transitions, 1], value)
 
 

@@ -19,6 +19,7 @@ from gtp_vision.datasets import formats, layout
 from gtp_vision.datasets.formats import convert, open_store
 from gtp_vision.datasets.layout import to_store
 from gtp_vision.datasets.pitfalls import pitfalls
+from gtp_vision.datasets.scaling import scaled
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import validate
 
@@ -38,7 +39,8 @@ def framed(path: Path, framing: Framing | None) -> Store:
 @pytest.mark.parametrize("sample", WITH_CAMERAS)
 def test_frames_of_every_format_are_cropped_and_resized(sample: str, copied: Copied, cache: Path) -> None:
     path = copied(sample)
-    before, after = framed(path, None), validate(framed(path, FRAMING))
+    before, after = framed(path, None), framed(path, FRAMING)
+    validate(*scaled([after]))
     recorded = {}
     for name, array in before.observations.items():
         frames = np.asarray(array)

@@ -28,6 +28,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.differences import differences
 from gtp_vision.datasets.formats import detect, lerobot_writer, native
+from gtp_vision.datasets.scaling import scaled
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import problems
 
@@ -37,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 def test_a_published_data_set_is_read(published: Path) -> None:
     store, contents = open_here(published), lerobot_contents()
     assert detect(published) == "lerobot"
-    assert problems(store) == []
+    assert problems(*scaled([store])) == []
     assert {name: array.shape[1:] for name, array in store.observations.items()} == {
         "state": (6,), "gripper": (1,), "grid": (4,), "front": (32, 48, 3), "top": (24, 24, 3), "wrist": (10, 8, 3),
     }  # fmt: skip
@@ -52,9 +53,7 @@ def test_a_published_data_set_is_read(published: Path) -> None:
     assert store.episode_ends.tolist() == LEROBOT_ENDS.tolist()
     assert store.terminals.nonzero()[0].tolist() == [6], "success, not done"
     assert store.timeouts.nonzero()[0].tolist() == [3, 11]
-    attributes = dict(store.attributes)
-    low, high = np.array(attributes.pop("action_low")), np.array(attributes.pop("action_high"))
-    assert attributes == {
+    assert dict(store.attributes) == {
         "source": "pick",
         "suite": "lerobot",
         "fps": FPS,
@@ -67,25 +66,11 @@ def test_a_published_data_set_is_read(published: Path) -> None:
         "success_marks": "episodes (next.success)",
         "filters": {"success": [1], "failed": [0, 2]},
     }
-    np.testing.assert_allclose(low[:5], contents["action"].min(0)[:5] - 1, rtol=1e-6)  # of meta/stats.json
-    np.testing.assert_allclose(low + (store.actions + 1) / 2 * (high - low), contents["action"], atol=1e-4)
-    assert low[5] == high[5] == 0
-    assert not store.actions[:, 5].any(), "it never moves"
+    np.testing.assert_array_equal(store.actions, contents["action"])
 
 
-@pytest.mark.parametrize("stats", [{}, {"action": 3}, {"action": {"min": [0], "max": [1]}},
-                                   {"action": {"min": [-10.0] * 6, "max": [10.0] * 6}}])  # fmt: skip
-def test_angles_are_scaled_by_the_data_if_statistics_do_not_cover_them(copied: Copied, stats: Any) -> None:
-    folder = copied("published")
-    (folder / "meta/stats.json").write_text(json.dumps(stats))
-    store = open_here(folder)
-    np.testing.assert_allclose(store.attributes["action_low"], lerobot_contents()["action"].min(0))
-    np.testing.assert_array_equal(store.actions[:, :5].max(0), 1)
-    np.testing.assert_array_equal(store.actions[:, :5].min(0), -1)
-
-
-@pytest.mark.parametrize(("factor", "is_scaled"), [(1e-3, False), (100.0, True)])
-def test_actions_without_statistics(copied: Copied, factor: float, is_scaled: bool) -> None:
+@pytest.mark.parametrize(("factor", "is_large"), [(1e-3, False), (100.0, True)])
+def test_actions_without_statistics(copied: Copied, factor: float, is_large: bool) -> None:
     folder = copied("published")
     (folder / "meta/stats.json").unlink()
     actions = lerobot_contents()["action"] * np.float32(factor)
@@ -94,11 +79,9 @@ def test_actions_without_statistics(copied: Copied, factor: float, is_scaled: bo
         data = data.set_column(data.column_names.index("action"), "action", pa.array(list(actions[rows])))
         pq.write_table(data, folder / DATA.format(place))
     store = open_here(folder)
-    if is_scaled:
-        np.testing.assert_allclose(store.attributes["action_low"], actions.min(0))
-    else:
-        np.testing.assert_array_equal(store.actions, actions)
-        assert set(store.attributes["action_low"]) == {-1}, "they are the robot's as they are"
+    np.testing.assert_array_equal(store.actions, actions)
+    low = store.attributes.get("action_low")
+    assert low == (None if is_large else [-1] * 6), "they are the robot's as they are"
 
 
 def test_clutter_is_passed_over(copied: Copied) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from gtp_vision.cli.main import main
 from gtp_vision.datasets.formats import convert, open_store
-from gtp_vision.datasets.store import ACTION_BOUNDS
+from gtp_vision.datasets.scaling import in_file_units
 
 FOLDER = os.environ.get("GTP_VISION_LEROBOT")
 VERSIONS = {"lerobot": "0.4.4", "lerobot-v2.1": "0.3.3"}
@@ -70,9 +70,8 @@ def test_what_lerobot_records_is_read(recorded: Path) -> None:
     frame = np.concatenate([np.arange(length) for length in LENGTHS])
     assert store.episode_ends.tolist() == np.cumsum(LENGTHS).tolist()
     np.testing.assert_array_equal(store.observations["state"], np.stack([row, frame], 1))
-    low, high = (np.asarray(store.attributes[bound]) for bound in ACTION_BOUNDS)
     wanted = np.stack([30 * row, -frame, np.full(len(row), 0.5)], 1)
-    np.testing.assert_allclose(low + (store.actions + 1.0) / 2 * (high - low), wanted, atol=1e-4)
+    np.testing.assert_allclose(in_file_units(store), wanted, atol=1e-4)
     front = np.asarray(store.observations["front"]).astype(float)
     assert np.abs(front - (20 + 15 * row)[:, None, None, None]).max() <= 4, "of 15 between frames"
     assert (np.asarray(store.observations["wrist"]) == row[:, None, None, None]).all()

@@ -17,7 +17,7 @@ from refusals import Edit, entry, open_here, refused, text, truncated
 from samples import FRONT, INFO, WRIST, brightness, encoded, gray_frames, mp4
 
 from gtp_vision.datasets.formats import detect
-from gtp_vision.datasets.store import ACTION_BOUNDS
+from gtp_vision.datasets.scaling import scaled
 from gtp_vision.datasets.validation import problems
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -91,12 +91,11 @@ def test_episodes_are_read_from_files_of_their_own(tmp_path: Path, version: str)
     columns = write(tmp_path / "pick", (4, 3, 5), version=version, chunk=2)
     assert detect(tmp_path / "pick") == "lerobot"
     store = open_here(tmp_path / "pick")
-    assert problems(store) == []
+    assert problems(*scaled([store])) == []
     assert store.episode_ends.tolist() == [4, 7, 12]
     assert store.timeouts.nonzero()[0].tolist() == [3, 6, 11]
     np.testing.assert_array_equal(store.observations["state"], columns["observation.state"])
-    low, high = (np.asarray(store.attributes[bound]) for bound in ACTION_BOUNDS)
-    np.testing.assert_allclose(low + (store.actions + 1.0) / 2 * (high - low), columns["action"], atol=1e-4)
+    np.testing.assert_array_equal(store.actions, columns["action"])
     np.testing.assert_array_equal(np.asarray(store.observations["wrist"])[:, 3, 3, 1], np.arange(12))
     front = np.asarray(store.observations["front"]).reshape(12, -1).astype(float)
     assert np.abs(front - [[brightness(row)] for row in range(12)]).max() <= 4, "of 16 between frames"
@@ -122,8 +121,7 @@ def test_numbers_are_those_of_the_tables(tmp_path_factory: pytest.TempPathFactor
     store = open_here(folder)
     assert store.episode_ends.tolist() == np.cumsum(lengths).tolist()
     np.testing.assert_array_equal(store.observations["state"], columns["observation.state"])
-    low, high = (np.asarray(store.attributes[bound]) for bound in ACTION_BOUNDS)
-    np.testing.assert_allclose(low + (store.actions + 1.0) / 2 * (high - low), columns["action"], atol=1e-4)
+    np.testing.assert_array_equal(store.actions, columns["action"])
     assert store.attributes["episode_tasks"] == columns["task_index"][np.cumsum(lengths) - 1].tolist()
 
 

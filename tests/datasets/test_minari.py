@@ -17,6 +17,7 @@ from refusals import Edit, entry, open_here, put, refused, truncated
 from samples import MAIN, METADATA, encoded, minari_folder
 
 from gtp_vision.datasets.formats import detect
+from gtp_vision.datasets.scaling import scaled
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import validate
 
@@ -114,7 +115,7 @@ def test_attributes_hold_the_origin_of_the_data(created: Any) -> None:
     assert attributes.pop("env_spec")["kwargs"] == {"legs": 2}
     assert attributes.pop("minari_version").startswith("0.")
     known = {"suite": "minari", "source": "test-v0", "env": "Walker-v9", "rendering": {}, "ref_max_score": 3.5}
-    known |= {"action_low": [-1, -1], "action_high": [1, 1], "action_bounds": "declared"}
+    known |= {"action_space": [[-1, -1], [1, 1]]}
     assert attributes == known | {"dataset_id": "walker/test-v0", "algorithm_name": "sac", "author": ["a"]}
 
 
@@ -164,8 +165,8 @@ def test_bounded_actions_are_scaled_and_the_bounds_are_kept(created: Any) -> Non
     low, high = np.array([-2.0, 0.0, 3.0], np.float32), np.array([2.0, 10.0, 3.0], np.float32)
     folder, recorded = created(actions=spaces.Box(low, high))
     put("episode_0/actions", np.array([low, high, (low + high) / 2, low]))(folder)
-    store = validate(open_here(folder))
-    assert store.actions[:4].tolist() == [[-1, -1, 0], [1, 1, 0], [0, 0, 0], [-1, -1, 0]]
+    store = validate(*scaled([open_here(folder)]))
+    assert store.actions[:5].tolist() == [[-1, -1, 0], [1, 1, 0], [0, 0, 0], [-1, -1, 0], [0, 0, 0]]
     assert (store.attributes["action_low"], store.attributes["action_high"]) == (low.tolist(), high.tolist())
     back = low + (store.actions[episode(store, 1)][:-1] + 1) / 2 * (high - low)
     np.testing.assert_allclose(back, recorded[1]["actions"], atol=1e-5)
@@ -176,8 +177,11 @@ def test_other_actions_are_not_changed(created: Any, bound: float) -> None:
     folder, recorded = created(actions=spaces.Box(-bound, bound, (2,), np.float32))
     store = open_here(folder)
     np.testing.assert_array_equal(store.actions[episode(store, 1)][:-1], recorded[1]["actions"])
-    assert (store.attributes["action_low"], store.attributes["action_high"]) == ([-1, -1], [1, 1])
-    assert store.attributes.get("action_bounds") == ("declared" if bound == 1 else None)
+    assert store.attributes.get("action_space") == ([[-1, -1], [1, 1]] if bound == 1 else None)
+    if bound == 1:
+        (seen,) = scaled([store])
+        np.testing.assert_array_equal(seen.actions, store.actions)
+        assert [seen.attributes[name] for name in ("action_low", "action_bounds")] == [[-1, -1], "declared"]
 
 
 @pytest.mark.parametrize("shape", [(40, 36, 3), (3, 40, 36), (40, 36)], ids=["rows first", "channels first", "gray"])

@@ -55,11 +55,17 @@ def test_dimensions_that_hardly_change_are_named_and_not_divided() -> None:
     found = array_statistics(values)
     assert found.constant == [1, 2, 3]
     assert found.fixed().tolist() == [False, True, False, False, False, False]
-    assert 7 / found.scale()[1] < 1e-20, "other values than the only one are ignored"
-    assert found.scale()[[2, 3]].tolist() == [1, 1]
-    assert found.scale()[[0, 4, 5]] == pytest.approx(values.std(0)[[0, 4, 5]], rel=1e-4)
-    scaled = (values - np.array(found.mean, np.float32)) / found.scale()
-    assert np.abs(scaled).max() < 6
+    offset, scale = found.standardizer()
+    assert 7 / scale[1] < 1e-20, "other values than the only one are ignored"
+    assert scale[[2, 3]].tolist() == [1, 1]
+    assert scale[[0, 4, 5]] == pytest.approx(values.std(0)[[0, 4, 5]], rel=1e-4)
+    assert np.abs((values - offset) / scale).max() < 6
+    for mode, share in (("minmax", 0), ("quantile", 0.02)):
+        offset, scale = found.standardizer(mode)
+        moving = ((values - offset) / scale)[:, [0, 4]]
+        assert np.mean(np.abs(moving) > 1 + 1e-6, axis=0) == pytest.approx(share, abs=1e-3), mode
+        assert np.quantile(np.abs(moving), 1 - share, axis=0) == pytest.approx(1, abs=1e-2), mode
+        assert 7 / scale[1] < 1e-20
 
 
 def test_images_are_not_looked_at() -> None:

@@ -129,6 +129,10 @@ def test_cameras_of_any_channels_are_filmed_as_rgb(tmp_path: Path, channels: int
     given = frames if dtype == np.uint8 else (frames / 255).astype(dtype)
     episode = Episode(0, True, 0.0, 2, [{"camera": frame} for frame in given])
     shown = frames[..., :3] if channels > 2 else np.repeat(frames[..., :1], 3, -1)
+    if channels == 2:  # a depth camera's distances, of 16 bits, the farthest of a frame white
+        distances = frames.astype(np.float32) @ np.float32([256, 1])
+        gray = (255 * (distances / distances.max((1, 2), keepdims=True))).round().astype(np.uint8)
+        shown = np.repeat(gray[..., None], 3, -1)
     assert np.array_equal(episode.frames, shown)
     agent = make(shapes={"camera": (STACK, channels, SIDE, SIDE)})
     draw = Saliency(agent, STACK, seed=0)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from small_runs import PIXELS, assert_equal, composed, saved, small_run
 from stores import make_store
 
@@ -12,10 +13,11 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
 from gtp_vision.encoders import Encoder, EncoderConfig
+from gtp_vision.serving import graphs
 from gtp_vision.serving.export import export
 from gtp_vision.training import evaluate, trainer
 from gtp_vision.training.build import build, shapes
-from gtp_vision.training.data import constant_dimensions, fit, measure, open_data
+from gtp_vision.training.data import constant_dimensions, fit, measure, open_data, open_states
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +66,8 @@ def test_a_chunk_longer_than_every_episode_is_refused(folder: Path) -> None:
         build(task(*small, "agent.action_chunk=6"))
 
 
-@pytest.mark.parametrize("standardize", [True, False])
-def test_encoders_scale_states_except_constant_dimensions(folder: Path, standardize: bool) -> None:
+@pytest.mark.parametrize("standardize", ["meanstd", "minmax", "quantile", "none"])
+def test_encoders_scale_states_except_constant_dimensions(folder: Path, standardize: str) -> None:
     store = open_data(task(f"task.dataset={folder / 'a.h5'}"))
     statistics, record = measure(store)
     encoder, other = (Encoder(shapes(record, 1), EncoderConfig(name="state")) for _ in range(2))
@@ -74,10 +76,13 @@ def test_encoders_scale_states_except_constant_dimensions(folder: Path, standard
     state, extra = (torch.tensor(np.asarray(store.observations[name])) for name in ("state", "extra"))
     observation = {"state": state[:, None], "extra": extra[:, None]}
     joined = torch.cat([extra, state], dim=1)  # by name, as HDF5 lists them
-    if not standardize:
+    if standardize == "none":
         assert torch.equal(encoder(observation), joined)
         return
-    expected = (joined - joined.mean(0)) / joined.std(0, unbiased=False)
+    low, high = (joined.quantile(q, 0) for q in ((0.01, 0.99) if standardize == "quantile" else (0, 1)))
+    expected = (2 * joined - low - high) / (high - low)
+    if standardize == "meanstd":
+        expected = (joined - joined.mean(0)) / joined.std(0, unbiased=False)
     expected[:, 3] = 0
     torch.testing.assert_close(encoder(observation), expected, rtol=1e-4, atol=1e-5)
     shifted = observation | {"state": observation["state"] + torch.tensor([0.0, 7.0, 0.0])}
@@ -106,6 +111,95 @@ def test_placement_changes_no_bit_and_statistics_are_saved(
     assert "on cpu" in build(small_run(folder / "a.h5", run, "training.placement=device")).where
     with pytest.raises(GtpVisionError, match="without a simulator"):
         evaluate.evaluate_run(tmp_path / "device")
+
+
+def test_data_sets_of_other_bounds_are_mixed_in_common_ones(tmp_path: Path) -> None:
+    for name, bound in (("a", 2.0), ("b", 3.0)):
+        attributes = {"action_low": [-bound] * 2, "action_high": [bound] * 2}
+        native.write(tmp_path / f"{name}.h5", make_store((9, 8), attributes=attributes))
+    config = task(f"task.datasets=[{tmp_path}/a.h5,{tmp_path}/b.h5]")
+    low = np.asarray(open_data(config).attributes["action_low"])
+    assert np.all((low < -2) & (low >= -3))
+    assert len(open_states(config)) == 34
+
+
+@pytest.mark.trains
+def test_a_run_on_actions_in_their_own_units_keeps_their_scale(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Stored in run and artifact; a longer run, and one of a version that scaled by other bounds, continue with it."""
+    store = make_store((30, 40))
+    native.write(tmp_path / "raw.h5", replace(store, actions=3 + 40 * np.asarray(store.actions)))
+    run, data = tmp_path / "run", tmp_path / "raw.h5"
+    trainer.train(small_run(data, run, "training.steps=2"))
+    assert "actions: [-1, 1] stands for -3" in (said := capfd.readouterr().err)
+    assert "(by quantile); " in said
+    stored = json.loads((run / "statistics.json").read_text())
+    policy = export(run, tmp_path / "artifact")
+    assert (list(policy.schema.action_low), list(policy.schema.action_high)) == (
+        stored["action_low"],
+        stored["action_high"],
+    )
+    session = policy.session()
+    acted = np.stack([session.act({"state": 3 * np.ones(3, np.float32)}) for _ in range(8)])
+    assert np.all((acted >= np.float32(stored["action_low"])) & (acted <= np.float32(stored["action_high"])))
+    assert np.abs(acted - 3).max() > 1, "in the file's units"
+
+    bounds = {"action_low": [-100.0, -50.0], "action_high": [100.0, 50.0]}
+    known = open_data(small_run(data, run), bounds)
+    assert known.attributes["action_low"] == [-100, -50]
+    np.testing.assert_allclose(known.actions * [100, 50], 3 + 40 * np.asarray(store.actions), atol=1e-4)
+    before = measure(open_data(small_run(data, run)))[1]
+    assert before.content == measure(open_data(small_run(data, run), before.attributes))[1].content
+    trainer.train(small_run(data, run, "training.steps=4"), progress=False, resume=True)
+    assert "resuming from step 2" in capfd.readouterr().out
+    with pytest.raises(GtpVisionError, match=r"task\.action_scaling: auto -> minmax.*action_low"):
+        trainer.train(small_run(data, run, "training.steps=6", "task.action_scaling=minmax"), resume=True)
+    with pytest.raises(GtpVisionError, match=r"actions leave \[-1, 1\].*task\.action_scaling=minmax"):
+        open_data(small_run(data, run, "task.action_scaling=none"))
+
+
+@pytest.mark.trains
+@pytest.mark.compiles
+def test_a_run_on_relative_poses_acts_in_the_file_s_poses(tmp_path: Path) -> None:
+    """All seeds at once, the artifact and its ONNX graph hold the representation; the state moves what is acted."""
+    store = make_store((60, 60), actions=8)
+    random = np.random.default_rng(0)
+    places = np.cumsum(0.1 * random.normal(size=(120, 3)), 0)
+    turns = Rotation.from_rotvec(0.5 * random.normal(size=(120, 3))).as_quat()
+    store.observations |= {"eef_pos": np.float32(places), "eef_quat": np.float32(turns)}
+    gripper = (np.arange(120) % 2)[:, None]
+    actions = np.concatenate([places + 0.01 * random.normal(size=(120, 3)), turns, gripper], 1)
+    data, run = native.write(tmp_path / "d.h5", replace(store, actions=np.float32(actions))), tmp_path / "run"
+    columns = [
+        'agent.representation.rotations=["3:7=quaternion_xyzw"]',
+        'agent.representation.relative=["0:3=eef_pos","3:7=eef_quat"]',
+        *("agent.representation.frame=wrist", "agent.action_chunk=4", "task.frame_stack=2"),
+    ]
+    results = trainer.train(small_run(data, run, *columns, "training.steps=4", "training.seeds=2"), progress=False)
+    assert results
+    policy = export(run / "seed_0", tmp_path / "artifact", onnx=True)
+    assert policy.agent.policy.actions == 4 * (3 + 6 + 1), "6-D"
+    made = policy.agent.representation
+    assert made is not None
+    assert (made.high - made.low)[:3].max() < 0.7 * np.ptp(places, axis=0).max(), "positions are relative to the state"
+    states = {"state": np.ones(3, np.float32), "eef_pos": np.float32([0, 0, 0]), "eef_quat": np.float32([0, 0, 0, 1])}
+    here = policy.session(seed=1).plan(states)
+    assert here.shape == (4, 8)
+    np.testing.assert_allclose(np.linalg.norm(here[:, 3:7], axis=1), 1, atol=1e-2)
+    assert np.all((here[:, 7] >= 0) & (here[:, 7] <= 1))
+    there = policy.session(seed=1).plan(states | {"eef_pos": np.float32([0.1, 0.1, 0.1])})
+    assert np.abs(there - here)[:, :3].max() > 0.05
+    graph, random = graphs.Graph(tmp_path / "artifact" / graphs.NAME), np.random.default_rng(0)
+    stacks = {name: np.float32(random.normal(size=(1, *shape))) for name, shape in policy.schema.shapes().items()}
+    noise = {name: np.float32(random.normal(size=shape)) for name, shape in graph.noise.items()}
+    expected = graphs.sampler_of(policy)(*map(torch.from_numpy, (*stacks.values(), *noise.values())))
+    np.testing.assert_allclose(graph.plan(stacks, noise), expected.detach(), atol=1e-5)
+    bad = native.write(tmp_path / "bad.h5", replace(store, actions=np.float32(actions * 3)))
+    with pytest.raises(GtpVisionError, match=r"columns 3:7 of actions are not rotations of the kind quaternion_xyzw"):
+        build(small_run(bad, run, *columns))
+    with pytest.raises(GtpVisionError, match="no state 'eef_position'"):
+        build(small_run(data, run, 'agent.representation.relative=["0:3=eef_position"]'))
 
 
 @pytest.mark.simulates

@@ -141,7 +141,6 @@ def write_lerobot(path: Path, actions: np.ndarray, low: np.ndarray, high: np.nda
 
 
 WRITERS = [write_native, write_d4rl, write_robomimic, write_minari, write_lerobot]
-UNSCALED = (write_d4rl, write_robomimic)  # formats whose readers take only actions in [-1, 1]
 
 
 def _config(data: Path, env: str, *more: str) -> Config:
@@ -169,23 +168,30 @@ def assert_replayed(config: Config, recorded: np.ndarray) -> None:
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__.removeprefix("write_"))
 @pytest.mark.usefixtures("cache")
 def test_recorded_actions_come_back_as_they_were(write: Callable[..., Path], name: str, tmp_path: Path) -> None:
-    """Where a format holds actions of [-1, 1] only, they are recorded within it, and the user says what they are."""
     space = Robot(**BOUNDS[name]).action_space
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    if write in UNSCALED:
-        low, high = np.maximum(low, -1), np.minimum(high, 1)
     actions = np.random.default_rng(0).uniform(low, high, (ROWS, 2)).astype(np.float32)
     actions[:2] = low, high
     data = write(tmp_path / "data", actions, low, high)
-    more = ["task.env_actions=recorded"] if write in UNSCALED else []
-    config = _config(data, f"gymnasium/Replay{name}-v0", *more)
+    config = _config(data, f"gymnasium/Replay{name}-v0", "task.action_scaling=minmax")
     has_outcome = open_data(config).has_outcome
     # Minari records a final observation, whose row is added; the others' last actions have no outcome.
-    recorded = actions if write is write_minari else actions[has_outcome]
-    assert_replayed(config, recorded)
-    if write in UNSCALED and name in ("Two", "Degrees"):
-        with pytest.raises(GtpVisionError, match="does not say in which units"):
-            check_simulator(config := _config(data, f"gymnasium/Replay{name}-v0"), open_data(config))
+    assert_replayed(config, actions if write is write_minari else actions[has_outcome])
+
+
+@pytest.mark.parametrize("name", ["Two", "Degrees"])
+@pytest.mark.parametrize("write", [write_d4rl, write_robomimic], ids=["d4rl", "robomimic"])
+@pytest.mark.usefixtures("cache")
+def test_actions_within_one_are_not_scaled_and_the_user_says_what_they_are(
+    write: Callable[..., Path], name: str, tmp_path: Path
+) -> None:
+    ones, actions = np.ones(2), np.random.default_rng(0).uniform(-1, 1, (ROWS, 2)).astype(np.float32)
+    data = write(tmp_path / "data", actions, -ones, ones)
+    config = _config(data, f"gymnasium/Replay{name}-v0", "task.env_actions=recorded")
+    assert_replayed(config, actions[open_data(config).has_outcome])
+    config = _config(data, f"gymnasium/Replay{name}-v0")
+    with pytest.raises(GtpVisionError, match="does not say in which units"):
+        check_simulator(config, open_data(config))
 
 
 @pytest.mark.simulates
