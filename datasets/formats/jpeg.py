@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import struct
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from gtp_vision.core import sandbox
-from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.jpeg import JPEG_ERRORS, decoded_jpeg, reason
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.layout import Piece
 
-_ERRORS = (
-    *(OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, struct.error),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
-)
 Shape = tuple[int, ...]
 
 
@@ -54,29 +47,17 @@ def frames(encoded: Sequence[Any] | np.ndarray, wanted: Shape | None, first: int
     The files are bytes or arrays of them; the first is frame `first` of `place`.
     """
     out: np.ndarray | None = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for row, content in enumerate(encoded):
-            try:
-                frame = _decoded(content, wanted)
-            except _ERRORS as error:
-                is_unknown = isinstance(error, UnidentifiedImageError)  # whose message is an address in memory
-                reason = "its bytes are of another format" if is_unknown else first_line(error)
-                size = f" of {'x'.join(map(str, wanted))}" if wanted else ""
-                raise GtpVisionError(
-                    f"{place} has no JPEG image{size} at frame {first + row} ({reason}); copy the file again"
-                ) from error
-            out = np.empty((len(encoded), *frame.shape), np.uint8) if out is None else out
-            out[row] = frame
-            sandbox.heartbeat()
+    for row, content in enumerate(encoded):
+        try:
+            file = content if isinstance(content, bytes) else np.asarray(content, np.uint8).tobytes()
+            frame = decoded_jpeg(file, [] if wanted is None else [wanted])
+        except JPEG_ERRORS as error:
+            size = f" of {'x'.join(map(str, wanted))}" if wanted else ""
+            raise GtpVisionError(
+                f"{place} has no JPEG image{size} at frame {first + row} ({reason(error)}); copy the file again"
+            ) from error
+        out = np.empty((len(encoded), *frame.shape), np.uint8) if out is None else out
+        out[row] = frame
+        sandbox.heartbeat()
     assert out is not None, "rows were asked for"
     return out
-
-
-def _decoded(encoded: Any, wanted: Shape | None) -> np.ndarray:
-    content = encoded if isinstance(encoded, bytes) else np.asarray(encoded, np.uint8).tobytes()
-    with Image.open(io.BytesIO(content), formats=["JPEG"]) as picture:
-        found = (picture.height, picture.width, len(picture.getbands()))
-        if wanted is not None and found != wanted:  # checked before decoding
-            raise ValueError(f"it is {found[0]}x{found[1]}x{found[2]}")
-        return np.asarray(picture).reshape(found)

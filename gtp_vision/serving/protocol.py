@@ -3,6 +3,8 @@
 Arrays and NumPy scalars are read as openpi's client packs them and as PyPI's msgpack-numpy does, with keys as bytes or
 as text; an answer's array is one map that both unpack.
 
+A camera's frame may also be the bytes of a JPEG file, a twentieth of the size on the network.
+
 Messages are untrusted. They are unpacked under limits on every length, on the number of containers and on depth, and an
 array is read only after its dtype, shape and number of bytes agree with the policy's schema. Arrays are views of the
 message's bytes; only states, a few numbers, are copied.
@@ -12,13 +14,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.jpeg import JPEG_ERRORS, decoded_jpeg, reason
 
 _CODES = ("u1", "i1", "b1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
 _DTYPES = {f"{order}{code}": np.dtype(f"{order}{code}") for code in _CODES for order in ("<", ">", "|", "=", "")}
@@ -57,6 +60,7 @@ class Reader:
     Args:
         cameras: name to (H, W, C); a message may hold (C, H, W) as well. A square of H = C is read as (H, W, C).
         states: name to width.
+        recorded: (H, W, C) of cameras whose frames the policy resizes, which may be sent instead.
         renamed: the client's key to the policy's name; keys of maps within maps are joined with `/`.
         ignored: the client's keys that are ignored, maps with all that is in them; `*` for all that the policy does not
             know.
@@ -73,18 +77,21 @@ class Reader:
         cameras: Mapping[str, tuple[int, int, int]],
         states: Mapping[str, int],
         *,
+        recorded: Mapping[str, tuple[int, int, int]] | None = None,
         renamed: Mapping[str, str] | None = None,
         ignored: Collection[str] = (),
     ) -> None:
         self._cameras, self._states = {name: tuple(shape) for name, shape in cameras.items()}, dict(states)
         self._names = [*self._cameras, *self._states]
+        other = recorded or {}
+        self._shapes = {name: [shape, *([other[name]] if name in other else [])] for name, shape in cameras.items()}
         self._renamed, self._ignored = dict(renamed or {}), frozenset(ignored)
         for theirs, ours in self._renamed.items():
             if ours not in self._names:
                 raise GtpVisionError(f"--map {theirs}={ours}: '{ours}' is unknown: {propose(ours, self._names)}")
         self._fast = [(name, "|u1", list(shape), math.prod(shape)) for name, shape in self._cameras.items()]
         self._fast += [(name, "<f4", [width], 4 * width) for name, width in states.items()]
-        numbers = sum(map(math.prod, self._cameras.values())) + sum(states.values())
+        numbers = sum(max(map(math.prod, shapes)) for shapes in self._shapes.values()) + sum(states.values())
         self.max_size = _OTHERS + _WIDEST * numbers
         self._limits = {
             **{f"max_{kind}_len": self.max_size for kind in ("bin", "str", "ext")},
@@ -115,7 +122,7 @@ class Reader:
         for name, shape in [*self._cameras.items(), *((name, (width,)) for name, width in self._states.items())]:
             if name not in values:
                 raise GtpVisionError(f"'{name}' {shape} is missing from the observation; send {_listed(self._names)}")
-        observation = {name: _image(name, values[name], shape) for name, shape in self._cameras.items()}
+        observation = {name: _image(name, values[name], shapes) for name, shapes in self._shapes.items()}
         observation |= {name: _state(name, values[name], width) for name, width in self._states.items()}
         return Request(observation, reset, seed)
 
@@ -265,9 +272,18 @@ def _flat(content: Mapping[Any, Any], prefix: str = "", depth: int = 1) -> list[
     return pairs
 
 
-def _image(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    array = _array(name, value, [shape, (shape[2], shape[0], shape[1])], is_image=True)
-    return array if array.shape == shape else array.transpose(1, 2, 0)
+def _image(name: str, value: Any, shapes: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    content = _bytes(value)
+    if isinstance(content, bytes):
+        try:
+            return decoded_jpeg(content, shapes)
+        except JPEG_ERRORS as error:
+            wanted = " or ".join("x".join(map(str, shape)) for shape in shapes)
+            raise GtpVisionError(
+                f"'{name}' is not a JPEG image of {wanted} ({reason(error)}); send one, or an array"
+            ) from None
+    array = _array(name, value, [*shapes, *((c, h, w) for h, w, c in shapes)], is_image=True)
+    return array if array.shape in shapes else array.transpose(1, 2, 0)
 
 
 def _state(name: str, value: Any, width: int) -> np.ndarray:

@@ -96,6 +96,12 @@ class Schema:
             raise GtpVisionError("its schema has neither cameras nor states")
         return schema
 
+    def recorded(self) -> dict[str, tuple[int, int, int]]:
+        """Camera to (H, W, C) of the frames that were recorded, where `check` crops or resizes them."""
+        framing = Framing.of(self.frames)
+        found = {} if framing is None else framing.recorded
+        return {name: found[own] for name in self.cameras if (own := name.removeprefix(GOAL)) in found}
+
     def check(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """One observation as arrays: frames uint8 (H, W, C), states float32 (D,).
 
@@ -108,7 +114,7 @@ class Schema:
         for name in observation:
             if name not in known:
                 raise GtpVisionError(f"the observation holds an unknown name '{name}': {propose(str(name), known)}")
-        arrays, framing = {}, Framing.of(self.frames)
+        arrays, framing, recorded = {}, Framing.of(self.frames), self.recorded()
         for name in known:
             if name not in observation:
                 raise GtpVisionError(f"the observation lacks '{name}'; the policy needs {', '.join(known)}")
@@ -118,7 +124,7 @@ class Schema:
             if not is_camera and array.dtype.kind not in "fiu":
                 raise GtpVisionError(f"'{name}' is {array.dtype}; give numbers, float32")
             shape = self.cameras[name] if is_camera else (self.states[name],)
-            if is_camera and framing is not None and array.shape == framing.recorded.get(name.removeprefix(GOAL)):
+            if framing is not None and array.shape == recorded.get(name):
                 array = framing(name.removeprefix(GOAL), array)
             if array.shape != shape:
                 axes = " (height, width, channels)" if is_camera else ""

@@ -70,7 +70,13 @@ class Server:
         policy.check_steps(settings.steps)
         schema = policy.schema
         self._policy, self._settings, self._log = policy, settings, log
-        self._reader = Reader(schema.cameras, schema.states, renamed=settings.renamed, ignored=settings.ignored)
+        self._reader = Reader(
+            schema.cameras,
+            schema.states,
+            recorded=schema.recorded(),
+            renamed=settings.renamed,
+            ignored=settings.ignored,
+        )
         self._metrics, self._clients = Metrics(), set[Client]()
         self._encryption = encryption(settings)
         self._worker = Worker(settings.queue)

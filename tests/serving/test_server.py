@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import io
 import ssl
 import threading
 import time
@@ -18,13 +19,14 @@ import trustme
 from commands import wait_for
 from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from PIL import Image
 from small_policies import observations, untrained
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.serving.policy import Policy, Session
-from gtp_vision.serving.protocol import packed, unpacked
+from gtp_vision.serving.protocol import Reader, packed, unpacked
 from gtp_vision.serving.server import Server
 from gtp_vision.serving.settings import Settings, check
 
@@ -159,6 +161,41 @@ def test_other_names_layouts_and_types_are_accepted(serve: Serve, policy: Policy
         robot = WebsocketClientPolicy(running.address)
         assert np.array_equal(robot.infer(message)["actions"], policy.session().plan(seen))
         robot._ws.close()
+
+
+def jpeg(frame: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(frame).save(file, "JPEG")
+    return file.getvalue()
+
+
+def test_a_frame_may_be_a_jpeg_file(shared: Running, policy: Policy) -> None:
+    encoded = jpeg(SEEN[0]["front"])
+    seen = np.asarray(Image.open(io.BytesIO(encoded)))
+    message = {**SEEN[0], "front": encoded, "seed": 3}
+    with connect(shared.address) as connection:
+        connection.recv()
+        connection.send(msgpack.packb(message, default=openpis))
+        expected = policy.session(3).plan({**SEEN[0], "front": seen})
+        assert np.array_equal(unpacked(bytes(connection.recv()))["actions"], expected)
+        for wrong, words in (
+            (jpeg(np.zeros((16, 13, 3), np.uint8)), "'front' is not a JPEG image of 16x12x3 (it is 16x13x3)"),
+            (encoded[:40], "'front' is not a JPEG image of 16x12x3 ("),
+            (b"not one", "(its bytes are of another format); send one, or an array"),
+        ):
+            connection.send(msgpack.packb({**message, "front": wrong}, default=openpis))
+            assert words in str(connection.recv())
+
+
+def test_frames_of_the_recorded_size_are_read_where_the_policy_resizes_them() -> None:
+    reader = Reader({"front": (6, 8, 3)}, {}, recorded={"front": (30, 40, 3)})
+    frame = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    for sent in (frame, np.ascontiguousarray(frame.transpose(2, 0, 1))):
+        read = reader.read(msgpack.packb({"front": sent}, default=openpis)).observation
+        assert read is not None
+        assert np.array_equal(read["front"], frame)
+    with pytest.raises(GtpVisionError, match=r"shape \(7, 8, 3\); send \(6, 8, 3\) or \(30, 40, 3\) or \(3, 6, 8\)"):
+        reader.read(msgpack.packb({"front": frame[:7, :8]}, default=lambda x: openpis(np.ascontiguousarray(x))))
 
 
 def openpis(value: object) -> dict[bytes, Any]:
