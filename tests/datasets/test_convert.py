@@ -284,8 +284,8 @@ class Slow(np.ndarray):
         print("writing", flush=True)
         time.sleep(60)
 
-def slowly(path, *options):
-    store = opened(path, *options)
+def slowly(path, *options, **framing):
+    store = opened(path, *options, **framing)
     store.observations = {"front": store.observations["front"].view(Slow)}
     return store
 

@@ -23,6 +23,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import open_store
 from gtp_vision.datasets.inspection import facts, inspection_text
 from gtp_vision.datasets.sampler import Sampler
+from gtp_vision.datasets.scaling import scaled
 from gtp_vision.datasets.validation import problems
 from gtp_vision.report import build_report
 from gtp_vision.training import checkpoint
@@ -61,14 +62,15 @@ def _use_data(path: Path) -> str:
         if str(path) not in str(error):
             raise RuntimeError("it does not name the file") from error
         raise
-    faults = problems(found)
+    (seen,) = scaled([found])
+    faults = problems(seen)
     with np.errstate(all="ignore"):
         inspection_text({"path": str(path), "format": "", "title": ""} | facts(found))
     for array in found.observations.values():  # mapped pages beyond a file's end would end this process here
         np.asarray(array[np.arange(len(array))]).tobytes()
     if faults:
         return "faulty"
-    Sampler(found, 1, 0, frame_stack=2, n_step=2, action_chunk=2).gather(found.transitions)
+    Sampler(seen, 1, 0, frame_stack=2, n_step=2, action_chunk=2).gather(seen.transitions)
     return "sound"
 
 
