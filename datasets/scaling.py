@@ -6,7 +6,7 @@ artifact, its graphs, a robot. `action_space`, which a reader may add, holds the
 
     mode      -1 and 1 are
     minmax    least and largest action
-    quantile  quantiles 1 % and 99 %; of a dimension that rests in 98 % of the rows, the least and largest action
+    quantile  quantiles 1 % and 99 %; of fewer than 100 rows, and of a dimension that rests in 98 % of them, as minmax
     meanstd   mean - 3 deviations, mean + 3 deviations
     auto      what the file is scaled to, or declares; nothing is changed within [-1, 1]; else `quantile`
     none      -1 and 1: the actions stay as they are
@@ -180,7 +180,8 @@ def fitted(actions: np.ndarray, mode: str) -> Bounds:
     if mode == "minmax":
         low, high = least, most
     elif mode == "quantile":
-        low, high = (np.asarray(found.quantiles[level]) for level in ("0.01", "0.99"))
+        # Of fewer than 100 rows the extremes, of which none is an outlier.
+        low, high = np.quantile(actions, 0.01, 0, method="lower"), np.quantile(actions, 0.99, 0, method="higher")
         rests = high - low <= _SPREAD * magnitude
         low, high = np.where(rests, least, low), np.where(rests, most, high)
     else:

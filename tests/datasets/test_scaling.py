@@ -109,9 +109,10 @@ def test_every_format_is_scaled_and_acted_in_its_own_units(kind: str, tmp_path: 
     elif kind == "scaled already":
         assert by_default is opened
     else:
-        expected = np.quantile(ACTIONS, [0.01, 0.99], axis=0)
-        np.testing.assert_allclose([by_default.attributes[bound] for bound in ACTION_BOUNDS], expected, atol=1e-6)
-        assert "10.00% of the rows" in sentence(by_default) or "minari" in kind
+        np.testing.assert_allclose(
+            [by_default.attributes[b] for b in ACTION_BOUNDS], [[-1.5, 0], [3.5, 0.2]], atol=1e-5
+        )
+        assert sentence(by_default) == "actions: [-1, 1] stands for -1.5 to 3.5, 0 to 0.2 (by quantile)"
     assert scaled([opened], "none")[0] is opened
     if kind not in ("scaled already", "minari with bounds"):
         assert "task.action_scaling=minmax" in problems(opened)[0]
@@ -135,12 +136,20 @@ def test_acting_inverts_scaling(actions: np.ndarray, mode: str) -> None:
         np.testing.assert_allclose(back, actions, rtol=0, atol=2e-6 * max(1, np.abs(actions).max()))
 
 
+def test_what_is_clipped_is_told() -> None:
+    rows = np.arange(1000, dtype=np.float32)[:, None]  # 10 to 991 are between the quantiles
+    (found,) = scaled([of(rows)])
+    assert np.count_nonzero(np.abs(in_file_units(found) - rows) > 1e-3) == 18
+    words = "(by quantile); 1.80% of the rows leave it and are clipped (task.action_scaling=minmax keeps them)"
+    assert words in sentence(found)
+
+
 NOISE = np.random.default_rng(0).normal(size=1000)
 COLUMNS: dict[str, tuple[np.ndarray, str, tuple[float, float]]] = {
     "a gripper that rarely closes": (np.where(np.arange(1000) < 5, 0.04, 0.0), "quantile", (0, 0.04)),
     "a gripper by its deviation": (np.where(np.arange(1000) < 500, 0.0, 90.0), "meanstd", (0, 90)),
     "a joint that rarely moves": (np.where(np.arange(1000) < 5, np.arange(1000) + 1.0, 0), "quantile", (0, 5)),
-    "an outlier": (np.where(np.arange(1000) == 7, 1e6, np.arange(1000.0)), "quantile", (10.99, 990.01)),
+    "an outlier": (np.where(np.arange(1000) == 7, 1e6, np.arange(1000.0)), "quantile", (10, 991)),
     "a constant": (np.full(1000, 7.5), "quantile", (7.5, 7.5)),
     "an idle motor": (100 + 1e-4 * (np.arange(1000) % 2 + np.arange(1000) % 3), "minmax", (99.95, 100.05)),
     "a normal distribution": (NOISE, "meanstd", (NOISE.mean() - 3 * NOISE.std(), NOISE.mean() + 3 * NOISE.std())),
@@ -200,12 +209,12 @@ def test_convert_scales_and_inspect_says_what_a_training_does(
 ) -> None:
     source = d4rl(tmp_path)
     assert main(["data", "inspect", str(source)]) == 0
-    assert "[-1, 1] stands for -1.45 to 3.45, 0.002 to 0.198 (by quantile)" in " ".join(capsys.readouterr().out.split())
+    assert "[-1, 1] stands for -1.5 to 3.5, 0 to 0.2 (by quantile)" in " ".join(capsys.readouterr().out.split())
     for name, to, more, words in (
         ("plain.h5", "native", [], "every frame, action, reward and flag is as it was"),
         ("lerobot", "lerobot", [], "fps is 10"),
         ("scaled.h5", "native", ["--scale", "minmax"], "every frame, action, reward and flag is as it was"),
-        ("clipped.h5", "native", ["--scale"], "actions differ in "),
+        ("quantiles.h5", "native", ["--scale"], "every frame, action, reward and flag is as it was"),
     ):
         assert main(["data", "convert", str(source), str(tmp_path / name), "--to", to, *more]) == 0
         said, after = capsys.readouterr().out, open_here(tmp_path / name)
