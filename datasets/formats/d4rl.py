@@ -312,7 +312,7 @@ def _notes(store: Store) -> list[str]:
 def _success(store: Store) -> dict[str, Any]:
     if str(store.attributes.get("episode_ends")).startswith("timeouts and"):  # how `_episodes` marks a maze
         solved = successes.episodes_with(store, np.asarray(store.terminals, bool))
-        return successes.rate(solved, store.episodes, "episodes with a terminal, the maze's goal")
+        return successes.rate(solved, store.episodes, "episodes with a terminal, as at the goal of a maze")
     return successes.unknown("D4RL marks success only in its mazes; other robots' terminals are falls")
 
 

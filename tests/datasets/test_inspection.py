@@ -136,7 +136,7 @@ def test_long_and_deep_attributes_are_short_in_the_text() -> None:
         ({"suite": "robomimic"}, [0, 0, 0, 1, 1, 0, 0, 0, 0], 1 / 3, "a reward of 1"),
         ({"suite": "robomimic"}, [0, 0, 0, 0.5, 1, 0, 0, 0, 0], None, "not 0 and 1"),
         ({"suite": "robomimic"}, [0] * 9, None, "has no rewards"),
-        ({"suite": "d4rl", "episode_ends": "timeouts and leaps"}, None, 2 / 3, "the maze's goal"),
+        ({"suite": "d4rl", "episode_ends": "timeouts and leaps"}, None, 2 / 3, "as at the goal of a maze"),
         ({"suite": "d4rl", "episode_ends": "terminals and timeouts"}, None, None, "falls"),
         ({"suite": "minari"}, None, None, "may be a success or a failure"),
         ({"suite": "lerobot"}, None, None, "no next.success"),
