@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import pyarrow.ipc
 import pyarrow.parquet as pq
 
 from gtp_vision.core import sandbox
-from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import data_files
 from gtp_vision.core.success import KEYS, marked
 from gtp_vision.datasets import names
@@ -115,7 +114,7 @@ def _mark(table: pa.Table, path: Path) -> bool | None:
 
 
 def _table(path: Path) -> pa.Table:
-    with _faults(path):
+    with tables.faults(path, "Arrow"):
         pa.set_cpu_count(1)  # whose stacks count for the memory limit
         pa.set_io_thread_count(1)
         if path.suffix == ".parquet":
@@ -128,7 +127,7 @@ def _table(path: Path) -> pa.Table:
 
 def _column(table: pa.Table, keys: Sequence[str], path: Path) -> pa.Array:
     """Return the array at a place: a column, and the fields of structs in it."""
-    with _faults(path):
+    with tables.faults(path, "Arrow"):
         if table.column_names.count(first := names.source(keys[0])) != 1:
             raise GtpVisionError(f"{path} has not one column '{first}'; copy or create the data set again")
         array = table.column(first).combine_chunks()
@@ -141,25 +140,5 @@ def _column(table: pa.Table, keys: Sequence[str], path: Path) -> pa.Array:
 
 def _numbers(array: pa.Array, name: str, path: Path) -> np.ndarray:
     """Return a column of numbers, or of lists of a fixed size of them, as (rows, width)."""
-    with _faults(path):
-        rows, kind = len(array), array.type
-        width = kind.list_size if pa.types.is_fixed_size_list(kind) else 1
-        values = array.flatten() if pa.types.is_fixed_size_list(kind) else array
-        kind = values.type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-            raise GtpVisionError(f"{path}: '{name}' holds {array.type} instead of numbers; create the data set again")
-        if array.null_count or values.null_count:
-            raise GtpVisionError(f"{path}: a value in '{name}' is missing; remove that episode")
-        return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(rows, width)
-
-
-@contextmanager
-def _faults(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:  # the sandbox reports it
-        raise
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise GtpVisionError(
-            f"{path} cannot be read by Arrow ({first_line(error)}): it is truncated or damaged; copy it again"
-        ) from error
+    is_list = pa.types.is_fixed_size_list(array.type)
+    return tables.numbers(array, array.type.list_size if is_list else 1, name, path)

@@ -48,7 +48,7 @@ def inside(folder: Path, name: str) -> Path:
 
 def batches(path: Path, names: Sequence[str], rows: int) -> Iterator[list[pa.Array]]:
     """Yield the columns `names` of a Parquet file, in batches of at most `rows` rows."""
-    with _faults(path):  # absolute, as Arrow takes a:b/c for an address
+    with faults(path):  # absolute, as Arrow takes a:b/c for an address
         _use_one_thread()
         with pq.ParquetFile(
             path.absolute(), buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True
@@ -64,7 +64,7 @@ def batches(path: Path, names: Sequence[str], rows: int) -> Iterator[list[pa.Arr
 def columns_of_text(path: Path) -> list[str]:
     """Return the names of a Parquet file's columns that hold text."""
     _use_one_thread()
-    with _faults(path), pq.ParquetFile(path.absolute(), pre_buffer=False) as file:
+    with faults(path), pq.ParquetFile(path.absolute(), pre_buffer=False) as file:
         kinds = pa.types.is_string, pa.types.is_large_string
         return [field.name for field in file.schema_arrow if any(kind(field.type) for kind in kinds)]
 
@@ -75,7 +75,7 @@ def numbers(array: pa.Array, width: int, name: str, path: Path, *, allow_missing
     A missing number is a GtpVisionError, or NaN if `allow_missing`.
     """
     rows = len(array)
-    with _faults(path):
+    with faults(path):
         if allow_missing and array.null_count:
             array = array.cast(pa.float64()).fill_null(np.nan)
         while isinstance(array.type, pa.ListType | pa.LargeListType | pa.FixedSizeListType):
@@ -108,7 +108,7 @@ def integers(array: pa.Array, width: int, name: str, path: Path) -> np.ndarray:
 
 def encoded_images(array: pa.Array, name: str, path: Path) -> list[bytes]:
     """Return a column of encoded images: bytes, or Hugging Face's struct of bytes and path."""
-    with _faults(path):
+    with faults(path):
         if isinstance(array.type, pa.StructType) and array.type.get_field_index("bytes") >= 0:
             array = array.field("bytes")
         if not (pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type)):
@@ -125,12 +125,13 @@ def _use_one_thread() -> None:
 
 
 @contextmanager
-def _faults(path: Path) -> Iterator[None]:
+def faults(path: Path, kind: str = "Parquet") -> Iterator[None]:
+    """Report what Arrow raises in the block as a fault of the file."""
     try:
         yield
     except MemoryError:  # the sandbox reports it
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise GtpVisionError(
-            f"{path} cannot be read as Parquet ({first_line(error)}): it is truncated or damaged; copy it again"
+            f"{path} cannot be read as {kind} ({first_line(error)}): it is truncated or damaged; copy it again"
         ) from error

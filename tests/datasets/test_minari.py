@@ -263,8 +263,8 @@ def linked(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (truncated(0.5, PART), ("part-0.arrow cannot be read by Arrow",)),
-        (truncated(0, PART), ("part-0.arrow cannot be read by Arrow",)),
+        (truncated(0.5, PART), ("part-0.arrow cannot be read as Arrow",)),
+        (truncated(0, PART), ("part-0.arrow cannot be read as Arrow",)),
         (lambda folder: (folder / PART).unlink(), ("has 0 files '1/*.arrow'",)),
         (lambda folder: shutil.copy(folder / PART, folder / "data/1/part-1.arrow"), ("has 2 files '1/*.arrow'",)),
         (linked, ("leads out of the folder", "cp -rL")),
@@ -275,7 +275,7 @@ def linked(folder: Path) -> None:
         (rewritten(lambda table: table.slice(0, 1)), ("has 1 rows",)),
         (rewritten(lambda table: table.drop_columns(["rewards"])), ("has not one column 'rewards'",)),
         (column("rewards", [None] * 7), ("'rewards'",)),
-        (column("actions", [[0.0, None]] * 7), ("'actions' holds list",)),
+        (column("actions", [[0.0, None]] * 7), ("a value in 'actions' is missing",)),
         (column("observations", ["a"] * 7), ("'1' has no observation",)),
         (column("observations", [b"a"] * 7), ("'observations' holds neither numbers nor JPEG frames",)),
         (column("truncations", [False, True] + [False] * 5), ("'1' continues after its truncation at frame 1",)),
