@@ -40,7 +40,7 @@ from gtp_vision.datasets import hdf5
 from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import episodes, jpeg, minari_arrow
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.formats.minari_spaces import MAX_DEPTH, Episode, Leaf, add, leaves, shape_of
+from gtp_vision.datasets.formats.minari_spaces import Episode, Leaf, add, leaves, shape_of
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
 from gtp_vision.datasets.scaling import SPACE, recorded_bounds
 
@@ -135,8 +135,10 @@ def _space_of(parent: h5py.Group, name: str, main: Path, depth: int = 0) -> dict
     """Return the space of recorded arrays."""
     node = hdf5.member(parent, name, main)
     if isinstance(node, h5py.Group):
-        if depth > MAX_DEPTH:
-            raise GtpVisionError(f"{main}: observations are nested deeper than {MAX_DEPTH} levels; flatten them")
+        if depth > episodes.MAX_DEPTH:
+            raise GtpVisionError(
+                f"{main}: observations are nested deeper than {episodes.MAX_DEPTH} levels; flatten them"
+            )
         names = episodes.member_names(node, main)
         inner = {key: _space_of(node, key, main, depth + 1) for key in names}
         indexed = [f"_index_{index}" for index in range(len(names))]

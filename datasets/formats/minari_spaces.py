@@ -13,9 +13,6 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.layout import Piece
 
-MAX_DEPTH = 16
-"""Levels of nested spaces."""
-
 
 @dataclass(frozen=True)
 class Episode:
@@ -57,8 +54,8 @@ def leaves(space: Any, path: Path, name: str = "", place: tuple[str | int, ...] 
     """Yield the arrays of a space, with names joined by `_`; see `minari`."""
     kind = space.get("type") if isinstance(space, dict) else None
     inner = space.get("subspaces") if isinstance(space, dict) else None
-    if len(place) > MAX_DEPTH:
-        raise GtpVisionError(f"{path}: observations are nested deeper than {MAX_DEPTH} levels; flatten them")
+    if len(place) > episodes.MAX_DEPTH:
+        raise GtpVisionError(f"{path}: observations are nested deeper than {episodes.MAX_DEPTH} levels; flatten them")
     if kind == "Dict" and isinstance(inner, dict):
         for key, subspace in inner.items():
             joined = "_".join(filter(None, [name, episodes.check_name(key, path).replace("/", "_")]))

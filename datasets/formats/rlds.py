@@ -46,7 +46,6 @@ _STEPS, _OBSERVATION, _ACTION = "steps/", "steps/observation/", "steps/action"
 _SHARD = re.compile(r".*-(?P<split>[\w]+)\.tfrecord-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _INSTRUCTION = re.compile(r"(natural_)?language_instruction|instruction|task")
 _MODES = {1: ("1", "L"), 3: ("RGB",), 4: ("RGBA",)}
-_MAX_DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def _arrays(features: Mapping[str, Any], path: Path) -> list[_Array]:
     """Return the arrays that features.json declares, in its order."""
 
     def walk(node: Any, key: str, depth: int) -> Iterator[_Array]:
-        if not isinstance(node, dict) or depth > _MAX_DEPTH:
+        if not isinstance(node, dict) or depth > episodes.MAX_DEPTH:
             raise ValueError(f"'{key[:80]}' is not a feature")
         if "featuresDict" in node:
             for name, inner in node["featuresDict"]["features"].items():

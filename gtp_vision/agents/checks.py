@@ -78,7 +78,10 @@ def _conflicts(config: AgentConfig, improvement: type[Improvement]) -> Iterator[
     if critic.next_penalty and (chunk > 1 or critic.chunk):
         yield f"agent.critic.next_penalty judges single actions; set it to 0, or agent.action_chunk={chunk} to 1"
     if critic.next_penalty and config.representation.active:
-        yield "agent.critic.next_penalty compares actions of two states; set it to 0, or agent.representation to none"
+        yield (
+            "agent.critic.next_penalty compares actions of two states; set it to 0, or "
+            "agent.representation.rotations and relative to []"
+        )
     if critic.chunk and chunk == 1:
         yield "agent.critic.chunk=true values action chunks, and agent.action_chunk is 1; set it to 2 or more"
     if acting.execute is not None and acting.execute > chunk:

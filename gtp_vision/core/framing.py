@@ -48,7 +48,7 @@ class Framing:
             if self.crop[0] > height or self.crop[1] > width:
                 raise GtpVisionError(
                     f"the crop {text_of(self.crop)} is larger than the frames of camera '{camera}', {height}x{width}; "
-                    f"set task.image_crop to at most that"
+                    f"make the crop at most that (task.image_crop, --image-crop)"
                 )
             height, width = self.crop
         wanted = self.sizes.get(camera, self.sizes.get(ALL, (height, width)))

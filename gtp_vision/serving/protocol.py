@@ -3,7 +3,7 @@
 Arrays and NumPy scalars are read as openpi's client packs them and as PyPI's msgpack-numpy does, with keys as bytes or
 as text; an answer's array is one map that both unpack.
 
-A camera's frame may also be the bytes of a JPEG file, a twentieth of the size on the network.
+A camera's frame may also be the bytes of a JPEG file, which are far fewer on the network.
 
 Messages are untrusted. They are unpacked under limits on every length, on the number of containers and on depth, and an
 array is read only after its dtype, shape and number of bytes agree with the policy's schema. Arrays are views of the

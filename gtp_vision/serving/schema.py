@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -96,10 +97,15 @@ class Schema:
             raise GtpVisionError("its schema has neither cameras nor states")
         return schema
 
+    @cached_property
+    def framing(self) -> Framing | None:
+        """How frames of the recorded size are cropped and resized."""
+        return Framing.of(self.frames)
+
+    @cached_property
     def recorded(self) -> dict[str, tuple[int, int, int]]:
         """Camera to (H, W, C) of the frames that were recorded, where `check` crops or resizes them."""
-        framing = Framing.of(self.frames)
-        found = {} if framing is None else framing.recorded
+        found = {} if self.framing is None else self.framing.recorded
         return {name: found[own] for name in self.cameras if (own := name.removeprefix(GOAL)) in found}
 
     def check(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -114,7 +120,7 @@ class Schema:
         for name in observation:
             if name not in known:
                 raise GtpVisionError(f"the observation holds an unknown name '{name}': {propose(str(name), known)}")
-        arrays, framing, recorded = {}, Framing.of(self.frames), self.recorded()
+        arrays = {}
         for name in known:
             if name not in observation:
                 raise GtpVisionError(f"the observation lacks '{name}'; the policy needs {', '.join(known)}")
@@ -124,8 +130,8 @@ class Schema:
             if not is_camera and array.dtype.kind not in "fiu":
                 raise GtpVisionError(f"'{name}' is {array.dtype}; give numbers, float32")
             shape = self.cameras[name] if is_camera else (self.states[name],)
-            if framing is not None and array.shape == recorded.get(name):
-                array = framing(name.removeprefix(GOAL), array)
+            if self.framing is not None and array.shape == self.recorded.get(name):
+                array = self.framing(name.removeprefix(GOAL), array)
             if array.shape != shape:
                 axes = " (height, width, channels)" if is_camera else ""
                 raise GtpVisionError(f"'{name}' has shape {array.shape}; the policy was trained on {shape}{axes}")

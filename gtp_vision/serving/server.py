@@ -73,7 +73,7 @@ class Server:
         self._reader = Reader(
             schema.cameras,
             schema.states,
-            recorded=schema.recorded(),
+            recorded=schema.recorded,
             renamed=settings.renamed,
             ignored=settings.ignored,
         )
