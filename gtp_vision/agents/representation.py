@@ -86,20 +86,12 @@ class Representation(nn.Module):
 
     def encode(self, actions: torch.Tensor, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Actions (B, H, A) of the file, in [-1, 1], to the policy's (B, H, P), in [-1, 1]."""
-        low, high = self.low, self.high
-        span = torch.where(high > low, high - low, torch.ones_like(low))
-        values = self.relative(self.in_file_units(actions), observation)
-        return torch.where(high > low, 2 * (values - low) / span - 1, torch.zeros_like(values)).clamp(-1, 1)
+        return _to_unit(self.relative(self.in_file_units(actions), observation), self.low, self.high)
 
     def decode(self, plan: torch.Tensor, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The policy's actions (B, H, P), in [-1, 1], to the file's (B, H, A), in [-1, 1]."""
-        numbers = self.low + (plan + 1) / 2 * (self.high - self.low)
-        actions = self.absolute(numbers, observation)
-        span = torch.where(
-            self.file_high > self.file_low, self.file_high - self.file_low, torch.ones_like(self.file_low)
-        )
-        scaled = 2 * (actions - self.file_low) / span - 1
-        return torch.where(self.file_high > self.file_low, scaled, torch.zeros_like(scaled)).clamp(-1, 1)
+        actions = self.absolute(_from_unit(plan, self.low, self.high), observation)
+        return _to_unit(actions, self.file_low, self.file_high)
 
     def relative(self, actions: torch.Tensor, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Actions (B, H, A) in the file's units to the policy's columns (B, H, P), not scaled."""
@@ -149,7 +141,7 @@ class Representation(nn.Module):
 
     def in_file_units(self, actions: torch.Tensor) -> torch.Tensor:
         """Actions (..., A) in [-1, 1] in the units of the file."""
-        return self.file_low + (actions + 1) / 2 * (self.file_high - self.file_low)
+        return _from_unit(actions, self.file_low, self.file_high)
 
     def _state(self, part: _Part, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The newest frame of a part's state, (B, 1, K); stacks may be (B, T, D) or (B, 1, T D)."""
@@ -203,6 +195,17 @@ def _written(kind: str | None, value: torch.Tensor) -> torch.Tensor:
     from gtp_vision.core import rotations
 
     return rotations.KINDS[kind][2](value)
+
+
+def _to_unit(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Numbers to [-1, 1], which low and high become; 0 where these are one."""
+    span = torch.where(high > low, high - low, torch.ones_like(low))
+    return torch.where(high > low, 2 * (values - low) / span - 1, torch.zeros_like(values)).clamp(-1, 1)
+
+
+def _from_unit(values: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """The inverse of `_to_unit`."""
+    return low + (values + 1) / 2 * (high - low)
 
 
 def _turned(matrix: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
