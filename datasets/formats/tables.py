@@ -93,7 +93,7 @@ def numbers(array: pa.Array, width: int, name: str, path: Path, *, allow_missing
             raise GtpVisionError(f"{path}: '{name}' holds {kind} instead of numbers; write the data set again")
         if len(array) != rows * width:
             raise GtpVisionError(
-                f"{path}: '{name}' has {len(array) / max(1, rows):g} numbers a row, wanted {width}; write the data set again"
+                f"{path}: '{name}' has {len(array) / max(1, rows):g} numbers a row, wanted {width}; write it again"
             )
         return np.asarray(array.to_numpy(zero_copy_only=False)).reshape(rows, width)
 
