@@ -10,9 +10,11 @@ can cross a process boundary:
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -29,6 +31,7 @@ from gtp_vision.core.files import atomic_write, cached, evict, from_cache, requi
 from gtp_vision.core.framing import FRAMES, Framing
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.safe_json import read_json
+from gtp_vision.core.side_by_side import side_by_side, workers_for
 from gtp_vision.datasets import depth, hdf5, names
 from gtp_vision.datasets.arrays import Array, Segmented
 from gtp_vision.datasets.mapped import map_file
@@ -60,6 +63,8 @@ class Piece:
         read: (start, stop) to the array of these rows; called in order, from the first row to the last, once.
         place: file and byte offset of rows that lie contiguously in C order; None for others.
         is_depth: whether the rows are distances, see `datasets.depth`.
+        framed: for a framing, a `read` of rows cropped and resized, if the reader has a faster way to them.
+        is_independent: whether it may be read while other pieces are, in other threads.
     """
 
     rows: int
@@ -68,6 +73,8 @@ class Piece:
     read: Callable[[int, int], np.ndarray]
     place: tuple[Path, int] | None = None
     is_depth: bool = False
+    framed: Callable[[Framing], Callable[[int, int], np.ndarray]] | None = None
+    is_independent: bool = False
 
 
 def piece_of(data: h5py.Dataset, path: Path, start: int = 0, stop: int | None = None) -> Piece:
@@ -219,9 +226,19 @@ def unpack(source: FileArrays, target: Path, path: Path) -> None:
     ):
         for name, array in flat.items():
             native.write_rows(file[name], 0, array)
-        for name, pieces in source.observations.items():
-            if f"observations/{name}" in file:
-                _fill(file[f"observations/{name}"], pieces, bar)
+        jobs = [
+            job
+            for name, pieces in source.observations.items()
+            if f"observations/{name}" in file
+            for job in _jobs(file[f"observations/{name}"], pieces)
+        ]
+        beside, alone = ([job for job in jobs if job.is_independent is yes] for yes in (True, False))
+        share = COPY_BYTES // workers_for(len(beside))
+        stopped = threading.Event()
+        for _ in side_by_side(lambda job: _fill(job, bar, share, stopped), beside):
+            pass
+        for job in alone:
+            _fill(job, bar, COPY_BYTES, stopped)
 
 
 def read_unpacked(target: Path, path: Path) -> Layout:
@@ -305,6 +322,8 @@ def _framed(name: str, piece: Piece, framing: Framing) -> Piece:
     shape = framing.shape(name, piece.shape)
     if shape == piece.shape:
         return piece
+    if piece.framed is not None:
+        return replace(piece, shape=shape, read=piece.framed(framing), place=None)
 
     def read(start: int, stop: int) -> np.ndarray:
         return framing(name, np.asarray(piece.read(start, stop)))
@@ -339,26 +358,55 @@ def _is_mappable(pieces: Sequence[Piece], dtype: np.dtype) -> bool:
     return total >= _MIN_MAPPED * len(pieces)
 
 
-def _fill(target: h5py.Dataset, pieces: Sequence[Piece], bar: Progress) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """Pieces to copy, one after the other, into the rows of an array from `at` on."""
+
+    target: h5py.Dataset
+    at: int
+    pieces: Sequence[Piece]
+    is_independent: bool
+
+
+def _jobs(target: h5py.Dataset, pieces: Sequence[Piece]) -> Iterator[_Job]:
+    """Yield an array's pieces; those that may be read beside others each for itself."""
+    at = 0
+    for is_independent, group in itertools.groupby(pieces, lambda piece: piece.is_independent):
+        members = list(group)
+        for some in [[piece] for piece in members] if is_independent else [members]:
+            yield _Job(target, at, some, is_independent)
+            at += sum(piece.rows for piece in some)
+
+
+def _fill(job: _Job, bar: Progress, share: int, stopped: threading.Event) -> None:
+    """Copy a job's rows in ranges of about `share` bytes; it ends early when another one has failed."""
     from gtp_vision.datasets.formats import native
 
+    target, at = job.target, job.at
     row = hdf5.nbytes(target.shape[1:], target.dtype)
-    step = max(1, COPY_BYTES // max(1, row))
+    step = max(1, share // max(1, row))
     # Rows of many short pieces are written together: a call of HDF5 takes as long as copying 100 kB.
-    waiting, held, at = np.empty((min(step, target.shape[0]), *target.shape[1:]), target.dtype), 0, 0
-    with _Rows() as rows_of, np.errstate(over="ignore"):  # as in `unpack`
-        for piece in pieces:
-            for start in range(0, piece.rows, step):
-                values = rows_of(piece, start, min(start + step, piece.rows))
-                if held + len(values) > len(waiting):
-                    native.write_rows(target, at - held, waiting[:held])
-                    held = 0
-                waiting[held : held + len(values)] = values.reshape(len(values), *target.shape[1:])
-                held, at = held + len(values), at + len(values)
-                bar.update(len(values) * row)
-                sandbox.heartbeat()
-    if held:
-        native.write_rows(target, at - held, waiting[:held])
+    most = min(step, sum(piece.rows for piece in job.pieces))
+    waiting, held = np.empty((most, *target.shape[1:]), target.dtype), 0
+    try:
+        with _Rows() as rows_of, np.errstate(over="ignore"):  # as in `unpack`
+            for piece in job.pieces:
+                for start in range(0, piece.rows, step):
+                    if stopped.is_set():
+                        return
+                    values = rows_of(piece, start, min(start + step, piece.rows))
+                    if held + len(values) > len(waiting):
+                        native.write_rows(target, at - held, waiting[:held])
+                        held = 0
+                    waiting[held : held + len(values)] = values.reshape(len(values), *target.shape[1:])
+                    held, at = held + len(values), at + len(values)
+                    bar.update(len(values) * row)
+                    sandbox.heartbeat()
+        if held:
+            native.write_rows(target, at - held, waiting[:held])
+    except BaseException:
+        stopped.set()
+        raise
 
 
 class _Rows:

@@ -21,7 +21,7 @@ Every row is a row of the store. Observations lose the prefix `observation.` and
 recording stopped, while its success ends the task. An episode's last row is a timeout if it is not a terminal, or if
 `next.truncated` is set. Missing rewards and flags are 0.
 
-`lerobot_times` pairs rows with the frames of videos. Each video is decoded once, into the cache.
+`lerobot_times` pairs rows with the frames of videos. Each video is decoded once, into the cache, several at a time.
 
 Actions are the robot's, as recorded; within [-1, 1] the attributes `action_low` and `action_high`, -1 and 1, say so.
 Our writer multiplies scaled actions by these attributes, and they are scaled again here.
@@ -30,8 +30,9 @@ Our writer multiplies scaled actions by these attributes, and they are scaled ag
 from __future__ import annotations
 
 import io
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from PIL import Image
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.framing import Framing
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.units import to_policy
 from gtp_vision.datasets import depth, names
@@ -119,13 +121,13 @@ def _opened(path: Path) -> Iterator[FileArrays]:
     with ExitStack() as stack:
         pieces = {}
         for name, feature in observations.items():
+            streams: list[Stream]
             if feature.kind == "video":
-                frames = _from_videos(feature, pairings[feature.key], ends - episodes.lengths)
+                streams = _of_videos(name, feature, pairings[feature.key], ends - episodes.lengths)
             else:
-                frames = _from_tables(feature, episodes)
-            stack.enter_context(closing(frames))
-            first = next(frames, None)  # before memory is allocated for the size that info.json declares
-            pieces[name] = [_streamed(len(last), feature, first, frames, path)]
+                streams = [_of_tables(feature, episodes)]
+            # The first one before memory and disk are taken for the size that info.json declares.
+            pieces[name] = [_streamed(name, feature, each, path, stack, not n) for n, each in enumerate(streams)]
         yield FileArrays(
             observations=pieces,
             actions=actions,
@@ -212,29 +214,61 @@ def _tasks(path: Path, info: dict[str, Any], index: np.ndarray) -> dict[str, Any
     }
 
 
-def _streamed(rows: int, feature: Feature, first: np.ndarray | None, others: Iterator[np.ndarray], path: Path) -> Piece:
-    """Return a piece of a feature's rows, which are the first one and those of an iterator."""
+@dataclass(frozen=True)
+class Stream:
+    """Some rows of a feature, one after the other.
+
+    Attributes:
+        rows: their number.
+        frames: yields them; frames of a camera cropped and resized, if it gets a framing.
+        frames_itself: whether it takes one.
+    """
+
+    rows: int
+    frames: Callable[[Framing | None], Generator[np.ndarray, None, None]]
+    frames_itself: bool = False
+
+
+def _streamed(name: str, feature: Feature, stream: Stream, path: Path, stack: ExitStack, begins: bool) -> Piece:
+    """Return a stream as a piece; `stack` ends it, and its first row is read now if it `begins`."""
     dtype = np.dtype(np.float32 if feature.kind == "state" else np.uint8)
 
-    def read(start: int, stop: int) -> np.ndarray:
-        try:
-            out = np.empty((stop - start, *feature.shape), dtype)
-        except MemoryError as error:  # the sandbox limits the memory
-            size = "x".join(map(str, feature.shape[1::-1]))
-            raise GtpVisionError(
-                f"{path}: out of memory for the rows of '{feature.key}'; if the data set is complete, {size} is too "
-                f"large: scale the video down"
-            ) from error
-        for i in range(stop - start):
-            row = first if start + i == 0 else next(others, None)
-            if row is None:
-                raise GtpVisionError(
-                    f"{path}: '{feature.key}' ends at row {start + i} of {rows}; copy the data set again"
-                )
-            out[i] = row
-        return out
+    def reader(framing: Framing | None = None, begins: bool = False) -> Callable[[int, int], np.ndarray]:
+        shape = feature.shape if framing is None else framing.shape(name, feature.shape)
+        frames = stack.enter_context(closing(stream.frames(framing)))
+        first = [next(frames, None)] if begins else []
 
-    return Piece(rows, feature.shape, dtype, read, is_depth=feature.depth is not None)
+        def read(start: int, stop: int) -> np.ndarray:
+            try:
+                out = np.empty((stop - start, *shape), dtype)
+            except MemoryError as error:  # the sandbox limits the memory
+                size = "x".join(map(str, shape[1::-1]))
+                raise GtpVisionError(
+                    f"{path}: out of memory for the rows of '{feature.key}'; if the data set is complete, {size} is "
+                    f"too large: scale the video down"
+                ) from error
+            for i in range(stop - start):
+                row = first.pop() if first else next(frames, None)
+                if row is None:
+                    raise GtpVisionError(
+                        f"{path}: '{feature.key}' ends at row {start + i} of {stream.rows}; copy the data set again"
+                    )
+                out[i] = row
+            if stop == stream.rows:
+                frames.close()  # and with them a decoder that has more
+            return out
+
+        return read
+
+    framed = reader if stream.frames_itself else None
+    read = reader(None, begins)
+    return Piece(
+        stream.rows, feature.shape, dtype, read, None, feature.depth is not None, framed, feature.kind == "video"
+    )
+
+
+def _of_tables(feature: Feature, episodes: Episodes) -> Stream:
+    return Stream(int(episodes.lengths.sum()), lambda _: _from_tables(feature, episodes))
 
 
 def _from_tables(feature: Feature, episodes: Episodes) -> Generator[np.ndarray, None, None]:
@@ -271,25 +305,30 @@ def _decoded(encoded: bytes, feature: Feature, where: str) -> np.ndarray:
     )
 
 
-def _from_videos(
-    feature: Feature, pairing: lerobot_times.Pairing, starts: np.ndarray
-) -> Generator[np.ndarray, None, None]:
-    """Yield a camera's frames; `starts` (E,) are the episodes' first rows."""
+def _of_videos(name: str, feature: Feature, pairing: lerobot_times.Pairing, starts: np.ndarray) -> list[Stream]:
+    """Return the rows of a camera, a stream for each file; `starts` (E,) are the episodes' first rows."""
     height, width, channels = feature.shape
-    for file, begin, end, wanted in pairing.files:
-        with video.decoding(file, (height, width, channels)) as frames:
-            number, frame = -1, np.empty(0, np.uint8)
-            for row, number_wanted in enumerate(wanted, start=int(starts[begin])):
-                while number < number_wanted:
-                    following = next(frames, None)
-                    if following is None:
-                        episode = int(np.searchsorted(starts[:end], row, side="right")) - 1
-                        raise GtpVisionError(
-                            f"{file} has no frame {number_wanted} for {place(episode, row - int(starts[episode]))} of "
-                            f"camera '{feature.key}': {frames.ended} after {number + 1} frames; {frames.advice}"
-                        )
-                    number, frame = number + 1, following
-                    if feature.depth is not None:
-                        codes = depth.millimeters(frame) >> (16 - DEPTH_BITS)
-                        frame = depth.to_bytes(feature.depth[codes])
-                yield frame
+
+    def stream(file: Path, begin: int, end: int, wanted: np.ndarray) -> Stream:
+        def frames(framing: Framing | None) -> Generator[np.ndarray, None, None]:
+            with video.decoding(file, (height, width, channels), framing, name) as decoded:
+                number, frame = -1, np.empty(0, np.uint8)
+                for row, number_wanted in enumerate(wanted, start=int(starts[begin])):
+                    while number < number_wanted:
+                        following = next(decoded, None)
+                        if following is None:
+                            episode = int(np.searchsorted(starts[:end], row, side="right")) - 1
+                            raise GtpVisionError(
+                                f"{file} has no frame {number_wanted} for {place(episode, row - int(starts[episode]))} "
+                                f"of camera '{feature.key}': {decoded.ended} after {number + 1} frames; "
+                                f"{decoded.advice}"
+                            )
+                        number, frame = number + 1, following
+                        if feature.depth is not None:
+                            codes = depth.millimeters(frame) >> (16 - DEPTH_BITS)
+                            frame = depth.to_bytes(feature.depth[codes])
+                    yield frame
+
+        return Stream(len(wanted), frames, frames_itself=feature.depth is None)
+
+    return [stream(*each) for each in pairing.files]

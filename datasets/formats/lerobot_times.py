@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.side_by_side import side_by_side
 from gtp_vision.datasets import time_stamps
 from gtp_vision.datasets.formats import video
 from gtp_vision.datasets.formats.lerobot_meta import Episodes, Feature
@@ -53,8 +54,10 @@ def pair(path: Path, fps: float, feature: Feature, episodes: Episodes, stamps: n
     parts, begins = episodes.videos[feature.key]
     starts = np.concatenate([[0], np.cumsum(episodes.lengths)])
     pairing = Pairing([], [])
-    for file, begin, end in parts:
-        times, here = video.frame_times(file), stamps[starts[begin] : starts[end]]
+    height, width, _ = feature.shape
+    listed = side_by_side(lambda part: video.frame_times(part[0], (height, width)), parts)
+    for (file, begin, end), times in zip(parts, listed, strict=True):
+        here = stamps[starts[begin] : starts[end]]
         first = starts[begin:end] - starts[begin]
         found = match(times, begins[begin:end], here, first, 0.5 / fps)
 

@@ -9,6 +9,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.framing import Framing
 
 CRF = 18  # x264's quality: visually lossless
 _STALL = 0.75  # share of the sandbox's patience after which a stalled ffmpeg is stopped
@@ -57,9 +59,18 @@ class _Output:
 
 
 class Frames:
-    """An iterator over the frames of a video, uint8 (H, W, C); after its end it says why it ended, and what to do."""
+    """An iterator over the frames of a video, uint8 (H, W, C); after its end it says why it ended, and what to do.
 
-    def __init__(self, output: _Output, shape: tuple[int, int, int]) -> None:
+    `after` changes each frame.
+    """
+
+    def __init__(
+        self,
+        output: _Output,
+        shape: tuple[int, int, int],
+        after: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        self._after = after
         height, width, channels = shape
         self.ended, self.advice = "", "copy the data set again"
         self._output, self._shape, self._size = output, shape, height * width * channels
@@ -78,7 +89,7 @@ class Frames:
         if frame is None:
             raise StopIteration
         sandbox.heartbeat()
-        return frame
+        return frame if self._after is None else self._after(frame)
 
     def _frame(self) -> np.ndarray | None:
         size = len(self._header) + self._size
@@ -108,23 +119,38 @@ class Frames:
 
 
 @contextmanager
-def decoding(path: Path, shape: tuple[int, int, int]) -> Iterator[Frames]:
+def decoding(
+    path: Path, shape: tuple[int, int, int], framing: Framing | None = None, camera: str = ""
+) -> Iterator[Frames]:
     """Decode a video from its first frame on, in frames (H, W, C); ffmpeg is stopped when the block ends.
 
+    With a framing they are cropped and resized by ffmpeg, before colors are converted: within the rounding of what the
+    framing makes of decoded frames, in a quarter of the time.
     Only mp4 is accepted, only this file is opened, and a damaged frame ends the iteration.
     """
     pixels, codec, _ = _PIXELS[shape[2]]
-    options = ["-fps_mode", "passthrough", *_ACCURATE, "-f", "image2pipe", "-c:v", codec, "-pix_fmt", pixels]
+    filters, wanted, after = list[str](), shape, None
+    if framing is not None:
+        top, left, height, width = framing.window(camera, shape)
+        if framing.crop is not None and any(side % 2 for side in (top, left, height, width)):
+            # Two pixels of a row share a color: a cut between them would move colors.
+            after = partial(framing, camera)
+        else:  # swscale's bilinear filter is that of `Framing`, antialiased
+            wanted = framing.shape(camera, shape)
+            scale = f"scale={wanted[1]}:{wanted[0]}:flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp"
+            filters = ["-vf", f"crop={width}:{height}:{left}:{top}:exact=1,{scale}"]
+    options = ["-fps_mode", "passthrough", *filters, *_ACCURATE, "-f", "image2pipe", "-c:v", codec, "-pix_fmt", pixels]
     with _reading(path, options) as output:
-        yield Frames(output, shape)
+        yield Frames(output, wanted, after)
 
 
-def frame_times(path: Path) -> np.ndarray:
+def frame_times(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Return the seconds at which a video shows its frames, float64 (M,), increasing; nothing is decoded.
 
     Raises:
-        GtpVisionError: it has no frame that can be read, or too many to list.
+        GtpVisionError: it has no frame that can be read, or too many to list, or none of the height and width `size`.
     """
+    wanted, found_size = f"{size[1]}x{size[0]}", ""
     found, unit, rest = array("q"), 0.0, b""  # times in units of so many seconds
     with _reading(path, ["-c", "copy", "-copyts", "-f", "framecrc"]) as output:
         while (piece := output.piece()) and len(found) < _MAX_FRAMES:
@@ -133,11 +159,15 @@ def frame_times(path: Path) -> np.ndarray:
                 if line.startswith(b"#tb 0:"):
                     numerator, denominator = line.removeprefix(b"#tb 0:").split(b"/")
                     unit = int(numerator) / int(denominator)
+                elif line.startswith(b"#dimensions 0: "):
+                    found_size = line.removeprefix(b"#dimensions 0: ").decode()
                 elif not line.startswith(b"#"):
                     found.append(int(line.split(b",")[2]))
     if not found or not output.ended:
         reason = "more frames than can be listed" if found else output.ended
         raise GtpVisionError(f"{path} cannot be read as a video ({reason}); copy the data set again")
+    if found_size != wanted:  # ffmpeg would resize it without a word
+        raise GtpVisionError(f"{path}: its frames are {found_size} pixels and not {wanted}; copy the data set again")
     return np.sort(np.array(found)) * unit
 
 

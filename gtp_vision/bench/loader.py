@@ -1,4 +1,4 @@
-"""`gtp-vision bench loader`: batches against a bare gather, robomimic's loader and h5py; memory; statistics."""
+"""`gtp-vision bench loader`: batches against a bare gather, robomimic's loader and h5py; memory; videos unpacked."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from gtp_vision.bench.recordings import noise_store
+from gtp_vision.bench.unpacking import unpacking
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.timing import Work, median_ms, seconds
 from gtp_vision.core.worker_pool import WorkerPool
@@ -53,6 +54,7 @@ def bench_loader(*, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
     stacked later, on the device; `vs_robomimic_stacked` and so on compare native_stacked, the same tensors.
     `private_mb` is the anonymous memory of a process that samples a 4.3 GB file, its libraries included;
     `private_growth_mb` what sampling added. `stats_seconds` is the time of the statistics of 1M x 30 floats.
+    `unpacking` is that of videos, see `bench.unpacking`.
     `beyond_cache` samples a file twice as large as the page cache may grow, in a control group that sets that limit;
     None where the user may not create one.
 
@@ -68,12 +70,14 @@ def bench_loader(*, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
         (folder / "one_camera.h5").unlink()
         memory = _in_child(_measure_memory, folder / "large.h5", _MEMORY_FRAMES, _MEMORY_BATCHES)
         beyond_cache = _in_child(_time_beyond_cache, folder / "cold.h5", _CACHE_BYTES)
+        videos = unpacking(folder, rounds=min(rounds, 3))
     numbers = np.random.default_rng(0).standard_normal((1_000_000, 30), np.float32)
     return {
         **cases["one_camera"],
         "two_cameras": cases["two_cameras"],
         **memory,
         "stats_seconds": round(statistics.median(seconds(lambda: array_statistics(numbers)) for _ in range(3)), 3),
+        "unpacking": videos,
         "beyond_cache": beyond_cache,
         "threads": os.cpu_count(),
         "rounds": rounds,
@@ -98,7 +102,12 @@ def table(results: dict[str, Any]) -> str:
         f"sampling {results['file_gb']:.1f} GB: {results['private_mb']:.0f} MB private, of which sampling added "
         f"{results['private_growth_mb']:.0f}; statistics of 1M x 30: {results['stats_seconds']:.2f} s"
     )
-    cold = results["beyond_cache"]
+    videos, cold = results["unpacking"], results["beyond_cache"]
+    lines.append(
+        f"two cameras of 640x480 at 224x224: {videos['frames_per_s']:.0f} frames a second unpacked, "
+        f"{videos['vs_frame_by_frame']:.1f} times faster than frame by frame; the cache is "
+        f"{videos['cache_ratio']:.2f} of these frames"
+    )
     if cold:
         lines.append(
             f"a file of {cold['file_gb']:.1f} GB with {cold['limit_gb']:.1f} GB of memory: {cold['ms']:.0f} ms a "

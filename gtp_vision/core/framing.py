@@ -43,18 +43,23 @@ class Framing:
 
         Raises GtpVisionError: the crop is larger than the frames.
         """
-        height, width, channels = shape
-        if self.crop is not None:
-            if self.crop[0] > height or self.crop[1] > width:
-                raise GtpVisionError(
-                    f"the crop {text_of(self.crop)} is larger than the frames of camera '{camera}', {height}x{width}; "
-                    f"make the crop at most that (task.image_crop, --image-crop)"
-                )
-            height, width = self.crop
+        _, _, height, width = self.window(camera, shape)
         wanted = self.sizes.get(camera, self.sizes.get(ALL, (height, width)))
         if self.shrinks and wanted[0] >= height and wanted[1] >= width:
             wanted = (height, width)
-        return *wanted, channels
+        return *wanted, shape[2]
+
+    def window(self, camera: str, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """Return top, left, height and width of what is cut out of frames of a shape; errors as `shape`."""
+        height, width, _ = shape
+        if self.crop is None:
+            return 0, 0, height, width
+        if self.crop[0] > height or self.crop[1] > width:
+            raise GtpVisionError(
+                f"the crop {text_of(self.crop)} is larger than the frames of camera '{camera}', {height}x{width}; "
+                f"make the crop at most that (task.image_crop, --image-crop)"
+            )
+        return round((height - self.crop[0]) / 2), round((width - self.crop[1]) / 2), *self.crop
 
     def __call__(self, camera: str, frames: np.ndarray) -> np.ndarray:
         """Crop frames, uint8 (..., H, W, C), and resize them bilinearly, with antialiasing; each channel on its own.
@@ -63,8 +68,8 @@ class Framing:
         """
         height, width, channels = self.shape(camera, frames.shape[-3:])
         if self.crop is not None:
-            top, left = (round((have - cut) / 2) for have, cut in zip(frames.shape[-3:-1], self.crop, strict=True))
-            frames = frames[..., top : top + self.crop[0], left : left + self.crop[1], :]
+            top, left, *cut = self.window(camera, frames.shape[-3:])
+            frames = frames[..., top : top + cut[0], left : left + cut[1], :]
         if frames.shape[-3:-1] == (height, width):
             return frames
         flat = frames.reshape(-1, *frames.shape[-3:])

@@ -1,12 +1,14 @@
 """`gtp-vision bench loader` at sizes at which the numbers mean nothing, but every part runs."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gtp_vision.bench import loader
+from gtp_vision.bench.unpacking import unpacking
 from gtp_vision.cli.main import main
 from gtp_vision.datasets.formats import open_store
 
@@ -23,6 +25,7 @@ def test_the_bench_prints_one_json_object(
 ) -> None:
     for name, value in SIZES.items():
         monkeypatch.setattr(loader, name, value)
+    monkeypatch.setattr(loader, "unpacking", partial(unpacking, frames=4))
     monkeypatch.setattr(loader, "array_statistics", lambda numbers: None)  # a million rows take a second
     assert main(["bench", "loader", "--rounds", "1", "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
@@ -31,6 +34,9 @@ def test_the_bench_prints_one_json_object(
         assert ms.keys() == {"native", "gather", "native_stacked", "h5py", "robomimic", "robomimic_cached"}
         assert case["vs_robomimic"] == pytest.approx(ms["robomimic"] / ms["native"], rel=0.1)
         assert case["vs_h5py_stacked"] == pytest.approx(ms["h5py"] / ms["native_stacked"], rel=0.1)
+    videos = results["unpacking"]
+    assert videos["frames_per_s"] > 0
+    assert 1 < videos["cache_ratio"] < 1.1, "the frames at their new size, and little else"
     assert results["private_growth_mb"] < results["private_mb"] < 1000
     beyond_cache = results["beyond_cache"]
     if beyond_cache is not None:  # where the user may create a control group

@@ -446,7 +446,7 @@ LEROBOT = [
     row("published", replaced_video(0, gray_frames(range(5), (32, 48))),
         VIDEO.format(FRONT, 0), f"'{FRONT}'", "episode 1, frame 1", "5 frames for 7 rows", "again"),
     row("published", replaced_video(1, gray_frames(range(5), (24, 48))),
-        "file-001.mp4", "48x24 pixels and not 48x32", "episode 2, frame 0"),
+        "file-001.mp4", "48x24 pixels and not 48x32"),
     row("published", playlist, "file-000.mp4", "ffmpeg"),
     *(row("published", truncated(share, member), member, "again") for share in (0, 0.1, 0.9)
       for member in (VIDEO.format(FRONT, 0), VIDEO.format(TOP, 0), DATA.format(1), EPISODES)),
