@@ -19,7 +19,9 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
 
 
-def compiled(run: Callable[..., Any], backend: str = "inductor", **options: Any) -> Callable[..., Any]:
+def compiled(
+    run: Callable[..., Any], backend: str | Callable[..., Any] = "inductor", **options: Any
+) -> Callable[..., Any]:
     """A function of tensors as one compiled graph, for shapes, strides and settings that never change.
 
     Guards, which check at each call whether compiled code still fits, would take as long as a small network. They are

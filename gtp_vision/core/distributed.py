@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -67,6 +67,14 @@ def global_max(x: torch.Tensor) -> torch.Tensor:
     if _has_others():
         dist.all_reduce(largest, dist.ReduceOp.MAX)
     return largest
+
+
+def mean_over_processes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The means over all processes, by one all-reduce."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
+    dist.all_reduce(flat)
+    parts = (flat / dist.get_world_size()).split([tensor.numel() for tensor in tensors.values()])
+    return {name: part.view_as(x).to(x.dtype) for (name, x), part in zip(tensors.items(), parts, strict=True)}
 
 
 def _has_others() -> bool:

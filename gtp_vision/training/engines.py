@@ -10,6 +10,7 @@ compile it.
 `compile` and `graph` prove themselves on the first steps of the very run: each is taken twice, from the same state with
 the same batch and noise, by the function as it is and by the function made fast, and both must move alike. So what
 compiled code would have to check at each step (that nothing but tensors' values has changed) shows as a difference.
+Several processes take the same engine, and step back together: in each a step waits for the sums of all.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch._dynamo.backends.registry import lookup_backend
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config
 from gtp_vision.core.compile import Captured, compiled, has_compiler
+from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.random import NoiseTape
 from gtp_vision.datasets.sources import BatchSource, batch_source_of_seeds
@@ -35,6 +38,7 @@ from gtp_vision.training.functional import State, StepFunction, Tensors, recorde
 from gtp_vision.training.guard import NONFINITE
 
 Tell = Callable[[str], None]
+_ENGINES = ("eager", "compile", "graph")
 _PAYS = 10_000  # steps from which on compiling on a CPU, which takes half a minute, saves time
 _STAGES = 4  # each is compiled separately
 _PROOF_STEPS = 3
@@ -70,16 +74,17 @@ class Functional:
         members: Sequence[Components],
         name: str,
         tell: Tell,
-        backend: str = "inductor",
+        backend: Any = "inductor",
         *,
         required: bool = False,
     ) -> None:
-        self.source, self.name, self._tell, self._backend = source, name, tell, backend
+        self.source, self.name, self._tell = source, name, tell
+        self._device = members[0].accelerator.device
+        self._backend = _Backend(backend, self._device)
         self._required, self._told = required, False
         self._config, self._members = config, members
         self._state = state_of([m.agent for m in members], [m.optimizer for m in members])
-        device = members[0].accelerator.device
-        self._rates = [torch.zeros((), device=device) for _ in members[0].optimizer.param_groups]
+        self._rates = [torch.zeros((), device=self._device) for _ in members[0].optimizer.param_groups]
         self._functions: dict[Hashable, _Stage] = {}
 
     def step(self, step: int, fetched: Any) -> list[Metrics]:
@@ -108,7 +113,9 @@ class Functional:
         try:
             metrics = stage.run(*arguments)
         except Exception as error:  # whatever a compiler may raise
+            self._backend.agree(False)
             return self._step_back(f"does not work here: {first_line(error, 2)}", wanted, expected)
+        fault = ""
         if not bool(expected[NONFINITE].any()):
             largest, move = _differences(self._state, before, wanted, metrics["loss"], expected["loss"])
             tolerance = _TOLERANCE[self._config.training.precision]
@@ -117,10 +124,12 @@ class Functional:
                     f"moves otherwise than eager here, by {largest:.1g} of losses and gradients (at most "
                     f"{tolerance:g}) and {move:.1g} of the step (at most {_MOVE_TOLERANCE:g})"
                 )
-                if self._required:
-                    raise GtpVisionError(f"training.engine={self.name} {fault}; set training.engine=eager")
-                return self._step_back(fault, wanted, expected)
             stage.largest = max(stage.largest, largest)
+        if any_rank(bool(fault), device=self._device)[0]:
+            fault = fault or "moves otherwise than eager in another process"
+            if self._required:
+                raise GtpVisionError(f"training.engine={self.name} {fault}; set training.engine=eager")
+            return self._step_back(fault, wanted, expected)
         stage.unproven -= 1
         if stage.unproven == 0 and not self._told:
             within = max(stage.largest, torch.finfo(torch.float32).eps)
@@ -155,6 +164,7 @@ class Functional:
                 awake=awake,
                 clip=self._config.training.clip_gradient,
                 skips=self._config.training.on_nonfinite == "skip",
+                processes=first.accelerator.num_processes,
                 held=self._state.axes() if several else None,
             )
             while len(self._functions) >= _STAGES:  # one that ended long ago
@@ -166,8 +176,37 @@ class Functional:
         if self.name == "eager":
             return function
         self._tell("compiling the step, which takes about half a minute")
-        run = compiled(function, self._backend)  # a stage's function always fits
+        run = compiled(function, self._backend.of_a_function())  # a stage's function always fits
         return Graph(run) if self.name == "graph" else run
+
+
+class _Backend:
+    """A compiler's backend that compiles in all processes or in none: else some would wait for the others for ever."""
+
+    def __init__(self, backend: Any, device: torch.device) -> None:
+        self._compile, self._device = lookup_backend(backend), device
+        self._agreed = True
+
+    def of_a_function(self) -> Callable[..., Any]:
+        """The backend for the next function."""
+        self._agreed = False
+        return self._compiled
+
+    def agree(self, works: bool) -> None:
+        """Take part once a function in the others' question whether it can be compiled; RuntimeError if not by all."""
+        if not self._agreed:
+            self._agreed = True
+            if any_rank(not works, device=self._device)[0] and works:
+                raise RuntimeError("another process cannot compile it")
+
+    def _compiled(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            run = self._compile(*arguments, **options)
+        except Exception:
+            self.agree(False)
+            raise
+        self.agree(True)
+        return run
 
 
 @dataclass
@@ -184,8 +223,7 @@ def choose(config: Config, members: Sequence[Components], tell: Tell) -> Engine:
     """The engine that `training.engine` names, or the best for where this runs; errors as `check`."""
     first = members[0]
     source = batch_source_of_seeds([member.sampler for member in members], first.accelerator.device)
-    check(config, first)
-    name, why = (config.training.engine, "") if config.training.engine != "auto" else _best(config, first)
+    name, why = check(config, first)
     several = f", {len(members)} seeds side by side" if len(members) > 1 else ""
     tell(f"engine: {name}{f' ({why})' if why else ''}{several}")
     if name == "eager" and len(members) == 1:
@@ -193,37 +231,47 @@ def choose(config: Config, members: Sequence[Components], tell: Tell) -> Engine:
     return Functional(source, config, members, name, tell, required=config.training.engine != "auto")
 
 
-def check(config: Config, parts: Components) -> None:
-    """Refuse an engine that this machine or these settings do not allow."""
-    for fault in _faults(config, parts):
-        raise GtpVisionError(f"training.engine={config.training.engine} {fault}; set training.engine=auto")
+def check(config: Config, parts: Components) -> tuple[str, str]:
+    """The engine for a configuration, the same in all processes, and why it is that.
+
+    Raises:
+        GtpVisionError: this machine or these settings do not allow `training.engine`, or not in all processes.
+    """
+    asked, fault = config.training.engine, next(_faults(config, parts), "")
+    name, why = (asked, "") if asked != "auto" else _best(config, parts)
+    device = parts.accelerator.device
+    failed, is_asked, *chosen = any_rank(bool(fault), asked != "auto", *(name == n for n in _ENGINES), device=device)
+    if fault:
+        raise GtpVisionError(f"training.engine={asked} {fault}; set training.engine=auto")
+    if failed or (sum(chosen) > 1 and is_asked):
+        raise GtpVisionError(
+            f"training.engine={asked} is {name} in this process and another engine, or none, in others; start all with "
+            "the same settings, and with a C++ compiler on each machine or training.engine=eager"
+        )
+    return (name, why) if sum(chosen) == 1 else ("eager", "not every process can compile")
 
 
 def _best(config: Config, parts: Components) -> tuple[str, str]:
     """The fastest engine that is safe here, and why it is that."""
     processes, cuda = parts.accelerator.num_processes, parts.accelerator.device.type == "cuda"
-    if processes > 1:
-        return "eager", f"{processes} processes"
     if _changes(config, parts):
         return "eager", "the augmentation's strength changes with every step"
     if _counts(parts):
         return "eager", "batch normalisation moves its statistics while it computes"
-    if cuda:
+    if cuda and processes == 1:
         return "graph", ""
-    if not has_compiler():
+    if not cuda and not has_compiler():
         return "eager", "a C++ compiler is missing"
-    if config.training.steps < _PAYS:
+    if not cuda and config.training.steps < _PAYS:
         return "eager", f"compiling takes half a minute, which pays from {_PAYS} steps on: training.engine=compile"
     return "compile", ""
 
 
 def _faults(config: Config, parts: Components) -> Iterator[str]:
     """Why the requested engine cannot run here."""
-    name, processes = config.training.engine, parts.accelerator.num_processes
+    name = config.training.engine
     if name in ("auto", "eager"):
         return
-    if processes > 1:
-        yield f"runs in one process, and there are {processes}"
     if _changes(config, parts):
         yield "compiles a step again when it changes, and encoder.augmentation.warmup_steps changes every step"
     if _counts(parts):

@@ -18,11 +18,18 @@ from torch.optim.adam import adam
 
 from gtp_vision.agents import Agent
 from gtp_vision.agents.base import Metrics
+from gtp_vision.core.distributed import mean_over_processes
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseSource, NoiseTape
 from gtp_vision.core.tied import places_beside
 from gtp_vision.datasets.sources import BatchSource
 from gtp_vision.models.networks import followed
-from gtp_vision.training.guard import NONFINITE, apply_if_finite, is_nonfinite, optimizer_moments
+from gtp_vision.training.guard import (
+    NONFINITE,
+    apply_if_finite,
+    is_nonfinite,
+    optimizer_moments,
+    spread_nonfinite,
+)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -115,7 +122,8 @@ class StepFunction:
 
     Of several agents the first computes the losses; its own tensors are not read. `draws` is the noise that a step
     draws, `idle` the parameters that get no gradient and that Adam leaves alone, as in the eager engine; `awake` says
-    which of the optimizer's groups are trained in this stage, `clip` the largest gradient norm of these. Tensors,
+    which of the optimizer's groups are trained in this stage, `clip` the largest gradient norm of these. Of several
+    `processes` each has its share of the batch, and gradients are their means, by one reduction of all. Tensors,
     batches and noise have a first axis of seeds where `held` gives that of each tensor of `State.held`.
     """
 
@@ -131,10 +139,11 @@ class StepFunction:
         awake: Sequence[bool],
         clip: float | None,
         skips: bool = False,
+        processes: int = 1,
         held: Mapping[str, int | None] | None = None,
     ) -> None:
         self.agent, self.source, self.draws, self.clip, self.skips = agent, source, tuple(draws), clip, skips
-        self._step = step
+        self._step, self._processes = step, processes
         names = {parameter: name for name, parameter in agent.named_parameters()}
         own = ([names[parameter] for parameter in group["params"]] for group in optimizer.param_groups)
         self.groups = [[name for name in group if name not in idle] for group in own]
@@ -201,9 +210,13 @@ class StepFunction:
         def loss(parameters: Tensors) -> tuple[torch.Tensor, Metrics]:
             tensors, inputs = parameters | held, (batch, NoiseTape(self.draws, noise), self._step)
             tensors |= {name: tensors[first] for name, first in self._beside.items()}
-            return functional_call(self.agent, tensors, inputs, tie_weights=False)
+            value, metrics = functional_call(self.agent, tensors, inputs, tie_weights=False)
+            spreads = self.skips and self._processes > 1
+            return (spread_nonfinite(value) if spreads else value), metrics
 
         gradients, (_, metrics) = grad_and_value(loss, has_aux=True)(trained)
+        if self._processes > 1:
+            gradients = mean_over_processes(gradients)
         total = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum()
         metrics = metrics | {NONFINITE: is_nonfinite(metrics["loss"], total)}
         if self.clip is not None:  # as torch.nn.utils.clip_grad_norm_

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -27,10 +28,16 @@ def only_compiling(line: str) -> None:
     assert line.startswith(("compiling the step", "engine: compile, equal to eager", "engine: graph, equal to eager"))
 
 
-def engine_of(kind: str, config: Config, members: Sequence[Components], backend: str = "aot_eager") -> Engine:
+def engine_of(
+    kind: str,
+    config: Config,
+    members: Sequence[Components],
+    backend: Any = "aot_eager",
+    tell: Callable[[str], None] = only_compiling,
+) -> Engine:
     """Eager steps, steps as a function, or that function compiled by a backend."""
     if kind == "eager":
         return Eager(batch_source(members[0].sampler, CPU), config, members[0])
     source = batch_source_of_seeds([member.sampler for member in members], CPU)
     name = "eager" if kind == "function" else "compile"
-    return Functional(source, config, members, name, only_compiling, backend=backend)
+    return Functional(source, config, members, name, tell, backend=backend)

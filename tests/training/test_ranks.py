@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from engines_of import CPU, engine_of, members_of
 from small_runs import assert_close, assert_equal, lines, saved, small
 from stores import make_store
 from torch.profiler import ProfilerActivity, profile
@@ -27,8 +28,8 @@ from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sources import HostSource
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.evaluator import Evaluator, StoppedError, random_actor
+from gtp_vision.training import checkpoint, engines, trainer
 from gtp_vision.training import eager as updates
-from gtp_vision.training import trainer
 from gtp_vision.training.build import build
 from gtp_vision.training.ranks import accelerator_of, batch_shares, global_batch
 from gtp_vision.training.run import InterruptedRunError
@@ -47,15 +48,21 @@ ROW, LONGER = 17, [UNSEEN, "training.steps=12"]  # the row whose reward overflow
 STAGED = [UNSEEN, "agent.clone_steps=2", "agent.policy.alternate=true"]
 PIXELS = [UNSEEN, "encoder=impala_tiny", "encoder.features=8"]
 BAD = torch.tensor([-900.0, -700.0, -701.0, -702.0])  # advantages of which all weights would underflow
+# Settings and data of steps in every engine
+STEPPED: dict[str, tuple[list[str], dict[str, str]]] = {
+    "states": (["training.on_nonfinite=skip"], {}),
+    "frames": (["encoder=impala_tiny", "encoder.features=8"], {"agent": "gtp_ql", "data": "pixels.h5"}),
+}
 AGENTS = ["bdm", "qgpo", "fql", "idql", "rebrac"]  # besides gtp
 
 
-def train(
-    folder: Path, name: str, *overrides: str, agent: str = "gtp", data: str = "data.h5", resume: bool = False
-) -> dict[str, Any]:
-    paths = [f"task.dataset={folder / data}", f"run_dir={folder / name}"]
-    given = [*SMALL, *TINY, *small(agent), *paths, *overrides]
-    return trainer.train(from_command_line(given), resume=resume, progress=False)
+def overrides_of(folder: Path, name: str, agent: str = "gtp", data: str = "data.h5") -> list[str]:
+    return [*SMALL, *TINY, *small(agent), f"task.dataset={folder / data}", f"run_dir={folder / name}"]
+
+
+def train(folder: Path, name: str, *overrides: str, resume: bool = False, **data: str) -> dict[str, Any]:
+    config = from_command_line([*overrides_of(folder, name, **data), *overrides])
+    return trainer.train(config, resume=resume, progress=False)
 
 
 def communications(folder: Path) -> dict[str, int]:
@@ -71,6 +78,26 @@ def communications(folder: Path) -> dict[str, int]:
     found = {event.key: event.count for event in seen.key_averages() if event.key.startswith("c10d::")}
     size = sum(p.numel() * p.element_size() for group in parts.optimizer.param_groups for p in group["params"])
     return found | {"bytes": size}
+
+
+def stepped(folder: Path, kind: str, *overrides: str, backend: Any = "aot_eager", **data: str) -> Any:
+    """What three steps by an engine leave, its name after them, and what it told."""
+    told: list[str] = []
+    config = from_command_line([*overrides_of(folder, "none", **data), UNSEEN, *overrides])
+    members = members_of(config)
+    engine = engine_of(kind, config, members, backend, told.append)
+    where = members[0].accelerator
+    for step in range(3):
+        engine.step(step, engine.source.fetch(step, where.process_index, where.num_processes).to(CPU))
+    moved = checkpoint._optimizer_tensors(members[0].optimizer, members[0].agent)
+    return moved | dict(members[0].agent.named_parameters()), engine.name, told
+
+
+def cannot(graph: Any, inputs: Any) -> Any:
+    """A compiler's backend that fails in the second process."""
+    if torch.distributed.get_rank() == 1:
+        raise OSError("no space left on device")
+    return graph
 
 
 def evaluation(rank: int, world_size: int) -> tuple[str, list[int]]:
@@ -156,6 +183,16 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
         results["seeds"] = refused(folder, "training.seeds=2")
         results["odd"] = refused(folder, "agent.policy.alternate=true", "training.batch_size=6")
         results["communications"] = communications(folder)
+        train(folder, "compiled_2", UNSEEN, "training.engine=compile", agent="gtp_bc")
+        for name, (more, data) in STEPPED.items():
+            results[name] = [stepped(folder, kind, *more, **data)[0] for kind in ("eager", "function", "compile")]
+        results["unable"] = stepped(folder, "compile", backend=cannot)
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == 1:
+                patch.setenv("PATH", "")
+            results["apart"] = refused(folder, "training.engine=compile")
+            long = from_command_line([*overrides_of(folder, "none"), "training.engine=auto", "training.steps=20000"])
+            results["together"] = engines.check(long, build(long))
         for mode in ("stop", "skip", "rollback"):
             more = [*LONGER, f"training.on_nonfinite={mode}"]
             results[mode] = refused(folder, *more, name=f"{mode}_2", data="reward.h5")
@@ -184,6 +221,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for agent in AGENTS:
         train(folder, f"{agent}_1", UNSEEN, agent=agent)
     train(folder, "staged_1", *STAGED)
+    train(folder, "compiled_1", UNSEEN, agent="gtp_bc")
     train(folder, "pixels_1", *PIXELS, data="pixels.h5")
     for processes in (2, 3):
         with socket.socket() as probe:
@@ -197,7 +235,7 @@ def results_of(folder: Path, processes: int, key: str) -> list[Any]:
     return [torch.load(folder / f"{processes}_{rank}.pt", weights_only=False)[key] for rank in range(processes)]
 
 
-ALONE = {f"{name}_2": f"{name}_1" for name in (*AGENTS, "staged", "pixels", "whole")}
+ALONE = {f"{name}_2": f"{name}_1" for name in (*AGENTS, "staged", "pixels", "whole", "compiled")}
 
 
 @pytest.mark.parametrize("run", [*ALONE, "whole_3", "mixed", "per_process"])
@@ -216,8 +254,34 @@ def test_a_run_does_not_depend_on_the_number_of_processes(folder: Path, run: str
     prefixes = ("loss", "actor/", "critic/", "weight/", "gradient", *(["eval/"] if run == "whole_2" else []))
     extremes = ("critic/q_min", "critic/q_max")  # means over processes of the extreme of each
     keys = [key for key in one if key[1].startswith(prefixes) and key[1] not in (*extremes, "eval/seconds")]
-    assert len(keys) > 30
+    assert len(keys) > 20
     assert {key: other[key] for key in keys} == pytest.approx({key: one[key] for key in keys}, rel=2e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_every_engine_takes_the_step_of_one_process(folder: Path, name: str) -> None:
+    more, data = STEPPED[name]
+    alone, _, _ = stepped(folder, "eager", *more, **data)
+    for tensors in results_of(folder, 2, name):
+        for together in tensors:
+            for key, value in alone.items():
+                atol = 1e-4 * float(value.detach().abs().max()) + 1e-9
+                torch.testing.assert_close(together[key], value, rtol=2e-3, atol=atol, msg=key)
+
+
+def test_processes_use_one_engine_or_none(folder: Path) -> None:
+    eager, _, _ = stepped(folder, "eager")
+    first, second = results_of(folder, 2, "unable")
+    for moved, name, told in (first, second):
+        assert name == "eager"
+        assert "engine: eager, because training.engine=compile does not work here" in told[-1]
+        assert_close(moved, eager, rtol=2e-3, atol=1e-5)
+    assert "another process cannot compile it" in first[2][-1]
+    assert "no space left" in second[2][-1]
+    first, second = results_of(folder, 2, "apart")
+    assert first.startswith("training.engine=compile is compile in this process and another engine, or none, in others")
+    assert second.startswith("training.engine=compile needs a C++ compiler")
+    assert results_of(folder, 2, "together") == [("eager", "not every process can compile")] * 2
 
 
 def test_weights_keep_the_largest_of_all_processes(folder: Path) -> None:
