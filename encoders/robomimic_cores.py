@@ -43,6 +43,7 @@ class Core(Backbone):
                 feature_dimension=_FEATURES,
             )
         self.nets = core.nets  # the core itself references its layers twice, which cannot be saved
+        self.nets.to(next(self.nets.parameters()).device)  # its grid is NumPy's, which lies on the CPU also in plans
         probe(self.nets, input_shape, config.name)
         self.first_layers = ("0",)
         self.width = self.passes * _FEATURES

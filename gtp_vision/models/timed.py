@@ -66,7 +66,7 @@ class TimedPolicy(Policy):
 
     def _shared(self, x: torch.Tensor, times: tuple[Time, ...]) -> tuple[torch.Tensor, torch.Tensor]:
         """`_seen` for times that all rows of `x` share: no parameter changes it, so it is made once."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or type(x) is not torch.Tensor:  # tensors without numbers are not for keeping
             return self._seen(*(x.new_full((len(x),), float(time)) for time in times))
         key = (times, x.shape, x.device, x.dtype)
         if key not in self._kept:

@@ -47,6 +47,7 @@ from gtp_vision.training.run import InterruptedRunError, TrainingRun, pending_me
 from gtp_vision.training.run_lock import RunLock, clear_folder
 from gtp_vision.training.seeds import check_same_seeds, folders, seeds_of, summary
 from gtp_vision.training.segments import Segment, changed_by_segment, continued
+from gtp_vision.training.step_cost import step_cost
 from gtp_vision.training.tracking import Meters
 
 Log = Callable[[str], None]
@@ -262,6 +263,7 @@ def _prepare(
         check=check_environment if evaluates else None,
     )
     engines.check(config, first)  # before anything is written or removed
+    cost = step_cost(first)
     all_parts = [first, *(components_for_seed(first, other) for other in configs[1:])]
     accelerator = first.accelerator
     train_seconds, skips = 0.0, [set[int]() for _ in all_parts]
@@ -291,6 +293,7 @@ def _prepare(
     log(batch_shares(accelerator.num_processes, first.sampler.batch_size))
     log(first.where)
     log(model_summary.summary(first.agent, config))
+    log("" if cost is None else cost.sentence(accelerator.device))
     log(scaling.sentence(first.store))
     log(constant_dimensions(first.statistics))
     if verbose and not resume:

@@ -47,6 +47,13 @@ def test_stacks_become_vectors_of_the_stated_width(name: str) -> None:
 
 
 @EACH
+def test_plans_take_no_memory(name: str) -> None:
+    """Runs and artifacts make the networks so before they make them."""
+    with torch.device("meta"):
+        assert {x.device.type for x in made(name).state_dict().values()} == {"meta"}
+
+
+@EACH
 def test_blocks_contain_every_parameter_once_in_order_at_any_size(name: str) -> None:
     shape = (2, 3, 48, 80)
     backbone = made(name, shape)
