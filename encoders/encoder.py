@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from einops import pack, rearrange
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.transforms.v2 import functional as pixels
 
 from gtp_vision.core.errors import GtpVisionError, propose
@@ -158,7 +159,11 @@ class Encoder(nn.Module):
         images = self._preprocessed(name, self._checked(name, images))
         # Without the cache of cast weights, which would outlive a step that is transformed or captured.
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
-            return tower(images).float()
+            few = self.config.recompute
+            if few is None or not torch.is_grad_enabled():
+                return tower(images).float()
+            parts = [checkpoint(tower, part, use_reentrant=False) for part in images.split(few)]
+            return torch.cat(parts).float()
 
     def _preprocessed(self, name: str, images: torch.Tensor) -> torch.Tensor:
         """Frames (B, T, C, H, W), center-cropped unless they are already, and resized; distances as (B, T, 1, H, W)."""

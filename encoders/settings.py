@@ -76,6 +76,9 @@ class EncoderConfig:
     share: bool = setting(False, "one encoder for actor and critic instead of one each")
     gradient: str = setting("both", "whose losses train a shared encoder", choices=("both", "actor", "critic"))
     share_cameras: bool = setting(False, "one backbone for all cameras instead of one each")
+    recompute: int | None = setting(
+        None, "frames whose activations are held at a time; each part is computed again for its gradients", low=1
+    )
     cameras: dict[str, Any] = setting({}, "settings of each camera by its name: crop, size, depth")  # `CameraConfig`s
     fusion: str = setting(
         "concat",

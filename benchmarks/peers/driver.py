@@ -30,6 +30,7 @@ from typing import Any
 _PACKAGES = ("jax", "flax", "optax", "distrax", "ml_collections", "tensorflow_probability", "ogbench", "mujoco")
 _EVAL_SEED = 100_000  # episode e of seed s is reset with 100000 (1 + s) + e, as gtp_vision.training.evaluate does
 _ACTION_LIMIT = 1 - 1e-5  # to which all three repositories clip the data's actions
+_FEATURES, _ACTIONS = 29, 8  # of the noise whose steps are timed: AntMaze's, as in `gtp-vision bench step`
 _COMPILING = 2  # calls of each stage that JAX compiles, whose seconds are not those of training
 
 
@@ -107,9 +108,11 @@ def main(peer: Peer, description: str) -> None:
     add = parser.add_argument
     add("--checkout", type=Path, required=True, help=f"of github.com/{peer.repository} at {peer.commit[:7]}")
     add("--accept-checkout", action="store_true", help="also at another commit, or with changes; peer.json says so")
-    add("--data", type=Path, required=True, help="folder with NAME.npz and NAME-val.npz in OGBench's layout")
-    add("--env", required=True, help="single task of OGBench, e.g. cube-single-play-singletask-task2-v0")
-    add("--out", type=Path, required=True, help="folder of records, for `gtp-vision bench suite --peers`")
+    times = "--time" in sys.argv
+    add("--time", action="store_true", help="train nothing: answer each number of steps that is read with milliseconds")
+    add("--data", type=Path, required=not times, help="folder with NAME.npz and NAME-val.npz in OGBench's layout")
+    add("--env", required=not times, help="single task of OGBench, e.g. cube-single-play-singletask-task2-v0")
+    add("--out", type=Path, required=not times, help="folder of records, for `gtp-vision bench suite --peers`")
     add("--task", help="the suite's name of the task; default: --env without its version")
     add("--seed", type=int, default=0)
     add("--steps", type=count, default=100_000, help="gradient steps; default %(default)s")
@@ -126,7 +129,7 @@ def main(peer: Peer, description: str) -> None:
     peer.options(parser)
     options = parser.parse_args()
     try:
-        _run(peer, options)
+        (_time if times else _run)(peer, options)
     except PeerError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -223,16 +226,52 @@ def evaluate(peer: Peer, agent: Any, env: Any, options: argparse.Namespace) -> d
     return {"episodes": options.episodes} | numbers | {"seconds": time.perf_counter() - started}
 
 
-def _run(peer: Peer, options: argparse.Namespace) -> None:
+def _prepare(peer: Peer, options: argparse.Namespace) -> str:
+    """Make a checkout's modules importable, before JAX starts; returns its commit."""
     commit = check_checkout(peer, options.checkout, options.accept_checkout)
-    path = data_file(options.data, options.env)
     check_packages()
-    if options.threads == 1:  # before JAX starts
+    if options.threads == 1:
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
     os.environ.setdefault("NPROC", str(options.threads))
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.dont_write_bytecode = True  # the checkout stays as it is
     sys.path.insert(0, str(options.checkout.resolve()))
+    return commit
+
+
+def _time(peer: Peer, options: argparse.Namespace) -> None:
+    """Answer lines, each a number of steps, with the milliseconds of one step on noise; for `bench step --peer`."""
+    _prepare(peer, options)
+    import jax
+    import numpy as np
+    from utils.datasets import Dataset  # type: ignore[import-not-found]  # of the checkout
+
+    rng = np.random.default_rng(0)
+    observations, following = (rng.normal(size=(1000, _FEATURES)).astype(np.float32) for _ in range(2))
+    data = Dataset.create(
+        observations=observations,
+        next_observations=following,
+        actions=rng.uniform(-1, 1, (1000, _ACTIONS)).astype(np.float32),
+        rewards=rng.normal(size=1000).astype(np.float32),
+        terminals=np.zeros(1000, np.float32),
+        masks=np.ones(1000, np.float32),
+    )
+    agent, batch = peer.create(options, data, 0), peer.batch(data, options)
+    for _ in range(_COMPILING):
+        agent, _ = agent.update(batch)
+    jax.block_until_ready(agent)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        started = time.perf_counter()
+        for _ in range(int(line)):
+            agent, _ = agent.update(batch)
+        jax.block_until_ready(agent)
+        print((time.perf_counter() - started) / int(line) * 1e3, flush=True)
+
+
+def _run(peer: Peer, options: argparse.Namespace) -> None:
+    path = data_file(options.data, options.env)
+    commit = _prepare(peer, options)
     from utils.datasets import Dataset  # type: ignore[import-not-found]  # of the checkout
 
     env, arrays = load(options.env, path)

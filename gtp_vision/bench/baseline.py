@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gtp_vision.bench import official
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 
@@ -136,6 +137,14 @@ def table(results: Mapping[str, Any]) -> str:
     lines.append("agents, eager, ms: " + _join(results["agents"].items(), ".1f"))
     if "alternate" in results:  # not in earlier files
         lines.append("alternating the two losses over rows, over both: " + _join(results["alternate"].items(), ".2f"))
+    if "two_cameras" in results:
+        two = results["two_cameras"]
+        lines.append(
+            f"two cameras at 224x224, ResNet-18, batch 64: {two['step_ms'] / 1e3:.1f} s a step, of which "
+            f"{two['data_wait']:.1%} wait for data; {two['private_mb']:,.0f} MB private"
+        )
+    if "official_fql" in results:
+        lines.append(official.line(results["official_fql"]))
     lines.append(f"waiting for data: states {wait['state']:.1%}, frames {wait['pixels']:.1%} of the time")
     lines.append(
         f"floor: {floor['gflop']:.2f} Gflop at {floor['gflops']:.0f} Gflop/s and {floor['mbytes']:.1f} MB at "

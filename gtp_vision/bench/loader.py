@@ -222,11 +222,11 @@ def _measure_memory(path: Path, frames: int, batches: int) -> dict[str, float]:
     """The anonymous memory of a process that samples a large file."""
     _write_large(path, frames, sparse=True)
     store = open_store(path)
-    before = _anonymous_mb()
+    before = anonymous_mb()
     sampler = Sampler(store, _BATCH, seed=0, frame_stack=_STACK)
     for step in range(batches):
         sampler.frames(sampler.rows(step))
-    after = _anonymous_mb()
+    after = anonymous_mb()
     return {
         "private_mb": round(after, 1),
         "private_growth_mb": round(after - before, 1),
@@ -329,7 +329,7 @@ def _in_child(work: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(work, *arguments).result()
 
 
-def _anonymous_mb() -> float:
+def anonymous_mb() -> float:
     """Memory of this process that no file backs."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):

@@ -17,6 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from gtp_vision.agents.fast import FastPolicy
+from gtp_vision.bench import cameras
 from gtp_vision.bench.baseline import STEPS_K, ratios
 from gtp_vision.bench.recordings import write_noise
 from gtp_vision.config.compose import from_command_line
@@ -26,6 +27,7 @@ from gtp_vision.core.compile import has_compiler
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.random import RandomStream
 from gtp_vision.core.timing import Work, median_ms, seconds, synchronize
+from gtp_vision.core.worker_pool import WorkerPool
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.sources import batch_source_of_seeds
 from gtp_vision.training.build import Components, build, components_for_seed
@@ -67,6 +69,7 @@ def bench_step(*, rounds: int = 15, engines: Sequence[str] = (), progress: bool 
     * `alternate`: the same of two with `agent.policy.alternate`, over without.
     * `gap`: the largest relative difference from the eager engine: of losses of single runs and of seeds side by side,
       and of actions.
+    * `two_cameras`: training from two cameras with a ResNet-18, see `bench.cameras`.
     * `ratios`: what `compare` looks at; lower is better.
 
     Times are medians over interleaved rounds.
@@ -76,7 +79,9 @@ def bench_step(*, rounds: int = 15, engines: Sequence[str] = (), progress: bool 
         path = write_noise(Path(folder) / "data.h5", state=_FEATURES, actions=_ACTIONS)
         bench = _Bench(path, engines)
         ms = median_ms(bench.works, rounds, device=bench.device, label="timing", progress=progress)
-        return bench.results({key: round(value, 4) for key, value in ms.items()}, rounds)
+        results = bench.results({key: round(value, 4) for key, value in ms.items()}, rounds)
+    with WorkerPool(1) as pool:
+        return results | {"two_cameras": pool.submit(cameras.two_cameras, cameras.SIDE, cameras.OPTIONS).result()}
 
 
 class _Bench:

@@ -22,11 +22,14 @@ def _step_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", type=words, default=[], help="besides eager, with commas between; default: all")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="fail on ratios 15 %% worse than this baseline's")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write a baseline")
+    parser.add_argument("--peer", type=Path, metavar="CHECKOUT", help="of github.com/seohongpark/fql, to be timed, too")
+    parser.add_argument("--peer-python", type=Path, metavar="PYTHON", help="of an environment with its packages")
     parser.add_argument("--json", action="store_true")
 
 
 def _bench_step(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.bench import baseline
+    from gtp_vision.bench.official import official_fql
     from gtp_vision.bench.step import bench_step
 
     rounds, engines = arguments.rounds, arguments.engines
@@ -34,7 +37,11 @@ def _bench_step(arguments: argparse.Namespace, _: list[str]) -> int:
     stored = baseline.check_baseline(arguments.compare, engines) if arguments.compare else {}
     if arguments.save:
         baseline.check_writable(arguments.save)
+    if (arguments.peer is None) != (arguments.peer_python is None):
+        raise GtpVisionError("--peer and --peer-python go together: a checkout, and the Python that runs it")
     results = bench_step(rounds=rounds, engines=engines, progress=not arguments.json)
+    if arguments.peer is not None:
+        results["official_fql"] = official_fql(arguments.peer, arguments.peer_python, rounds=rounds)
     print(json.dumps(results) if arguments.json else baseline.table(results))
     if fault := baseline.disagreement(results):
         raise GtpVisionError(fault)

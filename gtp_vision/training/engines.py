@@ -258,6 +258,8 @@ def _best(config: Config, parts: Components) -> tuple[str, str]:
         return "eager", "the augmentation's strength changes with every step"
     if _counts(parts):
         return "eager", "batch normalisation moves its statistics while it computes"
+    if config.encoder.recompute is not None:
+        return "eager", "encoder.recompute computes activations again"
     if cuda and processes == 1:
         return "graph", ""
     if not cuda and not has_compiler():
@@ -276,6 +278,8 @@ def _faults(config: Config, parts: Components) -> Iterator[str]:
         yield "compiles a step again when it changes, and encoder.augmentation.warmup_steps changes every step"
     if _counts(parts):
         yield "makes a step a function, and encoder.batch_norm=train moves statistics while it computes"
+    if config.encoder.recompute is not None:
+        yield "makes a step a function, whose activations encoder.recompute cannot compute again"
     if name == "graph" and parts.accelerator.device.type != "cuda":
         yield f"captures a CUDA graph, and training runs on {parts.accelerator.device}"
     if name == "compile" and parts.accelerator.device.type == "cpu" and not has_compiler():

@@ -66,8 +66,8 @@ def step_cost(parts: Components) -> StepCost | None:
         fitting = fitting // 2 // each * each
     raise GtpVisionError(
         f"a step of {cost.rows} rows needs about {cost.bytes / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are "
-        f"free; set {f'training.batch_size={fitting}, or ' if fitting else ''}smaller frames (task.image_size) or "
-        f"encoder.tuning=frozen"
+        f"free; set {f'training.batch_size={fitting}, or ' if fitting else ''}encoder.recompute=16 (a third more "
+        f"time), smaller frames (task.image_size) or encoder.tuning=frozen"
     )
 
 

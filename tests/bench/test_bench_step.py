@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gtp_vision.bench import baseline
+from gtp_vision.bench import baseline, cameras
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
 
@@ -17,7 +17,10 @@ STORED = Path(__file__).parents[2] / "benchmarks" / "baseline.json"
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One round of the eager engine, as the command writes it."""
     path = tmp_path_factory.mktemp("bench") / "now.json"
-    assert main(["bench", "step", "--rounds", "1", "--engines", "eager", "--json", "--save", str(path)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cameras, "SIDE", 16)
+        patch.setattr(cameras, "OPTIONS", ("agent=gtp_bc", "encoder=impala_tiny", "encoder.recompute=16"))
+        assert main(["bench", "step", "--rounds", "1", "--engines", "eager", "--json", "--save", str(path)]) == 0
     return json.loads(path.read_text())
 
 
@@ -40,6 +43,10 @@ def test_every_number_is_there_and_ratios_are_those_of_the_times(results: dict[s
     assert floor["fraction"] == pytest.approx(floor["floor_ms"] / step_ms, rel=0.01, abs=1e-3)
     product = math.prod(results["ratios"][f"{agent} over the mean agent"] for agent in results["agents"])
     assert product == pytest.approx(1, rel=1e-2)
+    two = results["two_cameras"]
+    assert two["step_ms"] > 0
+    assert 0 <= two["data_wait"] <= 1
+    assert 100 < two["private_mb"] < 2000
     assert "4 seeds over one" in baseline.table(results)
 
 

@@ -186,6 +186,7 @@ def test_the_engine_is_chosen_with_a_reason(pixels: Path, monkeypatch: pytest.Mo
         (["training.engine=graph"], r"training\.engine=graph captures a CUDA graph, and training runs on cpu"),
         ([*WARM, "training.engine=compile"], r"warmup_steps.*; set training\.engine=auto"),
         ([*BATCH_NORM, "training.engine=compile"], r"batch_norm=train.*; set training\.engine=auto"),
+        ([*PIXELS, "encoder.recompute=2", "training.engine=compile"], r"recompute.*; set training\.engine=auto"),
         (["training.engine=compile"], r"needs a C\+\+ compiler"),
     ],
 )

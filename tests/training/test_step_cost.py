@@ -61,6 +61,18 @@ def test_a_step_that_does_not_fit_is_refused_with_a_batch_that_does(
     assert step_cost(parts_of(pixels, f"training.batch_size={fitting}"))
 
 
+def test_activations_that_are_computed_again_take_no_memory(pixels: Path) -> None:
+    """The same losses and gradients, for less."""
+    whole, again = (parts_of(pixels, "training.batch_size=12", *more) for more in ([], ["encoder.recompute=5"]))
+    for parts in (whole, again):
+        parts.agent(parts.batch(0), parts.stream(0), 0)[0].backward()
+    for (name, one), other in zip(whole.agent.named_parameters(), again.agent.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-4, atol=1e-6, msg=name)
+    assert kept_bytes(again) < kept_bytes(whole)
+    costs_of_both = [step_cost(parts) for parts in (again, whole)]
+    assert costs_of_both[0].bytes < costs_of_both[1].bytes  # type: ignore[union-attr]
+
+
 def test_the_cost_is_told_where_it_is_large(pixels: Path) -> None:
     cost: Any = step_cost(parts_of(pixels))
     cpu = torch.device("cpu")
