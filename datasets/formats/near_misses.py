@@ -51,6 +51,7 @@ _DM_ENV = (
     "they are then moved up by one row when they are read"
 )
 _EPISODE = re.compile("(demo|episode|ep|traj|trajectory)_?[0-9]+")
+_SNAPSHOTS = "snapshots"  # beside blobs, without names, and refs
 _MAX_MEMBERS = 2000  # of a folder and its folders that are examined
 _LEVELS = 3  # the depth at which Minari's root holds data sets
 _MAX_NAMES = 6
@@ -200,20 +201,21 @@ def _members(file: h5py.File, name: str, path: Path) -> set[str]:
 def _data_sets(
     folder: Path, is_data_set: Callable[[Path], bool], levels: int, counted: Iterator[int]
 ) -> Iterator[Path]:
-    """Yield the data sets in a folder, by name."""
+    """Yield the data sets in a folder, by name; of a repository in the cache of the Hugging Face hub, its snapshots."""
     try:
         members = sorted(itertools.islice(os.scandir(folder), _MAX_MEMBERS), key=lambda member: member.name)
     except OSError:
         return
+    is_hub = any(member.name == _SNAPSHOTS for member in members)
     for member in members:
         sandbox.heartbeat()
         if next(counted) >= _MAX_MEMBERS:
             return
-        if is_clutter(member.name):
+        if is_clutter(member.name) or (is_hub and member.name != _SNAPSHOTS):
             continue
         inside = Path(member.path)
         is_folder = member.is_dir(follow_symlinks=False)
         if (is_folder or member.is_file()) and is_data_set(inside):
             yield inside
         elif is_folder and levels > 1:
-            yield from _data_sets(inside, is_data_set, levels - 1, counted)
+            yield from _data_sets(inside, is_data_set, levels - (not is_hub and folder.name != _SNAPSHOTS), counted)

@@ -27,12 +27,13 @@ _BUFFER = 1 << 20  # bytes of a column that are read together
 def inside(folder: Path, name: str) -> Path:
     """Return the path of a file below a folder; it must exist and not lead elsewhere (`..`, a root, a link).
 
-    Links of a snapshot in the cache of the Hugging Face hub (.../snapshots/REVISION) into its .../blobs are followed.
+    Links of a snapshot in the cache of the Hugging Face hub (.../snapshots/REVISION) into its .../blobs are followed,
+    also if the folder is one of several in it.
     """
     path = folder / name
     try:
         real, file = folder.resolve(), path.resolve()
-        homes = [real, real.parents[1] / "blobs"] if real.parent.name == "snapshots" else [real]
+        homes = [real, *(parent.parent / "blobs" for parent in real.parents if parent.name == "snapshots")]
         if not any(file.is_relative_to(home) for home in homes):
             raise GtpVisionError(
                 f"{folder}: '{name}' leads out of the folder; copy the folder with what its links lead to (cp -rL)"

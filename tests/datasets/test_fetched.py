@@ -29,6 +29,23 @@ def test_a_snapshot_in_the_cache_of_the_hub_is_read_by_its_links(copied: Copied,
         refused(folder, "leads out of the folder")
 
 
+@pytest.mark.parametrize("below", ["", "deep"])
+@pytest.mark.parametrize(
+    "sample", ["robomimic", "d4rl_npz", "lerobot", "minari", "aloha", "dm_env_npz", "zarr", "rlds"]
+)
+def test_every_format_is_read_from_the_cache_of_the_hub(
+    samples: dict[str, Path], tmp_path: Path, sample: str, below: str
+) -> None:
+    """Also one of several data sets of a repository; a folder above it leads to it, and not to its blobs."""
+    repository, source = tmp_path / "hub" / "datasets--me--toy", samples[sample]
+    path = repository / "snapshots" / "4d7a" / below / source.name
+    path.parent.mkdir(parents=True)
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, path)
+    as_links(repository / "snapshots" / "4d7a", repository / "blobs")
+    assert_same(open_here(path), open_here(source))
+    refused(tmp_path / "hub", f"it holds one data set; name {path}")
+
+
 @pytest.mark.parametrize("member", ["", MAIN, INFO, DATA.format(1), VIDEO.format(FRONT, 0)])
 def test_pointers_of_git_lfs_are_named(copied: Copied, member: str) -> None:
     """What a clone without Git LFS holds; the sentence names the command and where to run it."""
