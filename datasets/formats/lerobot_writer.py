@@ -4,10 +4,10 @@ Rows map one to one, but those that hold nothing but the observation after the l
 policies would learn their action 0. `action` is in the robot's units (`action_low`, `action_high`), the observations,
 `next.reward`, `next.done` (terminals) and `next.truncated` (timeouts) are exact; `next.success` is written if it is
 known of every episode, true in the last row of those that succeeded; what LeRobot cannot hold is in
-meta/gtp_vision.json. The rate is the attribute `fps`, else robomimic's `control_freq`, else 10. Cameras are H.264 video
-(x264, quality 18), which is not exact: of 255, the absolute error on the demo data set's 64x64 frames is 2.0 in the
-mean and 105 at most, at edges between colors, because four pixels share one color; it is less for larger, smoother
-images and more for noise.
+meta/gtp_vision.json. The rate is the attribute `fps`, else that of the simulator in `env_args`, else 10. Cameras are
+H.264 video (x264, quality 18), which is not exact: of 255, the absolute error on the demo data set's 64x64 frames is
+2.0 in the mean and 105 at most, at edges between colors, because four pixels share one color; it is less for larger,
+smoother images and more for noise.
 """
 
 from __future__ import annotations
@@ -176,13 +176,26 @@ def notes(store: Store) -> list[str]:
 
 def _fps(store: Store) -> tuple[float, bool]:
     """Return the rate, and whether the data set says it."""
-    env_args = store.attributes.get("env_args")
-    settings = env_args.get("env_kwargs") if isinstance(env_args, dict) else None
-    known = settings.get("control_freq") if isinstance(settings, dict) else None
+    known = _control_rate(store.attributes.get("env_args"))
     fps = store.attributes.get("fps", _FPS if known is None else known)
     if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 1e5:
         raise GtpVisionError(f"the attribute 'fps' is {str(fps)[:80]!r}; set it to the number of frames per second")
     return fps, known is not None or "fps" in store.attributes
+
+
+def _control_rate(env_args: Any) -> Any:
+    """Return the rate in settings of robosuite, ManiSkill or Isaac Lab; None if they do not say it."""
+
+    def inside(settings: Any, *keys: str) -> Any:
+        for key in keys:
+            settings = settings.get(key) if isinstance(settings, dict) else None
+        return settings
+
+    step, steps = inside(env_args, "sim_args", "dt"), inside(env_args, "sim_args", "decimation")
+    if isinstance(step, float) and isinstance(steps, int) and step * steps > 0:
+        return round(1 / (step * steps), 6)
+    rate = inside(env_args, "env_kwargs", "control_freq")
+    return rate if rate is not None else inside(env_args, "env_kwargs", "sim_config", "control_freq")
 
 
 def _tasks(store: Store) -> tuple[list[str], list[int]]:
