@@ -294,8 +294,8 @@ def _left_out(store: Store) -> Iterator[str]:
     if isinstance(names, list) and names:
         listed = ", ".join(str(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")
         yield (
-            f"not read, because they are text, sound or images not of uint8: {listed}; write images as uint8, and "
-            f"other numbers as float32"
+            f"not read: {listed}, which are text, sound, images not of uint8, or numbers that may not be states; write "
+            f"images as uint8, and name LeRobot's numbers in task.features (--features NAME=NAME_IN_FILE)"
         )
 
 

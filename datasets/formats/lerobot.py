@@ -324,7 +324,7 @@ def _of_videos(name: str, feature: Feature, pairing: lerobot_times.Pairing, star
                                 f"{decoded.advice}"
                             )
                         number, frame = number + 1, following
-                        if feature.depth is not None:
+                        if feature.depth is not None and len(feature.depth):
                             codes = depth.millimeters(frame) >> (16 - DEPTH_BITS)
                             frame = depth.to_bytes(feature.depth[codes])
                     yield frame

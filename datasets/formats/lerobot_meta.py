@@ -18,6 +18,7 @@ from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import data_files
 from gtp_vision.core.safe_json import read_json, read_json_lines
+from gtp_vision.core.success import KEYS
 from gtp_vision.datasets import depth, names
 from gtp_vision.datasets.formats import tables, video
 
@@ -30,6 +31,8 @@ DEPTH_BITS = 12  # of a depth video
 _DEPTH = {"depth_min": 0.01, "depth_max": 10.0, "shift": 3.5, "use_log": True}  # LeRobot's defaults, in meters
 ROWS = 4096  # of a table that are read together
 _OWN = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # LeRobot's own columns
+_OF_ACTIONS = re.compile("actions?|rewards?|terminals?|timeouts?|dones?|(is_)?(success|done|terminal|first|last)")
+_CAMERAS = ("image", "video")
 _MAX_SIDE = 1 << 15  # of an image, in pixels
 _MAX_ROWS = 1 << 40  # of a data set, so that sums stay exact
 
@@ -42,8 +45,8 @@ class Feature:
         key: its name there.
         kind: `image`, `video` or `state`.
         shape: of a row.
-        depth: millimeters of each code of a depth video, uint16 (4096,), or an empty array of other depth; None: no
-            depth.
+        depth: millimeters of each code of a depth video, uint16 (4096,); an empty array of other depth, which is
+            millimeters; None: no depth.
     """
 
     key: str
@@ -94,8 +97,9 @@ def read_info(path: Path) -> dict[str, Any]:
 def read_features(info: dict[str, Any], path: Path) -> tuple[dict[str, Feature], list[str]]:
     """Return observations and `action` by their names in the store, and the keys of observations left out.
 
-    openpi's converters write `actions`, and states without `observation.` before their names. Features that the user
-    chose are read, too. Left out are text and sound.
+    openpi's converters write `actions`, and states without `observation.` before their names: these are read if there
+    is no `action`, or no other state. Features that the user chose are read, too. Left out are text, sound, and other
+    numbers.
     """
     features = info["features"]
     roles = {name: member for name, member in names.chosen().items() if name in names.ROLES}
@@ -103,14 +107,18 @@ def read_features(info: dict[str, Any], path: Path) -> tuple[dict[str, Feature],
         raise names.missing(name, path / INFO, features)
     chosen = set(names.chosen().values()) - set(roles.values())
     is_openpi = "action" not in features and "actions" in features
+    kinds = {key: entry.get("dtype") if isinstance(entry, dict) else None for key, entry in features.items()}
+    is_plain = is_openpi or not any(key.startswith(STATE) and kind not in _CAMERAS for key, kind in kinds.items())
     action = roles.get("action", roles.get("actions", "actions" if is_openpi else "action"))
     found: dict[str, Feature] = {}
     left_out = []
     for key, entry in features.items():
-        kind = entry.get("dtype") if isinstance(entry, dict) else None
-        is_camera = kind in ("image", "video")
-        is_state = key.startswith(STATE) or (is_openpi and not _is_own(key) and key not in ("actions", *roles.values()))
+        kind = kinds[key]
+        is_camera = kind in _CAMERAS
+        is_other = not _is_own(key) and key not in roles.values()
+        is_state = key.startswith(STATE) or (is_plain and is_other and not _OF_ACTIONS.fullmatch(key))
         if not (is_camera or is_state or key in chosen or key == action):
+            left_out += [key] if is_other and key not in KEYS else []
             continue
         if not isinstance(kind, str):
             raise GtpVisionError(f"{path / INFO}: the feature '{key}' has no dtype; copy the data set again")
@@ -150,10 +158,16 @@ def _depth(key: str, entry: dict[str, Any], path: Path) -> np.ndarray | None:
     """Return `Feature.depth` of a camera; LeRobot describes it in `info`, some names of which once had a prefix."""
     parts = [entry.get(name) for name in ("video_info", "info")]
     said = {name.removeprefix("video."): x for part in parts if isinstance(part, dict) for name, x in part.items()}
-    if said.get("is_depth_map") is not True:
+    if said.get("is_depth_map") is not True or 3 in entry["shape"]:  # a picture of distances
         return None
-    if entry["dtype"] == "image":
+    pixels = str(said.get("pix_fmt", ""))
+    if entry["dtype"] == "image" or "16" in pixels:
         return np.empty(0, np.uint16)
+    if pixels and str(DEPTH_BITS) not in pixels:
+        raise GtpVisionError(
+            f"{path / INFO}: the pixels of the depth video '{key}' are {pixels[:20]!a}, wanted {DEPTH_BITS} bits, as "
+            f"LeRobot has them, or 16, millimeters; set is_depth_map to false to read it as a gray camera"
+        )
     near, far, shift, is_log = (said.get(name, default) for name, default in _DEPTH.items())
     if not all(isinstance(x, int | float) and -1e3 < x < 1e3 for x in (near, far, shift)) or not 0 <= near < far:
         raise GtpVisionError(f"{path / INFO}: depth_min, depth_max and shift of '{key}' are {near}, {far} and {shift}")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from refusals import put
-from samples import DATA, EPISODES, INFO, Copied, encoded, lerobot_contents
+from samples import DATA, EPISODES, INFO, MAIN, Copied, encoded, lerobot_contents
 
 from gtp_vision.cli.main import main
 from gtp_vision.config.compose import from_command_line
@@ -27,22 +27,20 @@ def opened(path: Path, **features: str) -> Store:
     return to_store(formats._layout(path, None, features), path)
 
 
-def openpi(root: Path, **others: Any) -> dict[str, np.ndarray]:
-    """Two episodes of three frames with the features of openpi's LIBERO converter; returns the numbers."""
-    columns = {
-        "state": np.arange(48, dtype=np.float32).reshape(6, 8),
-        "actions": np.linspace(-1, 1, 42, dtype=np.float32).reshape(6, 7),
+def lerobot_set(root: Path, columns: dict[str, np.ndarray], cameras: dict[str, int]) -> dict[str, np.ndarray]:
+    """Two episodes of three frames; the frames of a camera are as bright as its number plus the row."""
+    columns = columns | {
         "timestamp": np.tile(np.arange(3), 2).astype(np.float32) / 10,
         "frame_index": np.tile(np.arange(3), 2),
         "episode_index": np.repeat([0, 1], 3),
         "index": np.arange(6),
         "task_index": np.zeros(6, np.int64),
-    } | others
+    }
     features: dict[str, Any] = {
         key: {"dtype": str(x.dtype), "shape": list(x.shape[1:] or [1])} for key, x in columns.items()
     }
-    table = {key: pa.array(list(column)) for key, column in columns.items()}
-    for first, name in ((0, "image"), (100, "wrist_image")):
+    table = {key: pa.array(column.tolist()) for key, column in columns.items()}
+    for name, first in cameras.items():
         features[name] = {"dtype": "image", "shape": [8, 9, 3], "names": ["height", "width", "channel"]}
         pixels = [encoded(np.full((8, 9, 3), first + row, np.uint8)) for row in range(6)]
         table[name] = pa.array([{"bytes": image, "path": "x"} for image in pixels])
@@ -60,6 +58,15 @@ def openpi(root: Path, **others: Any) -> dict[str, np.ndarray]:
     return columns
 
 
+def openpi(root: Path, **others: Any) -> dict[str, np.ndarray]:
+    """A set with the features of openpi's LIBERO converter; returns the numbers."""
+    columns = {
+        "state": np.arange(48, dtype=np.float32).reshape(6, 8),
+        "actions": np.linspace(-1, 1, 42, dtype=np.float32).reshape(6, 7),
+    }
+    return lerobot_set(root, columns | others, {"image": 0, "wrist_image": 100})
+
+
 def test_openpis_names_are_known(tmp_path: Path) -> None:
     columns = openpi(tmp_path / "libero")
     store = opened(tmp_path / "libero")
@@ -68,6 +75,57 @@ def test_openpis_names_are_known(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.actions, columns["actions"])
     for first, name in ((0, "image"), (100, "wrist_image")):
         assert np.asarray(store.observations[name])[:, 4, 4, 1].tolist() == [first + row for row in range(6)]
+
+
+def numbers(*shape: int, dtype: type = np.float32) -> np.ndarray:
+    return (np.arange(6 * np.prod(shape, dtype=int)).reshape(6, *shape) % 97).astype(dtype)
+
+
+FLAG, STATE, ACTION = numbers(dtype=bool), numbers(8), numbers(7)
+RECORDERS: dict[str, tuple[dict[str, np.ndarray], tuple[str, ...], dict[str, str], list[str]]] = {
+    "LIBERO": ({"state": STATE, "actions": ACTION}, ("image", "wrist_image"), {"state": "state"}, []),
+    "DROID": (
+        {"joint_position": numbers(7), "gripper_position": numbers(1), "actions": STATE},
+        ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left"),
+        {"joint_position": "joint_position", "gripper_position": "gripper_position"}, []),
+    "UR5": ({"joints": numbers(6), "gripper": numbers(), "actions": ACTION}, ("base_rgb", "wrist_rgb"),
+            {"joints": "joints", "gripper": "gripper"}, []),
+    "LeRobot": ({"observation.state": STATE, "action": ACTION}, ("observation.images.top",),
+                {"state": "observation.state"}, []),
+    "action": ({"state": STATE, "action": ACTION}, ("image",), {"state": "state"}, []),
+    "a camera of LeRobot's name": ({"state": STATE, "action": ACTION}, ("observation.image",), {"state": "state"}, []),
+    "states of both names": ({"observation.state": STATE, "extra": numbers(2), "actions": ACTION}, (),
+                             {"state": "observation.state", "extra": "extra"}, []),
+    "a number beside states": ({"observation.state": STATE, "env": numbers(2), "action": ACTION}, (),
+                               {"state": "observation.state"}, ["env"]),
+    "rewards and flags": (
+        {"state": STATE, "actions": ACTION, "reward": numbers(), "done": FLAG, "is_terminal": FLAG, "is_first": FLAG},
+        (), {"state": "state"}, ["done", "is_first", "is_terminal", "reward"]),
+    "a mark of success": ({"state": STATE, "actions": ACTION, "success": FLAG}, (), {"state": "state"}, []),
+    "two actions": ({"observation.state": STATE, "action": ACTION, "actions": numbers(2)}, (),
+                    {"state": "observation.state"}, ["actions"]),
+    "other numbers": ({"state": numbers(3, dtype=np.float64), "pose": numbers(4, 4), "mode": numbers(dtype=np.int64),
+                       "actions": ACTION}, (), {"state": "state", "pose": "pose", "mode": "mode"}, []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("columns", "cameras", "states", "left_out"), RECORDERS.values(), ids=RECORDERS)
+def test_names_of_other_recorders(
+    tmp_path: Path, columns: dict[str, np.ndarray], cameras: tuple[str, ...], states: dict[str, str], left_out: list
+) -> None:
+    lerobot_set(tmp_path / "set", columns, {name: 50 * n for n, name in enumerate(cameras)})
+    store = opened(tmp_path / "set")
+    shown = {name.rpartition(".")[2]: 50 * n for n, name in enumerate(cameras)}
+    assert store.observations.keys() == states.keys() | shown.keys()
+    for name, key in states.items():
+        np.testing.assert_array_equal(store.observations[name], np.float32(columns[key]).reshape(6, -1))
+    for name, first in shown.items():
+        assert np.asarray(store.observations[name])[:, 4, 4, 1].tolist() == [first + row for row in range(6)]
+    np.testing.assert_array_equal(store.actions, columns.get("action", columns.get("actions")))
+    assert sorted(store.attributes.get("left_out", [])) == left_out
+    assert ("episode_success" in store.attributes) == ("success" in columns)
+    for name in left_out:
+        assert name.upper() in opened(tmp_path / "set", **{name.upper(): name}).observations
 
 
 def test_features_of_lerobot_are_chosen(tmp_path: Path) -> None:
@@ -119,6 +177,17 @@ def test_another_action_of_robomimic(copied: Copied) -> None:
     assert opened(path).action_dim == 7
     assert "eye" in store.observations
     assert "agentview_image" not in store.observations
+
+
+def test_another_name_of_minaris_observations(copied: Copied) -> None:
+    before = opened(copied("minari"))
+    path = copied("minari")
+    with h5py.File(path / MAIN, "r+") as file:
+        for episode in file.values():
+            episode.move("observations", "seen")
+            episode["observations"] = 0 * episode["seen"][:]
+    np.testing.assert_array_equal(opened(path, observations="seen").observations["state"], before.observations["state"])
+    assert not np.asarray(opened(path).observations["state"]).any()
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ ROWS: list[tuple[dict[str, Any], Change | None, tuple[str, ...]]] = [
     (DRAWN, scene(texture=60), ()),  # a camera that moves over gravel
     (DRAWN, scene(texture=60, moves=False), ("is the same as in the next frame in 73 of 73",)),
     (GOOD, same_camera, ("observations/wrist has the same images as observations/front",)),
-    (GOOD, attributes(left_out=["depth", "words"]), ("not read", "images not of uint8: depth, words;")),
+    (GOOD, attributes(left_out=["depth", "words"]), ("not read: depth, words, which are", "write images as uint8")),
     (GOOD, attributes(left_out="anything"), ()),
     (GOOD, attributes(time_stamps=["a.mp4: some do not fit"]), ("a.mp4: some do not fit",)),
     *((GOOD, lambda store, name=name, seconds=seconds: store.observations.update({name: seconds[:, None]}), words)
