@@ -17,20 +17,25 @@ BYTES = 2
 
 
 def is_depth(name: str, shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    """Whether images of a shape and dtype are distances: those of 16 bits or of floats that are called so."""
+    """Whether images of a shape and dtype are distances: 16 bits, signed ones too, or floats that are called so.
+
+    `name` begins with those of its groups; segments of a depth camera are not distances.
+    """
     is_plane = len(shape) == 2 or (len(shape) == 3 and 1 in (shape[0], shape[2]))
-    return is_plane and "depth" in name.lower() and (dtype == np.uint16 or dtype.kind == "f")
+    is_called = "depth" in name.lower() and "segment" not in name.lower()
+    return is_plane and is_called and (dtype in (np.uint16, np.int16) or dtype.kind == "f")
 
 
 def to_bytes(distances: np.ndarray) -> np.ndarray:
-    """Convert distances (..., H, W), (..., H, W, 1) or (..., 1, H, W) to uint8 (..., H, W, 2), see the module.
+    """Convert distances (..., H, W) to uint8 (..., H, W, 2), see the module.
 
-    Integers are millimeters and floats meters, as LeRobot and robomimic have them; floats are rounded to millimeters,
-    and those that are not finite are 0.
+    Integers are millimeters and floats meters, as LeRobot and robomimic have them; floats are rounded to millimeters.
+    What is not finite or below 0 becomes 0.
     """
     if distances.dtype.kind == "f":
-        finite = np.nan_to_num(1000 * distances.astype(np.float64), nan=0, posinf=0, neginf=0)
-        distances = np.clip(np.rint(finite), 0, np.iinfo(np.uint16).max)
+        distances = np.rint(np.nan_to_num(1000 * distances.astype(np.float64), nan=0, posinf=0, neginf=0))
+    if distances.dtype != np.uint16:
+        distances = np.clip(distances, 0, np.iinfo(np.uint16).max)
     return distances.astype(">u2")[..., None].view(np.uint8)
 
 

@@ -39,7 +39,7 @@ from gtp_vision.datasets.store import Store
 
 Layout = dict[str, Any]
 
-_VERSION = "5"  # of the cache's entries: raise it when a reader's result changes
+_VERSION = "6"  # of the cache's entries: raise it when a reader's result changes
 COPY_BYTES = 1 << 25  # frames are copied in ranges of about 32 MB, so that memory stays bounded
 PROGRESS_BYTES = 1 << 28  # a progress bar is shown for more
 _MIN_MAPPED = 1 << 16  # mean bytes of a piece below which one copy is cheaper than gathering from many places

@@ -1,7 +1,8 @@
 """ALOHA's and ACT's recordings: a folder with an HDF5 file for each episode, or one such file.
 
     /observations/{qpos,qvel,effort}    (T, D), before each action
-    /observations/images/<camera>       uint8 (T, H, W, 3), or (T, L): JPEG files padded to one length
+    /observations/images/<camera>       uint8 (T, H, W, 3), or JPEG files padded to one length: (T, L), or text (T,)
+    /observations/images_depth/<camera> uint16 (T, H, W) of millimeters
     /action                             (T, A), of both arms
     /base_action                        (T, 2): of a mobile base, appended to `action` as ACT's own loader does
     attributes sim, compress; /compress_len, the length of each JPEG file, is not needed
@@ -122,8 +123,8 @@ def _again(name: str, path: Path, count: int, file: h5py.File) -> Piece | None:
 
 
 def _camera(images: h5py.Group, name: str, path: Path, count: int) -> Piece | None:
-    data = hdf5.array(images, name, path, kinds=episodes.NUMBERS + "O", rows=count)
-    if count and (data.dtype.kind == "O" or jpeg.is_encoded(data)):
+    data = hdf5.array(images, name, path, kinds=episodes.NUMBERS + "SO", rows=count)
+    if count and (data.dtype.kind in "SO" or jpeg.is_encoded(data)):
         colors = jpeg.piece(data, images, path)
         return replace(colors, read=lambda start, stop: colors.read(start, stop)[..., ::-1])
     return episodes.observation(images, name, path, count)

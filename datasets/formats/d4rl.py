@@ -247,7 +247,7 @@ def _check_rows(file: h5py.File, actions: np.ndarray, path: Path) -> None:
     for name, first in (("step_type", 0), ("is_first", 1)):
         if name in names:
             is_first = episodes.column(file, name, path, len(actions)) == first
-            if is_first.any() and actions.any() and not actions[is_first].any():
+            if is_first.any() and actions.any() and episodes.hold_nothing(actions[is_first]):
                 raise GtpVisionError(f"{path}: {near_misses.other_rows(names)}")
 
 

@@ -4,9 +4,10 @@
     V-D4RL and DreamerV2    an npz for each episode: image (T, H, W, C), action, reward, is_first, is_terminal
     DrQ-v2, URLB, ExORL     an npz for each episode: observation, action, reward, discount, maybe physics
 
-One file, or a folder of them in the order of their names. The first row of an episode holds no action but zeros: row t
-of the store has the observation of row t with action, reward and end of row t + 1, as V-D4RL's own buffer pairs
-them. The last row is the final observation, a timeout. The MDP ended where the discount is 0, or by `is_terminal`.
+One file, or a folder of them in the order of their names. The first row of an episode holds no action but zeros or
+NaN (dm_env has None there): row t of the store has the observation of row t with action, reward and end of row t + 1,
+as V-D4RL's own buffer pairs them. The last row is the final observation, a timeout. The MDP ended where the discount is
+0, or by `is_terminal`.
 
 Rows with `is_first` may also be RLDS's or DreamerV3's, where the action of a row is taken in it. They differ in the
 first rows, whose actions are all 0 only here, and the last ones, whose actions are all 0 only there; a file that fits
@@ -154,10 +155,10 @@ def _is_first(file: _File, rows: int) -> np.ndarray:
 
 def _shifted(file: _File, action: np.ndarray, is_first: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return actions, rewards, terminals and last rows, with what led to the next row in each."""
-    last = np.append(is_first[1:], True)
-    if "is_first" in file.names and (action[is_first].any() or not action[last].any()):
+    last, has_dummies = np.append(is_first[1:], True), episodes.hold_nothing(action[is_first])
+    if "is_first" in file.names and (not has_dummies or not action[last].any()):
         raise GtpVisionError(f"{file.path}: {near_misses.RLDS}")
-    if action[is_first].any() or "next_step_type" in file.names:
+    if not has_dummies or "next_step_type" in file.names:
         raise GtpVisionError(
             f"{file.path}: the first rows of its episodes hold actions, so that the action of a row is taken in it, "
             f"which dm_env's are not; rename 'observation' to 'observations', 'action' to 'actions' and 'reward' to "

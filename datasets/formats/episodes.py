@@ -166,6 +166,11 @@ def to_float32(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32)
 
 
+def hold_nothing(actions: np.ndarray) -> bool:
+    """Whether rows hold dummies instead of actions: zeros, or NaN."""
+    return not np.nan_to_num(actions).any()
+
+
 def observation(parent: h5py.Group, name: str, path: Path, count: int) -> Piece | None:
     """Return one observation of one episode as the store needs it; None for an image that is not of bytes.
 
@@ -182,8 +187,8 @@ def observations(
 ) -> dict[str, Piece | None]:
     """Return the observations of one episode in a group and in the groups in it; see `observation`.
 
-    Names in groups are joined by `_`. What is below the names `unread` is None. `joined` and `level` are the name and
-    the depth of `parent`.
+    Names in groups are joined by `_`. Text, and what is below the names `unread`, is None. `joined` and `level` are the
+    name and the depth of `parent`.
     """
     found: dict[str, Piece | None] = {}
     for member in member_names(parent, path):
@@ -194,12 +199,11 @@ def observations(
             raise GtpVisionError(f"{path}: '{node.name.lstrip('/')[:80]}' is nested too deeply; flatten its groups")
         if isinstance(node, h5py.Group):
             inside = observations(node, path, count, unread=unread, joined=name, level=level + 1)
-        elif node is None:
+        elif node is None or node.dtype.kind not in NUMBERS:
             inside = {name: None}
         else:
-            inside = {
-                name: _observation(hdf5.checked_array(node, path, kinds=NUMBERS, rows=count), parent, member, path)
-            }
+            data = hdf5.checked_array(node, path, kinds=NUMBERS, rows=count)
+            inside = {name: _observation(data, parent, name, path)}
         if twice := found.keys() & inside.keys():
             raise GtpVisionError(f"{path}: two observations get the joined name '{min(twice)}'; rename one")
         found |= inside
@@ -210,11 +214,12 @@ def observations(
 
 
 def _observation(data: h5py.Dataset, parent: h5py.Group, name: str, path: Path) -> Piece | None:
+    full_name = data.name
     if not all(data.shape):
-        raise GtpVisionError(f"{path}: '{data.name.lstrip('/')}' has shape {data.shape}: its rows are empty")
+        raise GtpVisionError(f"{path}: '{full_name.lstrip('/')}' has shape {data.shape}: its rows are empty")
 
     def stored(start: int, stop: int) -> np.ndarray:
-        return read_rows(parent[name], start, stop, path)  # reopened: open arrays would fill the memory
+        return read_rows(parent[full_name], start, stop, path)  # reopened: open arrays would fill the memory
 
     return as_observation(Piece(data.shape[0], data.shape[1:], data.dtype, stored, place_of(data, path)), name)
 

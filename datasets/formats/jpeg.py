@@ -1,4 +1,4 @@
-"""Arrays of HDF5 files whose rows are JPEG files: bytes of one length, padded with zeros, or of their own lengths."""
+"""Arrays of HDF5 files whose rows are JPEG files: bytes or text of one length, padded with zeros, or of any length."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ Shape = tuple[int, ...]
 
 def is_encoded(data: h5py.Dataset) -> bool:
     """Whether the rows of an array can be JPEG files."""
+    if data.dtype.kind == "S":
+        return bool(data.ndim == 1)
     stored = data.dtype if data.dtype.kind == "u" else h5py.check_vlen_dtype(data.dtype)
     return stored == np.uint8 and data.ndim == (1 if data.dtype.kind == "O" else 2)
 

@@ -3,14 +3,13 @@
     /traj_<i>
         obs                              T + 1 rows: nested groups, or one array of states; empty if not recorded
         actions                          (T, A)
-        terminated truncated             (T,)
-        success fail rewards             (T,), some of them
+        terminated truncated success fail rewards    (T,), some of them; ManiSkill 2 has success alone
         env_states                       of the simulator, not read
     NAME.json                            env_info (env_id, env_kwargs), episodes; not needed
 
 (mani_skill/utils/wrappers/record.py.) `terminated` are terminals, also inside an episode. Success is `success` in any
 step. Nested names are joined by `_`, without `sensor_data`: `sensor_data/base_camera/rgb` is `base_camera_rgb`. The
-cameras' matrices (`sensor_param`) are left out.
+cameras' matrices (`sensor_param`, `camera_param`) are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
 from gtp_vision.datasets.success import attributes_of
 
 _PREFIX = "traj_"
-_MEMBERS = {"actions", "terminated", "truncated"}
+_MARKS = {"terminated", "success", "env_states"}
 _SENSORS = "sensor_data_"
 
 
@@ -42,7 +41,8 @@ def recognises(file: h5py.File, path: Path) -> bool:
     """Whether an open HDF5 file holds trajectories."""
     first = next((name for name in hdf5.children(file, path) if name.startswith(_PREFIX)), "")
     found = hdf5.member(file, first, path) if first else None
-    return isinstance(found, h5py.Group) and set(hdf5.children(found, path)) >= _MEMBERS
+    members = set(hdf5.children(found, path)) if isinstance(found, h5py.Group) else set()
+    return "actions" in members and bool(members & _MARKS)
 
 
 def layout(path: Path) -> Layout:
@@ -79,13 +79,13 @@ def _add(recording: episodes.Recording, trajectory: h5py.Group, path: Path) -> d
             f"{path}: '{full_name}' has no observations, only states of the simulator; run python -m "
             f"mani_skill.trajectory.replay_trajectory --traj-path {path.name} --save-traj --obs-mode rgb"
         )
-    rewards = np.zeros(len(actions), np.float32)
+    zeros = np.zeros(len(actions), np.float32)
     recording.add(
         full_name,
         {name: [piece] for name, piece in episodes.usable(found, full_name, path).items()},
         actions,
-        episodes.column(trajectory, "rewards", path, len(actions)) if "rewards" in members else rewards,
-        episodes.flags(trajectory, "terminated", path, len(actions)),
+        episodes.column(trajectory, "rewards", path, len(actions)) if "rewards" in members else zeros,
+        episodes.flags(trajectory, "terminated", path, len(actions)) if "terminated" in members else zeros != 0,
     )
     return episodes.left_out(found)
 
@@ -94,7 +94,7 @@ def _observations(trajectory: h5py.Group, path: Path, rows: int) -> dict[str, Pi
     held = hdf5.member(trajectory, "obs", path)
     if not isinstance(held, h5py.Group):
         return {"state": episodes.observation(trajectory, "obs", path, rows)} if held.size else {}
-    found = episodes.observations(held, path, rows, unread=("sensor_param",))
+    found = episodes.observations(held, path, rows, unread=("sensor_param", "camera_param"))
     return {name.removeprefix(_SENSORS): piece for name, piece in found.items()}
 
 

@@ -255,7 +255,7 @@ def _add(recording: episodes.Recording, demo: h5py.Group, path: Path, is_upside_
 
 def _check_samples(demo: h5py.Group, count: int, path: Path) -> None:
     declared = hdf5.text_attribute(demo, "num_samples", path)
-    if declared is not None and declared != str(count):
+    if declared is not None and declared.removesuffix(".0") != str(count):
         raise GtpVisionError(
             f"{path}: '{demo.name.lstrip('/')}' has {count} actions, but num_samples says {declared[:20]!r}; "
             f"write the file again"

@@ -373,18 +373,38 @@ def test_actions_in_other_units_are_scaled_with_their_limits(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("has_env_args", "words"),
+    "more",
     [
-        (True, "run robomimic's dataset_states_to_obs.py"),
-        (False, "conversion/convert_robosuite.py and then dataset_states"),
+        {},
+        {"env_info": "{}", "env": "Lift", "repository_version": "1.5.1"},
+        {"env_args": json.dumps({"env_name": "Lift"})},
+        {"env_args": b"{}", "total": 8},
     ],
+    ids=["nothing", "robosuite", "robomimic", "bytes"],
 )
-def test_states_of_the_simulator_are_to_be_rendered(tmp_path: Path, has_env_args: bool, words: str) -> None:
-    with h5py.File(tmp_path / "demo.hdf5", "w") as file:
-        file["data/demo_0/actions"], file["data/demo_0/states"] = np.zeros((4, 7)), np.zeros((4, 9))
-        if has_env_args:
-            file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift"})
-    refused(tmp_path / "demo.hdf5", words)
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("beside", [(), ("action_infos", "rewards"), ("next_obs/arm", "dones")], ids=str)
+def test_states_of_the_simulator_are_to_be_rendered(
+    tmp_path: Path, more: dict[str, Any], first: int, beside: tuple[str, ...]
+) -> None:
+    """What robosuite records, and robomimic before it renders; the rendered file is read."""
+    path, numbers = tmp_path / "demo.hdf5", (first, first + 1)
+    with h5py.File(path, "w") as file:
+        file.create_group("data").attrs.update(more)
+        for number in numbers:
+            demo = file.create_group(f"data/demo_{number}")
+            demo.attrs["model_file"] = "<mujoco/>"
+            demo["actions"], demo["states"] = np.full((4, 7), 0.5 + number / 9), np.zeros((4, 9))
+            for name in beside:
+                demo[name] = np.zeros(4)
+    script = "" if "env_args" in more else "conversion/convert_robosuite.py and then "
+    refused(path, f"'data/demo_{first}' has no 'obs'", f"run robomimic's {script}dataset_states_to_obs.py on the file")
+    with h5py.File(path, "r+") as file:
+        for number in numbers:
+            file[f"data/demo_{number}/obs/arm"] = np.arange(4.0) + 10 * number
+    store = open_here(path)
+    assert store.observations["arm"][:4, 0].tolist() == [10 * first + t for t in range(4)]
+    np.testing.assert_allclose(store.actions[0], 0.5 + first / 9, rtol=1e-6)
 
 
 # Warnings about valid data ------------------------------------------------------------------------------------------

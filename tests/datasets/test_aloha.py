@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from refusals import Edit, open_here, put, refused
 from samples import aloha_folder
 
+from gtp_vision.datasets import depth
 from gtp_vision.datasets.formats import detect
 from gtp_vision.datasets.validation import validate
 
@@ -62,17 +63,31 @@ def test_the_base_of_a_mobile_robot_is_appended(tmp_path: Path) -> None:
     assert store.attributes["action_parts"] == {"action": 14, "base_action": 2}
 
 
-def test_efforts_and_frames_of_their_own_lengths(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_text", [False, True])
+def test_efforts_and_frames_that_are_stored_otherwise(tmp_path: Path, is_text: bool) -> None:
+    """RDT and RoboTwin store JPEG files as text of one length."""
     folder, contents = aloha_folder(tmp_path / "aloha", (3,), more={"observations/effort": np.arange(14.0)})
     rows = contents[0]["observations/images/cam_wrist"]
-    with h5py.File(folder / "episode_0.hdf5", "r+") as file:
-        del file["observations/images/cam_wrist"]
-        ragged = file.create_dataset("observations/images/cam_wrist", len(rows), h5py.vlen_dtype(np.uint8))
-        for number, row in enumerate(rows):
-            ragged[number] = row[: np.flatnonzero(row)[-1] + 1]
+    put("observations/images/cam_wrist", rows.view(f"S{rows.shape[1]}")[:, 0] if is_text else None)(
+        folder / "episode_0.hdf5"
+    )
+    if not is_text:
+        with h5py.File(folder / "episode_0.hdf5", "r+") as file:
+            ragged = file.create_dataset("observations/images/cam_wrist", len(rows), h5py.vlen_dtype(np.uint8))
+            for number, row in enumerate(rows):
+                ragged[number] = row[: np.flatnonzero(row)[-1] + 1]
     store = open_here(folder)
     np.testing.assert_array_equal(store.observations["effort"], [np.arange(14)] * 3)
     assert np.abs(np.asarray(store.observations["cam_wrist"]).astype(int) - contents[0]["colors"]).max() < 8
+
+
+def test_distances_beside_the_images(tmp_path: Path) -> None:
+    millimeters = np.random.default_rng(0).integers(0, 1 << 16, (36, 40)).astype(np.uint16)
+    folder, _ = aloha_folder(tmp_path / "aloha", (3, 2), more={"observations/images_depth/cam_high": millimeters})
+    store = open_here(folder)
+    found = depth.millimeters(np.asarray(store.observations["images_depth_cam_high"]))
+    np.testing.assert_array_equal(found, [millimeters] * 5)
+    assert store.attributes["depth"] == ["images_depth_cam_high"]
 
 
 def test_more_episodes_than_files_may_be_open(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ ROBOMIMIC = [
         ("rewards", np.full(9, 1e308), "rewards", "episode 1, frame 0"),
         ("dones", np.full(9, np.nan), f"{DEMO}/dones", "frame 0"),
         ("obs", None, DEMO, "dataset_states_to_obs.py"), ("obs", zeros(3), f"{DEMO}/obs", "not a group"),
-        ("obs/phase", ["a"] * 9, PHASE, "object"), ("obs/phase", zeros(9, 0), PHASE, "(9, 0)"),
+        ("obs/phase", ["a"] * 9, "'phase' is in 'data/demo_0' and not in"), ("obs/phase", zeros(9, 0), PHASE, "(9, 0)"),
         ("obs/a\nb", zeros(9, 2), "name of an array")]),
     row("robomimic", move(PHASE, f"{DEMO}/obs/deep/phase"), "'deep_phase' is in 'data/demo_1' and not in"),
     row("robomimic", put(DEMO, zeros(3)), DEMO, "not a group"),

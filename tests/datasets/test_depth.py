@@ -1,6 +1,7 @@
 """Depth cameras: in files of several formats, in a batch of a training step, and as pictures."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +57,21 @@ def test_codes_are_those_of_lerobots_dequantize_depth(is_logarithmic: bool) -> N
 
 
 @pytest.mark.parametrize("shape", [(40, 48), (40, 48, 1), (1, 40, 48)])
-@pytest.mark.parametrize("dtype", [np.uint16, np.float32, np.float64])
-def test_robomimics_depth_is_a_camera(tmp_path: Path, shape: tuple[int, ...], dtype: type) -> None:
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32, np.float64])
+@pytest.mark.parametrize("name", ["wrist_depth", "depth/wrist"])
+def test_robomimics_depth_is_a_camera(tmp_path: Path, shape: tuple[int, ...], dtype: type, name: str) -> None:
     path, _ = robomimic_file(tmp_path / "lift.hdf5", (4, 3), later=False)
     millimeters = np.random.default_rng(0).integers(0, 5000, (7, *shape))
-    values = (millimeters if dtype == np.uint16 else millimeters / 1000).astype(dtype)
+    values = (millimeters if np.issubdtype(dtype, np.integer) else millimeters / 1000).astype(dtype)
     with h5py.File(path, "r+") as file:
         for demo, rows in (("demo_0", slice(0, 4)), ("demo_1", slice(4, 7))):
-            file[f"data/{demo}/obs/wrist_depth"] = values[rows]
-            file[f"data/{demo}/obs/wrist_segmentation"] = values[rows]
+            file[f"data/{demo}/obs/{name}"] = values[rows]
+            file[f"data/{demo}/obs/depth_segmentation"] = values[rows]
     store = open_here(path)
-    assert store.attributes["depth"] == ["wrist_depth"]
-    assert store.attributes["left_out"] == ["wrist_segmentation"]
+    assert store.attributes["depth"] == [name.replace("/", "_")]
+    assert store.attributes["left_out"] == ["depth_segmentation"]
     np.testing.assert_array_equal(
-        depth.millimeters(np.asarray(store.observations["wrist_depth"])), millimeters.reshape(7, 40, 48)
+        depth.millimeters(np.asarray(store.observations[name.replace("/", "_")])), millimeters.reshape(7, 40, 48)
     )
     copy = open_here(native.write(tmp_path / "copy.h5", store))
     assert_same(copy, store)
@@ -83,31 +85,71 @@ def test_minaris_depth_is_a_camera(tmp_path: Path) -> None:
     np.testing.assert_array_equal(depth.millimeters(np.asarray(store.observations["depth"])), wanted[..., 0])
 
 
-def depth_video(folder: Path, **info: Any) -> np.ndarray:
-    """Make the camera `top` of the published sample one of depth; returns its codes."""
-    codes = (100 + 300 * np.arange(12))[:, None, None] + np.arange(24 * 24).reshape(24, 24)
-    hevc = ["-c:v", "libx265", "-x265-params", "lossless=1:log-level=none", "-pix_fmt", "gray12le", "-tag:v", "hvc1"]
-    with_unused = np.concatenate([codes[:1], codes[:1], codes]).astype("<u2")  # two frames of no episode
-    mp4(folder / VIDEO.format(TOP, 0), with_unused, more=hevc, pixels="gray12le")
+HEVC = ["-c:v", "libx265", "-x265-params", "lossless=1:log-level=none", "-pix_fmt", "gray12le", "-tag:v", "hvc1"]
+FFV1 = ["-c:v", "ffv1", "-pix_fmt", "gray16le", "-strict", "-2"]
+CODES = (100 + 300 * np.arange(12))[:, None, None] + np.arange(24 * 24).reshape(24, 24)
+
+
+def depth_video(folder: Path, codec: Sequence[str] = HEVC, key: str = "info", **info: Any) -> None:
+    """Make the camera `top` of the published sample one of depth, whose numbers are `CODES`."""
+    with_unused = np.concatenate([CODES[:1], CODES[:1], CODES]).astype("<u2")  # two frames of no episode
+    mp4(folder / VIDEO.format(TOP, 0), with_unused, more=codec, pixels="gray16le" if codec is FFV1 else "gray12le")
     feature = {"dtype": "video", "shape": [24, 24, 1], "names": ["height", "width", "channels"]}
-    entry(INFO, "features", TOP, value=feature | {"info": {"is_depth_map": True} | info})(folder)
-    return codes
+    shape = {"shape": info.pop("shape", [24, 24, 1])}
+    names = {"names": ["channels", "height", "width"]} if shape["shape"][0] == 1 else {}
+    entry(INFO, "features", TOP, value=feature | shape | names | {key: {"is_depth_map": True} | info})(folder)
 
 
-@pytest.mark.parametrize("near", [0.01, 0.5])
-def test_lerobots_depth_video_is_read_in_millimeters(copied: Copied, near: float) -> None:
-    folder = copied("published")
-    codes = depth_video(folder, **({} if near == 0.01 else {"video.depth_min": near, "video.use_log": False}))
-    table_of = depth.unquantized(12, near, 10.0, 3.5, is_logarithmic=near == 0.01)
+def linear(near: float, far: float) -> np.ndarray:
+    return depth.unquantized(12, near, far, 0, is_logarithmic=False)
+
+
+def logarithmic(near: float, far: float, shift: float) -> np.ndarray:
+    return depth.unquantized(12, near, far, shift, is_logarithmic=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "millimeters"),
+    [
+        ({}, logarithmic(0.01, 10, 3.5)),
+        ({"key": "video_info"}, logarithmic(0.01, 10, 3.5)),
+        ({"video.pix_fmt": "gray12le", "depth_unit": "m"}, logarithmic(0.01, 10, 3.5)),
+        ({"video.depth_min": 0.1, "video.depth_max": 4.0, "video.shift": 1.0}, logarithmic(0.1, 4, 1)),
+        ({"depth_max": 2, "shift": 0}, logarithmic(0.01, 2, 0)),
+        ({"video.depth_min": 0.5, "video.use_log": False}, linear(0.5, 10)),
+        ({"depth_min": 0, "depth_max": 4.095, "use_log": False}, np.arange(4096)),
+        ({"depth_max": 100.0, "use_log": False}, linear(0.01, 100)),
+        ({"shape": [1, 24, 24]}, logarithmic(0.01, 10, 3.5)),
+        ({"codec": FFV1, "video.pix_fmt": "gray16le", "video.channels": 1}, np.arange(4096)),
+        ({"codec": FFV1, "pix_fmt": "gray16be", "depth_max": 3.0, "shape": [1, 24, 24]}, np.arange(4096)),
+    ],
+    ids=str,
+)
+def test_lerobots_depth_video_is_read_in_millimeters(
+    copied: Copied, options: dict[str, Any], millimeters: np.ndarray
+) -> None:
+    depth_video(folder := copied("published"), **options)
     store = open_here(folder)
-    np.testing.assert_array_equal(depth.millimeters(np.asarray(store.observations["top"])), table_of[codes])
+    np.testing.assert_array_equal(depth.millimeters(np.asarray(store.observations["top"])), millimeters[CODES])
     assert store.attributes["depth"] == ["top"]
     assert store.observations["front"].shape[1:] == (32, 48, 3)
 
 
+def test_pictures_of_distances_are_a_camera_of_colors(copied: Copied) -> None:
+    """A video of three channels that is marked as a depth map, as LeRobot v2 records whatever it is given."""
+    before = open_here(folder := copied("published"))
+    entry(INFO, "features", TOP, "info", value={"video.is_depth_map": True, "video.pix_fmt": "yuv420p"})(folder)
+    assert_same(open_here(folder), before)
+
+
 @pytest.mark.parametrize(
     ("info", "words"),
-    [({"depth_min": "x"}, "depth_min"), ({"depth_max": 0}, "depth_max"), ({"depth_min": 0, "shift": 0}, "logarithm")],
+    [
+        ({"depth_min": "x"}, "depth_min"),
+        ({"depth_max": 0}, "depth_max"),
+        ({"depth_min": 0, "shift": 0}, "logarithm"),
+        ({"video.pix_fmt": "yuv420p"}, "are 'yuv420p', wanted 12 bits"),
+    ],
 )
 def test_depth_without_a_range(copied: Copied, info: dict[str, Any], words: str) -> None:
     folder = copied("published")

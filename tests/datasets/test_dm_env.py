@@ -65,11 +65,12 @@ def test_stacked_frames_and_other_arrays(tmp_path: Path) -> None:
     assert store.attributes["left_out"] == ["physics"]
 
 
-def test_a_dummy_without_reward_and_discount(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("reward", "discount"), ("reward", "discount", "action"), ("action",)])
+def test_a_dummy_without_content(tmp_path: Path, names: tuple[str, ...]) -> None:
     """dm_env has None in the first row, which becomes NaN."""
     arrays = flat(dm_env)
     first = arrays["step_type"] == 0
-    for name in ("reward", "discount"):
+    for name in names:
         arrays[name] = np.where(first.reshape(-1, *[1] * (arrays[name].ndim - 1)), np.nan, arrays[name])
     assert_right(open_here(save(tmp_path / "a.npz", arrays)), has_final=True)
 

@@ -10,6 +10,7 @@ from refusals import Edit, hdf5, open_here, put, refused
 from samples import maniskill_file
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.datasets import depth
 from gtp_vision.datasets.formats import detect
 from gtp_vision.datasets.inspection import success
 from gtp_vision.datasets.validation import validate
@@ -49,6 +50,28 @@ def test_states_without_groups(tmp_path: Path) -> None:
     hdf5(states_alone)(path)
     path.with_suffix(".json").unlink()
     assert open_here(path).observations["state"][:, 0].tolist() == [0] * 5 + [1] * 4
+
+
+def of_maniskill_2(file: h5py.File) -> None:
+    for trajectory in file.values():
+        for name in ("terminated", "truncated", "rewards"):
+            del trajectory[name]
+        frames = len(trajectory["obs/agent/qpos"])
+        trajectory["obs/image/base_camera/depth"] = np.full((frames, 32, 40, 1), 700, np.int16)
+        trajectory.move("obs/sensor_param", "obs/camera_param")
+
+
+def test_files_of_maniskill_2_and_distances(tmp_path: Path) -> None:
+    path, contents = maniskill_file(tmp_path / "trajectory.h5", LENGTHS)
+    hdf5(of_maniskill_2)(path)
+    assert detect(path) == "maniskill"
+    store = validate(open_here(path))
+    np.testing.assert_array_equal(store.observations["agent_qpos"][:5], contents[0]["obs/agent/qpos"])
+    assert (depth.millimeters(np.asarray(store.observations["image_base_camera_depth"])) == 700).all()
+    assert store.attributes["left_out"] == ["camera_param"]
+    assert store.timeouts.nonzero()[0].tolist() == [4, 8]
+    assert not store.terminals.any()
+    assert success(store)["rate"] == 0.5
 
 
 def emptied(file: h5py.File) -> None:

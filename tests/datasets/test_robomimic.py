@@ -14,7 +14,7 @@ from samples import ENV_ARGS, LIBERO_TASK, isaac_lab, libero, robomimic_file
 from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets import layout
+from gtp_vision.datasets import depth, layout
 from gtp_vision.datasets.formats import check_writable, detect, robomimic
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
@@ -277,6 +277,68 @@ def test_groups_that_cannot_be_flattened_are_refused(tmp_path: Path) -> None:
     loop = isaac_lab(tmp_path / "b.hdf5", (3,))
     hdf5(lambda file: file["data/demo_0/obs/info"].__setitem__("more", file["data/demo_0/obs"]))(loop)
     refused(loop, "flatten its groups")
+
+
+def frames(*shape: int, dtype: type = np.uint8) -> np.ndarray:
+    return (np.arange(5 * np.prod(shape, dtype=int)).reshape(5, *shape) % 251).astype(dtype)
+
+
+NUMBERS, TEXT = frames(3, dtype=np.float64), np.array([b"pick"] * 5)
+NESTED_OBS: dict[str, tuple[np.ndarray, str | None]] = {
+    "policy/joint_pos": (NUMBERS, "policy_joint_pos"),
+    "subtask_terms/grasp_1": (np.arange(5) > 2, "subtask_terms_grasp_1"),
+    "object/pose/cube": (frames(4, 4, dtype=np.float32), "object_pose_cube"),
+    "proprio/gripper": (frames(dtype=np.int64), "proprio_gripper"),
+    "a/b/c/d/e": (frames(2, dtype=np.uint16), "a_b_c_d_e"),
+    "rgb/table_cam": (frames(8, 6, 3), "rgb_table_cam"),
+    "rgb/first": (frames(3, 40, 36), "rgb_first"),
+    "gray/wrist": (frames(40, 36), "gray_wrist"),
+    "distance/depth/wrist": (frames(40, 36, 1, dtype=np.uint16), "distance_depth_wrist"),
+    "rgb/normalized": (frames(8, 6, 3, dtype=np.float32), None),
+    "segmentation/depth_cam": (frames(40, 36, 1, dtype=np.uint16), None),
+    "language/instruction": (TEXT, None),
+    "instruction": (TEXT.astype(h5py.string_dtype()), None),
+}
+
+
+@pytest.mark.parametrize("path", NESTED_OBS)
+@pytest.mark.parametrize("has_next", [False, True])
+def test_nested_observations_of_any_kind(tmp_path: Path, path: str, has_next: bool) -> None:
+    """Values are in the order of the file under joined names, or left out and listed."""
+    values, name = NESTED_OBS[path]
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        for demo in ("demo_0", "demo_1"):
+            file[f"data/{demo}/actions"] = np.full((5, 2), 0.5)
+            file.create_group(f"data/{demo}/obs/empty")
+            for group in ("obs", "next_obs")[: 1 + has_next]:
+                file.create_dataset(f"data/{demo}/{group}/{path}", data=values, compression="gzip")
+                file[f"data/{demo}/{group}/eef_pos"] = NUMBERS
+    store = open_here(tmp_path / "a.hdf5")
+    rows = [0, 1, 2, 3, 4, 4] if has_next else [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal(store.observations["eef_pos"], np.float32(NUMBERS[rows * 2]))
+    if name is None:
+        assert set(store.observations) == {"eef_pos"}
+        assert store.attributes["left_out"] == [path.replace("/", "_")]
+        return
+    found, wanted = np.asarray(store.observations[name]), values[rows * 2]
+    if store.attributes.get("depth"):
+        np.testing.assert_array_equal(depth.millimeters(found), wanted[..., 0])
+    elif found.ndim == 2:
+        np.testing.assert_array_equal(found, np.float32(wanted).reshape(len(found), -1))
+    else:
+        wanted = wanted.transpose(0, 2, 3, 1) if wanted.shape[1] == 3 else wanted
+        np.testing.assert_array_equal(found, wanted.reshape(found.shape))
+    assert "left_out" not in store.attributes
+
+
+@pytest.mark.parametrize("samples", [5, 5.0, "5", np.int64(5)], ids=repr)
+def test_num_samples_of_any_type(tmp_path: Path, samples: Any) -> None:
+    path, _ = robomimic_file(tmp_path / "a.hdf5", (5,))
+    put("mask/train", None)(path)
+    attribute("data/demo_0", "num_samples", samples)(path)
+    assert open_here(path).episodes == 1
+    attribute("data/demo_0", "num_samples", 6.0)(path)
+    refused(path, "5 actions, but num_samples says '6.0'")
 
 
 @pytest.mark.parametrize("convention", ["opengl", "opencv"])
