@@ -106,7 +106,7 @@ def build(
             f"odd; make training.batch_size divisible by {2 * accelerator.num_processes}"
         )
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
-        store = in_order(open_data(config, kept_scale(config, past) if resumes else None), past)
+        store = in_order(open_data(config, kept_scale(config, past) if resumes else None), past, config.task)
     check_seeds(config, store, accelerator.num_processes)
     statistics, record = measure(store)
     compare(record, batch_size)

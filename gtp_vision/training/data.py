@@ -43,7 +43,7 @@ def open_data(config: Config, known: Mapping[str, Any] | None = None) -> Store:
 
 def open_for(config: Config, path: Path, past: DataRecord) -> Store:
     """Other recordings of a run's task, validated: with its filter, its observations in order, its scale of actions."""
-    return in_order(_opened(config, [path], past.attributes)[0], past)
+    return in_order(_opened(config, [path], past.attributes)[0], past, config.task)
 
 
 def _opened(config: Config, paths: Sequence[Path], known: Mapping[str, Any] | None) -> list[Store]:
@@ -152,7 +152,7 @@ def open_recorded(config: Config, record: DataRecord) -> Store:
     Raises:
         GtpVisionError: it is missing, or another one by now.
     """
-    store = in_order(open_data(config, kept_scale(config, record)), record)
+    store = in_order(open_data(config, kept_scale(config, record)), record, config.task)
     if differ := differences(record, measure(store)[1]):
         raise GtpVisionError(
             f"{store.path} is no longer the data set of {config.run_dir}: {'; '.join(differ)}; restore it, or give "
@@ -161,10 +161,14 @@ def open_recorded(config: Config, record: DataRecord) -> Store:
     return store
 
 
-def in_order(store: Store, record: DataRecord | None) -> Store:
-    """The data set with its observations in the order of a record, if it has the same."""
-    names = list(record.observations) if record else []
-    return store.select(names) if names and store.observations.keys() == set(names) else store
+def in_order(store: Store, record: DataRecord | None, task: TaskConfig) -> Store:
+    """The data set with its observations in the order of a record, if it has the same.
+
+    If the task names none, others are left out: the reader of an earlier version may not have known them.
+    """
+    names, held = list(record.observations) if record else [], store.observations.keys()
+    has_same = held == set(names) or (task.observations is None and held >= set(names))
+    return store.select(names) if names and has_same else store
 
 
 def fit(module: nn.Module, found: DataStatistics, *, standardize: str) -> None:
