@@ -210,8 +210,10 @@ def _check_units(stores: Sequence[Store]) -> None:
 
 
 def _is_sound(store: Store) -> bool:
-    """Whether a store has actions (N, A) to fit, all finite, and bounds that fit them, if any."""
-    if store.actions.ndim != 2 or not len(store.transitions):
+    """Whether a store has rows with actions (N, A) to fit, all finite, and bounds that fit them, if any."""
+    from gtp_vision.datasets.validation import shape_errors  # which imports this module
+
+    if shape_errors(store) or not len(store.transitions):
         return False
     if has_bounds(store) and pair_of(store.attributes, store.action_dim) is None:
         return False

@@ -197,7 +197,7 @@ NATIVE = [
     row("native", external, "'actions'", "inside the file"),
     row("native", virtual, "'actions'", "inside the file"),
     row("native", several(put("actions", None), hdf5(lambda file: file.create_group("actions"))), "not an array"),
-    row("native", with_value("episode_ends", 1, 11), "episode_ends must increase"),
+    *(row("native", with_value("episode_ends", 1, end), "must increase") for end in (11, 1 << 62, -(1 << 62))),
     row("native", put("episode_ends", np.array([0, 6, 15])), "episode_ends must increase"),
     row("native", put("episode_ends", np.arange(15) + 1), "no transition"),
     row("native", attribute("/", "format", "d4rl"), "format"),
