@@ -44,6 +44,11 @@ def millimeters(frames: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(frames).view(">u2")[..., 0].astype(np.uint16)
 
 
+def quantized(distances: np.ndarray, step: int) -> np.ndarray:
+    """Convert millimeters, uint16, to LeRobot's codes of `step` millimeters, which `unquantized` inverts."""
+    return np.rint(distances / step).astype("<u2")
+
+
 def unquantized(bits: int, near: float, far: float, shift: float, *, is_logarithmic: bool) -> np.ndarray:
     """Compute the millimeters, uint16 (2^bits,), of each code of LeRobot's depth videos (its `dequantize_depth`).
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gtp_vision.core.progress import Progress
+from gtp_vision.datasets import depth
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.layout import PROGRESS_BYTES, row_ranges
 from gtp_vision.datasets.scaling import ROUNDING, in_file_units
@@ -67,11 +68,14 @@ def _flat_differences(before: Store, after: Store) -> list[str]:
 
 
 def _observation_differences(name: str, before: Array, after: Array, bar: Progress) -> list[str]:
-    rows, total, largest = 0, 0.0, 0.0
+    rows, total, largest, count = 0, 0.0, 0.0, 0
+    is_depth = before.ndim == 4 and before.shape[3] == depth.BYTES
     for start, stop in row_ranges(before):
         old, new = np.asarray(before[start:stop]), np.asarray(after[start:stop])
         if old.shape != new.shape:
             return [f"'{name}' has the shape {after.shape} instead of {before.shape}"]
+        old, new = (depth.millimeters(x) if is_depth else x for x in (old, new))
+        count += old.size
         rows += int(np.count_nonzero(_is_different(old, new)))
         error = np.abs(old.astype(np.float32) - new)
         total, largest = total + float(error.sum(dtype=np.float64)), max(largest, float(error.max(initial=0)))
@@ -79,8 +83,10 @@ def _observation_differences(name: str, before: Array, after: Array, bar: Progre
     if not rows:
         return []
     if before.ndim == 4:
-        mean = total / max(1, int(np.prod(before.shape)))
-        return [f"frames of the camera '{name}' differ by {mean:.3g} of 255 on average, by {largest:g} at most"]
+        kind, unit = ("distances", "mm") if is_depth else ("frames", "of 255")
+        return [
+            f"{kind} of the camera '{name}' differ by {total / count:.3g} {unit} on average, by {largest:g} at most"
+        ]
     return [f"'{name}' differs in {rows} rows, by at most {largest:.3g}"]
 
 

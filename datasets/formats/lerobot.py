@@ -287,20 +287,21 @@ def _from_tables(feature: Feature, episodes: Episodes) -> Generator[np.ndarray, 
 
 def _decoded(encoded: bytes, feature: Feature, where: str) -> np.ndarray:
     height, width, channels = feature.shape
+    is_depth = feature.depth is not None
     try:
-        with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
+        with Image.open(io.BytesIO(encoded), formats=("PNG", "TIFF" if is_depth else "JPEG")) as image:
             size, mode = image.size, image.mode
-            is_wanted = ("I;16",) if feature.depth is not None else ("1", "L", "P", "RGB", "RGBA")
-            if size == (width, height) and mode in is_wanted:  # checked before decoding
-                pixels = np.asarray(image if feature.depth is not None else image.convert(_MODES[channels]))
+            wanted = ("I;16", "F") if is_depth else ("1", "L", "P", "RGB", "RGBA")
+            if size == (width, height) and mode in wanted:  # checked before decoding
+                pixels = np.asarray(image if is_depth else image.convert(_MODES[channels]))
                 sandbox.heartbeat()
-                return depth.to_bytes(pixels) if feature.depth is not None else pixels.reshape(feature.shape)
+                return depth.to_bytes(pixels) if is_depth else pixels.reshape(feature.shape)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises errors of many types for damaged images
         raise GtpVisionError(f"{where} cannot be decoded ({first_line(error)}); copy the data set again") from error
     raise GtpVisionError(
-        f"{where} is {mode} {size[0]}x{size[1]}, but {INFO} says {8 if feature.depth is None else 16} bits, "
+        f"{where} is {mode} {size[0]}x{size[1]}, but {INFO} says {'16 bits or floats' if is_depth else '8 bits'}, "
         f"{width}x{height}; write it again"
     )
 

@@ -157,9 +157,10 @@ def _is_own(key: str) -> bool:
 def _depth(key: str, entry: dict[str, Any], path: Path) -> np.ndarray | None:
     """Return `Feature.depth` of a camera; LeRobot describes it in `info`, some names of which once had a prefix."""
     parts = [entry.get(name) for name in ("video_info", "info")]
-    said = {name.removeprefix("video."): x for part in parts if isinstance(part, dict) for name, x in part.items()}
-    if said.get("is_depth_map") is not True or 3 in entry["shape"]:  # a picture of distances
+    listed = [(name.removeprefix("video."), x) for part in parts if isinstance(part, dict) for name, x in part.items()]
+    if ("is_depth_map", True) not in listed or 3 in entry["shape"]:  # a picture of distances
         return None
+    said = dict(listed)
     pixels = str(said.get("pix_fmt", ""))
     if entry["dtype"] == "image" or "16" in pixels:
         return np.empty(0, np.uint16)

@@ -7,7 +7,8 @@ known of every episode, true in the last row of those that succeeded; what LeRob
 meta/gtp_vision.json. The rate is the attribute `fps`, else that of the simulator in `env_args`, else 10. Cameras are
 H.264 video (x264, quality 18), which is not exact: of 255, the absolute error on the demo data set's 64x64 frames is
 2.0 in the mean and 105 at most, at edges between colors, because four pixels share one color; it is less for larger,
-smoother images and more for noise.
+smoother images and more for noise. Depth cameras are H.265 without loss, of codes of 1 mm up to 4.095 m, as LeRobot 0.6
+writes and reads them; of n mm if they reach farther, n times that.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ import pyarrow.parquet as pq
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import require_space
 from gtp_vision.core.progress import Progress
+from gtp_vision.datasets import depth
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import lerobot, video
 from gtp_vision.datasets.formats import lerobot_statistics as statistics
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.formats.lerobot_meta import (
     CAMERA,
+    DEPTH_BITS,
     EPISODE_LINES,
     EPISODE_STATS,
     EPISODES,
@@ -45,7 +48,7 @@ from gtp_vision.datasets.formats.lerobot_meta import (
     TASK_LINES,
     TASKS,
 )
-from gtp_vision.datasets.layout import COPY_BYTES, PROGRESS_BYTES
+from gtp_vision.datasets.layout import COPY_BYTES, PROGRESS_BYTES, row_ranges
 from gtp_vision.datasets.scaling import in_file_units
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.success import MARKS, unknown
@@ -62,6 +65,7 @@ _EACH = -1.0  # megabytes: no two episodes share a file
 _FILES = 1000  # per chunk
 _FPS = 10  # of stores without `fps`
 _MB = 1 << 20
+_LAST_CODE = (1 << DEPTH_BITS) - 1  # of depth
 
 Place = tuple[int, int]
 
@@ -108,17 +112,18 @@ def write(
             total=size, desc=f"writing {path.name}", unit="B", unit_scale=True, disable=size < PROGRESS_BYTES
         ) as bar:
             for name, array in cameras.items():
-                key = keys[name]
+                key, step = keys[name], _depth_step(array)
                 template = video_path.replace("{video_key}", key.replace("{", "{{").replace("}", "}}"))
-                places, seconds = _write_videos(root, template, array, bounds, fps, int(video_limit * _MB), bar)
+                limit = int(video_limit * _MB)
+                places, seconds = _write_videos(root, template, array, bounds, fps, limit, bar, step)
                 rows |= _indices(f"videos/{key}", places)
                 rows[f"videos/{key}/from_timestamp"] = seconds
                 rows[f"videos/{key}/to_timestamp"] = [
                     second + (end - start) / fps for second, (start, end) in zip(seconds, bounds, strict=True)
                 ]
-                counted = [statistics.levels(array, start, end) for start, end in bounds]
-                stats[key], total[key] = [statistics.of_levels([one]) for one in counted], statistics.of_levels(counted)
-                features[key] = _camera_feature(array, fps)
+                counted, unit = [statistics.levels(array, *bound, step) for bound in bounds], step or 1 / 255
+                stats[key] = [statistics.of_levels([one], unit) for one in counted]
+                total[key], features[key] = statistics.of_levels(counted, unit), _camera_feature(array, fps, step)
         order = [keys[name] for name in store.observations]  # the store's, before all others
         features = {key: features[key] for key in (*order, *(key for key in features if key not in order))}
         info: dict[str, Any] = {
@@ -153,7 +158,7 @@ def _keys(store: Store) -> dict[str, str]:
     for name, array in store.observations.items():
         if "/" in name or not name:
             raise GtpVisionError(f"LeRobot cannot hold an observation named '{name}'; rename it")
-        if array.ndim == 4 and array.shape[3] not in video.CHANNELS:
+        if array.ndim == 4 and array.shape[3] not in video.CHANNELS and name not in depth.cameras(store.attributes):
             raise GtpVisionError(
                 f"the camera '{name}' has {array.shape[3]} channels, a video has 1 or 3; convert "
                 f"it to native or robomimic instead"
@@ -274,8 +279,23 @@ def _write_tables(
     return places
 
 
+def _depth_step(frames: Array) -> int:
+    """Return the millimeters of a code of a depth camera: 1 up to 4.095 m, so that nothing is lost; 0 of others."""
+    if frames.shape[3] != depth.BYTES:
+        return 0
+    pieces = (np.asarray(frames[start:stop]) for start, stop in row_ranges(frames))
+    return max(1, *(-(-int(depth.millimeters(piece).max()) // _LAST_CODE) for piece in pieces))
+
+
 def _write_videos(
-    root: Path, template: str, frames: Array, bounds: Sequence[tuple[int, int]], fps: float, limit: int, bar: Progress
+    root: Path,
+    template: str,
+    frames: Array,
+    bounds: Sequence[tuple[int, int]],
+    fps: float,
+    limit: int,
+    bar: Progress,
+    step_of_depth: int,
 ) -> tuple[list[Place], list[float]]:
     """Write a camera's files and return the place of each episode, and the second of its first frame."""
     places: list[Place] = []
@@ -295,8 +315,8 @@ def _write_videos(
                 places.append(places[-1])
             seconds.append(encoded / fps)
             for low in range(start, end, step):
-                piece = frames[low : min(low + step, end)]
-                encode(piece)
+                piece = np.asarray(frames[low : min(low + step, end)])
+                encode(depth.quantized(depth.millimeters(piece), step_of_depth) if step_of_depth else piece)
                 bar.update(piece.nbytes)
             episodes, encoded = episodes + 1, encoded + end - start
     return places, seconds
@@ -327,15 +347,20 @@ def _feature(array: Array) -> dict[str, Any]:
     return {"dtype": str(stored.dtype), "shape": [1] if stored.ndim == 1 else [stored.shape[1]], "names": None}
 
 
-def _camera_feature(frames: Array, fps: float) -> dict[str, Any]:
+def _camera_feature(frames: Array, fps: float, step: int) -> dict[str, Any]:
     height, width, channels = frames.shape[1:]
-    info = {"height": height, "width": width, "channels": channels, "codec": "h264", "fps": fps}
-    info |= {"pix_fmt": video.pixel_format(frames.shape[1:]), "is_depth_map": False}
+    channels = 1 if step else channels
+    info = {"height": height, "width": width, "channels": channels, "codec": "hevc" if step else "h264", "fps": fps}
+    info |= {"pix_fmt": video.pixel_format(frames.shape[1:]), "is_depth_map": bool(step)}
+    if step:
+        info |= {"depth_min": 0.0, "depth_max": step * _LAST_CODE / 1000, "shift": 0.0, "use_log": False}
+    named = {f"video.{key}": value for key, value in info.items()}
+    unit = {"is_depth_map": True, "depth_unit": "mm"} if step else {}
     return {
         "dtype": "video",
         "shape": [height, width, channels],
         "names": ["height", "width", "channels"],
-        "info": {f"video.{key}": value for key, value in info.items()} | {"has_audio": False},
+        "info": named | unit | {"has_audio": False},
     }
 
 

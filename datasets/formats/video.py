@@ -19,10 +19,13 @@ import numpy as np
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.framing import Framing
+from gtp_vision.datasets import depth
 
 CRF = 18  # x264's quality: visually lossless
 _STALL = 0.75  # share of the sandbox's patience after which a stalled ffmpeg is stopped
 _ACCURATE = ["-sws_flags", "accurate_rnd+full_chroma_int+full_chroma_inp"]  # exact color conversion
+_X265 = "lossless=1:keyint=2:bframes=0:pools=2:log-level=error"
+_LOSSLESS = ["-c:v", "libx265", "-x265-params", _X265, "-tag:v", "hvc1"]  # the tag that players know
 _LARGE = 1 << 25  # bytes of a frame, of which a decoder needs several
 _MAX_FRAMES = 1 << 24  # of a video
 _PIXELS = {
@@ -175,13 +178,17 @@ def frame_times(path: Path, size: tuple[int, int]) -> np.ndarray:
 def encoding(path: Path, shape: Sequence[int], fps: float) -> Iterator[Callable[[np.ndarray], None]]:
     """Write an mp4 (H.264) of frames (H, W, C), C 1 or 3; every second frame is a key frame, for fast seeking.
 
-    Yields a function that takes frames, uint8 (n, H, W, C). Raises GtpVisionError: ffmpeg fails, as on a full disk.
+    Yields a function that takes frames, uint8 (n, H, W, C). If C is 2, they are numbers of 12 bits, uint16 (n, H, W),
+    which are written without loss (H.265), as LeRobot writes depth. Raises GtpVisionError: ffmpeg fails, as on a full
+    disk.
     """
     height, width, channels = shape
+    is_depth = channels == depth.BYTES
+    codec = _LOSSLESS if is_depth else ["-c:v", "libx264", "-crf", str(CRF), "-g", "2", "-bf", "0"]
+    pixels = pixel_format(shape) if is_depth else _PIXELS[channels][0]
     command = [
-        *(_ffmpeg(), "-nostdin", "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", _PIXELS[channels][0]),
-        *("-s", f"{width}x{height}", "-r", f"{fps:.10g}", "-i", "-", *_ACCURATE),
-        *("-c:v", "libx264", "-crf", str(CRF), "-g", "2", "-bf", "0", "-threads", "2"),
+        *(_ffmpeg(), "-nostdin", "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", pixels),
+        *("-s", f"{width}x{height}", "-r", f"{fps:.10g}", "-i", "-", *_ACCURATE, *codec, "-threads", "2"),
         *("-pix_fmt", pixel_format(shape), "-flush_packets", "1", "-f", "mp4", f"file:{path}"),
     ]
     with tempfile.TemporaryFile() as errors:
@@ -189,7 +196,7 @@ def encoding(path: Path, shape: Sequence[int], fps: float) -> Iterator[Callable[
         stdin = process.stdin
         assert stdin is not None
         try:
-            yield lambda frames: (stdin.write(np.ascontiguousarray(frames, np.uint8).data), None)[1]
+            yield lambda frames: (stdin.write(np.ascontiguousarray(frames).data), None)[1]
             stdin.close()
             if status := process.wait():
                 raise BrokenPipeError(status)
@@ -218,6 +225,8 @@ def _reading(path: Path, options: Sequence[str]) -> Iterator[_Output]:
 
 def pixel_format(shape: Sequence[int]) -> str:
     """Return ffmpeg's pixel format: four pixels share a color if both sides are even, else none do."""
+    if shape[2] == depth.BYTES:
+        return "gray12le"
     return "yuv420p" if shape[0] % 2 == 0 and shape[1] % 2 == 0 else "yuv444p"
 
 

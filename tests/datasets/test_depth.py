@@ -1,5 +1,6 @@
 """Depth cameras: in files of several formats, in a batch of a training step, and as pictures."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,8 @@ from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets import depth, pictures
-from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.differences import differences
+from gtp_vision.datasets.formats import lerobot_writer, native
 from gtp_vision.datasets.statistics import farthest
 from gtp_vision.encoders import Augmentation, AugmentationConfig, CameraConfig, Encoder, EncoderConfig
 from gtp_vision.serving.artifact import load_policy
@@ -157,11 +159,46 @@ def test_depth_without_a_range(copied: Copied, info: dict[str, Any], words: str)
     refused(folder, TOP, words)
 
 
-def images(folder: Path, feature: dict[str, Any], pixels: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    ("version", "farthest", "step", "shape"),
+    [
+        ("v3.0", 0, 1, (16, 16)),
+        ("v3.0", 4095, 1, (17, 40)),
+        ("v2.1", 9000, 3, (16, 24)),
+        ("v3.0", 65535, 17, (16, 16)),
+    ],
+)
+def test_depth_is_written_as_lerobot_writes_it(
+    tmp_path: Path, version: str, farthest: int, step: int, shape: tuple[int, int]
+) -> None:
+    """Without loss up to 4.095 m; codes of `step` millimeters beyond."""
+    store = make_store((5, 7), attributes={"depth": ["depth"]}, cameras={"depth": (*shape, 2)})
+    distances = np.random.default_rng(0).integers(0, farthest + 1, (12, *shape)).astype(np.uint16)
+    distances[3, 0, 0] = farthest
+    store.observations["depth"][:] = depth.to_bytes(distances)
+    root = lerobot_writer.write(tmp_path / "set", store, version=version)
+    found = depth.millimeters(np.asarray(open_here(root).observations["depth"])).astype(int)
+    assert np.abs(found - distances).max() <= step // 2
+    said = [line for line in differences(store, open_here(root)) if "'depth'" in line]
+    assert bool(said) == (step > 1)
+    assert all(line.startswith("distances of the camera 'depth' differ by") and f"{step // 2} at most" in line
+               for line in said)  # fmt: skip
+    feature = json.loads((root / INFO).read_text())["features"]["observation.images.depth"]
+    assert feature["shape"] == [*shape, 1]
+    wanted = {"is_depth_map": True, "depth_unit": "mm", "video.pix_fmt": "gray12le", "video.use_log": False}
+    wanted |= {"video.depth_min": 0, "video.depth_max": step * 4.095}
+    assert feature["info"] == pytest.approx(feature["info"] | wanted)
+    stats = json.loads((root / "meta/stats.json").read_text())["observation.images.depth"]
+    assert np.shape(stats["q99"]) == (1, 1, 1)
+    np.testing.assert_allclose(np.ravel(stats["mean"]), distances.mean(), atol=1)
+    assert np.ravel(stats["max"]) == pytest.approx(farthest, abs=step)
+
+
+def images(folder: Path, feature: dict[str, Any], pixels: np.ndarray, form: str = "PNG") -> None:
     """Replace the images of the camera `wrist` of the published sample."""
     entry(INFO, "features", WRIST, value={"dtype": "image"} | feature)(folder)
     for place, rows in enumerate((slice(0, 7), slice(7, 12))):
-        column = pa.array([{"bytes": encoded(image), "path": None} for image in pixels[rows]])
+        column = pa.array([{"bytes": encoded(image, form), "path": None} for image in pixels[rows]])
 
         def changed(held: pa.Table, column: pa.Array = column) -> pa.Table:
             return held.set_column(held.column_names.index(WRIST), WRIST, column)
@@ -172,9 +209,13 @@ def images(folder: Path, feature: dict[str, Any], pixels: np.ndarray) -> None:
 def test_lerobots_images_of_16_bits_and_of_four_channels(copied: Copied) -> None:
     folder, random = copied("published"), np.random.default_rng(0)
     millimeters = random.integers(0, 65536, (12, 10, 8)).astype(np.uint16)
-    images(folder, {"shape": [10, 8, 1], "info": {"is_depth_map": True}}, millimeters)
-    store = open_here(folder)
-    np.testing.assert_array_equal(depth.millimeters(np.asarray(store.observations["wrist"])), millimeters)
+    meters = (millimeters / 1000).astype(np.float32)
+    for pixels, form in ((millimeters, "PNG"), (millimeters, "TIFF"), (meters, "TIFF")):  # LeRobot 0.6 writes TIFF
+        images(folder, {"shape": [10, 8, 1], "info": {"is_depth_map": True}}, pixels, form)
+        store = open_here(folder)
+        np.testing.assert_array_equal(depth.millimeters(np.asarray(store.observations["wrist"])), millimeters)
+    images(folder, {"shape": [10, 8, 1]}, millimeters // 256, "TIFF")
+    refused(folder, WRIST, "cannot be decoded")
     rgba = random.integers(0, 256, (12, 10, 8, 4)).astype(np.uint8)
     images(folder, {"shape": [10, 8, 4]}, rgba)
     np.testing.assert_array_equal(np.asarray(open_here(folder).observations["wrist"]), rgba)
