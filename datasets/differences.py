@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from gtp_vision.core import depth
 from gtp_vision.core.progress import Progress
-from gtp_vision.datasets import depth
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.layout import PROGRESS_BYTES, row_ranges
 from gtp_vision.datasets.scaling import ROUNDING, in_file_units

@@ -25,14 +25,14 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gtp_vision.core import sandbox
+from gtp_vision.core import depth, sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write, cached, evict, from_cache, require_space
 from gtp_vision.core.framing import FRAMES, Framing
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.side_by_side import side_by_side, workers_for
-from gtp_vision.datasets import depth, hdf5, names
+from gtp_vision.datasets import hdf5, names
 from gtp_vision.datasets.arrays import Array, Segmented
 from gtp_vision.datasets.mapped import map_file
 from gtp_vision.datasets.store import Store
@@ -62,7 +62,7 @@ class Piece:
         dtype: as stored.
         read: (start, stop) to the array of these rows; called in order, from the first row to the last, once.
         place: file and byte offset of rows that lie contiguously in C order; None for others.
-        is_depth: whether the rows are distances, see `datasets.depth`.
+        is_depth: whether the rows are distances, see `core.depth`.
         framed: for a framing, a `read` of rows cropped and resized, if the reader has a faster way to them.
         is_independent: whether it may be read while other pieces are, in other threads.
     """

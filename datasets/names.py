@@ -12,9 +12,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from gtp_vision.core import depth
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.framing import FRAMES
-from gtp_vision.datasets import depth
 
 Names = Mapping[str, str]
 ROLES = frozenset(

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from gtp_vision.core import depth
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
-from gtp_vision.datasets import depth
 from gtp_vision.datasets.statistics import array_statistics
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import observation_fault, shape_errors

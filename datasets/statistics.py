@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gtp_vision.datasets import depth
+from gtp_vision.core import depth
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.store import Store
 

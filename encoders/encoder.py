@@ -172,7 +172,7 @@ class Encoder(nn.Module):
             images = pixels.center_crop(images, settings.crop)
         if settings.depth:
             farthest = self.get_buffer(part_name("farthest", name))
-            distances = 256.0 * images[:, :, :1] + images[:, :, 1:]  # millimeters, see `datasets.depth`
+            distances = 256.0 * images[:, :, :1] + images[:, :, 1:]  # millimeters, see `core.depth`
             images = (distances * (255 / farthest)).clamp(max=255)
         if settings.size is not None:
             images = pixels.resize(images, settings.size, antialias=True)

@@ -15,11 +15,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gtp_vision.core import sandbox
+from gtp_vision.core import depth, sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import data_files
 from gtp_vision.core.success import KEYS, marked
-from gtp_vision.datasets import depth, hdf5
+from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.layout import FileArrays, Piece, place_of
 from gtp_vision.datasets.success import attributes_of
 
@@ -175,7 +175,7 @@ def observation(parent: h5py.Group, name: str, path: Path, count: int) -> Piece 
     """Return one observation of one episode as the store needs it; None for an image that is not of bytes.
 
     Bytes (H, W, C) are a camera; so are (C, H, W) with 1, 3 or 4 channels first and another number last, which are
-    transposed, and (H, W) of at least 32 each. So are distances, see `datasets.depth`. Everything else is a state:
+    transposed, and (H, W) of at least 32 each. So are distances, see `core.depth`. Everything else is a state:
     float32, flattened to one dimension. Other images that are not bytes (floats, segment numbers) are not used as a
     state of thousands of numbers.
     """

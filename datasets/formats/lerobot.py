@@ -39,12 +39,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gtp_vision.core import sandbox
+from gtp_vision.core import depth, sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.framing import Framing
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.units import to_policy
-from gtp_vision.datasets import depth, names
+from gtp_vision.datasets import names
 from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import lerobot_times, tables, video
 from gtp_vision.datasets.formats.episodes import to_float32

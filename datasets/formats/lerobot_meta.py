@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from gtp_vision.core import sandbox
+from gtp_vision.core import depth, sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import data_files
 from gtp_vision.core.safe_json import read_json, read_json_lines
 from gtp_vision.core.success import KEYS
-from gtp_vision.datasets import depth, names
+from gtp_vision.datasets import names
 from gtp_vision.datasets.formats import tables, video
 
 INFO, STATS, TASKS, EPISODES = "meta/info.json", "meta/stats.json", "meta/tasks.parquet", "meta/episodes"

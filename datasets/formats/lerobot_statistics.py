@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gtp_vision.datasets import depth
+from gtp_vision.core import depth
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats.lerobot_meta import DEPTH_BITS
 from gtp_vision.datasets.statistics import QUANTILES, array_statistics

@@ -27,10 +27,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gtp_vision.core import depth
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import require_space
 from gtp_vision.core.progress import Progress
-from gtp_vision.datasets import depth
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import lerobot, video
 from gtp_vision.datasets.formats import lerobot_statistics as statistics

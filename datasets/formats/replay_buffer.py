@@ -35,11 +35,11 @@ from typing import Any
 
 import numpy as np
 
-from gtp_vision.core import sandbox
+from gtp_vision.core import depth, sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line, propose
 from gtp_vision.core.safe_json import parse_json
 from gtp_vision.core.success import KEYS, marked
-from gtp_vision.datasets import depth, hdf5, names, npz
+from gtp_vision.datasets import hdf5, names, npz
 from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import episodes, tables
 from gtp_vision.datasets.formats.format import Format

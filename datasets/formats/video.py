@@ -16,10 +16,9 @@ from typing import IO
 import imageio_ffmpeg  # type: ignore[import-untyped]
 import numpy as np
 
-from gtp_vision.core import sandbox
+from gtp_vision.core import depth, sandbox
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.framing import Framing
-from gtp_vision.datasets import depth
 
 CRF = 18  # x264's quality: visually lossless
 _STALL = 0.75  # share of the sandbox's patience after which a stalled ffmpeg is stopped

@@ -64,7 +64,7 @@ class Framing:
     def __call__(self, camera: str, frames: np.ndarray) -> np.ndarray:
         """Crop frames, uint8 (..., H, W, C), and resize them bilinearly, with antialiasing; each channel on its own.
 
-        Of two channels, the bytes of distances (see `datasets.depth`), the nearest pixel is taken.
+        Of two channels, the bytes of distances (see `core.depth`), the nearest pixel is taken.
         """
         height, width, channels = self.shape(camera, frames.shape[-3:])
         if self.crop is not None:

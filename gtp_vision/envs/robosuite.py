@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from gtp_vision.core import depth
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.envs.rendering import choose_backend
 from gtp_vision.envs.simulator import EnvSpec, Simulator
@@ -20,7 +21,7 @@ ROBOSUITE_TYPE = 1
 """robomimic's number of the environment type."""
 LIFT_CAMERAS = ("frontview", "birdview", "agentview", "sideview", "robot0_robotview", "robot0_eye_in_hand")
 _PROPRIO = ("eef_pos", "eef_quat", "gripper_qpos")
-_IMAGE, _OBJECT = "_image", "object"
+_IMAGE, _DEPTH, _OBJECT = "_image", "_depth", "object"
 # The limits of robomimic's rollouts for data of proficient humans.
 _STEPS = {"ToolHang": 700, "TwoArmTransport": 700}
 _OTHER_STEPS = 400
@@ -55,7 +56,8 @@ class RobosuiteEnv(gymnasium.Env):
     """A robosuite environment with Gymnasium's interface.
 
     An observation is a dict: `<camera>_image` uint8 (H, W, 3), upright; `robot<i>_eef_pos`, `robot<i>_eef_quat`
-    (x, y, z, w) and `robot<i>_gripper_qpos`; `object`, the state of the objects. Lengths in metres.
+    (x, y, z, w) and `robot<i>_gripper_qpos`; `object`, the state of the objects. Lengths in metres. If it is shown,
+    also `<camera>_depth` uint8 (H, W, 2), millimeters as `core.depth` has them.
     The reward is the environment's own, `info["success"]` says whether the task is solved, and it terminates then;
     time is not limited.
 
@@ -165,7 +167,15 @@ class RobosuiteEnv(gymnasium.Env):
                     f"robosuite's '{self._name}' has no observation '{key}'; set task.observations to those that it "
                     f"has: {propose(key, named)}"
                 )
-        return {key: _upright(key, named[key]) for key in shown}
+        return {key: self._upright(key, np.asarray(named[key])) for key in shown}
+
+    def _upright(self, key: str, value: np.ndarray) -> np.ndarray:
+        """Return an observation, images with their highest row first: OpenGL's first row is the lowest."""
+        if key.endswith(_DEPTH) and value.ndim == 3:
+            from robosuite.utils.camera_utils import get_real_depth_map
+
+            return depth.to_bytes(get_real_depth_map(self.simulator.sim, value)[::-1, :, 0])
+        return np.ascontiguousarray(value.astype(np.uint8)[::-1]) if key.endswith(_IMAGE) else value
 
 
 def lift_env_args(cameras: Sequence[str] = (), size: int = 84) -> dict[str, Any]:
@@ -198,25 +208,19 @@ def lift_env_args(cameras: Sequence[str] = (), size: int = 84) -> dict[str, Any]
 
 
 def _camera_settings(shown: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The settings that render these images and no others."""
-    sizes = {
-        key.removesuffix(_IMAGE): shape for key, shape in shown.items() if key.endswith(_IMAGE) and len(shape) == 3
-    }
+    """The settings that render these images and distances, and no others."""
+    images = {key: shape for key, shape in shown.items() if key.endswith((_IMAGE, _DEPTH)) and len(shape) == 3}
+    sizes = {key.removesuffix(_IMAGE).removesuffix(_DEPTH): shape for key, shape in images.items()}
     none: dict[str, Any] = {"use_camera_obs": False, "camera_depths": False, "camera_segmentations": None}
     if not sizes:
         return none
     return none | {
         "use_camera_obs": True,
         "camera_names": list(sizes),
+        "camera_depths": [f"{camera}{_DEPTH}" in images for camera in sizes],
         "camera_heights": [height for height, _, _ in sizes.values()],
         "camera_widths": [width for _, width, _ in sizes.values()],
     }
-
-
-def _upright(key: str, value: Any) -> np.ndarray:
-    if not key.endswith(_IMAGE):
-        return np.asarray(value)
-    return np.ascontiguousarray(np.asarray(value, np.uint8)[::-1])  # OpenGL's first row is the lowest
 
 
 def _space(value: np.ndarray) -> gymnasium.spaces.Box:

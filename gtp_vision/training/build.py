@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from gtp_vision import agents
 from gtp_vision.agents import Agent
 from gtp_vision.config.schema import Config
+from gtp_vision.core import depth
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import cache_dir
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets import depth
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
 from gtp_vision.datasets.placement import free_memory, place

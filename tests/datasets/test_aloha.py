@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from refusals import Edit, open_here, put, refused
 from samples import aloha_folder
 
-from gtp_vision.datasets import depth
+from gtp_vision.core import depth
 from gtp_vision.datasets.formats import detect
 from gtp_vision.datasets.validation import validate
 

@@ -21,9 +21,10 @@ from small_runs import PIXELS, STATES, small
 from stores import make_store
 
 from gtp_vision.cli.main import main
+from gtp_vision.core import depth
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
-from gtp_vision.datasets import depth, pictures
+from gtp_vision.datasets import pictures
 from gtp_vision.datasets.differences import differences
 from gtp_vision.datasets.formats import lerobot_writer, native
 from gtp_vision.datasets.statistics import farthest

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from refusals import Edit, hdf5, open_here, put, refused
 from samples import maniskill_file
 
+from gtp_vision.core import depth
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets import depth
 from gtp_vision.datasets.formats import detect
 from gtp_vision.datasets.inspection import success
 from gtp_vision.datasets.validation import validate

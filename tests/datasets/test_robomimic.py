@@ -13,8 +13,9 @@ from refusals import attribute, hdf5, open_here, put, refused
 from samples import ENV_ARGS, LIBERO_TASK, isaac_lab, libero, robomimic_file
 from stores import make_store
 
+from gtp_vision.core import depth
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets import depth, layout
+from gtp_vision.datasets import layout
 from gtp_vision.datasets.formats import check_writable, detect, robomimic
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store

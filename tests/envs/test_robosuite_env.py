@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gtp_vision.collection.lift import lift_episode
+from gtp_vision.core import depth
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.envs import EnvSpec
 from gtp_vision.envs.robosuite import RobosuiteEnv, lift_env_args
@@ -67,6 +68,25 @@ def test_frames_stand_upright() -> None:
         rows.append(np.argwhere(frame[..., 0] - frame[..., 1:].max(-1) > 40)[:, 0].mean())
     env.close()
     assert rows[1] < rows[0] - 5
+
+
+def test_distances_are_those_of_the_scene() -> None:
+    """The cube's upper side, seen from the camera 3 m above the floor, at the place that the image shows."""
+    shown = {"birdview_depth": (256, 256, 2), "object": (10,), "birdview_image": (256, 256, 3)}
+    env = RobosuiteEnv(lift_env_args(), shown)
+    assert {key: space.shape for key, space in env.observation_space.spaces.items()} == shown
+    env.reset(seed=0)
+    joint, seen = env.simulator.cube.joints[0], []
+    for height in (0.83, 1.03):
+        place = env.simulator.sim.data.get_joint_qpos(joint).copy()
+        place[:3] = 0.1, 0.2, height
+        env.simulator.sim.data.set_joint_qpos(joint, place)
+        env.simulator.sim.forward()
+        observed = env._observed(env.simulator._get_observations(force_update=True))
+        image, distances = observed["birdview_image"].astype(int), depth.millimeters(observed["birdview_depth"])
+        seen.append(np.median(distances[image[..., 0] - image[..., 1:].max(-1) > 40]))
+    env.close()
+    np.testing.assert_allclose(seen, [3000 - 850, 3000 - 1050], atol=3)
 
 
 @pytest.mark.parametrize("numbers", ["", "0", "3", "0,1", "-1", "GPU-8a1b", "MIG-GPU-8a1b/1/0", "NoDevFiles"])
