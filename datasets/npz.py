@@ -15,6 +15,7 @@ from typing import IO, Literal
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.files import lfs_pointer
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.names import listed, missing, source
 
@@ -54,9 +55,10 @@ def open_archive(path: Path, what: str) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (OSError, *_DAMAGE) as error:
+        is_pointer = path.is_file() and lfs_pointer(path)
+        reason = is_pointer or "it is missing, truncated or of another format; copy or download it again"
         raise GtpVisionError(
-            f"{path} cannot be read as {what} ({type(error).__name__}: {first_line(error)}): it is missing, truncated "
-            f"or of another format; copy or download it again"
+            f"{path} cannot be read as {what} ({type(error).__name__}: {first_line(error)}): {reason}"
         ) from error
 
 

@@ -7,7 +7,7 @@
 One file, or a folder of them in the order of their names. The first row of an episode holds no action but zeros or
 NaN (dm_env has None there): row t of the store has the observation of row t with action, reward and end of row t + 1,
 as V-D4RL's own buffer pairs them. The last row is the final observation, a timeout. The MDP ended where the discount is
-0, or by `is_terminal`.
+0, or by `is_terminal`. An array `success` or `is_success` marks the episodes in any of whose rows it is true.
 
 Rows with `is_first` may also be RLDS's or DreamerV3's, where the action of a row is taken in it. They differ in the
 first rows, whose actions are all 0 only here, and the last ones, whose actions are all 0 only there; a file that fits
@@ -28,10 +28,12 @@ import numpy as np
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.success import KEYS, marked
 from gtp_vision.datasets import hdf5, npz
 from gtp_vision.datasets.formats import episodes, near_misses
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece, piece_of, through_cache
+from gtp_vision.datasets.success import attributes_of
 
 _WHAT = "an npz of an episode"
 _FLAT = {"action", "reward", "discount", "step_type", "is_first", "is_last", "is_terminal"}
@@ -93,7 +95,7 @@ def _is_other(path: Path) -> bool:
 def _opened(path: Path, files: list[Path]) -> Iterator[FileArrays]:
     observations: dict[str, list[Piece]] = {}
     flat: list[tuple[np.ndarray, ...]] = []
-    omitted: set[str] = set()
+    omitted, marks = set[str](), dict[str, list[bool | None]]()
     for each in files:
         with _open(each) as file:
             if not holds_rows(file.names):
@@ -103,7 +105,11 @@ def _opened(path: Path, files: list[Path]) -> Iterator[FileArrays]:
             action = _columns(file, "action")
             is_first = _is_first(file, len(action))
             flat.append(_shifted(file, action, is_first))
-            found = {name: file.observation(name, len(action)) for name in sorted(file.names - _FLAT - _UNREAD)}
+            shown = sorted(file.names - _FLAT - _UNREAD - set(KEYS))
+            found = {name: file.observation(name, len(action)) for name in shown}
+            for key in file.names & set(KEYS):
+                of_episodes = np.fmax.reduceat(_column(file, key, len(action)), np.flatnonzero(is_first))
+                marks.setdefault(key, []).extend(map(marked, of_episodes))
         kept = {_named(name, piece, found): piece for name, piece in episodes.usable(found, each.name, path).items()}
         if observations and kept.keys() != observations.keys():
             raise GtpVisionError(
@@ -116,6 +122,10 @@ def _opened(path: Path, files: list[Path]) -> Iterator[FileArrays]:
     if len({part[0].shape[1] for part in flat}) > 1:
         raise GtpVisionError(f"{path}: actions of its files differ in their dimensions; keep files of one robot")
     actions, rewards, terminals, last = (np.concatenate(parts) for parts in zip(*flat, strict=True))
+    ends = np.flatnonzero(last) + 1
+    attributes = {"suite": "dm_env", "source": path.name} | ({"left_out": sorted(omitted)} if omitted else {})
+    for key in [key for key in KEYS if len(marks.get(key, ())) == len(ends)][:1]:
+        attributes |= attributes_of(marks[key], f"episodes ({key})")
     try:
         yield FileArrays(
             observations=observations,
@@ -123,8 +133,8 @@ def _opened(path: Path, files: list[Path]) -> Iterator[FileArrays]:
             rewards=rewards,
             terminals=terminals,
             timeouts=last,
-            episode_ends=np.flatnonzero(last) + 1,
-            attributes={"suite": "dm_env", "source": path.name} | ({"left_out": sorted(omitted)} if omitted else {}),
+            episode_ends=ends,
+            attributes=attributes,
         )
     finally:
         _loaded.cache_clear()

@@ -21,6 +21,7 @@ import numpy as np
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.files import lfs_pointer
 from gtp_vision.core.safe_json import parse_json
 from gtp_vision.datasets import hdf5, names, npz
 from gtp_vision.datasets.formats import tables
@@ -143,9 +144,9 @@ class ZarrStore:
             ) from error
         except Exception as error:  # zarr and the codecs raise errors of many types for damaged chunks
             reason = first_line(error) or type(error).__name__
-            raise GtpVisionError(
-                f"{self.path}: '{name}' cannot be read ({reason}): it is damaged or not complete; copy it again"
-            ) from error
+            files = (file for file in (self.path / self._paths[name]).rglob("*") if file.is_file())
+            pointer = next(filter(None, map(lfs_pointer, files)), "it is damaged or not complete; copy it again")
+            raise GtpVisionError(f"{self.path}: '{name}' cannot be read ({reason}): {pointer}") from error
 
 
 def _codecs(metadata: Mapping[str, Any]) -> Iterator[str]:

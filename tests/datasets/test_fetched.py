@@ -46,6 +46,23 @@ def test_every_format_is_read_from_the_cache_of_the_hub(
     refused(tmp_path / "hub", f"it holds one data set; name {path}")
 
 
+@pytest.mark.parametrize(
+    ("sample", "pattern"),
+    [
+        ("aloha", "episode_1.hdf5"),
+        ("dm_env_npz", "*_1_*.npz"),
+        ("zarr", "data/img/1.0.0.0"),
+        ("minari_arrow", "data/1/*.arrow"),
+        ("rlds", "*tfrecord*"),
+    ],
+)
+def test_a_pointer_among_the_files_of_a_folder_is_named(copied: Copied, sample: str, pattern: str) -> None:
+    path = copied(sample)
+    (pointer,) = path.glob(pattern)
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    refused(path, f"run 'git lfs install && git lfs pull' in {pointer.parent}")
+
+
 @pytest.mark.parametrize("member", ["", MAIN, INFO, DATA.format(1), VIDEO.format(FRONT, 0)])
 def test_pointers_of_git_lfs_are_named(copied: Copied, member: str) -> None:
     """What a clone without Git LFS holds; the sentence names the command and where to run it."""

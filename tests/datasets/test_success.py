@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zarr
 from refusals import Edit, attribute, open_here, put
 from samples import DATA, LENGTHS, ROWS, Copied
 from stores import make_store
@@ -80,6 +81,10 @@ def column(name: str, rows: Any) -> Edit:
     return edit
 
 
+def put_zarr(name: str, values: np.ndarray) -> Edit:
+    return lambda path: zarr.open_group(path, mode="r+").create_array(name, data=values) and None
+
+
 @pytest.mark.parametrize(
     ("sample", "edit", "marks"),
     [
@@ -96,13 +101,19 @@ def column(name: str, rows: Any) -> Edit:
         ("native", put("is_success", np.float32([1, 0])), FIRST),
         ("d4rl", put("infos/success", np.arange(ROWS) == 2), FIRST),
         ("d4rl", put("success", (np.arange(ROWS) == 2).astype(np.uint8)), FIRST),
+        ("dm_env", put("success", np.arange(ROWS) == 2), FIRST),
+        ("dm_env", put("is_success", np.float32(np.arange(ROWS) >= LENGTHS[0])[:, None]), [False, True]),
+        ("zarr", put_zarr("data/success", np.arange(ROWS) == ROWS - 1), [False, True]),
+        ("zarr", put_zarr("meta/is_success", np.array([1.0, 0.0])), FIRST),
+        ("maniskill", put("traj_1/fail", np.ones(LENGTHS[1], bool)), FIRST),
         ("minari", put("episode_0/infos/success", np.arange(LENGTHS[0] + 1) == 2), [True, None]),
         ("published", column("next.is_success", np.arange(12) == 8), [False, False, True]),
         ("published", column("success", (np.arange(12) < 1).astype(np.float32)), [True, False, False]),
     ],
     ids=[
         *("attribute", "integer", "text", "list", "array of one", "array of steps", "some", "filter", "two filters"),
-        *("native rows", "native episodes", "infos", "d4rl rows", "minari", "next.is_success", "column"),
+        *("native rows", "native episodes", "infos", "d4rl rows", "dm_env", "dm_env column", "zarr rows"),
+        *("zarr episodes", "maniskill", "minari", "next.is_success", "column"),
     ],
 )
 def test_marks_of_recorders_are_found(copied: Copied, sample: str, edit: Edit, marks: list) -> None:
