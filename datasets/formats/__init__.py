@@ -19,10 +19,11 @@ from gtp_vision.core.registry import Registry
 from gtp_vision.datasets import hdf5, names, npz
 from gtp_vision.datasets.formats import near_misses
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import Layout, framed, to_store, with_frames
+from gtp_vision.datasets.layout import Layout, to_store
 from gtp_vision.datasets.names import Names
 from gtp_vision.datasets.scaling import scaled
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.unpacking import framed, with_frames
 from gtp_vision.datasets.validation import shape_errors
 
 FORMATS: Registry[Format] = Registry(__name__, "gtp_vision.formats", Format)

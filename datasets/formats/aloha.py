@@ -34,8 +34,9 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import episodes, jpeg
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece
 from gtp_vision.datasets.success import attributes_of
+from gtp_vision.datasets.unpacking import through_cache
 
 _SUFFIXES = (".hdf5", ".h5")
 _IMAGES = "images"

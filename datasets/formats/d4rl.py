@@ -45,9 +45,10 @@ from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import episodes, native, near_misses
 from gtp_vision.datasets.formats.format import Format, units_notes
-from gtp_vision.datasets.layout import FileArrays, Layout, piece_of, row_ranges, through_cache
+from gtp_vision.datasets.layout import FileArrays, Layout, piece_of, row_ranges
 from gtp_vision.datasets.names import source
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.unpacking import through_cache
 
 _OURS = "gtp_vision"  # the attribute in which our writer stores what the format cannot hold
 _JUMP = 1.0  # metres per step, see above

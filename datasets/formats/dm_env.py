@@ -32,8 +32,9 @@ from gtp_vision.core.success import KEYS, marked
 from gtp_vision.datasets import hdf5, npz
 from gtp_vision.datasets.formats import episodes, near_misses
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import FileArrays, Layout, Piece, piece_of, through_cache
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece, piece_of
 from gtp_vision.datasets.success import attributes_of
+from gtp_vision.datasets.unpacking import through_cache
 
 _WHAT = "an npz of an episode"
 _FLAT = {"action", "reward", "discount", "step_type", "is_first", "is_last", "is_terminal"}

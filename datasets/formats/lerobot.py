@@ -60,9 +60,10 @@ from gtp_vision.datasets.formats.lerobot_meta import (
     read_info,
     read_tasks,
 )
-from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece
 from gtp_vision.datasets.scaling import ROUNDING, recorded_bounds
 from gtp_vision.datasets.store import ACTION_BOUNDS
+from gtp_vision.datasets.unpacking import through_cache
 from gtp_vision.datasets.validation import place
 
 _MARKS = ("next.success", "next.is_success", "success", "is_success")  # names of columns of flags

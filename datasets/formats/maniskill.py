@@ -29,8 +29,9 @@ from gtp_vision.core.safe_json import read_json
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece
 from gtp_vision.datasets.success import attributes_of
+from gtp_vision.datasets.unpacking import through_cache
 
 _PREFIX = "traj_"
 _MARKS = {"terminated", "success", "env_states"}

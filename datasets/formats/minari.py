@@ -41,8 +41,9 @@ from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import episodes, jpeg, minari_arrow
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.formats.minari_spaces import Episode, Leaf, add, leaves, shape_of
-from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece
 from gtp_vision.datasets.scaling import SPACE, recorded_bounds
+from gtp_vision.datasets.unpacking import through_cache
 
 _MAIN, _METADATA, _PREFIX = "main_data.hdf5", "metadata.json", "episode_"
 MEMBERS = {"observations", "actions", "rewards", "terminations", "truncations"}

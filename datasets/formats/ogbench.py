@@ -24,9 +24,10 @@ from gtp_vision.core.safe_json import parse_json
 from gtp_vision.datasets import hdf5, npz
 from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.success import episodes_with, rate, unknown
+from gtp_vision.datasets.unpacking import through_cache
 
 _INFO = ("qpos", "button_states")
 _WHAT = "an OGBench file"

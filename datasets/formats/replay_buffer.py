@@ -37,7 +37,8 @@ from gtp_vision.datasets import success as successes
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.formats.zarr_store import METADATA, ZarrStore
-from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece
+from gtp_vision.datasets.unpacking import through_cache
 
 _DATA, _ENDS = "data/", "meta/episode_ends"
 _ACTIONS, _REWARDS = ("action", "actions"), ("reward", "rewards")

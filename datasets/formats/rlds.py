@@ -39,7 +39,8 @@ from gtp_vision.core.safe_json import read_json
 from gtp_vision.datasets import names
 from gtp_vision.datasets.formats import episodes, tables, tfrecords
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import FileArrays, Layout, Piece, through_cache
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece
+from gtp_vision.datasets.unpacking import through_cache
 
 _FEATURES, _INFO = "features.json", "dataset_info.json"
 _STEPS, _OBSERVATION, _ACTION = "steps/", "steps/observation/", "steps/action"

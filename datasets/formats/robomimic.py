@@ -51,16 +51,10 @@ from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array, Segmented, view
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format, units_notes
-from gtp_vision.datasets.layout import (
-    PROGRESS_BYTES,
-    FileArrays,
-    Layout,
-    check_filters,
-    row_ranges,
-    through_cache,
-)
+from gtp_vision.datasets.layout import PROGRESS_BYTES, FileArrays, Layout, check_filters, row_ranges
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.success import MARKS, attributes_of, episodes_with, rate, unknown
+from gtp_vision.datasets.unpacking import through_cache
 
 _PREFIX = "demo_"
 _GYM = 2  # robomimic's number of the environment type, for stores that do not hold one

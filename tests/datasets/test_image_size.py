@@ -15,7 +15,7 @@ from gtp_vision.cli.main import main
 from gtp_vision.core import files
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.framing import ALL, FRAMES, Framing
-from gtp_vision.datasets import formats, layout
+from gtp_vision.datasets import formats, unpacking
 from gtp_vision.datasets.formats import convert, open_store, video
 from gtp_vision.datasets.layout import to_store
 from gtp_vision.datasets.pitfalls import pitfalls
@@ -105,7 +105,7 @@ def test_a_crop_that_does_not_fit_is_refused(copied: Copied) -> None:
 def test_the_size_of_the_cache_is_printed_before_it_is_made(
     copied: Copied, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: Path
 ) -> None:
-    monkeypatch.setattr(layout, "PROGRESS_BYTES", 1000)
+    monkeypatch.setattr(unpacking, "PROGRESS_BYTES", 1000)
     path = copied("zarr")
     framed(path, None)
     assert f"gtp-vision: unpacking pusht.zarr takes 6.62e-05 GB in {cache}" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from refusals import open_here
 from samples import LENGTHS, ROWS, Contents, npz, ogbench_contents
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets import formats, layout
+from gtp_vision.datasets import formats, unpacking
 from gtp_vision.datasets.download import sources
 from gtp_vision.datasets.formats import ogbench as reader
 from gtp_vision.datasets.layout import to_store
@@ -92,7 +92,7 @@ def test_single_tasks_are_read_as_ogbench_reads_them(env: str, tmp_path: Path, c
 def test_a_goal_conditioned_file_has_no_rewards_of_its_own(
     contents: Contents, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layout, "COPY_BYTES", 4 * 28 * 4)  # four rows, which do not divide the 15
+    monkeypatch.setattr(unpacking, "COPY_BYTES", 4 * 28 * 4)  # four rows, which do not divide the 15
     store = open_here(npz(tmp_path / f"{GOALS}.npz", contents), GOALS)
     assert not store.rewards.any()
     assert not store.terminals.any()

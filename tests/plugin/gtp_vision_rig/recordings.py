@@ -11,8 +11,9 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.formats.episodes import NUMBERS, Recording, matrix, observation, usable
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.layout import FileArrays, through_cache
+from gtp_vision.datasets.layout import FileArrays
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.unpacking import through_cache
 
 
 @contextmanager

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets import layout
+from gtp_vision.datasets import unpacking
 from gtp_vision.datasets.arrays import Segmented
 from gtp_vision.datasets.formats import open_store
-from gtp_vision.datasets.layout import FileArrays, Piece, piece_in_memory, piece_of, through_cache, to_store
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece, piece_in_memory, piece_of, to_store
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.unpacking import through_cache
 
 LENGTHS = (9, 12)
 SIZE = (60, 60, 3)  # an episode of these frames is mapped in place
@@ -55,7 +56,7 @@ def opened(path: Path) -> Iterator[FileArrays]:
         yield file_arrays({name: [piece_of(file[f"{n}/{name}"], path) for n in range(2)] for name in names})
 
 
-def layout_of(path: Path, *options: str) -> layout.Layout:
+def layout_of(path: Path, *options: str) -> Layout:
     return through_cache(path, lambda: opened(path), "test", *options)
 
 
@@ -124,7 +125,7 @@ def test_pieces_that_differ_are_refused(path: Path, cache: Path, second: np.ndar
 
 
 def test_a_failure_in_the_middle_leaves_nothing(path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "COPY_BYTES", 100)
+    monkeypatch.setattr(unpacking, "COPY_BYTES", 100)
 
     def fails(start: int, stop: int) -> np.ndarray:
         if start > 5:
