@@ -9,8 +9,10 @@ from itertools import pairwise
 import numpy as np
 import psutil
 
+from gtp_vision.core.units import in_units
 from gtp_vision.datasets import time_stamps
 from gtp_vision.datasets.arrays import Array
+from gtp_vision.datasets.scaling import Bounds, bounds_of
 from gtp_vision.datasets.statistics import ArrayStatistics
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import SCALE, location
@@ -39,7 +41,7 @@ def pitfalls(store: Store, statistics: Mapping[str, ArrayStatistics], *, rewarde
     """
     found = [*(_rewards(store) if rewarded else ()), *_terminals(store), *_short_episodes(store)]
     for name, numbers in statistics.items():
-        found += _constant(name, numbers)
+        found += _constant(name, numbers, bounds_of(store) if name == "actions" else None)
     found += _actions(store, statistics["actions"])
     for name, array in store.observations.items():
         found += _camera(name, array, store) if array.ndim == 4 else _wide(name, array)
@@ -117,10 +119,13 @@ def _short_episodes(store: Store) -> Iterator[str]:
         )
 
 
-def _constant(name: str, numbers: ArrayStatistics) -> Iterator[str]:
+def _constant(name: str, numbers: ArrayStatistics, bounds: Bounds | None) -> Iterator[str]:
+    """Report near-constant dimensions, with their values in the units of the file, whose `bounds` are -1 and 1."""
     if not numbers.constant:
         return
-    values = ", ".join(f"{numbers.quantiles['0.5'][dimension]:.4g}" for dimension in numbers.constant[:4])
+    medians = np.asarray(numbers.quantiles["0.5"])
+    medians = medians if bounds is None else in_units(medians, *bounds)
+    values = ", ".join(f"{medians[dimension]:.4g}" for dimension in numbers.constant[:4])
     more = ", ..." if len(numbers.constant) > 4 else ""
     advice = (
         "a policy learns these values and no motion: record it moving if it has to move"

@@ -24,7 +24,7 @@ from gtp_vision.datasets.names import Names
 from gtp_vision.datasets.scaling import scaled
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.unpacking import framed, with_frames
-from gtp_vision.datasets.validation import shape_errors
+from gtp_vision.datasets.validation import problems, shape_errors
 
 FORMATS: Registry[Format] = Registry(__name__, "gtp_vision.formats", Format)
 """Every `Format` at the top of a file beside this one, and those of plug-ins."""
@@ -87,8 +87,8 @@ def convert(
     `scaling.MODES`.
 
     Raises:
-        GtpVisionError: the source cannot be read, its lengths disagree, or the format cannot hold it; the target
-            exists or cannot be written.
+        GtpVisionError: the source cannot be read, its lengths disagree, it has faults and is to be scaled, or the
+            format cannot hold it; the target exists or cannot be written.
     """
     write = check_writable(to)
     if os.path.lexists(target) and not overwrite:
@@ -103,6 +103,8 @@ def convert(
     if faults := shape_errors(store):
         raise GtpVisionError(f"{source}: {faults[0]}")
     (store,) = scaled([store], scale)
+    if scale != "none" and (faults := problems(store)):
+        raise GtpVisionError(f"{source} cannot be scaled: {faults[0]}")
     require_space(target.parent, store.nbytes(), f"writing {target.name}", "choose another place")
     try:
         write(target, store)

@@ -95,6 +95,8 @@ ROWS: list[tuple[dict[str, Any], Change | None, tuple[str, ...]]] = [
     ({"lengths": [40, 40, 2, 40]}, None, ("1 of 4 episodes are shorter", "first episode 2 with 2 frames")),
     ({"lengths": [5, 1, 5], "terminals": {5}}, None, ()),
     (GOOD, actions(1, lambda x: 0 * x + 0.25), ("actions: nearly constant in dimension 1 (about 0.25)",)),
+    (GOOD, several(actions(1, lambda x: 0 * x), attributes(action_low=[-1.0, 5.0], action_high=[1.0, 5.0])), (
+        "actions: nearly constant in dimension 1 (about 5)",)),
     (GOOD, observe("state", (slice(None), 2), 7), ("observations/state: nearly constant in dimension 2 (about 7)",)),
     ({"state": 30}, observe("state", (slice(None), slice(5, None)), 0), (
         "dimensions 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16 and 13 more (about 0, 0, 0, 0, ...)",)),

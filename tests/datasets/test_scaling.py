@@ -224,3 +224,16 @@ def test_convert_scales_and_inspect_says_what_a_training_does(
         assert more or np.array_equal(after.actions, ACTIONS)
     assert main(["data", "convert", str(source), "x", "--to", "native", "--scale", "best"]) == 2
     assert "--scale best is unknown" in capsys.readouterr().err
+
+
+def test_what_cannot_be_scaled_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of other actions than was asked for would look right."""
+    with h5py.File(d4rl(tmp_path), "r+") as file:
+        file["actions"][3, 1] = np.nan
+    words = ["data", "convert", str(tmp_path / "hopper.hdf5"), str(tmp_path / "a.h5"), "--to", "native"]
+    assert main([*words, "--scale"]) == 2
+    assert (
+        "hopper.hdf5 cannot be scaled: actions holds a value that is not finite at episode 0" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "a.h5").exists()
+    assert main(words) == 0
