@@ -19,7 +19,7 @@ from gtp_vision.core import depth, sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.files import data_files
 from gtp_vision.core.success import KEYS, marked
-from gtp_vision.datasets import hdf5
+from gtp_vision.datasets import hdf5, names
 from gtp_vision.datasets.layout import FileArrays, Piece, place_of
 from gtp_vision.datasets.success import attributes_of
 
@@ -179,7 +179,7 @@ def observation(parent: h5py.Group, name: str, path: Path, count: int) -> Piece 
     float32, flattened to one dimension. Other images that are not bytes (floats, segment numbers) are not used as a
     state of thousands of numbers.
     """
-    return _observation(hdf5.array(parent, name, path, kinds=NUMBERS, rows=count), parent, name, path)
+    return _observation(hdf5.array(parent, name, path, kinds=NUMBERS, rows=count), parent, name, name, path)
 
 
 def observations(
@@ -203,7 +203,7 @@ def observations(
             inside = {name: None}
         else:
             data = hdf5.checked_array(node, path, kinds=NUMBERS, rows=count)
-            inside = {name: _observation(data, parent, name, path)}
+            inside = {name: _observation(data, parent, member, name, path)}
         if twice := found.keys() & inside.keys():
             raise GtpVisionError(f"{path}: two observations get the joined name '{min(twice)}'; rename one")
         found |= inside
@@ -213,13 +213,13 @@ def observations(
     return found
 
 
-def _observation(data: h5py.Dataset, parent: h5py.Group, name: str, path: Path) -> Piece | None:
-    full_name = data.name
+def _observation(data: h5py.Dataset, parent: h5py.Group, member: str, name: str, path: Path) -> Piece | None:
     if not all(data.shape):
-        raise GtpVisionError(f"{path}: '{full_name.lstrip('/')}' has shape {data.shape}: its rows are empty")
+        raise GtpVisionError(f"{path}: '{data.name.lstrip('/')}' has shape {data.shape}: its rows are empty")
+    held = names.source(member)
 
     def stored(start: int, stop: int) -> np.ndarray:
-        return read_rows(parent[full_name], start, stop, path)  # reopened: open arrays would fill the memory
+        return read_rows(parent[held], start, stop, path)  # reopened: open arrays would fill the memory
 
     return as_observation(Piece(data.shape[0], data.shape[1:], data.dtype, stored, place_of(data, path)), name)
 
