@@ -58,6 +58,7 @@ from gtp_vision.datasets.formats.lerobot_meta import (
     read_episodes,
     read_features,
     read_info,
+    read_splits,
     read_tasks,
 )
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece
@@ -114,9 +115,11 @@ def _opened(path: Path) -> Iterator[FileArrays]:
         attributes |= {"robot_type": str(info["robot_type"])} if info.get("robot_type") else {}
         if "task_index" in rows:
             attributes |= _tasks(path, info, rows["task_index"][ends - episodes.lengths])
+        splits = read_splits(info, len(ends))
+        attributes |= {"filters": splits} if splits else {}
         for key in [key for key in _MARKS if key in rows][:1]:
             flags = np.logical_or.reduceat(rows[key] > 0, ends - episodes.lengths)
-            attributes |= successes.attributes_of(flags.tolist(), f"episodes ({key})")
+            attributes |= successes.attributes_of(flags.tolist(), f"episodes ({key})", splits)
         attributes |= recorded_bounds(actions) | ({"left_out": left_out} if left_out else {})
     attributes |= {"time_stamps": notes} if notes else {}
     with ExitStack() as stack:

@@ -203,6 +203,15 @@ def _shape(key: str, entry: dict[str, Any], is_camera: bool, path: Path) -> tupl
     return tuple(shape)
 
 
+def read_splits(info: dict[str, Any], episodes: int) -> dict[str, list[int]]:
+    """Return the episodes of each split, `first:stop` in meta/info.json, without splits of all or of none."""
+    splits, found = info.get("splits"), dict[str, list[int]]()
+    for name, text in splits.items() if isinstance(splits, dict) else ():
+        if match := re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(text)):
+            found[name] = list(range(int(match[1]), min(int(match[2]), episodes)))
+    return {name: own for name, own in found.items() if 0 < len(own) < episodes}
+
+
 def is_version_2(info: dict[str, Any]) -> bool:
     """Whether each episode has files of its own."""
     return str(info["codebase_version"]).lstrip("v").startswith("2")

@@ -69,6 +69,25 @@ def test_a_published_data_set_is_read(published: Path) -> None:
     np.testing.assert_array_equal(store.actions, contents["action"])
 
 
+@pytest.mark.parametrize(
+    ("splits", "filters"),
+    [
+        ({"train": "0:3"}, {}),
+        ({"train": "0:2", "val": "2:3"}, {"train": [0, 1], "val": [2]}),
+        ({"train": "0:2", "test": "2:9999999"}, {"train": [0, 1], "test": [2]}),
+        ({"train": "0:1", "val": "3:3", "x": "9:1", "y": "all", "z": None}, {"train": [0]}),
+        (["train"], {}),
+    ],
+    ids=str,
+)
+def test_splits_are_filters(copied: Copied, splits: Any, filters: dict[str, list[int]]) -> None:
+    entry(INFO, "splits", value=splits)(folder := copied("published"))
+    store = open_here(folder)
+    assert store.attributes["filters"] == {"success": [1], "failed": [0, 2]} | filters
+    for name, episodes in filters.items():
+        assert store.filtered(name).episodes == len(episodes)
+
+
 @pytest.mark.parametrize(("factor", "is_large"), [(1e-3, False), (100.0, True)])
 def test_actions_without_statistics(copied: Copied, factor: float, is_large: bool) -> None:
     folder = copied("published")
