@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from refusals import open_here
-from samples import minari_folder, npz
+from samples import dm_env_folder, minari_folder, npz, replay_buffer, rlds_folder
 from stores import make_store
 
 from gtp_vision.cli.main import main
@@ -73,6 +73,48 @@ def minari(folder: Path, high: float) -> Path:
     return path
 
 
+HALVES = (slice(0, 10), slice(10, 20))
+
+
+def aloha(folder: Path) -> Path:
+    (folder / "aloha").mkdir()
+    for k, rows in enumerate(HALVES):
+        with h5py.File(folder / "aloha" / f"episode_{k}.hdf5", "w") as file:
+            file["observations/qpos"], file["action"] = STATES[rows], ACTIONS[rows]
+    return folder / "aloha"
+
+
+def led_to(rows: slice, array: np.ndarray, *, is_before: bool = False) -> np.ndarray:
+    """The rows of an episode with one more, of zeros, in front or behind."""
+    return np.pad(array[rows], [(is_before, not is_before)] + [(0, 0)] * (array.ndim - 1))
+
+
+def dm_env(folder: Path) -> Path:
+    parts = [
+        {
+            "observation": led_to(rows, STATES),
+            "action": led_to(rows, ACTIONS, is_before=True),
+            "reward": np.zeros(11),
+            "discount": np.ones(11),
+        }
+        for rows in HALVES
+    ]
+    return dm_env_folder(folder / "buffer", parts)
+
+
+def maniskill(folder: Path) -> Path:
+    with h5py.File(folder / "trajectory.h5", "w") as file:
+        for k, rows in enumerate(HALVES):
+            file[f"traj_{k}/obs"], file[f"traj_{k}/actions"] = led_to(rows, STATES), ACTIONS[rows]
+            file[f"traj_{k}/terminated"] = np.zeros(10, bool)
+    return folder / "trajectory.h5"
+
+
+def rlds(folder: Path) -> Path:
+    parts = [{"observation/state": led_to(rows, STATES), "action": led_to(rows, ACTIONS)} for rows in HALVES]
+    return rlds_folder(folder / "bridge" / "1.0.0", parts)
+
+
 def ours(folder: Path) -> Path:
     """Scaled already, by other bounds."""
     return native.write(folder / "ours.h5", *scaled([store()], "meanstd"))
@@ -86,6 +128,11 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "lerobot": lambda folder: lerobot_writer.write(folder / "lerobot", store()),
     "minari": lambda folder: minari(folder, np.inf),
     "minari with bounds": lambda folder: minari(folder, 4),
+    "aloha": aloha,
+    "dm_env": dm_env,
+    "maniskill": maniskill,
+    "zarr": lambda folder: replay_buffer(folder / "a.zarr", {"state": STATES, "action": ACTIONS}, (10, 10)),
+    "rlds": rlds,
     "scaled already": ours,
 }
 
