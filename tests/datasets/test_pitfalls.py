@@ -120,6 +120,12 @@ ROWS: list[tuple[dict[str, Any], Change | None, tuple[str, ...]]] = [
         "observations/front is noise in 11 of 73 sampled frames, first at episode 0, frame 1", "record")),
     (DRAWN, scene([50]), ("is noise in 1 of 73 sampled frames, first at episode 1, frame 10",)),
     (DRAWN, scene(slice(None)), ("is noise in 73 of 73",)),
+    (DRAWN, scene(slice(1, 40)), ("is noise in 38 of 73 sampled frames, first at episode 0, frame 1",)),
+    (DRAWN, scene(slice(40, None)), ("is noise in 34 of 73 sampled frames, first at episode 1, frame 0",)),
+    (DRAWN, scene(slice(70, None)), ("is noise in 4 of 73 sampled frames, first at episode 1, frame 30",)),
+    (DRAWN, scene([0, 40]), ("is noise in 2 of 73 sampled frames, first at episode 0, frame 0",)),
+    (DRAWN, scene(slice(0, None, 3)), ("is noise in 24 of 73 sampled frames, first at episode 0, frame 0",)),
+    (DRAWN, scene([30], texture=60), ("is noise in 1 of 73 sampled frames, first at episode 0, frame 30",)),
     (DRAWN, scene(), ()),
     (DRAWN, scene(texture=60), ()),  # a camera that moves over gravel
     (DRAWN, scene(texture=60, moves=False), ("is the same as in the next frame in 73 of 73",)),
