@@ -198,7 +198,8 @@ def _control_rate(env_args: Any) -> Any:
 
     step, steps = inside(env_args, "sim_args", "dt"), inside(env_args, "sim_args", "decimation")
     if isinstance(step, float) and isinstance(steps, int) and step * steps > 0:
-        return round(1 / (step * steps), 6)
+        rate = round(1 / (step * steps), 6)
+        return int(rate) if rate.is_integer() else rate
     rate = inside(env_args, "env_kwargs", "control_freq")
     return rate if rate is not None else inside(env_args, "env_kwargs", "sim_config", "control_freq")
 

@@ -206,7 +206,7 @@ def _data_sets(
         members = sorted(itertools.islice(os.scandir(folder), _MAX_MEMBERS), key=lambda member: member.name)
     except OSError:
         return
-    is_hub = any(member.name == _SNAPSHOTS for member in members)
+    is_hub = {_SNAPSHOTS, "blobs"} <= {member.name for member in members}
     for member in members:
         sandbox.heartbeat()
         if next(counted) >= _MAX_MEMBERS:
