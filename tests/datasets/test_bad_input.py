@@ -1,5 +1,6 @@
 import contextlib
 import os
+import shutil
 import struct
 import subprocess
 import threading
@@ -73,6 +74,7 @@ LOOP = ["-vf", "loop=6:1:0", "-preset", "ultrafast"]  # one frame as seven
 def test_images_too_large_for_the_memory_are_refused(copied: Copied, refused: Inspect) -> None:
     path = copied("published")
     mp4(path / VIDEO.format(FRONT, 0), np.zeros((1, 4320, 7680, 3), np.uint8), more=LOOP)
+    shutil.copyfile(path / VIDEO.format(FRONT, 0), path / VIDEO.format(FRONT, 1))  # of one size
     entry(INFO, "features", FRONT, "shape", value=[4320, 7680, 3])(path)
     refused(path, "7680x4320 is too large: scale the video down")
 
