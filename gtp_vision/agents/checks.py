@@ -134,11 +134,6 @@ def _networks(config: AgentConfig) -> Iterator[str]:
             "agent.policy.family=bottleneck learns through its network's slope, which is a step for relu; set "
             "agent.policy.activation=gelu"
         )
-    if policy.alternate and policy.family != "gtp":
-        yield (
-            f"agent.policy.alternate=true alternates the two losses of a flow map, and agent.policy.family="
-            f"{policy.family} has one; set it to false"
-        )
     if not policy.sigma_min < policy.sigma_last < policy.sigma_max:
         yield (
             f"agent.policy: sigma_min={policy.sigma_min}, sigma_last={policy.sigma_last} and "

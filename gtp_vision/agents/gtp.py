@@ -60,8 +60,8 @@ class AdvantageSettings(ImprovementSettings):
     standardize: bool = setting(True, "divide advantages by their deviation over the batch")
     # Not published; 100 (IQL's) lets one sample in a hundred decide.
     weight_clip: float = setting(10.0, "largest weight", low=1, high=1e30)
-    # 1 doubles the noise of the advantage.
-    value_samples: int = setting(4, "policy samples that estimate V(o), unless the critic learns a V", low=1)
+    # Each costs as much as a critic's step; 1 makes advantages so noisy that they hardly count (docs/baselines.md).
+    value_samples: int = setting(2, "policy samples that estimate V(o), unless the critic learns a V", low=1)
     # A mean over samples needs no sharper ones; 5 would cost as much as the rest of the step.
     value_steps: int = setting(1, "steps K in which these samples are drawn", low=1)
 

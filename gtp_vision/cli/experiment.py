@@ -76,7 +76,7 @@ MAPS = measurement(
     "experiment maps",
     "gtp_vision.experiments.maps:maps",
     "the learned flow map against known answers; about ten minutes",
-    partial(_options, 24_000),
+    partial(_options, 36_000),
     ("steps", "seed"),
     3,
 )

@@ -69,6 +69,11 @@ def global_max(x: torch.Tensor) -> torch.Tensor:
     return largest
 
 
+def first_row(rows: int) -> int:
+    """The number, in the global batch, of the first of this process's rows, of which each process has so many."""
+    return dist.get_rank() * rows if _has_others() else 0
+
+
 def mean_over_processes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The means over all processes, by one all-reduce."""
     flat = torch.cat([tensor.flatten() for tensor in tensors.values()])

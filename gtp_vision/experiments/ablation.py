@@ -49,7 +49,12 @@ def ablation(*, seeds: int = 1, steps: int = 12_000, samples: int = SAMPLES, pro
             policy = {key: value for key, value in changed.items() if key != "tau"}
             training = {"tau": changed["tau"]} if "tau" in changed else {}
             for seed in range(seeds):
-                arguments = {"problem": "modes", "config": replace(SETTINGS, **policy), "steps": steps, "seed": seed}
+                arguments = {
+                    "problem": "modes",
+                    "config": replace(SETTINGS, **{"alternate": False} | policy),
+                    "steps": steps,
+                    "seed": seed,
+                }
                 arguments |= {"samples": samples, **training}
                 jobs[f"{question}|{label(changed)}|{seed}"] = (known_answer, arguments)
     results: dict[str, Any] = {}

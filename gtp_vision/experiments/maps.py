@@ -26,7 +26,7 @@ SETTINGS = PolicyConfig(hidden=[128, 128, 128])  # the default but narrower
 DATA = replace(SETTINGS, teacher="data")  # with the paper's score approximation
 
 
-def maps(*, seed: int = 0, steps: int = 24_000, samples: int = SAMPLES, progress: bool = True) -> dict[str, Any]:
+def maps(*, seed: int = 0, steps: int = 36_000, samples: int = SAMPLES, progress: bool = True) -> dict[str, Any]:
     """Train the default policy on each problem, the paper's target on the modes, and the multigoal methods.
 
     Methods with cheaper steps than GTP's take more steps, at the same cost. `samples` are those of `known_answer`, and
@@ -44,7 +44,7 @@ def maps(*, seed: int = 0, steps: int = 24_000, samples: int = SAMPLES, progress
     jobs["modes_data"] = (known_answer, {"problem": "modes", "config": DATA} | common)
     methods = {f"multigoal/{method}": method for method in multigoal.METHODS}
     for name, method in methods.items():
-        jobs[name] = (multigoal.train_method, {"method": method} | common)
+        jobs[name] = (multigoal.train_method, {"method": method} | common | {"steps": steps * 2 // 3})
     done = run_parallel(jobs, progress=progress)
     return {
         **{name: result for name, result in done.items() if name not in methods},

@@ -11,9 +11,11 @@ Axes in names: B batch, F features, A action dimensions.
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import torch
 
+from gtp_vision.core.distributed import first_row
 from gtp_vision.core.random import NoiseSource
 from gtp_vision.models.abilities import Answering, Renoisable
 from gtp_vision.models.policy import Losses, PolicyConfig, Rows
@@ -21,7 +23,16 @@ from gtp_vision.models.timed import DenoisingPolicy, Time
 
 # In place of the level where a jump ends, for the second answer: sin(pi c) is -1 there, and at least 0 at all levels.
 _BEYOND = -0.5
+_JUMPS, _ROWS = 5, 8  # with `alternate`, of so many rows so many train by the consistency loss
 _CLOSEST = 1e-3  # nearer levels than this share of the way to 0 would be the same in float32
+
+
+class Division(NamedTuple):
+    """Numbers of the rows that train by the consistency loss, of those by the flow loss, and the way back from both."""
+
+    jumps: torch.Tensor
+    flows: torch.Tensor
+    back: torch.Tensor
 
 
 class GTPPolicy(DenoisingPolicy, Answering, Renoisable):
@@ -41,6 +52,7 @@ class GTPPolicy(DenoisingPolicy, Answering, Renoisable):
             raise ValueError(f"residual is '{config.residual}'; it must be 'plain' or 'phi'")
         if config.teacher not in ("data", "model"):
             raise ValueError(f"teacher is '{config.teacher}'; it must be 'data' or 'model'")
+        self._divisions: dict[tuple[int, int, torch.device], Division] = {}
 
     # The map -------------------------------------------------------------------------------------------------
 
@@ -76,7 +88,7 @@ class GTPPolicy(DenoisingPolicy, Answering, Renoisable):
     # The loss ------------------------------------------------------------------------------------------------
 
     def loss(self, batch: Rows) -> Losses:
-        """L_cons + lambda_flow L_flow; with `alternate`, twice one of them, in turn.
+        """L_cons + lambda_flow L_flow; with `alternate`, each row has one of them, weighted so that the mean stays.
 
         The trajectory through a_t meets level u in a_u = (u/t) a_t + (1 - u/t) d, and there the teacher knows the
         rest: Phi(a_t, t, s) should equal Phi'(a_u, u, s). In this difference all noise cancels; with
@@ -91,16 +103,16 @@ class GTPPolicy(DenoisingPolicy, Answering, Renoisable):
         teacher = batch.teacher
         assert isinstance(teacher, GTPPolicy)
         action, rows, noise = batch.action, len(batch.action), batch.noise
+        # Out of training each row has both: what looks for the cause of a NaN looks at single rows.
+        division = self._division(rows, action.device) if self.config.alternate and self.training else None
+        division = None if division is not None and rows in map(len, division[:2]) else division  # too few to divide
         t, u, s = self.triple(rows, noise)
         a_t = action + t[:, None] * noise.normal(rows, self.actions)
         a_flow, t_flow = (a_t, t) if self.config.alternate else self.noised(action, noise)
-        # Out of training each row has both: what looks for the cause of a NaN looks at single rows.
-        alternates = self.config.alternate and self.training
-        jumps, flows = (slice(0, None, 2), slice(1, None, 2)) if alternates else (slice(None), slice(None))
-        observed, seen, d, a_t, t, u, s = (
-            x[jumps] for x in (batch.observed, batch.teacher_observed, action, a_t, t, u, s)
-        )
-        observed_flow, action, a_flow, t_flow = (x[flows] for x in (batch.observed, action, a_flow, t_flow))
+        observed, seen, d, observed_flow, clean = batch.observed, batch.teacher_observed, action, batch.observed, action
+        if division is not None:
+            observed, seen, d, a_t, t, u, s = (x[division.jumps] for x in (observed, seen, d, a_t, t, u, s))
+            observed_flow, clean, a_flow, t_flow = (x[division.flows] for x in (observed_flow, clean, a_flow, t_flow))
 
         with torch.no_grad():
             if self.config.teacher == "model":
@@ -116,11 +128,22 @@ class GTPPolicy(DenoisingPolicy, Answering, Renoisable):
         l_cons = (phi_cons - target).square().sum(1)
         if self.config.residual == "plain":
             l_cons = (1 - s / t).square() * l_cons
-        l_flow = (phi_flow - action).square().sum(1)
-        metrics = {"consistency_loss": l_cons.mean(), "flow_loss": l_flow.mean()}
+        l_flow = (phi_flow - clean).square().sum(1)
+        if division is not None:  # each row counts for those of the other loss, too
+            l_cons, l_flow = l_cons * (_ROWS / _JUMPS), l_flow * (_ROWS / (_ROWS - _JUMPS))
+        metrics = {"consistency_loss": l_cons.sum() / rows, "flow_loss": l_flow.sum() / rows}
         l_flow = self.config.lambda_flow * l_flow
-        # Of halves each counts twice, so that their mean estimates the same.
-        return (2 * torch.stack([l_cons, l_flow], 1).flatten() if alternates else l_cons + l_flow), metrics
+        return (l_cons + l_flow if division is None else torch.cat([l_cons, l_flow])[division.back]), metrics
+
+    def _division(self, rows: int, device: torch.device) -> Division:
+        """Which of the rows train by which loss; the same for a row in however many processes."""
+        key = rows, first_row(rows), device
+        if key not in self._divisions:
+            jumps = [row for row in range(rows) if (key[1] + row) * _JUMPS % _ROWS < _JUMPS]
+            flows = sorted(set(range(rows)) - set(jumps))
+            back = sorted(range(rows), key=(jumps + flows).__getitem__)
+            self._divisions[key] = Division(*(torch.tensor(each, device=device) for each in (jumps, flows, back)))
+        return self._divisions[key]
 
     def target(
         self,

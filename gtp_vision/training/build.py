@@ -99,12 +99,6 @@ def build(
     """
     accelerator = accelerate(config)
     batch_size = global_batch(config.training, accelerator.num_processes)
-    rows = batch_size // accelerator.num_processes * config.agent.policy.noise_draws
-    if config.agent.policy.alternate and rows % 2:  # else it would depend on the process which row has which loss
-        raise GtpVisionError(
-            f"agent.policy.alternate=true splits the rows of a process into halves, and {rows} of {batch_size} are "
-            f"odd; make training.batch_size divisible by {2 * accelerator.num_processes}"
-        )
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
         store = in_order(open_data(config, kept_scale(config, past) if resumes else None), past, config.task)
     check_seeds(config, store, accelerator.num_processes)

@@ -34,7 +34,6 @@ VP5 = "agent.policy.family=vp_diffusion agent.policy.grid=5"
         ("agent=bdm agent.policy.activation=relu", ("bottleneck", "agent.policy.activation=gelu")),
         ("agent=bdm agent.improvement.pretrain_steps=0", ("agent.improvement.pretrain_steps=0", "training.steps")),
         ("agent=bdm training.steps=9", ("pretrain_steps=100000", "training.steps=9")),
-        ("agent=fql agent.policy.alternate=true", ("agent.policy.alternate=true", "flow_matching", "false")),
         # No critic.
         ("agent=gtp_bc improvement=advantage", ("improvement=advantage needs a critic", "agent=gtp")),
         ("agent=fql agent.critic.backup=none", ("improvement=distillation needs a critic",)),
@@ -68,7 +67,7 @@ VP5 = "agent.policy.family=vp_diffusion agent.policy.grid=5"
         ("agent=diffusion_ql agent.critic.next_steps=3", ("agent.critic.next_steps=3", "set it to 5")),
         ("agent=diffusion_ql agent.improvement.q_steps=1", ("agent.improvement.q_steps=1", "set it to 5")),
         ("agent=diffusion_ql improvement=q_gradient", ("agent.acting.steps=1", "set it to 5")),
-        (f"agent=gtp {VP5}", ("agent.improvement.value_steps=1", "set it to 5")),
+        (f"agent=gtp {VP5} agent.critic.next_steps=5", ("agent.improvement.value_steps=1", "set it to 5")),
         (f"agent=qgpo {VP5} agent.acting.steps=5 agent.critic.next_steps=5", ("support_steps=15", "set it to 5")),
         ("agent=diffusion_bc training.eval_steps=3", ("training.eval_steps=3", "set it to 5")),
         ("improvement=q_gradient agent.acting.steps=5", ("agent.acting.steps=5", "make them equal")),

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -73,10 +74,8 @@ def test_every_file_states_only_what_differs(file: str) -> None:
         agents = [name for name, recipe in AGENTS.items() if recipe.family == option]
         commands = [["task=demo", f"agent={name}"] for name in agents]
     elif group in ("acting", "improvement"):  # they compose with every agent: what holds for one differs for another
-        commands = [["task=demo", f"agent={name}"] for name in ("gtp", "diffusion_ql")]
-        commands = [[*command, f"{group}={option}"] for command in commands]
-        if option == "q_gradient":
-            commands = commands[:1]
+        others = "gtp_ql" if option == "q_gradient" else "diffusion_ql"
+        commands = [["task=demo", f"agent={name}", f"{group}={option}"] for name in ("gtp", others)]
     else:
         commands = [with_option(group, option)]
     assert not set.intersection(*(redundant(command, file) for command in commands))
@@ -96,7 +95,8 @@ def test_an_agent_without_a_file_inherits_the_preset_of_its_family(monkeypatch: 
 
 def test_an_agent_without_settings_has_the_networks_of_gtp() -> None:
     reference = from_command_line(["task=demo", "agent=gtp"]).agent
-    assert (Config().agent.policy, Config().agent.critic) == (reference.policy, reference.critic)
+    assert reference.critic.next_steps == 1, "what GTP's preset states"
+    assert (Config().agent.policy, Config().agent.critic) == (reference.policy, replace(reference.critic, next_steps=5))
     assert set(options("family")) == set(FAMILIES)
 
 

@@ -181,7 +181,6 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
         results["evaluation"] = evaluation(rank, processes)
         results["interrupted"] = interrupted(folder, rank)
         results["seeds"] = refused(folder, "training.seeds=2")
-        results["odd"] = refused(folder, "agent.policy.alternate=true", "training.batch_size=6")
         results["communications"] = communications(folder)
         train(folder, "compiled_2", UNSEEN, "training.engine=compile", agent="gtp_bc")
         for name, (more, data) in STEPPED.items():
@@ -344,8 +343,6 @@ def test_unsupported_settings_are_refused(folder: Path) -> None:
         assert "training.batch_size=16 cannot be divided over 3 processes" in results_of(folder, 3, "indivisible")[rank]
     for message in results_of(folder, 2, "seeds"):
         assert message.startswith("training.seeds=2 trains in one process, and there are 2")
-    for message in results_of(folder, 2, "odd"):
-        assert "and 3 of 6 are odd; make training.batch_size divisible by 4" in message
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
