@@ -1,7 +1,7 @@
 """GTP and GTP-BC, in the order of the paper (Feng et al., ICML 2026, algorithm 1).
 
     1. Critic: E[(Q_j(o, a) - r - gamma mask min_j Q'_j(o', pi'(o')))^2], pi' the slow policy in K jumps (`Agent`).
-    2. Weights: w = exp(eta max(0, A) / std(A)), A = min_j Q_j(o, a) - V(o) (`AdvantageWeighting`).
+    2. Weights: w = exp(eta max(0, A) / std(A)), A = Q(o, a) - V(o) (`AdvantageWeighting`).
     3. Actor: E[w (l_cons + lambda l_flow)] (`gtp_vision.models.gtp`).
     4. The targets of policy and critic follow at one rate (`Agent.update_targets`).
 
@@ -92,9 +92,10 @@ class AdvantageWeighting(Improvement):
 
     @torch.no_grad()
     def advantage(self, agent: Agent, inputs: LossInputs) -> torch.Tensor:
-        """A = min_j Q_j(o, a) - V(o): (B,).
+        """A = Q(o, a) - V(o): (B,).
 
-        V is the critic's own if it learns one, else the mean over actions of the slow policy.
+        V is the critic's own if it learns one, and Q the least of its members; else V is the mean over actions of the
+        slow policy, each of which one member judges in turn, and Q the members' mean, so that both have the same bias.
         """
         critic = agent.critic
         assert inputs.q is not None
@@ -102,5 +103,5 @@ class AdvantageWeighting(Improvement):
             return critic.aggregate(inputs.q) - critic.value(inputs.critic).float()
         k = self.config.value_samples
         samples = agent.policy_target.sample(inputs.actor, self.config.value_steps, inputs.noise, k)
-        value = critic.worth(inputs.critic.repeat_interleave(k, 0), agent.critic_action(samples)).float()
-        return critic.aggregate(inputs.q) - value.view(-1, k).mean(1)
+        value = critic.in_turn(inputs.critic, agent.critic_action(samples).view(len(inputs.critic), k, -1)).float()
+        return inputs.q.mean(0) - value.mean(1)

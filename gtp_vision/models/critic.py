@@ -61,6 +61,18 @@ class Critic(nn.Module):
         """Q_j: (B, F) and (B, A) to (E, B)."""
         return self.q(torch.cat([features, action.to(features.dtype)], dim=1)).squeeze(-1)
 
+    def in_turn(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Q of several actions of each observation, each by one member in turn: (B, F) and (B, N, A) to (B, N).
+
+        Together the members judge N actions for the price of one of them, if N is a multiple of their number.
+        """
+        (rows, count, _), members = actions.shape, self.config.members
+        turns = -(-count // members)
+        actions = nn.functional.pad(actions, (0, 0, 0, turns * members - count))
+        inputs = torch.cat([features[:, None].expand(-1, turns * members, -1), actions.to(features.dtype)], dim=2)
+        each = inputs.view(rows, turns, members, -1).movedim(2, 0).reshape(members, rows * turns, -1)
+        return self.q.layers(each).view(members, rows, turns).movedim(0, 2).reshape(rows, -1)[:, :count]
+
     def frozen(self, features: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
         """Q_j as `forward`, through which gradients reach the action and neither parameters nor features."""
         held = {name: parameter.detach() for name, parameter in self.named_parameters()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import statistics
 from dataclasses import dataclass, replace
 
@@ -78,13 +80,17 @@ def _counted(parts: Components, batch_size: int) -> StepCost:
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no other storage gets its address
-        return tensor
+        return tensor.detach()  # else an output that is kept for its own gradient would keep itself
 
+    # A copy that holds the same tensors: what it keeps for later steps will have no numbers.
+    held = itertools.chain(parts.agent.parameters(), parts.agent.buffers())
+    agent = copy.deepcopy(parts.agent, {id(tensor): tensor for tensor in held})
     source = batch_source(replace(parts.sampler, batch_size=batch_size), accelerator.device)
     fetched = source.fetch(0, rank, processes)
     with local_only(), FakeTensorMode(allow_non_fake_inputs=True) as fake, FlopCounterMode(display=False) as counter:
         moved = pytree.tree_map(lambda x: fake.from_tensor(x).to(accelerator.device), fetched)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            recorded_step(parts.agent, source, moved, parts.stream(0), 0)
+            recorded_step(agent, source, moved, parts.stream(0), 0)
     needed = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    kept.clear()  # the graph of what was left out holds `keep`, which holds the graph
     return StepCost(batch_size // processes, needed, counter.get_total_flops())

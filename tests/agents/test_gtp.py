@@ -116,10 +116,11 @@ def test_the_advantage_is_the_value_above_the_mean_over_policy_samples(
     for row in range(12):
         one = seen.critic[row : row + 1]
 
-        def value(a: torch.Tensor, one: torch.Tensor = one) -> float:
-            return min(learner.critic(one, a[None])[:, 0].tolist())
+        def values(a: torch.Tensor, one: torch.Tensor = one) -> list[float]:
+            return learner.critic(one, a[None])[:, 0].tolist()
 
-        expected = value(seen.action[row]) - np.mean([value(samples[3 * row + k]) for k in range(3)])
+        judged = [values(samples[3 * row + k])[k % 2] for k in range(3)]
+        expected = np.mean(values(seen.action[row])) - np.mean(judged)
         assert float(advantage[row]) == pytest.approx(expected, abs=1e-5)
     ((features, steps, draws),) = asked
     assert (steps, draws) == (2, 3)

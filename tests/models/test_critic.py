@@ -23,6 +23,14 @@ def test_the_worth_of_an_action_is_the_minimum_or_lowered_mean_of_the_members(me
     assert critic.worth(features, action).tolist() == pytest.approx(lowered, rel=1e-4)
 
 
+@pytest.mark.parametrize(("members", "count"), [(2, 4), (2, 1), (3, 2), (3, 7), (1, 2)])
+def test_members_judge_in_turn(members: int, count: int) -> None:
+    critic = Critic(3, 2, CriticConfig(members=members, hidden=[8], layer_norm=True))
+    features, actions = torch.randn(6, 3), torch.randn(6, count, 2)
+    wanted = [critic(features, actions[:, n])[n % members] for n in range(count)]
+    torch.testing.assert_close(critic.in_turn(features, actions), torch.stack(wanted, 1))
+
+
 def test_the_gradient_is_finite_where_all_members_agree() -> None:
     q = torch.ones(10, 3, requires_grad=True)
     critic = Critic(1, 1, CriticConfig(members=10, hidden=[4], aggregate="mean", rho=0.5))
