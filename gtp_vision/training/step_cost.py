@@ -41,7 +41,7 @@ class StepCost:
         least = self.flops / (2 * _SIDE**3) * took
         return (
             f"a step of {self.rows} rows: about {self.bytes / 1e9:.2g} GB of memory and {self.flops / 1e9:,.0f} Gflop, "
-            f"at least {least:.2g} s here"
+            f"at least {least:,.0f} s here"
         )
 
 
