@@ -226,9 +226,8 @@ def evaluate(peer: Peer, agent: Any, env: Any, options: argparse.Namespace) -> d
     return {"episodes": options.episodes} | numbers | {"seconds": time.perf_counter() - started}
 
 
-def _prepare(peer: Peer, options: argparse.Namespace) -> str:
-    """Make a checkout's modules importable, before JAX starts; returns its commit."""
-    commit = check_checkout(peer, options.checkout, options.accept_checkout)
+def _prepare(options: argparse.Namespace) -> None:
+    """Make a checkout's modules importable, before JAX starts."""
     check_packages()
     if options.threads == 1:
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
@@ -236,12 +235,12 @@ def _prepare(peer: Peer, options: argparse.Namespace) -> str:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sys.dont_write_bytecode = True  # the checkout stays as it is
     sys.path.insert(0, str(options.checkout.resolve()))
-    return commit
 
 
 def _time(peer: Peer, options: argparse.Namespace) -> None:
     """Answer lines, each a number of steps, with the milliseconds of one step on noise; for `bench step --peer`."""
-    _prepare(peer, options)
+    check_checkout(peer, options.checkout, options.accept_checkout)
+    _prepare(options)
     import jax
     import numpy as np
     from utils.datasets import Dataset  # type: ignore[import-not-found]  # of the checkout
@@ -270,8 +269,9 @@ def _time(peer: Peer, options: argparse.Namespace) -> None:
 
 
 def _run(peer: Peer, options: argparse.Namespace) -> None:
+    commit = check_checkout(peer, options.checkout, options.accept_checkout)
     path = data_file(options.data, options.env)
-    commit = _prepare(peer, options)
+    _prepare(options)
     from utils.datasets import Dataset  # type: ignore[import-not-found]  # of the checkout
 
     env, arrays = load(options.env, path)
