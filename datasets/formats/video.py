@@ -25,6 +25,7 @@ _STALL = 0.75  # share of the sandbox's patience after which a stalled ffmpeg is
 _ACCURATE = ["-sws_flags", "accurate_rnd+full_chroma_int+full_chroma_inp"]  # exact color conversion
 _X265 = "lossless=1:keyint=2:bframes=0:pools=2:log-level=error"
 _LOSSLESS = ["-c:v", "libx265", "-x265-params", _X265, "-tag:v", "hvc1"]  # the tag that players know
+_PIECE = 1 << 20  # bytes that ffmpeg may be ahead: several frames
 _LARGE = 1 << 25  # bytes of a frame, of which a decoder needs several
 _MAX_FRAMES = 1 << 24  # of a video
 _PIXELS = {
@@ -53,7 +54,7 @@ class _Output:
             self.ended = f"ffmpeg returned no frame for {self._limit:g} s"
             return b""
         sandbox.heartbeat()
-        piece = os.read(self._stdout.fileno(), 1 << 20)
+        piece = os.read(self._stdout.fileno(), _PIECE)
         if not piece:
             status = self._process.wait()
             self.ended = f"ffmpeg: {_error_message(self._errors, status)}" if status else "it has no more frames"
@@ -215,7 +216,9 @@ def _reading(path: Path, options: Sequence[str]) -> Iterator[_Output]:
         *("-map", "0:v:0", *options, "-"),
     ]
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, pipesize=_PIECE
+        )
         try:
             yield _Output(process, errors)
         finally:

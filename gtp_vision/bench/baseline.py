@@ -120,7 +120,7 @@ def table(results: Mapping[str, Any]) -> str:
     """The results as text."""
     floor, wait = results["floor"], results["data_wait"]
     pixels = f"pixels, {results['pixel_batch']}"
-    lines = [f"{'ms a step (GTP, 3 x 256, K=5)':<32}{'batch 256':>11}{'batch 32':>11}{pixels:>13}"]
+    lines = [f"{'ms a step (GTP, 3 x 256)':<32}{'batch 256':>11}{'batch 32':>11}{pixels:>13}"]
     for name, engine in results["engines"].items():
         lines.append(f"{name:<32}{engine['step_ms']:>11.3f}{engine['step_ms_32']:>11.3f}{engine['pixels_ms']:>13.2f}")
     ratios = [results[key] for key in ("best_vs_eager", "best_vs_eager_32", "best_vs_eager_pixels")]

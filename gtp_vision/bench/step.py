@@ -52,7 +52,7 @@ _BATCHES = {256: "", 32: "_32"}  # batch size to the suffix of its results
 def bench_step(*, rounds: int = 15, engines: Sequence[str] = (), progress: bool = True) -> dict[str, Any]:
     """Time training steps and actions of GTP on the device that Accelerate chooses.
 
-    States are AntMaze's, networks 3 x 256, K = 5 in the target; frames are 3 stacks of 64x64x3 for an IMPALA-small,
+    States are AntMaze's, networks 3 x 256; frames are 3 stacks of 64x64x3 for an IMPALA-small,
     in batches of 256 on a GPU and of 32 on a CPU.
 
     * `engines`: by name, `step_ms` at batch 256, `step_ms_32` at batch 32 and `pixels_ms`, without loading data.
