@@ -265,9 +265,14 @@ def _streamed(name: str, feature: Feature, stream: Stream, path: Path, stack: Ex
         return read
 
     framed = reader if stream.frames_itself else None
-    read = reader(None, begins)
     return Piece(
-        stream.rows, feature.shape, dtype, read, None, feature.depth is not None, framed, feature.kind == "video"
+        stream.rows,
+        feature.shape,
+        dtype,
+        reader(None, begins),
+        is_depth=feature.depth is not None,
+        framed=framed,
+        is_independent=feature.kind == "video",
     )
 
 

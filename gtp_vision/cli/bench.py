@@ -39,9 +39,11 @@ def _bench_step(arguments: argparse.Namespace, _: list[str]) -> int:
         baseline.check_writable(arguments.save)
     if (arguments.peer is None) != (arguments.peer_python is None):
         raise GtpVisionError("--peer and --peer-python go together: a checkout, and the Python that runs it")
-    results = bench_step(rounds=rounds, engines=engines, progress=not arguments.json)
-    if arguments.peer is not None:
-        results["official_fql"] = official_fql(arguments.peer, arguments.peer_python, rounds=rounds)
+    quiet, peer = arguments.json, {}
+    if arguments.peer is not None:  # first, because it may refuse the checkout
+        found = official_fql(arguments.peer, arguments.peer_python, rounds=rounds, progress=not quiet)
+        peer = {"official_fql": found}
+    results = bench_step(rounds=rounds, engines=engines, progress=not quiet) | peer
     print(json.dumps(results) if arguments.json else baseline.table(results))
     if fault := baseline.disagreement(results):
         raise GtpVisionError(fault)

@@ -103,9 +103,7 @@ class GTPPolicy(DenoisingPolicy, Answering, Renoisable):
         teacher = batch.teacher
         assert isinstance(teacher, GTPPolicy)
         action, rows, noise = batch.action, len(batch.action), batch.noise
-        # Out of training each row has both: what looks for the cause of a NaN looks at single rows.
-        division = self._division(rows, action.device) if self.config.alternate and self.training else None
-        division = None if division is not None and rows in map(len, division[:2]) else division  # too few to divide
+        division = self._division(rows, action.device)
         t, u, s = self.triple(rows, noise)
         a_t = action + t[:, None] * noise.normal(rows, self.actions)
         a_flow, t_flow = (a_t, t) if self.config.alternate else self.noised(action, noise)
@@ -135,12 +133,17 @@ class GTPPolicy(DenoisingPolicy, Answering, Renoisable):
         l_flow = self.config.lambda_flow * l_flow
         return (l_cons + l_flow if division is None else torch.cat([l_cons, l_flow])[division.back]), metrics
 
-    def _division(self, rows: int, device: torch.device) -> Division:
-        """Which of the rows train by which loss; the same for a row in however many processes."""
+    def _division(self, rows: int, device: torch.device) -> Division | None:
+        """Which of the rows train by which loss, the same for a row in however many processes; None: all by both."""
+        # Out of training each row has both: what looks for the cause of a NaN looks at single rows.
+        if not (self.config.alternate and self.training):
+            return None
         key = rows, first_row(rows), device
         if key not in self._divisions:
             jumps = [row for row in range(rows) if (key[1] + row) * _JUMPS % _ROWS < _JUMPS]
             flows = sorted(set(range(rows)) - set(jumps))
+            if not (jumps and flows):  # too few
+                return None
             back = sorted(range(rows), key=(jumps + flows).__getitem__)
             self._divisions[key] = Division(*(torch.tensor(each, device=device) for each in (jumps, flows, back)))
         return self._divisions[key]

@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ def test_wrong_options_are_refused_before_minutes_are_spent(tmp_path: Path, caps
         (["--engines", "warp"], "--engines warp"),
         (["--engines", "eager", "--compare", str(STORED)], "also holds compile"),
         (["--save", str(tmp_path)], "cannot be written"),
+        (["--peer", str(tmp_path)], "--peer and --peer-python go together"),
+        (["--peer", str(tmp_path), "--peer-python", sys.executable], "is not a checkout of seohongpark/fql"),
         (["--save", "/proc/none.json"], "cannot be written"),
     ):
         assert main(["bench", "step", *options]) == 2
