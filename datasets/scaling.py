@@ -50,6 +50,7 @@ def scaled(
     mode: str = "auto",
     known: Mapping[str, Any] | None = None,
     reaches: Mapping[tuple[int, int], float] | None = None,
+    held_out: Sequence[Store] = (),
 ) -> list[Store]:
     """Return data sets of one kind with actions in [-1, 1] of common bounds, which are attributes of each.
 
@@ -61,10 +62,12 @@ def scaled(
         mode: of `MODES`.
         known: attributes with the bounds of the run that continues; its data in the file's units are scaled by them.
         reaches: columns (start, stop) to a magnitude that their bounds include: rotations, which clipping would turn.
+        held_out: more data sets, scaled alike and returned behind the others, on which no bounds are fitted.
 
     Raises:
         GtpVisionError: data sets in other units.
     """
+    fits_on, stores = stores, [*stores, *held_out]
     widths = {store.actions.shape[1:] for store in stores}
     if mode == "none" or len(widths) > 1 or not all(map(_is_sound, stores)):
         return list(stores)
@@ -81,7 +84,7 @@ def scaled(
             return list(stores)
         mode = "quantile"
         _check_units(stores)
-    low, high = fitted(np.concatenate([in_file_units(store, ~store.final_observations) for store in stores]), mode)
+    low, high = fitted(np.concatenate([in_file_units(store, ~store.final_observations) for store in fits_on]), mode)
     for (start, stop), reach in (reaches or {}).items():
         low[start:stop], high[start:stop] = low[start:stop].clip(max=-reach), high[start:stop].clip(min=reach)
     return [_apply(store, (low, high), mode) for store in stores]

@@ -29,3 +29,8 @@ def one_view(
         {name: x[sample, :, view] if x.ndim == _NDIM else x for name, x in observation.items()}
         for observation in observations
     ]
+
+
+def first_view(observation: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The view that is not augmented, of cameras (B, 1, V, W) with several; all others stay."""
+    return {name: x[:, :, 0] if x.ndim == _NDIM else x for name, x in observation.items()}

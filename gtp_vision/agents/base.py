@@ -13,6 +13,7 @@ Axes in names: B batch, N candidates, H actions of a chunk, A action dimensions,
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -155,6 +156,17 @@ class Improvement(nn.Module):
     def stage(self, step: int) -> Hashable:
         """A key that is equal for steps whose losses are the same function."""
         return None
+
+
+@contextmanager
+def evaluating(agent: nn.Module) -> Iterator[None]:
+    """Use the statistics of batch normalisation within the block, and teach it nothing."""
+    was_training = agent.training
+    agent.eval()
+    try:
+        yield
+    finally:
+        agent.train(was_training)
 
 
 def missing_ability(config: AgentConfig, ability: type, why: str, part: str = "") -> Iterator[str]:
@@ -367,12 +379,9 @@ class Agent(nn.Module):
         acting: ActingConfig | None = None,
     ) -> torch.Tensor:
         """Action chunks (B, H, A) in [-1, 1] of observations (B, T, ...); None takes the agent's own settings."""
-        if self.training:  # acting uses the statistics of batch normalisation, and teaches it nothing
-            self.eval()
-            try:
+        if self.training:
+            with evaluating(self):
                 return self.plan(observation, noise, steps, acting)
-            finally:
-                self.train()
         acting = self.config.acting if acting is None else acting
         steps = acting.steps if steps is None else steps
         features, scaled = self.actor_encoder(observation), scaled_noise(noise, acting.noise)

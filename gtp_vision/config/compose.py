@@ -185,6 +185,9 @@ def from_values(stored: Any, path: Path, overrides: Sequence[str] = ()) -> Confi
             training = stored.get("training")
             if isinstance(training, dict) and training.get("precision") == "no":  # an earlier name
                 stored["training"] = {**training, "precision": "float32"}
+            task = stored.get("task")
+            if isinstance(task, dict) and "validation" not in task:  # an earlier version trained on all episodes
+                stored["task"] = {**task, "validation": 0.0}
             for values in _single_settings(overrides):
                 stored = _merged(stored, values)
         return _typed(stored)

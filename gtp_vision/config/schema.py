@@ -34,6 +34,14 @@ class TaskConfig:
     filter: str | None = setting(
         None, "only the episodes of this group of the file, e.g. robomimic's train; null: all", free=True
     )
+    validation: float = setting(
+        0.1,
+        "share of the episodes, at most 50, that are held out of training to validate on, if the data name none; 0: "
+        "none at all",
+        low=0,
+        high=0.9,
+    )
+    validation_seed: int = setting(0, "seed of the draw of held-out episodes", low=0)
     features: dict[str, str] | None = setting(
         None, "other names of arrays: NAME: NAME IN THE FILE, e.g. {action: actions}; null: the format's own", free=True
     )
@@ -120,6 +128,13 @@ class TrainingConfig:
         None, "evaluate again with each of these options of the group acting, e.g. [beam]; null: no", free=True
     )
     videos: int = setting(4, "filmed episodes per evaluation", low=0, free=True)
+    validation_rows: int = setting(
+        512,
+        "rows of held-out episodes, and of trained ones, that are measured at each checkpoint; 0: no validation",
+        low=0,
+        high=100_000,
+        free=True,
+    )
     probe_rows: int = setting(
         1500,
         "rows on which the encoder's features are compared over training; 0: none",

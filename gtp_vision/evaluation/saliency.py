@@ -19,6 +19,7 @@ from torch import nn
 
 from gtp_vision.agents import Agent
 from gtp_vision.agents.acting import FrameStack
+from gtp_vision.agents.base import evaluating
 from gtp_vision.agents.search import scaled_noise
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise, NoiseSource
@@ -41,19 +42,14 @@ def saliency(
     acting = agent.config.acting
     frames = observation[camera]
     pixels = (frames / 255 if frames.dtype == torch.uint8 else frames.clone()).requires_grad_()
-    mode = agent.training
-    agent.eval()
-    try:
-        with torch.enable_grad():
-            features = agent.actor_encoder(dict(observation) | {camera: pixels})
-            scaled = scaled_noise(noise, acting.noise)
-            plan = agent.improvement.act(agent, features, acting.steps if steps is None else steps, scaled, _DRAWS)
-            squares = torch.zeros_like(pixels[:, -1, 0])
-            for mean_action in plan[:, : agent.actions].sum(0) / _DRAWS:
-                (gradient,) = torch.autograd.grad(mean_action, pixels, retain_graph=True)
-                squares += gradient[:, -1].square().sum(1)
-    finally:
-        agent.train(mode)
+    with evaluating(agent), torch.enable_grad():
+        features = agent.actor_encoder(dict(observation) | {camera: pixels})
+        scaled = scaled_noise(noise, acting.noise)
+        plan = agent.improvement.act(agent, features, acting.steps if steps is None else steps, scaled, _DRAWS)
+        squares = torch.zeros_like(pixels[:, -1, 0])
+        for mean_action in plan[:, : agent.actions].sum(0) / _DRAWS:
+            (gradient,) = torch.autograd.grad(mean_action, pixels, retain_graph=True)
+            squares += gradient[:, -1].square().sum(1)
     return squares.sqrt()
 
 

@@ -24,6 +24,7 @@ METERS = {  # in another section than their names say
     "seconds": "time/seconds",
     "eval/seconds": "time/eval_seconds",
 }
+_BESIDE = "_training"  # of the name of the same measure of what was trained on
 INK = "#0a0b0c"  # a placeholder for the page's text color, which the browser chooses
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(("axes.edgecolor", "grid.color", "xtick.color", "ytick.color"), INK),
@@ -52,15 +53,19 @@ def keys_of(runs: Sequence[RunFolder]) -> list[str]:
 
 
 def panels_of(runs: Sequence[RunFolder]) -> dict[str, list[dict[str, Any]]]:
-    """A panel for each metric with a curve, grouped by its key's part before the slash, evaluation first."""
-    groups: dict[str, list[dict[str, Any]]] = {"eval": []}
+    """A panel for each metric with a curve, by its key's part before the slash: evaluation, validation, the others."""
+    groups: dict[str, list[dict[str, Any]]] = {"eval": [], "valid": []}
     end = max((step for run in runs for points in run.series.values() for step in points), default=0)
-    for key in keys_of(runs):
+    keys = keys_of(runs)
+    for key in keys:
+        if key.endswith(_BESIDE) and key.removesuffix(_BESIDE) in keys:
+            continue  # in the panel of the other
         values = [list(run.series.get(key, {}).values()) for run in runs]
         if max(map(len, values)) > 1:
             group, _, name = METERS.get(key, key).rpartition("/")
             holes = sum(not math.isfinite(value) for row in values for value in row)
-            panel = {"name": name, "holes": holes, "svg": _draw(key, runs, end)}
+            both = key + _BESIDE in keys
+            panel = {"name": name + ", thin: on trained episodes" * both, "holes": holes, "svg": _draw(key, runs, end)}
             groups.setdefault(group or "other", []).append(panel)
     return {group: panels for group, panels in groups.items() if panels}
 
@@ -73,15 +78,15 @@ def _draw(key: str, runs: Sequence[RunFolder], end: float) -> Markup:
     with matplotlib.style.context(["default", STYLE]):  # whatever the user's matplotlibrc says
         figure = Figure(figsize=(3.5, 1.85), layout="constrained")
         axes = figure.add_subplot(axisbelow=True)
-        for run in runs:
-            points = np.array(sorted(run.series.get(key, {}).items())).reshape(-1, 2)
+        for run, name, width in ((run, *line) for run in runs for line in ((key, 1.2), (key + _BESIDE, 0.6))):
+            points = np.array(sorted(run.series.get(name, {}).items())).reshape(-1, 2)
             if len(points) > MAX_POINTS:
                 points = np.array([part.mean(axis=0) for part in np.array_split(points, MAX_POINTS)])
             axes.plot(
                 *points.T,
                 color=run.color,
                 linestyle=(0, run.dash) if run.dash else "-",
-                linewidth=1.2,
+                linewidth=width,
                 marker="o" if len(points) <= 20 else "",
                 markersize=2.4,
             )

@@ -113,6 +113,7 @@ def settings_for(suite: Suite, task: SuiteTask, agent: str, data: Path) -> tuple
     settings = [
         *("task=own", quoted("task.name", task.name), *settings_of(agent)),
         *("training.videos=0", "training.probe_rows=0", "training.keep_checkpoints=2"),
+        "task.validation=0",  # published numbers are of all episodes
         *suite.settings,
         *suite.agent_settings.get(agent, ()),
         *task.settings,

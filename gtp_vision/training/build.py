@@ -26,12 +26,13 @@ from gtp_vision.datasets.placement import free_memory, place
 from gtp_vision.datasets.record import DataRecord
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.sources import batch_source
+from gtp_vision.datasets.split import Split
 from gtp_vision.datasets.statistics import ArrayStatistics
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders import CameraConfig, Encoder
 from gtp_vision.encoders.tuning import parameter_groups
 from gtp_vision.training import checkpoint
-from gtp_vision.training.data import fit, in_order, kept_scale, measure, open_data, represent
+from gtp_vision.training.data import fit, in_order, kept_scale, measure, open_split, represent
 from gtp_vision.training.feature_cache import cacheable, feature_store
 from gtp_vision.training.ranks import accelerator_of, global_batch
 from gtp_vision.training.seeds import check_seeds
@@ -54,6 +55,8 @@ class Components:
         record: what the run's checkpoints remember of the data set.
         where: a sentence about where the data lie.
         augmented: whether training sees augmented frames.
+        held_out: draws from the episodes that are not trained on, as `sampler` does; None if there are none.
+        split: which these are.
         feature_seconds: that computing or finding a frozen backbone's features took.
     """
 
@@ -70,6 +73,8 @@ class Components:
     where: str
     augmented: bool
     feature_seconds: float
+    held_out: Sampler | None
+    split: Split
 
     def batch(self, step: int) -> Batch:
         """This process's part of the batch of a training step, on the device."""
@@ -100,7 +105,8 @@ def build(
     accelerator = accelerate(config)
     batch_size = global_batch(config.training, accelerator.num_processes)
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
-        store = in_order(open_data(config, kept_scale(config, past) if resumes else None), past, config.task)
+        data = open_split(config, kept_scale(config, past) if resumes else None)
+        store = in_order(data.training, past, config.task)
     check_seeds(config, store, accelerator.num_processes)
     statistics, record = measure(store)
     compare(record, batch_size)
@@ -126,10 +132,15 @@ def build(
     fit(agent, statistics, standardize=config.encoder.standardize)
     represent(agent, frames, record, task.action_scaling)
     cached, began = cacheable(config.encoder, store), time.perf_counter()
+    held_out = None
+    if data.held_out is not None:
+        held_out = replace(frames, store=data.held_out.select(list(store.observations)))
     if cached:
         if resumes is not None:
             checkpoint.load(resumes, agent)  # whose weights make the features
         sampler, where = _of_features(config, frames, agent, accelerator)
+        if held_out is not None:
+            held_out = _of_features(config, held_out, agent, accelerator)[0]
     else:
         placed, where = place(store, accelerator.device, config.training.placement)
         sampler = replace(frames, store=placed)
@@ -138,7 +149,7 @@ def build(
     agent, module, optimizer = _prepared(config, agent, accelerator)
     return Components(
         *(accelerator, store, frames, sampler, agent, module, optimizer, config.seed, statistics.arrays, record, where),
-        *(augmented, feature_seconds),
+        *(augmented, feature_seconds, held_out, data.split),
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from gtp_vision.datasets.formats import open_states as open_states_of
 from gtp_vision.datasets.record import DataRecord, differences, record_of
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.scaling import fitted, fitted_by, scaled
+from gtp_vision.datasets.split import Split, divided, recorded_part
 from gtp_vision.datasets.statistics import ArrayStatistics, farthest, mean_images, store_statistics
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store, mix
 from gtp_vision.datasets.validation import shape_errors, validate
@@ -36,25 +38,56 @@ STATISTICS = "statistics.json"
 _REPRESENTED = 1 << 15  # rows, spread evenly, on whose chunks a representation is fitted
 
 
+@dataclass(frozen=True)
+class TaskData:
+    """The data of a task.
+
+    Attributes:
+        training: what is trained on.
+        held_out: episodes that are not, in the same units; None if there are none.
+        split: how they were divided.
+    """
+
+    training: Store
+    held_out: Store | None
+    split: Split
+
+
 def open_data(config: Config, known: Mapping[str, Any] | None = None) -> Store:
-    """The validated data set of a task; several are mixed by their shares. `known` is a run's `kept_scale`."""
-    return _mixed(_opened(config, _paths(config), known), config.task.shares)
+    """The episodes of a task that are trained on, validated, see `open_split`."""
+    return open_split(config, known).training
+
+
+def open_split(config: Config, known: Mapping[str, Any] | None = None) -> TaskData:
+    """The validated data of a task; several sets are mixed by their shares. `known` is a run's `kept_scale`."""
+    task, paths = config.task, _paths(config)
+    stores = [_opened(config, path) for path in paths]
+    others = [recorded_part(path, partial(_opened, config)) if task.validation else None for path in paths]
+    split = divided(stores, group=task.filter, share=task.validation, seed=task.validation_seed, others=others)
+    found = _scaled(config, split.training, known, split.held_out)
+    training, held_out = found[: len(stores)], found[len(stores) :]
+    return TaskData(_mixed(training, task.shares), _mixed(held_out) if held_out else None, split)
 
 
 def open_for(config: Config, path: Path, past: DataRecord) -> Store:
     """Other recordings of a run's task, validated: with its filter, its observations in order, its scale of actions."""
-    return in_order(_opened(config, [path], past.attributes)[0], past, config.task)
+    store = _filtered(_opened(config, path), config.task)
+    return in_order(_scaled(config, [store], past.attributes)[0], past, config.task)
 
 
-def _opened(config: Config, paths: Sequence[Path], known: Mapping[str, Any] | None) -> list[Store]:
-    task, mode = config.task, config.task.action_scaling
-    if config.agent.representation.active and mode != "none":
+def _opened(config: Config, path: Path) -> Store:
+    task = config.task
+    store = open_store(path, task.env, task.features, framing=framing_of(config))
+    return _checked(store if task.observations is None else store.select(task.observations), path)
+
+
+def _scaled(
+    config: Config, stores: Sequence[Store], known: Mapping[str, Any] | None, held_out: Sequence[Store] = ()
+) -> list[Store]:
+    mode, representation = config.task.action_scaling, config.agent.representation
+    if representation.active and mode != "none":
         mode = "minmax"  # nothing is clipped; what the policy sees is scaled by `represent`
-    framing = framing_of(config)
-    stores = [_filtered(open_store(path, task.env, task.features, framing=framing), task, path) for path in paths]
-    if task.observations is not None:
-        stores = [store.select(task.observations) for store in stores]
-    return [validate(store) for store in scaled(stores, mode, known, reaches(config.agent.representation))]
+    return [validate(store) for store in scaled(stores, mode, known, reaches(representation), held_out)]
 
 
 def kept_scale(config: Config, past: DataRecord | None) -> Mapping[str, Any] | None:
@@ -103,15 +136,24 @@ def open_states(config: Config) -> Store:
     Raises:
         GtpVisionError: a file cannot be read, or its states have other lengths than its actions.
     """
-    stores = [_filtered(open_states_of(path, config.task.features), config.task, path) for path in _paths(config)]
+    paths, trained = _paths(config), open_split(config).split.training
+    stores = [_checked(open_states_of(path, config.task.features), path) for path in paths]
+    stores = [
+        store if same.numbers is None else store.subset(same.numbers)
+        for store, same in zip(stores, trained, strict=True)
+    ]
     first, *others = stores = scaled(stores, config.task.action_scaling)
     shared = [name for name in first.observations if all(name in other.observations for other in others)]
     return _mixed([store.select(shared) for store in stores])
 
 
-def _filtered(store: Store, task: TaskConfig, path: Path) -> Store:
+def _checked(store: Store, path: Path) -> Store:
     if errors := shape_errors(store):  # before anything relies on its lengths
         raise GtpVisionError(f"{path}: {errors[0]}")
+    return store
+
+
+def _filtered(store: Store, task: TaskConfig) -> Store:
     return store if task.filter is None else store.filtered(task.filter)
 
 

@@ -7,6 +7,7 @@
     collapse         an evaluation far below the best one
     few_rows         the weights leave almost nothing of a batch
     constant_loss    the loss does not change
+    overfit          the error on held-out episodes grows while that on trained ones falls
     skipped          a step was not finite, and not applied
     rollback         a step was not finite, and the run rolled back
 
@@ -24,9 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from gtp_vision.agents.base import evaluating
 from gtp_vision.config.schema import Config
 from gtp_vision.core.random import NoiseRecorder, NoiseTape, RandomStream
 from gtp_vision.datasets.store import Store
+from gtp_vision.encoders.views import first_view
 from gtp_vision.models.plain import DeterministicPolicy
 from gtp_vision.training.build import Components
 from gtp_vision.training.tracking import read_entries, write_entries
@@ -139,6 +142,19 @@ class Health:
         )
         return self.add(now["step"], "collapse", message, once=True)
 
+    def check_validation(self, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Check the newest of all validations, see `validation.Validation`."""
+        now, best = entries[-1], min(entries, key=lambda entry: entry["energy"])
+        if not overfits(best, now):
+            return []
+        message = (
+            f"step {now['step']}: the policy's distance from held-out actions is {now['energy']:.3g}, and was "
+            f"{best['energy']:.3g} at step {best['step']}, while that from trained ones fell from "
+            f"{best['energy_training']:.3g} to {now['energy_training']:.3g}; it has overfitted since: train fewer "
+            f"steps, or with more data or encoder.augmentation"
+        )
+        return self.add(now["step"], "overfit", message, once=True)
+
     def _is_repeated(self, name: str, is_suspect: bool) -> bool:
         """Whether something is suspect now, and was the last time."""
         was_suspect = name in self._suspected
@@ -175,13 +191,8 @@ def spread_of(parts: Components, steps: int, step: int) -> Spread:
     """How much the policy's actions in K steps differ; with noise of its own, so that training does not change."""
     agent, device, seed = parts.agent, parts.accelerator.device, parts.noise_seed + _SALT
     batch = parts.batch(step)
-    observation = {
-        name: x[:_OBSERVATIONS, :, 0] if x.ndim == 4 else x[:_OBSERVATIONS]  # of cached views the unaugmented one
-        for name, x in batch.observation.items()
-    }
-    was_training = agent.training
-    agent.eval()
-    try:
+    observation = {name: x[:_OBSERVATIONS] for name, x in first_view(batch.observation).items()}
+    with evaluating(agent):
         features = agent.actor_encoder(observation)
         recorder = NoiseRecorder(RandomStream(seed, step, device=device))
         agent.improvement.act(agent, features[:1], steps, recorder, _DRAWS)
@@ -189,12 +200,21 @@ def spread_of(parts: Components, steps: int, step: int) -> Spread:
         same = [x.repeat(len(features), *[1] * (x.ndim - 1)) for x in drawn]  # for each observation
         draws = [draw.of_rows(len(x)) for draw, x in zip(recorder.draws, same, strict=True)]
         actions = agent.improvement.act(agent, features, steps, NoiseTape(draws, same), _DRAWS)
-    finally:
-        agent.train(was_training)
     actions = actions.float().view(len(features), _DRAWS, -1)
     data = agent.chunk(batch)[:_OBSERVATIONS]
     spreads = (actions.std(1, correction=0), actions.std(0, correction=0), data.std(0, correction=0))
     return Spread(*(float(x.mean()) for x in spreads))
+
+
+def overfits(best: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the distance from held-out actions has grown by more than chance while that from trained ones fell.
+
+    By more than a twentieth, and by two standard errors of the differences between episodes.
+    """
+    grown = np.asarray(now["by_episode"], np.float64) - np.asarray(best["by_episode"], np.float64)
+    error = grown.std(ddof=1) / np.sqrt(len(grown)) if len(grown) > 1 else 0.0
+    is_worse = now["energy"] > 1.05 * best["energy"] and grown.mean() > 2 * error
+    return bool(is_worse and now["energy_training"] < best["energy_training"])
 
 
 def has_noise(parts: Components) -> bool:

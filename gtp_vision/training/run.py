@@ -34,6 +34,7 @@ from gtp_vision.training.nonfinite import Fault, diagnose, means, read_steps
 from gtp_vision.training.probes import FeatureMonitor
 from gtp_vision.training.segments import Segment, state_of
 from gtp_vision.training.tracking import Tracker
+from gtp_vision.training.validation import Validation
 
 _EVALUATIONS = "evaluations.json"
 _SKIPPED = "skipped"  # stands for the metrics of a step that was not applied, and counts them in a line
@@ -72,6 +73,8 @@ class TrainingRun:
         self.config, self.folder, self.parts, self.index = config, folder, parts, index
         self.segments, self.train_seconds, self.log = segments, train_seconds, log
         self.evaluations = _read_evaluations(folder, start)
+        is_validated = parts.held_out is not None and config.training.validation_rows > 0
+        self.validation = Validation(folder, config, parts, start=start) if is_validated else None
         self._pending = list(pending)
         spent = train_seconds + sum(evaluation["seconds"] for evaluation in self.evaluations)
         is_main, evaluated = parts.accelerator.is_main_process, [found["step"] for found in self.evaluations]
@@ -102,10 +105,24 @@ class TrainingRun:
         """Restore the checkpoints and links of step `start`: a kill may have come before the links."""
         checkpoints = self.folder / "checkpoints"
         checkpoint.forget_after(checkpoints, start)
-        best = max(self.evaluations, key=_merit, default=None)
-        for name, step in (("last", start), ("best", best["step"] if best else 0)):
+        for name, step in (("last", start), ("best", self._best_step())):
             if (checkpoints / f"step_{step}").exists():
                 checkpoint.link(checkpoints, name, checkpoints / f"step_{step}")
+
+    def _best_step(self) -> int:
+        """The step of the best evaluation; of a run that is never evaluated, of the best validation; 0: none yet."""
+        if best := max(self.evaluations, key=_merit, default=None):
+            return int(best["step"])
+        has_simulator = self.config.training.eval_episodes > 0
+        return 0 if has_simulator or self.validation is None else self.validation.best() or 0
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Measure the agent on held-out episodes, before the checkpoint of this step: metrics, on the main process."""
+        if self.validation is None or self.tracker is None:
+            return {}
+        metrics = self.validation.measure(step)
+        self.report(self.health.check_validation(self.validation.entries))
+        return metrics
 
     def save(self, step: int) -> None:
         """Write a checkpoint with everything that resuming needs."""
@@ -126,6 +143,9 @@ class TrainingRun:
                 },
                 keep=None,
             )
+            if self._best_step() == step:
+                folder = self.folder / "checkpoints"
+                checkpoint.link(folder, "best", folder / f"step_{step}")
         self.parts.accelerator.wait_for_everyone()
 
     def prune(self) -> None:
@@ -181,12 +201,16 @@ class TrainingRun:
         self.report(self.health.check_evaluations(self.evaluations))
 
     def write_metrics(self, step: int, metrics: Mapping[str, float], *, is_planned: bool) -> None:
-        """Write a line of metrics since the last one, and report what looks wrong in it.
+        """Write a line of metrics since the last one, if there are any, and report what looks wrong in it.
 
-        The features' drift and the spread of actions belong into planned lines only: where a run is only asked to stop,
-        its lines would differ from an undisturbed run's.
+        Validation, the features' drift and the spread of actions belong into planned lines only: where a run is only
+        asked to stop, its lines would differ from an undisturbed run's.
         """
-        more: dict[str, float] = {}
+        more = self.validate(step) if is_planned else {}
+        if not metrics:
+            if self.tracker and more:
+                self.tracker.write(step, more)
+            return
         if is_planned and self.watch:
             more |= self.watch.drift()
         if is_planned and self.tracker:
@@ -258,6 +282,8 @@ class TrainingRun:
     def go_back(self, step: int, pending: Sequence[Mapping[str, float]]) -> None:
         """Forget what was written after a checkpoint of step `step`; the caller restores parameters and moments."""
         self.evaluations = [found for found in self.evaluations if found["step"] <= step]
+        if self.validation:
+            self.validation.go_back(step)
         self.idle, self.idle_since, self._pending = 0, step + 1, list(pending)
         if self.tracker:
             seconds = self.tracker.seconds
@@ -304,6 +330,8 @@ class TrainingRun:
                 for key in averaged(recent[0])
             }
             results["best"] = max(self.evaluations, key=_merit)
+        if self.validation and self.validation.entries:
+            results["validation"] = self.validation.summary()
         if self.watch:
             results["probe"] = self.watch.probe()
         if self.parts.accelerator.is_main_process:

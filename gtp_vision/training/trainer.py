@@ -189,7 +189,7 @@ def _loop(
                         recovery.check_idle(runs, done)
                         bar.set_postfix_str(f"loss {sum(line['loss'] for line in lines) / len(lines):.3f}")
                     elif saves:  # the checkpoint holds what the next line will need
-                        lines = []
+                        lines = [{} for _ in runs]
                         for run, own in zip(runs, zip(*pending, strict=True), strict=True):
                             run.hold(own, done)
                     if logs or saves:
@@ -198,7 +198,7 @@ def _loop(
                         recovery.check_parameters(runs, done)
                         for run in runs:
                             run.train_seconds += time.perf_counter() - since
-                    if logs:
+                    if logs or saves:
                         for run, line in zip(runs, lines, strict=True):
                             run.write_metrics(done, line, is_planned=is_planned)
                     bar.update()
@@ -295,6 +295,7 @@ def _prepare(
     log(model_summary.summary(first.agent, config))
     log("" if cost is None else cost.sentence(accelerator.device))
     log(scaling.sentence(first.store))
+    log(first.split.sentence)
     log(constant_dimensions(first.statistics))
     if verbose and not resume:
         for warning in pitfalls(first.store, first.statistics, rewarded=config.task.goals is None):

@@ -57,7 +57,7 @@ def test_every_agent_learns_from_pixels(pixels: tuple[Path, np.ndarray], name: s
         *("encoder=impala_tiny", "encoder.features=16", "encoder.augmentation.shift=0", "task.frame_stack=1"),
         *("agent.policy.hidden=[32,32]", "agent.critic.hidden=[32]"),
         *("training.learning_rate=5e-3", "agent.tau=0.1", "agent.policy_tau=0.1", "task.discount=0"),
-        *("training.batch_size=32", *FASTER.get(name, [])),
+        *("training.batch_size=32", "task.validation=0", *FASTER.get(name, [])),
     ]
     config = small_run(data, "unused", *overrides, agent=name)
     parts = build(config)

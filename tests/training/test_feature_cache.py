@@ -41,7 +41,7 @@ def _overrides(data: Path) -> list[str]:
         *("task=own", f"task.dataset={data}", "task.frame_stack=3", f"run_dir={data.parent / 'run'}"),
         *("agent=gtp", "agent.policy.hidden=[16]", "agent.critic.hidden=[16]", "encoder=impala_tiny"),
         *("encoder.features=16", "encoder.tuning=frozen", "training.batch_size=16", "training.device=cpu"),
-        "training.probe_rows=0",
+        *("training.probe_rows=0", "task.validation=0"),
     ]
 
 

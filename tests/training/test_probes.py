@@ -160,7 +160,10 @@ def test_states_follow_the_filter_and_the_mixture(tmp_path: Path, data: Path) ->
     found = open_states(config)
     assert len(found) == len(open_data(config)) == sum(LENGTHS) - LENGTHS[1]
     assert np.asarray(found.observations["state"])[9, 0] == 16, "the first row of the third episode"
-    mixed = _config(tmp_path, data, "task.dataset=null", f"task.datasets=[{data},{named}]")
+    both = ["task.dataset=null", f"task.datasets=[{data},{named}]"]
+    held_out = _config(tmp_path, data, *both)
+    assert len(open_states(held_out)) == len(open_data(held_out)) < 2 * sum(LENGTHS)
+    mixed = _config(tmp_path, data, *both, "task.validation=0")
     found = open_states(mixed)
     assert len(found) == len(open_data(mixed)) == 2 * sum(LENGTHS)
     assert list(found.observations) == ["state"]
