@@ -60,7 +60,8 @@ def scaled(
     Args:
         stores: data sets, of which the bounds are fitted on all rows that hold an action.
         mode: of `MODES`.
-        known: attributes with the bounds of the run that continues; its data in the file's units are scaled by them.
+        known: attributes with the bounds of the run that continues, or whose weights begin another; the data are scaled
+            by them, unless they are in [-1, 1] by these bounds or by ones that no attribute names.
         reaches: columns (start, stop) to a magnitude that their bounds include: rotations, which clipping would turn.
         held_out: more data sets, scaled alike and returned behind the others, on which no bounds are fitted.
 
@@ -73,8 +74,9 @@ def scaled(
         return list(stores)
     own, spaces = [bounds_of(store) for store in stores], [_space(store) for store in stores]
     is_raw = [bounds is None for bounds in own]
-    if all(is_raw) and known is not None and (found := pair_of(known, stores[0].action_dim)) is not None:
-        return [_apply(store, found, fitted_by(known) or "the bounds of the run") for store in stores]
+    found = None if known is None else pair_of(known, stores[0].action_dim)
+    if found is not None and (all(is_raw) or any(one is not None and not np.array_equal(one, found) for one in own)):
+        return [_apply(store, found, fitted_by(known or {}) or "the bounds of the run") for store in stores]
     if mode == "auto":
         if all(is_raw) and spaces[0] is not None and _agree(spaces):
             return [_apply(store, spaces[0], "the recorder's action space") for store in stores]

@@ -22,6 +22,7 @@ training.
   gtp-vision train task=demo agent=fql --explain
   gtp-vision train -m task=demo training=demo seed=0,1,2
   gtp-vision train --resume runs/mine training.steps=2000        more steps; --new-segment accepts another schedule
+  gtp-vision train --init runs/mine --append new.h5:5           begin with its weights; new rows count five times
   accelerate launch --multi_gpu --num_processes 8 -m gtp_vision train task=...
 """
 
@@ -30,10 +31,12 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Train one run, resume one, or start a sweep."""
     from gtp_vision.config.compose import from_command_line, from_run
     from gtp_vision.config.overrides import repeated
+    from gtp_vision.serving.warm_start import open_source
     from gtp_vision.training.trainer import train
 
     if arguments.new_segment and arguments.resume is None:
         raise GtpVisionError("--new-segment accepts other data or settings on resume; give --resume as well")
+    _check_init(arguments)
     if arguments.resume is not None:
         arguments.resume, overrides = _resumed([arguments.resume, *overrides])
         if arguments.overwrite:
@@ -49,10 +52,13 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         return _sweep(overrides, arguments)
     if arguments.resume:
         config = replace(from_run(Path(arguments.resume), overrides), run_dir=arguments.resume)
+    elif arguments.init:
+        given = ["init.optimizer=true", *overrides] if arguments.init_optimizer else overrides
+        config = open_source(arguments.init).new_run(given, arguments.append)
     else:
         config = from_command_line(overrides)
     quiet = os.environ.get("TQDM_DISABLE") == "1"  # tqdm's own switch, which an explicit argument would override
-    results = train(config, progress=not quiet, **_how(arguments))
+    results = train(config, progress=not quiet, open_source=open_source, **_how(arguments))
     _print_results(config.run_dir, results)
     return 0
 
@@ -60,6 +66,22 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def _how(arguments: argparse.Namespace) -> dict[str, bool]:
     resume = arguments.resume is not None
     return {"resume": resume, "new_segment": arguments.new_segment, "overwrite": arguments.overwrite}
+
+
+def _check_init(arguments: argparse.Namespace) -> None:
+    """Refuse options that belong to --init without it, and --init with what begins no new run of its settings."""
+    if arguments.init is None:
+        for option, value in (("--append", arguments.append), ("--init-optimizer", arguments.init_optimizer)):
+            if value:
+                raise GtpVisionError(f"{option} is for a run that begins with the weights of another; add --init RUN")
+        return
+    if arguments.resume is not None:
+        raise GtpVisionError("--init begins a new run and --resume continues one; give one of the two")
+    if arguments.multirun or arguments.explain:
+        raise GtpVisionError(
+            f"--init takes all settings from {arguments.init}; for -m and --explain give a whole command with "
+            f"init.source={arguments.init} instead"
+        )
 
 
 def _resumed(words: list[str]) -> tuple[str, list[str]]:
@@ -94,6 +116,7 @@ def _sweep(overrides: list[str], arguments: argparse.Namespace) -> int:
 
     from gtp_vision.config.compose import from_command_line
     from gtp_vision.config.overrides import addable, check_overrides
+    from gtp_vision.serving.warm_start import open_source
     from gtp_vision.training.trainer import train
 
     check_overrides(overrides)
@@ -106,7 +129,7 @@ def _sweep(overrides: list[str], arguments: argparse.Namespace) -> int:
     @hydra.main(config_path="pkg://gtp_vision.configs", config_name="config", version_base="1.3")
     def train_one(_: DictConfig) -> None:
         config = from_command_line(HydraConfig.get().overrides.task)
-        _print_results(config.run_dir, train(config, **_how(arguments)))
+        _print_results(config.run_dir, train(config, open_source=open_source, **_how(arguments)))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main()
     before, sys.argv = sys.argv, ["gtp-vision train", "-m", *map(addable, overrides)]
@@ -145,6 +168,11 @@ def _print_results(run_dir: str, results: dict) -> None:
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", nargs="?", const="", metavar="RUN", help="resume a run (of this configuration)")
     parser.add_argument("--new-segment", action="store_true", help="resume with other data or settings, recorded")
+    parser.add_argument("--init", metavar="SOURCE", help="begin with the weights of a run, a checkpoint or an artifact")
+    parser.add_argument(
+        "--append", action="append", default=[], metavar="DATA[:WEIGHT]", help="with --init: further data, repeatable"
+    )
+    parser.add_argument("--init-optimizer", action="store_true", help="with --init: begin with its Adam moments, too")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in the run folder")
     parser.add_argument("--explain", action="store_true", help="print each setting and what set it, and train nothing")
     parser.add_argument("-m", "--multirun", action="store_true", help="Hydra's sweep: a run for each value in a list")

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gtp_vision.agents import ActingConfig, AgentConfig, acting_in, check_agent, improvement_settings, label, read_agent
 from gtp_vision.config.overrides import GROUPS, IMPROVEMENT, check_override, check_overrides, parsed
 from gtp_vision.config.presets import register
-from gtp_vision.config.schema import Config
+from gtp_vision.config.schema import Config, InitConfig
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.safe_yaml import plain_yaml
 from gtp_vision.core.settings import check_settings
@@ -202,11 +202,42 @@ def _unfit(path: Path, error: BaseException) -> GtpVisionError:
     )
 
 
+def derived(config: Config, path: Path, overrides: Sequence[str]) -> Config:
+    """The configuration of a new run with the settings of `config`, of the file or folder `path`, and overrides.
+
+    An override `task.dataset` replaces `task.datasets`, and the other way round.
+
+    Raises:
+        GtpVisionError: an override that is refused, or does not fit.
+    """
+    keys = {override.partition("=")[0].lstrip("+") for override in overrides}
+    for override in overrides:
+        if override.partition("=")[0].lstrip("+") in GROUPS:
+            raise GtpVisionError(
+                f"'{override}' chooses a preset, and --init takes the settings of {path}; give single settings, or a "
+                f"whole command with init.source={path} instead of --init"
+            )
+    values = plain_values(config)
+    if "task.dataset" in keys:
+        values["task"] |= {"datasets": None, "shares": None}
+    elif "task.datasets" in keys:
+        values["task"] |= {"dataset": None, "shares": None}
+    try:
+        for override in overrides:
+            check_override(override)
+        for names, value in parsed(overrides):
+            values = _merged(values, _nested(names, value))
+        return _typed(values)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise _unfit(path, error) from error
+
+
 def _single_settings(overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The values of overrides for a run that exists, whose presets were chosen when it was made."""
     for override in overrides:
         check_override(override)
-        if override.partition("=")[0].lstrip("+") in (*GROUPS, "run_dir"):
+        key = override.partition("=")[0].lstrip("+")
+        if key in (*GROUPS, "run_dir") or key.startswith("init."):
             raise GtpVisionError(
                 f"'{override}' cannot change the run that is resumed; give single settings, e.g. training.steps=1000"
             )
@@ -320,9 +351,10 @@ def _located(config: Config) -> Config:
         is_kept = path == "demo" or os.path.expanduser(path) != path
         return path if is_kept else str(Path.cwd() / path)
 
-    task, weights = config.task, config.encoder.weights
+    task, weights, init = config.task, config.encoder.weights, config.init
     return replace(
         config,
+        init=replace(init, source=located(init.source) if init.source else init.source),
         run_dir=os.path.expanduser(config.run_dir),
         data_dir=located(config.data_dir),
         task=replace(
@@ -339,6 +371,8 @@ def _misfits(config: Config) -> Iterator[str]:
     has_critic = agent.critic.backup != "none"
     if "://" in config.run_dir:
         yield f"run_dir={config.run_dir} is an address, and a run is a folder; name one, e.g. where that is mounted"
+    if config.init.source is None and config.init != InitConfig():
+        yield "init.optimizer, init.refit and init.partial are of weights that init.source names; give --init RUN"
     if task.env is None and not (task.dataset or task.datasets):
         yield "task.env=null names no data set either; set task.dataset to a file or folder"
     if task.dataset and task.datasets:

@@ -159,6 +159,18 @@ class TrainingConfig:
 
 
 @dataclass
+class InitConfig:
+    """The weights that a new run begins with; a run that is resumed does not read them again (docs/warm-start.md)."""
+
+    source: str | None = setting(
+        None, "run, checkpoint or artifact whose weights a new run begins with; null: none", free=True
+    )
+    optimizer: bool = setting(False, "begin with its Adam moments, too, where they fit", free=True)
+    refit: bool = setting(False, "fit the statistics of states and the scale of actions to the new data", free=True)
+    partial: bool = setting(False, "load what fits, even if neither its policy nor a backbone does", free=True)
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -168,6 +180,7 @@ class Config:
     tuned: str | None = setting(
         None, "published settings that are applied, of configs/published/, e.g. fql/scene-play", free=True
     )
+    init: InitConfig = setting(InitConfig, "weights that the run begins with")
     task: TaskConfig = setting(TaskConfig, "what is learned")
     agent: AgentConfig = setting(AgentConfig, "algorithm")
     encoder: EncoderConfig = setting(EncoderConfig, "way from observations to features")

@@ -25,8 +25,10 @@ from gtp_vision.datasets.record import DataRecord
 from gtp_vision.serving import artifact, graphs
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
+from gtp_vision.serving.warm_start import ROUNDS, SETTINGS, portable
 from gtp_vision.training.build import shapes
 from gtp_vision.training.evaluate import actor_of, restore
+from gtp_vision.training.rounds import rounds_of
 
 LICENCES = ("weights", "data", "backbone")
 
@@ -125,6 +127,8 @@ def provenance(run: Path, config: Config, record: DataRecord, step: int, licence
         "encoder": config.encoder.name,
         "evaluation": _evaluation(run, step),
         "versions": {name: version(name) for name in ("gtp-vision", "torch")},
+        SETTINGS: portable(config),
+        ROUNDS: rounds_of(run),
         "licences": {name: licences.get(name, "unknown") for name in LICENCES},
     }
 

@@ -36,6 +36,7 @@ from gtp_vision.training.data import fit, in_order, kept_scale, measure, open_sp
 from gtp_vision.training.feature_cache import cacheable, feature_store
 from gtp_vision.training.ranks import accelerator_of, global_batch
 from gtp_vision.training.seeds import check_seeds
+from gtp_vision.training.warm_start import Match, Source, check_match, match, misses_backbone
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Components:
         held_out: draws from the episodes that are not trained on, as `sampler` does; None if there are none.
         split: which these are.
         feature_seconds: that computing or finding a frozen backbone's features took.
+        initial: the weights of another run that a new run begins with.
     """
 
     accelerator: Accelerator
@@ -75,6 +77,7 @@ class Components:
     feature_seconds: float
     held_out: Sampler | None
     split: Split
+    initial: Match | None = None
 
     def batch(self, step: int) -> Batch:
         """This process's part of the batch of a training step, on the device."""
@@ -92,21 +95,23 @@ def build(
     *,
     resumes: Path | None = None,
     past: DataRecord | None = None,
+    source: Source | None = None,
     compare: Callable[[DataRecord, int], None] = lambda record, rows: None,
     check: Callable[[Store], None] | None = None,
 ) -> Components:
     """Build the data, networks and optimizer of a run.
 
     With `resumes`, the checkpoint that will fill the agent, the file with the encoder's trained weights need not exist
-    any more; `past` is the record of its data set, whose order of observations is kept. `compare` is called with the
-    data set's record and the rows of a step, `check` with the data set on the main process, before anything that takes
-    long.
+    any more; `past` is the record of its data set, whose order of observations is kept. A new run may begin with the
+    weights of a `source`. `compare` is called with the data set's record and the rows of a step, `check` with the data
+    set on the main process, before anything that takes long.
     """
     accelerator = accelerate(config)
     batch_size = global_batch(config.training, accelerator.num_processes)
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
-        data = open_split(config, kept_scale(config, past) if resumes else None)
-        store = in_order(data.training, past, config.task)
+        scale = kept_scale(config, past) if resumes else source.known_scale(config) if source else None
+        data = open_split(config, scale)
+        store = in_order(data.training, source.data if source else past, config.task)
     check_seeds(config, store, accelerator.num_processes)
     statistics, record = measure(store)
     compare(record, batch_size)
@@ -128,9 +133,19 @@ def build(
     if config.agent.critic.backup != "none" and task.goals is None:
         _check_rewards(config, store)
     _check_chunk(config, store)
-    agent = agent_of(config, record, pretrained=resumes is None)
+    agent = agent_of(config, record, pretrained=resumes is None and source is None)
+    initial = None if source is None else match(agent, source)
+    if initial is not None:
+        check_match(initial, agent, config)
+        if config.encoder.weights is not None and misses_backbone(initial, agent):
+            agent = agent_of(config, record, pretrained=True)
     fit(agent, statistics, standardize=config.encoder.standardize)
     represent(agent, frames, record, task.action_scaling)
+    if initial is not None:
+        initial.fill(agent)
+        if config.init.refit:  # the statistics that were loaded with the weights
+            fit(agent, statistics, standardize=config.encoder.standardize)
+            represent(agent, frames, record, task.action_scaling)
     cached, began = cacheable(config.encoder, store), time.perf_counter()
     held_out = None
     if data.held_out is not None:
@@ -149,7 +164,7 @@ def build(
     agent, module, optimizer = _prepared(config, agent, accelerator)
     return Components(
         *(accelerator, store, frames, sampler, agent, module, optimizer, config.seed, statistics.arrays, record, where),
-        *(augmented, feature_seconds, held_out, data.split),
+        *(augmented, feature_seconds, held_out, data.split, initial),
     )
 
 
@@ -164,6 +179,8 @@ def accelerate(config: Config) -> Accelerator:
 def components_for_seed(parts: Components, config: Config) -> Components:
     """The components of a run that differs in the seed alone, with the same data; the given ones have not begun."""
     agent = agent_of(config, parts.record, pretrained=False)
+    if parts.initial is not None:
+        parts.initial.fill(agent)
     with torch.no_grad():  # statistics of the data
         for own, known in zip(agent.buffers(), parts.agent.buffers(), strict=True):
             own.copy_(known)

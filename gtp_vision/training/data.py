@@ -60,7 +60,7 @@ def open_data(config: Config, known: Mapping[str, Any] | None = None) -> Store:
 
 def open_split(config: Config, known: Mapping[str, Any] | None = None) -> TaskData:
     """The validated data of a task; several sets are mixed by their shares. `known` is a run's `kept_scale`."""
-    task, paths = config.task, _paths(config)
+    task, paths = config.task, paths_of(config)
     stores = [_opened(config, path) for path in paths]
     others = [recorded_part(path, partial(_opened, config)) if task.validation else None for path in paths]
     split = divided(stores, group=task.filter, share=task.validation, seed=task.validation_seed, others=others)
@@ -136,7 +136,7 @@ def open_states(config: Config) -> Store:
     Raises:
         GtpVisionError: a file cannot be read, or its states have other lengths than its actions.
     """
-    paths, trained = _paths(config), open_split(config).split.training
+    paths, trained = paths_of(config), open_split(config).split.training
     stores = [_checked(open_states_of(path, config.task.features), path) for path in paths]
     stores = [
         store if same.numbers is None else store.subset(same.numbers)
@@ -161,11 +161,20 @@ def _mixed(stores: list[Store], shares: list[float] | None = None) -> Store:
     return mix(stores, shares or [1.0] * len(stores)) if len(stores) > 1 else stores[0]
 
 
-def _paths(config: Config) -> list[Path]:
+def drawable_rows(config: Config, name: str) -> int:
+    """How many rows of one of a task's data sets, as `task.datasets` names it, can be drawn."""
+    return len(_filtered(_opened(config, _path(name)), config.task).transitions)
+
+
+def _path(name: str) -> Path:
+    return demo_path() if name == "demo" else Path(name).expanduser()
+
+
+def paths_of(config: Config) -> list[Path]:
     """The data sets of a task, in order."""
     task = config.task
     if names := task.datasets or ([task.dataset] if task.dataset else []):
-        return [demo_path() if name == "demo" else Path(name).expanduser() for name in names]
+        return [_path(name) for name in names]
     assert task.env is not None, "checked with the configuration"
     return [ogbench.locate(task.env, Path(config.data_dir).expanduser())]
 

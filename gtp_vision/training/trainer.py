@@ -49,6 +49,7 @@ from gtp_vision.training.seeds import check_same_seeds, folders, seeds_of, summa
 from gtp_vision.training.segments import Segment, changed_by_segment, continued
 from gtp_vision.training.step_cost import step_cost
 from gtp_vision.training.tracking import Meters
+from gtp_vision.training.warm_start import Source, open_run
 
 Log = Callable[[str], None]
 """Prints a line for the user; does nothing for an empty one."""
@@ -67,11 +68,12 @@ def train(
     new_segment: bool = False,
     overwrite: bool = False,
     progress: bool = True,
+    open_source: Callable[[str], Source] = open_run,
 ) -> dict[str, Any]:
     """Train, evaluate and report one run, or one of each seed; return the contents of results.json.
 
     `config.run_dir` is the folder; `resume` continues from the newest intact checkpoint in it, with `new_segment` also
-    with other data or settings, `overwrite` replaces the run.
+    with other data or settings, `overwrite` replaces the run. `open_source` reads `init.source`.
 
     Raises:
         GtpVisionError: a mistake in the input or a failure of the machine; `InterruptedRunError` after SIGINT, SIGTERM
@@ -93,7 +95,7 @@ def train(
             if verbose and line:
                 Progress.write(line, file=sys.stderr)
 
-        runs, start = _prepare(config, enter, resume, new_segment, verbose, log)
+        runs, start = _prepare(config, enter, resume, new_segment, open_source, verbose, log)
         try:
             with stop_requested() as stop, evaluator_of(runs[0].config, runs[0].parts, verbose) as evaluator:
                 for run in runs:
@@ -131,7 +133,8 @@ def _loop(
     """
     training, accelerator = runs[0].config.training, runs[0].parts.accelerator
     label = f"{agents.label(runs[0].config.agent)} on {runs[0].config.task.name}"
-    if training.on_nonfinite == "rollback" and start == 0:  # there must be something to go back to
+    begins_warm = runs[0].config.init.source is not None
+    if start == 0 and (training.on_nonfinite == "rollback" or begins_warm):  # to go back to; to resume from
         for run in runs:
             run.save(0)
     while True:  # once, and once more from a checkpoint after each rollback
@@ -218,7 +221,13 @@ def _loop(
 
 
 def _prepare(
-    config: Config, enter: Callable[[], None], resume: bool, new_segment: bool, verbose: bool, log: Log
+    config: Config,
+    enter: Callable[[], None],
+    resume: bool,
+    new_segment: bool,
+    open_source: Callable[[str], Source],
+    verbose: bool,
+    log: Log,
 ) -> tuple[list[TrainingRun], int]:
     """Build the runs, load their checkpoints, write their folders; return them and the step to continue from."""
     folder, run_folders = Path(config.run_dir), folders(config)
@@ -230,6 +239,7 @@ def _prepare(
     start = checkpoint.step_of(found[0]) if found else 0
     accepted = segments.accepted_data(folder, start, past[0][-1].config, config) if past else None
     if past:
+        config = _begun_as(past[0][-1].config, config)
         config = segments.resumed(config, past[0][-1].config, start, new_segment=new_segment or accepted is not None)
     elif resume:
         config = replace(config, training=replace(config.training, schedule_start=0))
@@ -246,6 +256,9 @@ def _prepare(
                 else [now]
             )
 
+    source = open_source(config.init.source) if config.init.source and not found else None
+    if source is not None:
+        source.check_folder(folder)
     evaluates = config.training.eval_episodes > 0
 
     def check_environment(store: Store) -> None:
@@ -259,6 +272,7 @@ def _prepare(
         config,
         resumes=found[0] if found else None,
         past=past[0][-1].data if past else None,
+        source=source,
         compare=compare,
         check=check_environment if evaluates else None,
     )
@@ -266,6 +280,9 @@ def _prepare(
     cost = step_cost(first)
     all_parts = [first, *(components_for_seed(first, other) for other in configs[1:])]
     accelerator = first.accelerator
+    moments = 0
+    if first.initial is not None and config.init.optimizer:
+        moments = max(first.initial.fill_optimizer(parts.optimizer, parts.agent) for parts in all_parts)
     train_seconds, skips = 0.0, [set[int]() for _ in all_parts]
     pending: list[list[dict[str, float]]] = [[] for _ in all_parts]
     if found is not None:
@@ -290,8 +307,11 @@ def _prepare(
             if run_folder != folder:
                 run_folder.mkdir(exist_ok=True)
                 prepare_folder(run_folder, own, of_run, empty=False)
+            if first.initial is not None:
+                first.initial.write(run_folder, moments)
     log(batch_shares(accelerator.num_processes, first.sampler.batch_size))
     log(first.where)
+    log("" if first.initial is None else first.initial.table())
     log(model_summary.summary(first.agent, config))
     log("" if cost is None else cost.sentence(accelerator.device))
     log(scaling.sentence(first.store))
@@ -318,6 +338,16 @@ def _prepare(
         for index in range(len(configs))
     ]
     return runs, start
+
+
+def _begun_as(past: Config, config: Config) -> Config:
+    """The configuration of a run that is resumed, with the weights that it began with recorded as they were."""
+    if config.init.source not in (None, past.init.source):
+        raise GtpVisionError(
+            f"{config.run_dir} did not begin with the weights of init.source={config.init.source}; leave it out to "
+            f"resume the run, or choose another run_dir=... for a new one"
+        )
+    return replace(config, init=past.init)
 
 
 def _prefixed(log: Log, prefix: str) -> Log:

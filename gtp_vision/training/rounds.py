@@ -1,0 +1,74 @@
+"""Rounds: data that are appended to those of a run whose weights another begins with, and what the runs before were.
+
+A round is one more entry of `task.datasets`. Its rows are drawn as often as earlier ones, or WEIGHT times as often;
+among themselves, earlier data sets keep their shares of a batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gtp_vision.config.schema import Config
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.safe_json import read_json
+from gtp_vision.training.data import drawable_rows, paths_of
+
+FILE = "init.json"
+"""In a run folder: which weights it began with, and which part of the agent has them."""
+
+
+def rounds_of(folder: Path) -> list[dict[str, Any]]:
+    """The runs whose weights a run goes back to, the first one first; [] of a run that began with new weights.
+
+    Each has `run`, `checkpoint`, `step`, `data`, `shares`, and where they are known `episodes` and `frames`.
+    """
+    if not (folder / FILE).exists():
+        return []
+    rounds = read_json(folder / FILE, advice="remove it").get("rounds")
+    return [entry for entry in rounds if isinstance(entry, dict)] if isinstance(rounds, list) else []
+
+
+def appended(config: Config, items: Sequence[str], *, keeps_shares: bool = False) -> Config:
+    """The configuration with further data sets, `DATA` or `DATA:WEIGHT`, not `checked`.
+
+    Shares of a batch follow from the rows, unless `keeps_shares`: `task.shares` is for all data sets then.
+
+    Raises:
+        GtpVisionError: a weight that is not above 0, data that are missing, or that the run has already.
+    """
+    task = config.task
+    names = list(task.datasets or ([task.dataset] if task.dataset else []))
+    if task.datasets is None and not names:
+        names = [str(path) for path in paths_of(config)]  # the official data set
+    added = [_split(item) for item in items]
+    for path, _ in added:
+        if path in names:
+            raise GtpVisionError(
+                f"--append {path}: these data are a round of the run already, with what was added to them; leave "
+                f"--append out, or record each round in a folder of its own"
+            )
+    shares = task.shares
+    if not keeps_shares:
+        rows = [drawable_rows(config, name) for name in names]
+        of_old = task.shares or ([1.0] * len(names) if task.datasets else rows)
+        shares = [sum(rows) * share / sum(of_old) for share in of_old]
+        shares += [weight * drawable_rows(config, path) for path, weight in added]
+    names += [path for path, _ in added]
+    return replace(config, task=replace(task, dataset=None, datasets=names, shares=shares))
+
+
+def _split(item: str) -> tuple[str, float]:
+    """The located path and the weight of `DATA:WEIGHT`; the weight is 1 of a path alone."""
+    path, colon, text = item.rpartition(":")
+    try:
+        weight = float(text) if colon and not Path(item).expanduser().exists() else None
+    except ValueError:
+        weight = None
+    path, weight = (item, 1.0) if weight is None else (path, weight)
+    if not 0 < weight < math.inf:
+        raise GtpVisionError(f"--append {item}: the weight {weight:g} must be above 0, e.g. {path}:5")
+    return path if path == "demo" else str(Path.cwd() / Path(path).expanduser()), weight
