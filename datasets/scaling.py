@@ -51,6 +51,8 @@ def scaled(
     known: Mapping[str, Any] | None = None,
     reaches: Mapping[tuple[int, int], float] | None = None,
     held_out: Sequence[Store] = (),
+    *,
+    rescales: bool = False,
 ) -> list[Store]:
     """Return data sets of one kind with actions in [-1, 1] of common bounds, which are attributes of each.
 
@@ -60,10 +62,10 @@ def scaled(
     Args:
         stores: data sets, of which the bounds are fitted on all rows that hold an action.
         mode: of `MODES`.
-        known: attributes with the bounds of the run that continues, or whose weights begin another; the data are scaled
-            by them, unless they are in [-1, 1] by these bounds or by ones that no attribute names.
+        known: attributes with the bounds of the run that continues; its data in the file's units are scaled by them.
         reaches: columns (start, stop) to a magnitude that their bounds include: rotations, which clipping would turn.
         held_out: more data sets, scaled alike and returned behind the others, on which no bounds are fitted.
+        rescales: scale data by `known`, too, that their file has in [-1, 1] by other bounds.
 
     Raises:
         GtpVisionError: data sets in other units.
@@ -75,7 +77,8 @@ def scaled(
     own, spaces = [bounds_of(store) for store in stores], [_space(store) for store in stores]
     is_raw = [bounds is None for bounds in own]
     found = None if known is None else pair_of(known, stores[0].action_dim)
-    if found is not None and (all(is_raw) or any(one is not None and not np.array_equal(one, found) for one in own)):
+    is_other = any(one is not None and not np.array_equal(one, found) for one in own) if found else False
+    if found is not None and (all(is_raw) or (rescales and is_other)):
         return [_apply(store, found, fitted_by(known or {}) or "the bounds of the run") for store in stores]
     if mode == "auto":
         if all(is_raw) and spaces[0] is not None and _agree(spaces):

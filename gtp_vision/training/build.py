@@ -110,7 +110,7 @@ def build(
     batch_size = global_batch(config.training, accelerator.num_processes)
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
         scale = kept_scale(config, past) if resumes else source.known_scale(config) if source else None
-        data = open_split(config, scale)
+        data = open_split(config, scale, rescales=source is not None)
         store = in_order(data.training, source.data if source else past, config.task)
     check_seeds(config, store, accelerator.num_processes)
     statistics, record = measure(store)

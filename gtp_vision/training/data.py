@@ -58,13 +58,16 @@ def open_data(config: Config, known: Mapping[str, Any] | None = None) -> Store:
     return open_split(config, known).training
 
 
-def open_split(config: Config, known: Mapping[str, Any] | None = None) -> TaskData:
-    """The validated data of a task; several sets are mixed by their shares. `known` is a run's `kept_scale`."""
+def open_split(config: Config, known: Mapping[str, Any] | None = None, *, rescales: bool = False) -> TaskData:
+    """The validated data of a task; several sets are mixed by their shares.
+
+    `known` is a run's `kept_scale`; with `rescales` it also holds for data that their file has in another scale.
+    """
     task, paths = config.task, paths_of(config)
     stores = [_opened(config, path) for path in paths]
     others = [recorded_part(path, partial(_opened, config)) if task.validation else None for path in paths]
     split = divided(stores, group=task.filter, share=task.validation, seed=task.validation_seed, others=others)
-    found = _scaled(config, split.training, known, split.held_out)
+    found = _scaled(config, split.training, known, split.held_out, rescales=rescales)
     training, held_out = found[: len(stores)], found[len(stores) :]
     return TaskData(_mixed(training, task.shares), _mixed(held_out) if held_out else None, split)
 
@@ -82,12 +85,18 @@ def _opened(config: Config, path: Path) -> Store:
 
 
 def _scaled(
-    config: Config, stores: Sequence[Store], known: Mapping[str, Any] | None, held_out: Sequence[Store] = ()
+    config: Config,
+    stores: Sequence[Store],
+    known: Mapping[str, Any] | None,
+    held_out: Sequence[Store] = (),
+    *,
+    rescales: bool = False,
 ) -> list[Store]:
     mode, representation = config.task.action_scaling, config.agent.representation
     if representation.active and mode != "none":
         mode = "minmax"  # nothing is clipped; what the policy sees is scaled by `represent`
-    return [validate(store) for store in scaled(stores, mode, known, reaches(representation), held_out)]
+    found = scaled(stores, mode, known, reaches(representation), held_out, rescales=rescales)
+    return [validate(store) for store in found]
 
 
 def kept_scale(config: Config, past: DataRecord | None) -> Mapping[str, Any] | None:

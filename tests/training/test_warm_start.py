@@ -61,6 +61,20 @@ def test_other_data_leave_the_weights_the_statistics_and_the_scale_as_the_source
 
 
 @pytest.mark.trains
+def test_actions_of_other_data_come_in_the_scale_of_the_source(tmp_path: Path) -> None:
+    """Bounds of the old file: +-30; of the new one: +-120, where the same number means four times the motion."""
+    stores = [make_store((30, 40), attributes={"action_low": [-x] * 2, "action_high": [x] * 2}) for x in (30.0, 120.0)]
+    stores[1] = replace(stores[1], actions=stores[1].actions / 8)
+    old, new = (native.write(tmp_path / f"{i}.h5", store) for i, store in enumerate(stores))
+    trainer.train(small_run(old, tmp_path / "run", "training.steps=1"), progress=False)
+    source = open_run(str(tmp_path / "run"))
+    for overrides, append in (([f"task.dataset={new}"], []), ([], [str(new)])):
+        parts = build(source.new_run(overrides, append), source=source)
+        assert parts.record.action_bounds == ([-30, -30], [30, 30])
+        torch.testing.assert_close(parts.store.actions[-40:], 4 * stores[1].actions[-40:])
+
+
+@pytest.mark.trains
 def test_a_run_that_begins_with_weights_resumes_without_their_source(source: Path, tmp_path: Path) -> None:
     moved = source.rename(source.with_name("moved"))
     try:
