@@ -213,21 +213,12 @@ def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
     not above 0.
     """
     first = stores[0]
-    first_name = first.path or "the first"
     for store, share in zip(stores, shares, strict=True):
         name = store.path or "a data set"
         if not 0 < share < np.inf:
             raise GtpVisionError(f"{name} has the share {share}; shares must be above 0")
-        if _signature(store) != _signature(first):
-            raise GtpVisionError(
-                f"{name} holds {_described(store)}, but {first_name} holds {_described(first)}; mix data sets of the "
-                f"same kind, or name the common observations in task.observations"
-            )
-        if _bounds(store) != _bounds(first):
-            raise GtpVisionError(
-                f"the actions of {name} and {first_name} were scaled to [-1, 1] from different bounds (action_low, "
-                f"action_high), so equal numbers mean different motions; write both with the same bounds"
-            )
+        if fault := difference_of_tasks(first, store):
+            raise GtpVisionError(fault)
     starts = np.cumsum([0, *(len(store) for store in stores)])
     return Store(
         observations={name: Segmented([store.observations[name] for store in stores]) for name in first.observations},
@@ -241,6 +232,22 @@ def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
         path=first.path,
         weights=np.concatenate([_weighted(s, share) for s, share in zip(stores, shares, strict=True)]),
     )
+
+
+def difference_of_tasks(first: Store, store: Store) -> str:
+    """Return why two data sets cannot be one, a sentence; empty if observations, actions and their bounds agree."""
+    name, first_name = store.path or "a data set", first.path or "the first"
+    if _signature(store) != _signature(first):
+        return (
+            f"{name} holds {_described(store)}, but {first_name} holds {_described(first)}; mix data sets of the "
+            f"same kind, or name the common observations in task.observations"
+        )
+    if _bounds(store) != _bounds(first):
+        return (
+            f"the actions of {name} and {first_name} were scaled to [-1, 1] from different bounds (action_low, "
+            f"action_high), so equal numbers mean different motions; write both with the same bounds"
+        )
+    return ""
 
 
 def _weighted(store: Store, share: float) -> np.ndarray:

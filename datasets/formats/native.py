@@ -14,13 +14,18 @@ pages shared by all processes. A compressed array (of a small file in a reposito
 An array `success` or `is_success`, one flag a row or one an episode, marks what succeeded, as the metadata's
 `episode_success` does. Also accepted: flags that are bool and rewards and flags of shape (N, 1), both in place; flags
 that are floats and rewards that are integers, which are converted into the cache.
+
+A folder of such files that are named by numbers (000000.h5, 000001.h5, ...: a replay store) is one data set; their
+observations, and what -1 and 1 of their actions stand for, must agree.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +42,21 @@ from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format
 from gtp_vision.datasets.formats.native_checks import FLAT, checked_arrays, writable
-from gtp_vision.datasets.layout import PROGRESS_BYTES, Layout, row_ranges, to_store
-from gtp_vision.datasets.store import Store
-from gtp_vision.datasets.success import MARKS
+from gtp_vision.datasets.layout import (
+    PROGRESS_BYTES,
+    FileArrays,
+    Layout,
+    Piece,
+    piece_of,
+    row_ranges,
+    to_store,
+)
+from gtp_vision.datasets.store import ACTION_BOUNDS, EPISODE_ATTRIBUTES, Store
+from gtp_vision.datasets.success import MARKS, WORDS, attributes_of
+from gtp_vision.datasets.unpacking import through_cache
 
 FORMAT, VERSION = "gtp-vision", 1
+_SUFFIXES, _NUMBERED = (".h5", ".hdf5"), re.compile(r"[0-9]{6,9}\.h5")
 _ROOM = "make room, choose another place, or set GTP_VISION_CACHE to another disk if it is a file of the cache"
 
 
@@ -134,6 +149,67 @@ def layout(path: Path, *, elsewhere: bool = False) -> Layout:
         return {"arrays": found, "attributes": metadata}
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder's HDF5 files are named by numbers, and the first one is of this format."""
+    found = episodes.files_in(path, *_SUFFIXES)
+    if not found or not all(_NUMBERED.fullmatch(each.name) for each in found):
+        return False
+    try:
+        with hdf5.open_file(found[0]) as file:
+            return is_native(file, found[0])
+    except GtpVisionError:
+        return False
+
+
+def folder_layout(path: Path) -> Layout:
+    """Return the layout of a folder of native files: one after another.
+
+    Raises GtpVisionError: a file is damaged, or of another task or format than the first.
+    """
+    return through_cache(path, lambda: _joined(path), "native folder")
+
+
+@contextmanager
+def _joined(path: Path) -> Iterator[FileArrays]:
+    flat: dict[str, list[np.ndarray]] = {name: [] for name in FLAT}
+    pieces: dict[str, list[Piece]] = {}
+    marks, attributes, tasks, rows = list[bool | None](), dict[str, Any](), list[tuple[Path, Any]](), 0
+    for each in episodes.files_in(path, *_SUFFIXES):
+        with hdf5.open_file(each) as file:
+            own, arrays = _check_attributes(file, each), checked_arrays(file, each, False)
+            actions = episodes.read_rows(arrays["actions"], 0, arrays["actions"].shape[0], each)
+            found = {"actions": actions} | _flat_values(file, each, arrays)
+            observations = {name: data for name, data in arrays.items() if name not in FLAT}
+            task = {name: (data.shape[1:], data.dtype.str) for name, data in observations.items()}
+            tasks.append((each, (task, found["actions"].shape[1:], *(own.get(bound) for bound in ACTION_BOUNDS))))
+            if tasks[-1][1] != tasks[0][1]:
+                raise GtpVisionError(
+                    f"{each} and {tasks[0][0].name} are of different tasks: {tasks[-1][1]} and {tasks[0][1]} "
+                    f"(observations, actions, their bounds); move one of them elsewhere"
+                )
+            for name, data in observations.items():
+                again = partial(_again, name, each)
+                short = name.removeprefix("observations/")
+                pieces.setdefault(short, []).append(episodes.reopened(piece_of(data, each), each, again))
+        found["episode_ends"] = found["episode_ends"] + rows
+        rows += len(found["actions"])
+        marks += own.get(MARKS) or [None] * len(found["episode_ends"])
+        for name, values in found.items():
+            flat[name].append(values)
+        attributes = {name: value for name, value in own.items() if name not in EPISODE_ATTRIBUTES} | attributes
+        sandbox.heartbeat()
+    words = str(attributes.pop(WORDS, "episodes marked so"))
+    yield FileArrays(
+        observations=pieces,
+        **{name: np.concatenate(values) for name, values in flat.items()},
+        attributes=attributes | attributes_of(marks, words),
+    )
+
+
+def _again(name: str, path: Path, file: h5py.File) -> Piece:
+    return piece_of(hdf5.array(file, name, path), path)
+
+
 def array_layout(data: h5py.Dataset, path: Path) -> dict[str, Any]:
     """Return the layout of one contiguous array."""
     return {
@@ -185,15 +261,19 @@ def _check_attributes(file: h5py.File, path: Path) -> dict[str, Any]:
     return hdf5.json_attribute(file, "metadata", path)
 
 
+def _flat_values(file: h5py.File, path: Path, arrays: Mapping[str, h5py.Dataset]) -> dict[str, np.ndarray]:
+    """Return the arrays of `FLAT` but the actions, with the store's dtypes."""
+    frames, ends = arrays["actions"].shape[0], arrays["episode_ends"]
+    return {
+        "rewards": episodes.to_float32(episodes.column(file, "rewards", path, frames)),
+        **{name: episodes.flags(file, name, path, frames).astype(np.uint8) for name in ("terminals", "timeouts")},
+        "episode_ends": episodes.read_rows(ends, 0, len(ends), path).reshape(len(ends)).astype(np.int64),
+    }
+
+
 def _unpack(file: h5py.File, path: Path, arrays: Mapping[str, h5py.Dataset], target: Path) -> None:
     """Write arrays into a file of the cache, those of `FLAT` with the store's dtypes."""
-    frames = arrays["actions"].shape[0]
-    contents: dict[str, Any] = dict(arrays)
-    contents["rewards"] = episodes.to_float32(episodes.column(file, "rewards", path, frames))
-    for name in ("terminals", "timeouts"):
-        contents[name] = episodes.flags(file, name, path, frames).astype(np.uint8)
-    ends = arrays["episode_ends"]
-    contents["episode_ends"] = episodes.read_rows(ends, 0, len(ends), path).reshape(len(ends)).astype(np.int64)
+    contents: dict[str, Any] = dict(arrays) | _flat_values(file, path, arrays)
     shapes = {name: (data.shape, data.dtype) for name, data in contents.items()}
     size = sum(hdf5.nbytes(*described) for described in shapes.values())
     evict(target.parent, size)
@@ -209,4 +289,11 @@ def _copy(source: Any, target: h5py.Dataset, label: str | None = None) -> None:
         sandbox.heartbeat()
 
 
-NATIVE = Format("native", "gtp-vision HDF5", lambda path, _: layout(path), hdf5=is_native, write=write)
+NATIVE = Format(
+    "native",
+    "gtp-vision HDF5",
+    lambda path, _: folder_layout(path) if path.is_dir() else layout(path),
+    hdf5=is_native,
+    other=is_folder,
+    write=write,
+)
