@@ -7,16 +7,23 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gtp_vision.cli.verb import Verb
 from gtp_vision.core.errors import GtpVisionError
+
+if TYPE_CHECKING:
+    from gtp_vision.serving.recorder import Recorder
+    from gtp_vision.serving.schema import Schema
 
 _HELP = """\
 Let robots ask a policy over the network: websocket and msgpack, as openpi's public client speaks.
 
   gtp-vision serve policy                                      on this machine alone, port 8000
   gtp-vision serve policy --map observation/image=front        the client's names for the policy's cameras
+  gtp-vision serve policy --record round2                      a data set for the next round of training
   gtp-vision serve policy --host 0.0.0.0 --token-file token --tls-cert cert.pem --tls-key key.pem
 
 Ctrl-C or SIGTERM ends it, after pending answers. /metrics at the same port is Prometheus', /healthz says ok.
@@ -50,6 +57,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="where the policy computes (default cpu)")
     parser.add_argument("--engine", default="eager", help="eager (default), compile, graph or auto")
+    parser.add_argument("--record", type=Path, metavar="DIR", help="record the episodes into this folder, a data set")
+    parser.add_argument("--record-limit", type=float, default=20.0, help="GB at which recording stops (default 20)")
     parser.add_argument("--threads", type=int, help="CPU threads of the policy; default: PyTorch's choice")
 
 
@@ -82,8 +91,12 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
         idle=arguments.idle,
         threads=arguments.threads,
     )
-    server = Server(policy, settings, lambda line: print(f"gtp-vision: {line}", file=sys.stderr, flush=True))
     schema = policy.schema
+
+    def log(line: str) -> None:
+        print(f"gtp-vision: {line}", file=sys.stderr, flush=True)
+
+    recorder = None if arguments.record is None else _recorder(arguments, schema, log)
 
     def ready(address: str) -> None:
         print(f"{schema.agent} on {schema.task} at {address}, numbers at {address.replace('ws', 'http', 1)}/metrics")
@@ -93,11 +106,31 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
         stop, loop = asyncio.Event(), asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
-        await server.run(stop, ready)
+        await Server(policy, settings, log, recorder).run(stop, ready)
 
     sys.setswitchinterval(_SWITCH)
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    finally:
+        if recorder is not None:
+            recorder.close()
     return 0
+
+
+def _recorder(arguments: argparse.Namespace, schema: Schema, log: Callable[[str], None]) -> Recorder:
+    from gtp_vision.core.safe_json import read_json
+    from gtp_vision.serving.artifact import MANIFEST, WEIGHTS
+    from gtp_vision.serving.recorder import Recorder
+
+    if not arguments.record_limit > 0:
+        raise GtpVisionError(f"--record-limit {arguments.record_limit:g} must be above 0 GB")
+    if arguments.answer == "chunk" and schema.chunk > 1:
+        raise GtpVisionError(
+            f"--record needs every step of a robot, and a plan of {schema.chunk} actions is answered once in several "
+            f"steps; add --answer action"
+        )
+    weights = read_json(arguments.folder / MANIFEST)[WEIGHTS]["sha256"]
+    return Recorder(arguments.record.expanduser(), schema, str(weights), int(1e9 * arguments.record_limit), log)
 
 
 def _token(path: Path | None) -> str | None:

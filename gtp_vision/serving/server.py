@@ -19,7 +19,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from gtp_vision.serving.protocol import Reader, packed
 from gtp_vision.serving.settings import Settings, check, encryption
 from gtp_vision.serving.worker import Lane, PendingRequest, Worker
 
+if TYPE_CHECKING:
+    from gtp_vision.serving.recorder import Recorder  # which reads data sets: a server that records none does not
+
 _HANDSHAKE = 10.0  # seconds
 _PING = 20.0  # seconds between pings, and to answer one
 _CLOSING = 5.0  # seconds for a closing handshake
@@ -47,13 +50,15 @@ _MAX_UNREAD = 8  # answers that a client may leave unread before its messages ar
 class Client:
     """A connected client.
 
-    `last_message` is when its last message arrived, in the loop's seconds; `lane` holds requests that wait for the
-    policy, `answers` all in order until they are answered, `pending` counts messages not answered yet.
+    `last_message` is when its last message arrived, in the loop's seconds; `number` counts connections; `lane` holds
+    requests that wait for the policy, `answers` all in order until they are answered, `pending` counts messages not
+    answered yet.
     """
 
     connection: ServerConnection
     session: Session
     last_message: float
+    number: int
     lane: Lane = field(default_factory=Lane)
     answers: asyncio.Queue[PendingRequest] = field(default_factory=lambda: asyncio.Queue(_MAX_UNREAD))
     pending: int = 0
@@ -62,14 +67,22 @@ class Client:
 class Server:
     """Serves a policy until it is stopped; `log` is called with a line when a client connects or disconnects.
 
+    `recorder` gets every observation that is answered with actions; it is not closed.
+
     Raises GtpVisionError: settings that contradict each other or do not fit the policy.
     """
 
-    def __init__(self, policy: Policy, settings: Settings, log: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        settings: Settings,
+        log: Callable[[str], None] = lambda line: None,
+        recorder: Recorder | None = None,
+    ) -> None:
         check(settings)
         policy.check_steps(settings.steps)
         schema = policy.schema
-        self._policy, self._settings, self._log = policy, settings, log
+        self._policy, self._settings, self._log, self._recorder = policy, settings, log, recorder
         self._reader = Reader(
             schema.cameras,
             schema.states,
@@ -80,7 +93,7 @@ class Server:
         self._metrics, self._clients = Metrics(), set[Client]()
         self._encryption = encryption(settings)
         self._worker = Worker(settings.queue)
-        self._ending = False
+        self._ending, self._admitted = False, 0
         keys = ("cameras", "states", "frame_stack", "agent", "task", "actions", "action_low", "action_high")
         metadata = {key: getattr(schema, key) for key in keys}
         metadata["chunk"] = schema.chunk if settings.answer == "chunk" else 1
@@ -203,7 +216,9 @@ class Server:
             self._metrics.refused.labels("full").inc()
             await connection.close(1013, "too many clients")
             return
-        client = Client(connection, self._policy.session(self._settings.seed), asyncio.get_running_loop().time())
+        self._admitted += 1
+        session = self._policy.session(self._settings.seed)
+        client = Client(connection, session, asyncio.get_running_loop().time(), self._admitted)
         self._clients.add(client)
         self._metrics.connections.inc()
         self._metrics.clients.inc()
@@ -225,6 +240,8 @@ class Server:
             answering.cancel()
             await asyncio.gather(answering, return_exceptions=True)
             self._worker.cancel(client.lane)
+            if self._recorder is not None:
+                self._recorder.end(client.number)
             self._clients.discard(client)
             self._metrics.clients.dec()
             self._log(f"{name} disconnected after {count} messages; {len(self._clients)} clients")
@@ -245,9 +262,18 @@ class Server:
                 client.session = self._policy.session(request.seed)
             else:
                 client.session.reset()
+            if self._recorder is not None:
+                self._recorder.end(client.number)
 
         def act() -> np.ndarray | None:
-            return None if request.observation is None else self._act(client.session, request.observation)
+            if request.observation is None:
+                return None
+            actions = self._act(client.session, request.observation)
+            if self._recorder is not None:
+                now = time.time()
+                waited = time.perf_counter() - received
+                self._recorder.add(client.number, request.observation, actions, now - waited, now)
+            return actions
 
         pending = PendingRequest(act, loop, received, reset if request.reset else None)
         if self._ending:

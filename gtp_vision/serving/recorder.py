@@ -1,0 +1,251 @@
+"""Recording of served episodes: what robots sent and what they were answered, as a data set.
+
+    policy's thread -> Recorder.add -> queue -> sending thread -> pipe -> recording process -> replay store
+
+    DIR/000000.h5 ...   an episode each: observations as received, actions in [-1, 1], rewards of 0
+    DIR/served.jsonl    a line for each: file, artifact, client, and when each observation came and was answered
+
+The policy's thread only queues references. A process of its own keeps the episodes that are being recorded, and writes
+each when it ends; when the server is killed it writes what it has. A fault ends the recording, not the serving.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gtp_vision.core.errors import GtpVisionError, reason
+from gtp_vision.core.names import GOAL
+from gtp_vision.core.units import to_policy
+from gtp_vision.datasets.replay_store import RecordedEpisode, ReplayStore
+from gtp_vision.datasets.store import ACTION_BOUNDS
+from gtp_vision.serving.schema import Schema
+
+TIMES = "served.jsonl"
+_LONGEST = 128 << 20  # bytes of an episode in memory; a longer one is written in several files
+_MOST_PENDING = 256 << 20  # bytes that wait for the recording process
+_ENDING = 60.0  # seconds in which the recording process writes its last episodes
+
+
+@dataclass(frozen=True)
+class _Step:
+    client: int
+    observation: Mapping[str, np.ndarray]
+    action: np.ndarray
+    received: float
+    answered: float
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self.observation.values())
+
+
+class Recorder:
+    """Records the episodes of a server into a folder, until `limit` bytes lie in it; `log` gets a sentence if it stops.
+
+    Args:
+        folder: a replay store, new or of the same task.
+        schema: of the policy.
+        artifact: hash of the policy's weights.
+        limit: bytes.
+        log: for a line.
+
+    Raises:
+        GtpVisionError: the folder cannot be written, or holds recordings of another task.
+    """
+
+    def __init__(
+        self, folder: Path, schema: Schema, artifact: str, limit: int, log: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self._log, self._queue, self._lock = log, queue.SimpleQueue[_Step | int | None](), threading.Lock()
+        self._pending, self._is_stopped = 0, False
+        attributes: dict[str, Any] = {"source": "served", "task": schema.task, "artifact": artifact}
+        attributes |= zip(ACTION_BOUNDS, map(list, (schema.action_low, schema.action_high)), strict=True)
+        _check(folder, schema)
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        self._process = context.Process(target=_record, args=(other, folder, attributes, limit), name="recording")
+        self._process.start()
+        other.close()
+        self._thread = threading.Thread(target=self._send, name="recording", daemon=True)
+        self._thread.start()
+
+    def add(
+        self,
+        client: int,
+        observation: Mapping[str, np.ndarray],
+        actions: np.ndarray,
+        received: float,
+        answered: float,
+    ) -> None:
+        """Record an observation and the first of its actions (H, A), in the robot's units; times are of `time.time`."""
+        if self._is_stopped:
+            return
+        step = _Step(client, observation, actions[0], received, answered)
+        with self._lock:
+            self._pending += step.nbytes
+        if self._pending > _MOST_PENDING:
+            self._stop(f"{self._pending >> 20} MB wait for the disk, which is too slow for the robots' frames")
+        else:
+            self._queue.put(step)
+
+    def end(self, client: int) -> None:
+        """End a client's episode."""
+        if not self._is_stopped:
+            self._queue.put(client)
+
+    def close(self) -> None:
+        """Write the episodes that are being recorded, and end."""
+        self._queue.put(None)
+        self._thread.join(_ENDING)
+        self._process.join(_ENDING)
+        if self._process.is_alive():
+            self._process.kill()
+
+    def _stop(self, fault: str) -> None:
+        with self._lock:
+            if self._is_stopped:
+                return
+            self._is_stopped = True
+        self._log(f"recording has stopped, serving continues: {fault}")
+        self._queue.put(None)
+
+    def _send(self) -> None:
+        """Hand what is queued to the recording process, in a thread of its own; stop at its first fault."""
+        try:
+            while (item := self._queue.get()) is not None:
+                self._pipe.send(item)
+                if isinstance(item, _Step):
+                    with self._lock:
+                        self._pending -= item.nbytes
+                if self._pipe.poll():
+                    break
+            self._pipe.send(None)
+            fault = self._pipe.recv()
+        except (OSError, EOFError):
+            fault = "the recording process has ended; see the lines above"
+        if fault:
+            self._stop(fault)
+        self._pipe.close()
+
+
+def _check(folder: Path, schema: Schema) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("it is not writable")
+    except OSError as error:
+        raise GtpVisionError(f"--record {folder} cannot be written ({reason(error)}); choose another folder") from error
+    store = ReplayStore(folder)
+    if numbers := store.numbers():
+        held = store.open(numbers[0])
+        names = {name for name in (*schema.cameras, *schema.states) if not name.startswith(GOAL)}
+        bounds = [list(map(float, held.attributes.get(bound) or ())) for bound in ACTION_BOUNDS]
+        if names != held.observations.keys() or bounds != [list(schema.action_low), list(schema.action_high)]:
+            raise GtpVisionError(
+                f"--record {folder} holds recordings of another task (observations {', '.join(held.observations)}, "
+                f"{held.action_dim} actions of other bounds or names than the policy's); choose another folder"
+            )
+
+
+# In the recording process -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Episode:
+    steps: list[_Step] = field(default_factory=list)
+    nbytes: int = 0
+
+    def add(self, step: _Step) -> None:
+        self.steps.append(step)
+        self.nbytes += step.nbytes
+
+    def fits(self, step: _Step) -> bool:
+        """Whether a step's frames have the sizes of the episode's: policies take some that they resize."""
+        first = self.steps[0].observation if self.steps else step.observation
+        return all(first[name].shape == array.shape for name, array in step.observation.items())
+
+
+def _record(pipe: Connection, folder: Path, attributes: Mapping[str, Any], limit: int) -> None:
+    """Receive steps and ends of episodes until the server ends; answer with a fault, or "" once all is written."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the server ends it, by closing the pipe
+        signal.signal(number, signal.SIG_IGN)
+    episodes, fault = dict[int, _Episode](), ""
+    try:
+        writer = _Writer(folder, attributes, limit)
+        while (item := _received(pipe)) is not None:
+            if not isinstance(item, _Step):
+                writer.write(episodes.pop(item, _Episode()))
+                continue
+            episode = episodes.setdefault(item.client, _Episode())
+            if not episode.fits(item):
+                writer.write(episodes.pop(item.client))
+                episode = episodes.setdefault(item.client, _Episode())
+            episode.add(item)
+            if episode.nbytes > _LONGEST:
+                writer.write(episode)
+                episodes[item.client] = _Episode()
+                episodes[item.client].add(item)  # whose action has its outcome in the next file
+        for episode in episodes.values():
+            writer.write(episode)
+    except (GtpVisionError, OSError) as error:
+        fault = str(error) if isinstance(error, GtpVisionError) else f"{folder} cannot be written ({reason(error)})"
+    try:
+        pipe.send(fault)
+        while _received(pipe) is not None:  # the server may be sending; it reads the fault after that
+            pass
+    except OSError:
+        pass
+
+
+def _received(pipe: Connection) -> _Step | int | None:
+    """The next message; None of a server that has ended."""
+    try:
+        message: _Step | int | None = pipe.recv()
+    except (EOFError, OSError):
+        return None
+    return message
+
+
+class _Writer:
+    def __init__(self, folder: Path, attributes: Mapping[str, Any], limit: int) -> None:
+        self._folder, self._attributes, self._limit = folder, attributes, limit
+        self._store = ReplayStore(folder)
+        self._held = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+    def write(self, episode: _Episode) -> None:
+        """Write an episode into a file of its own, unless no action of it has an outcome."""
+        steps = episode.steps
+        if len(steps) < 2:
+            return
+        if self._held + episode.nbytes > self._limit:
+            raise GtpVisionError(
+                f"{self._folder} holds {self._held / 1e9:.3g} GB, and the next episode would exceed --record-limit "
+                f"{self._limit / 1e9:g}; raise it, or move recordings elsewhere"
+            )
+        low, high = (self._attributes[bound] for bound in ACTION_BOUNDS)
+        actions = to_policy(np.stack([step.action for step in steps[:-1]]), low, high)
+        names = [name for name in steps[0].observation if not name.startswith(GOAL)]
+        recorded = RecordedEpisode(
+            {name: np.stack([step.observation[name] for step in steps]) for name in names},
+            np.clip(actions, -1, 1).astype(np.float32),
+            np.zeros(len(actions), np.float32),
+            terminal=False,
+        )
+        path = self._store.append([recorded], self._attributes)
+        self._held += path.stat().st_size
+        line = {"file": path.name, "artifact": self._attributes["artifact"], "client": steps[0].client}
+        line |= {name: [round(getattr(step, name), 4) for step in steps] for name in ("received", "answered")}
+        with (self._folder / TIMES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,120 @@
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import CLI, started, wait_for
+from small_policies import HIGH, LOW, observations, untrained, write
+from websockets.sync.client import ClientConnection, connect
+
+from gtp_vision.cli.main import main
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.units import in_units
+from gtp_vision.datasets.formats import open_store
+from gtp_vision.serving.policy import Policy
+from gtp_vision.serving.protocol import packed, unpacked
+from gtp_vision.serving.recorder import Recorder
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return untrained("agent=gtp_bc")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def recorder(policy: Policy, tmp_path: Path, said: list[str]) -> Iterator[Recorder]:
+    recorder = Recorder(tmp_path / "new", policy.schema, "hash", 100_000, said.append)
+    yield recorder
+    recorder.close()
+
+
+def asked(robot: ClientConnection, **content: object) -> np.ndarray:
+    robot.send(packed(content))
+    answer = unpacked(bytes(robot.recv(timeout=60)))
+    return np.asarray(answer.get("actions", []))
+
+
+@pytest.mark.processes
+def test_a_killed_server_has_recorded_what_robots_sent_and_were_answered(policy: Policy, tmp_path: Path) -> None:
+    """Two episodes of one robot: of the second, which the kill interrupts, nothing that was sent is lost."""
+    served = write(tmp_path / "policy", policy, *[name for name, _ in policy.agent.named_children()])
+    seen, folder = observations(policy.schema, 7), tmp_path / "new"
+    command = [*CLI, "serve", served, "--port", "0", "--threads", "1", "--record", folder, "--map", "image=front"]
+    with started(*command) as server:
+        assert server.stdout is not None
+        address = "ws://" + server.stdout.readline().partition("ws://")[2].split(",")[0]
+        with connect(address) as robot:
+            robot.recv()
+            sent = [{"image": each["front"], "arm": each["arm"]} for each in seen]
+            answers = [asked(robot, **each, reset=number == 4) for number, each in enumerate(sent)]
+            wait_for((folder / "000000.h5").exists, server)
+            server.send_signal(signal.SIGKILL)
+    wait_for((folder / "000001.h5").exists)
+    store = open_store(folder)
+    assert store.episode_ends.tolist() == [4, 7]
+    for name, array in store.observations.items():
+        np.testing.assert_array_equal(array[:], np.stack([each[name] for each in seen]))
+    rows = store.transitions
+    assert rows.tolist() == [0, 1, 2, 4, 5]
+    in_robots_units = in_units(store.actions[rows], LOW, HIGH)
+    np.testing.assert_allclose(in_robots_units, np.concatenate(answers)[rows], rtol=1e-5, atol=1e-4)
+    assert (store.attributes["action_low"], store.attributes["action_high"]) == (list(LOW), list(HIGH))
+    (first, *_) = [json.loads(line) for line in (folder / "served.jsonl").read_text().splitlines()]
+    assert first["file"] == "000000.h5"
+    assert all(0 <= end - start < 60 for start, end in zip(first["received"], first["answered"], strict=True))
+
+
+def record(recorder: Recorder, policy: Policy, client: int, count: int) -> None:
+    for each in observations(policy.schema, count):
+        recorder.add(client, each, np.zeros((1, 2), np.float32), 0.0, 0.0)
+    recorder.end(client)
+
+
+@pytest.mark.processes
+def test_recording_stops_once_at_its_limit(policy: Policy, recorder: Recorder, tmp_path: Path, said: list[str]) -> None:
+    for client in range(40):  # of 2.4 kB and the file's own each
+        record(recorder, policy, client, 4)
+    recorder.close()
+    assert len(said) == 1
+    assert "recording has stopped, serving continues" in said[0]
+    assert "--record-limit 0.0001" in said[0]
+    record(recorder, policy, 0, 4)  # is ignored
+    assert sum(path.stat().st_size for path in (tmp_path / "new").iterdir()) < 110_000
+
+
+@pytest.mark.processes
+def test_a_folder_that_cannot_be_written_any_more_stops_the_recording(
+    policy: Policy, recorder: Recorder, tmp_path: Path, said: list[str]
+) -> None:
+    (tmp_path / "new").rmdir()
+    (tmp_path / "new").write_text("")  # nothing can be written here, whoever tries
+    record(recorder, policy, 0, 4)
+    recorder.close()
+    assert len(said) == 1
+    assert "cannot be" in said[0]
+
+
+@pytest.mark.processes
+def test_recordings_of_another_task_are_refused_before_anybody_is_served(
+    policy: Policy, recorder: Recorder, tmp_path: Path
+) -> None:
+    record(recorder, policy, 0, 2)
+    recorder.close()
+    with pytest.raises(GtpVisionError, match="holds recordings of another task"):
+        Recorder(tmp_path / "new", untrained(action_low=(-1.0, -1.0)).schema, "hash", 1)
+
+
+def test_a_recording_needs_every_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chunked = untrained("agent=gtp_bc", "agent.action_chunk=4")
+    served = write(tmp_path / "policy", chunked, *[name for name, _ in chunked.agent.named_children()])
+    for more, words in (([], "add --answer action"), (["--record-limit", "0"], "must be above 0 GB")):
+        assert main(["serve", str(served), "--record", str(tmp_path / "new"), *more]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
