@@ -326,6 +326,8 @@ def checked(config: Config) -> Config:
     config = _located(replace(config, encoder=check_encoder(config.encoder)))
     if config.task.env is None:
         config = replace(config, training=replace(config.training, eval_episodes=0))
+    if config.online.steps:
+        config = replace(config, training=replace(config.training, steps=config.online.gradient_steps))
     check_agent(config.agent)
     if config.training.eval_steps is not None:
         check_agent(acting_in(config.agent, config.training.eval_steps), steps_key="training.eval_steps")
@@ -339,7 +341,12 @@ def checked(config: Config) -> Config:
             acting_with(config.agent, [f"acting={option}"])
         except GtpVisionError as error:
             raise GtpVisionError(f"training.eval_acting=[{option}] does not fit: {error}") from error
-    for misfit in _misfits(config):
+    if config.online.acting is not None:
+        try:
+            acting_with(config.agent, [f"acting={config.online.acting}"])
+        except GtpVisionError as error:
+            raise GtpVisionError(f"online.acting={config.online.acting} does not fit: {error}") from error
+    for misfit in (*_misfits(config), *_online_misfits(config)):
         raise GtpVisionError(misfit)
     return config
 
@@ -421,6 +428,34 @@ def _misfits(config: Config) -> Iterator[str]:
         yield (
             f"agent.critic.chunk=true values whole chunks: task.n_step={task.n_step} must be "
             f"agent.action_chunk={agent.action_chunk}"
+        )
+
+
+def _online_misfits(config: Config) -> Iterator[str]:
+    online, training = config.online, config.training
+    if not online.steps:
+        return
+    if config.task.env is None:
+        yield (
+            f"online.steps={online.steps} collects in the task's simulator, and task.env is null; set task.env, or "
+            f"online.steps=0"
+        )
+    if config.agent.critic.backup == "none":
+        yield (
+            f"online.steps={online.steps} learns from rewards, and agent={config.agent.name} has no critic; take one "
+            f"that has, e.g. agent=gtp_ql"
+        )
+    if online.start > online.steps:
+        yield f"online.start={online.start} must be at most online.steps={online.steps}, of which it is a part"
+    if training.seeds > 1:
+        yield (
+            f"training.seeds={training.seeds}: seeds side by side share their data, and each would collect its own "
+            f"with online.steps; train them one by one: -m seed=0,1"
+        )
+    if training.placement == "device":
+        yield (
+            "training.placement=device copies the data to the device once, and with online.steps they grow; set "
+            "training.placement=mapped"
         )
 
 

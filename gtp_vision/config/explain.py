@@ -27,6 +27,8 @@ def explain(overrides: Sequence[str]) -> str:
         source = next((layer.source for layer in reversed(composed) if _sets(layer.values, key)), "default")
         if key == "training.eval_episodes" and config.task.env is None:
             source = "task.env=null"
+        if key == "training.steps" and config.online.steps:
+            source = "online.steps"
         rows.append((key, _text(value), source, declared.metadata["help"]))
     first, second, third = (min(_WIDEST, max(len(row[column]) for row in rows)) for column in range(3))
     return "\n".join(f"{key:<{first}}  {text:<{second}}  {source:<{third}}  {help}" for key, text, source, help in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from omegaconf import MISSING
@@ -86,7 +87,7 @@ class TaskConfig:
 class TrainingConfig:
     """How a run is trained, evaluated and logged; the defaults are FQL's protocol for pixels."""
 
-    steps: int = setting(500_000, "gradient steps", low=1)
+    steps: int = setting(500_000, "gradient steps; online.steps sets them", low=1)
     batch_size: int = setting(256, "rows per step, see training.batch_per", low=1)
     batch_per: str = setting(
         "global", "whose rows batch_size counts: all processes', or each one's", choices=("global", "process")
@@ -170,6 +171,38 @@ class InitConfig:
     partial: bool = setting(False, "load what fits, even if neither its policy nor a backbone does", free=True)
 
 
+class OnlineConfig:
+    """Online fine-tuning: the policy acts in the task's simulator, and is trained on that and the data set together.
+
+    Steps of the simulator are collected in rounds. The gradient steps of a round learn from all rounds before it, while
+    the next one is collected by the policy as it was when the round began.
+    """
+
+    steps: int = setting(0, "steps of the simulator that are collected; 0: the run is offline", low=0)
+    start: int = setting(1000, "of them before the first gradient step, by the policy that the run begins with", low=1)
+    round: int = setting(1000, "steps of a round; it ends with the episode that reaches them", low=1)
+    updates: float = setting(1.0, "gradient steps for each step of the simulator", above=0)
+    ratio: float = setting(0.5, "share of a batch that is from the simulator, the rest is from the data", low=0, high=1)
+    noise: float = setting(1.0, "factor on the policy's noise while it collects, beside agent.acting.noise", low=0)
+    acting: str | None = setting(None, "option of the group acting while it collects; null: as the agent acts")
+    collectors: int = setting(1, "processes that collect side by side", low=1, high=256)
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds, the one before the first gradient step included."""
+        return 1 + max(0, math.ceil((self.steps - self.start) / self.round))
+
+    @property
+    def round_updates(self) -> int:
+        """Gradient steps of a round."""
+        return max(1, round(self.round * self.updates))
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps of all rounds."""
+        return self.rounds * self.round_updates
+
+
 @dataclass
 class Config:
     """One run."""
@@ -185,3 +218,4 @@ class Config:
     agent: AgentConfig = setting(AgentConfig, "algorithm")
     encoder: EncoderConfig = setting(EncoderConfig, "way from observations to features")
     training: TrainingConfig = setting(TrainingConfig, "duration, evaluation, logging, hardware")
+    online: OnlineConfig = setting(OnlineConfig, "fine-tuning in the task's simulator")

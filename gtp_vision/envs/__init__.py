@@ -71,6 +71,12 @@ def make_vector(spec: EnvSpec, count: int, patience: float | None = None) -> Asy
     )
 
 
+def make_named(spec: EnvSpec) -> gymnasium.Env:
+    """Make one environment in this process, with the observations and infos of those of `make_vector`."""
+    spec.simulator.prepare(spec)
+    return _Worker(spec.make(), spec)
+
+
 def by_name(shown: Any) -> dict[str, Any]:
     """Observations, or their spaces, by name: a single image is called `camera`, any other single array `state`."""
     if isinstance(shown, Mapping):
@@ -144,7 +150,7 @@ def _make_in_worker(spec: EnvSpec, main: int) -> gymnasium.Env:
     if os.getpid() != main:  # Gymnasium makes one in the main process, too, for its spaces
         quiet_worker()
         end_with_parent(main)  # a simulator that hangs would stay
-    return _Worker(spec.make(), spec)
+    return make_named(spec)
 
 
 __all__ = [
@@ -157,6 +163,7 @@ __all__ = [
     "by_name",
     "choose_backend",
     "close",
+    "make_named",
     "make_vector",
     "quiet_worker",
     "versions",

@@ -146,7 +146,8 @@ def build(
         if config.init.refit:  # the statistics that were loaded with the weights
             fit(agent, statistics, standardize=config.encoder.standardize)
             represent(agent, frames, record, task.action_scaling)
-    cached, began = cacheable(config.encoder, store), time.perf_counter()
+    is_online = config.online.steps > 0  # then the data grow, so they are neither copied nor replaced by features
+    cached, began = not is_online and cacheable(config.encoder, store), time.perf_counter()
     held_out = None
     if data.held_out is not None:
         held_out = replace(frames, store=data.held_out.select(list(store.observations)))
@@ -157,7 +158,7 @@ def build(
         if held_out is not None:
             held_out = _of_features(config, held_out, agent, accelerator)[0]
     else:
-        placed, where = place(store, accelerator.device, config.training.placement)
+        placed, where = place(store, accelerator.device, "mapped" if is_online else config.training.placement)
         sampler = replace(frames, store=placed)
     feature_seconds = time.perf_counter() - began if cached else 0.0
     augmented = agent.augment.active and (not cached or config.encoder.views > 1)

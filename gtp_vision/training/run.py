@@ -330,6 +330,8 @@ class TrainingRun:
                 for key in averaged(recent[0])
             }
             results["best"] = max(self.evaluations, key=_merit)
+            if config.online.steps:
+                results |= {"offline": self.evaluations[0], "online": self.evaluations[-1]}
         if self.validation and self.validation.entries:
             results["validation"] = self.validation.summary()
         if self.watch:

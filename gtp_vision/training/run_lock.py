@@ -63,12 +63,12 @@ def clear_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove, and return, temporary files of processes that no longer run from a run folder and its `checkpoints`.
+    """Remove, and return, temporary files of processes that no longer run, also from `checkpoints` and `replay`.
 
     A checkpoint that was moved away for a new one of the same step, which was then never written, is moved back.
     """
     removed = []
-    for place in (folder, folder / "checkpoints"):
+    for place in (folder, folder / "checkpoints", folder / "replay"):
         for path in sorted(place.glob(".*")):
             match = _TEMPORARY.fullmatch(path.name)
             if match is None or psutil.pid_exists(int(match["process"][-9:])):

@@ -22,7 +22,7 @@ from gtp_vision.training import checkpoint
 
 _KEY = "segments"  # in state.json
 _SCHEDULE = ("training.schedule", "training.warmup_steps")
-_STEPS, _SCHEDULE_START = "training.steps", "training.schedule_start"
+_STEPS, _ONLINE_STEPS, _SCHEDULE_START = "training.steps", "online.steps", "training.schedule_start"
 _IGNORED = ("run_dir",)
 
 
@@ -81,7 +81,7 @@ def changes(old: Config, new: Config, *, free: bool) -> dict[str, str]:
     """Settings that differ, as `old -> new` by key: those that may (`free`), or those that would alter the steps."""
     before, after = _flat(old), _flat(new)
     is_free = {key: declared.metadata.get("free", False) for key, _, declared in settings_of(new)}
-    is_free[_STEPS] = "cosine" not in (old.training.schedule, new.training.schedule)
+    is_free[_STEPS] = is_free[_ONLINE_STEPS] = "cosine" not in (old.training.schedule, new.training.schedule)
     return {
         key: f"{_text(before.get(key))} -> {_text(after.get(key))}"
         for key in dict.fromkeys((*before, *after))

@@ -70,15 +70,19 @@ class Meters:
 
     def __init__(self) -> None:
         self._spent: dict[str, float] = {}
+        self._inside = 0.0  # of the phases within the one that is measured
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        """Add the time of the block to `phase`."""
-        started = time.perf_counter()
+        """Add the time of the block to `phase`, but for that of phases within it."""
+        started, outside = time.perf_counter(), self._inside
+        self._inside = 0.0
         try:
             yield
         finally:
-            self._spent[phase] = self._spent.get(phase, 0.0) + time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            self._spent[phase] = self._spent.get(phase, 0.0) + seconds - self._inside
+            self._inside = outside + seconds
 
     def read(self, steps: int) -> dict[str, float]:
         """Per phase `time/<phase>_ms` of a step and `time/<phase>_share` of all phases; resets the meters."""

@@ -32,9 +32,9 @@ from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.pitfalls import pitfalls
 from gtp_vision.datasets.record import DataRecord
 from gtp_vision.datasets.store import Store
-from gtp_vision.evaluation.evaluator import Evaluator
+from gtp_vision.evaluation.evaluator import Evaluator, StoppedError
 from gtp_vision.report import build_report
-from gtp_vision.training import checkpoint, engines, model_summary, recovery, segments
+from gtp_vision.training import checkpoint, engines, model_summary, online, recovery, segments
 from gtp_vision.training.build import build, components_for_seed
 from gtp_vision.training.data import STATISTICS, constant_dimensions
 from gtp_vision.training.eager import learning_rate
@@ -42,6 +42,7 @@ from gtp_vision.training.engines import Engine
 from gtp_vision.training.evaluate import check_simulator, evaluator_of
 from gtp_vision.training.guard import unchanged_state
 from gtp_vision.training.nonfinite import Fault
+from gtp_vision.training.online import OnlineLoader
 from gtp_vision.training.ranks import batch_shares, is_first, report_lost_ranks
 from gtp_vision.training.run import InterruptedRunError, TrainingRun, pending_metrics_of, train_seconds_of
 from gtp_vision.training.run_lock import RunLock, clear_folder
@@ -131,25 +132,20 @@ def _loop(
         InterruptedRunError: `stop` asked to.
         GtpVisionError: a step was not finite, and `training.on_nonfinite` says to stop there.
     """
-    training, accelerator = runs[0].config.training, runs[0].parts.accelerator
+    training = runs[0].config.training
+    is_online = runs[0].config.online.steps > 0
     label = f"{agents.label(runs[0].config.agent)} on {runs[0].config.task.name}"
     begins_warm = runs[0].config.init.source is not None
-    if start == 0 and (training.on_nonfinite == "rollback" or begins_warm):  # to go back to; to resume from
+    if start == 0 and (training.on_nonfinite == "rollback" or begins_warm or is_online):  # to go back to; to resume from
         for run in runs:
             run.save(0)
     while True:  # once, and once more from a checkpoint after each rollback
-        if start and _evaluates_at(training, start):  # the run may have ended between its checkpoint and its evaluation
+        # The run may have ended between its checkpoint and its evaluation.
+        if _evaluates_at(training, start) if start else is_online and training.eval_episodes:
             _evaluate(runs, start, evaluator, stop)
         pending: list[list[Metrics | None]] = []  # of each step since the last reading, each run's; None if left out
         meters, since, read = Meters(), time.perf_counter(), start
-        loader = Loader(
-            engine.source,
-            start=start,
-            stop=training.steps,
-            device=accelerator.device,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-        )
+        loader = _loader(runs[0], engine, start, stop, meters)
         bar = Progress(
             total=training.steps,
             initial=start,
@@ -162,8 +158,16 @@ def _loop(
             with loader, bar:
                 batches = iter(loader)
                 for step in range(start, training.steps):
-                    with meters.measure("data"):
-                        fetched = next(batches)
+                    try:
+                        with meters.measure("data"):
+                            fetched = next(batches)
+                    except StoppedError:
+                        for run, own in zip(runs, zip(*pending, strict=True), strict=bool(pending)):
+                            run.hold(own, step)
+                        for run in runs:
+                            run.train_seconds += time.perf_counter() - since
+                            run.save(step)
+                        raise runs[0].interrupted(step) from None
                     with meters.measure("update"), ExitStack() as stack:
                         left_out = [run for run in runs if step + 1 in run.skips]
                         for run in left_out:
@@ -187,7 +191,8 @@ def _loop(
                             ]
                         times = meters.read(done - read)
                         rate = {"learning_rate": learning_rate(runs[0].config, step)}
-                        lines = [line | rate | times for line in lines]
+                        collected = loader.metrics() if isinstance(loader, OnlineLoader) else {}
+                        lines = [line | rate | collected | times for line in lines]
                         read = done
                         recovery.check_idle(runs, done)
                         bar.set_postfix_str(f"loss {sum(line['loss'] for line in lines) / len(lines):.3f}")
@@ -218,6 +223,23 @@ def _loop(
             return
         except Fault as fault:
             start = recovery.handle_fault(training.on_nonfinite, runs, fault, log)
+
+
+def _loader(
+    run: TrainingRun, engine: Engine, start: int, stop: Callable[[], bool], meters: Meters
+) -> Loader | OnlineLoader:
+    """What makes the batches of step `start` to the last."""
+    config, accelerator = run.config, run.parts.accelerator
+    if config.online.steps:
+        return OnlineLoader(config, run.folder, run.parts, start=start, stop=stop, meters=meters)
+    return Loader(
+        engine.source,
+        start=start,
+        stop=config.training.steps,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
 
 
 def _prepare(
@@ -274,9 +296,10 @@ def _prepare(
         past=past[0][-1].data if past else None,
         source=source,
         compare=compare,
-        check=check_environment if evaluates else None,
+        check=check_environment if evaluates or config.online.steps else None,
     )
     engines.check(config, first)  # before anything is written or removed
+    online.check(config, first, past[0][-1].config if past else None)
     cost = step_cost(first)
     all_parts = [first, *(components_for_seed(first, other) for other in configs[1:])]
     accelerator = first.accelerator
@@ -312,6 +335,7 @@ def _prepare(
     log(batch_shares(accelerator.num_processes, first.sampler.batch_size))
     log(first.where)
     log("" if first.initial is None else first.initial.table())
+    log(online.sentence(config))
     log(model_summary.summary(first.agent, config))
     log("" if cost is None else cost.sentence(accelerator.device))
     log(scaling.sentence(first.store))

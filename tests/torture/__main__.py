@@ -24,6 +24,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/torture", description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="trainings that are killed; 0 for none")
     parser.add_argument("--real", type=int, default=5, help="of them started from nothing; the others are forks")
+    parser.add_argument(
+        "--only", choices=sorted(runs.KINDS), help="kind of the trainings that are killed; default a mix"
+    )
     parser.add_argument("--inputs", type=int, default=2000, help="damaged inputs; 0 for none")
     parser.add_argument("--kind", action="append", choices=sorted(KINDS), help="of inputs; repeatable; default all")
     parser.add_argument("--changes", type=int, default=200, help="of data, settings and files of a run; 0 for none")
@@ -42,7 +45,8 @@ def main() -> int:
 
     summary, is_clean = [], True
     if options.kills:
-        equal = kills(options.kills, folder / "data", folder / "kills", options.seed, tell, real=options.real)
+        where, choice = (folder / "data", folder / "kills"), {"real": options.real, "only": options.only}
+        equal = kills(options.kills, *where, options.seed, tell, **choice)
         summary.append(f"{options.kills} kills, {equal} bit-equal resumptions")
         is_clean &= equal == options.kills
     if options.inputs:

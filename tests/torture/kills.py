@@ -67,18 +67,27 @@ def _kill_at_change(run: Path, number: int) -> Callable[[], None]:
     return lambda: on_event(run, see)
 
 
-def kills(count: int, data: Path, folder: Path, seed: int, tell: Callable[[str], None], *, real: int = 5) -> int:
+def kills(
+    count: int,
+    data: Path,
+    folder: Path,
+    seed: int,
+    tell: Callable[[str], None],
+    *,
+    real: int = 5,
+    only: str | None = None,
+) -> int:
     """Kill `count` trainings at moments by a seed, resume each, compare, and report each to `tell`.
 
-    `real` of them are started as a user starts them, the others are forks. Returns how many equal the undisturbed run
-    bit for bit.
+    `real` of them are started as a user starts them, the others are forks; all are of the kind `only`, if given.
+    Returns how many equal the undisturbed run bit for bit.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = [_STARTED[n % len(_STARTED)] if n < real else _MIX[n % len(_MIX)] for n in range(count)]
+    kinds = [only or (_STARTED[n % len(_STARTED)] if n < real else _MIX[n % len(_MIX)]) for n in range(count)]
     references = {kind: _undisturbed(kind, data, folder) for kind in sorted(set(kinds))}
     seconds = 0.0  # of a run that is started as a user starts it
     if real:
-        victim = started(words("states", data, folder / "started"), folder / "started.log")
+        victim = started(words(only or "states", data, folder / "started"), folder / "started.log")
         victim.check(0)
         seconds = time.monotonic() - victim.began
     equal = 0

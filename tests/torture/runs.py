@@ -27,6 +27,10 @@ KINDS: dict[str, tuple[str, ...]] = {
     ),
     "seeds": ("agent=gtp_bc", "training.seeds=2", "training.eval_episodes=0"),
     "pixels": ("agent=gtp_bc", "training.eval_episodes=0", "encoder=impala_tiny", "training.steps=12"),
+    "online": (
+        *("agent=gtp", "task.env=Pendulum-v1", "task.max_episode_steps=5", "training.eval_every=20"),
+        *("training.eval_episodes=2", "training.eval_envs=1", "online.steps=60", "online.start=12", "online.round=12"),
+    ),
     "compiled": ("agent=gtp", "training.eval_episodes=0", "training.engine=compile"),
     "compiled_seeds": ("agent=gtp_bc", "training.seeds=2", "training.eval_episodes=0", "training.engine=compile"),
 }
@@ -63,6 +67,12 @@ def require_equal(one: Path, other: Path) -> None:
         for name in ("metrics.jsonl", "evaluations.json", "results.json", "checkpoints/last/state.json"):
             if _timeless(first / name) != _timeless(second / name):
                 found.append(f"{second / name} differs")
+        for path in sorted((first / "replay").glob("*.h5")):
+            if (
+                not (other_path := second / "replay" / path.name).exists()
+                or path.read_bytes() != other_path.read_bytes()
+            ):
+                found.append(f"{other_path} differs")
         for link in ("checkpoints/last", "checkpoints/best"):
             if (first / link).resolve().name != (second / link).resolve().name:
                 found.append(f"{second / link} differs")
