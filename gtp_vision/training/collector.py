@@ -92,14 +92,17 @@ def collect(order: Order) -> None:
     agent.load_state_dict(with_aliases(load_file(order.weights), agent))
     episodes, steps = list[RecordedEpisode](), 0
     while steps < order.steps:
-        key = (config.seed, _SALT, order.number, len(episodes))
-        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-        episodes.append(_episode(agent, env, seed))
+        episodes.append(_episode(agent, env, episode_seed(config.seed, order.number, len(episodes))))
         steps += len(episodes[-1].actions)
         if first:  # after the exit handler of OpenGL, which the first frame loads, so that this one runs before it
             atexit.register(_close, env)
             first = False
     ReplayStore(_collection.folder).append(episodes, _collection.record.attributes, order.number)
+
+
+def episode_seed(seed: int, number: int, episode: int) -> int:
+    """The seed of an episode of a file, and of the noise that its policy draws: 32 bits."""
+    return int(np.random.SeedSequence((seed, _SALT, number, episode)).generate_state(1)[0])
 
 
 def _episode(agent: Agent, env: gymnasium.Env, seed: int) -> RecordedEpisode:

@@ -23,7 +23,7 @@ import numpy as np
 from torture.forked import FailedError, Victim, forked, on_event, started
 from torture.runs import require_equal, whole, words
 
-_MIX = ("states", "evaluated", "states", "seeds", "states", "pixels")
+_MIX = ("states", "evaluated", "states", "seeds", "states", "pixels", "online")
 _STARTED = ("states", "compiled", "states", "compiled_seeds", "states")
 _LATEST = 55  # the last step whose checkpoint may be waited for
 

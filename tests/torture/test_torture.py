@@ -23,6 +23,13 @@ def test_killed_runs_resume_bit_equal_and_damage_is_refused() -> None:
     assert re.fullmatch(expected, output.splitlines()[-1]), output
 
 
+@pytest.mark.processes
+def test_killed_runs_that_collect_resume_bit_equal() -> None:
+    options = ["--kills", "2", "--real", "0", "--only", "online", "--inputs", "0", "--changes", "0", "--fault", "none"]
+    output, _ = ended("-m", "torture", *options, environment={"PYTHONPATH": str(Path(__file__).parents[1])})
+    assert output.splitlines()[-1] == "torture: 2 kills, 2 bit-equal resumptions", output
+
+
 def test_bad_ends_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def use(path: Path) -> str:
         if path.parent.name == "0":
