@@ -13,6 +13,7 @@ not need are collected again, and the one that was in the making by the weights 
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import resource
 import time
@@ -116,8 +117,9 @@ class OnlineLoader:
         self._folder = folder
 
     def __enter__(self) -> OnlineLoader:
-        online, soft_hard = self._config.online, resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft_hard[1], soft_hard[1]))  # every mapped round is an open file
+        online, (_, most) = self._config.online, resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(ValueError, OSError):  # a round's mapped frames are an open file
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._replay.folder.mkdir(exist_ok=True)
         remove_leftovers(self._folder)
         self._forget()
@@ -190,7 +192,11 @@ class OnlineLoader:
         if not missing:
             return
         if not weights.exists():
-            if step != max(0, number - 1) * online.round_updates:
+            begins = (
+                max(0, number - 1) * online.round_updates,
+                number * online.round_updates,
+            )  # the latter: a longer run
+            if step not in begins:
                 raise GtpVisionError(
                     f"{self._replay.path(missing[0])} is missing, which the steps after {step} of "
                     f"{self._config.run_dir} learn from; restore it, or start over with --overwrite"

@@ -1,5 +1,6 @@
 """Online fine-tuning: what is collected, what is learned from it, and a run that is stopped anywhere and resumed."""
 
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -49,6 +50,10 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config_of(offline: Path, run: Path, *more: str) -> Config:
     seen = [] if PIXELS[0] in more else ["task.observations=[state]"]
     return small_run(offline, run, *SETTINGS, *seen, *more)
+
+
+def resumed(run: Path, *more: str) -> Config:
+    return dataclasses.replace(from_run(run, more), run_dir=str(run))
 
 
 @pytest.fixture(scope="module")
@@ -152,10 +157,21 @@ def test_a_resumed_run_equals_the_whole(whole: Path, tmp_path: Path, stop: int) 
     run = tmp_path / "whole"
     shutil.copytree(whole, run, symlinks=True)
     checkpoint.forget_after(run / "checkpoints", stop)
-    config = from_run(run)
-    config.run_dir = str(run)
+    config = resumed(run)
     trainer.train(config, resume=True, progress=False)
     assert_equal(saved(whole), saved(run))
+    for path in (whole / "replay").iterdir():
+        assert path.read_bytes() == (run / "replay" / path.name).read_bytes()
+
+
+@pytest.mark.trains
+@pytest.mark.processes
+def test_a_finished_run_is_continued_by_more_steps(whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "whole"
+    shutil.copytree(whole, run, symlinks=True)
+    trainer.train(resumed(run, "online.steps=32"), resume=True, progress=False)
+    assert ReplayStore(run / "replay").numbers() == [0, 1, 2, 3]
+    assert lines(run)[-1]["step"] == 32
     for path in (whole / "replay").iterdir():
         assert path.read_bytes() == (run / "replay" / path.name).read_bytes()
 
@@ -211,8 +227,7 @@ def test_a_simulator_that_fails_ends_the_run_by_a_sentence(
 def test_a_run_keeps_its_rounds(whole: Path, tmp_path: Path, change: Any, words: str) -> None:
     run = tmp_path / "whole"
     shutil.copytree(whole, run, symlinks=True)
-    config = from_run(run)
-    config.run_dir = str(run)
+    config = resumed(run)
     change(config)
     config.training.steps = max(24, config.online.gradient_steps)
     with pytest.raises(GtpVisionError, match=words):
@@ -224,8 +239,7 @@ def test_what_is_missing_or_of_another_task_is_refused_and_nothing_is_removed(wh
     run = tmp_path / "whole"
     shutil.copytree(whole, run, symlinks=True)
     checkpoint.forget_after(run / "checkpoints", 20)
-    config = from_run(run)
-    config.run_dir = str(run)
+    config = resumed(run)
     (run / "replay" / "000001.h5").unlink()
     with pytest.raises(GtpVisionError, match=r"000001\.h5 is missing, which the steps after 20"):
         trainer.train(config, resume=True, progress=False)
