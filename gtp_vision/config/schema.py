@@ -171,6 +171,7 @@ class InitConfig:
     partial: bool = setting(False, "load what fits, even if neither its policy nor a backbone does", free=True)
 
 
+@dataclass
 class OnlineConfig:
     """Online fine-tuning: the policy acts in the task's simulator, and is trained on that and the data set together.
 

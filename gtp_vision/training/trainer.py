@@ -135,8 +135,8 @@ def _loop(
     training = runs[0].config.training
     is_online = runs[0].config.online.steps > 0
     label = f"{agents.label(runs[0].config.agent)} on {runs[0].config.task.name}"
-    begins_warm = runs[0].config.init.source is not None
-    if start == 0 and (training.on_nonfinite == "rollback" or begins_warm or is_online):  # to go back to; to resume from
+    needs_first = runs[0].config.init.source is not None or is_online  # to resume from
+    if start == 0 and (needs_first or training.on_nonfinite == "rollback"):  # to go back to
         for run in runs:
             run.save(0)
     while True:  # once, and once more from a checkpoint after each rollback
