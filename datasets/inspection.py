@@ -26,20 +26,29 @@ _MAX_DEPTH = 100  # levels of an attribute
 _MAX_TEXT = 100  # characters of an attribute
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 # Attributes that are listed as facts.
-_OWN_LINES = ("filters", "tasks", "episode_tasks", "time_stamps", successes.MARKS, successes.WORDS, SCALING)
+_OWN_LINES = (
+    "filters",
+    "tasks",
+    "episode_tasks",
+    "time_stamps",
+    successes.MARKS,
+    successes.WORDS,
+    SCALING,
+    successes.FRAMES,
+)
 
 
 def inspect(
-    path: Path, env: str | None = None, features: Mapping[str, str] | None = None
+    path: Path, env: str | None = None, features: Mapping[str, str] | None = None, labels: Path | None = None
 ) -> tuple[dict[str, Any], Store]:
     """Describe a data set of any known format: JSON-able facts, and the data set itself.
 
     `problems` are faults, which prevent training; `warnings` are likely mistakes, looked for in data without faults. If
-    lengths disagree, only shapes are reported. A number that is not finite is None. `env` and `features` are as in
-    `open_store`.
+    lengths disagree, only shapes are reported. A number that is not finite is None. `env`, `features` and `labels` are
+    as in `open_store`.
     """
     name = detect(path, features)
-    store = open_store(path, env, features)
+    store = open_store(path, env, features, labels=labels)
     with np.errstate(all="ignore"):  # numbers that are too large are reported as faults, not as warnings of NumPy
         return {"path": str(path), "format": name, "title": FORMATS[name].title} | facts(store), store
 

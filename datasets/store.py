@@ -15,7 +15,9 @@ from gtp_vision.datasets.arrays import Array, Segmented, view
 
 ACTION_BOUNDS = ("action_low", "action_high")
 """Attributes of a data set whose actions were scaled: low + (action + 1) / 2 (high - low) is the robot's action."""
-EPISODE_ATTRIBUTES = ("filters", "demonstrations", "tasks", "episode_tasks", "episode_success")
+LABELS = "episode_labels"
+"""Attribute of labelled data: the name of each data set to the numbers of its labels, and who set them."""
+EPISODE_ATTRIBUTES = ("filters", "demonstrations", "tasks", "episode_tasks", "episode_success", "success_frame")
 """Attributes of one data set's episodes."""
 
 
@@ -133,7 +135,7 @@ class Store:
         """
         chosen = np.asarray(episodes, np.int64)
         attributes = {key: value for key, value in self.attributes.items() if key not in ("filters", "demonstrations")}
-        for name in ("episode_tasks", "episode_success"):
+        for name in ("episode_tasks", "episode_success", "success_frame"):
             held = attributes.get(name)
             if isinstance(held, list) and len(held) == self.episodes:
                 attributes[name] = [held[episode] for episode in chosen]
@@ -220,6 +222,7 @@ def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
         if fault := difference_of_tasks(first, store):
             raise GtpVisionError(fault)
     starts = np.cumsum([0, *(len(store) for store in stores)])
+    labels = [store.attributes[LABELS] for store in stores if isinstance(store.attributes.get(LABELS), dict)]
     return Store(
         observations={name: Segmented([store.observations[name] for store in stores]) for name in first.observations},
         actions=np.concatenate([store.actions for store in stores]),
@@ -228,7 +231,8 @@ def mix(stores: Sequence[Store], shares: Sequence[float]) -> Store:
         timeouts=np.concatenate([store.timeouts for store in stores]),
         episode_ends=np.concatenate([store.episode_ends + s for store, s in zip(stores, starts, strict=False)]),
         attributes={key: value for key, value in first.attributes.items() if key not in EPISODE_ATTRIBUTES}
-        | {"mixed": [{"path": str(s.path), "share": float(share)} for s, share in zip(stores, shares, strict=True)]},
+        | {"mixed": [{"path": str(s.path), "share": float(share)} for s, share in zip(stores, shares, strict=True)]}
+        | ({LABELS: {name: about for held in labels for name, about in held.items()}} if labels else {}),
         path=first.path,
         weights=np.concatenate([_weighted(s, share) for s, share in zip(stores, shares, strict=True)]),
     )

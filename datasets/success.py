@@ -9,8 +9,8 @@ import numpy as np
 
 from gtp_vision.datasets.store import Store
 
-MARKS, WORDS = "episode_success", "success_marks"
-"""Attributes: of each episode true, false or null, and the words for what was counted."""
+MARKS, WORDS, FRAMES = "episode_success", "success_marks", "success_frame"
+"""Attributes: of each episode true, false or null; the words for what was counted; the first frame that shows it."""
 
 
 def attributes_of(marks: Sequence[bool | None], words: str, filters: Any = None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from gtp_vision.core.registry import Registry
 from gtp_vision.datasets import hdf5, names, npz
 from gtp_vision.datasets.formats import near_misses
 from gtp_vision.datasets.formats.format import Format
+from gtp_vision.datasets.labels import labelled
 from gtp_vision.datasets.layout import Layout, to_store
 from gtp_vision.datasets.names import Names
 from gtp_vision.datasets.scaling import scaled
@@ -40,24 +41,30 @@ def detect(path: Path, features: Names | None = None) -> str:
 
 
 def open_store(
-    path: Path, env: str | None = None, features: Names | None = None, *, framing: Framing | None = None
+    path: Path,
+    env: str | None = None,
+    features: Names | None = None,
+    *,
+    framing: Framing | None = None,
+    labels: Path | None = None,
 ) -> Store:
     """Open a data set of any known format, or raise a GtpVisionError.
 
     The file is read by a child process (see `core.sandbox`); this process only maps its arrays. `env` is the
     environment's name, for formats whose rewards depend on the task (OGBench). `features` are names in the store to
-    those in the file, see `datasets.names`; `framing` crops and resizes the frames.
+    those in the file, see `datasets.names`; `framing` crops and resizes the frames; `labels` is the file of labels, or
+    the folder of several, if it is not beside the data, see `datasets.labels`.
     """
     found = sandbox.call(f"{__name__}:_layout", path, env, features, framing and framing.record())
-    return to_store(found, path)
+    return labelled(to_store(found, path), path, labels)
 
 
-def open_states(path: Path, features: Names | None = None) -> Store:
+def open_states(path: Path, features: Names | None = None, *, labels: Path | None = None) -> Store:
     """Open a data set with every recorded state as an observation, and without cameras.
 
     OGBench's files have additional states, which no policy reads: `qpos`, `qvel` and `button_states`.
     """
-    return to_store(sandbox.call(f"{__name__}:_states", path, features), path)
+    return labelled(to_store(sandbox.call(f"{__name__}:_states", path, features), path), path, labels)
 
 
 def check_writable(name: str) -> Callable[[Path, Store], Any]:

@@ -368,6 +368,7 @@ def _located(config: Config) -> Config:
             task,
             dataset=located(task.dataset) if task.dataset else task.dataset,
             datasets=[located(name) for name in task.datasets] if task.datasets else task.datasets,
+            labels=located(task.labels) if task.labels else task.labels,
         ),
         encoder=replace(config.encoder, weights=weights if weights in (None, HUB) else located(str(weights))),
     )

@@ -11,6 +11,7 @@ from gtp_vision.agents import AgentConfig
 from gtp_vision.core.settings import setting
 from gtp_vision.datasets.goals import GOALS
 from gtp_vision.datasets.placement import PLACEMENTS
+from gtp_vision.datasets.rewards import MODES as REWARDS
 from gtp_vision.datasets.scaling import MODES
 from gtp_vision.encoders import EncoderConfig
 
@@ -33,7 +34,20 @@ class TaskConfig:
         None, "relative share of a batch for each of task.datasets; null: equal", above=0
     )
     filter: str | None = setting(
-        None, "only the episodes of this group of the file, e.g. robomimic's train; null: all", free=True
+        None,
+        "only the episodes of this group of the file or its labels, e.g. robomimic's train, or success; null: all",
+        free=True,
+    )
+    labels: str | None = setting(
+        None,
+        "file of labels of the episodes, or a folder of such files; null: DATA.labels.json beside the data",
+        free=True,
+    )
+    rewards: str = setting(
+        "file",
+        "the file's rewards, or rewards from labels: 1 at success (sparse), -1 until then (steps), or discounted "
+        "progress (dense); docs/labels.md",
+        choices=REWARDS,
     )
     validation: float = setting(
         0.1,

@@ -19,8 +19,13 @@ from gtp_vision.core.errors import GtpVisionError
 _CACHE_GB = 200.0
 _SAMPLE = 1 << 20  # a fingerprint reads this much at both ends of a file
 _STEM = 40  # characters of a source's name in that of its entry; in any alphabet short enough for a file name
+LABELS = ".labels.json"
+"""End of the name of a file with labels of the episodes of a data set, see `datasets.labels`."""
 _CLUTTER_BEGINS = (".", "~$", "#")  # of macOS, Jupyter, editors and network drives
-_CLUTTER_ENDS = ("~", ".lock", ".swp", ".bak", ".tmp", ".part", ".partial", ".crdownload", ".download", ".incomplete")
+_CLUTTER_ENDS = (
+    *("~", ".lock", ".swp", ".bak", ".tmp", ".part", ".partial", ".crdownload", ".download", ".incomplete"),
+    LABELS,
+)
 _POINTER = b"version https://git-lfs"
 _ABANDONED = 3600.0  # seconds without a write after which the writer counts as killed
 
@@ -111,7 +116,7 @@ def _cache_limit() -> float:
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a name is that of a hidden file, a lock, a backup or a partial download, which are of no data set."""
+    """Whether a name is that of a hidden file, a lock, a backup, a partial download or labels: of no data set."""
     return name.startswith(_CLUTTER_BEGINS) or name.endswith(_CLUTTER_ENDS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.formats import open_states as open_states_of
 from gtp_vision.datasets.record import DataRecord, differences, record_of
+from gtp_vision.datasets.rewards import check_contrast, rewarded
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.scaling import fitted, fitted_by, scaled
 from gtp_vision.datasets.split import Split, divided, recorded_part
@@ -69,18 +70,21 @@ def open_split(config: Config, known: Mapping[str, Any] | None = None, *, rescal
     split = divided(stores, group=task.filter, share=task.validation, seed=task.validation_seed, others=others)
     found = _scaled(config, split.training, known, split.held_out, rescales=rescales)
     training, held_out = found[: len(stores)], found[len(stores) :]
+    if task.rewards != "file" and config.agent.critic.backup != "none" and task.goals is None:
+        check_contrast(training, config.agent.name)
     return TaskData(_mixed(training, task.shares), _mixed(held_out) if held_out else None, split)
 
 
 def open_for(config: Config, path: Path, past: DataRecord) -> Store:
     """Other recordings of a run's task, validated: with its filter, its observations in order, its scale of actions."""
-    store = _filtered(_opened(config, path), config.task)
+    beside = replace(config, task=replace(config.task, labels=None))  # those of the run are of its own data
+    store = _filtered(_opened(beside, path), config.task)
     return in_order(_scaled(config, [store], past.attributes)[0], past, config.task)
 
 
 def _opened(config: Config, path: Path) -> Store:
     task = config.task
-    store = open_store(path, task.env, task.features, framing=framing_of(config))
+    store = open_store(path, task.env, task.features, framing=framing_of(config), labels=_labels(task))
     return _checked(store if task.observations is None else store.select(task.observations), path)
 
 
@@ -95,7 +99,9 @@ def _scaled(
     mode, representation = config.task.action_scaling, config.agent.representation
     if representation.active and mode != "none":
         mode = "minmax"  # nothing is clipped; what the policy sees is scaled by `represent`
-    found = scaled(stores, mode, known, reaches(representation), held_out, rescales=rescales)
+    task = config.task
+    made = [rewarded(store, task.rewards, task.discount) for store in (*stores, *held_out)]
+    found = scaled(made[: len(stores)], mode, known, reaches(representation), made[len(stores) :], rescales=rescales)
     return [validate(store) for store in found]
 
 
@@ -145,13 +151,13 @@ def open_states(config: Config) -> Store:
     Raises:
         GtpVisionError: a file cannot be read, or its states have other lengths than its actions.
     """
-    paths, trained = paths_of(config), open_split(config).split.training
-    stores = [_checked(open_states_of(path, config.task.features), path) for path in paths]
+    task, paths, trained = config.task, paths_of(config), open_split(config).split.training
+    stores = [_checked(open_states_of(path, task.features, labels=_labels(task)), path) for path in paths]
     stores = [
         store if same.numbers is None else store.subset(same.numbers)
         for store, same in zip(stores, trained, strict=True)
     ]
-    first, *others = stores = scaled(stores, config.task.action_scaling)
+    first, *others = stores = scaled(stores, task.action_scaling)
     shared = [name for name in first.observations if all(name in other.observations for other in others)]
     return _mixed([store.select(shared) for store in stores])
 
@@ -164,6 +170,10 @@ def _checked(store: Store, path: Path) -> Store:
 
 def _filtered(store: Store, task: TaskConfig) -> Store:
     return store if task.filter is None else store.filtered(task.filter)
+
+
+def _labels(task: TaskConfig) -> Path | None:
+    return None if task.labels is None else Path(task.labels).expanduser()
 
 
 def _mixed(stores: list[Store], shares: list[float] | None = None) -> Store:

@@ -27,7 +27,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.signals import stop_requested
-from gtp_vision.datasets import scaling
+from gtp_vision.datasets import rewards, scaling
 from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.pitfalls import pitfalls
 from gtp_vision.datasets.record import DataRecord
@@ -340,6 +340,7 @@ def _prepare(
     log("" if cost is None else cost.sentence(accelerator.device))
     log(scaling.sentence(first.store))
     log(first.split.sentence)
+    log(rewards.sentence(first.store) if config.task.goals is None else "")
     log(constant_dimensions(first.statistics))
     if verbose and not resume:
         for warning in pitfalls(first.store, first.statistics, rewarded=config.task.goals is None):

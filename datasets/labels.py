@@ -1,0 +1,300 @@
+"""Labels of episodes, in a JSON file beside the data and never in them: `DATA.labels.json` of a file or folder `DATA`.
+
+    {"format": "gtp-vision labels", "version": 7,
+     "episodes": {"3": {"success": true, "frame": 31, "content": HASH, "by": "keys", "time": ..., "version": 7}},
+     "groups": {"helps": {"by": ..., "time": ..., "episodes": {"3": HASH}}}}
+
+Episodes have the numbers of the file. `content` is a hash of an episode's actions, so that a changed file is noticed;
+`version` counts the writes, and a label has that of its own. A label of `null` says that success is unknown, whatever
+the file's own mark. Labels replace the recorder's marks of success (`datasets.success`), and groups become filters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.files import LABELS as SUFFIX
+from gtp_vision.core.files import atomic_write
+from gtp_vision.core.locks import FileLock
+from gtp_vision.core.safe_json import read_json
+from gtp_vision.datasets.store import LABELS, Store
+from gtp_vision.datasets.success import FRAMES, MARKS, WORDS
+
+_FORMAT = "gtp-vision labels"
+_LARGEST = 1 << 40  # of a number of an episode, a frame or a version
+_MAX_TEXT = 300
+
+
+@dataclass(frozen=True)
+class Label:
+    """What is known about the success of an episode.
+
+    Attributes:
+        success: None says that it is unknown.
+        frame: number of the episode's first frame that shows the success; None: its last one.
+        content: hash of the episode, see `contents`.
+        by: who or what set it: `keys`, `column NAME`, `pattern ...`, `classifier ...`.
+        time: when, in UTC.
+        version: of the file, when it was set.
+        probability: of success, by a classifier.
+    """
+
+    success: bool | None
+    frame: int | None = None
+    content: str = ""
+    by: str = ""
+    time: str = ""
+    version: int = 0
+    probability: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if value is not None or name == "success"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """A named group of episodes, number to `contents`; `task.filter` takes it."""
+
+    episodes: Mapping[int, str]
+    by: str = ""
+    time: str = ""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The content of a file of labels."""
+
+    version: int = 0
+    episodes: Mapping[int, Label] = field(default_factory=dict)
+    groups: Mapping[str, Group] = field(default_factory=dict)
+
+    def of(self, store: Store) -> dict[int, Label]:
+        """The labels that fit episodes of the data set, by their numbers."""
+        held = dict(enumerate(contents(store)))
+        return {number: label for number, label in self.episodes.items() if held.get(number) == label.content}
+
+
+def labels_path(data: Path, chosen: Path | None = None) -> Path:
+    """Return the file of labels of a data set: beside it, in the folder `chosen`, or the file `chosen`."""
+    if chosen is not None and not chosen.is_dir():
+        return chosen
+    whole = Path(os.path.abspath(data))  # `.` has a name, and links keep theirs
+    return (whole.parent if chosen is None else chosen) / (whole.name + SUFFIX)
+
+
+def contents(store: Store) -> list[str]:
+    """Return a hash of each episode: of its actions in the units of the file, which no cropping of frames changes."""
+    actions = np.asarray(store.actions, np.float32)
+    return [
+        hashlib.blake2b(np.ascontiguousarray(actions[start:end]).tobytes(), digest_size=8).hexdigest()
+        for start, end in zip(store.episode_starts, store.episode_ends, strict=True)
+    ]
+
+
+def read(path: Path) -> Labels:
+    """Read a file of labels, empty if it is missing. Raises GtpVisionError: it is damaged, or something else."""
+    if not path.exists():
+        return Labels()
+    stored = read_json(path, what="labels of episodes", advice="restore it, or remove it to label the episodes again")
+    try:
+        if stored["format"] != _FORMAT:
+            raise ValueError(f"its format is {str(stored['format'])[:40]!a}")
+        return Labels(
+            _number(stored["version"]),
+            {_number(int(name)): _label(label) for name, label in stored["episodes"].items()},
+            {
+                _text(name): Group(
+                    {_number(int(key)): _text(content) for key, content in group["episodes"].items()},
+                    _text(group["by"]),
+                    _text(group["time"]),
+                )
+                for name, group in stored["groups"].items()
+            },
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise GtpVisionError(
+            f"{path} does not hold labels of episodes ({type(error).__name__}: {error}); restore it, or remove it to "
+            f"label the episodes again"
+        ) from error
+
+
+def change(path: Path, changed: Callable[[Labels], Labels]) -> Labels:
+    """Replace a file of labels by what `changed` makes of its content, and return that, with the next version.
+
+    Processes change it one after another; a reader sees the file before or after a change.
+
+    Raises:
+        GtpVisionError: the file is damaged or cannot be written, or `changed` raises one.
+    """
+    try:
+        with FileLock(path.with_name(f".{path.name}.lock"), f"writes {path}", waits=True):
+            before = read(path)
+            after = replace(changed(before), version=before.version + 1)
+            stored = {
+                "format": _FORMAT,
+                "version": after.version,
+                "episodes": {str(number): label.record() for number, label in sorted(after.episodes.items())},
+                "groups": {name: asdict(group) for name, group in after.groups.items()},
+            }
+            with atomic_write(path) as aside:
+                aside.write_text(json.dumps(stored, indent=1), encoding="utf-8")
+            return after
+    except OSError as error:
+        raise GtpVisionError(
+            f"{path} cannot be written ({error.strerror}); give --labels FILE for another place, and task.labels=FILE "
+            f"to train with it"
+        ) from error
+
+
+def set_labels(path: Path, store: Store, labels: Mapping[int, Label], by: str) -> Labels:
+    """Label episodes of a data set, by number; other labels stay as they are. Raises as `change`."""
+    held, now = contents(store), _now()
+
+    def changed(before: Labels) -> Labels:
+        made = {
+            number: replace(label, content=held[number], by=by, time=now, version=before.version + 1)
+            for number, label in labels.items()
+        }
+        return replace(before, episodes={**before.episodes, **made})
+
+    return change(path, changed)
+
+
+def set_group(path: Path, store: Store, name: str, episodes: list[int], by: str) -> Labels:
+    """Name a group of episodes, by number, for `task.filter`; it replaces one of the same name. Raises as `change`."""
+    held = contents(store)
+    group = Group({number: held[number] for number in sorted(episodes)}, by, _now())
+    return change(path, lambda before: replace(before, groups={**before.groups, name: group}))
+
+
+def prune(path: Path, store: Store) -> int:
+    """Remove labels of episodes that do not exist or have changed, also from groups; return how many."""
+    held = dict(enumerate(contents(store)))
+    dropped = 0
+
+    def changed(before: Labels) -> Labels:
+        nonlocal dropped
+        kept = before.of(store)
+        groups = {
+            name: replace(group, episodes={n: x for n, x in group.episodes.items() if held.get(n) == x})
+            for name, group in before.groups.items()
+        }
+        dropped = len(before.episodes) - len(kept)
+        dropped += sum(len(group.episodes) - len(groups[name].episodes) for name, group in before.groups.items())
+        return replace(before, episodes=kept, groups=groups)
+
+    change(path, changed)
+    return dropped
+
+
+def labelled(store: Store, data: Path, chosen: Path | None = None) -> Store:
+    """Return a data set just opened from `data` with its labels, if there are any; `chosen` as in `labels_path`.
+
+    Labels replace marks of the recorder. Groups, `success`, `failed` and, where some episodes are not labelled,
+    `labelled` are filters.
+
+    Raises:
+        GtpVisionError: the chosen file is missing; labels of episodes that do not exist or have changed, or of another
+            data set.
+    """
+    if chosen is not None and not chosen.exists():
+        raise GtpVisionError(f"{chosen}, named as the labels of {data}, does not exist; check the path")
+    path = labels_path(data, chosen)
+    if not path.exists():
+        return store
+    found = read(path)
+    _check(found, store, path, data)
+    own = store.attributes.get(MARKS)
+    marks = list(own) if isinstance(own, list) and len(own) == store.episodes else [None] * store.episodes
+    frames: list[int | None] = [None] * store.episodes
+    for number, label in found.episodes.items():
+        marks[number], frames[number] = label.success, label.frame
+    known = [episode for episode, mark in enumerate(marks) if mark is not None]
+    groups = {name: list(group.episodes) for name, group in found.groups.items()}
+    groups |= {"success": [n for n in known if marks[n]], "failed": [n for n in known if not marks[n]]}
+    groups |= {"labelled": known if len(known) < store.episodes else []}
+    filters = {**(store.attributes.get("filters") or {}), **groups}
+    by = Counter(label.by for label in found.episodes.values() if label.success is not None)
+    about: dict[str, Any] = {name: len(groups[name]) for name in ("success", "failed")}
+    about |= {"unlabelled": store.episodes - len(known), "by": dict(by.most_common())}
+    attributes = {name: value for name, value in store.attributes.items() if name not in (MARKS, WORDS, FRAMES)}
+    attributes |= {"filters": {name: kept for name, kept in filters.items() if kept}, LABELS: {data.name: about}}
+    if known:
+        attributes |= {MARKS: marks, WORDS: "episodes labelled so"}
+    if any(frame is not None for frame in frames):
+        attributes[FRAMES] = frames
+    return replace(store, attributes=attributes)
+
+
+def _check(found: Labels, store: Store, path: Path, data: Path) -> None:
+    held = contents(store)
+    named = {number: label.content for number, label in found.episodes.items()}
+    named = {n: content for group in found.groups.values() for n, content in group.episodes.items()} | named
+    missing = sorted(number for number in named if number >= store.episodes)
+    changed = sorted(number for number in named if number < store.episodes and held[number] != named[number])
+    lengths = np.diff(store.episode_ends, prepend=0)
+    for number, label in found.episodes.items() if not missing and not changed else ():
+        if label.frame is not None and label.frame >= lengths[number]:
+            raise GtpVisionError(
+                f"{path} marks frame {label.frame} of episode {number}, which has {lengths[number]}; label it again: "
+                f"gtp-vision data label {data}"
+            )
+    if not missing and not changed:
+        return
+    if len(missing) + len(changed) == len(named) > 1:
+        raise GtpVisionError(
+            f"{path} is of another data set: none of its {len(named)} labels fits {data}; move it away, or give the "
+            f"right one as task.labels (--labels)"
+        )
+    parts = [
+        f"{len(missing)} episodes that do not exist (first {missing[0]}, of {store.episodes})" if missing else "",
+        f"{len(changed)} episodes that have changed (first {changed[0]})" if changed else "",
+    ]
+    raise GtpVisionError(
+        f"{path} holds labels of {' and of '.join(filter(None, parts))} in {data}; remove them: gtp-vision data label "
+        f"{data} --prune"
+    )
+
+
+def _label(stored: Any) -> Label:
+    success, frame, chance = stored["success"], stored.get("frame"), stored.get("probability")
+    if success is not None and not isinstance(success, bool):
+        raise ValueError("a success is neither true, false nor null")
+    return Label(
+        success,
+        None if frame is None else _number(frame),
+        _text(stored["content"]),
+        _text(stored["by"]),
+        _text(stored["time"]),
+        _number(stored["version"]),
+        None if chance is None else min(1.0, max(0.0, float(chance))),
+    )
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LARGEST:
+        raise ValueError(f"{str(value)[:20]!a} is not a number of an episode, a frame or a version")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > _MAX_TEXT:
+        raise ValueError(f"{str(value)[:20]!a} is not a short text")
+    return value
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
