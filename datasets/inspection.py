@@ -7,7 +7,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,7 +39,10 @@ _OWN_LINES = (
 
 
 def inspect(
-    path: Path, env: str | None = None, features: Mapping[str, str] | None = None, labels: Path | None = None
+    path: Path,
+    env: str | None = None,
+    features: Mapping[str, str] | None = None,
+    labels: Path | Literal[False] | None = None,
 ) -> tuple[dict[str, Any], Store]:
     """Describe a data set of any known format: JSON-able facts, and the data set itself.
 

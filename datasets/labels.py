@@ -159,11 +159,31 @@ def change(path: Path, changed: Callable[[Labels], Labels]) -> Labels:
         ) from error
 
 
-def set_labels(path: Path, store: Store, labels: Mapping[int, Label], by: str) -> Labels:
-    """Label episodes of a data set, by number; other labels stay as they are. Raises as `change`."""
+class ConflictError(GtpVisionError):
+    """A label was set by somebody else since it was looked at; `label` is what it is now."""
+
+    def __init__(self, number: int, label: Label) -> None:
+        super().__init__(f"episode {number} was labelled meanwhile (by {label.by}); look at that label first")
+        self.label = label
+
+
+def set_labels(
+    path: Path, store: Store, labels: Mapping[int, Label], by: str, seen: Mapping[int, int] | None = None
+) -> Labels:
+    """Label episodes of a data set, by number; other labels stay as they are.
+
+    `seen` are versions of labels that the caller knows and replaces, 0 where it knows of none.
+
+    Raises:
+        GtpVisionError: as `change`; `ConflictError`, and nothing is set, if a label has another version than `seen`.
+    """
     held, now = contents(store), _now()
 
     def changed(before: Labels) -> Labels:
+        for number, version in (seen or {}).items():
+            current = before.episodes.get(number)
+            if current is not None and current.version != version:
+                raise ConflictError(number, current)
         made = {
             number: replace(label, content=held[number], by=by, time=now, version=before.version + 1)
             for number, label in labels.items()
@@ -171,6 +191,22 @@ def set_labels(path: Path, store: Store, labels: Mapping[int, Label], by: str) -
         return replace(before, episodes={**before.episodes, **made})
 
     return change(path, changed)
+
+
+def add_labels(path: Path, store: Store, labels: Mapping[int, Label], by: str) -> tuple[int, int]:
+    """Label the episodes that have no label, or one by the same source; return how many, and how many have another.
+
+    The source is the first word of `by`. Raises as `change`.
+    """
+    held = read(path).of(store)
+    source = by.partition(" ")[0]
+    free = {
+        number: label
+        for number, label in labels.items()
+        if number not in held or held[number].by.partition(" ")[0] == source
+    }
+    set_labels(path, store, free, by)
+    return len(free), len(labels) - len(free)
 
 
 def set_group(path: Path, store: Store, name: str, episodes: list[int], by: str) -> Labels:

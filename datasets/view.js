@@ -42,6 +42,7 @@ function choose(episode) {
   slider.max = String(episodes[episode].moments.length - 1);
   slider.value = "0";
   draw();
+  document.dispatchEvent(new Event("chosen"));
 }
 
 function stop() {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,20 +96,41 @@ def check_target(path: Path, episodes: int) -> None:
 def write_page(path: Path, found: dict[str, Any], store: Store, episodes: int = EPISODES) -> None:
     """Write the page of the facts of `inspection.inspect` and `episodes` episodes, evenly spread from first to last."""
     check_target(path, episodes)
+    chosen = np.linspace(0, store.episodes - 1, min(episodes, store.episodes)).astype(int).tolist()
+    is_part = len(chosen) < store.episodes
+    notes = [f"{len(chosen)} of {store.episodes} episodes are shown; --episodes N shows more"] if is_part else []
+    text = page(found, store, chosen, notes)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold half a surrogate pair
+
+
+def page(
+    found: dict[str, Any],
+    store: Store,
+    chosen: list[int],
+    notes: Sequence[str],
+    labelling: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the page of the facts of `inspection.inspect` and of the chosen episodes; none if their lengths disagree.
+
+    `notes` are sentences about what is left out. With `labelling`, the values for label.js, it is that of `data label`.
+    """
     shown: list[Episode] = []
-    notes: list[str] = []
     if not shape_errors(store):
         with np.errstate(all="ignore"):  # numbers that are too large are among the faults
-            shown, notes = _episodes(store, episodes)
-    text = (
-        html.environment(Path(__file__).parent)
+            shown, more = _episodes(store, chosen)
+            notes = [*notes, *more]
+    here = Path(__file__)
+    scripts = [here.with_name("view.js"), *([here.with_name("label.js")] if labelling else [])]
+    return str(
+        html.environment(here.parent)
         .get_template("view.html.j2")
         .render(
             title=Path(found["path"]).name or found["path"],
             found=found,
             entries=[(name, text) for name, text in entries(found) if name not in ("PROBLEM", "WARNING", "faults")],
             episodes=shown,
-            notes=notes,
+            notes=notes if shown else [],
             width=_WIDTH,
             height=_HEIGHT,
             values=html.block(
@@ -120,16 +142,14 @@ def write_page(path: Path, found: dict[str, Any], store: Store, episodes: int = 
                     ],
                 }
             ),
-            **html.script(Path(__file__).with_name("view.js")),
+            labelling=html.block(labelling) if labelling else None,
+            **html.script(*scripts),
         )
     )
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")  # JSON may hold half a surrogate pair
 
 
-def _episodes(store: Store, count: int) -> tuple[list[Episode], list[str]]:
-    """Return some episodes, evenly spread, and notes on what is left out."""
-    chosen = np.linspace(0, store.episodes - 1, min(count, store.episodes)).astype(int).tolist()
+def _episodes(store: Store, chosen: list[int]) -> tuple[list[Episode], list[str]]:
+    """Return the chosen episodes, and notes on what is left out of them."""
     images = {name: array for name, array in store.observations.items() if array.ndim > 2}
     cameras = [name for name, array in images.items() if not observation_fault(name, array)]
     states = [
@@ -139,8 +159,6 @@ def _episodes(store: Store, count: int) -> tuple[list[Episode], list[str]]:
     ]
     shown = {episode: _moments(store, episode) for episode in chosen}
     notes = []
-    if len(chosen) < store.episodes:
-        notes.append(f"{len(chosen)} of {store.episodes} episodes are shown; --episodes N shows more")
     if any(len(rows) < store.episode_ends[episode] - store.episode_starts[episode] for episode, rows in shown.items()):
         notes.append(f"of long episodes {_MOMENTS} evenly spread frames are shown, and those with rewards or terminals")
     if len(cameras) > MAX_CAMERAS:

@@ -59,8 +59,11 @@ class Browser:
             self.events.append(message)
 
     @contextmanager
-    def page(self, path: Path, *, width: int = 1280, dark: bool = False, scripts: bool = True) -> Iterator["Page"]:
-        """A file, loaded in a new tab."""
+    def page(
+        self, path: Path | str, *, width: int = 1280, dark: bool = False, scripts: bool = True
+    ) -> Iterator["Page"]:
+        """A file, or an address of this machine, loaded in a new tab."""
+        address = path if isinstance(path, str) else path.as_uri()
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -71,16 +74,16 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", session, features=[scheme])
         self.call("Emulation.setScriptExecutionDisabled", session, value=not scripts)
         self.events.clear()
-        self.call("Page.navigate", session, url=path.as_uri())
+        self.call("Page.navigate", session, url=address)
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(json.loads(self._socket.recv(_TIMEOUT)))
-        yield Page(self, session, path)
+        yield Page(self, session, address)
         self.call("Target.closeTarget", targetId=target)
 
 
 class Page:
-    def __init__(self, browser: Browser, session: str, path: Path) -> None:
-        self._browser, self._session, self._path = browser, session, path
+    def __init__(self, browser: Browser, session: str, address: str) -> None:
+        self._browser, self._session, self._address = browser, session, address
 
     def run(self, script: str) -> Any:
         """Evaluate a JavaScript expression, waiting for promises."""
@@ -114,7 +117,7 @@ class Page:
     def requests(self) -> list[str]:
         """Requested addresses but for the page itself and its data URIs."""
         urls = [event["params"]["request"]["url"] for event in self._events("Network.requestWillBeSent")]
-        return [url[:200] for url in urls if not url.startswith(("data:", "blob:")) and url != self._path.as_uri()]
+        return [url[:200] for url in urls if not url.startswith(("data:", "blob:")) and url != self._address]
 
     def picture(self, path: Path) -> Path:
         shot = self._browser.call("Page.captureScreenshot", self._session, format="png")["data"]

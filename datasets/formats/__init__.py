@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line, propose
@@ -46,17 +46,18 @@ def open_store(
     features: Names | None = None,
     *,
     framing: Framing | None = None,
-    labels: Path | None = None,
+    labels: Path | Literal[False] | None = None,
 ) -> Store:
     """Open a data set of any known format, or raise a GtpVisionError.
 
     The file is read by a child process (see `core.sandbox`); this process only maps its arrays. `env` is the
     environment's name, for formats whose rewards depend on the task (OGBench). `features` are names in the store to
     those in the file, see `datasets.names`; `framing` crops and resizes the frames; `labels` is the file of labels, or
-    the folder of several, if it is not beside the data, see `datasets.labels`.
+    the folder of several, if it is not beside the data (False: leave them out), see `datasets.labels`.
     """
     found = sandbox.call(f"{__name__}:_layout", path, env, features, framing and framing.record())
-    return labelled(to_store(found, path), path, labels)
+    store = to_store(found, path)
+    return store if labels is False else labelled(store, path, labels)
 
 
 def open_states(path: Path, features: Names | None = None, *, labels: Path | None = None) -> Store:

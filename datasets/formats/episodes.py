@@ -121,7 +121,7 @@ def mark(parent: h5py.Group, path: Path) -> bool | None:
     """Read whether an episode succeeded: an attribute, a flag, or one flag a step, of which any; None if unknown."""
     members = hdf5.children(parent, path)
     for key in KEYS:
-        text = hdf5.text_attribute(parent, key, path)
+        text = hdf5.text_attribute(parent, names.source(key), path)
         if text is not None and (found := marked(text.strip(" []"))) is not None:
             return found
         if key in members and (values := _numbers(parent, key, path)) is not None and np.isfinite(values).any():

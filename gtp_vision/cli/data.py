@@ -26,7 +26,8 @@ _COLLECT_OPTIONS = (
 )
 
 
-def _reading_options(parser: argparse.ArgumentParser) -> None:
+def reading_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of how a data set is read."""
     parser.add_argument("--env", help="environment name, for formats whose rewards depend on the task")
     parser.add_argument(
         "--features",
@@ -45,17 +46,23 @@ def _features(words: str) -> dict[str, str]:
 
 def _inspect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path)
-    _reading_options(parser)
+    reading_options(parser)
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="draw first, middle and last frames of all cameras")
     parser.add_argument("--actions", type=Path, metavar="PNG", help="draw a histogram of each action dimension")
     parser.add_argument("--json", action="store_true")
+    _labels_option(parser)
+
+
+def _labels_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="labels that are not beside the data, or a folder")
 
 
 def _view_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path)
     parser.add_argument("--out", type=Path, metavar="HTML", help="default: the data set's name with .html, here")
     parser.add_argument("--episodes", type=int, metavar="N", help="how many, evenly spread; default 6, at most 50")
-    _reading_options(parser)
+    reading_options(parser)
+    _labels_option(parser)
 
 
 def _convert_options(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +75,7 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         type=_writable,
         help="of a format that can be written, e.g. native; an unknown name lists them",
     )
-    _reading_options(parser)
+    reading_options(parser)
     parser.add_argument("--fps", type=float, help="frames per second, where the data set does not say so")
     parser.add_argument("--image-size", metavar="HxW", help="resize the frames of all cameras, e.g. to 96x128")
     parser.add_argument("--image-crop", metavar="HxW", help="cut this out of the middle of all frames before")
@@ -151,7 +158,7 @@ def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
         pictures.check_target(target)
     if arguments.sheet and arguments.actions and arguments.sheet.resolve() == arguments.actions.resolve():
         raise GtpVisionError(f"--sheet and --actions both name {arguments.sheet}; name two files")
-    found, store = inspect(arguments.path, arguments.env, arguments.features)
+    found, store = inspect(arguments.path, arguments.env, arguments.features, arguments.labels)
     print(json.dumps(found) if arguments.json else inspection_text(found), flush=True)
     for target, draw in wanted:
         if target:
@@ -169,7 +176,7 @@ def _view(arguments: argparse.Namespace, _: list[str]) -> int:
     target = arguments.out or Path(f"{arguments.path.resolve().stem}.html")
     episodes = viewing.EPISODES if arguments.episodes is None else arguments.episodes
     viewing.check_target(target, episodes)
-    found, store = inspect(arguments.path, arguments.env, arguments.features)
+    found, store = inspect(arguments.path, arguments.env, arguments.features, arguments.labels)
     viewing.write_page(target, found, store, episodes)
     for kind in ("problems", "warnings"):
         for line in found[kind]:

@@ -28,9 +28,9 @@ def environment(folder: Path) -> jinja2.Environment:
     return templates
 
 
-def script(path: Path) -> dict[str, Markup]:
-    """A script of ours as `script`, and as `script_hash` its hash for a Content-Security-Policy."""
-    text = path.read_text(encoding="utf-8")
+def script(*paths: Path) -> dict[str, Markup]:
+    """Scripts of ours, as one `script`, and as `script_hash` its hash for a Content-Security-Policy."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return {"script": Markup(text), "script_hash": Markup(f"'sha256-{digest}'")}
 
