@@ -31,14 +31,8 @@ def rewarded(store: Store, mode: str, discount: float) -> Store:
     """
     if mode == "file":
         return store
+    check_marked(store, mode)
     marks = marks_of(store)
-    unknown = [episode for episode, mark in enumerate(marks) if mark is None]
-    if unknown:
-        advice = ", or train on the others: task.filter=labelled" if len(unknown) < store.episodes else ""
-        raise GtpVisionError(
-            f"task.rewards={mode} is made from labels, and {len(unknown)} of {store.episodes} episodes of "
-            f"{store.path or 'the data set'} have none; label them with gtp-vision data label{advice}"
-        )
     succeeds = np.array(marks, bool)
     frames = store.attributes.get(FRAMES) or [None] * store.episodes
     reached = np.array(store.last_outcomes)
@@ -60,6 +54,17 @@ def rewarded(store: Store, mode: str, discount: float) -> Store:
     last = store.episode_ends - 1
     timeouts[last] |= ~has_reached[last]
     return replace(store, rewards=rewards, terminals=has_reached.astype(store.terminals.dtype), timeouts=timeouts)
+
+
+def check_marked(store: Store, mode: str) -> None:
+    """Refuse a mode that is made from labels for a data set that has an episode without one."""
+    unknown = marks_of(store).count(None)
+    if mode != "file" and unknown:
+        advice = ", or train on the others: task.filter=labelled" if unknown < store.episodes else ""
+        raise GtpVisionError(
+            f"task.rewards={mode} is made from labels, and {unknown} of {store.episodes} episodes of "
+            f"{store.path or 'the data set'} have none; label them with gtp-vision data label{advice}"
+        )
 
 
 def marks_of(store: Store) -> list[bool | None]:

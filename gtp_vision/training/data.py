@@ -25,7 +25,7 @@ from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.formats import open_states as open_states_of
 from gtp_vision.datasets.record import DataRecord, differences, record_of
-from gtp_vision.datasets.rewards import check_contrast, rewarded
+from gtp_vision.datasets.rewards import check_contrast, check_marked, rewarded
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.scaling import fitted, fitted_by, scaled
 from gtp_vision.datasets.split import Split, divided, recorded_part
@@ -66,6 +66,8 @@ def open_split(config: Config, known: Mapping[str, Any] | None = None, *, rescal
     """
     task, paths = config.task, paths_of(config)
     stores = [_opened(config, path) for path in paths]
+    for store in stores:
+        check_marked(_filtered(store, task), task.rewards)  # counts all episodes
     others = [recorded_part(path, partial(_opened, config)) if task.validation else None for path in paths]
     split = divided(stores, group=task.filter, share=task.validation, seed=task.validation_seed, others=others)
     found = _scaled(config, split.training, known, split.held_out, rescales=rescales)
