@@ -38,7 +38,13 @@ def two_cameras(side: int = SIDE, options: tuple[str, ...] = OPTIONS, frames: in
     with tempfile.TemporaryDirectory() as folder:
         shapes = dict.fromkeys(("front", "wrist"), (side, side, 3))
         path = native.write(Path(folder) / "data.h5", noise_store(frames, cameras=shapes, state=7, actions=7))
-        fixed = ["task=own", quoted("task.dataset", path), "training.eval_episodes=0", "run_dir=unused"]
+        fixed = [
+            "task=own",
+            "task.validation=0",
+            quoted("task.dataset", path),
+            "training.eval_episodes=0",
+            "run_dir=unused",
+        ]
         config = from_command_line([*fixed, *options])
         parts = build(config)
         device = parts.accelerator.device

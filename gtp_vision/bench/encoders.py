@@ -108,7 +108,14 @@ def table(results: Mapping[str, Any]) -> str:
 
 def _time_steps(data: Path, name: str, rounds: int, batch: int, overrides: Sequence[str]) -> dict[str, Any]:
     """Milliseconds of training steps with one backbone."""
-    common = ["task=own", quoted("task.dataset", data), "task.frame_stack=1", "agent=gtp", "run_dir=unused"]
+    common = [
+        "task=own",
+        "task.validation=0",
+        quoted("task.dataset", data),
+        "task.frame_stack=1",
+        "agent=gtp",
+        "run_dir=unused",
+    ]
     common += ["training.device=cpu"]
 
     def step(batch_size: int, *options: str) -> tuple[Work, Store]:

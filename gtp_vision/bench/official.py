@@ -83,7 +83,13 @@ def line(results: dict[str, Any]) -> str:
 
 def _our_work(name: str, data: Path, widths: str) -> Work:
     nets = [f"agent.policy.hidden=[{widths}]", f"agent.critic.hidden=[{widths}]"]
-    fixed = ["task=own", "task.observations=[state]", quoted("task.dataset", data), "run_dir=unused"]
+    fixed = [
+        "task=own",
+        "task.validation=0",
+        "task.observations=[state]",
+        quoted("task.dataset", data),
+        "run_dir=unused",
+    ]
     config = from_command_line([*fixed, *_AS_OFFICIAL, *nets, "training.eval_episodes=0"])
     parts = build(config)
     source = batch_source(parts.sampler, parts.accelerator.device)

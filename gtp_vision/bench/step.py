@@ -35,8 +35,15 @@ from gtp_vision.training.eager import Eager
 from gtp_vision.training.engines import Engine, Functional
 from gtp_vision.training.seeds import seeds_of
 
-_STATE = ["task=own", "task.frame_stack=1", "task.observations=[state]", "encoder=state", "encoder.share=true"]
-_PIXELS = ["task=own", "task.frame_stack=3", "task.observations=[camera]", "encoder=impala_small"]
+_STATE = [
+    "task=own",
+    "task.validation=0",
+    "task.frame_stack=1",
+    "task.observations=[state]",
+    "encoder=state",
+    "encoder.share=true",
+]
+_PIXELS = ["task=own", "task.validation=0", "task.frame_stack=3", "task.observations=[camera]", "encoder=impala_small"]
 _NETWORKS = [  # Diffusion-QL's, which the paper's code began from
     *("agent.policy.hidden=[256,256,256]", "agent.policy.activation=mish", "agent.policy.architecture=mlp"),
     *("agent.critic.hidden=[256,256,256]", "agent.critic.activation=mish", "agent.critic.layer_norm=false"),

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from gtp_vision.config.overrides import quoted
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.files import fingerprint, make_folder
-from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.formats import native, open_store
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
+from gtp_vision.evaluation.held_out import draws_of
 from gtp_vision.experiments.output import write_json
 from gtp_vision.training.evaluate import restore
 from gtp_vision.training.jobs import train_all
@@ -39,14 +38,13 @@ ROWS: dict[str, tuple[str, ...]] = {
     "impala_small from scratch": ("encoder=impala_small",),
 }
 _COMMON = (
-    *("task=own", "task.name=lift", "task.frame_stack=1", "agent=gtp_bc"),
+    *("task=own", "task.name=lift", "task.frame_stack=1", "agent=gtp_bc", "task.validation=0"),
     *("agent.policy.hidden=[256,256]", "agent.tau=0.02", "encoder.features=256"),
     *("encoder.augmentation.shift=4", "encoder.augmentation.shift_probability=1"),
     *("training.batch_size=32", "training.learning_rate=1e-3", "training.schedule=cosine", "training.warmup_steps=20"),
     *("training.log_every=50", "training.device=cpu"),
 )
 _DRAWS = 8  # the mean of a policy's actions is compared with the demonstrator's
-_BATCH = 64
 
 
 def encoders(
@@ -131,18 +129,9 @@ def held_out_error(folder: Path, store: Store) -> float:
     An action is the mean of 8 draws, an estimate of the conditional mean.
     """
     config, parts = restore(folder)
-    sampler = Sampler(store, _BATCH, seed=0, frame_stack=config.task.frame_stack)
-    device = parts.accelerator.device
-    errors = []
-    for start in range(0, len(store.transitions), _BATCH):
-        batch = sampler.gather(store.transitions[start : start + _BATCH]).to(device)
-        with torch.no_grad():
-            features = parts.agent.actor_encoder(batch.observation)
-            noise = RandomStream(0, start, device=device)
-            drawn = parts.agent.improvement.act(parts.agent, features, config.agent.acting.steps, noise, _DRAWS)
-        actions = drawn.view(len(batch), _DRAWS, -1)[..., : store.action_dim].mean(1)
-        errors.append((actions - batch.action).abs().mean(1))
-    return float(torch.cat(errors).mean())
+    sampler, own = Sampler(store, 1, seed=0, frame_stack=config.task.frame_stack), config.agent.acting.steps
+    found = draws_of(parts.agent, sampler, store.transitions, (own,), parts.accelerator.device, draws=_DRAWS)[own]
+    return float((found.drawn[:, :, 0].mean(1) - found.recorded[:, 0]).abs().mean())
 
 
 def _constant_error(few: Store, held_out: Store) -> float:

@@ -161,6 +161,15 @@ def test_every_metric_with_two_points_has_a_panel_with_every_run(new_run: MakeRu
     assert meters == [("190.0", "1.2")] * 2
 
 
+def test_held_out_and_trained_episodes_share_a_panel(new_run: MakeRun) -> None:
+    run = new_run("a", agent="a", curves=True)
+    both = [f'{{"step": {step}, "valid/energy": {step}, "valid/energy_training": 1}}' for step in (5, 6)]
+    add_metrics(run, *both)
+    panels = build(run).panels
+    assert "energy_training" not in panels
+    assert panels["energy, thin: on trained episodes"].count(f"stroke: {plots.COLORS[0]}") >= 2
+
+
 def test_seeds_of_one_agent_share_the_color_and_differ_in_dashes(new_run: MakeRun) -> None:
     runs = [new_run(name, seed=seed) for name, seed in (("a", 0), ("b", 1), ("c", 1))]
     for run in runs:
