@@ -205,7 +205,7 @@ def _unfit(path: Path, error: BaseException) -> GtpVisionError:
 def derived(config: Config, path: Path, overrides: Sequence[str]) -> Config:
     """The configuration of a new run with the settings of `config`, of the file or folder `path`, and overrides.
 
-    An override `task.dataset` replaces `task.datasets`, and the other way round.
+    An override `task.dataset` or `task.datasets` replaces the other one, and labels, which are of the data before.
 
     Raises:
         GtpVisionError: an override that is refused, or does not fit.
@@ -219,9 +219,9 @@ def derived(config: Config, path: Path, overrides: Sequence[str]) -> Config:
             )
     values = plain_values(config)
     if "task.dataset" in keys:
-        values["task"] |= {"datasets": None, "shares": None}
+        values["task"] |= {"datasets": None, "shares": None, "labels": None}
     elif "task.datasets" in keys:
-        values["task"] |= {"dataset": None, "shares": None}
+        values["task"] |= {"dataset": None, "shares": None, "labels": None}
     try:
         for override in overrides:
             check_override(override)

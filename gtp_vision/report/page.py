@@ -20,6 +20,7 @@ from gtp_vision.report import text
 from gtp_vision.report.compare import SELECTIONS, compare
 from gtp_vision.report.health import health_of
 from gtp_vision.report.plots import MAX_POINTS, keys_of, panels_of, set_styles
+from gtp_vision.report.rounds import rounds_on_page
 from gtp_vision.report.run_folder import (
     MAX_VIDEOS,
     Clip,
@@ -89,6 +90,7 @@ def build_report(
         selections=SELECTIONS,
         pictures=pictures,
         augmented=augmented,
+        rounds=[(run, entries) for run in read if (entries := rounds_on_page(run))],
         probes=[probe for run in read for probe in probes_of(run)],
         unprobed=[(run, note) for run in read if (note := scalar(run.results, "probe", "note"))],
         panels=panels_of(read),

@@ -22,13 +22,13 @@ from gtp_vision.core.framing import FRAMES
 from gtp_vision.core.manifest import write_manifest
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.record import DataRecord
+from gtp_vision.report.rounds import rounds_of
 from gtp_vision.serving import artifact, graphs
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
 from gtp_vision.serving.warm_start import ROUNDS, SETTINGS, portable
 from gtp_vision.training.build import shapes
 from gtp_vision.training.evaluate import actor_of, restore
-from gtp_vision.training.rounds import rounds_of
 
 LICENCES = ("weights", "data", "backbone")
 
@@ -128,9 +128,14 @@ def provenance(run: Path, config: Config, record: DataRecord, step: int, licence
         "evaluation": _evaluation(run, step),
         "versions": {name: version(name) for name in ("gtp-vision", "torch")},
         SETTINGS: portable(config),
-        ROUNDS: rounds_of(run),
+        ROUNDS: [entry | {"data": _names_of(entry)} for entry in rounds_of(run, step)],
         "licences": {name: licences.get(name, "unknown") for name in LICENCES},
     }
+
+
+def _names_of(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The data of a round, by the name of their file alone."""
+    return [data | {"path": Path(str(data.get("path"))).name} for data in entry.get("data", [])]
 
 
 def _evaluation(run: Path, step: int) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from gtp_vision.serving import artifact
 from gtp_vision.training.warm_start import Source, open_run
 
 SETTINGS, ROUNDS = "settings", "rounds"
-"""Of provenance.json: a run's settings without paths, and the runs before it."""
+"""Of provenance.json: a run's settings without paths, and its rounds, see `report.rounds`."""
 
 
 def open_source(given: str) -> Source:
@@ -33,7 +33,7 @@ def portable(config: Config) -> dict[str, object]:
     """The settings of a run without the paths of its machine; `task.datasets` is empty where it named some."""
     task = config.task
     if task.datasets or task.dataset not in (None, "demo"):
-        task = replace(task, dataset=None, datasets=[], shares=None)
+        task = replace(task, dataset=None, datasets=[], shares=None, labels=None)
     alone = replace(config, run_dir="", data_dir=Config().data_dir, init=InitConfig(), task=task)
     return plain_values(replace(alone, encoder=replace(config.encoder, weights=None)))
 
@@ -72,7 +72,7 @@ def _artifact(folder: Path) -> Source:
         scale=record.attributes,
         weights=folder / artifact.WEIGHTS,
         step=_count(origin, "step"),
-        rounds=rounds if isinstance(rounds, list) else (),
+        rounds=[entry for entry in rounds if isinstance(entry, dict)] if isinstance(rounds, list) else (),
         note="" if is_known else "the artifact holds no settings of its task and training: they are the defaults",
     )
 

@@ -1,4 +1,4 @@
-"""Rounds: data that are appended to those of a run whose weights another begins with, and what the runs before were.
+"""Rounds: data that are appended to those of a run whose weights another begins with.
 
 A round is one more entry of `task.datasets`. Its rows are drawn as often as earlier ones, or WEIGHT times as often;
 among themselves, earlier data sets keep their shares of a batch.
@@ -14,22 +14,9 @@ from typing import Any
 
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.safe_json import read_json
+from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.success import counted
 from gtp_vision.training.data import drawable_rows, paths_of
-
-FILE = "init.json"
-"""In a run folder: which weights it began with, and which part of the agent has them."""
-
-
-def rounds_of(folder: Path) -> list[dict[str, Any]]:
-    """The runs whose weights a run goes back to, the first one first; [] of a run that began with new weights.
-
-    Each has `run`, `checkpoint`, `step`, `data`, `shares`, and where they are known `episodes` and `frames`.
-    """
-    if not (folder / FILE).exists():
-        return []
-    rounds = read_json(folder / FILE, advice="remove it").get("rounds")
-    return [entry for entry in rounds if isinstance(entry, dict)] if isinstance(rounds, list) else []
 
 
 def appended(config: Config, items: Sequence[str], *, keeps_shares: bool = False) -> Config:
@@ -59,6 +46,19 @@ def appended(config: Config, items: Sequence[str], *, keeps_shares: bool = False
         shares += [weight * drawable_rows(config, path) for path, weight in added]
     names += [path for path, _ in added]
     return replace(config, task=replace(task, dataset=None, datasets=names, shares=shares))
+
+
+def described(config: Config, training: Sequence[Store]) -> list[dict[str, Any]]:
+    """The part of each data set of a task that is trained on: path, share of a batch, episodes, marks of success."""
+    shares = config.task.shares or [1.0] * len(training)
+    found = []
+    for path, store, share in zip(paths_of(config), training, shares, strict=True):
+        marks = counted(store) or {}
+        solved, known = marks.get("solved"), marks.get("of")
+        failed = None if solved is None or known is None else known - solved
+        entry = {"path": str(path), "share": share / sum(shares), "episodes": store.episodes}
+        found.append(entry | {"succeeded": solved, "failed": failed})
+    return found
 
 
 def _split(item: str) -> tuple[str, float]:

@@ -44,6 +44,7 @@ from gtp_vision.training.guard import unchanged_state
 from gtp_vision.training.nonfinite import Fault
 from gtp_vision.training.online import OnlineLoader
 from gtp_vision.training.ranks import batch_shares, is_first, report_lost_ranks
+from gtp_vision.training.rounds import described
 from gtp_vision.training.run import InterruptedRunError, TrainingRun, pending_metrics_of, train_seconds_of
 from gtp_vision.training.run_lock import RunLock, clear_folder
 from gtp_vision.training.seeds import check_same_seeds, folders, seeds_of, summary
@@ -138,6 +139,8 @@ def _loop(
     needs_first = runs[0].config.init.source is not None or is_online  # to resume from
     if start == 0 and (needs_first or training.on_nonfinite == "rollback"):  # to go back to
         for run in runs:
+            if needs_first:
+                run.validate(0)
             run.save(0)
     while True:  # once, and once more from a checkpoint after each rollback
         # The run may have ended between its checkpoint and its evaluation.
@@ -331,7 +334,7 @@ def _prepare(
                 run_folder.mkdir(exist_ok=True)
                 prepare_folder(run_folder, own, of_run, empty=False)
             if first.initial is not None:
-                first.initial.write(run_folder, moments)
+                first.initial.write(run_folder, described(config, first.split.training), moments)
     log(batch_shares(accelerator.num_processes, first.sampler.batch_size))
     log(first.where)
     log("" if first.initial is None else first.initial.table())

@@ -28,10 +28,11 @@ from gtp_vision.core.names import GOAL
 from gtp_vision.core.tied import with_aliases
 from gtp_vision.datasets.record import DataRecord
 from gtp_vision.encoders import present_names
+from gtp_vision.report.rounds import FILE, rounds_of
 from gtp_vision.training import checkpoint
 from gtp_vision.training.data import kept_scale
 from gtp_vision.training.guard import optimizer_moments
-from gtp_vision.training.rounds import FILE, appended, rounds_of
+from gtp_vision.training.rounds import appended
 from gtp_vision.training.seeds import folders
 from gtp_vision.training.segments import past_of, with_free
 
@@ -62,7 +63,7 @@ class Source:
         scale: attributes by which its actions were scaled; None if they are unknown.
         weights: safetensors file of the agent's modules.
         step: training steps that were taken.
-        rounds: of the source, see `rounds_of`.
+        rounds: until the source, see `rounds_of`.
         note: a sentence about what the source does not hold; empty if it holds all.
     """
 
@@ -95,7 +96,7 @@ class Source:
                 f"{self.path} does not name the files of its data; give data with --append DATA, or set task.dataset"
             )
         task, encoder = config.task.name, config.encoder.name.replace("/", "-")
-        name = f"{label(config.agent)}-{encoder}-seed{config.seed}-round{len(self.rounds) + 2}"
+        name = f"{label(config.agent)}-{encoder}-seed{config.seed}-round{len(self.rounds) + 1}"
         return checked(config if config.run_dir else replace(config, run_dir=f"runs/{task}/{name}"))
 
     def known_scale(self, config: Config) -> Mapping[str, Any] | None:
@@ -148,8 +149,8 @@ def open_run(given: str) -> Source:
         data=last.data,
         scale=kept_scale(trained, last.data),
         weights=at / "agent.safetensors",
-        step=int(checkpoint.read_state(at)["step"]),
-        rounds=rounds_of(folder),
+        step=(step := int(checkpoint.read_state(at)["step"])),
+        rounds=rounds_of(folder, step),
     )
 
 
@@ -225,23 +226,11 @@ class Match:
             lines += [f"  {'':<{width}}  {note}" for note in part.notes]
         return "\n".join([*lines, *([self.source.note] if self.source.note else [])])
 
-    def write(self, folder: Path, moments: int) -> None:
-        """Write init.json into a run folder; so many parameters begin with `moments` of the source."""
-        source, task = self.source, self.source.config.task
-        entry: dict[str, Any] = {"run": str(source.run or source.path), "checkpoint": source.path.name}
-        entry |= {
-            "step": source.step,
-            "data": task.datasets or ([task.dataset] if task.dataset else []),
-            "shares": task.shares,
-        }
-        entry |= {"episodes": source.data.episodes, "frames": source.data.frames} if source.data else {}
-        found = {
-            "source": str(source.path),
-            "step": source.step,
-            "parts": [vars(part) for part in self.parts],
-            "moments": moments,
-            "rounds": [*source.rounds, entry],
-        }
+    def write(self, folder: Path, data: Sequence[Mapping[str, Any]], moments: int) -> None:
+        """Write init.json into a run folder, see `report.rounds`; `moments` counts parameters with the source's."""
+        source = self.source
+        found = {"source": str(source.path), "step": source.step, "parts": [vars(part) for part in self.parts]}
+        found |= {"moments": moments, "data": list(data), "rounds": list(source.rounds)}
         with atomic_write(folder / FILE) as aside:
             aside.write_text(json.dumps(found, indent=1))
 

@@ -40,7 +40,7 @@ def test_a_run_begins_with_an_artifact_and_other_data(tmp_path: Path) -> None:
     assert policy.schema.action_low == tuple(parts.record.action_bounds[0])
     trainer.train(begun, progress=False, open_source=open_source)
     again = export(tmp_path / "new", tmp_path / "again")
-    assert [entry["run"] for entry in again.card["rounds"]] == [str(tmp_path / "policy")]
+    assert [entry["data"][0]["path"] for entry in again.card["rounds"]] == ["old.h5", "new.h5"]
     assert str(tmp_path) not in str(again.card["settings"])
     with pytest.raises(GtpVisionError, match="leave --init-optimizer out"):
         parts.initial.fill_optimizer(parts.optimizer, parts.agent)

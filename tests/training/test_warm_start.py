@@ -14,9 +14,10 @@ from gtp_vision.config.schema import Config, InitConfig
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.manifest import write_manifest
 from gtp_vision.datasets.formats import native
+from gtp_vision.report.rounds import rounds_of
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build
-from gtp_vision.training.rounds import appended, rounds_of
+from gtp_vision.training.rounds import appended
 from gtp_vision.training.warm_start import Source, open_run
 
 SEEN = ("encoder.share=false", "training.steps=2")
@@ -228,7 +229,7 @@ def test_rounds_on_the_command_line(source: Path, tmp_path: Path) -> None:
     errors = ended(*given, environment={"TQDM_DISABLE": None})[1]
     assert "policy" in errors
     assert "loaded" in errors
-    assert [entry["run"] for entry in rounds_of(run)] == [str(source)]
+    assert [entry["run"] for entry in rounds_of(run)] == [str(source), str(run)]
     assert (run / "checkpoints" / "step_0").is_dir()  # from which it resumes without the source
 
 
