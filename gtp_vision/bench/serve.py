@@ -33,12 +33,12 @@ _UNTIMED = 10  # of each robot's requests that are compared but not timed: cache
 
 
 def bench_serve(
-    folder: Path | None = None, *, clients: int = 8, requests: int = 10_000, rate: float = 10.0
+    folder: Path | None = None, *, clients: int = 8, requests: int = 10_000, rate: float = 10.0, record: bool = False
 ) -> dict[str, Any]:
     """Measure milliseconds, and whether every answer arrives and is right.
 
-    `clients` robots send `rate` requests a second each. Without a `folder` the artifact is an untrained GTP with two
-    cameras of 84x84 and K = 2.
+    `clients` robots send `rate` requests a second each, and with `record` the server records their episodes. Without a
+    `folder` the artifact is an untrained GTP with two cameras of 84x84 and K = 2.
 
     Returns:
         JSON-able: `added_ms_p50`, `added_ms_p99`, and likewise `round_trip`, `act`, `queued`, `act_alone`; `requests`,
@@ -60,7 +60,7 @@ def bench_serve(
             served = folder or untrained_artifact(Path(scratch) / "policy")
             policy = artifact.load_policy(served)
             alone = _time_alone(policy)
-            with _server(served, clients) as address:
+            with _server(served, clients, Path(scratch) / "recorded" if record else None) as address:
                 answers = _run_robots(address, clients, per_client, rate, Path(scratch))
         wrong = sum(count_wrong(policy, seed, answer["actions"]) for seed, answer in enumerate(answers) if answer)
     finally:
@@ -119,9 +119,10 @@ def _time_alone(policy: Policy) -> np.ndarray:
 
 
 @contextmanager
-def _server(folder: Path, clients: int) -> Iterator[str]:
-    """Run a server in a separate process; yields its address."""
+def _server(folder: Path, clients: int, recorded: Path | None) -> Iterator[str]:
+    """Run a server in a separate process, which may record into a folder; yields its address."""
     options = ["--port", "0", "--threads", "1", "--clients", str(clients), "--timeout", "60"]
+    options += ["--record", str(recorded)] if recorded else []
     with start(
         *("gtp_vision", "serve", str(folder), *options),
         environment={"GTP_VISION_TOKEN": None},

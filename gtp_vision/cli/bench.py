@@ -84,13 +84,15 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=8, help="robots, in one process of their own (default 8)")
     parser.add_argument("--requests", type=int, default=10_000, help="of all together (default 10 000)")
     parser.add_argument("--rate", type=float, default=10.0, help="observations a second of each robot (default 10)")
+    parser.add_argument("--record", action="store_true", help="let the server record the episodes")
     parser.add_argument("--json", action="store_true")
 
 
 def _bench_serve(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.bench.serve import bench_serve
 
-    results = bench_serve(arguments.folder, clients=arguments.clients, requests=arguments.requests, rate=arguments.rate)
+    given = {name: getattr(arguments, name) for name in ("clients", "requests", "rate", "record")}
+    results = bench_serve(arguments.folder, **given)
     if arguments.json:
         print(json.dumps(results))
     else:
