@@ -94,7 +94,7 @@ def draws_of(
     parts: dict[int, list[Draws]] = {k: [] for k in steps}
     with evaluating(agent):
         for start in range(0, len(rows), _BATCH):
-            batch = _batch(sampler, rows[start : start + _BATCH], seed + start).to(device)
+            batch = batch_of(sampler, rows[start : start + _BATCH], seed + start).to(device)
             features = agent.actor_encoder(batch.observation)
             for k in steps:
                 noise = RandomStream(seed, start, device=device)
@@ -122,7 +122,7 @@ def values_of(agent: Agent, sampler: Sampler, rows: np.ndarray, device: torch.de
     values = []
     with evaluating(agent):
         for start in range(0, len(rows), _BATCH):
-            batch = _batch(sampler, rows[start : start + _BATCH], start).to(device)
+            batch = batch_of(sampler, rows[start : start + _BATCH], start).to(device)
             features = (agent.actor_encoder if agent.shared else agent.critic_encoder)(batch.observation)
             action = agent.critic_action(agent.chunk(batch))
             values.append(agent.critic(features, action).mean(0).double().cpu())
@@ -151,7 +151,7 @@ def rank_correlation(values: np.ndarray, returns: np.ndarray) -> float:
     return float(spearmanr(values[known], returns[known]).statistic)
 
 
-def _batch(sampler: Sampler, rows: np.ndarray, key: int) -> Batch:
+def batch_of(sampler: Sampler, rows: np.ndarray, key: int) -> Batch:
     """The batch of some rows, with later frames as goals if the task has goals, and the unaugmented view."""
     goals = None if sampler.goals is None else ACTOR_GOALS.draw(sampler.store, rows, counter_rng(key))
     batch = sampler.gather(rows, goals)
