@@ -23,6 +23,7 @@ from gtp_vision.training import checkpoint
 _KEY = "segments"  # in state.json
 _SCHEDULE = ("training.schedule", "training.warmup_steps")
 _STEPS, _ONLINE_STEPS, _SCHEDULE_START = "training.steps", "online.steps", "training.schedule_start"
+_OF_COLLECTING = ("task.env", "task.max_episode_steps", "task.env_actions")  # change the steps of a run that collects
 _IGNORED = ("run_dir",)
 
 
@@ -81,6 +82,8 @@ def changes(old: Config, new: Config, *, free: bool) -> dict[str, str]:
     """Settings that differ, as `old -> new` by key: those that may (`free`), or those that would alter the steps."""
     before, after = _flat(old), _flat(new)
     is_free = {key: declared.metadata.get("free", False) for key, _, declared in settings_of(new)}
+    if new.online.steps:
+        is_free |= dict.fromkeys(_OF_COLLECTING, False)
     is_free[_STEPS] = is_free[_ONLINE_STEPS] = "cosine" not in (old.training.schedule, new.training.schedule)
     return {
         key: f"{_text(before.get(key))} -> {_text(after.get(key))}"

@@ -20,7 +20,7 @@ from gtp_vision.datasets.formats import native, open_store
 from gtp_vision.datasets.replay_store import ReplayStore
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import EnvSpec
-from gtp_vision.training import checkpoint, trainer
+from gtp_vision.training import checkpoint, segments, trainer
 from gtp_vision.training.build import build
 from gtp_vision.training.collector import episode_seed
 from gtp_vision.training.evaluate import actor_of, restore
@@ -232,6 +232,12 @@ def test_a_run_keeps_its_rounds(whole: Path, tmp_path: Path, change: Any, words:
     config.training.steps = max(24, config.online.gradient_steps)
     with pytest.raises(GtpVisionError, match=words):
         trainer.train(config, resume=True, new_segment=True, progress=False)
+
+
+def test_the_simulator_is_a_setting_of_the_steps_of_a_run_that_collects(offline: Path) -> None:
+    for more, free in (([], False), (["online.steps=0", "training.eval_episodes=0"], True)):
+        old, new = (config_of(offline, Path("run"), *more, f"task.max_episode_steps={limit}") for limit in (3, 4))
+        assert "task.max_episode_steps" in segments.changes(old, new, free=free)
 
 
 @pytest.mark.trains
