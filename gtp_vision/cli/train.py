@@ -23,6 +23,7 @@ training.
   gtp-vision train -m task=demo training=demo seed=0,1,2
   gtp-vision train --resume runs/mine training.steps=2000        more steps; --new-segment accepts another schedule
   gtp-vision train --init runs/mine --append new.h5:5           begin with its weights; new rows count five times
+  gtp-vision train --init runs/mine online.steps=50000           continue in the simulator, docs/online.md
   accelerate launch --multi_gpu --num_processes 8 -m gtp_vision train task=...
 """
 
