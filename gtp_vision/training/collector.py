@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from gtp_vision.agents import ActingConfig, Agent
+from gtp_vision.agents import ActingConfig, Agent, label
 from gtp_vision.agents.acting import FrameStack
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, first_line
@@ -28,10 +28,11 @@ from gtp_vision.core.success import marked
 from gtp_vision.core.tied import with_aliases
 from gtp_vision.datasets.record import DataRecord
 from gtp_vision.datasets.replay_store import RecordedEpisode, ReplayStore
-from gtp_vision.envs import EnvSpec, close, make_named, quiet_worker
+from gtp_vision.envs import EnvSpec, close, make_named, quiet_worker, versions
 from gtp_vision.training.build import agent_of
 from gtp_vision.training.evaluate import actor_of
 
+_PROVENANCE = ("command", "recipe", "visits", "expert_visits", "solved_visits")  # of the data set, not of recordings
 _SALT = 0x0C  # keeps the seeds of collected episodes apart from those of batches and evaluations
 
 
@@ -41,7 +42,7 @@ class Collection:
 
     Attributes:
         config: of the run.
-        record: of its data set, whose attributes the recordings have.
+        record: of its data set, whose attributes the recordings have but for its provenance.
         dtypes: of its observations, by name.
         spec: the environment.
         acting: how the policy acts.
@@ -97,7 +98,9 @@ def collect(order: Order) -> None:
         if first:  # after the exit handler of OpenGL, which the first frame loads, so that this one runs before it
             atexit.register(_close, env)
             first = False
-    ReplayStore(_collection.folder).append(episodes, _collection.record.attributes, order.number)
+    held = {name: value for name, value in _collection.record.attributes.items() if name not in _PROVENANCE}
+    made = {"source": f"{label(config.agent)}, fine-tuned online", "seed": config.seed, "versions": versions()}
+    ReplayStore(_collection.folder).append(episodes, held | made, order.number)
 
 
 def episode_seed(seed: int, number: int, episode: int) -> int:

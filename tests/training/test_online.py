@@ -118,6 +118,7 @@ def test_each_round_is_what_the_weights_of_the_round_before_do_in_the_simulator(
         total += len(store.transitions)
         assert total >= ROUND * (number + 1)
         assert total - ROUND * (number + 1) < 6  # less than an episode more, in all rounds together
+    assert "fine-tuned online" in open_store(replay.folder).attributes["source"]
     assert open_store(replay.folder).episodes == sum(replay.open(number).episodes for number in replay.numbers())
 
 
