@@ -192,11 +192,8 @@ class OnlineLoader:
         if not missing:
             return
         if not weights.exists():
-            begins = (
-                max(0, number - 1) * online.round_updates,
-                number * online.round_updates,
-            )  # the latter: a longer run
-            if step not in begins:
+            planned, extended = (max(0, each) * online.round_updates for each in (number - 1, number))
+            if step not in (planned, extended):  # a finished run that gets more steps collects by its last weights
                 raise GtpVisionError(
                     f"{self._replay.path(missing[0])} is missing, which the steps after {step} of "
                     f"{self._config.run_dir} learn from; restore it, or start over with --overwrite"
