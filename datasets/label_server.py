@@ -10,9 +10,11 @@ that another page has set since is not replaced: the answer has status 409 and t
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 import secrets
+import socket
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +31,7 @@ from gtp_vision.datasets.store import Store
 EPISODES = 10
 """Episodes of one page."""
 _MAX_BODY = 4096  # bytes of a request
+_DISCARDED = 256  # reads of _MAX_BODY bytes of a refused request
 _SECONDS = 30.0  # that a client may take for a request
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -185,6 +188,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
+
+    def finish(self) -> None:
+        """Discard what is left of a refused request: closing beside unread bytes resets, and loses the answer."""
+        with contextlib.suppress(OSError, ValueError):
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(1)
+            for _ in range(_DISCARDED):
+                if not self.connection.recv(_MAX_BODY):
+                    break
+        super().finish()
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Nothing is logged: the address holds the token."""
