@@ -55,6 +55,13 @@ def _steps_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _judging_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tasks", type=words, default=[], help="with commas between; default: all")
+    parser.add_argument("--episodes", type=at_least(1), default=50, help="in the simulator, for each checkpoint")
+    parser.add_argument("--seed", type=at_least(0), default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/judging"), help="folder (default runs/judging)")
+
+
 EXPERIMENT = Verb("experiment", "what few-step policies learn, where the answer is known", order=90)
 BANDIT = measurement(
     "experiment bandit",
@@ -119,4 +126,12 @@ STEPS = measurement(
     _steps_options,
     ("folder", "data", "episodes", "which", "compiled"),
     6,
+)
+JUDGING = measurement(
+    "experiment judging",
+    "gtp_vision.experiments.judging:judging",
+    "whether `judge` agrees with simulators, on five tasks; hours",
+    _judging_options,
+    ("tasks", "episodes", "seed", "out"),
+    9,
 )

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class Episode:
         film: if it was filmed, its observations by name, one more than steps; images are (H, W, C).
         task: of environments with goals.
         goal: the goal's observation by name, of environments with goals.
+        rewards: of its steps.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Episode:
     film: list[dict[str, np.ndarray]]
     task: int | None = None
     goal: dict[str, np.ndarray] | None = None
+    rewards: list[float] = field(default_factory=list)
 
     @property
     def camera(self) -> str:
@@ -256,6 +258,7 @@ class _Rollout:
         for slot, episode in zip(slots, episodes, strict=True):
             episode.length += 1
             episode.total_reward += float(rewards[slot])
+            episode.rewards.append(float(rewards[slot]))
             mark = float(info["success"][slot])
             if not math.isnan(mark):
                 episode.success = bool(episode.success) or mark > 0

@@ -1,0 +1,62 @@
+"""Support coverage: how much of what a policy does lies near what was recorded.
+
+Values of actions that nobody recorded are guesses, whatever estimates them. A pair of observation and action is near
+the data if the k-th of its nearest recorded neighbours is nearer than that of 95 % of the recorded pairs that are held
+out. Distances give features and actions an equal say, and each dimension of either.
+
+Axes in names: N recorded rows, H held-out rows, M actions of the policy, F features, A action dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+NEIGHBOURS = 5
+QUANTILE = 0.95
+_PIECE = 512  # pairs whose distances to all recorded ones are held at once
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How near a policy's actions are to the data.
+
+    Attributes:
+        share: of the policy's actions that are near; 0.95 where they are as the recorded ones.
+        distance: float32 (H, M), of each action, in units of the largest distance that counts as near.
+    """
+
+    share: float
+    distance: torch.Tensor
+
+
+def coverage(
+    features: torch.Tensor,
+    actions: torch.Tensor,
+    held_features: torch.Tensor,
+    held_actions: torch.Tensor,
+    policy: torch.Tensor,
+) -> Coverage:
+    """Compare the policy's actions (H, M, A) on held-out rows (H, F), (H, A) with recorded rows (N, F), (N, A)."""
+
+    def scaled(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        deviation = like.std(0, correction=0)
+        moves = deviation > 1e-6 * deviation.max()  # others say nothing
+        return values[..., moves] / deviation[moves] / max(1, int(moves.sum())) ** 0.5
+
+    def pairs(observed: torch.Tensor, acted: torch.Tensor) -> torch.Tensor:
+        return torch.cat([scaled(observed, features), scaled(acted, actions)], -1)
+
+    recorded = pairs(features, actions)
+    limit = _distances(pairs(held_features, held_actions), recorded).quantile(QUANTILE)
+    count = policy.shape[1]
+    taken = pairs(held_features.repeat_interleave(count, 0), policy.flatten(0, 1))
+    distance = _distances(taken, recorded).unflatten(0, (-1, count))
+    return Coverage(float((distance <= limit).float().mean()), distance / limit.clamp_min(1e-12))
+
+
+def _distances(pairs: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
+    """The distance of each pair to its k-th nearest recorded one: (H, F + A) and (N, F + A) to (H,)."""
+    k = min(NEIGHBOURS, len(recorded))
+    return torch.cat([torch.cdist(some, recorded).kthvalue(k, 1).values for some in pairs.split(_PIECE)])
