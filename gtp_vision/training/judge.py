@@ -24,7 +24,7 @@ from gtp_vision.core.progress import Progress
 from gtp_vision.core.random import counter_rng
 from gtp_vision.datasets.record import DataRecord
 from gtp_vision.datasets.sampler import Sampler
-from gtp_vision.datasets.split import FEWEST, drawn
+from gtp_vision.datasets.split import FEWEST
 from gtp_vision.datasets.store import Store, mix
 from gtp_vision.evaluation.fqe import (
     FQESettings,
@@ -50,7 +50,7 @@ from gtp_vision.training.evaluate import Trained, restore
 ROWS = 200_000
 """Most rows of the recordings that are used, in whole episodes."""
 _FEW = 20  # held-out episodes, with fewer than which values are of the starts of all
-_HELD_SHARE = 0.1  # of a data set of which nothing was held out
+_HELD_SHARE = 0.1  # of a data set of which training held out nothing
 _SHARED = ("dataset", "datasets", "shares", "filter", "validation", "validation_seed", "features", "labels")
 LIMITS = (
     "Values are estimates from recordings. Where a policy acts as the recordings do not, they are guesses: see the "
@@ -118,13 +118,16 @@ def judge(
     task = first.task
     if data is not None:
         task = replace(task, dataset=str(data), datasets=None, shares=None, filter=None, labels=None)
+    task = replace(task, validation=task.validation or _HELD_SHARE)
     gamma = task.discount if discount is None else discount
     found: list[dict[str, Any]] = []
     values, pictures = [], []
+    was_trained_on = False
     for run, which in Progress(chosen, "judging", disable=not progress):
         began = time.perf_counter()
         config, trained = restore(run, which, acting=acting)
         judged = _recordings(_on(task, config, first, run), trained.record, gamma, rows, seed)
+        was_trained_on |= data is None and any(getattr(config.task, name) != getattr(task, name) for name in _SHARED)
         device = trained.accelerator.device
         seen = on_recordings(trained.agent, judged.store, config.task.frame_stack, device=device, seed=seed)
         policy: dict[str, Any] = {"name": _name(run, which, chosen), "run": str(run), "checkpoint": which}
@@ -144,7 +147,8 @@ def judge(
         paired = np.stack([draws(of, seed) for of in values])
         for policy, share, wins in zip(found, best_shares(paired), better(paired), strict=True):
             policy |= {"best": float(share), "better": wins.tolist()}
-    return Judgement(judged.facts() | {"starts": _described(starts), "seed": seed, "policies": found}, pictures)
+    asked = {"starts": _described(starts), "seed": seed, "trained_on_held_out": was_trained_on}
+    return Judgement(judged.facts() | asked | {"policies": found}, pictures)
 
 
 @dataclass(frozen=True)
@@ -155,13 +159,11 @@ class _Recordings:
         store: episodes that are trained on, then those that are held out.
         held_out: bool (episodes,).
         question: what values are of; None where the recordings hold neither rewards nor successes.
-        is_held_out: whether the run did not train on the held-out episodes.
     """
 
     store: Store
     held_out: np.ndarray
     question: Question | None
-    is_held_out: bool
 
     @property
     def starts(self) -> np.ndarray:
@@ -186,7 +188,6 @@ class _Recordings:
             "rows": len(self.store),
             "episodes": self.store.episodes,
             "held_out": int(self.held_out.sum()),
-            "trained_on_held_out": not self.is_held_out,
             "limits": list(LIMITS),
         }
 
@@ -198,22 +199,20 @@ def _recordings(config: Config, record: DataRecord, discount: float, rows: int, 
     """
     found = open_split(config, record.attributes)
     training = in_order(found.training, record, config.task)
-    is_held_out = found.held_out is not None
     if found.held_out is None:
-        if training.episodes < FEWEST:
-            raise GtpVisionError(
-                f"{training.path} has {training.episodes} episode(s), and judging needs {FEWEST}; give more by --data"
-            )
-        held = drawn(training, _HELD_SHARE, seed)
-        training, held_out = training.subset(np.setdiff1d(np.arange(training.episodes), held)), training.subset(held)
-    else:
-        held_out = found.held_out.select(list(training.observations))
+        raise GtpVisionError(
+            f"{training.path} has {training.episodes} episode(s), and judging holds some out of at least {FEWEST}; "
+            f"give more by --data"
+        )
+    held_out = found.held_out.select(list(training.observations))
     parts = [_within(training, rows, seed), _within(held_out, max(1, rows // 10), seed)]
     if any(not len(part.transitions) for part in parts):
         raise GtpVisionError(f"{training.path} has no transition to judge on; give other recordings by --data")
     question = question_of(parts, discount)
     held_out_episodes = np.arange(sum(part.episodes for part in parts)) >= parts[0].episodes
-    return _Recordings(replace(mix(parts, [1.0, 1.0]), weights=None), held_out_episodes, question, is_held_out)
+    numbers = np.concatenate([np.arange(part.episodes) if part.numbers is None else part.numbers for part in parts])
+    store = replace(mix(parts, [1.0, 1.0]), weights=None, numbers=numbers)
+    return _Recordings(store, held_out_episodes, question)
 
 
 def _within(store: Store, rows: int, seed: int) -> Store:
@@ -239,7 +238,7 @@ def _on(task: TaskConfig, config: Config, first: Config, run: Path) -> Config:
         if own != others:
             raise GtpVisionError(f"{run} has task.{name}={own}, the first run {others}; judge runs of one task")
     shared = {name: getattr(task, name) for name in _SHARED}
-    return replace(config, task=replace(config.task, rewards="file", **shared))
+    return replace(config, data_dir=first.data_dir, task=replace(config.task, rewards="file", **shared))
 
 
 def _checkpoints(run: Path, which: str) -> list[str]:

@@ -134,7 +134,7 @@ def test_recorded_returns_continue_a_recording_that_stopped_by_the_mean() -> Non
 
 
 def test_draws_of_equal_members_and_starts_have_no_width() -> None:
-    assert interval(draws(np.full((4, 6), 2.0), 0)) == (2.0, 2.0)
+    assert interval(draws(np.full((4, 6), 2.0), 0)) == pytest.approx((2, 2))
 
 
 def test_ranking_counts_paired_draws() -> None:
