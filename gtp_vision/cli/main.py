@@ -23,9 +23,11 @@ Offline reinforcement learning and imitation from cameras with generative trajec
 With camera demonstrations of a robot, and no simulator:
   gtp-vision data inspect my.hdf5                     what the data set holds and what is wrong with it
   gtp-vision train task=own task.name=mine task.dataset=my.hdf5 agent=gtp_bc
+  gtp-vision judge runs/...                           how good the policy is, from recordings alone
   gtp-vision report runs/...                          one page from one or more runs
   gtp-vision export runs/... policy                   a folder that is enough to act
   gtp-vision serve policy                             for robots on the network
+  gtp-vision train --init policy --append new.hdf5    continue from a policy with new recordings
 
 For research on offline reinforcement learning:
   gtp-vision train task=ogbench/visual-cube-single-play-singletask-task1 agent=gtp encoder=impala
