@@ -1,6 +1,6 @@
 """Support coverage: how much of what a policy does lies near what was recorded.
 
-Values of actions that nobody recorded are guesses, whatever estimates them. A pair of observation and action is near
+Values of actions that were not recorded are guesses, whatever estimates them. A pair of observation and action is near
 the data if the k-th of its nearest recorded neighbours is nearer than that of 95 % of the recorded pairs that are held
 out. Distances give features and actions an equal say, and each dimension of either.
 

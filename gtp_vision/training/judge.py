@@ -201,7 +201,7 @@ def _recordings(config: Config, record: DataRecord, discount: float, rows: int, 
     training = in_order(found.training, record, config.task)
     if found.held_out is None:
         raise GtpVisionError(
-            f"{training.path} has {training.episodes} episode(s), and judging holds some out of at least {FEWEST}; "
+            f"{training.path} has {training.episodes} episode(s), and judging holds one out of at least {FEWEST}; "
             f"give more by --data"
         )
     held_out = found.held_out.select(list(training.observations))
