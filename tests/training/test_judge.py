@@ -107,7 +107,7 @@ def test_mistakes_are_one_sentence(runs: list[Path], options: dict[str, object],
 
 def test_one_episode_is_too_few(runs: list[Path], tmp_path: Path) -> None:
     other = native.write(tmp_path / "one.h5", make_store((12,)))
-    with pytest.raises(GtpVisionError, match="out of at least 5"):
+    with pytest.raises(GtpVisionError, match="one out of at least 5"):
         judge(runs[:1], data=other, settings=FEW, progress=False)
 
 
