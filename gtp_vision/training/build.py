@@ -36,7 +36,7 @@ from gtp_vision.training.data import fit, in_order, kept_scale, measure, open_sp
 from gtp_vision.training.feature_cache import cacheable, feature_store
 from gtp_vision.training.ranks import accelerator_of, global_batch
 from gtp_vision.training.seeds import check_seeds
-from gtp_vision.training.warm_start import Match, Source, check_match, match, misses_backbone
+from gtp_vision.training.warm_start import Match, Source, check_match, match, missing_backbones
 
 
 @dataclass
@@ -137,7 +137,7 @@ def build(
     initial = None if source is None else match(agent, source)
     if initial is not None:
         check_match(initial, agent, config)
-        if config.encoder.weights is not None and misses_backbone(initial, agent):
+        if config.encoder.weights is not None and missing_backbones(initial, agent):
             agent = agent_of(config, record, pretrained=True)
     fit(agent, statistics, standardize=config.encoder.standardize)
     represent(agent, frames, record, task.action_scaling)

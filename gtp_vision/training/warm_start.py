@@ -47,6 +47,7 @@ _INSTEAD = {  # of a part that the source lacks: artifacts hold the networks tha
 _NOTES = 4  # lines about one part
 _FIRST_LAYER = re.compile(r"(observe|\bq\.layers\.0|\bv\.0)$")  # reads the features, whose number may be another
 _BOUNDS = re.compile(r"\.(lower|upper)$")  # of a policy; the data's
+_MEAN = "mean"  # frame of a backbone, of the frames' size, which the backbone's weights may not depend on
 _ADAPTER = re.compile(r"\.lora_[AB]\.")
 _BASE = ".base_layer."  # the name of a layer beside its adapter
 
@@ -275,7 +276,8 @@ def _unit(name: str) -> str:
     """What a tensor fits or does not fit together with: its backbone, its layer, or nothing for an encoder's buffer."""
     encoder, towers, inside = name.partition(".towers.")
     if towers:
-        return f"{encoder}.towers.{inside.partition('.')[0]}"
+        tower, _, tensor = inside.partition(".")
+        return name if tensor == _MEAN else f"{encoder}.towers.{tower}"
     layer = name.rpartition(".")[0]
     return name if layer.endswith(("encoder", "encoder_target")) else layer
 
@@ -314,21 +316,21 @@ def check_match(found: Match, agent: Agent, config: Config) -> None:
             f"{source.path} acts in {actions} dimensions, and the data have {here}; record the same actions, or "
             f"{partial}"
         )
-    towers = [name for name in agent.actor_encoder.towers if any(f".towers.{name}." in key for key in found.names)]
     policy = next(part for part in found.parts if part.name == "policy")
     if not policy.loaded:
         raise GtpVisionError(
             f"the policy of {source.path} is of another architecture ({policy.notes[0]}); take its agent.policy "
             f"settings, or {partial}"
         )
-    if agent.actor_encoder.towers and not towers:
-        why = next(iter(found.parts[0].notes), "")
+    if agent.actor_encoder.towers and len(missing_backbones(found, agent)) == len(agent.actor_encoder.towers):
+        why = next((note for note in found.parts[0].notes if note.startswith("towers.")), "")
         raise GtpVisionError(
             f"no backbone of {source.path} fits (encoder={source.config.encoder.name} there, "
             f"encoder={config.encoder.name} here; {why}); take its encoder settings, or {partial}"
         )
 
 
-def misses_backbone(found: Match, agent: Agent) -> bool:
-    """Whether a backbone of the agent is not loaded, so that its trained weights are needed."""
-    return any(f"actor_encoder.towers.{name}." not in "\n".join(found.names) for name in agent.actor_encoder.towers)
+def missing_backbones(found: Match, agent: Agent) -> list[str]:
+    """The backbones of an agent that are not loaded, so that their trained weights are needed."""
+    loaded = {_unit(name) for name in found.names}
+    return [name for name in agent.actor_encoder.towers if f"actor_encoder.towers.{name}" not in loaded]

@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import CLI, ended
@@ -18,6 +19,7 @@ from gtp_vision.report.rounds import rounds_of
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build
 from gtp_vision.training.rounds import appended
+from gtp_vision.training.validation import read_entries
 from gtp_vision.training.warm_start import Source, open_run
 
 SEEN = ("encoder.share=false", "training.steps=2")
@@ -248,3 +250,26 @@ def test_a_folder_of_a_manifest_alone_is_no_source(tmp_path: Path) -> None:
     write_manifest(tmp_path)
     with pytest.raises(GtpVisionError, match="is not a run"):
         open_run(str(tmp_path))
+
+
+@pytest.mark.trains
+def test_other_data_of_a_similar_task_need_a_third_of_the_steps(tmp_path: Path) -> None:
+    """Actions are a function of the state; in the new data the sensor is turned by 20 degrees."""
+    weights = np.random.default_rng(1).normal(size=(3, 2))
+    paths = []
+    for seed, angle in enumerate((0.0, np.deg2rad(20))):
+        store = make_store([20] * 20, seed=seed)
+        states = np.random.default_rng(seed).normal(size=(len(store), 3)).astype(np.float32)
+        actions = np.tanh(states @ weights).astype(np.float32)
+        turn = np.array([[np.cos(angle), np.sin(angle), 0], [-np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+        seen = {"state": (states @ turn).astype(np.float32)}
+        paths.append(native.write(tmp_path / f"{seed}.h5", replace(store, observations=seen, actions=actions)))
+    wide = ("agent.policy.hidden=[64,64]", "training.batch_size=64", "training.checkpoint_every=100")
+    for name, path in zip(("source", "scratch"), paths, strict=True):
+        config = small_run(path, tmp_path / name, "training.steps=300", *wide, agent="gtp_bc")
+        trainer.train(config, progress=False)
+    run = [f"task.dataset={paths[1]}", f"run_dir={tmp_path / 'begun'}", "training.steps=100"]
+    trainer.train(open_run(str(tmp_path / "source")).new_run(run), progress=False)
+    (start, reached), (*_, scratch) = (read_entries(tmp_path / name) for name in ("begun", "scratch"))
+    assert (start["step"], reached["step"], scratch["step"]) == (0, 100, 300)
+    assert reached["energy"] < min(start["energy"], scratch["energy"])
