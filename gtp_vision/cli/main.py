@@ -44,6 +44,7 @@ With several GPUs or a cluster:
 
 More:
   gtp-vision data collect ENV --out FILE              record demonstrations in a simulator
+  gtp-vision data label my.hdf5                       which episodes succeed: keys, columns, a classifier
   gtp-vision bench step                               time a training step and an action with every engine
   gtp-vision experiment bandit                        every agent where the improved policy is known
 """

@@ -39,18 +39,20 @@ class Features:
 
     @torch.no_grad()
     def of(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Features of rows (N,): name of each observation to float64 (N, W)."""
+        """Features of rows (N,): name of each camera, and `states` for all of them together, to float64 (N, W)."""
         found: dict[str, list[np.ndarray]] = {}
         for start in range(0, len(rows), _BATCH):
             windows = self.sampler.windows(rows[start : start + _BATCH])
             for name, array in self.sampler.store.observations.items():
                 values = torch.from_numpy(np.asarray(array[windows.ravel()]).reshape(*windows.shape, *array.shape[1:]))
-                if name in self.encoder.cameras:
-                    features = self.encoder.camera_features(name, channels_first(values))
-                else:
-                    features = values.flatten(1)
+                is_camera = name in self.encoder.cameras
+                features = (
+                    self.encoder.camera_features(name, channels_first(values)) if is_camera else values.flatten(1)
+                )
                 found.setdefault(name, []).append(features.double().numpy())
-        return {name: np.concatenate(parts) for name, parts in found.items()}
+        whole = {name: np.concatenate(parts) for name, parts in found.items()}
+        states = [whole.pop(name) for name in self.encoder.states if name in whole]
+        return whole | ({"states": np.concatenate(states, 1)} if states else {})
 
 
 def features_of(
