@@ -1,3 +1,4 @@
+import importlib
 import os
 import signal
 import time
@@ -73,3 +74,19 @@ def test_an_error_ends_the_workers_of_a_pool(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         fail()
     wait_for(lambda: not any(is_running(int(path.name)) for path in tmp_path.iterdir()))
+
+
+def test_a_worker_is_tied_to_its_parent_before_it_imports_what_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import ctypes, pathlib\nfound = ctypes.c_int()\nctypes.CDLL(None).prctl(2, ctypes.byref(found))\n"
+        "def begin(path):\n    pathlib.Path(path).write_text(str(found.value))"
+    )
+    (tmp_path / "slow_to_import.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    begin = importlib.import_module("slow_to_import").begin
+    with WorkerPool(1, begin, str(tmp_path / "signal")) as pool:
+        assert pool.submit(int, "1").result() == 1
+    assert (tmp_path / "signal").read_text() == str(int(signal.SIGKILL))
