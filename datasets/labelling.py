@@ -12,8 +12,8 @@ from gtp_vision.core.success import KEYS
 from gtp_vision.datasets.formats import detect, episodes, open_store
 from gtp_vision.datasets.labels import Label
 from gtp_vision.datasets.names import Names
-from gtp_vision.datasets.rewards import marks_of
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.success import marks_of
 
 _SUFFIXES = (".hdf5", ".h5", ".npz", ".npy", ".tfrecord")
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.store import Store
-from gtp_vision.datasets.success import FRAMES, MARKS
+from gtp_vision.datasets.success import FRAMES, marks_of
 
 MODES = ("file", "sparse", "steps", "dense")
 
@@ -65,14 +65,6 @@ def check_marked(store: Store, mode: str) -> None:
             f"task.rewards={mode} is made from labels, and {unknown} of {store.episodes} episodes of "
             f"{store.path or 'the data set'} have none; label them with gtp-vision data label{advice}"
         )
-
-
-def marks_of(store: Store) -> list[bool | None]:
-    """Return whether each episode succeeds, by labels or the recorder's marks; None where that is unknown."""
-    marks = store.attributes.get(MARKS)
-    if not isinstance(marks, list) or len(marks) != store.episodes:
-        return [None] * store.episodes
-    return [mark if isinstance(mark, bool) else None for mark in marks]
 
 
 def check_contrast(stores: Iterable[Store], agent: str) -> None:

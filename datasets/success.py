@@ -25,11 +25,18 @@ def attributes_of(marks: Sequence[bool | None], words: str, filters: Any = None)
     return {MARKS: list(marks), WORDS: words, "filters": {name: own for name, own in groups.items() if own} | held}
 
 
+def marks_of(store: Store) -> list[bool | None]:
+    """Return whether each episode succeeds, by labels or the recorder's marks; None where that is unknown."""
+    marks = store.attributes.get(MARKS)
+    if not isinstance(marks, list) or len(marks) != store.episodes:
+        return [None] * store.episodes
+    return [mark if isinstance(mark, bool) else None for mark in marks]
+
+
 def counted(store: Store) -> dict[str, Any] | None:
     """Count the episodes that the recorder marked; None if it marked none."""
-    marks = store.attributes.get(MARKS)
-    known = [mark for mark in marks if isinstance(mark, bool)] if isinstance(marks, list) else []
-    if not known or len(marks) != store.episodes:  # type: ignore[arg-type]
+    known = [mark for mark in marks_of(store) if mark is not None]
+    if not known:
         return None
     unmarked = store.episodes - len(known)
     words = str(store.attributes.get(WORDS, "episodes marked so"))

@@ -24,6 +24,7 @@ from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.inspection import entries
 from gtp_vision.datasets.pictures import MAX_CAMERAS, picture, size_of
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.success import marks_of
 from gtp_vision.datasets.validation import observation_fault, shape_errors
 
 EPISODES = 6
@@ -199,7 +200,7 @@ def _moments(store: Store, episode: int) -> np.ndarray:
 
 
 def _summary(store: Store, episode: int) -> str:
-    """Return length, return, end and task of an episode in words."""
+    """Return length, return, end, success and task of an episode in words."""
     first, end = int(store.episode_starts[episode]), int(store.episode_ends[episode])
     gained = float(np.asarray(store.rewards[first : int(store.last_outcomes[episode]) + 1], np.float64).sum())
     terminals = np.flatnonzero(np.asarray(store.terminals[first:end]))
@@ -210,6 +211,8 @@ def _summary(store: Store, episode: int) -> str:
         summary.append("ends in a terminal")
     else:
         summary.append(f"{len(terminals)} terminals, the first at frame {terminals[0]}")
+    if (mark := marks_of(store)[episode]) is not None:
+        summary.append("a success" if mark else "a failure")
     tasks, numbers = store.attributes.get("tasks"), store.attributes.get("episode_tasks")
     if isinstance(tasks, list) and isinstance(numbers, list) and len(numbers) == store.episodes:
         number = numbers[episode]

@@ -16,9 +16,10 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import channels_first
 from gtp_vision.datasets.inspection import success
-from gtp_vision.datasets.rewards import marks_of, rewarded
+from gtp_vision.datasets.rewards import rewarded
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.success import marks_of
 from gtp_vision.evaluation.fqe import Recorded, recorded_returns
 
 ACTIONS = 4

@@ -13,9 +13,9 @@ from gtp_vision import agents
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import open_store
 from gtp_vision.datasets.labels import labels_path, set_group
-from gtp_vision.datasets.rewards import marks_of
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.success import marks_of
 from gtp_vision.evaluation.held_out import draws_of
 from gtp_vision.evaluation.influence import advantages, agreements
 from gtp_vision.training.build import goals_of

@@ -150,6 +150,15 @@ def test_a_page_replaces_only_a_page(
     assert (tmp_path / "notes.html").read_text() == "my notes"
 
 
+def test_marks_of_success_are_shown(tmp_path: Path) -> None:
+    page = write(tmp_path / "a.html", make_store((5, 7, 6), attributes={"episode_success": [True, None, False]}))
+    assert [text.rpartition(", ")[2].strip() for text in page.texts["option"]] == [
+        "a success",
+        "no terminal",
+        "a failure",
+    ]
+
+
 def test_names_from_a_file_are_only_text(tmp_path: Path) -> None:
     attributes = {"tasks": [HOSTILE], "episode_tasks": [0, 0], HOSTILE: HOSTILE}
     store = make_store(attributes=attributes, cameras={HOSTILE: (4, 4, 3)})

@@ -30,7 +30,7 @@ def test_a_run_learns_from_labels_and_notices_other_ones(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     label(data, [True, False, True, False, True, False])
-    config = small_run(data, tmp_path / "run", "task.rewards=sparse", "training.steps=3")
+    config = small_run(data, tmp_path / "run", "task.rewards=sparse", "task.validation=0", "training.steps=3")
     train(config)
     assert "3 successful" in capsys.readouterr().err
     (segment,) = segments_of(tmp_path / "run" / "checkpoints" / "last")
