@@ -3,7 +3,7 @@
 Everything but Q is computed once: the features of each row and what the policy does there. Q_e(o, a) is then fitted by
 regression on r + gamma^n mask E_{a' ~ pi(o')} Q'_e(o', a'), where Q' follows Q slowly.
 
-    Recorded -> fit -> Evaluated.values -> draws -> interval, ranking
+    Recorded -> fit -> Evaluated.values -> draws -> doubted -> interval, ranking
 
 Each member e of the ensemble weights the episodes by a bootstrap of its own, so that the members' deviation is the
 estimate's. Two choices make a fit of a minute enough for values that lie hundreds of steps ahead:
@@ -27,6 +27,7 @@ from scipy import stats
 
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.random import counter_rng
+from gtp_vision.evaluation.coverage import QUANTILE
 from gtp_vision.models.critic import Critic, CriticConfig, td_target
 from gtp_vision.models.networks import frozen_copy, polyak_
 
@@ -190,6 +191,17 @@ def draws(values: np.ndarray, seed: int) -> np.ndarray:
     return values.mean() + stretch * (drawn - values.mean())
 
 
+def doubted(drawn: np.ndarray, coverage: float, worst: float) -> np.ndarray:
+    """Draws (D,) of which as many are the worst value as actions are too far from the data: (D,).
+
+    Fitted Q evaluation errs upwards where nothing was recorded. Of a policy whose share `coverage` of actions is near
+    the data, a perfect clone's being `QUANTILE`, that part of the draws is believed, and the others are `worst`. They
+    are the first ones, so that of two policies the one with the smaller coverage is doubted in the same draws and more.
+    """
+    believed = min(1.0, coverage / QUANTILE)
+    return np.where(np.arange(len(drawn)) < round((1 - believed) * len(drawn)), worst, drawn)
+
+
 def interval(drawn: np.ndarray) -> tuple[float, float]:
     """The 90 % interval of bootstrap draws (D,)."""
     low, high = np.quantile(drawn, [0.05, 0.95])
@@ -197,8 +209,9 @@ def interval(drawn: np.ndarray) -> tuple[float, float]:
 
 
 def best_shares(drawn: np.ndarray) -> np.ndarray:
-    """How often each of several policies is the best one, from paired draws: (policies, D) to (policies,)."""
-    return np.bincount(drawn.argmax(0), minlength=len(drawn)) / drawn.shape[1]
+    """How often each of several policies is the best one, ties shared: paired draws (policies, D) to (policies,)."""
+    is_best = drawn == drawn.max(0)
+    return (is_best / is_best.sum(0)).mean(1)
 
 
 def better(drawn: np.ndarray) -> np.ndarray:

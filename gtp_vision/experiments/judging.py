@@ -8,8 +8,9 @@ in OUT/TASK/runs are judged with the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
@@ -38,6 +39,8 @@ _STATES = (
     *("agent.policy_tau=null", "training.learning_rate=1e-3", "training.schedule=cosine"),
 )
 _CRITIC = ("agent.critic.hidden=[128,128]", "agent.critic.activation=gelu", "agent.critic.layer_norm=true")
+_KEPT = ("value", "interval", "members", "coverage", "energy", "action_error", "td_error")
+_TAIL = 0.02  # what an episode's last step may count at most
 _SEED = 70_000  # of the first episode in the simulator
 
 
@@ -205,7 +208,7 @@ def _piece(folder: Path, run: Path, which: str, episodes: int, seed: int) -> dic
         "measure": measure,
         "true_value": float(np.mean(values)),
         "true_score": float(np.mean([_score(episode) for episode in truth])),
-        **{key: policy[key] for key in ("value", "interval", "coverage", "energy", "action_error", "td_error")},
+        **{key: policy[key] for key in _KEPT},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, piece)
@@ -213,8 +216,13 @@ def _piece(folder: Path, run: Path, which: str, episodes: int, seed: int) -> dic
 
 
 def _truth(run: Path, which: str, episodes: int) -> tuple[list[Episode], dict[str, torch.Tensor]]:
-    """Episodes of a checkpoint in its simulator, and the stacked observations in which they started."""
+    """Episodes of a checkpoint in its simulator, and the stacked observations in which they started.
+
+    They last until gamma^T is a fiftieth: a value knows no time limit, and a simulator's own may be shorter.
+    """
     config, parts = restore(run, which)
+    horizon = math.ceil(math.log(_TAIL) / math.log(config.task.discount))
+    config = replace(config, task=replace(config.task, max_episode_steps=horizon))
     act, starts = actor_of(parts.agent), list[dict[str, torch.Tensor]]()
 
     def watched(observation: Mapping[str, torch.Tensor], noise: EpisodeNoise) -> torch.Tensor:

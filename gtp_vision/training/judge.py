@@ -30,6 +30,7 @@ from gtp_vision.evaluation.fqe import (
     FQESettings,
     best_shares,
     better,
+    doubted,
     draws,
     fit,
     interval,
@@ -53,8 +54,8 @@ _FEW = 20  # held-out episodes, with fewer than which values are of the starts o
 _HELD_SHARE = 0.1  # of a data set of which training held out nothing
 _SHARED = ("dataset", "datasets", "shares", "filter", "validation", "validation_seed", "features", "labels")
 LIMITS = (
-    "Values are estimates from recordings. Where a policy acts as the recordings do not, they are guesses: see the "
-    "coverage.",
+    "Values are estimates from recordings. Where a policy acts as the recordings do not, they are guesses, and the "
+    "worst recorded value is counted instead: a policy that is better by acting otherwise is not recognized.",
     "They are of the states in which the judged episodes start; other starts have other values.",
     "They hold where the robot, the cameras and the scene behave as they did when the recordings were made.",
 )
@@ -104,9 +105,9 @@ def judge(
     Returns:
         `measure` (success, return or None), `meaning`, `discount`, `data`, `starts`, `episodes`, `held_out`, `rows`,
         `recorded` (what the recordings reached from the starts, None for other starts), `limits`, and in `policies`
-        for each one `name`, `run`, `checkpoint`, `value`, `interval` (90 %), `members`, `td_error`, `best` (how
-        probable it is that it is the best one), `better` (than each other one), `coverage`, `action_error`, `moments`
-        (episode, step, distance, advantage) and `seconds`.
+        for each one `name`, `run`, `checkpoint`, `value` and `interval` (90 %, see `fqe.doubted`), `members` (what
+        each of the ensemble fitted), `td_error`, `best` (how probable it is that it is the best one), `better` (than
+        each other one), `coverage`, `action_error`, `energy`, `moments` and `seconds`.
 
     Raises:
         GtpVisionError: a run, checkpoint or file is missing; runs of different tasks; too few episodes.
@@ -121,7 +122,7 @@ def judge(
     task = replace(task, validation=task.validation or _HELD_SHARE)
     gamma = task.discount if discount is None else discount
     found: list[dict[str, Any]] = []
-    values, pictures = [], []
+    drawn, pictures = [], []
     was_trained_on = False
     for run, which in Progress(chosen, "judging", disable=not progress):
         began = time.perf_counter()
@@ -136,15 +137,16 @@ def judge(
             transitions = seen.recorded(judged.question)
             fitted = fit(transitions, settings or FQESettings(), seed=seed)
             features, plans = _at_starts(seen, judged) if starts is None else _at(starts, config, trained, seed)
-            values.append(fitted.values(features, plans.flatten(2)).double().cpu().numpy())
-            low, high = interval(draws(values[-1], seed))
-            policy |= {"value": float(values[-1].mean()), "interval": [low, high]}
-            policy |= {"members": values[-1].mean(1).tolist(), "td_error": fitted.error}
+            values = fitted.values(features, plans.flatten(2)).double().cpu().numpy()
         measures, shown = on_held_out(seen, judged.held_out, fitted, seed)
+        if fitted is not None:
+            drawn.append(doubted(draws(values, seed), measures["coverage"], float(transitions.returns.min())))
+            policy |= {"value": float(drawn[-1].mean()), "interval": list(interval(drawn[-1]))}
+            policy |= {"members": values.mean(1).tolist(), "td_error": fitted.error}
         found.append(policy | measures | {"seconds": time.perf_counter() - began})
         pictures.append(shown)
-    if values:
-        paired = np.stack([draws(of, seed) for of in values])
+    if drawn:
+        paired = np.stack(drawn)
         for policy, share, wins in zip(found, best_shares(paired), better(paired), strict=True):
             policy |= {"best": float(share), "better": wins.tolist()}
     asked = {"starts": _described(starts), "seed": seed, "trained_on_held_out": was_trained_on}

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from gtp_vision.evaluation.fqe import FQESettings, Recorded, best_shares, better, draws, fit, interval, recorded_returns
+from gtp_vision.evaluation.fqe import (
+    FQESettings,
+    Recorded,
+    best_shares,
+    better,
+    doubted,
+    draws,
+    fit,
+    interval,
+    recorded_returns,
+)
 
 SMALL = FQESettings(steps=400, batch_size=64, members=3, hidden=(32,), learning_rate=5e-3, tau=0.1)
 GAMMA = 0.9
@@ -135,6 +145,15 @@ def test_recorded_returns_continue_a_recording_that_stopped_by_the_mean() -> Non
 
 def test_draws_of_equal_members_and_starts_have_no_width() -> None:
     assert interval(draws(np.full((4, 6), 2.0), 0)) == pytest.approx((2, 2))
+
+
+@pytest.mark.parametrize(("coverage", "mean"), [(0.97, 2.0), (0.95, 2.0), (0.475, 0.5), (0.0, -1.0)])
+def test_actions_far_from_the_data_count_the_worst_value(coverage: float, mean: float) -> None:
+    assert doubted(np.full(100, 2.0), coverage, -1.0).mean() == pytest.approx(mean)
+
+
+def test_policies_that_are_equally_good_share_being_the_best() -> None:
+    assert best_shares(np.array([[1.0, 2], [1, 0]])).tolist() == [0.75, 0.25]
 
 
 def test_ranking_counts_paired_draws() -> None:
