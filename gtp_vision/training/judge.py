@@ -135,7 +135,7 @@ def judge(
         fitted = None
         if judged.question is not None:
             transitions = seen.recorded(judged.question)
-            fitted = fit(transitions, settings or FQESettings(), seed=seed)
+            fitted = fit(transitions, settings or FQESettings(), seed=seed, progress=progress)
             features, plans = _at_starts(seen, judged) if starts is None else _at(starts, config, trained, seed)
             values = fitted.values(features, plans.flatten(2)).double().cpu().numpy()
         measures, shown = on_held_out(seen, judged.held_out, fitted, seed)
