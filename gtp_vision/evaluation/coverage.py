@@ -2,7 +2,8 @@
 
 Values of actions that were not recorded are guesses, whatever estimates them. A pair of observation and action is near
 the data if the k-th of its nearest recorded neighbours is nearer than that of 95 % of the recorded pairs that are held
-out. Distances give features and actions an equal say, and each dimension of either.
+out. Distances give features and actions an equal say, and each dimension of either. Values of pairs that are not near
+are trusted less and less, and no more from one and a half times that distance on.
 
 Axes in names: N recorded rows, H held-out rows, M actions of the policy, F features, A action dimensions.
 """
@@ -15,6 +16,7 @@ import torch
 
 NEIGHBOURS = 5
 QUANTILE = 0.95
+_FADES = 1.5  # times the largest near distance: where trust ends
 _PIECE = 512  # pairs whose distances to all recorded ones are held at once
 
 
@@ -24,10 +26,12 @@ class Coverage:
 
     Attributes:
         share: of the policy's actions that are near; 0.95 where they are as the recorded ones.
+        trust: how far values of the policy's actions are to be trusted, from 0 to 1, as those of recorded ones are.
         distance: float32 (H, M), of each action, in units of the largest distance that counts as near.
     """
 
     share: float
+    trust: float
     distance: torch.Tensor
 
 
@@ -49,11 +53,18 @@ def coverage(
         return torch.cat([scaled(observed, features), scaled(acted, actions)], -1)
 
     recorded = pairs(features, actions)
-    limit = _distances(pairs(held_features, held_actions), recorded).quantile(QUANTILE)
+    known = _distances(pairs(held_features, held_actions), recorded)
+    limit = known.quantile(QUANTILE).clamp_min(1e-12)
     count = policy.shape[1]
     taken = pairs(held_features.repeat_interleave(count, 0), policy.flatten(0, 1))
-    distance = _distances(taken, recorded).unflatten(0, (-1, count))
-    return Coverage(float((distance <= limit).float().mean()), distance / limit.clamp_min(1e-12))
+    distance = _distances(taken, recorded) / limit
+    trust = min(1.0, float(_trusted(distance) / _trusted(known / limit)))
+    return Coverage(float((distance <= 1).float().mean()), trust, distance.unflatten(0, (-1, count)))
+
+
+def _trusted(distance: torch.Tensor) -> torch.Tensor:
+    """The mean trust in pairs by their distance: 1 up to 1, 0 from `_FADES` on."""
+    return ((_FADES - distance) / (_FADES - 1)).clamp(0, 1).mean()
 
 
 def _distances(pairs: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:

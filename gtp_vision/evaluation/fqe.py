@@ -27,7 +27,6 @@ from scipy import stats
 
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.random import counter_rng
-from gtp_vision.evaluation.coverage import QUANTILE
 from gtp_vision.models.critic import Critic, CriticConfig, td_target
 from gtp_vision.models.networks import frozen_copy, polyak_
 
@@ -191,15 +190,14 @@ def draws(values: np.ndarray, seed: int) -> np.ndarray:
     return values.mean() + stretch * (drawn - values.mean())
 
 
-def doubted(drawn: np.ndarray, coverage: float, worst: float) -> np.ndarray:
-    """Draws (D,) of which as many are the worst value as actions are too far from the data: (D,).
+def doubted(drawn: np.ndarray, trust: float, worst: float) -> np.ndarray:
+    """Draws (D,) of which a share of 1 - trust is the worst value: (D,).
 
-    Fitted Q evaluation errs upwards where nothing was recorded. Of a policy whose share `coverage` of actions is near
-    the data, a perfect clone's being `QUANTILE`, that part of the draws is believed, and the others are `worst`. They
-    are the first ones, so that of two policies the one with the smaller coverage is doubted in the same draws and more.
+    Fitted Q evaluation errs upwards where nothing was recorded, so a value counts as far as the policy's actions are
+    near the data (`coverage.Coverage.trust`). The doubted draws are the first ones: of two policies, the one that is
+    trusted less is doubted in the same draws as the other, and more.
     """
-    believed = min(1.0, coverage / QUANTILE)
-    return np.where(np.arange(len(drawn)) < round((1 - believed) * len(drawn)), worst, drawn)
+    return np.where(np.arange(len(drawn)) < round((1 - trust) * len(drawn)), worst, drawn)
 
 
 def interval(drawn: np.ndarray) -> tuple[float, float]:

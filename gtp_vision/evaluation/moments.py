@@ -32,7 +32,7 @@ def on_held_out(
     """Measure a policy on the held-out ones of its episodes, bool (episodes,).
 
     Returns:
-        `coverage` (the share of its actions that are near the others' data), `action_error` and `energy` as
+        `coverage` and `trust` (see `Coverage`), `action_error` and `energy` as
         `evaluation.held_out.Draws` has them, and `moments`, the worst first: those whose value, by `fitted`, is
         farthest below that of the recorded action, or without it those farthest from the data. Then the pictures of
         each moment's cameras, as `data:` URIs.
@@ -56,6 +56,7 @@ def on_held_out(
     compared = Draws(plans.cpu(), actions, torch.from_numpy(is_real))
     measures = {
         "coverage": near.share,
+        "trust": near.trust,
         "action_error": float(np.nanmean(compared.error())),
         "energy": float(compared.energy().mean()),
         "moments": [

@@ -39,7 +39,7 @@ _STATES = (
     *("agent.policy_tau=null", "training.learning_rate=1e-3", "training.schedule=cosine"),
 )
 _CRITIC = ("agent.critic.hidden=[128,128]", "agent.critic.activation=gelu", "agent.critic.layer_norm=true")
-_KEPT = ("value", "interval", "members", "coverage", "energy", "action_error", "td_error")
+_KEPT = ("value", "interval", "members", "coverage", "trust", "energy", "action_error", "td_error")
 _TAIL = 0.02  # what an episode's last step may count at most
 _SEED = 70_000  # of the first episode in the simulator
 

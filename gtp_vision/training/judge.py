@@ -107,7 +107,7 @@ def judge(
         `recorded` (what the recordings reached from the starts, None for other starts), `limits`, and in `policies`
         for each one `name`, `run`, `checkpoint`, `value` and `interval` (90 %, see `fqe.doubted`), `members` (what
         each of the ensemble fitted), `td_error`, `best` (how probable it is that it is the best one), `better` (than
-        each other one), `coverage`, `action_error`, `energy`, `moments` and `seconds`.
+        each other one), `coverage`, `trust`, `action_error`, `energy`, `moments` and `seconds`.
 
     Raises:
         GtpVisionError: a run, checkpoint or file is missing; runs of different tasks; too few episodes.
@@ -140,7 +140,7 @@ def judge(
             values = fitted.values(features, plans.flatten(2)).double().cpu().numpy()
         measures, shown = on_held_out(seen, judged.held_out, fitted, seed)
         if fitted is not None:
-            drawn.append(doubted(draws(values, seed), measures["coverage"], float(transitions.returns.min())))
+            drawn.append(doubted(draws(values, seed), measures["trust"], float(transitions.returns.min())))
             policy |= {"value": float(drawn[-1].mean()), "interval": list(interval(drawn[-1]))}
             policy |= {"members": values.mean(1).tolist(), "td_error": fitted.error}
         found.append(policy | measures | {"seconds": time.perf_counter() - began})

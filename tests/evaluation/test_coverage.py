@@ -22,6 +22,7 @@ def test_share_is_the_quantile_for_recorded_actions_and_0_far_away(shift: float,
     held_features, held_actions = _recorded(400, 1)
     found = coverage(features, actions, held_features, held_actions, held_actions[:, None] + shift)
     assert found.share == pytest.approx(share, abs=0.01)
+    assert found.trust == pytest.approx(float(share > 0))
     assert found.distance.shape == (400, 1)
 
 
