@@ -49,6 +49,7 @@ from gtp_vision.datasets.formats.lerobot_meta import (
     TASKS,
 )
 from gtp_vision.datasets.layout import COPY_BYTES, PROGRESS_BYTES, row_ranges
+from gtp_vision.datasets.rate import known_rate
 from gtp_vision.datasets.scaling import in_file_units
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.success import MARKS, unknown
@@ -181,27 +182,8 @@ def notes(store: Store) -> list[str]:
 
 def _fps(store: Store) -> tuple[float, bool]:
     """Return the rate, and whether the data set says it."""
-    known = _control_rate(store.attributes.get("env_args"))
-    fps = store.attributes.get("fps", _FPS if known is None else known)
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 1e5:
-        raise GtpVisionError(f"the attribute 'fps' is {str(fps)[:80]!r}; set it to the number of frames per second")
-    return fps, known is not None or "fps" in store.attributes
-
-
-def _control_rate(env_args: Any) -> Any:
-    """Return the rate in settings of robosuite, ManiSkill or Isaac Lab; None if they do not say it."""
-
-    def inside(settings: Any, *keys: str) -> Any:
-        for key in keys:
-            settings = settings.get(key) if isinstance(settings, dict) else None
-        return settings
-
-    step, steps = inside(env_args, "sim_args", "dt"), inside(env_args, "sim_args", "decimation")
-    if isinstance(step, float) and isinstance(steps, int) and step * steps > 0:
-        rate = round(1 / (step * steps), 6)
-        return int(rate) if rate.is_integer() else rate
-    rate = inside(env_args, "env_kwargs", "control_freq")
-    return rate if rate is not None else inside(env_args, "env_kwargs", "sim_config", "control_freq")
+    rate = known_rate(store.attributes)
+    return (_FPS, False) if rate is None else (rate, True)
 
 
 def _tasks(store: Store) -> tuple[list[str], list[int]]:

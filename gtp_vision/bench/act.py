@@ -21,6 +21,7 @@ from gtp_vision.core.timing import Work, median_ms
 from gtp_vision.evaluation.evaluator import one_thread
 from gtp_vision.serving import graphs
 from gtp_vision.serving.artifact import load_policy
+from gtp_vision.serving.limits import Limiter
 from gtp_vision.serving.policy import Policy
 
 _COMPARED = 5  # noises with which the engines' actions are compared
@@ -42,8 +43,9 @@ def bench_act(
         compiled: time the ways of acting compiled, too, which takes seconds to compile each.
 
     Returns:
-        JSON-able: `ms` and `against_eager` by engine; `difference`, the largest between a graph and eager PyTorch, or
-        null and in `graphless` why there is no graph; `ways`, by way of acting and K the ms of the engines.
+        JSON-able: `ms` and `against_eager` by engine, and of `limits`, which follow it; `difference`, the largest
+        between a graph and eager PyTorch, or null and in `graphless` why there is no graph; `ways`, by way of acting
+        and K the ms of the engines.
 
     Raises:
         GtpVisionError: no artifact, or a K or acting that does not fit.
@@ -71,6 +73,9 @@ def bench_act(
         ways[way, k, "eager"] = Work(partial(plan, policy.agent, settings))
         if compiled and "compile" in works:
             ways[way, k, "compile"] = Work(partial(plan, FastPolicy(policy.agent, engine="compile"), settings))
+    if policy.schema.limits is not None:
+        limiter, action = Limiter(policy.schema.limits), policy.schema.in_units(np.zeros((1, policy.schema.actions)))
+        works["limits"] = Work(lambda _: limiter(action))
     difference, graphless = None, ""
     with one_thread():
         try:

@@ -13,6 +13,7 @@ Write a folder that is enough to act: weights, schema, provenance, model card; n
   gtp-vision export runs/demo/gtp policy                    the last checkpoint
   gtp-vision export RUN policy --checkpoint best --steps 2
   gtp-vision export RUN policy acting=beam                  it acts by beam search, so it holds the critic, too
+  gtp-vision export RUN policy --limits speed=0.5,0.5,0.2   it moves no faster, in the robot's units per second
   python -c "import gtp_vision; print(gtp_vision.load_policy('policy').schema)"
 """
 
@@ -24,6 +25,15 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="default K, jumps an action; without it the agent's")
     parser.add_argument("--onnx", action="store_true", help="and policy.onnx, for ONNX Runtime")
     parser.add_argument("--pt2", action="store_true", help="and policy.pt2, for torch.export.load")
+    parser.add_argument(
+        "--limits",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="of the actions: off; data; auto (default), which without the data limits the position alone; or "
+        "NAME=VALUE[,VALUE...] with low, high, speed, acceleration or jerk; repeat it",
+    )
+    parser.add_argument("--rate", type=float, help="actions a second, for limits; without it the data's")
     parser.add_argument("--license", default="unknown", help="of the weights, as an SPDX name")
     parser.add_argument("--data-license", default="unknown", help="of the data set")
     parser.add_argument("--backbone-license", default="unknown", help="of pretrained weights it began with")
@@ -47,6 +57,8 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         onnx=arguments.onnx,
         pt2=arguments.pt2,
         overwrite=arguments.overwrite,
+        limits=arguments.limits,
+        rate=arguments.rate,
     )
     schema = policy.schema
     shown = [*(f"{name} {shape}" for name, shape in schema.cameras.items())]
@@ -56,7 +68,10 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         f"  sees {', '.join(shown)}; answers {schema.actions} numbers, {schema.chunk} at once, in {schema.steps} jumps"
     )
     megabytes = sum(path.stat().st_size for path in arguments.out.iterdir()) / 1e6
-    print(f"  {megabytes:.1f} MB; it acts bit for bit as the run's agent does")
+    within = "" if schema.limits is None else " within the limits"
+    print(f"  {megabytes:.1f} MB; it acts bit for bit as the run's agent does{within}")
+    limits = f"{schema.limits.sentence()} " if schema.limits else ""
+    print(f"  limits: {limits}({policy.card['limits']})")
     return 0
 
 

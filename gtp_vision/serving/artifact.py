@@ -37,8 +37,8 @@ from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
 
-FORMAT = 2  # of the folder
-_FORMATS = (1, FORMAT)  # that are read; 1 numbered the encoder's parts
+FORMAT = 3  # of the folder
+_FORMATS = (1, 2, FORMAT)  # that are read; 1 numbered the encoder's parts, 2 had no limits
 WEIGHTS, MADE_OF, PROVENANCE, CARD = "policy.safetensors", "policy.json", "provenance.json", "README.md"
 FILES = [WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST]
 _MOST_JSON = 4 << 20  # bytes

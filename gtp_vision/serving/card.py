@@ -46,6 +46,7 @@ action = policy.act({{{names}}})
 {table}
 
 Actions: {schema.actions} numbers, from [{low}] to [{high}], {schema.chunk} planned at once, in {schema.steps} steps.
+Limits: {schema.limits.sentence() if schema.limits else "these bounds alone"}.
 An observation holds the newest frames; the policy stacks the last {schema.frame_stack}.
 
 Trained for {_plain(trained)} on {_plain(data.get("name", "a data set"))}: {data["episodes"]} episodes, {data["frames"]}

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,16 +23,25 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.framing import FRAMES
 from gtp_vision.core.manifest import write_manifest
 from gtp_vision.core.random import EpisodeNoise
+from gtp_vision.core.units import in_units
+from gtp_vision.datasets.formats import ogbench
+from gtp_vision.datasets.rate import known_rate
 from gtp_vision.datasets.record import DataRecord
+from gtp_vision.datasets.scaling import in_file_units
+from gtp_vision.datasets.store import Store
 from gtp_vision.report.rounds import rounds_of
 from gtp_vision.serving import artifact, graphs
+from gtp_vision.serving.limits import DATA, DERIVATIVES, OFF, Limiter, Limits, read_words
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
 from gtp_vision.serving.warm_start import ROUNDS, SETTINGS, portable
 from gtp_vision.training.build import shapes
+from gtp_vision.training.data import open_recorded
 from gtp_vision.training.evaluate import actor_of, restore
 
 LICENCES = ("weights", "data", "backbone")
+LIMITS = "limits"
+"""Of provenance.json: in words where the limits come from."""
 
 
 def export(
@@ -44,6 +55,8 @@ def export(
     onnx: bool = False,
     pt2: bool = False,
     overwrite: bool = False,
+    limits: Sequence[str] = (),
+    rate: float | None = None,
 ) -> Policy:
     """Write the artifact of a run's checkpoint, and return it as it is loaded.
 
@@ -60,16 +73,22 @@ def export(
         onnx: also write the sampler as an ONNX graph, see `graphs`.
         pt2: also write it as a program of torch.export.
         overwrite: replace an artifact at `out`.
+        limits: of the actions, see `limits.read_words`; by default those of the data, or, where these are missing, of
+            the position alone.
+        rate: actions a second; None is the data's.
 
     Raises:
-        GtpVisionError: a missing run or checkpoint, acting that does not fit, or `out` is occupied or not writable.
+        GtpVisionError: a missing run or checkpoint, acting or limits that do not fit, or `out` is occupied or not
+            writable.
     """
     _check_output(out, overwrite)
     config, trained = restore(run, which, acting=acting, steps=steps)
     agent = trained.agent.cpu()
-    schema = schema_of(config, agent, trained.record)
+    made, limited_by = limits_of(config, trained.record, limits, rate)
+    schema = replace(schema_of(config, agent, trained.record), limits=made)
     checkpoint = (run / "checkpoints" / which).resolve().name
     origin = provenance(run, config, trained.record, int(checkpoint.removeprefix("step_")), licences or {})
+    origin[LIMITS] = limited_by
     aside = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
     try:
         for parts in _part_sets(agent):
@@ -90,6 +109,51 @@ def export(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return artifact.load_policy(out)
+
+
+def limits_of(config: Config, data: DataRecord, words: Sequence[str], rate: float | None) -> tuple[Limits | None, str]:
+    """The limits of a run's actions by the words of `limits.read_words`, and in words where they come from.
+
+    Raises:
+        GtpVisionError: words that do not fit, or `data` where the data set is missing or has changed.
+    """
+    source, by_hand = read_words(words, data.actions)
+    bounds, rate = data.action_bounds, known_rate(data.attributes) if rate is None else rate
+    if rate is None and (derivatives := [name for name in DERIVATIVES if name in by_hand]):
+        raise GtpVisionError(
+            f"--limits {derivatives[0]}=... is per second, and the data do not say their rate; add --rate with the "
+            f"number of actions a second"
+        )
+    origins = [f"by hand: {', '.join(by_hand)}"] if by_hand else []
+    if source == OFF:
+        if not by_hand:
+            return None, OFF
+        made = Limits.position(*bounds, rate)
+    else:
+        try:
+            made = Limits.of_data(partial(_episodes, _data_of(config, data)), bounds, rate)
+            origins.insert(0, "twice what the data do")
+        except GtpVisionError:
+            if source == DATA:
+                raise
+            moves = data.statistics["actions"]
+            made = Limits.of_range(in_units(moves["min"], *bounds), in_units(moves["max"], *bounds), bounds, rate)
+            origins.insert(0, "twice the range of the data, which cannot be read; --limits data says why")
+    return replace(made, **by_hand).checked(bounds), "; ".join(origins)
+
+
+def _data_of(config: Config, data: DataRecord) -> Store:
+    if not (config.task.dataset or config.task.datasets):
+        assert config.task.env is not None, "checked with the configuration"
+        ogbench.locate(config.task.env, Path(config.data_dir).expanduser(), download=False)
+    return open_recorded(config, data)
+
+
+def _episodes(store: Store) -> Iterator[np.ndarray]:
+    """The actions (N, A) of each episode that were executed, in the units of the file."""
+    for start, last in zip(store.episode_starts, store.last_outcomes, strict=True):
+        if start <= last:
+            yield in_file_units(store, slice(start, last + 1))
 
 
 def schema_of(config: Config, agent: Agent, data: DataRecord) -> Schema:
@@ -157,15 +221,16 @@ def _part_sets(agent: Agent) -> Iterator[list[str]]:
 
 def _acts_alike(folder: Path, agent: Agent, schema: Schema) -> bool:
     """Whether the artifact answers two observations with the same bits as the agent."""
-    session = artifact.load_policy(folder).session()
+    session, limiter = artifact.load_policy(folder).session(), schema.limits and Limiter(schema.limits)
     random, actor, frames = np.random.default_rng(0), actor_of(agent), FrameStack(schema.frame_stack)
     for step in range(2):
         observation = {name: random.integers(0, 256, shape, np.uint8) for name, shape in schema.cameras.items()}
         observation |= {name: random.normal(size=width).astype(np.float32) for name, width in schema.states.items()}
         frames.push({name: array[None] for name, array in observation.items()})
-        action = actor(frames.tensors(), EpisodeNoise(0, [0], [step], torch.device("cpu")))[0].detach().numpy()
+        made = actor(frames.tensors(), EpisodeNoise(0, [0], [step], torch.device("cpu"))).detach().numpy()
+        action = schema.in_units(made)
         try:
-            if not np.array_equal(session.act(observation), schema.in_units(action)):
+            if not np.array_equal(session.act(observation), (limiter(action) if limiter else action)[0]):
                 return False
         except AttributeError:  # acting needs a module that was left out
             return False

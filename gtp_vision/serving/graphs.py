@@ -1,6 +1,7 @@
 """The K-step sampler as a graph of ONNX or torch.export: frames, states and noise in, bounded actions out.
 
-The graph has no memory: its user stacks frames, draws normal noise, and executes action chunks.
+The graph has no memory: its user stacks frames, draws normal noise, and executes action chunks. Of the policy's limits
+it holds those of the position; `limits.Limiter` applies all of them to the actions as they are executed.
 """
 
 from __future__ import annotations
@@ -34,12 +35,16 @@ class Sampler(nn.Module):
 
     low: torch.Tensor
     high: torch.Tensor
+    least: torch.Tensor
+    most: torch.Tensor
 
     def __init__(self, agent: Agent, schema: Schema, steps: int) -> None:
         super().__init__()
         self.agent, self.steps = agent, steps
         self.register_buffer("low", torch.tensor(schema.action_low))
         self.register_buffer("high", torch.tensor(schema.action_high))
+        self.register_buffer("least", torch.tensor(schema.limits.low if schema.limits else schema.action_low))
+        self.register_buffer("most", torch.tensor(schema.limits.high if schema.limits else schema.action_high))
         shapes = schema.shapes()
         self.observations = list(shapes)
         self.inputs = {
@@ -58,7 +63,7 @@ class Sampler(nn.Module):
         observation = dict(zip(self.observations, inputs[:count], strict=True))
         plan = self.agent.plan(observation, NoiseTape(self.draws, list(inputs[count:])), self.steps)[0]
         scaled = self.low + (plan + 1) / 2 * (self.high - self.low)
-        return torch.minimum(torch.maximum(scaled, self.low), self.high)
+        return torch.minimum(torch.maximum(scaled, self.least), self.most)
 
 
 def sampler_of(policy: Policy, steps: int | None = None) -> Sampler:

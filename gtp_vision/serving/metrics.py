@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from gtp_vision.serving.limits import CLAMPS
+
 _WINDOW = 4096  # answers that percentiles are taken over
 _QUANTILES = (0.5, 0.9, 0.99)
 
@@ -35,12 +37,15 @@ class Metrics(Collector):
         self.resets = Counter("resets", "New episodes that clients requested.", **common)
         self.refused = Counter("refused", "Connections that were refused.", ["why"], **common)
         self.connections = Counter("connections", "Connections that were admitted.", **common)
+        self.clamps = Counter("clamps", "Numbers of actions that limits changed, and conflicts.", ["limit"], **common)
         self.clients = Gauge("clients", "Clients that are connected.", **common)
         # Invalid message, newer observation, late answer, failed policy, stopping server: 0 instead of missing.
         for cause in ("request", "dropped", "timeout", "policy", "ending"):
             self.errors.labels(cause)
         for cause in ("token", "full"):
             self.refused.labels(cause)
+        for limit in CLAMPS:
+            self.clamps.labels(limit)
         self._times: deque[Times] = deque(maxlen=_WINDOW)
         self._sums = np.zeros(len(Times._fields))
         self._count = 0

@@ -21,6 +21,7 @@ from gtp_vision.agents.acting import Executor, FrameStack
 from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.random import EpisodeNoise
+from gtp_vision.serving.limits import Limiter
 from gtp_vision.serving.schema import Schema
 
 _MAX_STEPS = 1000
@@ -31,10 +32,14 @@ class Session:
 
     Noise is a function of (seed, episode, step): the same observations are answered with the same actions. An episode
     is acted by `act` or by `plan`, not by both.
+
+    Attributes:
+        limiter: keeps actions within the policy's limits, and counts those it changes; None of a policy without any.
     """
 
     def __init__(self, policy: Policy, seed: int = 0) -> None:
         self.policy, self.seed = policy, seed
+        self.limiter = None if policy.schema.limits is None else Limiter(policy.schema.limits)
         self._episode = -1
         self.reset()
 
@@ -45,6 +50,8 @@ class Session:
         self._method = ""
         self._steps: int | None = None
         self._frames = FrameStack(self.policy.schema.frame_stack)
+        if self.limiter is not None:
+            self.limiter.reset()
         config = self.policy.agent.config
         self._executor = Executor(
             lambda observation, noise: self.policy.fast.plan(observation, noise, self._steps),
@@ -53,7 +60,7 @@ class Session:
         )
 
     def act(self, observation: Mapping[str, Any], *, steps: int | None = None) -> np.ndarray:
-        """The next action, float32 (A,), in the robot's units, within its bounds; K is the policy's own if None.
+        """The next action, float32 (A,), in the robot's units, within its limits; K is the policy's own if None.
 
         The observation has the newest frame of each camera, uint8 (H, W, C), and each state, (D,); goals likewise.
 
@@ -63,14 +70,29 @@ class Session:
         stacks, noise = self._push(observation, steps, "act")
         with torch.no_grad():
             action = self._executor(stacks, noise)
-        return self.policy.schema.in_units(action[0].cpu().numpy())
+        return self._limited(action)[0]
 
     def plan(self, observation: Mapping[str, Any], *, steps: int | None = None) -> np.ndarray:
-        """The next H actions, float32 (H, A); otherwise as `act`. Every call makes a new plan."""
+        """The next H actions, float32 (H, A); otherwise as `act`. Every call makes a new plan.
+
+        How much of the plan before is executed is not known, so where H > 1 limits begin anew with each plan.
+        """
         stacks, noise = self._push(observation, steps, "plan")
         with torch.no_grad():
             chunk = self.policy.fast.plan(stacks, noise, steps)
-        return self.policy.schema.in_units(chunk[0].cpu().numpy())
+        if self.limiter is not None and chunk.shape[1] > 1:
+            self.limiter.reset()
+        return self._limited(chunk[0])
+
+    @property
+    def clamps(self) -> dict[str, int]:
+        """Numbers of the last answer that limits changed, by `limits.CLAMPS`; empty of a policy without limits."""
+        return {} if self.limiter is None else self.limiter.clamps
+
+    def _limited(self, actions: torch.Tensor) -> np.ndarray:
+        """Actions (H, A) in [-1, 1] as the robot executes them."""
+        scaled = self.policy.schema.in_units(actions.cpu().numpy())
+        return scaled if self.limiter is None else self.limiter(scaled)
 
     def _push(
         self, observation: Mapping[str, Any], steps: int | None, method: str
@@ -140,6 +162,11 @@ class Policy(PyTorchModelHubMixin):
     def reset(self) -> None:
         """Start a new episode of the policy's own session."""
         self._session.reset()
+
+    @property
+    def clamps(self) -> dict[str, int]:
+        """What limits changed of the last answer of the policy's own session, see `Session.clamps`."""
+        return self._session.clamps
 
     def session(self, seed: int = 0) -> Session:
         """A new session with the same weights."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.framing import FRAMES, Framing
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.units import in_units
+from gtp_vision.serving.limits import Limits
 
 _MAX_SIDE = 8192  # pixels
 _MAX_WIDTH = 100_000  # numbers of a state, of an action
@@ -37,6 +38,7 @@ class Schema:
         task: name of the task.
         frames: how the data's frames were cropped and resized; frames of the recorded size are made alike. The record
             of a `Framing`, or None.
+        limits: of the actions as they are executed, within the bounds; None has none but these.
     """
 
     cameras: Mapping[str, tuple[int, int, int]]
@@ -50,6 +52,7 @@ class Schema:
     agent: str
     task: str
     frames: Mapping[str, Any] | None = None
+    limits: Limits | None = None
 
     @property
     def actions(self) -> int:
@@ -95,6 +98,8 @@ class Schema:
             raise GtpVisionError("its schema has invalid action bounds")
         if not schema.cameras and not schema.states:
             raise GtpVisionError("its schema has neither cameras nor states")
+        if (limits := stored.get("limits")) is not None:
+            schema = replace(schema, limits=Limits.of(limits, (schema.action_low, schema.action_high)))
         return schema
 
     @cached_property

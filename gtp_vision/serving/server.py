@@ -1,6 +1,7 @@
 """A policy for robots on the network: websocket and msgpack, compatible with openpi's public client.
 
-    client -> observation (msgpack)    answered by {"actions": (H, A), "server_timing": {...}}, or by an error as text
+    client -> observation (msgpack)    answered by {"actions": (H, A), "server_timing": {...}}, or by an error as text;
+                                       with limits also by "clamps", the numbers of actions that each of them changed
     client <- on connecting, the policy's observations and actions
 
 Every connection is a robot with its own frame stack, episode and noise. One thread acts, in the order in which
@@ -18,8 +19,8 @@ import http
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +45,13 @@ _PING = 20.0  # seconds between pings, and to answer one
 _CLOSING = 5.0  # seconds for a closing handshake
 _STOPPING = "the server is stopping"
 _MAX_UNREAD = 8  # answers that a client may leave unread before its messages are no longer read
+
+
+class Answer(NamedTuple):
+    """Actions (H, A), and what limits changed of them, see `Session.clamps`."""
+
+    actions: np.ndarray
+    clamps: dict[str, int]
 
 
 @dataclass(eq=False)
@@ -96,6 +104,7 @@ class Server:
         self._ending, self._admitted = False, 0
         keys = ("cameras", "states", "frame_stack", "agent", "task", "actions", "action_low", "action_high")
         metadata = {key: getattr(schema, key) for key in keys}
+        metadata["limits"] = None if schema.limits is None else asdict(schema.limits)
         metadata["chunk"] = schema.chunk if settings.answer == "chunk" else 1
         self._greeting = packed({**metadata, "steps": settings.steps or schema.steps, "answer": settings.answer})
 
@@ -265,7 +274,7 @@ class Server:
             if self._recorder is not None:
                 self._recorder.end(client.number)
 
-        def act() -> np.ndarray | None:
+        def act() -> Answer | None:
             if request.observation is None:
                 return None
             actions = self._act(client.session, request.observation)
@@ -273,7 +282,7 @@ class Server:
                 now = time.time()
                 waited = time.perf_counter() - received
                 self._recorder.add(client.number, request.observation, actions, now - waited, now)
-            return actions
+            return Answer(actions, client.session.clamps)
 
         pending = PendingRequest(act, loop, received, reset if request.reset else None)
         if self._ending:
@@ -319,12 +328,15 @@ class Server:
         elif pending.answer.result() is None:
             self._metrics.resets.inc()
         else:
+            for limit, numbers in pending.answer.result().clamps.items():
+                self._metrics.clamps.labels(limit).inc(numbers)
             acted = pending.ended - pending.started
             self._metrics.answered(Times(pending.queued, acted, time.perf_counter() - pending.received))
 
 
-def _message(pending: PendingRequest, actions: np.ndarray | None) -> bytes:
-    if actions is None:
+def _message(pending: PendingRequest, answer: Answer | None) -> bytes:
+    if answer is None:
         return packed({"reset": True})
     timing = {"infer_ms": 1e3 * (pending.ended - pending.started), "queue_ms": 1e3 * pending.queued}
-    return packed({"actions": actions, "server_timing": timing})
+    clamps = {"clamps": answer.clamps} if answer.clamps else {}
+    return packed({"actions": answer.actions, "server_timing": timing, **clamps})

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import gtp_vision
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.manifest import write_manifest
 from gtp_vision.serving import artifact
+from gtp_vision.serving.limits import Limits
 from gtp_vision.serving.policy import Policy
 
 
@@ -103,12 +105,14 @@ def with_settings(out: Path, changes: dict[str, Any]) -> bytes:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3}, "format 3, and this version reads up to 2"),
+        ({"format": 4}, "format 4, and this version reads up to 3"),
         ({"schema": []}, "schema is invalid"),
         ({"schema__cameras": {"front": [1 << 40, 16, 3]}}, "schema is invalid .* from 1 to 8192"),
         ({"schema__action_low": [0.0]}, "action bounds"),
         ({"schema__action_high": [float("nan"), 1.0]}, "action bounds"),
         ({"schema__cameras": {}, "schema__states": {}}, "neither cameras nor states"),
+        ({"schema__limits": []}, "limits are invalid"),
+        ({"schema__limits": asdict(Limits.position((0.0, 0.0), (-1.0, 1.0)))}, "leave nothing of its range"),
         ({"agent__policy__hidden": [32]}, "does not hold the agent"),
         ({"agent__critic__hidden": [90_000, 90_000, 90_000]}, "networks of .* MB"),
         ({"agent__policy__hidden": [1 << 40]}, r"hidden.*1099511627776"),

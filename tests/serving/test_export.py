@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from gtp_vision.agents.acting import FrameStack
 from gtp_vision.cli.main import main
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.serving import artifact
+from gtp_vision.serving.limits import Limits
 from gtp_vision.training.evaluate import actor_of, restore
 
 pytestmark = pytest.mark.trains
@@ -101,3 +103,42 @@ def test_only_an_artifact_is_replaced_and_only_with_overwrite(exported: Exported
     assert main(["export", run, out, "--overwrite", "--steps", "0"]) == 2
     gtp_vision.load_policy(out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "policy"], "no temporary folder is left"
+
+
+def test_limits_are_the_datas_and_those_set_by_hand(
+    exported: Exported, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = str(exported("units")[0]), str(tmp_path / "policy")
+
+    def limits(*words: str) -> Limits | None:
+        options = [option for word in words for option in ("--limits", word)]
+        assert main(["export", run, out, "--overwrite", *options, "--rate", "10"]) == 0
+        return gtp_vision.load_policy(out).schema.limits
+
+    found = limits()
+    assert found is not None
+    assert (found.low, found.high, found.rate) == ((-3.0, 0.0), (1.0, 250.0), 10.0)
+    assert found.speed == (None, None), "random actions jump from end to end"
+    assert limits("off") is None
+    assert limits("data", "speed=1,off", "low=-2,0") == replace(found, low=(-2.0, 0.0), speed=(1.0, None))
+    assert limits("off", "jerk=5") == replace(Limits.position(found.low, found.high, 10.0), jerk=(5.0, 5.0))
+    capsys.readouterr()
+    for words, message in (
+        (["speed=1"], "add --rate"),
+        (["low=1", "high=0"], "leave nothing"),
+        (["low=1,2,3"], "3 numb"),
+    ):
+        options = [option for word in words for option in ("--limits", word)]
+        assert main(["export", run, out, "--overwrite", *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    data = Path(run).parent / "data.h5"
+    data.rename(tmp_path / "elsewhere.h5")
+    try:
+        assert main(["export", run, out, "--overwrite", "--limits", "data"]) == 2
+        assert main(["export", run, out, "--overwrite"]) == 0
+        assert "which cannot be read" in capsys.readouterr().out
+        assert gtp_vision.load_policy(out).schema.limits == replace(found, rate=None)
+    finally:
+        (tmp_path / "elsewhere.h5").rename(data)

@@ -1,6 +1,7 @@
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import gtp_vision
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.serving import graphs
+from gtp_vision.serving.limits import Limiter, Limits
 from gtp_vision.serving.policy import Policy
 
 pytestmark = pytest.mark.compiles
@@ -85,6 +87,30 @@ def test_graphs_answer_as_pytorch_does(tmp_path: Path, name: str, steps: int) ->
         np.testing.assert_allclose(traced, expected, rtol=0, atol=1e-5 * (high - low).max() / 2)
         assert ((low <= actions) & (actions <= high)).all()
         assert name != "constant" or np.allclose(actions, [2.5, 50.0], rtol=1e-6, atol=0)
+
+
+def test_a_graph_holds_the_position_limits_and_its_user_the_others(tmp_path: Path) -> None:
+    policy = policy_of("chunks")
+    low, high = np.add(policy.schema.action_low, (1.0, 60.0)), np.subtract(policy.schema.action_high, (1.0, 60.0))
+    limits = replace(Limits.position(low, high), speed=(0.05, 5.0), jerk=(None, 1.0))
+    limited = Policy(policy.agent, replace(policy.schema, limits=limits), policy.card)
+    graph, sampler = graphs.Graph(graphs.write(limited, tmp_path, 1)), graphs.sampler_of(limited, 1)
+    program = graphs.program(limited, 1).module()
+    assert graph.schema.limits == limits
+    reached = 0
+    for seed in range(3):
+        stacks, noise = drawn(limited, graph.noise, seed)
+        inputs = [torch.from_numpy(x) for x in (*stacks.values(), *noise.values())]
+        with torch.no_grad():
+            free = graphs.sampler_of(policy, 1)(*inputs).numpy()
+            expected, traced = sampler(*inputs).numpy(), program(*inputs).numpy()
+        actions = graph.plan(stacks, noise)
+        for found in (actions, traced):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+        np.testing.assert_array_equal(expected, np.clip(free, np.float32(low), np.float32(high)))
+        reached += int((expected != free).sum())
+        np.testing.assert_allclose(Limiter(limits)(actions), Limiter(limits)(free), rtol=0, atol=5e-3)
+    assert reached > 0
 
 
 def test_the_sampler_is_the_policys_own_plan() -> None:

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.serving.limits import Limits
 from gtp_vision.serving.policy import Policy, Session
 from gtp_vision.serving.protocol import Reader, packed, unpacked
 from gtp_vision.serving.server import Server
@@ -132,6 +134,27 @@ def test_single_actions_are_those_of_act(serve: Serve, policy: Policy) -> None:
         assert unpacked(bytes(connection.recv()))["chunk"] == 1
         for seen in SEEN:
             assert np.array_equal(actions_of(connection, seen), twin.act(seen, steps=1)[None])
+
+
+def test_answers_and_metrics_hold_what_limits_changed(policy: Policy) -> None:
+    schema = policy.schema
+    limits = replace(Limits.position(schema.action_low, schema.action_high, 10.0), speed=(1.0, None))
+    limited = Policy(policy.agent, replace(schema, limits=limits), policy.card)
+    running, twin, total = Running(Server(limited, Settings(port=0, answer="action"))), limited.session(), 0
+    try:
+        with connect(running.address) as connection:
+            assert unpacked(bytes(connection.recv()))["limits"]["speed"] == [1.0, None]
+            for seen in SEEN:
+                connection.send(packed(seen))
+                answer = unpacked(bytes(connection.recv(timeout=10)))
+                assert np.array_equal(answer["actions"], twin.act(seen)[None])
+                assert answer["clamps"] == twin.clamps
+                total += twin.clamps["speed"]
+        assert total > 0
+        assert metric(running, 'gtp_vision_clamps_total{limit="speed"}') == total
+        assert metric(running, 'gtp_vision_clamps_total{limit="position"}') == 0
+    finally:
+        running.end()
 
 
 def test_every_connection_has_its_own_episodes(shared: Running, policy: Policy) -> None:
