@@ -11,6 +11,7 @@ from gtp_vision.core import html
 from gtp_vision.core.files import atomic_write
 from gtp_vision.report import text
 
+_TRUSTED = 0.9  # of a policy; below, a sentence says so
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -71,6 +72,12 @@ def facts(results: Mapping[str, Any]) -> Iterator[str]:
             yield f"values are of the starts of {results['starts']}"
         else:
             yield f"the recorded episodes themselves reached {results['recorded']:.3f} from the same starts"
+    for policy in results["policies"]:
+        if results["measure"] is not None and policy["trust"] < _TRUSTED:
+            yield (
+                f"{policy['name']} acts farther from the recordings than their own actions are: its value is trusted "
+                f"by {policy['trust']:.0%}, for the rest the worst recorded value counts"
+            )
     held_out = f"{results['held_out']} of them held out"
     if results["trained_on_held_out"]:
         held_out += ", on which the policies may have been trained: the action error is then too low"
