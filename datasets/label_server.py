@@ -52,7 +52,7 @@ class LabelServer(ThreadingHTTPServer):
         episodes: of one page.
 
     Raises:
-        GtpVisionError: the data set has faulty lengths, so that no episode can be shown; the port is taken.
+        GtpVisionError: the labels cannot be read or written; the port is taken.
     """
 
     daemon_threads = True
@@ -60,7 +60,8 @@ class LabelServer(ThreadingHTTPServer):
     def __init__(
         self, found: Mapping[str, Any], store: Store, path: Path, port: int = 0, episodes: int = EPISODES
     ) -> None:
-        labels.read(path)
+        with labels.writing(path):  # rather now than at the first label
+            labels.read(path)
         self.found, self.store, self.path, self.count = dict(found), store, path, episodes
         self.token = secrets.token_urlsafe(24)
         try:

@@ -16,7 +16,8 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,19 @@ def read(path: Path) -> Labels:
         ) from error
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Let one process at a time change a file of labels. Raises GtpVisionError: it cannot be written."""
+    try:
+        with FileLock(path.with_name(f".{path.name}.lock"), f"writes {path}", waits=True):
+            yield
+    except OSError as error:
+        raise GtpVisionError(
+            f"{path} cannot be written ({error.strerror}); give --labels FILE for another place, and task.labels=FILE "
+            f"to train with it"
+        ) from error
+
+
 def change(path: Path, changed: Callable[[Labels], Labels]) -> Labels:
     """Replace a file of labels by what `changed` makes of its content, and return that, with the next version.
 
@@ -139,24 +153,18 @@ def change(path: Path, changed: Callable[[Labels], Labels]) -> Labels:
     Raises:
         GtpVisionError: the file is damaged or cannot be written, or `changed` raises one.
     """
-    try:
-        with FileLock(path.with_name(f".{path.name}.lock"), f"writes {path}", waits=True):
-            before = read(path)
-            after = replace(changed(before), version=before.version + 1)
-            stored = {
-                "format": _FORMAT,
-                "version": after.version,
-                "episodes": {str(number): label.record() for number, label in sorted(after.episodes.items())},
-                "groups": {name: asdict(group) for name, group in after.groups.items()},
-            }
-            with atomic_write(path) as aside:
-                aside.write_text(json.dumps(stored, indent=1), encoding="utf-8")
-            return after
-    except OSError as error:
-        raise GtpVisionError(
-            f"{path} cannot be written ({error.strerror}); give --labels FILE for another place, and task.labels=FILE "
-            f"to train with it"
-        ) from error
+    with writing(path):
+        before = read(path)
+        after = replace(changed(before), version=before.version + 1)
+        stored = {
+            "format": _FORMAT,
+            "version": after.version,
+            "episodes": {str(number): label.record() for number, label in sorted(after.episodes.items())},
+            "groups": {name: asdict(group) for name, group in after.groups.items()},
+        }
+        with atomic_write(path) as aside:
+            aside.write_text(json.dumps(stored, indent=1), encoding="utf-8")
+        return after
 
 
 class ConflictError(GtpVisionError):

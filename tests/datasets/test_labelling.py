@@ -15,7 +15,9 @@ from samples import DATA, EPISODES, Copied
 from stores import make_store
 
 from gtp_vision.cli.main import main
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native, open_store
+from gtp_vision.datasets.label_server import LabelServer
 from gtp_vision.datasets.labels import Label, labels_path, read, set_labels
 
 
@@ -91,6 +93,13 @@ def test_a_source_replaces_its_own_labels_only(tmp_path: Path, capsys: pytest.Ca
     assert main(["data", "label", str(path), "--prune"]) == 0
     assert "1 labels removed" in capsys.readouterr().out
     assert main(["data", "inspect", str(path)]) == 0
+
+
+def test_labels_that_cannot_be_written_are_said_before_the_page(tmp_path: Path) -> None:
+    store = make_store()
+    path = native.write(tmp_path / "data.h5", store)
+    with pytest.raises(GtpVisionError, match=r"x.json cannot be written \(.*\); give --labels FILE"):
+        LabelServer({}, store, path / "x.json")
 
 
 @pytest.mark.processes
