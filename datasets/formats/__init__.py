@@ -19,7 +19,7 @@ from gtp_vision.core.registry import Registry
 from gtp_vision.datasets import hdf5, names, npz
 from gtp_vision.datasets.formats import near_misses
 from gtp_vision.datasets.formats.format import Format
-from gtp_vision.datasets.labels import labelled
+from gtp_vision.datasets.labelled import labelled
 from gtp_vision.datasets.layout import Layout, to_store
 from gtp_vision.datasets.names import Names
 from gtp_vision.datasets.scaling import scaled
