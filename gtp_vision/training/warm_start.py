@@ -260,7 +260,8 @@ def match(agent: Agent, source: Source) -> Match:
         if deeper and not part.startswith(("actor_encoder", "critic_encoder")):
             loaded, misfits = {}, {unit: misfits[unit] for unit in deeper}
         names |= loaded
-        notes = [f"{unit.removeprefix(f'{part}.')}: {reason}" for unit, reason in misfits.items()]
+        shown = misfits.keys() - {f"{unit}.{_MEAN}" for unit in misfits}
+        notes = [f"{unit.removeprefix(f'{part}.')}: {why}" for unit, why in misfits.items() if unit in shown]
         if not held:
             notes = ["the source lacks it"]
         elif given != part and loaded:
