@@ -183,13 +183,16 @@ class Limiter:
     def __init__(self, limits: Limits) -> None:
         self._low, self._high = np.asarray(limits.low), np.asarray(limits.high)
         span = self._high - self._low
-        self._tolerance = _ROUNDING * np.maximum(np.abs(self._low), np.abs(self._high))
+        tolerance = self._tolerance = _ROUNDING * np.maximum(np.abs(self._low), np.abs(self._high))
+        self._least, self._greatest = self._low - tolerance, self._high + tolerance
         self._largest = np.array(
             [
                 np.array([np.inf if x is None else x for x in getattr(limits, name)]) / (limits.rate or 1.0) ** order
                 for order, name in enumerate(DERIVATIVES, 1)
             ]
         )  # of the first three differences, (3, A)
+        self._most = self._largest + tolerance
+        self._orders = max((n for n, most in enumerate(self._most, 1) if np.isfinite(most).any()), default=0)
         reaches = np.multiply.outer(_REACHES, span)
         self._speed, self._acceleration, self._jerk = np.minimum(self._largest, reaches)
         self.total: Counter[str] = Counter(dict.fromkeys(CLAMPS, 0))
@@ -206,36 +209,39 @@ class Limiter:
 
         Raises GtpVisionError: a number that is not finite.
         """
-        if not np.isfinite(actions).all():
-            raise GtpVisionError("the policy answered a number that is not finite, which no limit allows")
         self.clamps = dict.fromkeys(CLAMPS, 0)
         wanted = actions.astype(np.float64)
-        if not self._lags().any() and self._allows(wanted):
+        if not self._follows() and self._allows(wanted):
             self._remember(wanted, wanted)
             return actions
+        if not np.isfinite(actions).all():
+            raise GtpVisionError("the policy answered a number that is not finite, which no limit allows")
         executed = np.stack([self._next(row) for row in wanted])
         self.total.update(self.clamps)
         return executed
 
-    def _lags(self) -> np.ndarray:
-        return (self._executed != self._wanted).any(0)
+    def _follows(self) -> bool:
+        """Whether one of the last actions was changed."""
+        return self._executed is not self._wanted
 
     def _allows(self, wanted: np.ndarray) -> bool:
         """Whether all actions (H, A) are within the limits."""
-        differences = np.concatenate([self._executed, wanted])
         is_allowed = not self._leaves(wanted).any()
-        for largest in self._largest:
-            differences = np.diff(differences, axis=0)
-            is_allowed &= not (np.abs(differences[-len(wanted) :]) > largest + self._tolerance).any()
+        differences = np.concatenate([self._executed, wanted]) if self._orders else wanted
+        for most in self._most[: self._orders]:
+            differences = differences[1:] - differences[:-1]
+            is_allowed = is_allowed and not (np.abs(differences[-len(wanted) :]) > most).any()
         return is_allowed
 
     def _leaves(self, actions: np.ndarray) -> np.ndarray:
-        return (actions < self._low - self._tolerance) | (actions > self._high + self._tolerance)
+        return ~((actions >= self._least) & (actions <= self._greatest))
 
     def _remember(self, executed: np.ndarray, wanted: np.ndarray) -> None:
-        kept = len(DERIVATIVES)
-        self._executed = np.concatenate([self._executed, executed])[-kept:]
-        self._wanted = np.concatenate([self._wanted, wanted])[-kept:]
+        kept, follows = len(DERIVATIVES), self._follows() or executed is not wanted
+        before, self._executed = self._wanted, np.concatenate([self._executed, executed])[-kept:]
+        self._wanted = np.concatenate([before, wanted])[-kept:] if follows else self._executed
+        if follows and np.array_equal(self._executed, self._wanted):
+            self._wanted = self._executed
 
     def _next(self, wanted: np.ndarray) -> np.ndarray:
         """The action to execute instead of `wanted`, both (A,)."""
@@ -251,7 +257,8 @@ class Limiter:
             step, goes_on = wanted - last, wanted - self._wanted[-1]
             turn = np.abs(goes_on - step)  # acceleration if both went on steadily
             jerk = np.maximum(turn, np.abs(goes_on - 2 * step + speed))
-            passes &= ~self._lags() | ((turn <= largest[1]) & (jerk <= largest[2]))
+            lags = (self._executed != self._wanted).any(0)
+            passes &= ~lags | ((turn <= largest[1]) & (jerk <= largest[2]))
         executed = self._approach(target, last, speed)
         for middle, most in zip(middles[::-1], largest[::-1], strict=True):
             executed = np.clip(executed, middle - most, middle + most)

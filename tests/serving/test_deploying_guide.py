@@ -40,8 +40,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_the_page_runs(reader: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = {command.line.removeprefix("gtp-vision "): command.ours or [] for command in commands(PAGE) if command.ours}
-    prefixes = ("export", "export", "bench act", "serve", "bench serve")
-    exported, graph, act, serve, bench = (_pop(lines, prefix) for prefix in prefixes)
+    prefixes = ("export", "export", "export", "bench act", "serve", "bench serve")
+    exported, limited, graph, act, serve, bench = (_pop(lines, prefix) for prefix in prefixes)
     assert not lines, "commands that no test runs"
     assert main(exported) == 0
     assert "sees camera (64, 64, 3); answers 5 numbers" in capsys.readouterr().out
@@ -49,6 +49,7 @@ def test_the_page_runs(reader: Path, capsys: pytest.CaptureFixture[str]) -> None
     scope: dict[str, Any] = {"frame": np.zeros(CAMERA, np.uint8)}
     exec(acting, scope)
     assert scope["action"].shape == (ACTIONS,)
+    assert scope["policy"].clamps == scope["policy"].session().clamps, "random data, whose limits change nothing"
     assert "push_to_hub" in pushing, "needs the hub: tests/serving/test_artifact.py has a stand-in"
 
     with started(*CLI, *serve, "--port", "0") as running:
@@ -68,6 +69,10 @@ def test_the_page_runs(reader: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "disconnected after 2 messages" in errors
     assert "Traceback" not in errors
 
+    assert main(limited) == 0
+    assert (
+        "speed of 5 of 5 numbers, at 20 actions a second (twice what the data do; by hand: " in capsys.readouterr().out
+    )
     assert main([*graph, "--overwrite"]) == 0
     exec(program, scope)
     assert scope["inputs"] == {"camera": [1, 2, *CAMERA[2:], *CAMERA[:2]], "noise_0": [1, ACTIONS]}
