@@ -172,7 +172,8 @@ class Limiter:
 
     An action replaced by another one approaches the wanted one at the speed from which half of the acceleration limit
     and an eighth of the jerk limit stop it there. Where limits exclude each other, position wins over speed, speed over
-    acceleration, and that over jerk. The first actions of an episode have no derivatives, which are not limited then.
+    acceleration, and that over jerk; an excluded limit is exceeded by as little as possible. The first actions of an
+    episode have no derivatives, which are not limited then.
 
     Attributes:
         clamps: of the last call, `CLAMPS` to the number of numbers. A number that was beyond two limits counts in both;

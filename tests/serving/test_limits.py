@@ -70,7 +70,8 @@ def test_what_is_executed_is_within_all_limits_that_do_not_exclude_each_other(se
             is_within = np.abs(np.diff(seen, order + 1, 0)[-1]) <= largest[order] + tolerance
             assert (is_within | ~feasible).all(), DERIVATIVES[order]
             conflict |= ~is_within
-            lowest, highest = np.where(feasible, now_low, lowest), np.where(feasible, now_high, highest)
+            nearest = np.where(middle > highest, highest, lowest)  # to a limit that others exclude
+            lowest, highest = np.where(feasible, now_low, nearest), np.where(feasible, now_high, nearest)
             is_beyond = np.abs(np.diff(raw, order + 1, 0)[-1]) > largest[order] + tolerance
             counts[DERIVATIVES[order]], by_any = int((changed & is_beyond).sum()), by_any | is_beyond
         is_beyond = (want < low - tolerance) | (want > high + tolerance)
