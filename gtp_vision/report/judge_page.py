@@ -76,7 +76,7 @@ def facts(results: Mapping[str, Any]) -> Iterator[str]:
         if results["measure"] is not None and policy["trust"] < _TRUSTED:
             yield (
                 f"{policy['name']} acts farther from the recordings than their own actions are: its value is trusted "
-                f"by {policy['trust']:.0%}, for the rest the worst recorded value counts"
+                f"by {policy['trust']:.0%}, for the rest the worst value counts; the interval reaches to the fitted one"
             )
     held_out = f"{results['held_out']} of them held out"
     if results["trained_on_held_out"]:

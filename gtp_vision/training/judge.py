@@ -139,9 +139,13 @@ def judge(
             features, plans = _at_starts(seen, judged) if starts is None else _at(starts, config, trained, seed)
             values = fitted.values(features, plans.flatten(2)).double().cpu().numpy()
         measures, shown = on_held_out(seen, judged.held_out, fitted, seed)
-        if fitted is not None:
-            drawn.append(doubted(draws(values, seed), measures["trust"], float(transitions.returns.min())))
-            policy |= {"value": float(drawn[-1].mean()), "interval": list(interval(drawn[-1]))}
+        if fitted is not None and judged.question is not None:
+            worst = 0.0 if judged.question.measure == "success" else float(transitions.returns.min())
+            believed = draws(values, seed)
+            drawn.append(doubted(believed, measures["trust"], worst))
+            # Fitted values err upwards: the true one lies between what is trusted and what was fitted.
+            ends = [interval(drawn[-1])[0], interval(believed)[1]]
+            policy |= {"value": float(drawn[-1].mean()), "interval": ends}
             policy |= {"members": values.mean(1).tolist(), "td_error": fitted.error}
         found.append(policy | measures | {"seconds": time.perf_counter() - began})
         pictures.append(shown)
