@@ -143,9 +143,7 @@ def judge(
             worst = 0.0 if judged.question.measure == "success" else float(transitions.returns.min())
             believed = draws(values, seed)
             drawn.append(doubted(believed, measures["trust"], worst))
-            # Fitted values err upwards: the true one lies between what is trusted and what was fitted.
-            ends = [interval(drawn[-1])[0], interval(believed)[1]]
-            policy |= {"value": float(drawn[-1].mean()), "interval": ends}
+            policy |= {"value": float(drawn[-1].mean()), "interval": list(interval(drawn[-1], believed))}
             policy |= {"members": values.mean(1).tolist(), "td_error": fitted.error}
         found.append(policy | measures | {"seconds": time.perf_counter() - began})
         pictures.append(shown)

@@ -147,6 +147,13 @@ def test_draws_of_equal_members_and_starts_have_no_width() -> None:
     assert interval(draws(np.full((4, 6), 2.0), 0)) == pytest.approx((2, 2))
 
 
+def test_the_interval_of_a_doubted_value_reaches_from_the_worst_to_the_fitted_one() -> None:
+    believed = np.linspace(1.0, 2.0, 101)
+    assert interval(believed) == pytest.approx((1.05, 1.95))
+    assert interval(doubted(believed, 0.3, -1.0), believed) == pytest.approx((-1.0, 1.95))
+    assert interval(doubted(believed, 1.0, -1.0), believed) == interval(believed)
+
+
 @pytest.mark.parametrize(("trust", "mean"), [(1.0, 2.0), (0.5, 0.5), (0.0, -1.0)])
 def test_values_that_are_not_trusted_are_the_worst_one(trust: float, mean: float) -> None:
     assert doubted(np.full(100, 2.0), trust, -1.0).mean() == pytest.approx(mean)
