@@ -109,12 +109,12 @@ class TrainingRun:
             if (checkpoints / f"step_{step}").exists():
                 checkpoint.link(checkpoints, name, checkpoints / f"step_{step}")
 
-    def _best_step(self) -> int:
-        """The step of the best evaluation; of a run that is never evaluated, of the best validation; 0: none yet."""
+    def _best_step(self) -> int | None:
+        """The step of the best evaluation; of a run that is never evaluated, of the best validation; None: none yet."""
         if best := max(self.evaluations, key=_merit, default=None):
             return int(best["step"])
         has_simulator = self.config.training.eval_episodes > 0
-        return 0 if has_simulator or self.validation is None else self.validation.best() or 0
+        return None if has_simulator or self.validation is None else self.validation.best()
 
     def validate(self, step: int) -> dict[str, float]:
         """Measure the agent on held-out episodes, before the checkpoint of this step: metrics, on the main process."""

@@ -78,6 +78,13 @@ def test_best_is_the_least_energy_where_no_simulator_is(several: Path, tmp_path:
 
 
 @pytest.mark.trains
+def test_a_first_checkpoint_is_not_best_before_anything_was_measured(several: Path, tmp_path: Path) -> None:
+    more = ["training.steps=3", "training.on_nonfinite=rollback", "training.keep_checkpoints=1", "task.validation=0"]
+    trainer.train(config_of(several, tmp_path, *more), progress=False)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("[!.]*")) == ["last", "step_3"]
+
+
+@pytest.mark.trains
 def test_errors_are_in_the_units_of_the_file(several: Path, tmp_path: Path) -> None:
     config = config_of(several, tmp_path, "agent.action_chunk=2", "training.steps=3")
     trainer.train(config, progress=False)
