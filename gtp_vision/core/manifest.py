@@ -65,6 +65,19 @@ def tensor_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         raise GtpVisionError(f"{path} is not a safetensors file ({str(error)[:80]})") from error
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """The texts in the header of a safetensors file.
+
+    Raises:
+        GtpVisionError: the file is not a safetensors file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise GtpVisionError(f"{path} is not a safetensors file ({str(error)[:80]})") from error
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -53,11 +53,11 @@ def coverage(
         return torch.cat([scaled(observed, features), scaled(acted, actions)], -1)
 
     recorded = pairs(features, actions)
-    known = _distances(pairs(held_features, held_actions), recorded)
+    known = neighbour_distances(pairs(held_features, held_actions), recorded)
     limit = known.quantile(QUANTILE).clamp_min(1e-12)
     count = policy.shape[1]
     taken = pairs(held_features.repeat_interleave(count, 0), policy.flatten(0, 1))
-    distance = _distances(taken, recorded) / limit
+    distance = neighbour_distances(taken, recorded) / limit
     trust = min(1.0, float(_trusted(distance) / _trusted(known / limit)))
     return Coverage(float((distance <= 1).float().mean()), trust, distance.unflatten(0, (-1, count)))
 
@@ -67,7 +67,7 @@ def _trusted(distance: torch.Tensor) -> torch.Tensor:
     return ((_FADES - distance) / (_FADES - 1)).clamp(0, 1).mean()
 
 
-def _distances(pairs: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
-    """The distance of each pair to its k-th nearest recorded one: (H, F + A) and (N, F + A) to (H,)."""
+def neighbour_distances(rows: torch.Tensor, recorded: torch.Tensor) -> torch.Tensor:
+    """The distance of each row (H, F) to its k-th nearest recorded one of (N, F): (H,)."""
     k = min(NEIGHBOURS, len(recorded))
-    return torch.cat([torch.cdist(some, recorded).kthvalue(k, 1).values for some in pairs.split(_PIECE)])
+    return torch.cat([torch.cdist(some, recorded).kthvalue(k, 1).values for some in rows.split(_PIECE)])

@@ -1,10 +1,11 @@
 """The policy artifact: a folder that is enough to act, of safetensors and JSON without pickles.
 
-    policy.safetensors   the weights that acting needs
-    policy.json          settings: schema, agent and encoder
-    provenance.json      run, step, data, scores, versions, licences
-    README.md            the model card
-    manifest.json        sizes and hashes of the above
+    policy.safetensors     the weights that acting needs
+    policy.json            settings: schema, agent and encoder
+    provenance.json        run, step, data, scores, versions, licences
+    reference.safetensors  features and numbers of the training data, if these could be read
+    README.md              the model card
+    manifest.json          sizes and hashes of the above
 
 Artifacts are untrusted: sizes and shapes are checked before anything is built from them.
 """
@@ -28,6 +29,7 @@ from gtp_vision.agents import Agent, AgentConfig
 from gtp_vision.core import manifest
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.manifest import MANIFEST
+from gtp_vision.core.names import GOAL
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.settings import numbers
 from gtp_vision.core.tied import stored_tensors, with_aliases
@@ -35,12 +37,13 @@ from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder, present_n
 from gtp_vision.models import without_bounds
 from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
+from gtp_vision.serving.reference import MOST_BYTES, REFERENCE, Reference
 from gtp_vision.serving.schema import Schema
 
 FORMAT = 3  # of the folder
 _FORMATS = (1, 2, FORMAT)  # that are read; 1 numbered the encoder's parts, 2 had no limits
 WEIGHTS, MADE_OF, PROVENANCE, CARD = "policy.safetensors", "policy.json", "provenance.json", "README.md"
-FILES = [WEIGHTS, MADE_OF, PROVENANCE, CARD, MANIFEST]
+FILES = [WEIGHTS, MADE_OF, PROVENANCE, REFERENCE, CARD, MANIFEST]
 _MOST_JSON = 4 << 20  # bytes
 _ADVICE = "copy the whole folder again, or export the run again"
 Settings = TypeVar("Settings", AgentConfig, EncoderConfig)
@@ -71,6 +74,7 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
         if not isinstance(parts, list) or not all(isinstance(name, str) for name in parts):
             raise GtpVisionError(f"{MADE_OF} does not list the agent's modules ('parts'); export it again")
         agent = _load_agent(folder / WEIGHTS, schema, config, encoder, parts, bf16=settings.get("bf16") is True)
+        reference = _reference(folder, schema, agent) if settings.get("reference") is True else None
     except GtpVisionError as error:
         raise GtpVisionError(f"{folder}: {error}") from error
     try:
@@ -78,10 +82,17 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
         agent.to(device)
     except (RuntimeError, AssertionError) as error:
         raise GtpVisionError(f"device={device} is not available ({first_line(error)}); try cpu") from error
-    return Policy(agent, schema, _json(folder / PROVENANCE), engine)
+    return Policy(agent, schema, _json(folder / PROVENANCE), engine, reference)
 
 
-def write(folder: Path, agent: Agent, schema: Schema, provenance: Mapping[str, Any], parts: Sequence[str]) -> None:
+def write(
+    folder: Path,
+    agent: Agent,
+    schema: Schema,
+    provenance: Mapping[str, Any],
+    parts: Sequence[str],
+    reference: Reference | None = None,
+) -> None:
     """Write an artifact's files into an empty folder, with the weights of the agent's modules `parts`."""
     tensors = {part: stored_tensors(agent.get_submodule(part)) for part in parts}
     save_file({f"{part}.{name}": x for part, of in tensors.items() for name, x in of.items()}, folder / WEIGHTS)
@@ -92,7 +103,10 @@ def write(folder: Path, agent: Agent, schema: Schema, provenance: Mapping[str, A
         "encoder": asdict(agent.actor_encoder.config) | {"weights": None},  # they are in the artifact
         "parts": list(parts),
         "bf16": agent.actor_encoder.bf16,
+        "reference": reference is not None,
     }
+    if reference is not None:
+        reference.write(folder / REFERENCE)
     (folder / MADE_OF).write_text(json.dumps(settings, indent=1))
     (folder / PROVENANCE).write_text(json.dumps(provenance, indent=1))
     (folder / CARD).write_text(card(schema, provenance))
@@ -140,6 +154,18 @@ def _load_agent(
 
 def _built(shapes: Mapping[str, tuple[int, ...]], actions: int, config: AgentConfig, encoder: EncoderConfig) -> Agent:
     return agents.create(shapes, actions, config, encoder, pretrained=False)
+
+
+def _reference(folder: Path, schema: Schema, agent: Agent) -> Reference:
+    """Read what the artifact knows of its data, after checking its size."""
+    path, encoder = folder / REFERENCE, agent.actor_encoder
+    if fault := manifest.problem(folder, [REFERENCE]):
+        raise GtpVisionError(f"{fault}; {_ADVICE}")
+    if path.stat().st_size > MOST_BYTES:
+        raise GtpVisionError(f"{REFERENCE} has more than {MOST_BYTES >> 20} MB; export it again")
+    features = {name: encoder.tower(name).width for name in schema.cameras if not name.startswith(GOAL)}
+    states = {name: width for name, width in schema.states.items() if not name.startswith(GOAL)}
+    return Reference.read(path, features, states, schema.actions)
 
 
 def _settings(defaults: Settings, stored: Any) -> Settings:

@@ -31,17 +31,21 @@ from gtp_vision.datasets.scaling import in_file_units
 from gtp_vision.datasets.store import Store
 from gtp_vision.report.rounds import rounds_of
 from gtp_vision.serving import artifact, graphs
+from gtp_vision.serving.calibration import reference_of
 from gtp_vision.serving.limits import DATA, DERIVATIVES, OFF, Limiter, Limits, read_words
 from gtp_vision.serving.policy import Policy
+from gtp_vision.serving.reference import Reference
 from gtp_vision.serving.schema import Schema
 from gtp_vision.serving.warm_start import ROUNDS, SETTINGS, portable
 from gtp_vision.training.build import shapes
-from gtp_vision.training.data import open_recorded
+from gtp_vision.training.data import TaskData, split_recorded
 from gtp_vision.training.evaluate import actor_of, restore
 
 LICENCES = ("weights", "data", "backbone")
 LIMITS = "limits"
 """Of provenance.json: in words where the limits come from."""
+DOUBT = "doubt"
+"""Of provenance.json: how doubt was calibrated, or why it was not."""
 
 
 def export(
@@ -84,17 +88,19 @@ def export(
     _check_output(out, overwrite)
     config, trained = restore(run, which, acting=acting, steps=steps)
     agent = trained.agent.cpu()
-    made, limited_by = limits_of(config, trained.record, limits, rate)
+    data = _data_of(config, trained.record)
+    made, limited_by = limits_of(trained.record, data, limits, rate)
+    reference, origin_of_doubt = _reference_of(config, agent, data)
     schema = replace(schema_of(config, agent, trained.record), limits=made)
     checkpoint = (run / "checkpoints" / which).resolve().name
     origin = provenance(run, config, trained.record, int(checkpoint.removeprefix("step_")), licences or {})
-    origin[LIMITS] = limited_by
+    origin |= {LIMITS: limited_by, DOUBT: origin_of_doubt}
     aside = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
     try:
         for parts in _part_sets(agent):
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            artifact.write(aside, agent, schema, origin, parts)
+            artifact.write(aside, agent, schema, origin, parts, reference)
             if _acts_alike(aside, agent, schema):
                 break
         else:
@@ -111,14 +117,16 @@ def export(
     return artifact.load_policy(out)
 
 
-def limits_of(config: Config, data: DataRecord, words: Sequence[str], rate: float | None) -> tuple[Limits | None, str]:
+def limits_of(
+    record: DataRecord, data: TaskData | GtpVisionError, words: Sequence[str], rate: float | None
+) -> tuple[Limits | None, str]:
     """The limits of a run's actions by the words of `limits.read_words`, and in words where they come from.
 
     Raises:
         GtpVisionError: words that do not fit, or `data` where the data set is missing or has changed.
     """
-    source, by_hand = read_words(words, data.actions)
-    bounds, rate = data.action_bounds, known_rate(data.attributes) if rate is None else rate
+    source, by_hand = read_words(words, record.actions)
+    bounds, rate = record.action_bounds, known_rate(record.attributes) if rate is None else rate
     if rate is None and (derivatives := [name for name in DERIVATIVES if name in by_hand]):
         raise GtpVisionError(
             f"--limits {derivatives[0]}=... is per second, and the data do not say their rate; add --rate with the "
@@ -129,24 +137,38 @@ def limits_of(config: Config, data: DataRecord, words: Sequence[str], rate: floa
         if not by_hand:
             return None, OFF
         made = Limits.position(*bounds, rate)
+    elif isinstance(data, TaskData):
+        made = Limits.of_data(partial(_episodes, data.training), bounds, rate)
+        origins.insert(0, "twice what the data do")
+    elif source == DATA:
+        raise data
     else:
-        try:
-            made = Limits.of_data(partial(_episodes, _data_of(config, data)), bounds, rate)
-            origins.insert(0, "twice what the data do")
-        except GtpVisionError:
-            if source == DATA:
-                raise
-            moves = data.statistics["actions"]
-            made = Limits.of_range(in_units(moves["min"], *bounds), in_units(moves["max"], *bounds), bounds, rate)
-            origins.insert(0, "twice the range of the data, which cannot be read; --limits data says why")
+        moves = record.statistics["actions"]
+        made = Limits.of_range(in_units(moves["min"], *bounds), in_units(moves["max"], *bounds), bounds, rate)
+        origins.insert(0, "twice the range of the data, which cannot be read; --limits data says why")
     return replace(made, **by_hand).checked(bounds), "; ".join(origins)
 
 
-def _data_of(config: Config, data: DataRecord) -> Store:
-    if not (config.task.dataset or config.task.datasets):
-        assert config.task.env is not None, "checked with the configuration"
-        ogbench.locate(config.task.env, Path(config.data_dir).expanduser(), download=False)
-    return open_recorded(config, data)
+def _reference_of(config: Config, agent: Agent, data: TaskData | GtpVisionError) -> tuple[Reference | None, str]:
+    """What the artifact keeps of the training data, and where it comes from, or why there is none."""
+    if isinstance(data, GtpVisionError):
+        return None, f"the data cannot be read: {data}"
+    try:
+        reference, others = reference_of(agent, data, config.task.frame_stack, config.seed)
+    except GtpVisionError as error:
+        return None, str(error)
+    return reference, f"{len(reference.actions)} frames, {others.episodes} other episodes"
+
+
+def _data_of(config: Config, record: DataRecord) -> TaskData | GtpVisionError:
+    """The data that a run was trained on, or why they cannot be read; nothing is downloaded."""
+    try:
+        if not (config.task.dataset or config.task.datasets):
+            assert config.task.env is not None, "checked with the configuration"
+            ogbench.locate(config.task.env, Path(config.data_dir).expanduser(), download=False)
+        return split_recorded(config, record)
+    except GtpVisionError as error:
+        return error
 
 
 def _episodes(store: Store) -> Iterator[np.ndarray]:

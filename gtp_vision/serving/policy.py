@@ -22,6 +22,7 @@ from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.serving.limits import Limiter
+from gtp_vision.serving.reference import Reference
 from gtp_vision.serving.schema import Schema
 
 _MAX_STEPS = 1000
@@ -114,13 +115,22 @@ class Policy(PyTorchModelHubMixin):
 
     `policy.push_to_hub("me/policy")` and `Policy.from_pretrained("me/policy")` use the Hugging Face hub; they transfer
     the artifact, which is checked as any untrusted one. `card` is provenance, see `artifact`. `engine` is that of
-    `FastPolicy`: eager is ready at once, compile and graph take seconds at the first action.
+    `FastPolicy`: eager is ready at once, compile and graph take seconds at the first action. `reference` is what it
+    knows of the data that it was trained on, None of an artifact without.
     """
 
-    def __init__(self, agent: Agent, schema: Schema, card: Mapping[str, Any], engine: str = "eager") -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        schema: Schema,
+        card: Mapping[str, Any],
+        engine: str = "eager",
+        reference: Reference | None = None,
+    ) -> None:
         self.agent, self.schema, self.card = agent.eval(), schema, dict(card)
         self.fast = FastPolicy(agent, engine=engine)
         self.device = next(agent.policy.parameters()).device
+        self.reference = None if reference is None else reference.to(self.device)
         self._valid_steps: set[int] = set()
         self._session = Session(self)
         self._hub_mixin_config = None  # the artifact's own files are enough
@@ -140,7 +150,7 @@ class Policy(PyTorchModelHubMixin):
         from gtp_vision.serving import artifact
 
         parts = [name for name, _ in self.agent.named_children()]
-        artifact.write(save_directory, self.agent, self.schema, self.card, parts)
+        artifact.write(save_directory, self.agent, self.schema, self.card, parts, self.reference)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, device: str = "cpu", engine: str = "eager", **hub: Any) -> Policy:

@@ -219,18 +219,25 @@ def measure(store: Store) -> tuple[DataStatistics, DataRecord]:
 
 
 def open_recorded(config: Config, record: DataRecord) -> Store:
-    """The data set that a run was trained on.
+    """The data set that a run was trained on; errors as `split_recorded`."""
+    return split_recorded(config, record).training
+
+
+def split_recorded(config: Config, record: DataRecord) -> TaskData:
+    """The data set that a run was trained on, and the episodes that were held out.
 
     Raises:
         GtpVisionError: it is missing, or another one by now.
     """
-    store = in_order(open_data(config, kept_scale(config, record)), record, config.task)
+    data = open_split(config, kept_scale(config, record))
+    store = in_order(data.training, record, config.task)
     if differ := differences(record, measure(store)[1]):
         raise GtpVisionError(
             f"{store.path} is no longer the data set of {config.run_dir}: {'; '.join(differ)}; restore it, or give "
             f"other recordings"
         )
-    return store
+    held_out = data.held_out.select(list(store.observations)) if data.held_out is not None else None
+    return replace(data, training=store, held_out=held_out)
 
 
 def in_order(store: Store, record: DataRecord | None, task: TaskConfig) -> Store:
