@@ -115,7 +115,7 @@ def to_store(found: Layout, path: Path) -> Store:
     episodes.
     """
     try:
-        arrays: dict[str, Array] = {name: _mapped(entry, path) for name, entry in found["arrays"].items()}
+        arrays: dict[str, Array] = {name: map_array(entry, path) for name, entry in found["arrays"].items()}
     except FileNotFoundError as error:  # another process may have evicted it from the cache
         raise GtpVisionError(
             f"{path}: {error.filename}, which holds its arrays, was removed a moment ago; try again, and if that is a "
@@ -155,7 +155,8 @@ def check_filters(store: Store) -> None:
                 )
 
 
-def _mapped(entry: Mapping[str, Any], path: Path) -> Array:
+def map_array(entry: Mapping[str, Any], path: Path) -> Array:
+    """Map an array of a layout. Raises GtpVisionError: its file became shorter."""
     dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
     row = hdf5.nbytes(shape[1:], dtype)
     if not shape[0] or not row:

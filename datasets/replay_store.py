@@ -59,11 +59,17 @@ class ReplayStore:
         return sorted(int(path.stem) for path in self.folder.glob("*.h5") if _NAME.fullmatch(path.name))
 
     def append(
-        self, episodes: Sequence[RecordedEpisode], attributes: Mapping[str, Any], number: int | None = None
+        self,
+        episodes: Sequence[RecordedEpisode],
+        attributes: Mapping[str, Any],
+        number: int | None = None,
+        *,
+        beside: Mapping[str, np.ndarray] | None = None,
     ) -> Path:
         """Write episodes into a new file, numbered after the last one unless `number` is given; return its path.
 
-        `attributes` are of the data set, e.g. `action_low`, `action_high` and `rendering`.
+        `attributes` are of the data set, e.g. `action_low`, `action_high` and `rendering`; `beside` as in
+        `formats.native.write`.
 
         Raises:
             GtpVisionError: the store holds another task, a number is not finite, the disk is full.
@@ -75,7 +81,7 @@ class ReplayStore:
             raise GtpVisionError(
                 f"{self.folder} is the replay store of another task: {fault}; choose another folder, or remove it"
             )
-        return native.write(target, store)
+        return native.write(target, store, beside=beside)
 
     def open(self, number: int) -> Store:
         """The validated episodes of a file. Raises GtpVisionError: it is missing or damaged."""

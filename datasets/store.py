@@ -17,6 +17,8 @@ ACTION_BOUNDS = ("action_low", "action_high")
 """Attributes of a data set whose actions were scaled: low + (action + 1) / 2 (high - low) is the robot's action."""
 LABELS = "episode_labels"
 """Attribute of labelled data: the name of each data set to the numbers of its labels, and who set them."""
+ACTIONS_BETWEEN = "actions_between"
+"""Attribute of recordings of plans: up to so many actions were executed between two observations, which none saw."""
 EPISODE_ATTRIBUTES = ("filters", "demonstrations", "tasks", "episode_tasks", "episode_success", "success_frame")
 """Attributes of one data set's episodes."""
 

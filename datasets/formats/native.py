@@ -15,6 +15,8 @@ An array `success` or `is_success`, one flag a row or one an episode, marks what
 `episode_success` does. Also accepted: flags that are bool and rewards and flags of shape (N, 1), both in place; flags
 that are floats and rewards that are integers, which are converted into the cache.
 
+Other members are left out, as the `answers` of a recording (`serving/recording.py`).
+
 A folder of such files that are named by numbers (000000.h5, 000001.h5, ...: a replay store) is one data set; their
 observations, and what -1 and 1 of their actions stand for, must agree.
 """
@@ -106,8 +108,16 @@ def write_rows(target: h5py.Dataset, start: int, values: np.ndarray) -> None:
         raise GtpVisionError(f"{target.file.filename} cannot be written ({first_line(error)}); {_ROOM}") from error
 
 
-def write(path: str | Path, store: Store, *, compression: str | None = None) -> Path:
+def write(
+    path: str | Path,
+    store: Store,
+    *,
+    compression: str | None = None,
+    beside: Mapping[str, np.ndarray] | None = None,
+) -> Path:
     """Write a store to a native file, and return its path; compression as in `create`.
+
+    `beside` are further arrays by their paths in the file, which readers of data sets leave out.
 
     Raises GtpVisionError: a type, shape, length or name that the format cannot hold; the disk is full.
     """
@@ -115,6 +125,7 @@ def write(path: str | Path, store: Store, *, compression: str | None = None) -> 
     store = writable(store)
     arrays: dict[str, Array] = {f"observations/{name}": array for name, array in store.observations.items()}
     arrays |= {name: getattr(store, name) for name in FLAT}
+    arrays |= beside or {}
     shapes = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     with create(path, shapes, store.attributes, compression=compression) as file:
         for name, array in arrays.items():

@@ -15,8 +15,8 @@ from gtp_vision.cli.verb import Verb
 from gtp_vision.core.errors import GtpVisionError
 
 if TYPE_CHECKING:
+    from gtp_vision.serving.policy import Policy
     from gtp_vision.serving.recorder import Recorder
-    from gtp_vision.serving.schema import Schema
 
 _HELP = """\
 Let robots ask a policy over the network: websocket and msgpack, as openpi's public client speaks.
@@ -96,7 +96,7 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     def log(line: str) -> None:
         print(f"gtp-vision: {line}", file=sys.stderr, flush=True)
 
-    recorder = None if arguments.record is None else _recorder(arguments, schema, log)
+    recorder = None if arguments.record is None else _recorder(arguments, policy, log)
 
     def ready(address: str) -> None:
         print(f"{schema.agent} on {schema.task} at {address}, numbers at {address.replace('ws', 'http', 1)}/metrics")
@@ -117,20 +117,27 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
-def _recorder(arguments: argparse.Namespace, schema: Schema, log: Callable[[str], None]) -> Recorder:
-    from gtp_vision.core.safe_json import read_json
-    from gtp_vision.serving.artifact import MANIFEST, WEIGHTS
+def _recorder(arguments: argparse.Namespace, policy: Policy, log: Callable[[str], None]) -> Recorder:
+    import torch
+
+    from gtp_vision.serving.answer import PLAN
+    from gtp_vision.serving.artifact import identity
     from gtp_vision.serving.recorder import Recorder
+    from gtp_vision.serving.recording import Served
 
     if not arguments.record_limit > 0:
         raise GtpVisionError(f"--record-limit {arguments.record_limit:g} must be above 0 GB")
-    if arguments.answer == "chunk" and schema.chunk > 1:
-        raise GtpVisionError(
-            f"--record needs every step of a robot, and a plan of {schema.chunk} actions is answered once in several "
-            f"steps; add --answer action"
-        )
-    weights = read_json(arguments.folder / MANIFEST)[WEIGHTS]["sha256"]
-    return Recorder(arguments.record.expanduser(), schema, str(weights), int(1e9 * arguments.record_limit), log)
+    if arguments.answer == PLAN and policy.schema.chunk > 1:
+        log("plans are recorded for replay and labels; to train on recordings, add --answer action")
+    served = Served(
+        artifact=identity(arguments.folder),
+        answer=arguments.answer,
+        engine=arguments.engine,
+        device=arguments.device,
+        threads=arguments.threads or torch.get_num_threads(),
+        torch=torch.__version__,
+    )
+    return Recorder(arguments.record.expanduser(), policy.schema, served, int(1e9 * arguments.record_limit), log)
 
 
 def _token(path: Path | None) -> str | None:

@@ -12,6 +12,7 @@ Artifacts are untrusted: sizes and shapes are checked before anything is built f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,7 @@ FORMAT = 3  # of the folder
 _FORMATS = (1, 2, FORMAT)  # that are read; 1 numbered the encoder's parts, 2 had no limits
 WEIGHTS, MADE_OF, PROVENANCE, CARD = "policy.safetensors", "policy.json", "provenance.json", "README.md"
 FILES = [WEIGHTS, MADE_OF, PROVENANCE, REFERENCE, CARD, MANIFEST]
+_ACTING = (WEIGHTS, MADE_OF)  # that decide how it acts
 _MOST_JSON = 4 << 20  # bytes
 _ADVICE = "copy the whole folder again, or export the run again"
 Settings = TypeVar("Settings", AgentConfig, EncoderConfig)
@@ -111,6 +113,13 @@ def write(
     (folder / PROVENANCE).write_text(json.dumps(provenance, indent=1))
     (folder / CARD).write_text(card(schema, provenance))
     manifest.write_manifest(folder)
+
+
+def identity(folder: Path) -> str:
+    """A hash of the files that decide how an artifact acts, by its manifest."""
+    listed = read_json(folder / MANIFEST, limit=_MOST_JSON, advice=_ADVICE)
+    found = {name: listed[name]["sha256"] for name in _ACTING if name in listed}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def trimmed(agent: Agent, parts: list[str]) -> Agent:

@@ -38,10 +38,10 @@ class Session:
         limiter: keeps actions within the policy's limits, and counts those it changes; None of a policy without any.
     """
 
-    def __init__(self, policy: Policy, seed: int = 0) -> None:
+    def __init__(self, policy: Policy, seed: int = 0, episode: int = 0) -> None:
         self.policy, self.seed = policy, seed
         self.limiter = None if policy.schema.limits is None else Limiter(policy.schema.limits)
-        self._episode = -1
+        self._episode = episode - 1
         self.reset()
 
     def reset(self) -> None:
@@ -84,6 +84,11 @@ class Session:
         if self.limiter is not None and chunk.shape[1] > 1:
             self.limiter.reset()
         return self._limited(chunk[0])
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Episode and step of the next observation, of which its noise is a function."""
+        return self._episode, self._step
 
     @property
     def clamps(self) -> dict[str, int]:
@@ -178,9 +183,9 @@ class Policy(PyTorchModelHubMixin):
         """What limits changed of the last answer of the policy's own session, see `Session.clamps`."""
         return self._session.clamps
 
-    def session(self, seed: int = 0) -> Session:
-        """A new session with the same weights."""
-        return Session(self, seed)
+    def session(self, seed: int = 0, episode: int = 0) -> Session:
+        """A new session with the same weights, in an episode of this number."""
+        return Session(self, seed, episode)
 
     def check_steps(self, steps: int | None) -> None:
         """Refuse a K that is not an integer from 1 to 1000, or not the fixed number of the agent."""

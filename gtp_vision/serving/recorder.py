@@ -2,8 +2,11 @@
 
     policy's thread -> Recorder.add -> queue -> sending thread -> pipe -> recording process -> replay store
 
-    DIR/000000.h5 ...   an episode each: observations as received, actions in [-1, 1], rewards of 0
-    DIR/served.jsonl    a line for each: file, artifact, client, and when each observation came and was answered
+    DIR/000000.h5 ...   an episode each: observations as received, actions in [-1, 1], rewards of 0; and whole answers
+                        with what they depend on (`recording`), so that they can be replayed bit for bit
+
+An action of the data set is the first of the answer to its row. Of plans a robot executes several actions between two
+observations, which were not seen: such recordings can be replayed and labelled, and training refuses them.
 
 The policy's thread only queues references. A process of its own keeps the episodes that are being recorded, and writes
 each when it ends; when the server is killed it writes what it has. A fault ends the recording, not the serving.
@@ -11,14 +14,13 @@ each when it ends; when the server is killed it writes what it has. A fault ends
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import queue
 import signal
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,26 +31,14 @@ from gtp_vision.core.errors import GtpVisionError, reason
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.units import to_policy
 from gtp_vision.datasets.replay_store import RecordedEpisode, ReplayStore
-from gtp_vision.datasets.store import ACTION_BOUNDS
+from gtp_vision.datasets.store import ACTION_BOUNDS, ACTIONS_BETWEEN
+from gtp_vision.serving.answer import PLAN, Answered
+from gtp_vision.serving.recording import ANSWERS, Served, Step, arrays_of
 from gtp_vision.serving.schema import Schema
 
-TIMES = "served.jsonl"
 _LONGEST = 128 << 20  # bytes of an episode in memory; a longer one is written in several files
 _MOST_PENDING = 256 << 20  # bytes that wait for the recording process
 _ENDING = 60.0  # seconds in which the recording process writes its last episodes
-
-
-@dataclass(frozen=True)
-class _Step:
-    client: int
-    observation: Mapping[str, np.ndarray]
-    action: np.ndarray
-    received: float
-    answered: float
-
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.observation.values())
 
 
 class Recorder:
@@ -57,7 +47,7 @@ class Recorder:
     Args:
         folder: a replay store, new or of the same task.
         schema: of the policy.
-        artifact: hash of the policy's weights.
+        served: how the policy answers.
         limit: bytes.
         log: for a line.
 
@@ -66,13 +56,15 @@ class Recorder:
     """
 
     def __init__(
-        self, folder: Path, schema: Schema, artifact: str, limit: int, log: Callable[[str], None] = lambda line: None
+        self, folder: Path, schema: Schema, served: Served, limit: int, log: Callable[[str], None] = lambda line: None
     ) -> None:
-        self._log, self._queue, self._lock = log, queue.SimpleQueue[_Step | int | None](), threading.Lock()
+        self._log, self._queue, self._lock = log, queue.SimpleQueue[Step | int | None](), threading.Lock()
         self._pending, self._is_stopped = 0, False
-        attributes: dict[str, Any] = {"source": "served", "task": schema.task, "artifact": artifact}
+        attributes: dict[str, Any] = {"source": "served", "task": schema.task, ANSWERS: asdict(served)}
         attributes |= zip(ACTION_BOUNDS, map(list, (schema.action_low, schema.action_high)), strict=True)
-        _check(folder, schema)
+        if served.answer == PLAN and schema.chunk > 1:
+            attributes[ACTIONS_BETWEEN] = schema.chunk
+        _check(folder, schema, attributes)
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=_record, args=(other, folder, attributes, limit), name="recording")
@@ -82,17 +74,12 @@ class Recorder:
         self._thread.start()
 
     def add(
-        self,
-        client: int,
-        observation: Mapping[str, np.ndarray],
-        actions: np.ndarray,
-        received: float,
-        answered: float,
+        self, client: int, observation: Mapping[str, np.ndarray], answered: Answered, received: float, sent: float
     ) -> None:
-        """Record an observation and the first of its actions (H, A), in the robot's units; times are of `time.time`."""
+        """Record an observation and its answer; times are of `time.time`."""
         if self._is_stopped:
             return
-        step = _Step(client, observation, actions[0], received, answered)
+        step = Step(client, observation, answered, received, sent)
         with self._lock:
             self._pending += step.nbytes
         if self._pending > _MOST_PENDING:
@@ -126,7 +113,7 @@ class Recorder:
         try:
             while (item := self._queue.get()) is not None:
                 self._pipe.send(item)
-                if isinstance(item, _Step):
+                if isinstance(item, Step):
                     with self._lock:
                         self._pending -= item.nbytes
                 if self._pipe.poll():
@@ -140,7 +127,7 @@ class Recorder:
         self._pipe.close()
 
 
-def _check(folder: Path, schema: Schema) -> None:
+def _check(folder: Path, schema: Schema, attributes: Mapping[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -157,6 +144,11 @@ def _check(folder: Path, schema: Schema) -> None:
                 f"--record {folder} holds recordings of another task (observations {', '.join(held.observations)}, "
                 f"{held.action_dim} actions of other bounds or names than the policy's); choose another folder"
             )
+        if held.attributes.get(ACTIONS_BETWEEN) != attributes.get(ACTIONS_BETWEEN):
+            raise GtpVisionError(
+                f"--record {folder} holds recordings with another --answer, or of plans of another length; choose "
+                f"another folder"
+            )
 
 
 # In the recording process -------------------------------------------------------------------------------------------
@@ -164,14 +156,14 @@ def _check(folder: Path, schema: Schema) -> None:
 
 @dataclass
 class _Episode:
-    steps: list[_Step] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     nbytes: int = 0
 
-    def add(self, step: _Step) -> None:
+    def add(self, step: Step) -> None:
         self.steps.append(step)
         self.nbytes += step.nbytes
 
-    def fits(self, step: _Step) -> bool:
+    def fits(self, step: Step) -> bool:
         """Whether a step's frames have the sizes of the episode's: policies take some that they resize."""
         first = self.steps[0].observation if self.steps else step.observation
         return all(first[name].shape == array.shape for name, array in step.observation.items())
@@ -185,7 +177,7 @@ def _record(pipe: Connection, folder: Path, attributes: Mapping[str, Any], limit
     try:
         writer = _Writer(folder, attributes, limit)
         while (item := _received(pipe)) is not None:
-            if not isinstance(item, _Step):
+            if not isinstance(item, Step):
                 writer.write(episodes.pop(item, _Episode()))
                 continue
             episode = episodes.setdefault(item.client, _Episode())
@@ -209,10 +201,10 @@ def _record(pipe: Connection, folder: Path, attributes: Mapping[str, Any], limit
         pass
 
 
-def _received(pipe: Connection) -> _Step | int | None:
+def _received(pipe: Connection) -> Step | int | None:
     """The next message; None of a server that has ended."""
     try:
-        message: _Step | int | None = pipe.recv()
+        message: Step | int | None = pipe.recv()
     except (EOFError, OSError):
         return None
     return message
@@ -235,7 +227,7 @@ class _Writer:
                 f"{self._limit / 1e9:g}; raise it, or move recordings elsewhere"
             )
         low, high = (self._attributes[bound] for bound in ACTION_BOUNDS)
-        actions = to_policy(np.stack([step.action for step in steps[:-1]]), low, high)
+        actions = to_policy(np.stack([step.answered.actions[0] for step in steps[:-1]]), low, high)
         names = [name for name in steps[0].observation if not name.startswith(GOAL)]
         recorded = RecordedEpisode(
             {name: np.stack([step.observation[name] for step in steps]) for name in names},
@@ -243,9 +235,7 @@ class _Writer:
             np.zeros(len(actions), np.float32),
             terminal=False,
         )
-        path = self._store.append([recorded], self._attributes)
+        beside, columns = arrays_of(steps)
+        own = {ANSWERS: self._attributes[ANSWERS] | columns | {"client": steps[0].client}}
+        path = self._store.append([recorded], {**self._attributes, **own}, beside=beside)
         self._held += path.stat().st_size
-        line = {"file": path.name, "artifact": self._attributes["artifact"], "client": steps[0].client}
-        line |= {name: [round(getattr(step, name), 4) for step in steps] for name in ("received", "answered")}
-        with (self._folder / TIMES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")

@@ -20,7 +20,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
 from gtp_vision.core.errors import GtpVisionError, reason
+from gtp_vision.serving.answer import PLAN, Answered, answer
 from gtp_vision.serving.metrics import Metrics, Times
 from gtp_vision.serving.policy import Policy, Session
 from gtp_vision.serving.protocol import Reader, packed
@@ -45,13 +46,6 @@ _PING = 20.0  # seconds between pings, and to answer one
 _CLOSING = 5.0  # seconds for a closing handshake
 _STOPPING = "the server is stopping"
 _MAX_UNREAD = 8  # answers that a client may leave unread before its messages are no longer read
-
-
-class Answer(NamedTuple):
-    """Actions (H, A), and what limits changed of them, see `Session.clamps`."""
-
-    actions: np.ndarray
-    clamps: dict[str, int]
 
 
 @dataclass(eq=False)
@@ -105,7 +99,7 @@ class Server:
         keys = ("cameras", "states", "frame_stack", "agent", "task", "actions", "action_low", "action_high")
         metadata = {key: getattr(schema, key) for key in keys}
         metadata["limits"] = None if schema.limits is None else asdict(schema.limits)
-        metadata["chunk"] = schema.chunk if settings.answer == "chunk" else 1
+        metadata["chunk"] = schema.chunk if settings.answer == PLAN else 1
         self._greeting = packed({**metadata, "steps": settings.steps or schema.steps, "answer": settings.answer})
 
     async def run(self, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
@@ -162,7 +156,7 @@ class Server:
             schema = self._policy.schema
             zeros: dict[str, np.ndarray] = {name: np.zeros(shape, np.uint8) for name, shape in schema.cameras.items()}
             zeros |= {name: np.zeros(width, np.float32) for name, width in schema.states.items()}
-            self._act(self._policy.session(), zeros)
+            self._answer(self._policy.session(), zeros)
 
         pending = PendingRequest(act, loop, time.perf_counter())
         self._worker.submit(Lane(), pending)
@@ -274,15 +268,15 @@ class Server:
             if self._recorder is not None:
                 self._recorder.end(client.number)
 
-        def act() -> Answer | None:
+        def act() -> Answered | None:
             if request.observation is None:
                 return None
-            actions = self._act(client.session, request.observation)
+            answered = self._answer(client.session, request.observation)
             if self._recorder is not None:
                 now = time.time()
                 waited = time.perf_counter() - received
-                self._recorder.add(client.number, request.observation, actions, now - waited, now)
-            return Answer(actions, client.session.clamps)
+                self._recorder.add(client.number, request.observation, answered, now - waited, now)
+            return answered
 
         pending = PendingRequest(act, loop, received, reset if request.reset else None)
         if self._ending:
@@ -299,31 +293,29 @@ class Server:
         self._worker.cancel(client.lane, pending)
         pending.refuse("timeout", f"the policy gave no answer within {self._settings.timeout:g} s")
 
-    def _act(self, session: Session, observation: dict[str, np.ndarray]) -> np.ndarray:
-        """(H, A), or (1, A) where the server answers actions; in the worker's thread."""
-        if self._settings.answer == "chunk":
-            return session.plan(observation, steps=self._settings.steps)
-        return session.act(observation, steps=self._settings.steps)[None]
+    def _answer(self, session: Session, observation: dict[str, np.ndarray]) -> Answered:
+        """Answer as configured, in the worker's thread."""
+        return answer(session, observation, self._settings.answer, steps=self._settings.steps)
 
     async def _send_answers(self, client: Client) -> None:
         """Send answers in order; metrics are updated after sending, as robots wait."""
         while True:
             pending = await client.answers.get()
             try:
-                answer: bytes | str = _message(pending, await pending.answer)
+                message: bytes | str = _message(pending, await pending.answer)
             except GtpVisionError as error:
-                answer = str(error)
+                message = str(error)
             try:
-                await client.connection.send(answer)
+                await client.connection.send(message)
             except ConnectionClosed:
                 return
             finally:
                 client.pending -= 1
-                self._count(pending, answer)
+                self._count(pending, message)
 
-    def _count(self, pending: PendingRequest, answer: bytes | str) -> None:
+    def _count(self, pending: PendingRequest, message: bytes | str) -> None:
         self._metrics.requests.inc()
-        if isinstance(answer, str):
+        if isinstance(message, str):
             self._metrics.errors.labels(pending.cause).inc()
         elif pending.answer.result() is None:
             self._metrics.resets.inc()
@@ -334,9 +326,9 @@ class Server:
             self._metrics.answered(Times(pending.queued, acted, time.perf_counter() - pending.received))
 
 
-def _message(pending: PendingRequest, answer: Answer | None) -> bytes:
-    if answer is None:
+def _message(pending: PendingRequest, answered: Answered | None) -> bytes:
+    if answered is None:
         return packed({"reset": True})
     timing = {"infer_ms": 1e3 * (pending.ended - pending.started), "queue_ms": 1e3 * pending.queued}
-    clamps = {"clamps": answer.clamps} if answer.clamps else {}
-    return packed({"actions": answer.actions, "server_timing": timing, **clamps})
+    clamps = {"clamps": answered.clamps} if answered.clamps else {}
+    return packed({"actions": answered.actions, "server_timing": timing, **clamps})

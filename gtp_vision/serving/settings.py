@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from gtp_vision.core.errors import GtpVisionError, reason
+from gtp_vision.serving.answer import ACTION, PLAN
 
 _MIN_TOKEN = 16
 
@@ -23,7 +24,7 @@ class Settings:
         open: listen to other machines without a token.
         certificate: PEM file for TLS; None is without TLS.
         key: PEM file of the certificate's private key.
-        answer: `chunk`, the plan (H, A) of every observation, or `action`, (1, A), executing chunks as configured.
+        answer: `answer.PLAN` or `answer.ACTION`.
         steps: K; None is the policy's.
         seed: of a client's noise, unless it sends one.
         renamed: the client's key to the policy's name.
@@ -41,7 +42,7 @@ class Settings:
     open: bool = False
     certificate: Path | None = None
     key: Path | None = None
-    answer: str = "chunk"
+    answer: str = PLAN
     steps: int | None = None
     seed: int = 0
     renamed: dict[str, str] = field(default_factory=dict)
@@ -55,7 +56,7 @@ class Settings:
 
 def check(settings: Settings) -> None:
     """Refuse settings that are out of range or contradict each other."""
-    if settings.answer not in ("chunk", "action"):
+    if settings.answer not in (PLAN, ACTION):
         raise GtpVisionError(f"--answer {settings.answer} must be chunk or action")
     for name, least in (("clients", 1), ("queue", 1), ("timeout", 0.001), ("idle", 0.1), ("port", 0), ("seed", 0)):
         if not getattr(settings, name) >= least:

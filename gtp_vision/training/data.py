@@ -30,7 +30,7 @@ from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.scaling import fitted, fitted_by, scaled
 from gtp_vision.datasets.split import Split, divided, recorded_part
 from gtp_vision.datasets.statistics import ArrayStatistics, farthest, mean_images, store_statistics
-from gtp_vision.datasets.store import ACTION_BOUNDS, Store, mix
+from gtp_vision.datasets.store import ACTION_BOUNDS, ACTIONS_BETWEEN, Store, mix
 from gtp_vision.datasets.validation import shape_errors, validate
 from gtp_vision.encoders import Encoder
 from gtp_vision.models import Policy
@@ -87,6 +87,11 @@ def open_for(config: Config, path: Path, past: DataRecord) -> Store:
 def _opened(config: Config, path: Path) -> Store:
     task = config.task
     store = open_store(path, task.env, task.features, framing=framing_of(config), labels=_labels(task))
+    if ACTIONS_BETWEEN in store.attributes:
+        raise GtpVisionError(
+            f"{path} holds recordings of plans, whose observations are up to {store.attributes[ACTIONS_BETWEEN]} "
+            f"actions apart, so what followed an action is not known; record with serve --record DIR --answer action"
+        )
     return _checked(store if task.observations is None else store.select(task.observations), path)
 
 

@@ -1,21 +1,30 @@
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from commands import CLI, started, wait_for
 from small_policies import HIGH, LOW, observations, untrained, write
+from small_runs import composed
+from stores import make_store
 from websockets.sync.client import ClientConnection, connect
 
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.units import in_units
-from gtp_vision.datasets.formats import open_store
+from gtp_vision.datasets.formats import native, open_store
+from gtp_vision.serving.answer import ACTION, PLAN, Answered, answer
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.protocol import packed, unpacked
 from gtp_vision.serving.recorder import Recorder
+from gtp_vision.serving.recording import Served, read
+from gtp_vision.training.data import open_split
+
+SERVED = Served("hash", PLAN, "eager", "cpu", 1, "2")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +39,7 @@ def said() -> list[str]:
 
 @pytest.fixture
 def recorder(policy: Policy, tmp_path: Path, said: list[str]) -> Iterator[Recorder]:
-    recorder = Recorder(tmp_path / "new", policy.schema, "hash", 100_000, said.append)
+    recorder = Recorder(tmp_path / "new", policy.schema, SERVED, 300_000, said.append)
     yield recorder
     recorder.close()
 
@@ -66,14 +75,13 @@ def test_a_killed_server_has_recorded_what_robots_sent_and_were_answered(policy:
     in_robots_units = in_units(store.actions[rows], LOW, HIGH)
     np.testing.assert_allclose(in_robots_units, np.concatenate(answers)[rows], rtol=1e-5, atol=1e-4)
     assert (store.attributes["action_low"], store.attributes["action_high"]) == (list(LOW), list(HIGH))
-    (first, *_) = [json.loads(line) for line in (folder / "served.jsonl").read_text().splitlines()]
-    assert first["file"] == "000000.h5"
-    assert all(0 <= end - start < 60 for start, end in zip(first["received"], first["answered"], strict=True))
+    first = read(folder / "000000.h5")
+    assert all(0 <= end - start < 60 for start, end in zip(*first.measures.values(), strict=True))
 
 
 def record(recorder: Recorder, policy: Policy, client: int, count: int) -> None:
     for each in observations(policy.schema, count):
-        recorder.add(client, each, np.zeros((1, 2), np.float32), 0.0, 0.0)
+        recorder.add(client, each, Answered(np.zeros((1, 2), np.float32), 0, 0, 0, 1), 0.0, 0.0)
     recorder.end(client)
 
 
@@ -84,9 +92,9 @@ def test_recording_stops_once_at_its_limit(policy: Policy, recorder: Recorder, t
     recorder.close()
     assert len(said) == 1
     assert "recording has stopped, serving continues" in said[0]
-    assert "--record-limit 0.0001" in said[0]
+    assert "--record-limit 0.0003" in said[0]
     record(recorder, policy, 0, 4)  # is ignored
-    assert sum(path.stat().st_size for path in (tmp_path / "new").iterdir()) < 110_000
+    assert sum(path.stat().st_size for path in (tmp_path / "new").iterdir()) < 310_000
 
 
 @pytest.mark.processes
@@ -108,13 +116,57 @@ def test_recordings_of_another_task_are_refused_before_anybody_is_served(
     record(recorder, policy, 0, 2)
     recorder.close()
     with pytest.raises(GtpVisionError, match="holds recordings of another task"):
-        Recorder(tmp_path / "new", untrained(action_low=(-1.0, -1.0)).schema, "hash", 1)
+        Recorder(tmp_path / "new", untrained(action_low=(-1.0, -1.0)).schema, SERVED, 1)
 
 
-def test_a_recording_needs_every_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    chunked = untrained("agent=gtp_bc", "agent.action_chunk=4")
-    served = write(tmp_path / "policy", chunked, *[name for name, _ in chunked.agent.named_children()])
-    for more, words in (([], "add --answer action"), (["--record-limit", "0"], "must be above 0 GB")):
-        assert main(["serve", str(served), "--record", str(tmp_path / "new"), *more]) == 2
-        assert words in capsys.readouterr().err
+@pytest.mark.processes
+def test_a_recording_holds_what_answers_depend_on(tmp_path: Path) -> None:
+    """Plans, goals, a seed, an episode's number, executed actions, clamps and doubts come back as they were."""
+    planner = untrained("agent=gtp_bc", "agent.action_chunk=4", states={"arm": 5, "goal/arm": 3})
+    recorder = Recorder(tmp_path / "new", planner.schema, SERVED, 1_000_000)
+    session, seen = planner.session(7, episode=2), observations(planner.schema, 5)
+    seen[4]["goal/arm"] = seen[4]["goal/arm"] + 1
+    sent = [answer(session, each, PLAN, steps=2) for each in seen]
+    sent[3] = replace(sent[3], executed=3, delay=1, clamps={"speed": 2}, doubt={"map": 0.5})
+    for number, (each, answered) in enumerate(zip(seen, sent, strict=True)):
+        recorder.add(1, each, answered, float(number), number + 0.5)
+    recorder.close()
+    found = read(tmp_path / "new" / "000000.h5")
+    assert found.served == SERVED
+    assert (found.measures["sent"] - found.measures["received"]).tolist() == [0.5] * 5
+    for row, (each, answered) in enumerate(zip(seen, sent, strict=True)):
+        again = found.answered(row)
+        np.testing.assert_equal(found.observation(row), each)
+        np.testing.assert_array_equal(again.actions, answered.actions)
+        assert (again.seed, again.episode, again.step, again.steps) == (7, 2, row, 2)
+        assert (again.executed, again.delay) == ((3, 1) if row == 3 else (None, 0))
+        assert again.clamps["speed"] == (2 if row == 3 else 0)
+        np.testing.assert_equal(again.doubt["map"], 0.5 if row == 3 else np.nan)
+    with pytest.raises(GtpVisionError, match="observations are up to 4 actions apart"):
+        open_split(composed("task=own", f"task.dataset={tmp_path / 'new'}", "agent=gtp_bc"))
+    with pytest.raises(GtpVisionError, match="another --answer"):
+        Recorder(tmp_path / "new", planner.schema, replace(SERVED, answer=ACTION), 1)
+
+
+def test_files_without_answers_are_refused(tmp_path: Path) -> None:
+    path = native.write(tmp_path / "000000.h5", make_store((3,)))
+    with pytest.raises(GtpVisionError, match="holds no answers to replay"):
+        read(path)
+    with h5py.File(path, "a") as file:
+        file.attrs["metadata"] = json.dumps({"answers": {"counts": ["seed"]}})
+        file["answers/actions"], file["answers/counts"] = np.zeros((3, 1, 2), np.float32), np.zeros((3, 1), np.int64)
+        file["answers/measures"] = np.zeros((2, 1))
+    with pytest.raises(GtpVisionError, match="'answers/measures' has 2 rows, wanted 3"):
+        read(path)
+    with h5py.File(path, "a") as file:
+        del file["answers/measures"]
+        file["answers/measures"] = np.zeros((3, 1))
+    with pytest.raises(GtpVisionError, match="group 'answers' is damaged"):
+        read(path)
+
+
+def test_the_limit_of_a_recording_is_above_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    served = write(tmp_path / "policy", policy := untrained("agent=gtp_bc"), *dict(policy.agent.named_children()))
+    assert main(["serve", str(served), "--record", str(tmp_path / "new"), "--record-limit", "0"]) == 2
+    assert "must be above 0 GB" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
