@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from gtp_vision.agents.settings import ActingConfig
+from gtp_vision.agents.joining import Known
+from gtp_vision.agents.settings import CUT, ActingConfig
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.batch import channels_first
@@ -59,40 +60,60 @@ class FrameStack:
 class Executor:
     """Takes one action a step from the chunks (B, H, A) of `plan`, for episodes side by side.
 
-    With a receding horizon a plan is made every `execute` steps and its first `execute` actions are carried out; with
-    temporal ensembling (ACT; Zhao et al., 2023) every step makes a plan, and the actions that up to H plans hold for
-    this moment are averaged, weighted exp(-m i), i = 0 for the oldest.
+    With a receding horizon a plan is made every `acting.horizon` steps and executed until the next one; with temporal
+    ensembling (ACT; Zhao et al., 2023) every step makes a plan, and the actions that up to H plans hold for this moment
+    are averaged, weighted exp(-m i), i = 0 for the oldest.
+
+    A plan arrives `acting.delay` steps after its observation, and the one before is executed meanwhile. The first plan
+    of an episode is waited for. Unless `acting.join` is cut, `plan` is also given what is known of the new plan, as the
+    keyword `known`.
+
+    Attributes:
+        switched: episodes whose last action is the first of a plan that followed another.
     """
 
-    def __init__(
-        self, plan: Callable[[Observation, EpisodeNoise], torch.Tensor], acting: ActingConfig, chunk: int
-    ) -> None:
-        self._plan, self._decay = plan, acting.ensemble
-        self._execute = 1 if acting.ensemble is not None else acting.execute or chunk
-        self._chunk = chunk
+    def __init__(self, plan: Callable[..., torch.Tensor], acting: ActingConfig, chunk: int) -> None:
+        self._plan, self._acting, self._chunk = plan, acting, chunk
+        self._horizon = acting.horizon(chunk)
         self._plans: dict[int, list[tuple[int, torch.Tensor]]] = {}  # episode to (first step, (H, A)), oldest first
+        self.switched: list[int] = []
 
     def __call__(self, observation: Observation, noise: EpisodeNoise) -> torch.Tensor:
         """(B, A), the action of each episode of the noise; plans of all other episodes are dropped."""
-        self._plans = {episode: self._plans.get(episode, []) for episode in noise.episodes}
-        planning = [row for row, step in enumerate(noise.steps) if step % self._execute == 0]
-        if planning:
-            if len(planning) < len(noise.steps):
-                observation = {name: x[planning] for name, x in observation.items()}
-            chunks = self._plan(observation, noise.select(planning))
-            for row, chunk in zip(planning, chunks, strict=True):
-                self._add(noise.episodes[row], noise.steps[row], chunk)
-        pairs = zip(noise.episodes, noise.steps, strict=True)
-        return torch.stack([self._action(self._plans[episode], step) for episode, step in pairs])
+        steps = dict(zip(noise.episodes, noise.steps, strict=True))
+        self._plans = {episode: self._plans.get(episode, []) if step else [] for episode, step in steps.items()}
+        planning = [row for row, step in enumerate(noise.steps) if step % self._horizon == 0]
+        joining = [row for row in planning if noise.steps[row] and self._acting.join != CUT]
+        for rows in ([row for row in planning if row not in joining], joining):
+            if rows:
+                seen = observation
+                if len(rows) < len(noise.steps):
+                    seen = {name: x[rows] for name, x in observation.items()}
+                known = {"known": self._known([noise.episodes[row] for row in rows], steps)} if rows is joining else {}
+                for row, chunk in zip(rows, self._plan(seen, noise.select(rows), **known), strict=True):
+                    self._add(noise.episodes[row], noise.steps[row], chunk)
+        delay = self._acting.delay
+        self.switched = [e for e, step in steps.items() if any(0 < f == step - delay for f, _ in self._plans[e])]
+        return torch.stack([self._action(self._plans[episode], step) for episode, step in steps.items()])
+
+    def _known(self, episodes: Sequence[int], steps: Mapping[int, int]) -> Known:
+        rest = []
+        for episode in episodes:
+            first, plan = self._arrived(self._plans[episode], steps[episode])[-1]
+            rest.append(plan[steps[episode] - first :])
+        return Known.of(torch.stack(rest), self._acting.delay, self._chunk)
 
     def _add(self, episode: int, step: int, chunk: torch.Tensor) -> None:
-        earlier = [] if step == 0 or self._decay is None else self._plans[episode]
-        reaching = [(first, plan) for first, plan in earlier if step < first + self._chunk]
+        reaching = [(first, plan) for first, plan in self._plans[episode] if step < first + self._chunk]
         self._plans[episode] = [*reaching, (step, chunk)]
 
+    def _arrived(self, plans: list[tuple[int, torch.Tensor]], step: int) -> list[tuple[int, torch.Tensor]]:
+        return [(first, plan) for first, plan in plans if first == 0 or first + self._acting.delay <= step]
+
     def _action(self, plans: list[tuple[int, torch.Tensor]], step: int) -> torch.Tensor:
-        actions = torch.stack([plan[step - first] for first, plan in plans])
-        if self._decay is None:
+        actions = [plan[step - first] for first, plan in self._arrived(plans, step) if step < first + self._chunk]
+        if self._acting.ensemble is None:
             return actions[-1]
-        weight = torch.exp(-self._decay * torch.arange(len(actions), device=actions.device, dtype=actions.dtype))
-        return (weight[:, None] * actions).sum(0) / weight.sum()
+        stacked = torch.stack(actions)
+        weight = torch.exp(-self._acting.ensemble * torch.arange(len(actions), device=stacked.device))
+        return (weight[:, None] * stacked).sum(0) / weight.sum()

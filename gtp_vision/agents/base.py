@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from gtp_vision import models
+from gtp_vision.agents.joining import Known, draws_of, joined
 from gtp_vision.agents.representation import Representation
 from gtp_vision.agents.search import scaled_noise, search
 from gtp_vision.agents.settings import ActingConfig, AgentConfig, ImprovementSettings
@@ -377,19 +378,43 @@ class Agent(nn.Module):
         noise: NoiseSource,
         steps: int | None = None,
         acting: ActingConfig | None = None,
+        known: Known | None = None,
     ) -> torch.Tensor:
-        """Action chunks (B, H, A) in [-1, 1] of observations (B, T, ...); None takes the agent's own settings."""
+        """Action chunks (B, H, A) in [-1, 1] of observations (B, T, ...); None takes the agent's own settings.
+
+        `known` is what they must continue, as `acting.join` says; None for plans that do not.
+        """
         if self.training:
             with evaluating(self):
-                return self.plan(observation, noise, steps, acting)
+                return self.plan(observation, noise, steps, acting, known)
         acting = self.config.acting if acting is None else acting
         steps = acting.steps if steps is None else steps
         features, scaled = self.actor_encoder(observation), scaled_noise(noise, acting.noise)
-        actions = self.improvement.act(self, features, steps, scaled, acting.candidates)
+        draws = acting.candidates if known is None else draws_of(acting)
+        actions = self.improvement.act(self, features, steps, scaled, draws)
+        if known is not None:
+            actions = self._joined(features, actions, known, observation, acting, scaled)
         if acting.needs_critic:
             actions = search(self, features, self._critic_encoder_target(observation), actions, acting, noise)
         plan = actions.view(len(actions), -1, self.actions)
-        return plan if self.representation is None else self.representation.decode(plan, observation)
+        if self.representation is not None:
+            plan = self.representation.decode(plan, observation)
+        return plan if known is None else torch.where(known.weight[..., None] == 1, known.actions, plan)
+
+    def _joined(
+        self,
+        features: torch.Tensor,
+        actions: torch.Tensor,
+        known: Known,
+        observation: Mapping[str, torch.Tensor],
+        acting: ActingConfig,
+        noise: NoiseSource,
+    ) -> torch.Tensor:
+        before = known.actions
+        if self.representation is not None:
+            before = self.representation.encode(before, observation)
+        weight = known.weight.repeat_interleave(self.actions, 1)
+        return joined(self, features, actions, before.flatten(1), weight, acting, noise)
 
     def act(
         self,

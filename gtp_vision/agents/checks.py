@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from gtp_vision.agents.base import Improvement, Recipe, missing_ability
-from gtp_vision.agents.settings import AgentConfig
+from gtp_vision.agents.settings import CUT, RTC, AgentConfig
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.settings import check_settings
 from gtp_vision.models import FAMILIES, Renoisable
@@ -96,6 +96,7 @@ def _conflicts(config: AgentConfig, improvement: type[Improvement]) -> Iterator[
             f"agent.acting.ensemble plans at every step, and agent.acting.execute={acting.execute} does not; "
             "set one of them to null"
         )
+    yield from _joining(config, improvement)
 
 
 def _search(config: AgentConfig, improvement: type[Improvement]) -> Iterator[str]:
@@ -120,6 +121,45 @@ def _search(config: AgentConfig, improvement: type[Improvement]) -> Iterator[str
             f"agent.acting.renoise={acting.renoise} must be above agent.policy.sigma_min={policy.sigma_min} and at "
             f"most agent.policy.sigma_max={policy.sigma_max}"
         )
+
+
+def _joining(config: AgentConfig, improvement: type[Improvement]) -> Iterator[str]:
+    acting, chunk, join = config.acting, config.action_chunk, f"agent.acting.join={config.acting.join}"
+    horizon, delay = acting.horizon(chunk), f"agent.acting.delay={acting.delay}"
+    if acting.delay and horizon + acting.delay > chunk:
+        yield (
+            f"{delay} is longer than what remains of a plan of {chunk} actions (agent.action_chunk) after the "
+            f"{max(horizon, 1)} until the next (agent.acting.execute); lower one of them"
+        )
+    elif acting.ensemble is None and acting.delay > horizon:
+        yield f"{delay} is more than the {horizon} steps from one plan to the next; raise agent.acting.execute"
+    if acting.join == CUT:
+        return
+    if chunk == 1 or acting.execute == chunk:
+        yield (
+            f"{join} joins what two plans hold for the same moment, and they share none; set "
+            f"agent.acting.execute below agent.action_chunk={chunk}, or join=cut"
+        )
+    if acting.ensemble is not None:
+        yield f"{join} and agent.acting.ensemble={acting.ensemble} both join plans; set join=cut, or ensemble=null"
+    if acting.rounds or acting.gradient_step:
+        yield f"{join} would be undone by agent.acting.rounds and gradient_step; set both to 0, or join=cut"
+    if acting.candidates > 1 and not config.critic.chunk:
+        yield (
+            f"{join} leaves the critic no choice, as it values first actions alone; set agent.acting.candidates=1, "
+            f"join=cut, or train with agent.critic.chunk=true"
+        )
+    if acting.join != RTC:
+        return
+    fix = "set agent.acting.join=blend"
+    if not improvement.may_renoise:
+        yield (
+            f"{join} completes plans by jumps of the policy, and improvement={config.improvement.name} acts in another "
+            f"way; {fix}"
+        )
+    yield from missing_ability(config, Renoisable, "needs the jump from any noise level to an action", part=join)
+    if acting.noise == 0:
+        yield f"{join} chooses among noises, and agent.acting.noise=0 has none; set noise=1, or join=blend"
 
 
 def _networks(config: AgentConfig) -> Iterator[str]:

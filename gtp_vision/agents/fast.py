@@ -18,6 +18,7 @@ import torch
 
 from gtp_vision.agents.acting import Observation
 from gtp_vision.agents.base import Agent
+from gtp_vision.agents.joining import Known
 from gtp_vision.agents.settings import ActingConfig
 from gtp_vision.core.compile import Captured, compiled, has_compiler
 from gtp_vision.core.errors import GtpVisionError, first_line, propose
@@ -28,10 +29,10 @@ _MAX_COMPILED = 8  # compiled plans kept, of different K, acting settings or sha
 
 
 class CompiledPlan(NamedTuple):
-    """A compiled plan: the noise it needs, and the function of contiguous observations and noise."""
+    """A compiled plan: the noise it needs, and the function of contiguous observations, noise and `Known`, if any."""
 
     draws: tuple[Draw, ...]
-    run: Callable[[dict[str, torch.Tensor], list[torch.Tensor]], torch.Tensor]
+    run: Callable[..., torch.Tensor]
 
 
 class FastPolicy:
@@ -76,21 +77,22 @@ class FastPolicy:
         noise: NoiseSource,
         steps: int | None = None,
         acting: ActingConfig | None = None,
+        known: Known | None = None,
     ) -> torch.Tensor:
         """Action chunks (B, H, A) in [-1, 1]; arguments as `Agent.plan`."""
         if self.engine == "eager" or any(len(x) != self.batch for x in observation.values()):
-            return self.agent.plan(observation, noise, steps, acting)
+            return self.agent.plan(observation, noise, steps, acting, known)
         acting = self.agent.config.acting if acting is None else acting
         steps = acting.steps if steps is None else steps
         shapes = ((name, x.shape, x.dtype, x.device) for name, x in observation.items())
-        key = (steps, astuple(acting), *shapes)
+        key = (steps, astuple(acting), known is None, *shapes)
         # The compiled code checks no shape, stride or device; the key and this line do.
         inputs = {name: x.contiguous() for name, x in observation.items()}
         with torch.no_grad():
             if key in self._plans:
                 draws, run = self._plans[key]
-                return run(inputs, NoiseTape.draw(draws, noise))
-            return self._compile(key, inputs, noise, steps, acting)
+                return run(inputs, NoiseTape.draw(draws, noise), *_given(known))
+            return self._compile(key, inputs, noise, steps, acting, known)
 
     def act(
         self,
@@ -109,15 +111,18 @@ class FastPolicy:
         noise: NoiseSource,
         steps: int,
         acting: ActingConfig,
+        known: Known | None,
     ) -> torch.Tensor:
         """Plan once, and keep the compiled function for the next calls."""
         agent, recorder = self.agent, NoiseRecorder(RandomStream(0, 0, device=self._device))
-        agent.plan(observation, recorder, steps, acting)  # raises for invalid settings, and records the draws
+        agent.plan(observation, recorder, steps, acting, known)  # raises for invalid settings, and records the draws
         draws = tuple(recorder.draws)
         drawn = NoiseTape.draw(draws, noise)
 
-        def plan(observation: dict[str, torch.Tensor], drawn: list[torch.Tensor]) -> torch.Tensor:
-            return agent.plan(observation, NoiseTape(draws, drawn), steps, acting)
+        def plan(
+            observation: dict[str, torch.Tensor], drawn: list[torch.Tensor], known: Known | None = None
+        ) -> torch.Tensor:
+            return agent.plan(observation, NoiseTape(draws, drawn), steps, acting, known)
 
         # `plan` above makes the checks that matter; on a CPU, kernels are called from C++, one after the other.
         options = {"cpp_wrapper": True} if self._backend == "inductor" and self._device.type == "cpu" else {}
@@ -126,12 +131,12 @@ class FastPolicy:
         try:
             run = compiled(plan, self._backend, **options)
             if self.engine == "graph":
-                graph = Captured(run, observation, drawn)
-                run = lambda observation, drawn: graph(observation, drawn).clone()  # noqa: E731
-            actions = run(observation, drawn)
+                graph = Captured(run, observation, drawn, *_given(known))
+                run = lambda *arguments: graph(*arguments).clone()  # noqa: E731
+            actions = run(observation, drawn, *_given(known))
         except Exception as error:  # compilers raise anything
             self._fall_back(f"engine={self.engine} does not work here: {first_line(error, 2)}")
-            return plan(observation, drawn)
+            return plan(observation, drawn, known)
         finally:
             agent.train(training)
         while len(self._plans) >= _MAX_COMPILED:
@@ -142,3 +147,8 @@ class FastPolicy:
     def _fall_back(self, reason: str) -> None:
         self.engine, self.status = "eager", f"acting: eager, because {reason}"
         self._plans.clear()
+
+
+def _given(known: Known | None) -> tuple[Known, ...]:
+    """As the last argument of a compiled plan, which has none where nothing is known."""
+    return () if known is None else (known,)

@@ -8,6 +8,8 @@ from gtp_vision.core.settings import setting
 from gtp_vision.models import PolicyConfig
 from gtp_vision.models.critic import CriticConfig
 
+CUT, BLEND, RTC = "cut", "blend", "rtc"
+
 
 @dataclass
 class ImprovementSettings:
@@ -34,7 +36,22 @@ class ActingConfig:
     gradient_step: float = setting(
         0.0, "length of each candidate's step along the normalized gradient of Q; 0: none", low=0
     )
-    execute: int | None = setting(None, "actions of a chunk that are executed before the next plan; null: all", low=1)
+    execute: int | None = setting(
+        None,
+        "actions of a chunk that are executed before the next plan; null: all, or half of them unless join=cut",
+        low=1,
+    )
+    join: str = setting(
+        CUT,
+        "how a plan continues the one before: cut does not, blend averages both, rtc inpaints (real-time chunking)",
+        choices=(CUT, BLEND, RTC),
+    )
+    draws: int = setting(
+        8, "noises of join=rtc, of which the one whose plan is nearest to the plan before is taken", low=1, high=1000
+    )
+    delay: int = setting(
+        0, "steps from the observation that a plan is made for to the plan's first action that is executed", low=0
+    )
     ensemble: float | None = setting(
         None, "decay of temporal ensembling (ACT): plan at every step and average the chunks; null: off", low=0
     )
@@ -43,6 +60,12 @@ class ActingConfig:
     def needs_critic(self) -> bool:
         """Whether the critic takes part in acting."""
         return self.candidates > 1 or self.rounds > 0 or self.gradient_step > 0
+
+    def horizon(self, chunk: int) -> int:
+        """Steps from one plan of `chunk` actions to the next."""
+        if self.ensemble is not None:
+            return 1
+        return self.execute or (chunk - self.delay if self.join == CUT else max(self.delay, chunk // 2))
 
 
 @dataclass

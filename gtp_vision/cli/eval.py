@@ -14,6 +14,7 @@ Evaluate a trained run in its simulator. How it acts is chosen here: acting=OPTI
   gtp-vision eval RUN --episodes 50 --steps 2
   gtp-vision eval RUN acting=beam agent.acting.renoise=0.3     beam search by the critic
   gtp-vision eval RUN agent.acting.noise=0.5
+  gtp-vision eval RUN agent.acting.join=rtc --delay 2          plans arrive two steps late, and continue the one before
 """
 
 
@@ -23,6 +24,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, default=50)
     parser.add_argument("--steps", type=int, help="K, jumps an action; default: the agent's")
     parser.add_argument("--candidates", type=int, help="N actions, one chosen by the critic; default: the agent's")
+    parser.add_argument("--delay", type=int, help="steps until a plan arrives, as on a robot; default: the agent's")
     parser.add_argument("--seed", type=int, default=50_000, help="of the first episode")
     parser.add_argument("--videos", type=Path, help="folder for videos")
     parser.add_argument("--saliency", action="store_true", help="and videos of where the policy looks")
@@ -30,6 +32,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gtp_vision.evaluation.metrics.jerk import jerk_text
     from gtp_vision.evaluation.metrics.success import success_text
     from gtp_vision.training.evaluate import evaluate_run
 
@@ -39,6 +42,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         episodes=arguments.episodes,
         steps=arguments.steps,
         candidates=arguments.candidates,
+        delay=arguments.delay,
         acting=overrides,
         seed=arguments.seed,
         videos=arguments.videos,
@@ -52,6 +56,8 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             f"{success_text(found)}, return {found['return']:.1f}, length {found['length']:.1f}, "
             f"{found['seconds']:.0f} s"
         )
+        if "jerk" in found:
+            print(jerk_text(found))
     return 0
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from gtp_vision.agents.acting import FrameStack
+from gtp_vision.agents.acting import Executor, FrameStack
 from gtp_vision.core.distributed import any_rank
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import GOAL
@@ -48,6 +48,8 @@ class Episode:
         task: of environments with goals.
         goal: the goal's observation by name, of environments with goals.
         rewards: of its steps.
+        actions: of its steps, each (A,) in [-1, 1].
+        switches: steps whose action is the first of a plan that followed another.
     """
 
     number: int
@@ -58,6 +60,8 @@ class Episode:
     task: int | None = None
     goal: dict[str, np.ndarray] | None = None
     rewards: list[float] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    switches: list[int] = field(default_factory=list)
 
     @property
     def camera(self) -> str:
@@ -252,10 +256,13 @@ class _Rollout:
         # Environments in free slots take a step, too: their simulation continues unused.
         actions = np.zeros(self._simulators.action_space.shape, np.float32)
         actions[slots] = actor(self._frames.tensors(self._device, slots), noise).cpu().numpy()
+        switched = actor.switched if isinstance(actor, Executor) else ()
         observations, rewards, terminated, truncated, info = self._simulators.step(actions)
         self._frames.push(self._in_order(observations))
         ended = []
         for slot, episode in zip(slots, episodes, strict=True):
+            episode.actions.append(actions[slot])
+            episode.switches += [episode.length] if episode.number in switched else []
             episode.length += 1
             episode.total_reward += float(rewards[slot])
             episode.rewards.append(float(rewards[slot]))

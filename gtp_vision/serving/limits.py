@@ -205,6 +205,10 @@ class Limiter:
         self._wanted = self._executed
         self.clamps = dict.fromkeys(CLAMPS, 0)
 
+    def follow(self, executed: np.ndarray) -> None:
+        """Go on after these actions, (N, A), the newest last, whatever was limited before."""
+        self._executed = self._wanted = executed[-len(DERIVATIVES) :].astype(np.float64)
+
     def __call__(self, actions: np.ndarray) -> np.ndarray:
         """The actions to execute instead of `actions`, float32 (H, A) each, one after another.
 

@@ -19,9 +19,12 @@ from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from gtp_vision.agents import Agent, acting_in, check_agent
 from gtp_vision.agents.acting import Executor, FrameStack
 from gtp_vision.agents.fast import FastPolicy
+from gtp_vision.agents.joining import Known
+from gtp_vision.agents.settings import CUT
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.random import EpisodeNoise
-from gtp_vision.serving.limits import Limiter
+from gtp_vision.core.units import to_policy
+from gtp_vision.serving.limits import DERIVATIVES, Limiter
 from gtp_vision.serving.reference import Reference
 from gtp_vision.serving.schema import Schema
 
@@ -51,11 +54,13 @@ class Session:
         self._method = ""
         self._steps: int | None = None
         self._frames = FrameStack(self.policy.schema.frame_stack)
+        self._last: np.ndarray | None = None  # plan, as it was answered
+        self._before = np.empty((0, self.policy.schema.actions), np.float32)  # actions executed before its first
         if self.limiter is not None:
             self.limiter.reset()
         config = self.policy.agent.config
         self._executor = Executor(
-            lambda observation, noise: self.policy.fast.plan(observation, noise, self._steps),
+            lambda observation, noise, known=None: self.policy.fast.plan(observation, noise, self._steps, known=known),
             config.acting,
             config.action_chunk,
         )
@@ -73,17 +78,60 @@ class Session:
             action = self._executor(stacks, noise)
         return self._limited(action)[0]
 
-    def plan(self, observation: Mapping[str, Any], *, steps: int | None = None) -> np.ndarray:
+    def plan(
+        self, observation: Mapping[str, Any], *, steps: int | None = None, executed: int | None = None, delay: int = 0
+    ) -> np.ndarray:
         """The next H actions, float32 (H, A); otherwise as `act`. Every call makes a new plan.
 
-        How much of the plan before is executed is not known, so where H > 1 limits begin anew with each plan.
+        Args:
+            observation: as of `act`.
+            steps: K; None is the policy's.
+            executed: actions of the last plan that were executed when the observation was taken, from its first on,
+                those included that it has in common with the plan before; 0 for the first plan of an episode. The plan
+                continues the last one as `agent.acting.join` says, and limits hold across their border. None is not
+                known: the plan stands for itself, and where H > 1 limits begin anew with it.
+            delay: actions of the last plan that will be executed from the observation on until the answer arrives.
+                The first `delay` actions of the answer are these, bit for bit.
+
+        Raises:
+            GtpVisionError: as `act`; or the last plan has not as many actions.
         """
+        self._check_executed(executed, delay)
         stacks, noise = self._push(observation, steps, "plan")
+        rest = None if executed is None or self._last is None else self._last[executed:]
+        known = None
+        if rest is not None and len(rest) and self.policy.agent.config.acting.join != CUT:
+            known = self._known(rest, delay)
         with torch.no_grad():
-            chunk = self.policy.fast.plan(stacks, noise, steps)
-        if self.limiter is not None and chunk.shape[1] > 1:
-            self.limiter.reset()
-        return self._limited(chunk[0])
+            chunk = self.policy.fast.plan(stacks, noise, steps, known=known)[0]
+        if rest is None or self._last is None:
+            if self.limiter is not None and len(chunk) > 1:
+                self.limiter.reset()
+            self._before, self._last = self._before[:0], self._limited(chunk)
+        else:
+            self._before = np.concatenate([self._before, self._last[:executed]])[-len(DERIVATIVES) :]
+            if self.limiter is not None:
+                self.limiter.follow(np.concatenate([self._before, rest[:delay]]))
+            self._last = np.concatenate([rest[:delay], self._limited(chunk[delay:])])
+        return self._last.copy()
+
+    def _check_executed(self, executed: int | None, delay: int) -> None:
+        length = 0 if self._last is None else len(self._last)
+        if executed is None and delay:
+            raise GtpVisionError(f"delay={delay} is of the plan before: give executed, the actions of it that are done")
+        if not 0 <= (executed or 0) <= length:
+            raise GtpVisionError(f"executed={executed} must be between 0 and {length}, the actions of the last plan")
+        if not 0 <= delay <= length - (executed or 0):
+            raise GtpVisionError(
+                f"delay={delay} is longer than the {length - (executed or 0)} actions that remain of the last plan; "
+                f"ask for the next one earlier, or train with a larger agent.action_chunk"
+            )
+
+    def _known(self, rest: np.ndarray, delay: int) -> Known:
+        """What remains of the last plan, (O, A) in the robot's units, as a condition of the next one."""
+        schema = self.policy.schema
+        scaled = np.clip(to_policy(rest, schema.action_low, schema.action_high), -1, 1).astype(np.float32)
+        return Known.of(torch.from_numpy(scaled)[None].to(self.policy.device), delay, schema.chunk)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -98,7 +146,7 @@ class Session:
     def _limited(self, actions: torch.Tensor) -> np.ndarray:
         """Actions (H, A) in [-1, 1] as the robot executes them."""
         scaled = self.policy.schema.in_units(actions.cpu().numpy())
-        return scaled if self.limiter is None else self.limiter(scaled)
+        return scaled if self.limiter is None or not len(scaled) else self.limiter(scaled)
 
     def _push(
         self, observation: Mapping[str, Any], steps: int | None, method: str
@@ -170,9 +218,11 @@ class Policy(PyTorchModelHubMixin):
         """The next action of the policy's own session, see `Session.act`."""
         return self._session.act(observation, steps=steps)
 
-    def plan(self, observation: Mapping[str, Any], *, steps: int | None = None) -> np.ndarray:
+    def plan(
+        self, observation: Mapping[str, Any], *, steps: int | None = None, executed: int | None = None, delay: int = 0
+    ) -> np.ndarray:
         """The next chunk of the policy's own session, see `Session.plan`."""
-        return self._session.plan(observation, steps=steps)
+        return self._session.plan(observation, steps=steps, executed=executed, delay=delay)
 
     def reset(self) -> None:
         """Start a new episode of the policy's own session."""

@@ -106,6 +106,7 @@ def evaluate_run(
     episodes: int = 50,
     steps: int | None = None,
     candidates: int | None = None,
+    delay: int | None = None,
     acting: Sequence[str] = (),
     seed: int = 50_000,
     videos: Path | None = None,
@@ -123,6 +124,7 @@ def evaluate_run(
         episodes: how many.
         steps: K; None is the agent's.
         candidates: N actions of which the critic chooses one; None is the agent's.
+        delay: steps that a plan takes to arrive; None is the agent's.
         acting: overrides of how the agent acts, `acting=beam` or `agent.acting.noise=0.5`.
         seed: of the first episode.
         videos: folder for the videos of all episodes; None writes none.
@@ -138,8 +140,8 @@ def evaluate_run(
     for name, value in {"episodes": episodes, "steps": steps, "candidates": candidates}.items():
         if value is not None and value < 1:
             raise GtpVisionError(f"{name}={value} must be at least 1")
-    if candidates is not None:
-        acting = [*acting, f"agent.acting.candidates={candidates}"]
+    for key, number in {"candidates": candidates, "delay": delay}.items():
+        acting = acting if number is None else [*acting, f"agent.acting.{key}={number}"]
     config, parts = restore(folder, which, acting=acting, steps=steps)
     agent = parts.agent
     if config.task.env is None:
@@ -159,7 +161,9 @@ def actor_of(agent: Agent, steps: int | None = None, acting: ActingConfig | None
     """The agent as the actor of an evaluation, which executes chunks; `steps` and `acting` are its own if None."""
     acting = agent.config.acting if acting is None else acting
     return Executor(
-        lambda observation, noise: agent.plan(observation, noise, steps, acting), acting, agent.config.action_chunk
+        lambda observation, noise, known=None: agent.plan(observation, noise, steps, acting, known),
+        acting,
+        agent.config.action_chunk,
     )
 
 
