@@ -125,14 +125,18 @@ def _search(config: AgentConfig, improvement: type[Improvement]) -> Iterator[str
 
 def _joining(config: AgentConfig, improvement: type[Improvement]) -> Iterator[str]:
     acting, chunk, join = config.acting, config.action_chunk, f"agent.acting.join={config.acting.join}"
-    horizon, delay = acting.horizon(chunk), f"agent.acting.delay={acting.delay}"
-    if acting.delay and horizon + acting.delay > chunk:
+    delay, horizon = f"agent.acting.delay={acting.delay}", acting.horizon(chunk)
+    longest = chunk - 1 if acting.ensemble is not None else chunk // 2
+    if acting.delay > longest:
         yield (
-            f"{delay} is longer than what remains of a plan of {chunk} actions (agent.action_chunk) after the "
-            f"{max(horizon, 1)} until the next (agent.acting.execute); lower one of them"
+            f"{delay} is more than {longest}, the longest that plans of agent.action_chunk={chunk} actions bridge "
+            "until the next arrives; lower it, or train with longer plans"
         )
-    elif acting.ensemble is None and acting.delay > horizon:
-        yield f"{delay} is more than the {horizon} steps from one plan to the next; raise agent.acting.execute"
+    elif acting.delay and acting.ensemble is None and not acting.delay <= horizon <= chunk - acting.delay:
+        yield (
+            f"agent.acting.execute={acting.execute} must be between {acting.delay} and {chunk - acting.delay} with "
+            f"{delay}, so that a plan arrives before the next is due and before the one before has ended"
+        )
     if acting.join == CUT:
         return
     if chunk == 1 or acting.execute == chunk:

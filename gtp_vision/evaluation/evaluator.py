@@ -48,7 +48,7 @@ class Episode:
         task: of environments with goals.
         goal: the goal's observation by name, of environments with goals.
         rewards: of its steps.
-        actions: of its steps, each (A,) in [-1, 1].
+        actions: of its steps, each (A,) in [-1, 1], without those of grippers, see `Evaluator`.
         switches: steps whose action is the first of a plan that followed another.
     """
 
@@ -98,6 +98,7 @@ class Evaluator:
         rank: index of this process, which runs the episodes rank, rank + world_size, ...
         world_size: number of processes that call `run` together.
         patience: seconds that a step or a reset of an environment may take.
+        grippers: dimensions of actions that switch between two values, which have no jerk.
     """
 
     def __init__(
@@ -112,8 +113,9 @@ class Evaluator:
         rank: int = 0,
         world_size: int = 1,
         patience: float = 300.0,
+        grippers: Sequence[int] = (),
     ) -> None:
-        self.patience = patience
+        self.patience, self.grippers = patience, list(grippers)
         self.spec, self.frame_stack, self.seed = spec, frame_stack, seed
         self.device, self.progress = torch.device(device), progress
         self.rank, self.world_size = rank, world_size
@@ -231,7 +233,7 @@ class _Rollout:
 
     def __init__(self, evaluator: Evaluator, simulators: Simulators, waiting: list[int], film: int) -> None:
         self._simulators, self._waiting, self._film = simulators, waiting, film
-        self._seed, self._device = evaluator.seed, evaluator.device
+        self._seed, self._device, self._grippers = evaluator.seed, evaluator.device, evaluator.grippers
         self._has_goals = evaluator.spec.goals
         self._frames = FrameStack(evaluator.frame_stack)
         self.running: dict[int, Episode] = {}
@@ -261,7 +263,7 @@ class _Rollout:
         self._frames.push(self._in_order(observations))
         ended = []
         for slot, episode in zip(slots, episodes, strict=True):
-            episode.actions.append(actions[slot])
+            episode.actions.append(np.delete(actions[slot], self._grippers))
             episode.switches += [episode.length] if episode.number in switched else []
             episode.length += 1
             episode.total_reward += float(rewards[slot])

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gtp_vision.core.errors import GtpVisionError
+
 if TYPE_CHECKING:
     from gtp_vision.serving.policy import Session  # the recording process needs no torch
 
@@ -40,11 +42,26 @@ class Answered:
     doubt: Mapping[str, float] = field(default_factory=dict)
 
 
-def answer(session: Session, observation: Mapping[str, Any], kind: str, *, steps: int | None = None) -> Answered:
+def answer(
+    session: Session,
+    observation: Mapping[str, Any],
+    kind: str,
+    *,
+    steps: int | None = None,
+    executed: int | None = None,
+    delay: int = 0,
+) -> Answered:
     """Answer an observation by a `PLAN` or an `ACTION`, by K = `steps`; None is the policy's.
 
-    Server and replay call it alike, so equal arguments give equal bits. Raises as `Session.act` and `Session.plan`.
+    `executed` and `delay` are of plans, see `Session.plan`. Server and replay call it alike, so equal arguments give
+    equal bits. Raises as `Session.act` and `Session.plan`.
     """
     episode, step = session.place
-    actions = session.plan(observation, steps=steps) if kind == PLAN else session.act(observation, steps=steps)[None]
-    return Answered(actions, session.seed, episode, step, steps or session.policy.schema.steps, clamps=session.clamps)
+    if kind == PLAN:
+        actions = session.plan(observation, steps=steps, executed=executed, delay=delay)
+    elif executed is None and not delay:
+        actions = session.act(observation, steps=steps)[None]
+    else:
+        raise GtpVisionError("'executed' and 'delay' are of plans, and actions are answered; leave them out")
+    k = steps or session.policy.schema.steps
+    return Answered(actions, session.seed, episode, step, k, executed, delay, clamps=session.clamps)

@@ -206,7 +206,7 @@ class Limiter:
         self.clamps = dict.fromkeys(CLAMPS, 0)
 
     def follow(self, executed: np.ndarray) -> None:
-        """Go on after these actions, (N, A), the newest last, whatever was limited before."""
+        """Continue after these executed actions, (N, A), the newest last, in place of those of earlier calls."""
         self._executed = self._wanted = executed[-len(DERIVATIVES) :].astype(np.float64)
 
     def __call__(self, actions: np.ndarray) -> np.ndarray:

@@ -115,16 +115,22 @@ class Session:
             self._last = np.concatenate([rest[:delay], self._limited(chunk[delay:])])
         return self._last.copy()
 
+    def remaining(self, executed: int) -> int:
+        """Actions of the last plan after its first `executed`; 0 if the episode has none."""
+        return max(0, (0 if self._last is None else len(self._last)) - executed)
+
     def _check_executed(self, executed: int | None, delay: int) -> None:
-        length = 0 if self._last is None else len(self._last)
         if executed is None and delay:
             raise GtpVisionError(f"delay={delay} is of the plan before: give executed, the actions of it that are done")
-        if not 0 <= (executed or 0) <= length:
-            raise GtpVisionError(f"executed={executed} must be between 0 and {length}, the actions of the last plan")
-        if not 0 <= delay <= length - (executed or 0):
+        if not 0 <= (executed or 0) <= self.remaining(0):
             raise GtpVisionError(
-                f"delay={delay} is longer than the {length - (executed or 0)} actions that remain of the last plan; "
-                f"ask for the next one earlier, or train with a larger agent.action_chunk"
+                f"executed={executed} must be between 0 and {self.remaining(0)}, the actions of the last plan"
+            )
+        remaining = self.remaining(executed or 0)
+        if not 0 <= delay <= remaining:
+            raise GtpVisionError(
+                f"delay={delay} must be between 0 and {remaining}, the actions that remain of the last plan; ask for "
+                f"the next one earlier, or train with a larger agent.action_chunk"
             )
 
     def _known(self, rest: np.ndarray, delay: int) -> Known:

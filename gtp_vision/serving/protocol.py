@@ -38,6 +38,8 @@ _LIST = 4096  # items of a list, unless a state is wider
 _OTHERS = 64 * 2**20  # bytes of what the policy does not use: other cameras, frames of a wrong size
 _WIDEST = 8  # bytes of a number, of frames that are sent as float64
 _SEED = 2**63
+_MOST = 1000  # actions of a plan
+_LATEST = 60_000.0  # ms of a round trip
 
 
 class Request(NamedTuple):
@@ -47,11 +49,17 @@ class Request(NamedTuple):
         observation: cameras (H, W, C) uint8 and states (n,) float32 by name; None to start an episode only.
         reset: whether a new episode starts with this observation.
         seed: of the noise from this episode on; None does not change it.
+        executed: actions of the last plan that were executed before the observation; None is not known.
+        delay: actions of it that are executed before the answer arrives; None is for the server to measure.
+        round_trip: seconds on the network from the robot to the server and back.
     """
 
     observation: dict[str, np.ndarray] | None
     reset: bool
     seed: int | None
+    executed: int | None = None
+    delay: int | None = None
+    round_trip: float = 0.0
 
 
 class Reader:
@@ -116,6 +124,8 @@ class Reader:
         if not isinstance(reset, bool):
             raise GtpVisionError(f"'reset' is {_kind(reset)}; send true or false")
         reset = reset or seed is not None  # other noise starts with an episode
+        executed, delay = (_steps(name, self._control(content, name)) for name in ("executed", "delay"))
+        round_trip = _milliseconds("round_trip_ms", self._control(content, "round_trip_ms"))
         values = self._named(content)
         if reset and not values:
             return Request(None, reset, seed)
@@ -124,7 +134,11 @@ class Reader:
                 raise GtpVisionError(f"'{name}' {shape} is missing from the observation; send {_listed(self._names)}")
         observation = {name: _image(name, values[name], shapes) for name, shapes in self._shapes.items()}
         observation |= {name: _state(name, values[name], width) for name, width in self._states.items()}
-        return Request(observation, reset, seed)
+        return Request(observation, reset, seed, executed, delay, round_trip)
+
+    def _control(self, content: dict[Any, Any], name: str) -> Any:
+        """Take a number about the request out of a message; None without one, or if the policy has such a name."""
+        return None if name in self._names else _number(content.pop(name, None))
 
     def _fast_path(self, content: dict[Any, Any]) -> dict[str, np.ndarray] | None:
         """The observation of a message in the policy's own names and types; None for all others, which take longer.
@@ -329,6 +343,22 @@ def _seed(value: Any) -> int | None:
     if value is not None and not (type(value) is int and 0 <= value < _SEED):
         raise GtpVisionError(f"'seed' is {_cut(value) if type(value) is int else _kind(value)}; send 0 to {_SEED - 1}")
     return value
+
+
+def _steps(name: str, value: Any) -> int | None:
+    if value is not None and not (type(value) is int and 0 <= value <= _MOST):
+        raise GtpVisionError(f"'{name}' is {_cut(value) if type(value) is int else _kind(value)}; send 0 to {_MOST}")
+    return value
+
+
+def _milliseconds(name: str, value: Any) -> float:
+    """Seconds."""
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LATEST:
+        given = _cut(value) if type(value) in (int, float) else _kind(value)
+        raise GtpVisionError(f"'{name}' is {given}; send 0 to {_LATEST:g}")
+    return value / 1e3
 
 
 def _listed(names: list[str]) -> str:

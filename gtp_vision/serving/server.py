@@ -2,6 +2,9 @@
 
     client -> observation (msgpack)    answered by {"actions": (H, A), "server_timing": {...}}, or by an error as text;
                                        with limits also by "clamps", the numbers of actions that each of them changed
+                                       with "executed", the actions of the last plan that the robot has executed, the
+                                       plan continues it, and "delay" is answered: after how many more it is assumed
+                                       to arrive, by the times of earlier answers unless the message has a "delay"
     client <- on connecting, the policy's observations and actions
 
 Every connection is a robot with its own frame stack, episode and noise. One thread acts, in the order in which
@@ -30,11 +33,13 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request as HttpRequest
 from websockets.http11 import Response
 
+from gtp_vision.agents.settings import CUT
 from gtp_vision.core.errors import GtpVisionError, reason
 from gtp_vision.serving.answer import PLAN, Answered, answer
+from gtp_vision.serving.delays import Delays
 from gtp_vision.serving.metrics import Metrics, Times
 from gtp_vision.serving.policy import Policy, Session
-from gtp_vision.serving.protocol import Reader, packed
+from gtp_vision.serving.protocol import Reader, Request, packed
 from gtp_vision.serving.settings import Settings, check, encryption
 from gtp_vision.serving.worker import Lane, PendingRequest, Worker
 
@@ -54,7 +59,7 @@ class Client:
 
     `last_message` is when its last message arrived, in the loop's seconds; `number` counts connections; `lane` holds
     requests that wait for the policy, `answers` all in order until they are answered, `pending` counts messages not
-    answered yet.
+    answered yet, `delays` has the times of answered ones.
     """
 
     connection: ServerConnection
@@ -64,6 +69,7 @@ class Client:
     lane: Lane = field(default_factory=Lane)
     answers: asyncio.Queue[PendingRequest] = field(default_factory=lambda: asyncio.Queue(_MAX_UNREAD))
     pending: int = 0
+    delays: Delays = field(default_factory=Delays)
 
 
 class Server:
@@ -93,11 +99,13 @@ class Server:
             ignored=settings.ignored,
         )
         self._metrics, self._clients = Metrics(), set[Client]()
+        self._rate = None if schema.limits is None else schema.limits.rate
         self._encryption = encryption(settings)
         self._worker = Worker(settings.queue)
         self._ending, self._admitted = False, 0
         keys = ("cameras", "states", "frame_stack", "agent", "task", "actions", "action_low", "action_high")
         metadata = {key: getattr(schema, key) for key in keys}
+        metadata["join"] = policy.agent.config.acting.join
         metadata["limits"] = None if schema.limits is None else asdict(schema.limits)
         metadata["chunk"] = schema.chunk if settings.answer == PLAN else 1
         self._greeting = packed({**metadata, "steps": settings.steps or schema.steps, "answer": settings.answer})
@@ -156,7 +164,12 @@ class Server:
             schema = self._policy.schema
             zeros: dict[str, np.ndarray] = {name: np.zeros(shape, np.uint8) for name, shape in schema.cameras.items()}
             zeros |= {name: np.zeros(width, np.float32) for name, width in schema.states.items()}
-            self._answer(self._policy.session(), zeros)
+            session, kind = self._policy.session(), self._settings.answer
+            acting = self._policy.agent.config.acting
+            last = 0 if acting.join == CUT else 1 if kind == PLAN else acting.horizon(schema.chunk)
+            for step in range(last + 1):  # to the first plan that continues another
+                executed = step if kind == PLAN else None
+                self._answer(session, Request(zeros, reset=False, seed=None, executed=executed), 0)
 
         pending = PendingRequest(act, loop, time.perf_counter())
         self._worker.submit(Lane(), pending)
@@ -259,6 +272,7 @@ class Server:
             pending = PendingRequest(lambda: None, loop, received)
             pending.refuse("request", str(error))
             return pending
+        measured = client.delays.steps(self._rate, request.round_trip)
 
         def reset() -> None:
             if request.seed is not None:
@@ -271,7 +285,7 @@ class Server:
         def act() -> Answered | None:
             if request.observation is None:
                 return None
-            answered = self._answer(client.session, request.observation)
+            answered = self._answer(client.session, request, measured)
             if self._recorder is not None:
                 now = time.time()
                 waited = time.perf_counter() - received
@@ -293,9 +307,14 @@ class Server:
         self._worker.cancel(client.lane, pending)
         pending.refuse("timeout", f"the policy gave no answer within {self._settings.timeout:g} s")
 
-    def _answer(self, session: Session, observation: dict[str, np.ndarray]) -> Answered:
-        """Answer as configured, in the worker's thread."""
-        return answer(session, observation, self._settings.answer, steps=self._settings.steps)
+    def _answer(self, session: Session, request: Request, measured: int) -> Answered:
+        """Answer as configured, in the worker's thread; `measured` is the delay of a request that has none."""
+        assert request.observation is not None
+        executed, delay = request.executed, request.delay
+        if delay is None:
+            delay = 0 if executed is None else min(measured, session.remaining(executed))
+        kind, steps = self._settings.answer, self._settings.steps
+        return answer(session, request.observation, kind, steps=steps, executed=executed, delay=delay)
 
     async def _send_answers(self, client: Client) -> None:
         """Send answers in order; metrics are updated after sending, as robots wait."""
@@ -311,6 +330,8 @@ class Server:
                 return
             finally:
                 client.pending -= 1
+                if isinstance(message, bytes):
+                    client.delays.add(time.perf_counter() - pending.received)
                 self._count(pending, message)
 
     def _count(self, pending: PendingRequest, message: bytes | str) -> None:
@@ -331,4 +352,5 @@ def _message(pending: PendingRequest, answered: Answered | None) -> bytes:
         return packed({"reset": True})
     timing = {"infer_ms": 1e3 * (pending.ended - pending.started), "queue_ms": 1e3 * pending.queued}
     clamps = {"clamps": answered.clamps} if answered.clamps else {}
-    return packed({"actions": answered.actions, "server_timing": timing, **clamps})
+    delay = {} if answered.executed is None else {"delay": answered.delay}
+    return packed({"actions": answered.actions, "server_timing": timing, **clamps, **delay})

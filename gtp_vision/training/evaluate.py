@@ -32,6 +32,7 @@ from gtp_vision.training.seeds import folders
 from gtp_vision.training.segments import changes, segments_of, statistics_differ, with_free
 
 _REPLAYED = 1000  # recorded actions of which a replay score is computed
+_TWO_VALUED = 0.999  # of the largest variance: statistics are rounded
 _EVAL_SEED = 100_000  # of the first episode, if the run's seed is 0
 
 
@@ -258,6 +259,16 @@ def evaluator_of(config: Config, parts: Components | Trained, progress: bool, se
         device=parts.accelerator.device,
         progress=progress,
         patience=config.training.eval_timeout,
+        grippers=_grippers(parts.record.statistics["actions"]),
         rank=parts.accelerator.process_index,
         world_size=parts.accelerator.num_processes,
     )
+
+
+def _grippers(moves: Mapping[str, Sequence[float]]) -> list[int]:
+    """Dimensions of which the data have two values at most: none of that mean and range varies more.
+
+    The variance is at most (max - mean)(mean - min), that of two values (Bhatia and Davis, 2000).
+    """
+    mean, std, low, high = (np.asarray(moves[name], np.float64) for name in ("mean", "std", "min", "max"))
+    return np.flatnonzero(std**2 >= _TWO_VALUED * (high - mean) * (mean - low)).tolist()

@@ -8,6 +8,7 @@ from stores import make_store
 
 from gtp_vision.agents import ActingConfig
 from gtp_vision.agents.acting import Executor, FrameStack
+from gtp_vision.agents.joining import Known
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets.sampler import Sampler
 
@@ -87,6 +88,50 @@ def test_temporal_ensembling_averages_what_plans_hold_for_the_same_moment(decay:
         weights = [math.exp(-decay * i) for i in range(len(actions))]  # the oldest first
         assert action == pytest.approx(np.average(actions, weights=weights), abs=1e-6)
     assert plans == sorted(taken), "every step plans"
+
+
+def latest(step: int, every: int, delay: int) -> int:
+    """When the plan was made that is executed at a step."""
+    return max(planned for planned in range(0, step + 1, every) if planned == 0 or planned + delay <= step)
+
+
+@pytest.mark.parametrize(("execute", "delay"), [(None, 1), (2, 1), (2, 2), (1, 1)])
+def test_a_plan_is_executed_from_when_it_arrives_and_the_one_before_until_then(execute: int | None, delay: int) -> None:
+    taken, plans = run(ActingConfig(execute=execute, delay=delay))
+    every = execute or CHUNK - delay
+    for (episode, step), action in taken.items():
+        planned = latest(step, every, delay)
+        assert action == pytest.approx(value(episode, planned, step - planned), abs=1e-6)
+    assert plans == sorted((e, s) for e, length in LENGTH.items() for s in range(0, length, every))
+
+
+def test_ensembles_average_the_plans_that_have_arrived() -> None:
+    taken, _ = run(ActingConfig(ensemble=0.5, delay=2))
+    for (episode, step), action in taken.items():
+        made = [s for s in range(max(0, step - CHUNK + 1), step + 1) if s == 0 or s + 2 <= step]
+        weights = [math.exp(-0.5 * i) for i in range(len(made))]
+        expected = np.average([value(episode, planned, step - planned) for planned in made], weights=weights)
+        assert action == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("delay", "join"), [(0, "blend"), (1, "rtc")])
+def test_plans_are_made_knowing_what_remains_of_the_one_before(delay: int, join: str) -> None:
+    def plan(_: object, noise: EpisodeNoise, known: Known | None = None) -> torch.Tensor:
+        rows = list(zip(noise.episodes, noise.steps, strict=True))
+        made = torch.tensor([[[value(e, s, i)] for i in range(CHUNK)] for e, s in rows])
+        assert (known is None) == all(step == 0 for step in noise.steps)
+        if known is not None:
+            rest = [[value(e, s - 2, i)] for e, s in rows for i in range(2, CHUNK)]
+            expected = Known.of(torch.tensor(rest).view(len(made), -1, 1), delay, CHUNK)
+            torch.testing.assert_close(known, expected)
+        return made
+
+    executor = Executor(plan, ActingConfig(execute=2, delay=delay, join=join), CHUNK)
+    switched = []
+    for moment in range(8):  # episode 3 begins two steps after episode 7
+        executor({}, noise({7: moment} | ({3: moment - 2} if moment > 1 else {})))
+        switched.append(executor.switched)
+    assert switched == [[]] * (2 + delay) + ([[7], [], [7, 3], [], [7, 3], []])[: 6 - delay]
 
 
 def test_plans_of_episodes_that_end_or_begin_again_are_dropped() -> None:

@@ -12,6 +12,8 @@ from gtp_vision.config.compose import from_command_line
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import EncoderConfig
 
+CHUNKS = "agent=gtp_bc agent.action_chunk=4"
+JOINED = "agent.action_chunk=4 agent.acting.join=blend"
 VP5 = "agent.policy.family=vp_diffusion agent.policy.grid=5"
 
 
@@ -78,6 +80,21 @@ VP5 = "agent.policy.family=vp_diffusion agent.policy.grid=5"
         ("agent.action_chunk=3 agent.acting.execute=4", ("agent.acting.execute=4", "the 3 actions of a chunk")),
         ("agent.acting.ensemble=0.1", ("agent.acting.ensemble averages", "agent.action_chunk is 1")),
         ("agent.action_chunk=3 agent.acting.ensemble=0.1 agent.acting.execute=2", ("execute=2", "null")),
+        ("agent.acting.join=blend", ("join=blend joins", "agent.action_chunk=1")),
+        (f"{CHUNKS} agent.acting.join=rtc agent.acting.execute=4", ("share none", "below agent.action_chunk=4")),
+        (f"{CHUNKS} agent.acting.join=rtc agent.acting.ensemble=0.1", ("both join plans", "ensemble=null")),
+        (f"{CHUNKS} agent.acting.join=rtc agent.policy.family=flow_matching", ("flow_matching cannot", "gtp")),
+        (f"{CHUNKS} agent.acting.join=rtc agent.acting.noise=0", ("agent.acting.noise=0 has none", "join=blend")),
+        (f"{CHUNKS} agent=fql agent.acting.join=rtc", ("improvement=distillation acts in another way", "join=blend")),
+        (
+            f"agent=gtp {JOINED} agent.acting.candidates=4",
+            ("first actions alone", "chunk=true"),
+        ),
+        (f"agent=gtp {JOINED} agent.acting.gradient_step=1", ("undone", "join=cut")),
+        ("agent.acting.delay=1", ("agent.acting.delay=1 is more than 0", "agent.action_chunk=1 ")),
+        (f"{CHUNKS} agent.acting.delay=4", ("delay=4 is more than 2", "longer plans")),
+        (f"{CHUNKS} agent.acting.delay=2 agent.acting.execute=3", ("execute=3 must be between 2 and 2",)),
+        (f"{CHUNKS} agent.acting.delay=2 agent.acting.execute=1", ("execute=1 must be between 2 and 2",)),
         ("agent=rebrac agent.action_chunk=3", ("agent.critic.next_penalty judges single actions", "=3 to 1")),
     ],
 )
@@ -107,6 +124,9 @@ def test_an_agent_is_checked_when_it_is_created_too() -> None:
         "agent=fql agent.policy.family=meanflow agent.action_chunk=5 agent.critic.chunk=true task.n_step=5",
         "agent=gtp agent.action_chunk=4 agent.acting.ensemble=0.01 agent.acting.execute=1",
         "agent=rebrac agent.action_chunk=4 agent.critic.next_penalty=0",
+        f"{CHUNKS} agent.acting.delay=2 agent.acting.join=rtc",
+        f"{CHUNKS} agent.acting.delay=2",
+        f"{CHUNKS} agent.acting.delay=3 agent.acting.ensemble=0.1",
         "agent=consistency_ac acting=beam",
         "agent=fql agent.policy.family=shortcut agent.acting.candidates=8 agent.acting.gradient_step=0.1",
         "agent=td3_bc agent.acting.gradient_step=0.1",

@@ -78,8 +78,8 @@ Serve = Callable[..., Running]
 def serve(policy: Policy) -> Iterator[Serve]:
     running: list[Running] = []
 
-    def start(**settings: Any) -> Running:
-        running.append(Running(Server(policy, Settings(port=0, **settings))))
+    def start(served: Policy = policy, **settings: Any) -> Running:
+        running.append(Running(Server(served, Settings(port=0, **settings))))
         return running[-1]
 
     yield start
@@ -443,10 +443,10 @@ class Slow(Session):
     may_plan = threading.Event()
     started = 0
 
-    def plan(self, observation: Any, *, steps: int | None = None) -> np.ndarray:
+    def plan(self, observation: Any, **options: Any) -> np.ndarray:
         Slow.started += 1
         assert self.may_plan.wait(10)
-        return super().plan(observation, steps=steps)
+        return super().plan(observation, **options)
 
 
 @pytest.fixture
@@ -460,6 +460,29 @@ def slow(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> type[Slow]:
 def pending(running: Running) -> list[int]:
     """Unanswered messages of each client."""
     return sorted(client.pending for client in running.server._clients)
+
+
+def test_a_server_continues_plans_by_the_delay_that_it_measures(serve: Serve) -> None:
+    limits = Limits.position((-3.0, 0.0), (1.0, 250.0), rate=200.0)
+    joining = untrained("agent=gtp_bc", "agent.action_chunk=8", "agent.acting.join=rtc", limits=limits)
+    running, twin = serve(joining), joining.session()
+    with connect(running.address) as connection:
+        assert unpacked(bytes(connection.recv()))["join"] == "rtc"
+        for count, seen in enumerate(SEEN):
+            sent = {"executed": min(count, 1)} | ({"delay": 3} if count == 4 else {"round_trip_ms": 10 * count})
+            connection.send(packed({**seen, **sent}))
+            answer = unpacked(bytes(connection.recv(timeout=10)))
+            least = 0 if count == 0 else 3 if count == 4 else min(7, 1 + 2 * count)  # 10 ms are two steps
+            assert least <= answer["delay"] <= (3 if count == 4 else 7)
+            assert np.array_equal(answer["actions"], twin.plan(seen, executed=sent["executed"], delay=answer["delay"]))
+        late = packed({**seen, "executed": 4, "delay": 5})
+        assert "delay=5 must be between 0 and 4" in error_of(connection, late)
+        connection.send(packed(seen))
+        assert "delay" not in unpacked(bytes(connection.recv()))
+    actions = serve(joining, answer="action")
+    with connect(actions.address) as connection:
+        connection.recv()
+        assert "actions are answered" in error_of(connection, packed({**SEEN[0], "executed": 0}))
 
 
 def test_the_oldest_request_is_dropped_and_its_episode_starts_all_the_same(

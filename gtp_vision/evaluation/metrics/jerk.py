@@ -1,7 +1,7 @@
 """Jerk of executed action chunks: the mean squared third difference of actions in [-1, 1], and where it is.
 
 Four actions in a row have a third difference; it is `inside` if one plan holds all of them, and else at a `border`.
-A gripper that opens and closes is left out: dimensions that are near one of their two ends in nearly all steps.
+Grippers, dimensions of two values in the data, are left out.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ if TYPE_CHECKING:
     from gtp_vision.evaluation.evaluator import Episode
 
 _ORDER = 3
-_NEAR, _SHARE = 0.05, 0.95  # of a dimension's range; of the steps
 
 
 def _jerk(episodes: Sequence[Episode], _: str) -> dict[str, Any]:
     """Jerk of all third differences, of both kinds, and their ratio; None where there are none of a kind."""
     if not any(episode.switches for episode in episodes):
         return {}
-    moves = ~_is_switch(np.concatenate([np.stack(episode.actions) for episode in episodes]))
     squares, crosses = [], []
     for episode in episodes:
-        squares.append(np.diff(np.stack(episode.actions).astype(np.float64), _ORDER, axis=0)[:, moves] ** 2)
+        squares.append(np.diff(np.stack(episode.actions).astype(np.float64), _ORDER, axis=0) ** 2)
         plan = np.isin(np.arange(episode.length), episode.switches).cumsum()
         crosses.append(plan[_ORDER:] != plan[:-_ORDER])
     of_all, is_border = np.concatenate(squares), np.concatenate(crosses)
@@ -35,14 +33,7 @@ def _jerk(episodes: Sequence[Episode], _: str) -> dict[str, Any]:
     values = {name: float(kind.mean()) if kind.size else None for name, kind in kinds.items()}
     inside, border = values["jerk_inside"], values["jerk_border"]
     ratio = border / inside if inside and border is not None else None
-    return values | {"jerk_ratio": ratio, "jerk_dimensions": int(moves.sum())}
-
-
-def _is_switch(actions: np.ndarray) -> np.ndarray:
-    """Which dimensions of actions (N, A) switch between two values, (A,)."""
-    low, high = actions.min(0), actions.max(0)
-    near = _NEAR * (high - low)
-    return ((actions <= low + near) | (actions >= high - near)).mean(0) >= _SHARE
+    return values | {"jerk_ratio": ratio, "jerk_dimensions": of_all.shape[1]}
 
 
 def jerk_text(found: Mapping[str, Any]) -> str:
