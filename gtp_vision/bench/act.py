@@ -14,6 +14,8 @@ import torch
 
 from gtp_vision.agents import ActingConfig, Agent, check_agent
 from gtp_vision.agents.fast import FastPolicy
+from gtp_vision.agents.joining import Known
+from gtp_vision.agents.settings import RTC
 from gtp_vision.config.compose import acting_of
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
@@ -43,9 +45,9 @@ def bench_act(
         compiled: time the ways of acting compiled, too, which takes seconds to compile each.
 
     Returns:
-        JSON-able: `ms` and `against_eager` by engine, and of `limits`, which follow it; `difference`, the largest
-        between a graph and eager PyTorch, or null and in `graphless` why there is no graph; `ways`, by way of acting
-        and K the ms of the engines.
+        JSON-able: `ms` and `against_eager` by engine, of `limits`, which follow it, and of `rtc`, an eager plan that
+        continues half of another one; `difference`, the largest between a graph and eager PyTorch, or null and in
+        `graphless` why there is no graph; `ways`, by way of acting and K the ms of the engines.
 
     Raises:
         GtpVisionError: no artifact, or a K or acting that does not fit.
@@ -61,13 +63,15 @@ def bench_act(
     }
     tensors = {name: torch.from_numpy(stack) for name, stack in stacks.items()}
 
-    def plan(actor: Agent | FastPolicy, settings: ActingConfig, _: None) -> None:
-        actor.plan(tensors, EpisodeNoise(0, [0], [0], policy.device), acting=settings)
+    def plan(actor: Agent | FastPolicy, settings: ActingConfig, _: None, known: Known | None = None) -> None:
+        actor.plan(tensors, EpisodeNoise(0, [0], [0], policy.device), acting=settings, known=known)
 
     own, fast = replace(policy.agent.config.acting, steps=steps), FastPolicy(policy.agent, engine="compile")
     works = {"eager": Work(partial(plan, policy.agent, own))}
     if fast.engine == "compile":
         works["compile"] = Work(partial(plan, fast, own))
+    if (continuing := _continuing(policy, own)) is not None:
+        works[RTC] = Work(partial(plan, policy.agent, continuing[0], known=continuing[1]))
     ways = {}
     for (way, k), settings in ways_of(policy.agent, acting):
         ways[way, k, "eager"] = Work(partial(plan, policy.agent, settings))
@@ -97,6 +101,17 @@ def bench_act(
         "graphless": graphless,
         "ways": by_way,
     }
+
+
+def _continuing(policy: Policy, acting: ActingConfig) -> tuple[ActingConfig, Known] | None:
+    """How the policy plans by real-time chunking, and half a plan that is continued; None if it cannot."""
+    acting = replace(acting, join=RTC, execute=None, ensemble=None, delay=0)
+    try:
+        check_agent(replace(policy.agent.config, acting=acting))
+    except GtpVisionError:
+        return None
+    rest = torch.zeros((1, policy.schema.chunk // 2, policy.schema.actions), device=policy.device)
+    return acting, Known.of(rest, 0, policy.schema.chunk)
 
 
 def _graphs(

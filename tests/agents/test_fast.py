@@ -7,6 +7,7 @@ from small import NAMES, PIXELS, make, observation
 from gtp_vision.agents import ActingConfig, Agent
 from gtp_vision.agents import fast as fast_module
 from gtp_vision.agents.fast import FastPolicy
+from gtp_vision.agents.joining import Known
 from gtp_vision.core import compile
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise, NoiseSource, RandomStream
@@ -49,6 +50,16 @@ def assert_same(
 @pytest.mark.parametrize("name", NAMES)
 def test_every_agent_plans_as_it_does_eagerly(name: str) -> None:
     assert_same(traced(make(name)), observation(batch=1), engine="eager" if name in UNTRACED else "compile")
+
+
+def test_plans_that_continue_others_are_compiled_beside_those_that_do_not() -> None:
+    fast = traced(make("gtp_bc", "agent.action_chunk=4", "agent.acting.join=rtc"))
+    seen = observation(batch=1)
+    for turn in range(3):
+        known = None if turn == 1 else Known.of(torch.full((1, 2 + turn // 2, 2), 0.1 * turn), turn // 2, 4)
+        expected = fast.agent.plan(seen, RandomStream(1, turn), known=known)
+        torch.testing.assert_close(fast.plan(seen, RandomStream(1, turn), known=known), expected, rtol=1e-4, atol=1e-5)
+    assert (fast.engine, len(fast._plans)) == ("compile", 2), fast.status
 
 
 def test_steps_and_acting_settings_are_chosen_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:

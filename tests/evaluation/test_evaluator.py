@@ -14,6 +14,8 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Dict
 
+from gtp_vision.agents import ActingConfig
+from gtp_vision.agents.acting import Executor
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.envs import EnvSpec, Rendering, _Worker
 from gtp_vision.envs.units import with_policy_actions
@@ -98,6 +100,21 @@ def test_every_observation_is_stacked_under_its_own_name(goals: bool) -> None:
     if filmed.goal is not None:
         assert {name: array.shape for name, array in filmed.goal.items()} == SHAPES
         assert set(filmed.goal["arm"]) == {number("arm", 2, 9)}
+
+
+@pytest.mark.simulates
+@pytest.mark.parametrize(("delay", "switches"), [(0, [2]), (1, [3])])
+def test_plans_that_arrive_late_are_executed_late(delay: int, switches: list[int]) -> None:
+    def plan(_: object, noise: EpisodeNoise) -> torch.Tensor:
+        return torch.tensor([[[0.1 * step, 0.5]] * 3 for step in noise.steps])
+
+    acting = ActingConfig(execute=2, delay=delay)
+    with Evaluator(RigSpec(), frame_stack=3, envs=2, progress=False, grippers=[1]) as evaluator:
+        found, episodes = evaluator.run(Executor(plan, acting, 3), 3)
+    for episode in episodes:
+        assert episode.switches == switches
+        assert np.ravel(episode.actions).tolist() == pytest.approx([0.0] * switches[0] + [0.2] * (LENGTH - switches[0]))
+    assert found["jerk_dimensions"] == 1, "grippers are left out"
 
 
 class Reporting(Rig):
