@@ -8,6 +8,7 @@ cores as possible: real robots do not run on the server's machine.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import threading
@@ -17,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from websockets.sync.client import connect
 
-from gtp_vision.serving.protocol import packed, unpacked
+from gtp_vision.serving.client import Client, ServerError
 
 _OBSERVATIONS = 32  # repeated over and over
+_PATIENCE = 60.0  # seconds for an answer
 
 
 def random_observations(
@@ -42,26 +43,21 @@ def run_robot(address: str, seed: int, count: int, rate: float, out: Path) -> No
     The npz `out` holds `actions` (count, H, A), NaN where none arrived, and in milliseconds (count,) `round_trip`,
     `act`, `queued`.
     """
-    with connect(address, compression=None, max_size=None) as connection:
-        greeting = connection.recv()
-        assert isinstance(greeting, bytes), greeting
-        schema = unpacked(greeting)
+    with Client(address, timeout=_PATIENCE) as robot:
+        schema = robot.metadata
         observations = random_observations(seed, schema["cameras"], schema["states"])
         actions = np.full((count, schema["chunk"], schema["actions"]), np.nan, np.float32)
         times = np.full((3, count), np.nan)
-        connection.send(packed({"seed": seed}))
-        connection.recv()
+        robot.reset(seed)
         start = time.perf_counter() + np.random.default_rng(seed).random() / rate  # robots are not synchronized
         for step in range(count):
             time.sleep(max(0.0, start + step / rate - time.perf_counter()))
             began = time.perf_counter()
-            connection.send(packed(observations[step % _OBSERVATIONS]))
-            answer = connection.recv()
-            round_trip = 1e3 * (time.perf_counter() - began)
-            if isinstance(answer, bytes):
-                plan = unpacked(answer)
-                actions[step] = plan["actions"]
-                times[:, step] = round_trip, plan["server_timing"]["infer_ms"], plan["server_timing"]["queue_ms"]
+            with contextlib.suppress(ServerError):
+                answer = robot.infer(observations[step % _OBSERVATIONS])
+                round_trip = 1e3 * (time.perf_counter() - began)
+                timing = answer["server_timing"]
+                actions[step], times[:, step] = answer["actions"], (round_trip, timing["infer_ms"], timing["queue_ms"])
     np.savez(out, actions=actions, round_trip=times[0], act=times[1], queued=times[2])
 
 

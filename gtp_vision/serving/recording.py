@@ -147,7 +147,8 @@ def read(path: Path) -> Recording:
     found = sandbox.call(f"{__name__}:_layout", path)
     arrays = {name: map_array(entry, path) for name, entry in found["arrays"].items()}
     try:
-        served = Served(**{each.name: found["served"][each.name] for each in fields(Served)})
+        known = {each.name for each in fields(Served)}
+        served = Served(**{name: value for name, value in found["served"].items() if name in known})
         tables = {
             name: dict(zip(found["served"][name], np.asarray(arrays[name]).T, strict=True))
             for name in ("counts", "measures")

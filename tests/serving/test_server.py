@@ -1,5 +1,4 @@
 import asyncio
-import contextlib
 import io
 import ssl
 import threading
@@ -21,6 +20,7 @@ from commands import wait_for
 from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from PIL import Image
+from running import Running
 from small_policies import observations, untrained
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -40,35 +40,6 @@ SEEN = observations(SimpleNamespace(cameras={"front": (16, 12, 3)}, states={"arm
 def policy() -> Policy:
     """A camera, a state, two frames, chunks of four actions of two numbers, of which three are executed."""
     return untrained("agent=gtp_bc", "agent.action_chunk=4", "agent.acting.execute=3")
-
-
-class Running:
-    def __init__(self, server: Server) -> None:
-        self.server, self.address = server, ""
-        ready = threading.Event()
-
-        async def run() -> None:
-            self.loop, self.stop = asyncio.get_running_loop(), asyncio.Event()
-
-            def on_ready(address: str) -> None:
-                self.address = address
-                ready.set()
-
-            await server.run(self.stop, on_ready)
-
-        self.thread = threading.Thread(target=lambda: asyncio.run(run()))
-        self.thread.start()
-        assert ready.wait(60)
-
-    @property
-    def http(self) -> str:
-        return self.address.replace("ws", "http", 1)
-
-    def end(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it has ended
-            self.loop.call_soon_threadsafe(self.stop.set)
-        self.thread.join(30)
-        assert not self.thread.is_alive()
 
 
 Serve = Callable[..., Running]
