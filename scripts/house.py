@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "img" / "house.svg"
 MOVED = ("datasets", "encoders", "configs")  # folders of the root, installed inside gtp_vision
-FACADE = "gtp_vision"  # the package's own __init__, which imports on first use
+FACADE = "gtp_vision"  # the package's own modules: __init__, which imports on first use, and what it offers
 
 
 def modules() -> dict[str, Path]:
@@ -43,7 +43,9 @@ def first_party(source: str, known: Mapping[str, Path]) -> set[str]:
 def room(module: str) -> str:
     """The room of a module: `agents` of `gtp_vision.agents.gtp`; `cli` of `python -m gtp_vision`."""
     parts = module.split(".")
-    return "cli" if parts[1:] == ["__main__"] else parts[1] if len(parts) > 1 else FACADE
+    if parts[1:] == ["__main__"]:
+        return "cli"
+    return FACADE if len(parts) == 1 or (ROOT / "gtp_vision" / f"{parts[1]}.py").is_file() else parts[1]
 
 
 def house() -> dict[str, set[str]]:
