@@ -101,6 +101,7 @@ class Improvement(nn.Module):
         needs_critic: whether it cannot do without a critic.
         is_per_dimension: whether the policy's own loss counts as a mean over action dimensions instead of a sum.
         may_renoise: whether jumps of the policy lead from the actions that it takes to others worth taking.
+        acts_in_steps: whether K changes the actions to take.
     """
 
     Settings: ClassVar[type[ImprovementSettings]] = ImprovementSettings
@@ -109,6 +110,7 @@ class Improvement(nn.Module):
     needs_critic = True
     is_per_dimension = False
     may_renoise = True
+    acts_in_steps = True
 
     def __init__(self, agent: Agent) -> None:
         super().__init__()

@@ -55,6 +55,7 @@ class Distillation(Improvement):
     name, label_suffix = "distillation", "d"
     is_per_dimension = True
     may_renoise = False
+    acts_in_steps = False
     config: DistillationSettings
 
     def __init__(self, agent: Agent) -> None:

@@ -24,7 +24,7 @@ from gtp_vision.evaluation.evaluator import one_thread
 from gtp_vision.serving import graphs
 from gtp_vision.serving.artifact import load_policy
 from gtp_vision.serving.limits import Limiter
-from gtp_vision.serving.policy import Policy
+from gtp_vision.serving.policy import Policy, Session
 
 _COMPARED = 5  # noises with which the engines' actions are compared
 _STEPS = (1, 2, 5)  # K of the ways of acting
@@ -45,9 +45,10 @@ def bench_act(
         compiled: time the ways of acting compiled, too, which takes seconds to compile each.
 
     Returns:
-        JSON-able: `ms` and `against_eager` by engine, of `limits`, which follow it, and of `rtc`, an eager plan that
-        continues half of another one; `difference`, the largest between a graph and eager PyTorch, or null and in
-        `graphless` why there is no graph; `ways`, by way of acting and K the ms of the engines.
+        JSON-able: `ms` and `against_eager` by engine, of `limits`, which follow it, of `rtc`, an eager plan that continues
+        half of another one, and of a whole `session` without `and doubt` and with it; `difference`, the largest between
+        a graph and eager PyTorch, or null and in `graphless` why there is no graph; `ways`, by way of acting and K the
+        ms of the engines.
 
     Raises:
         GtpVisionError: no artifact, or a K or acting that does not fit.
@@ -80,6 +81,12 @@ def bench_act(
     if policy.schema.limits is not None:
         limiter, action = Limiter(policy.schema.limits), policy.schema.in_units(np.zeros((1, policy.schema.actions)))
         works["limits"] = Work(lambda _: limiter(action))
+    if policy.doubter() is not None:
+        seen = {name: rng.integers(0, 256, shape, np.uint8) for name, shape in policy.schema.cameras.items()}
+        seen |= {name: rng.normal(size=width).astype(np.float32) for name, width in policy.schema.states.items()}
+        silent = Policy(policy.agent, policy.schema, policy.card)
+        for name, session in (("session", silent.session()), ("and doubt", policy.session())):
+            works[name] = Work(partial(_act, session, seen, steps))
     difference, graphless = None, ""
     with one_thread():
         try:
@@ -101,6 +108,10 @@ def bench_act(
         "graphless": graphless,
         "ways": by_way,
     }
+
+
+def _act(session: Session, seen: Mapping[str, np.ndarray], steps: int, _: None) -> None:
+    session.act(seen, steps=steps)
 
 
 def _continuing(policy: Policy, acting: ActingConfig) -> tuple[ActingConfig, Known] | None:
@@ -171,7 +182,7 @@ def table(results: Mapping[str, Any]) -> str:
         f"{results['agent']}, K = {results['steps']}, one observation, one thread, "
         f"medians of {results['rounds']} rounds",
         *(
-            f"  {name:<8} {ms:8.3f} ms   {results['against_eager'][name]:.2f} of eager"
+            f"  {name:<9} {ms:8.3f} ms   {results['against_eager'][name]:.2f} of eager"
             for name, ms in results["ms"].items()
         ),
         f"  {results['graphless'] or 'the graphs and PyTorch differ by {:.1e} at most'.format(results['difference'])}",

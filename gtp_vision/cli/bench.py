@@ -108,6 +108,13 @@ def _bench_serve(arguments: argparse.Namespace, _: list[str]) -> int:
     return 0 if not results["errors"] else 1
 
 
+def _doubt_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="RUN", help="a run folder with its data and a simulator")
+    parser.add_argument("--episodes", type=at_least(1), default=100, help="in the simulator (default 100)")
+    parser.add_argument("--reaction", default="hold", choices=("steps", "slow", "hold"), help="to doubt (default hold)")
+    parser.add_argument("--after", type=at_least(1), default=3, help="doubtful answers until then (default 3)")
+
+
 def _measurement(name: str, help: str, rounds: int, order: int) -> Verb:
     function = f"gtp_vision.bench.{name}:bench_{name}"
     return measurement(f"bench {name}", function, help, partial(_rounds, rounds), ["rounds"], order)
@@ -127,6 +134,14 @@ ACT = Verb(
 )
 SERVE = Verb(
     "bench serve", "what serving adds to the time of an action, with several robots", _serve_options, _bench_serve, 4
+)
+DOUBT = measurement(
+    "bench doubt",
+    "gtp_vision.bench.doubt:bench_doubt",
+    "what doubt tells from shifted cameras in a run's simulator, and success when it holds",
+    _doubt_options,
+    ("folder", "episodes", "reaction", "after"),
+    8,
 )
 LOADER = _measurement("loader", "batches against a bare gather, robomimic and h5py; memory; statistics", 5, 5)
 PROFILE = _measurement("profile", "time and memory of a step and an action, agent by agent; five minutes", 15, 6)

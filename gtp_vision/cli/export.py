@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from gtp_vision.cli.verb import Verb
+from gtp_vision.cli.verb import Verb, words
+from gtp_vision.serving.limits import OFF
+from gtp_vision.serving.reactions import OBSERVED, REACTIONS, SIGNALS, TELLS, OnDoubt
 
 _HELP = """\
 Write a folder that is enough to act: weights, schema, provenance, model card; no data set and no simulator.
@@ -34,15 +37,46 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "NAME=VALUE[,VALUE...] with low, high, speed, acceleration or jerk; repeat it",
     )
     parser.add_argument("--rate", type=float, help="actions a second, for limits; without it the data's")
+    parser.add_argument(
+        "--doubt",
+        type=words,
+        default=list(OBSERVED),
+        metavar="SIGNALS",
+        help=f"what doubt is measured by, with commas between, of {', '.join(SIGNALS)} (default "
+        f"{','.join(OBSERVED)}), or off, which keeps no features of the data",
+    )
+    parser.add_argument("--on-doubt", default="none", choices=REACTIONS, help="what is done about it (default none)")
+    parser.add_argument("--doubt-after", type=int, default=TELLS.after, help="doubtful answers until then (default 3)")
+    parser.add_argument(
+        "--actions",
+        type=words,
+        default=[],
+        help="what they are, for slow and hold: absolute (goals), delta (motions, velocities), or one for each",
+    )
     parser.add_argument("--license", default="unknown", help="of the weights, as an SPDX name")
     parser.add_argument("--data-license", default="unknown", help="of the data set")
     parser.add_argument("--backbone-license", default="unknown", help="of pretrained weights it began with")
     parser.add_argument("--overwrite", action="store_true", help="replace the artifact at DIR")
 
 
+def _doubt(report: Any) -> str:
+    """What calibration measured, on one line, or why there is none."""
+    if not isinstance(report, dict):
+        return f"not measured ({report})"
+    areas = ", ".join(f"{name} {area['doubt']:.2f}" for name, area in report["auroc"].items())
+    beyond = f"{report['beyond']:.1%} of {report['frames']} held-out frames are beyond"
+    return f"{', '.join(report['thresholds'])}; {beyond}; area under the ROC curve: {areas}"
+
+
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from gtp_vision.serving.export import export
 
+    on_doubt = OnDoubt(
+        arguments.on_doubt,
+        arguments.doubt_after,
+        actions=tuple(arguments.actions),
+        signals=tuple(arguments.doubt),
+    )
     policy = export(
         arguments.run_dir,
         arguments.out,
@@ -59,6 +93,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         overwrite=arguments.overwrite,
         limits=arguments.limits,
         rate=arguments.rate,
+        on_doubt=None if arguments.doubt == [OFF] else on_doubt,
     )
     schema = policy.schema
     shown = [*(f"{name} {shape}" for name, shape in schema.cameras.items())]
@@ -72,6 +107,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     print(f"  {megabytes:.1f} MB; it acts bit for bit as the run's agent does{within}")
     limits = f"{schema.limits.sentence()} " if schema.limits else ""
     print(f"  limits: {limits}({policy.card['limits']})")
+    print(f"  doubt: {_doubt(policy.card['doubt'])}")
     return 0
 
 

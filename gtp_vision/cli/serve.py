@@ -8,11 +8,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gtp_vision.cli.verb import Verb
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.serving.reactions import REACTIONS
 
 if TYPE_CHECKING:
     from gtp_vision.serving.policy import Policy
@@ -57,6 +59,9 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="where the policy computes (default cpu)")
     parser.add_argument("--engine", default="eager", help="eager (default), compile, graph or auto")
+    parser.add_argument(
+        "--on-doubt", choices=REACTIONS, help="what is done about doubt; default: as exported, see gtp-vision export"
+    )
     parser.add_argument("--record", type=Path, metavar="DIR", help="record the episodes into this folder, a data set")
     parser.add_argument("--record-limit", type=float, default=20.0, help="GB at which recording stops (default 20)")
     parser.add_argument("--threads", type=int, help="CPU threads of the policy; default: PyTorch's choice")
@@ -73,6 +78,8 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
 
     renamed = dict(_pair(given) for given in arguments.map)
     policy = load_policy(arguments.folder, device=arguments.device, engine=arguments.engine)
+    if arguments.on_doubt is not None:
+        policy.react(replace(policy.on_doubt, reaction=arguments.on_doubt))
     settings = Settings(
         host=arguments.host,
         port=arguments.port,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -47,6 +48,9 @@ def make(spec: EnvSpec) -> gymnasium.Env:
     if is_visual and spec.pixels:
         _set_quality(env.unwrapped, spec.rendering)
         _skip_goal_frames(env.unwrapped)
+        if spec.camera is not None:
+            simulator: Any = env.unwrapped
+            simulator.get_pixel_observation = partial(simulator.render, camera=spec.camera)
     if not spec.goals:
         return Seeded(env)
     if "singletask" in wanted:

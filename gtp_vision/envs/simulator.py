@@ -35,6 +35,7 @@ class EnvSpec:
         units: of the data set's actions; None: -1 and 1 are the environment's own bounds.
         frames: how the data set's frames were cropped and resized; the environment renders as it recorded them.
         success_reward: a step's reward that counts as success; None: success is what the environment's info says.
+        camera: of OGBench's manipulation, which renders the frames; None is its own for pixels.
     """
 
     name: str
@@ -48,6 +49,7 @@ class EnvSpec:
     units: ActionUnits | None = None
     frames: Framing | None = None
     success_reward: float | None = None
+    camera: str | None = None
 
     @property
     def simulator(self) -> Simulator:

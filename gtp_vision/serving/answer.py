@@ -28,7 +28,7 @@ class Answered:
         executed: actions of the plan before that were carried out when the observation was taken; None is unknown.
         delay: actions more that were expected to be carried out before the answer arrived.
         clamps: numbers that limits changed, see `Session.clamps`.
-        doubt: measures of doubt by name.
+        doubt: see `Doubt.numbers`; empty of a policy that does not know its data.
     """
 
     actions: np.ndarray
@@ -64,4 +64,5 @@ def answer(
     else:
         raise GtpVisionError("'executed' and 'delay' are of plans, and actions are answered; leave them out")
     k = steps or session.policy.schema.steps
-    return Answered(actions, session.seed, episode, step, k, executed, delay, clamps=session.clamps)
+    doubt = {} if session.doubt is None else session.doubt.numbers()
+    return Answered(actions, session.seed, episode, step, k, executed, delay, clamps=session.clamps, doubt=doubt)

@@ -38,6 +38,7 @@ from gtp_vision.encoders import Encoder, EncoderConfig, check_encoder, present_n
 from gtp_vision.models import without_bounds
 from gtp_vision.serving.card import card
 from gtp_vision.serving.policy import Policy
+from gtp_vision.serving.reactions import OnDoubt
 from gtp_vision.serving.reference import MOST_BYTES, REFERENCE, Reference
 from gtp_vision.serving.schema import Schema
 
@@ -84,7 +85,10 @@ def load_policy(folder: str | Path, *, device: str = "cpu", engine: str = "eager
         agent.to(device)
     except (RuntimeError, AssertionError) as error:
         raise GtpVisionError(f"device={device} is not available ({first_line(error)}); try cpu") from error
-    return Policy(agent, schema, _json(folder / PROVENANCE), engine, reference)
+    try:
+        return Policy(agent, schema, _json(folder / PROVENANCE), engine, reference, OnDoubt.of(settings.get("doubt")))
+    except GtpVisionError as error:
+        raise GtpVisionError(f"{folder}: {error}") from error
 
 
 def write(
@@ -94,8 +98,9 @@ def write(
     provenance: Mapping[str, Any],
     parts: Sequence[str],
     reference: Reference | None = None,
+    on_doubt: OnDoubt | None = None,
 ) -> None:
-    """Write an artifact's files into an empty folder, with the weights of the agent's modules `parts`."""
+    """Write an artifact's files into a folder, with the weights of the agent's modules `parts`."""
     tensors = {part: stored_tensors(agent.get_submodule(part)) for part in parts}
     save_file({f"{part}.{name}": x for part, of in tensors.items() for name, x in of.items()}, folder / WEIGHTS)
     settings = {
@@ -106,6 +111,7 @@ def write(
         "parts": list(parts),
         "bf16": agent.actor_encoder.bf16,
         "reference": reference is not None,
+        "doubt": None if on_doubt is None else asdict(on_doubt),
     }
     if reference is not None:
         reference.write(folder / REFERENCE)

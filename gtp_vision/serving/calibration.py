@@ -1,15 +1,25 @@
-"""What an artifact keeps of its training data, measured when it is exported: see `serving.reference`."""
+"""What an artifact keeps of its training data, and from when on it doubts, measured when it is exported.
+
+training episodes -> reference      (`serving.reference`)
+other episodes    -> thresholds     (`serving.doubt`)
+the same, shifted -> what doubt tells from them (`serving.shifts`)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import mannwhitneyu
 
 from gtp_vision.agents import Agent
+from gtp_vision.agents.acting import FrameStack
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import GOAL
+from gtp_vision.core.random import EpisodeNoise, counter_rng
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.scaling import in_file_units
@@ -17,19 +27,25 @@ from gtp_vision.datasets.split import drawn
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders.views import first_view
 from gtp_vision.evaluation.recordings import observation_of
+from gtp_vision.serving.doubt import SALT, Doubter, check, is_still
+from gtp_vision.serving.reactions import OnDoubt
 from gtp_vision.serving.reference import (
     MOST_BYTES,
     MOST_ROWS,
+    Nearest,
     Reference,
-    edge_of,
     scale_of_features,
     scale_of_states,
 )
+from gtp_vision.serving.schema import Schema
+from gtp_vision.serving.shifts import Shift, shifts_of
 from gtp_vision.training.data import TaskData
 from gtp_vision.training.probes import evenly_spaced
 
 _HELD_SHARE = 0.1  # of training's episodes, where none are held out of it
 _SPARE = 1 << 18  # bytes of the file's header and actions
+_ORDINARY, _SHIFTED = 1000, 500  # frames
+_QUANTILE = 0.99
 _PIECE = 256  # rows that are encoded at once
 _SCANNED = 20_000  # frames of a camera that are compared with the next one
 
@@ -58,9 +74,10 @@ def reference_of(agent: Agent, data: TaskData, frame_stack: int, seed: int) -> t
     held = evenly_spaced(others.transitions, MOST_ROWS, seed)
     features, values = _encoded(agent, known, rows, frame_stack, cameras, states)
     held_features, held_values = _encoded(agent, others, held, frame_stack, cameras, states)
-    edges = {name: edge_of(held_features[name], rows, scale_of_features(rows)) for name, rows in features.items()}
-    edges |= {name: edge_of(held_values[name], rows, scale_of_states(rows)) for name, rows in values.items()}
-    still = {name: float(longest_still(known, known.observations[name])) for name in cameras}
+    edges = {name: Nearest(rows, scale_of_features(rows)).edge(held_features[name]) for name, rows in features.items()}
+    edges |= {name: Nearest(rows, scale_of_states(rows)).edge(held_values[name]) for name, rows in values.items()}
+    both = (known, others)
+    still = {name: float(max(longest_still(store, store.observations[name]) for store in both)) for name in cameras}
     actions = torch.from_numpy(in_file_units(known, rows))
     return Reference(features, values, actions, still, edges, {}), others
 
@@ -100,3 +117,105 @@ def _repeats(frames: Array, start: int, end: int) -> Iterator[bool]:
     for first in range(start, end - 1, _PIECE):
         some = np.asarray(frames[first : min(end, first + _PIECE + 1)])
         yield from (some[1:] == some[:-1]).reshape(len(some) - 1, -1).all(1).tolist()
+
+
+def signals_of(
+    doubter: Doubter, frame_stack: int, episode: Sequence[Mapping[str, np.ndarray]], shift: Shift | None = None
+) -> list[dict[str, float]]:
+    """The signals of an episode's observations, in their order; with a shift, of those that it changes."""
+    doubter.reset()
+    frames, found = FrameStack(frame_stack), []
+    for step, seen in enumerate(episode):
+        shown, counts = (dict(seen), True) if shift is None else shift(seen)
+        frames.push({name: array[None] for name, array in shown.items()})
+        stacks = frames.tensors()
+        noise = EpisodeNoise(SALT, [0], [step], torch.device("cpu"))
+        signals = doubter.signals(shown, stacks | doubter.features(stacks), noise)
+        if counts:
+            found.append(signals)
+    return found
+
+
+def episodes_of(store: Store, names: Sequence[str], most: int) -> Iterator[list[dict[str, np.ndarray]]]:
+    """Whole episodes of a store, spread evenly, of `most` frames or little more; a goal is the last frame."""
+    count = max(1, round(store.episodes * min(1.0, most / len(store))))
+    for episode in np.linspace(0, store.episodes - 1, count).astype(int):
+        rows = range(int(store.episode_starts[episode]), int(store.episode_ends[episode]))
+
+        def frame(name: str, row: int) -> np.ndarray:
+            own, last = name.removeprefix(GOAL), rows[-1]  # noqa: B023
+            found = np.asarray(store.observations[own][row if own == name else last])
+            return found if found.dtype == np.uint8 else found.astype(np.float32)
+
+        yield [{name: frame(name, row) for name in names} for row in rows]
+
+
+@torch.no_grad()
+def calibrate(
+    agent: Agent, schema: Schema, reference: Reference, settings: OnDoubt, others: Store, seed: int
+) -> tuple[Reference, dict[str, Any]]:
+    """Set the thresholds of an agent's signals on ordinary episodes, and measure on shifted ones what these tell.
+
+    Shifted frames set nothing: who tunes on some shifts is blind for others.
+
+    Returns:
+        The reference with thresholds, and for provenance.json: `frames`, the share of ordinary frames beyond the
+        `thresholds`, and `auroc` of each shift, of the doubt and of each signal.
+    """
+    check(settings, agent, schema)
+    names = [*schema.cameras, *schema.states]
+    doubter = Doubter(agent, reference, settings.signals)
+    ordinary = [
+        signals
+        for episode in episodes_of(others, names, _ORDINARY)
+        for signals in signals_of(doubter, schema.frame_stack, episode)
+    ]
+    thresholds = thresholds_of(ordinary)
+    aurocs = dict[str, dict[str, float]]()
+    for name, make in shifts_of(reference).items():
+        shifted = []
+        for number, episode in enumerate(episodes_of(others, names, _SHIFTED)):
+            shift = make(reference, counter_rng(seed, number))
+            shifted += signals_of(doubter, schema.frame_stack, episode, shift)
+        if shifted:
+            aurocs[name] = separation(ordinary, shifted, thresholds)
+    beyond = np.mean([largest(signals, thresholds) > 1 for signals in ordinary])
+    report = {"frames": len(ordinary), "beyond": float(beyond), "thresholds": thresholds, "auroc": aurocs}
+    return replace(reference, thresholds=thresholds), report
+
+
+def thresholds_of(ordinary: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Thresholds of which ordinary frames exceed one or another in 1 % of all; that of `still` is in its unit.
+
+    Each signal's 99 % quantile, times the one factor with which all of them together are exceeded so rarely.
+    """
+    values = {name: np.array([signals[name] for signals in ordinary]) for name in ordinary[0]}
+    found = {
+        name: max(float(np.quantile(x, _QUANTILE, method="higher")), 1e-6)
+        for name, x in values.items()
+        if not is_still(name)
+    }
+    if found:
+        factor = np.quantile(np.max([values[name] / x for name, x in found.items()], 0), _QUANTILE, method="higher")
+        found = {name: float(factor * x) for name, x in found.items()}
+    return found | {name: 1.0 for name in values if name not in found}
+
+
+def largest(signals: Mapping[str, float], thresholds: Mapping[str, float]) -> float:
+    """The doubt of a frame."""
+    return max(value / thresholds[name] for name, value in signals.items())
+
+
+def separation(
+    ordinary: Sequence[Mapping[str, float]], shifted: Sequence[Mapping[str, float]], thresholds: Mapping[str, float]
+) -> dict[str, float]:
+    """The area under the ROC curve that tells shifted frames from ordinary ones: of the `doubt`, and of each signal."""
+    found = {"doubt": auroc(*([largest(signals, thresholds) for signals in x] for x in (ordinary, shifted)))}
+    return found | {
+        name: auroc(*([signals[name] for signals in x] for x in (ordinary, shifted))) for name in thresholds
+    }
+
+
+def auroc(negative: Sequence[float], positive: Sequence[float]) -> float:
+    """The probability that a positive is larger than a negative; equal ones count half."""
+    return float(mannwhitneyu(positive, negative).statistic) / (len(positive) * len(negative))

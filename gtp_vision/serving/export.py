@@ -31,9 +31,10 @@ from gtp_vision.datasets.scaling import in_file_units
 from gtp_vision.datasets.store import Store
 from gtp_vision.report.rounds import rounds_of
 from gtp_vision.serving import artifact, graphs
-from gtp_vision.serving.calibration import reference_of
+from gtp_vision.serving.calibration import calibrate, reference_of
 from gtp_vision.serving.limits import DATA, DERIVATIVES, OFF, Limiter, Limits, read_words
 from gtp_vision.serving.policy import Policy
+from gtp_vision.serving.reactions import TELLS, OnDoubt
 from gtp_vision.serving.reference import Reference
 from gtp_vision.serving.schema import Schema
 from gtp_vision.serving.warm_start import ROUNDS, SETTINGS, portable
@@ -61,6 +62,7 @@ def export(
     overwrite: bool = False,
     limits: Sequence[str] = (),
     rate: float | None = None,
+    on_doubt: OnDoubt | None = TELLS,
 ) -> Policy:
     """Write the artifact of a run's checkpoint, and return it as it is loaded.
 
@@ -80,6 +82,7 @@ def export(
         limits: of the actions, see `limits.read_words`; by default those of the data, or, where these are missing, of
             the position alone.
         rate: actions a second; None is the data's.
+        on_doubt: which signals of doubt are measured, and what is done about it; None keeps nothing of the data.
 
     Raises:
         GtpVisionError: a missing run or checkpoint, acting or limits that do not fit, or `out` is occupied or not
@@ -90,21 +93,25 @@ def export(
     agent = trained.agent.cpu()
     data = _data_of(config, trained.record)
     made, limited_by = limits_of(trained.record, data, limits, rate)
-    reference, origin_of_doubt = _reference_of(config, agent, data)
+    reference, others, unknown = (None, None, OFF) if on_doubt is None else _reference_of(config, agent, data)
     schema = replace(schema_of(config, agent, trained.record), limits=made)
     checkpoint = (run / "checkpoints" / which).resolve().name
     origin = provenance(run, config, trained.record, int(checkpoint.removeprefix("step_")), licences or {})
-    origin |= {LIMITS: limited_by, DOUBT: origin_of_doubt}
+    origin |= {LIMITS: limited_by, DOUBT: unknown}
     aside = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
     try:
         for parts in _part_sets(agent):
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            artifact.write(aside, agent, schema, origin, parts, reference)
+            artifact.write(aside, agent, schema, origin, parts)
             if _acts_alike(aside, agent, schema):
                 break
         else:
             raise AssertionError("an artifact of all modules acts differently from its agent")
+        if reference is not None and others is not None:
+            reference, origin[DOUBT] = calibrate(agent, schema, reference, on_doubt or TELLS, others, config.seed)
+        Policy(agent, schema, origin, reference=reference, on_doubt=on_doubt)  # refuses a reaction without a meaning
+        artifact.write(aside, agent, schema, origin, parts, reference, on_doubt)
         for is_requested, write in ((onnx, graphs.write), (pt2, graphs.write_program)):
             if is_requested:
                 write(artifact.load_policy(aside), aside)
@@ -149,15 +156,16 @@ def limits_of(
     return replace(made, **by_hand).checked(bounds), "; ".join(origins)
 
 
-def _reference_of(config: Config, agent: Agent, data: TaskData | GtpVisionError) -> tuple[Reference | None, str]:
-    """What the artifact keeps of the training data, and where it comes from, or why there is none."""
+def _reference_of(
+    config: Config, agent: Agent, data: TaskData | GtpVisionError
+) -> tuple[Reference | None, Store | None, str]:
+    """What the artifact keeps of the training data, and other episodes; or why there are none."""
     if isinstance(data, GtpVisionError):
-        return None, f"the data cannot be read: {data}"
+        return None, None, f"the data cannot be read: {data}"
     try:
-        reference, others = reference_of(agent, data, config.task.frame_stack, config.seed)
+        return *reference_of(agent, data, config.task.frame_stack, config.seed), ""
     except GtpVisionError as error:
-        return None, str(error)
-    return reference, f"{len(reference.actions)} frames, {others.episodes} other episodes"
+        return None, None, str(error)
 
 
 def _data_of(config: Config, record: DataRecord) -> TaskData | GtpVisionError:

@@ -12,6 +12,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from gtp_vision.serving.limits import CLAMPS
+from gtp_vision.serving.reactions import Doubt
 
 _WINDOW = 4096  # answers that percentiles are taken over
 _QUANTILES = (0.5, 0.9, 0.99)
@@ -38,9 +39,12 @@ class Metrics(Collector):
         self.refused = Counter("refused", "Connections that were refused.", ["why"], **common)
         self.connections = Counter("connections", "Connections that were admitted.", **common)
         self.clamps = Counter("clamps", "Numbers of actions that limits changed, and conflicts.", ["limit"], **common)
+        self.doubts = Counter("doubts", "Answers in doubt, by the largest signal.", ["because"], **common)
+        self.reactions = Counter("reactions", "Answers that doubt changed.", ["reaction"], **common)
+        self.doubt = Gauge("doubt", "Of the last answer; above 1 it is doubtful.", **common)
         self.clients = Gauge("clients", "Clients that are connected.", **common)
-        # Invalid message, newer observation, late answer, failed policy, stopping server: 0 instead of missing.
-        for cause in ("request", "dropped", "timeout", "policy", "ending"):
+        # Invalid message, newer observation, late answer, failed policy, doubt, stopping server: 0 instead of missing.
+        for cause in ("request", "dropped", "timeout", "policy", "doubt", "ending"):
             self.errors.labels(cause)
         for cause in ("token", "full"):
             self.refused.labels(cause)
@@ -57,6 +61,14 @@ class Metrics(Collector):
         self._times.append(times)
         self._sums += times
         self._count += 1
+
+    def doubted(self, doubt: Doubt) -> None:
+        """Count the doubt of an answer."""
+        self.doubt.set(doubt.value)
+        if doubt.value > 1:
+            self.doubts.labels(doubt.because).inc()
+        if doubt.reaction != "none":
+            self.reactions.labels(doubt.reaction).inc()
 
     def collect(self) -> Iterable[Metric]:
         """The percentiles, for the Prometheus client."""

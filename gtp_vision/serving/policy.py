@@ -24,7 +24,9 @@ from gtp_vision.agents.settings import CUT
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.core.units import to_policy
+from gtp_vision.serving.doubt import SALT, Doubter, check
 from gtp_vision.serving.limits import DERIVATIVES, Limiter
+from gtp_vision.serving.reactions import TELLS, Doubt, OnDoubt, Reactor
 from gtp_vision.serving.reference import Reference
 from gtp_vision.serving.schema import Schema
 
@@ -39,11 +41,13 @@ class Session:
 
     Attributes:
         limiter: keeps actions within the policy's limits, and counts those it changes; None of a policy without any.
+        doubt: of the last answer; None before the first one, and of a policy that does not know its data.
     """
 
     def __init__(self, policy: Policy, seed: int = 0, episode: int = 0) -> None:
         self.policy, self.seed = policy, seed
         self.limiter = None if policy.schema.limits is None else Limiter(policy.schema.limits)
+        self.doubt: Doubt | None = None
         self._episode = episode - 1
         self.reset()
 
@@ -54,10 +58,11 @@ class Session:
         self._method = ""
         self._steps: int | None = None
         self._frames = FrameStack(self.policy.schema.frame_stack)
-        self._last: np.ndarray | None = None  # plan, as it was answered
+        self._last: np.ndarray | None = None  # plan, or action (1, A), as it was answered
         self._before = np.empty((0, self.policy.schema.actions), np.float32)  # actions executed before its first
         if self.limiter is not None:
             self.limiter.reset()
+        self.doubt, self._doubter, self._reactor = None, self.policy.doubter(), Reactor(self.policy.on_doubt)
         config = self.policy.agent.config
         self._executor = Executor(
             lambda observation, noise, known=None: self.policy.fast.plan(observation, noise, self._steps, known=known),
@@ -72,11 +77,13 @@ class Session:
 
         Raises:
             GtpVisionError: an observation that does not fit the schema, or a K that does not fit the policy.
+            DoubtError: the policy stopped because of doubt.
         """
         stacks, noise = self._push(observation, steps, "act")
         with torch.no_grad():
             action = self._executor(stacks, noise)
-        return self._limited(action)[0]
+        self._last = self._limited(action, None if self._last is None else self._last[0])
+        return self._last[0].copy()
 
     def plan(
         self, observation: Mapping[str, Any], *, steps: int | None = None, executed: int | None = None, delay: int = 0
@@ -103,16 +110,19 @@ class Session:
         if rest is not None and len(rest) and self.policy.agent.config.acting.join != CUT:
             known = self._known(rest, delay)
         with torch.no_grad():
-            chunk = self.policy.fast.plan(stacks, noise, steps, known=known)[0]
+            chunk = self.policy.fast.plan(stacks, noise, self._steps, known=known)[0]
         if rest is None or self._last is None:
             if self.limiter is not None and len(chunk) > 1:
                 self.limiter.reset()
-            self._before, self._last = self._before[:0], self._limited(chunk)
+            last = self._last[0] if self._last is not None and len(self._last) == 1 else None
+            self._before, self._last = self._before[:0], self._limited(chunk, last)
         else:
             self._before = np.concatenate([self._before, self._last[:executed]])[-len(DERIVATIVES) :]
+            done = np.concatenate([self._before, rest[:delay]])
             if self.limiter is not None:
-                self.limiter.follow(np.concatenate([self._before, rest[:delay]]))
-            self._last = np.concatenate([rest[:delay], self._limited(chunk[delay:])])
+                self.limiter.follow(done)
+            last = done[-1] if len(done) else None
+            self._last = np.concatenate([rest[:delay], self._limited(chunk[delay:], last)])
         return self._last.copy()
 
     def remaining(self, executed: int) -> int:
@@ -149,14 +159,16 @@ class Session:
         """Numbers of the last answer that limits changed, by `limits.CLAMPS`; empty of a policy without limits."""
         return {} if self.limiter is None else self.limiter.clamps
 
-    def _limited(self, actions: torch.Tensor) -> np.ndarray:
-        """Actions (H, A) in [-1, 1] as the robot executes them."""
+    def _limited(self, actions: torch.Tensor, last: np.ndarray | None) -> np.ndarray:
+        """Actions (H, A) in [-1, 1] as the robot executes them; `last` (A,) is the one before, if it is known."""
         scaled = self.policy.schema.in_units(actions.cpu().numpy())
+        scaled = self._reactor.changed(scaled, last)
         return scaled if self.limiter is None or not len(scaled) else self.limiter(scaled)
 
     def _push(
         self, observation: Mapping[str, Any], steps: int | None, method: str
     ) -> tuple[dict[str, torch.Tensor], EpisodeNoise]:
+        """The observation with those before it, and the noise of its answer, whose doubt is measured."""
         self.policy.check_steps(steps)
         newest = self.policy.schema.check(observation)
         if self._method not in ("", method):
@@ -164,9 +176,20 @@ class Session:
         self._method, self._steps = method, steps
         self._frames.push({name: array[None] for name, array in newest.items()})
         device = self.policy.device
-        noise = EpisodeNoise(self.seed, [self._episode], [self._step], device)
+        key = [self._episode], [self._step]
+        stacks, noise = self._frames.tensors(device), EpisodeNoise(self.seed, *key, device)
         self._step += 1
-        return self._frames.tensors(device), noise
+        if self._doubter is not None:
+            with torch.no_grad():
+                seen = stacks | self._doubter.features(stacks)
+                has_moved = self._reactor.reaction != "hold"
+                other = EpisodeNoise(self.seed ^ SALT, *key, device)
+                signals = self._doubter.signals(newest, seen, other, has_moved=has_moved)
+            self.doubt = self._reactor.doubt(signals)
+            if self.doubt.reaction == "steps":
+                self._steps = min(_MAX_STEPS, 2 * (steps or self.policy.schema.steps))
+            stacks = seen if self.policy.takes_features else stacks
+        return stacks, noise
 
 
 class Policy(PyTorchModelHubMixin):
@@ -175,7 +198,8 @@ class Policy(PyTorchModelHubMixin):
     `policy.push_to_hub("me/policy")` and `Policy.from_pretrained("me/policy")` use the Hugging Face hub; they transfer
     the artifact, which is checked as any untrusted one. `card` is provenance, see `artifact`. `engine` is that of
     `FastPolicy`: eager is ready at once, compile and graph take seconds at the first action. `reference` is what it
-    knows of the data that it was trained on, None of an artifact without.
+    knows of the data that it was trained on, None of an artifact without; `on_doubt` what its new episodes do about
+    doubt, which `react` changes.
     """
 
     def __init__(
@@ -185,14 +209,18 @@ class Policy(PyTorchModelHubMixin):
         card: Mapping[str, Any],
         engine: str = "eager",
         reference: Reference | None = None,
+        on_doubt: OnDoubt | None = None,
     ) -> None:
         self.agent, self.schema, self.card = agent.eval(), schema, dict(card)
         self.fast = FastPolicy(agent, engine=engine)
         self.device = next(agent.policy.parameters()).device
         self.reference = None if reference is None else reference.to(self.device)
+        # Compiled code encodes frames with the rest; a critic sees them through an encoder of its own.
+        self.takes_features = self.fast.engine == "eager" and not agent.config.acting.needs_critic
         self._valid_steps: set[int] = set()
-        self._session = Session(self)
         self._hub_mixin_config = None  # the artifact's own files are enough
+        self.on_doubt = TELLS
+        self.react(on_doubt or TELLS)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Policy:  # type: ignore[override]
@@ -209,7 +237,7 @@ class Policy(PyTorchModelHubMixin):
         from gtp_vision.serving import artifact
 
         parts = [name for name, _ in self.agent.named_children()]
-        artifact.write(save_directory, self.agent, self.schema, self.card, parts, self.reference)
+        artifact.write(save_directory, self.agent, self.schema, self.card, parts, self.reference, self.on_doubt)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, device: str = "cpu", engine: str = "eager", **hub: Any) -> Policy:
@@ -235,6 +263,11 @@ class Policy(PyTorchModelHubMixin):
         self._session.reset()
 
     @property
+    def doubt(self) -> Doubt | None:
+        """Doubt in the last answer of the policy's own session."""
+        return self._session.doubt
+
+    @property
     def clamps(self) -> dict[str, int]:
         """What limits changed of the last answer of the policy's own session, see `Session.clamps`."""
         return self._session.clamps
@@ -242,6 +275,27 @@ class Policy(PyTorchModelHubMixin):
     def session(self, seed: int = 0, episode: int = 0) -> Session:
         """A new session with the same weights, in an episode of this number."""
         return Session(self, seed, episode)
+
+    def react(self, settings: OnDoubt) -> None:
+        """Choose what is done about doubt from each session's next episode on; the policy's own session is a new one.
+
+        Raises:
+            GtpVisionError: a reaction that has no meaning for this policy, or an artifact without calibrated doubt.
+        """
+        check(settings, self.agent, self.schema)
+        if settings.reaction != "none" and self.doubter() is None:
+            raise GtpVisionError(
+                f"this artifact holds no calibrated doubt, so it cannot react to it ({settings.reaction}); export its "
+                f"run again where its data can be read"
+            )
+        self.on_doubt = settings
+        self._session = Session(self)
+
+    def doubter(self) -> Doubter | None:
+        """What measures the doubt of one robot's answers; None of an artifact without calibrated signals."""
+        if self.reference is None or not self.reference.thresholds:
+            return None
+        return Doubter(self.agent, self.reference, self.on_doubt.signals)
 
     def check_steps(self, steps: int | None) -> None:
         """Refuse a K that is not an integer from 1 to 1000, or not the fixed number of the agent."""

@@ -1,7 +1,9 @@
 """A policy for robots on the network: websocket and msgpack, compatible with openpi's public client.
 
     client -> observation (msgpack)    answered by {"actions": (H, A), "server_timing": {...}}, or by an error as text;
-                                       with limits also by "clamps", the numbers of actions that each of them changed
+                                       with limits also by "clamps", the numbers of actions that each of them changed;
+                                       with calibrated doubt by "doubt", above 1 where the observation is unlike the
+                                       training data, "because", by which signal, and "reaction", see `reactions`;
                                        with "executed", the actions of the last plan that the robot has executed, the
                                        plan continues it, and "delay" is answered: after how many more it is assumed
                                        to arrive, by the times of earlier answers unless the message has a "delay"
@@ -40,6 +42,7 @@ from gtp_vision.serving.delays import Delays
 from gtp_vision.serving.metrics import Metrics, Times
 from gtp_vision.serving.policy import Policy, Session
 from gtp_vision.serving.protocol import Reader, Request, packed
+from gtp_vision.serving.reactions import Doubt, DoubtError
 from gtp_vision.serving.settings import Settings, check, encryption
 from gtp_vision.serving.worker import Lane, PendingRequest, Worker
 
@@ -106,6 +109,7 @@ class Server:
         keys = ("cameras", "states", "frame_stack", "agent", "task", "actions", "action_low", "action_high")
         metadata = {key: getattr(schema, key) for key in keys}
         metadata["join"] = policy.agent.config.acting.join
+        metadata["on_doubt"] = None if policy.doubter() is None else policy.on_doubt.reaction
         metadata["limits"] = None if schema.limits is None else asdict(schema.limits)
         metadata["chunk"] = schema.chunk if settings.answer == PLAN else 1
         self._greeting = packed({**metadata, "steps": settings.steps or schema.steps, "answer": settings.answer})
@@ -167,9 +171,10 @@ class Server:
             session, kind = self._policy.session(), self._settings.answer
             acting = self._policy.agent.config.acting
             last = 0 if acting.join == CUT else 1 if kind == PLAN else acting.horizon(schema.chunk)
-            for step in range(last + 1):  # to the first plan that continues another
-                executed = step if kind == PLAN else None
-                self._answer(session, Request(zeros, reset=False, seed=None, executed=executed), 0)
+            with contextlib.suppress(DoubtError):  # these zeros are not like the data
+                for step in range(last + 1):  # to the first plan that continues another
+                    executed = step if kind == PLAN else None
+                    self._answer(session, Request(zeros, reset=False, seed=None, executed=executed), 0)
 
         pending = PendingRequest(act, loop, time.perf_counter())
         self._worker.submit(Lane(), pending)
@@ -341,8 +346,11 @@ class Server:
         elif pending.answer.result() is None:
             self._metrics.resets.inc()
         else:
-            for limit, numbers in pending.answer.result().clamps.items():
+            answered: Answered = pending.answer.result()
+            for limit, numbers in answered.clamps.items():
                 self._metrics.clamps.labels(limit).inc(numbers)
+            if answered.doubt:
+                self._metrics.doubted(Doubt.of(answered.doubt))
             acted = pending.ended - pending.started
             self._metrics.answered(Times(pending.queued, acted, time.perf_counter() - pending.received))
 
@@ -351,6 +359,10 @@ def _message(pending: PendingRequest, answered: Answered | None) -> bytes:
     if answered is None:
         return packed({"reset": True})
     timing = {"infer_ms": 1e3 * (pending.ended - pending.started), "queue_ms": 1e3 * pending.queued}
-    clamps = {"clamps": answered.clamps} if answered.clamps else {}
-    delay = {} if answered.executed is None else {"delay": answered.delay}
-    return packed({"actions": answered.actions, "server_timing": timing, **clamps, **delay})
+    more: dict[str, Any] = {"clamps": answered.clamps} if answered.clamps else {}
+    if answered.doubt:
+        doubt = Doubt.of(answered.doubt)
+        more |= {"doubt": doubt.value, "because": doubt.because, "reaction": doubt.reaction}
+    if answered.executed is not None:
+        more["delay"] = answered.delay
+    return packed({"actions": answered.actions, "server_timing": timing, **more})

@@ -60,7 +60,7 @@ class PendingRequest:
             result: tuple[Any, ...] = (self.function(),)
             hand_over = self._resolve
         except GtpVisionError as error:
-            result = ("request", str(error))
+            result = (getattr(error, "cause", "request"), str(error))
         except Exception:  # a bug: its traceback is for the operator, not for the client
             traceback.print_exc(file=sys.stderr)
             result = ("policy", "the policy failed; see the server's log")
