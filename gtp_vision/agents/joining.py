@@ -6,9 +6,8 @@
 `blend` moves the new plan towards the one before by these weights. `rtc`, real-time chunking (Black, Galliker and
 Levine, 2025), inpaints: the frozen and the overlapping actions are taken as known, and the rest as a sample given them.
 The paper guides each of many solver steps by a gradient. A flow map has one or two jumps, and replacing the known part
-after each does not decide what follows: of plans that begin in one of two modes and overlap by half, 52 % (K = 2) to
-58 % (K = 5) stay in their mode. So the condition is met by choosing the noise (rejection sampling by distance): of
-`acting.draws` noises, whose plans cost one batch, the one whose plan is nearest to what is known; 99 % stay of 8.
+after each hardly decides between the modes of the rest. So the condition is met by choosing the noise, as rejection
+sampling does: of `acting.draws` noises, whose plans cost one batch, the one whose plan is nearest to what is known.
 Then the plan is completed by its own denoiser: the known part replaced, a + sigma_last z, one jump (`Renoisable`).
 Axes in names: B batch, N candidates, H actions of a chunk, A action dimensions, P the policy's.
 """
