@@ -115,5 +115,5 @@ class Executor:
         if self._acting.ensemble is None:
             return actions[-1]
         stacked = torch.stack(actions)
-        weight = torch.exp(-self._acting.ensemble * torch.arange(len(actions), device=stacked.device))
+        weight = torch.exp(-self._acting.ensemble * torch.arange(len(actions)).to(stacked))
         return (weight[:, None] * stacked).sum(0) / weight.sum()

@@ -7,10 +7,11 @@ import pytest
 from stores import make_store
 
 from gtp_vision.cli.main import main
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import d4rl
 from gtp_vision.envs.scores import normalised
 from gtp_vision.training import run as training_run
-from gtp_vision.training.evaluate import evaluate_run
+from gtp_vision.training.evaluate import _grippers, evaluate_run
 
 SMALL = [
     *("task=own", "task.env=hopper-medium-replay-v2", "task.max_episode_steps=10", "encoder=state", "agent=gtp"),
@@ -66,6 +67,15 @@ def test_every_evaluation_is_repeated_with_several_candidates_and_ways_of_acting
     assert beam["return"] not in (last["return"], again["return"])
     alone = evaluate_run(run, episodes=2, seed=100_000, progress=False)
     assert alone["return"] == pytest.approx(last["return"])
+    with pytest.raises(GtpVisionError, match=r"agent\.acting\.delay=1 is more than 0"):
+        evaluate_run(run, delay=1)
+
+
+def test_grippers_are_the_dimensions_of_two_values() -> None:
+    random = np.random.default_rng(0)
+    moves = np.stack([random.normal(size=90), np.sign(random.normal(size=90)), np.zeros(90), np.tile([0, 1, 9], 30)], 1)
+    statistics = {"mean": moves.mean(0), "std": moves.std(0), "min": moves.min(0), "max": moves.max(0)}
+    assert _grippers({name: [float(f"{x:.6g}") for x in values] for name, values in statistics.items()}) == [1, 2]
 
 
 def test_the_best_evaluation_has_the_highest_score_and_else_success_and_return() -> None:
