@@ -52,7 +52,7 @@ def on_held_out(
         known = fitted.values(features, actions.to(features).flatten(1)[:, None])
         advantage = (fitted.values(features, plans.flatten(2)) - known).mean(0).cpu().numpy()
         loss = -advantage
-    worst = _apart(np.argsort(-loss, kind="stable"), held, store.episode_of(held))
+    worst = apart(np.argsort(-loss, kind="stable"), held, store.episode_of(held))
     compared = Draws(plans.cpu(), actions, torch.from_numpy(is_real))
     measures = {
         "coverage": near.share,
@@ -60,7 +60,7 @@ def on_held_out(
         "action_error": float(np.nanmean(compared.error())),
         "energy": float(compared.energy().mean()),
         "moments": [
-            _place(store, int(held[place]))
+            place_of(store, int(held[place]))
             | {
                 "distance": float(distance[place]),
                 "advantage": None if advantage is None else float(advantage[place]),
@@ -70,11 +70,11 @@ def on_held_out(
             for place in worst
         ],
     }
-    return measures, [_pictures(store, int(held[place])) for place in worst]
+    return measures, [pictures(store, int(held[place])) for place in worst]
 
 
-def _apart(order: np.ndarray, rows: np.ndarray, episodes: np.ndarray) -> list[int]:
-    """The first places of an order whose rows are not close to those of an earlier one in the same episode."""
+def apart(order: np.ndarray, rows: np.ndarray, episodes: np.ndarray) -> list[int]:
+    """The first ten places of an order whose rows are not close to those of an earlier one in the same episode."""
     taken: list[int] = []
     for place in order.tolist():
         if len(taken) == _MOMENTS:
@@ -84,7 +84,7 @@ def _apart(order: np.ndarray, rows: np.ndarray, episodes: np.ndarray) -> list[in
     return taken
 
 
-def _place(store: Store, row: int) -> dict[str, Any]:
+def place_of(store: Store, row: int) -> dict[str, Any]:
     """The number of a row's episode in its file, the step, and the numbers of its states."""
     episode = int(store.episode_of(np.array([row]))[0])
     states = [np.asarray(array[row], np.float64) for array in store.observations.values() if array.ndim == 2]
@@ -95,7 +95,8 @@ def _place(store: Store, row: int) -> dict[str, Any]:
     }
 
 
-def _pictures(store: Store, row: int) -> list[str]:
+def pictures(store: Store, row: int) -> list[str]:
+    """The frames of a row's cameras, JPEG, as `data:` URIs."""
     found = []
     for array in store.observations.values():
         if array.ndim == 4:

@@ -36,7 +36,6 @@ from gtp_vision.serving.answer import PLAN, Answered
 from gtp_vision.serving.recording import ANSWERS, Served, Step, arrays_of
 from gtp_vision.serving.schema import Schema
 
-_LONGEST = 128 << 20  # bytes of an episode in memory; a longer one is written in several files
 _MOST_PENDING = 256 << 20  # bytes that wait for the recording process
 _ENDING = 60.0  # seconds in which the recording process writes its last episodes
 
@@ -50,13 +49,20 @@ class Recorder:
         served: how the policy answers.
         limit: bytes.
         log: for a line.
+        longest: bytes of an episode in memory; a longer one is written in several files.
 
     Raises:
         GtpVisionError: the folder cannot be written, or holds recordings of another task.
     """
 
     def __init__(
-        self, folder: Path, schema: Schema, served: Served, limit: int, log: Callable[[str], None] = lambda line: None
+        self,
+        folder: Path,
+        schema: Schema,
+        served: Served,
+        limit: int,
+        log: Callable[[str], None] = lambda line: None,
+        longest: int = 128 << 20,
     ) -> None:
         self._log, self._queue, self._lock = log, queue.SimpleQueue[Step | int | None](), threading.Lock()
         self._pending, self._is_stopped = 0, False
@@ -67,7 +73,9 @@ class Recorder:
         _check(folder, schema, attributes)
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_record, args=(other, folder, attributes, limit), name="recording")
+        self._process = context.Process(
+            target=_record, args=(other, folder, attributes, limit, longest), name="recording"
+        )
         self._process.start()
         other.close()
         self._thread = threading.Thread(target=self._send, name="recording", daemon=True)
@@ -169,7 +177,7 @@ class _Episode:
         return all(first[name].shape == array.shape for name, array in step.observation.items())
 
 
-def _record(pipe: Connection, folder: Path, attributes: Mapping[str, Any], limit: int) -> None:
+def _record(pipe: Connection, folder: Path, attributes: Mapping[str, Any], limit: int, longest: int) -> None:
     """Receive steps and ends of episodes until the server ends; answer with a fault, or "" once all is written."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the server ends it, by closing the pipe
         signal.signal(number, signal.SIG_IGN)
@@ -185,7 +193,7 @@ def _record(pipe: Connection, folder: Path, attributes: Mapping[str, Any], limit
                 writer.write(episodes.pop(item.client))
                 episode = episodes.setdefault(item.client, _Episode())
             episode.add(item)
-            if episode.nbytes > _LONGEST:
+            if episode.nbytes > longest:
                 writer.write(episode)
                 episodes[item.client] = _Episode()
                 episodes[item.client].add(item)  # whose action has its outcome in the next file
