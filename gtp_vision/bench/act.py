@@ -45,10 +45,10 @@ def bench_act(
         compiled: time the ways of acting compiled, too, which takes seconds to compile each.
 
     Returns:
-        JSON-able: `ms` and `against_eager` by engine, of `limits`, which follow it, of `rtc`, an eager plan that continues
-        half of another one, and of a whole `session` without `and doubt` and with it; `difference`, the largest between
-        a graph and eager PyTorch, or null and in `graphless` why there is no graph; `ways`, by way of acting and K the
-        ms of the engines.
+        JSON-able: `ms` and `against_eager` by engine, of `limits`, which follow it, of `rtc`, an eager plan that
+        continues half of another one, and of a whole `session` without `and doubt` and with it; `difference`, the
+        largest between a graph and eager PyTorch, or null and in `graphless` why there is no graph; `ways`, by way of
+        acting and K the ms of the engines.
 
     Raises:
         GtpVisionError: no artifact, or a K or acting that does not fit.
