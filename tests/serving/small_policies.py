@@ -10,8 +10,11 @@ import torch
 from small_runs import composed
 
 from gtp_vision import agents
+from gtp_vision.agents.acting import FrameStack
 from gtp_vision.serving import artifact
 from gtp_vision.serving.policy import Policy
+from gtp_vision.serving.reactions import TELLS, OnDoubt
+from gtp_vision.serving.reference import Reference
 from gtp_vision.serving.schema import Schema
 
 LOW, HIGH = (-3.0, 0.0), (1.0, 250.0)
@@ -34,6 +37,30 @@ def untrained(*overrides: str, **fields: Any) -> Policy:
     torch.manual_seed(0)
     agent = agents.create(schema.shapes(), schema.actions, config.agent, config.encoder, pretrained=False)
     return Policy(agent, schema, ORIGIN)
+
+
+def knowing(policy: Policy, on_doubt: OnDoubt = TELLS, threshold: float = 1.0, seed: int = 1) -> Policy:
+    """The same weights with a reference of random observations, of which each signal has the same threshold."""
+    schema, encoder = policy.schema, policy.agent.actor_encoder
+    seen = observations(schema, 40, seed)
+    frames = FrameStack(schema.frame_stack)
+    features: dict[str, list[torch.Tensor]] = {name: [] for name in schema.cameras}
+    for observation in seen:
+        frames.push({name: array[None] for name, array in observation.items()})
+        stacks = frames.tensors()
+        for name, rows in features.items():
+            rows.append(encoder.camera_features(name, stacks[name]).detach())
+    states = {name: torch.from_numpy(np.stack([each[name] for each in seen])) for name in schema.states}
+    names = [*(f"camera {name}" for name in features), *(f"state {name}" for name in states), "map", "spread"]
+    reference = Reference(
+        {name: torch.cat(rows) for name, rows in features.items()},
+        states,
+        torch.zeros(len(seen), schema.actions),
+        dict.fromkeys(features, 1.0),
+        dict.fromkeys([*features, *states], 1.0),
+        dict.fromkeys(names, threshold),
+    )
+    return Policy(policy.agent, schema, policy.card, reference=reference, on_doubt=on_doubt)
 
 
 def write(folder: Path, policy: Policy, *parts: str) -> Path:
