@@ -21,7 +21,7 @@ from openpi_client.action_chunk_broker import ActionChunkBroker
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from PIL import Image
 from running import Running
-from small_policies import observations, untrained
+from small_policies import knowing, observations, untrained
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -29,6 +29,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.serving.limits import Limits
 from gtp_vision.serving.policy import Policy, Session
 from gtp_vision.serving.protocol import Reader, packed, unpacked
+from gtp_vision.serving.reactions import OnDoubt
 from gtp_vision.serving.server import Server
 from gtp_vision.serving.settings import Settings, check
 
@@ -83,6 +84,27 @@ def error_of(connection: Any, message: bytes | str) -> str:
 def metric(running: Running, line: str) -> float:
     text = urllib.request.urlopen(f"{running.http}/metrics").read().decode()
     return float(next(other.rpartition(" ")[2] for other in text.splitlines() if other.startswith(line + " ")))
+
+
+def test_doubt_is_answered_and_counted_and_stops_until_a_reset(policy: Policy) -> None:
+    doubting = knowing(policy, OnDoubt("stop", 2), threshold=1e-6)
+    running = Running(Server(doubting, Settings(port=0)))
+    try:
+        with connect(running.address, compression=None) as robot:
+            assert unpacked(bytes(robot.recv()))["on_doubt"] == "stop"
+            robot.send(packed(SEEN[0]))
+            answer = unpacked(bytes(robot.recv(timeout=10)))
+            assert answer["doubt"] > 1
+            assert answer["because"] in ("camera front", "state arm")
+            assert answer["reaction"] == "none"
+            for seen in SEEN[1:3]:
+                assert "stopped because of doubt" in error_of(robot, packed(seen))
+            assert actions_of(robot, SEEN[3] | {"reset": True}).shape == (4, 2)
+            metrics = urllib.request.urlopen(f"{running.http}/metrics", timeout=10).read().decode()
+            assert 'gtp_vision_errors_total{why="doubt"} 2.0' in metrics
+            assert f'gtp_vision_doubts_total{{because="{answer["because"]}"}}' in metrics
+    finally:
+        running.end()
 
 
 def test_openpis_client_and_broker_get_the_policys_plans(shared: Running, policy: Policy) -> None:
