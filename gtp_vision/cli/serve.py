@@ -143,6 +143,7 @@ def _recorder(arguments: argparse.Namespace, policy: Policy, log: Callable[[str]
         device=arguments.device,
         threads=arguments.threads or torch.get_num_threads(),
         torch=torch.__version__,
+        on_doubt=policy.on_doubt.reaction,
     )
     return Recorder(arguments.record.expanduser(), policy.schema, served, int(1e9 * arguments.record_limit), log)
 

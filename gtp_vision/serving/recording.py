@@ -44,6 +44,7 @@ class Served:
         artifact: hash of the files that act, see `artifact.identity`.
         answer: `answer.PLAN` or `answer.ACTION`.
         engine, device, threads, torch: with others, equal policies may differ by rounding.
+        on_doubt: the reaction to doubt, of `reactions.REACTIONS`.
     """
 
     artifact: str
@@ -52,6 +53,7 @@ class Served:
     device: str
     threads: int
     torch: str
+    on_doubt: str = "none"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ def replay(
             recording = read(path)
             _check(recording, policy)
             is_own = recording.served.artifact == own
+            policy.react(replace(policy.on_doubt, reaction=recording.served.on_doubt if is_own else "none"))
             is_same = is_same and is_own and steps in (None, *set(recording.counts["steps"].tolist()))
             played = list(_play(recording, policy, sessions, steps, is_own=is_own))
             if not played:

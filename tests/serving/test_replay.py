@@ -8,7 +8,7 @@ import pytest
 import torch
 from pages import Page
 from running import Running
-from small_policies import observations, untrained, write
+from small_policies import knowing, observations, untrained, write
 
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
@@ -17,6 +17,7 @@ from gtp_vision.serving.answer import ACTION, PLAN, answer
 from gtp_vision.serving.client import Client
 from gtp_vision.serving.limits import Limits
 from gtp_vision.serving.policy import Policy
+from gtp_vision.serving.reactions import OnDoubt
 from gtp_vision.serving.recorder import Recorder
 from gtp_vision.serving.recording import Served
 from gtp_vision.serving.replay import replay
@@ -99,6 +100,22 @@ def test_an_answer_that_differs_is_named(
     count = ANSWERS[recorded.name]
     assert f"{count - 1} of {count} answers bit-equal; the first difference: 000001.h5, step {step}" in said
     assert (tmp_path / "changed.replay.html").exists()
+
+
+def test_reactions_to_doubt_are_replayed(tmp_path: Path) -> None:
+    known = knowing(untrained("agent=gtp_bc", action_low=(-3.0, -2.0)), OnDoubt(after=2, actions=("delta",)), 1e-6)
+    known.save_pretrained(tmp_path / "policy")
+    policy = artifact.load_policy(tmp_path / "policy")
+    policy.react(replace(policy.on_doubt, reaction="hold"))
+    how = Served(artifact.identity(tmp_path / "policy"), ACTION, "eager", "cpu", 1, torch.__version__, "hold")
+    recorder, session = Recorder(tmp_path / "held", policy.schema, how, 10_000_000), policy.session(3)
+    for seen in observations(policy.schema, 5):
+        recorder.add(1, seen, answer(session, seen, ACTION), 0.0, 0.0)
+    recorder.close()
+    found, _ = replay(tmp_path / "held", tmp_path / "policy", progress=False)
+    assert (found["equal"], found["answers"]) == (5, 5)
+    assert session.doubt is not None
+    assert session.doubt.reaction == "hold"
 
 
 def test_another_artifact_or_k_is_compared(recorded: Path, policy: Path, tmp_path: Path) -> None:
