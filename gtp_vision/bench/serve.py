@@ -60,7 +60,7 @@ def bench_serve(
             served = folder or untrained_artifact(Path(scratch) / "policy")
             policy = artifact.load_policy(served)
             alone = _time_alone(policy)
-            with _server(served, clients, Path(scratch) / "recorded" if record else None) as address:
+            with server_of(served, clients, Path(scratch) / "recorded" if record else None) as address:
                 answers = _run_robots(address, clients, per_client, rate, Path(scratch))
         wrong = sum(count_wrong(policy, seed, answer["actions"]) for seed, answer in enumerate(answers) if answer)
     finally:
@@ -119,7 +119,7 @@ def _time_alone(policy: Policy) -> np.ndarray:
 
 
 @contextmanager
-def _server(folder: Path, clients: int, recorded: Path | None) -> Iterator[str]:
+def server_of(folder: Path, clients: int, recorded: Path | None) -> Iterator[str]:
     """Run a server in a separate process, which may record into a folder; yields its address."""
     options = ["--port", "0", "--threads", "1", "--clients", str(clients), "--timeout", "60"]
     options += ["--record", str(recorded)] if recorded else []

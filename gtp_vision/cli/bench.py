@@ -115,6 +115,17 @@ def _doubt_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--after", type=at_least(1), default=3, help="doubtful answers until then (default 3)")
 
 
+def _rehearse_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="of gtp-vision export")
+    parser.add_argument("data", type=Path, metavar="DATA", help="sound recordings that it was not trained on")
+    parser.add_argument("--episodes", type=at_least(1), default=8, help="of each case (default 8)")
+    parser.add_argument("--first", type=at_least(0), default=0, help="number of the first episode (default 0)")
+    parser.add_argument("--last", type=at_least(1), help="number of the last episode, exclusive (default: all)")
+    parser.add_argument("--clean", type=at_least(3), default=10, help="sound cases, two by a server (default 10)")
+    parser.add_argument("--rate", type=float, help="actions a second by the server (default: the artifact's)")
+    parser.add_argument("--seed", type=at_least(0), default=0)
+
+
 def _measurement(name: str, help: str, rounds: int, order: int) -> Verb:
     function = f"gtp_vision.bench.{name}:bench_{name}"
     return measurement(f"bench {name}", function, help, partial(_rounds, rounds), ["rounds"], order)
@@ -142,6 +153,14 @@ DOUBT = measurement(
     _doubt_options,
     ("folder", "episodes", "reaction", "after"),
     8,
+)
+REHEARSE = measurement(
+    "bench rehearse",
+    "gtp_vision.bench.rehearsal:bench_rehearse",
+    "whether a rehearsal names faults that are planted in sound recordings; minutes",
+    _rehearse_options,
+    ("folder", "data", "episodes", "first", "last", "clean", "rate", "seed"),
+    10,
 )
 LOADER = _measurement("loader", "batches against a bare gather, robomimic and h5py; memory; statistics", 5, 5)
 PROFILE = _measurement("profile", "time and memory of a step and an action, agent by agent; five minutes", 15, 6)

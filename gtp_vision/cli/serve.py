@@ -76,14 +76,14 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     except ModuleNotFoundError as error:
         raise GtpVisionError(f"serving needs {error.name}: pip install 'gtp-vision[serve]'") from error
 
-    renamed = dict(_pair(given) for given in arguments.map)
+    renamed = dict(pair(given) for given in arguments.map)
     policy = load_policy(arguments.folder, device=arguments.device, engine=arguments.engine)
     if arguments.on_doubt is not None:
         policy.react(replace(policy.on_doubt, reaction=arguments.on_doubt))
     settings = Settings(
         host=arguments.host,
         port=arguments.port,
-        token=_token(arguments.token_file),
+        token=read_token(arguments.token_file),
         open=arguments.open,
         certificate=arguments.tls_cert,
         key=arguments.tls_key,
@@ -148,7 +148,8 @@ def _recorder(arguments: argparse.Namespace, policy: Policy, log: Callable[[str]
     return Recorder(arguments.record.expanduser(), policy.schema, served, int(1e9 * arguments.record_limit), log)
 
 
-def _token(path: Path | None) -> str | None:
+def read_token(path: Path | None) -> str | None:
+    """The token in a file, or else in the environment's variable; None if there is none."""
     if path is None:
         return os.environ.get(TOKEN) or None
     try:
@@ -157,7 +158,8 @@ def _token(path: Path | None) -> str | None:
         raise GtpVisionError(f"--token-file {path} cannot be read ({type(error).__name__}); check the path") from error
 
 
-def _pair(given: str) -> tuple[str, str]:
+def pair(given: str) -> tuple[str, str]:
+    """The two names of --map THEIRS=OURS."""
     theirs, equals, ours = given.partition("=")
     if not (theirs and equals and ours):
         raise GtpVisionError(f"--map {given} must be THEIRS=OURS, e.g. observation/image=front")

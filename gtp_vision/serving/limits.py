@@ -178,6 +178,7 @@ class Limiter:
     Attributes:
         clamps: of the last call, `CLAMPS` to the number of numbers. A number that was beyond two limits counts in both;
             `conflict` are those executed beyond a limit, because another one excludes it.
+        changed: of the last call, the numbers that were changed, by action dimension: int (A,).
         total: the sum over all calls.
     """
 
@@ -203,7 +204,7 @@ class Limiter:
         """Forget earlier actions: an episode begins."""
         self._executed = np.empty((0, len(self._low)))  # the last three, oldest first
         self._wanted = self._executed
-        self.clamps = dict.fromkeys(CLAMPS, 0)
+        self._clear()
 
     def follow(self, executed: np.ndarray) -> None:
         """Continue after these executed actions, (N, A), the newest last, in place of those of earlier calls."""
@@ -214,7 +215,7 @@ class Limiter:
 
         Raises GtpVisionError: a number that is not finite.
         """
-        self.clamps = dict.fromkeys(CLAMPS, 0)
+        self._clear()
         wanted = actions.astype(np.float64)
         if not self._follows() and self._allows(wanted):
             self._remember(wanted, wanted)
@@ -224,6 +225,10 @@ class Limiter:
         executed = np.stack([self._next(row) for row in wanted])
         self.total.update(self.clamps)
         return executed
+
+    def _clear(self) -> None:
+        self.clamps = dict.fromkeys(CLAMPS, 0)
+        self.changed = np.zeros(len(self._low), np.int64)
 
     def _follows(self) -> bool:
         """Whether one of the last actions was changed."""
@@ -271,6 +276,7 @@ class Limiter:
         passes |= np.abs(executed - wanted) <= self._tolerance
         executed = np.where(passes, wanted, executed).astype(np.float32)
         changed, conflicts = executed != wanted, self._exceeds(executed, middles, largest).any(0)
+        self.changed += changed
         found = [*(changed & beyond), changed & ~beyond.any(0), conflicts]
         for name, numbers in zip(CLAMPS, found, strict=True):
             self.clamps[name] += int(numbers.sum())
