@@ -69,14 +69,15 @@ class Executor:
     keyword `known`.
 
     Attributes:
-        switched: episodes whose last action is the first of a plan that followed another.
+        switched: episodes whose last action is the first of a plan that followed another, and what remained of that
+            one, (L, A), L >= 0.
     """
 
     def __init__(self, plan: Callable[..., torch.Tensor], acting: ActingConfig, chunk: int) -> None:
         self._plan, self._acting, self._chunk = plan, acting, chunk
         self._horizon = acting.horizon(chunk)
         self._plans: dict[int, list[tuple[int, torch.Tensor]]] = {}  # episode to (first step, (H, A)), oldest first
-        self.switched: list[int] = []
+        self.switched: dict[int, torch.Tensor] = {}
 
     def __call__(self, observation: Observation, noise: EpisodeNoise) -> torch.Tensor:
         """(B, A), the action of each episode of the noise; plans of all other episodes are dropped."""
@@ -92,16 +93,22 @@ class Executor:
                 known = {"known": self._known([noise.episodes[row] for row in rows], steps)} if rows is joining else {}
                 for row, chunk in zip(rows, self._plan(seen, noise.select(rows), **known), strict=True):
                     self._add(noise.episodes[row], noise.steps[row], chunk)
-        delay = self._acting.delay
-        self.switched = [e for e, step in steps.items() if any(0 < f == step - delay for f, _ in self._plans[e])]
+        self.switched = {
+            episode: self._rest(self._arrived(self._plans[episode], step - 1) or self._plans[episode], step)
+            for episode, step in steps.items()
+            if any(0 < first == step - self._acting.delay for first, _ in self._plans[episode])
+        }
         return torch.stack([self._action(self._plans[episode], step) for episode, step in steps.items()])
 
     def _known(self, episodes: Sequence[int], steps: Mapping[int, int]) -> Known:
-        rest = []
-        for episode in episodes:
-            first, plan = self._arrived(self._plans[episode], steps[episode])[-1]
-            rest.append(plan[steps[episode] - first :])
+        rest = [self._rest(self._arrived(self._plans[e], steps[e]), steps[e]) for e in episodes]
         return Known.of(torch.stack(rest), self._acting.delay, self._chunk)
+
+    @staticmethod
+    def _rest(plans: list[tuple[int, torch.Tensor]], step: int) -> torch.Tensor:
+        """What the newest of these plans holds from `step` on, but nothing of one that begins there."""
+        first, plan = plans[-1]
+        return plan[step - first or len(plan) :]
 
     def _add(self, episode: int, step: int, chunk: torch.Tensor) -> None:
         reaching = [(first, plan) for first, plan in self._plans[episode] if step < first + self._chunk]

@@ -49,7 +49,7 @@ class Episode:
         goal: the goal's observation by name, of environments with goals.
         rewards: of its steps.
         actions: of its steps, each (A,) in [-1, 1], without those of grippers, see `Evaluator`.
-        switches: steps whose action is the first of a plan that followed another.
+        switches: steps whose action is the first of a plan that followed another, and what remained of that, (L, A).
     """
 
     number: int
@@ -61,7 +61,7 @@ class Episode:
     goal: dict[str, np.ndarray] | None = None
     rewards: list[float] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
-    switches: list[int] = field(default_factory=list)
+    switches: dict[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def camera(self) -> str:
@@ -258,13 +258,14 @@ class _Rollout:
         # Environments in free slots take a step, too: their simulation continues unused.
         actions = np.zeros(self._simulators.action_space.shape, np.float32)
         actions[slots] = actor(self._frames.tensors(self._device, slots), noise).cpu().numpy()
-        switched = actor.switched if isinstance(actor, Executor) else ()
+        switched = actor.switched if isinstance(actor, Executor) else {}
         observations, rewards, terminated, truncated, info = self._simulators.step(actions)
         self._frames.push(self._in_order(observations))
         ended = []
         for slot, episode in zip(slots, episodes, strict=True):
             episode.actions.append(np.delete(actions[slot], self._grippers))
-            episode.switches += [episode.length] if episode.number in switched else []
+            if (rest := switched.get(episode.number)) is not None:
+                episode.switches[episode.length] = np.delete(rest.cpu().numpy(), self._grippers, 1)
             episode.length += 1
             episode.total_reward += float(rewards[slot])
             episode.rewards.append(float(rewards[slot]))

@@ -114,7 +114,7 @@ def test_ensembles_average_the_plans_that_have_arrived() -> None:
         assert action == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize(("delay", "join"), [(0, "blend"), (1, "rtc")])
+@pytest.mark.parametrize(("delay", "join"), [(0, "blend"), (1, "rtc"), (2, "blend")])
 def test_plans_are_made_knowing_what_remains_of_the_one_before(delay: int, join: str) -> None:
     def plan(_: object, noise: EpisodeNoise, known: Known | None = None) -> torch.Tensor:
         rows = list(zip(noise.episodes, noise.steps, strict=True))
@@ -130,7 +130,10 @@ def test_plans_are_made_knowing_what_remains_of_the_one_before(delay: int, join:
     switched = []
     for moment in range(8):  # episode 3 begins two steps after episode 7
         executor({}, noise({7: moment} | ({3: moment - 2} if moment > 1 else {})))
-        switched.append(executor.switched)
+        switched.append(list(executor.switched))
+        for episode, rest in executor.switched.items():
+            begun, left = moment - (2 if episode == 3 else 0) - 2 - delay, range(2 + delay, CHUNK)
+            assert rest[:, 0].tolist() == pytest.approx([value(episode, begun, i) for i in left])
     assert switched == [[]] * (2 + delay) + ([[7], [], [7, 3], [], [7, 3], []])[: 6 - delay]
 
 

@@ -112,7 +112,8 @@ def test_plans_that_arrive_late_are_executed_late(delay: int, switches: list[int
     with Evaluator(RigSpec(), frame_stack=3, envs=2, progress=False, grippers=[1]) as evaluator:
         found, episodes = evaluator.run(Executor(plan, acting, 3), 3)
     for episode in episodes:
-        assert episode.switches == switches
+        assert list(episode.switches) == switches
+        assert np.ravel(list(episode.switches.values())).tolist() == pytest.approx([0.0] * (1 - delay))
         assert np.ravel(episode.actions).tolist() == pytest.approx([0.0] * switches[0] + [0.2] * (LENGTH - switches[0]))
     assert found["jerk_dimensions"] == 1, "grippers are left out"
 

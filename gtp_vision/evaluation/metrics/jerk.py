@@ -1,6 +1,8 @@
 """Jerk of executed action chunks: the mean squared third difference of actions in [-1, 1], and where it is.
 
-Four actions in a row have a third difference; it is `inside` if one plan holds all of them, and else at a `border`.
+Four actions in a row have a third difference; it is `inside` if one plan holds all of them, and else at a `border`. As
+borders may come when the task needs quick motions, those of the plan before are computed, too, as if it had been
+`continued` there: `change` is what its replacement multiplied them by, `ratio` what borders have of inside.
 Grippers, dimensions of two values in the data, are left out.
 """
 
@@ -20,20 +22,35 @@ _ORDER = 3
 
 
 def _jerk(episodes: Sequence[Episode], _: str) -> dict[str, Any]:
-    """Jerk of all third differences, of both kinds, and their ratio; None where there are none of a kind."""
+    """Jerk of all third differences and of both kinds, ratios and dimensions; None where there are none of a kind."""
     if not any(episode.switches for episode in episodes):
         return {}
-    squares, crosses = [], []
+    found: dict[str, list[np.ndarray]] = {"": [], "_inside": [], "_border": [], "_replaced": [], "_continued": []}
     for episode in episodes:
-        squares.append(np.diff(np.stack(episode.actions).astype(np.float64), _ORDER, axis=0) ** 2)
-        plan = np.isin(np.arange(episode.length), episode.switches).cumsum()
-        crosses.append(plan[_ORDER:] != plan[:-_ORDER])
-    of_all, is_border = np.concatenate(squares), np.concatenate(crosses)
-    kinds = {"jerk": of_all, "jerk_inside": of_all[~is_border], "jerk_border": of_all[is_border]}
-    values = {name: float(kind.mean()) if kind.size else None for name, kind in kinds.items()}
-    inside, border = values["jerk_inside"], values["jerk_border"]
-    ratio = border / inside if inside and border is not None else None
-    return values | {"jerk_ratio": ratio, "jerk_dimensions": of_all.shape[1]}
+        actions = np.stack(episode.actions).astype(np.float64)
+        squares, plan = _squares(actions), np.isin(np.arange(len(actions)), list(episode.switches)).cumsum()
+        crosses = plan[_ORDER:] != plan[:-_ORDER]
+        for name, kept in (("", slice(None)), ("_inside", ~crosses), ("_border", crosses)):
+            found[name].append(squares[kept])
+        for step, rest in episode.switches.items():
+            last = actions[max(0, step - _ORDER) : step]
+            count = min(len(rest), len(actions) - step, _ORDER)
+            found["_replaced"].append(_squares(np.concatenate([last, actions[step : step + count]])))
+            found["_continued"].append(_squares(np.concatenate([last, rest[:count]])))
+    kinds = {name: np.concatenate(squares) for name, squares in found.items()}
+    mean = {name: float(squares.mean()) if squares.size else None for name, squares in kinds.items()}
+    replaced = mean.pop("_replaced")
+    ratios = {"ratio": _ratio(mean["_border"], mean["_inside"]), "change": _ratio(replaced, mean["_continued"])}
+    values = {f"jerk{name}": value for name, value in mean.items()}
+    return values | {f"jerk_{name}": x for name, x in ratios.items()} | {"jerk_dimensions": kinds[""].shape[1]}
+
+
+def _squares(actions: np.ndarray) -> np.ndarray:
+    return np.diff(actions, _ORDER, axis=0) ** 2
+
+
+def _ratio(over: float | None, under: float | None) -> float | None:
+    return over / under if under and over is not None else None
 
 
 def jerk_text(found: Mapping[str, Any]) -> str:
@@ -41,6 +58,7 @@ def jerk_text(found: Mapping[str, Any]) -> str:
     kinds = {"inside plans": found["jerk_inside"], "between plans": found["jerk_border"]}
     parts = [f"{value:.4g} {where}" for where, value in kinds.items() if value is not None]
     times = "" if found["jerk_ratio"] is None else f", {found['jerk_ratio']:.2f} times as much"
+    times += "" if found["jerk_change"] is None else f"; {found['jerk_change']:.2f} times that of plans continued there"
     return f"mean squared third difference {', '.join(parts)}{times} (of {found['jerk_dimensions']} action dimensions)"
 
 
