@@ -104,7 +104,7 @@ def bench_rehearse(
     sound, late = (Case(name, kinds, lambda store: store) for name, kinds in (("sound", ()), ("late", ("late",))))
     for _ in range(max(1, clean - _SERVED)):
         rehearsal = run(sound)
-    with server_of(folder, 1, None) as address, connected(address, policy.schema) as server:
+    with server_of(folder, 1, None) as (address, _), connected(address, policy.schema) as server:
         for _ in range(_SERVED):
             seen = run(replace(sound, name="sound, by a server"), server, rate).record()
         run(replace(late, name="server half as fast as the robot"), server, 2e3 / seen["median_ms"])

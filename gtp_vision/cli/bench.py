@@ -84,28 +84,23 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=8, help="robots, in one process of their own (default 8)")
     parser.add_argument("--requests", type=int, default=10_000, help="of all together (default 10 000)")
     parser.add_argument("--rate", type=float, default=10.0, help="observations a second of each robot (default 10)")
-    parser.add_argument("--record", action="store_true", help="let the server record the episodes")
+    parser.add_argument("--record", action="store_true", help="and what it adds to record the episodes")
+    parser.add_argument("--limits", action="store_true", help="the untrained policy's actions are often limited")
+    parser.add_argument("--minutes", type=float, metavar="M", help="robots that come and go for so long; memory")
     parser.add_argument("--json", action="store_true")
 
 
 def _bench_serve(arguments: argparse.Namespace, _: list[str]) -> int:
-    from gtp_vision.bench.serve import bench_serve
+    from gtp_vision.bench import serve, soak
 
-    given = {name: getattr(arguments, name) for name in ("clients", "requests", "rate", "record")}
-    results = bench_serve(arguments.folder, **given)
-    if arguments.json:
-        print(json.dumps(results))
+    given = {name: getattr(arguments, name) for name in ("clients", "rate", "record", "limits")}
+    if arguments.minutes:
+        results = soak.bench_soak(arguments.folder, minutes=arguments.minutes, **given)
     else:
-        print(
-            f"{results['requests']} requests of {results['clients']} robots, {results['rate']:g} a second each: ",
-            end="",
-        )
-        print(f"{results['errors']} errors ({results['wrong']} wrong answers, {results['lost']} lost)")
-        print(f"{'ms':<12} {'median':>8} {'99 %':>8}")
-        for name in ("round_trip", "act", "queued", "added"):
-            print(f"{name:<12} {results[f'{name}_ms_p50']:8.3f} {results[f'{name}_ms_p99']:8.3f}")
-        print(f"{'act alone':<12} {results['act_alone_ms_p50']:8.3f} {results['act_alone_ms_p99']:8.3f}")
-    return 0 if not results["errors"] else 1
+        results = serve.bench_serve(arguments.folder, requests=arguments.requests, **given)
+    table = soak.table if arguments.minutes else serve.table
+    print(json.dumps(results) if arguments.json else table(results))
+    return 0 if not results["wrong"] + results["refused"] + results.get("lost", 0) else 1
 
 
 def _doubt_options(parser: argparse.ArgumentParser) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, reason
+from gtp_vision.core.files import require_space
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.units import to_policy
 from gtp_vision.datasets.replay_store import RecordedEpisode, ReplayStore
@@ -37,6 +38,7 @@ from gtp_vision.serving.recording import ANSWERS, Served, Step, arrays_of
 from gtp_vision.serving.schema import Schema
 
 _MOST_PENDING = 256 << 20  # bytes that wait for the recording process
+_SPARE = 64 << 10  # bytes of a file beside its arrays
 _ENDING = 60.0  # seconds in which the recording process writes its last episodes
 
 
@@ -129,7 +131,8 @@ class Recorder:
             self._pipe.send(None)
             fault = self._pipe.recv()
         except (OSError, EOFError):
-            fault = "the recording process has ended; see the lines above"
+            self._process.join(_ENDING)
+            fault = f"the recording process has ended with status {self._process.exitcode}; see the lines above"
         if fault:
             self._stop(fault)
         self._pipe.close()
@@ -234,6 +237,8 @@ class _Writer:
                 f"{self._folder} holds {self._held / 1e9:.3g} GB, and the next episode would exceed --record-limit "
                 f"{self._limit / 1e9:g}; raise it, or move recordings elsewhere"
             )
+        # HDF5 may crash when a disk is full, so it must not come to that.
+        require_space(self._folder, episode.nbytes + _SPARE, "the next episode", "record elsewhere")
         low, high = (self._attributes[bound] for bound in ACTION_BOUNDS)
         actions = to_policy(np.stack([step.answered.actions[0] for step in steps[:-1]]), low, high)
         names = [name for name in steps[0].observation if not name.startswith(GOAL)]

@@ -34,6 +34,7 @@ _COUNTS, _MEASURES = ("seed", "episode", "step", "steps", "executed", "delay"), 
 _CLAMPS, _DOUBT = "clamps/", "doubt/"
 _UNKNOWN = -1  # of `executed`
 _MOST_COLUMNS = 1000
+_NUMBERS = 256  # bytes of a step's counts and measures
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Step:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its arrays."""
-        return self.answered.actions.nbytes + sum(array.nbytes for array in self.observation.values())
+        """Bytes that it takes in a file, about."""
+        return _NUMBERS + self.answered.actions.nbytes + sum(array.nbytes for array in self.observation.values())
 
 
 def arrays_of(steps: Sequence[Step]) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:

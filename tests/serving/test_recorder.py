@@ -1,13 +1,16 @@
 import json
 import signal
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 from commands import CLI, started, wait_for
+from running import Running
 from small_policies import HIGH, LOW, observations, untrained, write
 from small_runs import composed
 from stores import make_store
@@ -18,10 +21,13 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.units import in_units
 from gtp_vision.datasets.formats import native, open_store
 from gtp_vision.serving.answer import ACTION, PLAN, Answered, answer
+from gtp_vision.serving.client import Client
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.protocol import packed, unpacked
 from gtp_vision.serving.recorder import Recorder
 from gtp_vision.serving.recording import Served, read
+from gtp_vision.serving.server import Server
+from gtp_vision.serving.settings import Settings
 from gtp_vision.training.data import open_split
 
 SERVED = Served("hash", PLAN, "eager", "cpu", 1, "2")
@@ -95,6 +101,36 @@ def test_recording_stops_once_at_its_limit(policy: Policy, recorder: Recorder, t
     assert "--record-limit 0.0003" in said[0]
     record(recorder, policy, 0, 4)  # is ignored
     assert sum(path.stat().st_size for path in (tmp_path / "new").iterdir()) < 310_000
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("fault", ["full", "killed"])
+def test_serving_continues_without_a_recorder(policy: Policy, tmp_path: Path, said: list[str], fault: str) -> None:
+    """A disk of 300 kB that fills, or a recording process that is killed: whole episodes stay, and it is said once."""
+    (disk := tmp_path / "disk").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", disk]
+    if fault == "full" and subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    recorder = Recorder(disk / "new", policy.schema, SERVED, 1_000_000, said.append)
+    running = Running(Server(policy, Settings(port=0, timeout=60), recorder=recorder))
+    try:
+        if fault == "killed":
+            psutil.Process(recorder._process.pid).kill()
+        with Client(running.address, timeout=60) as robot:
+            for number, each in enumerate(observations(policy.schema, 100)):
+                assert robot.infer(each, reset=number % 4 == 0)["actions"].shape == (1, 2)
+        recorder.close()
+        (sentence,) = said
+        assert sentence.startswith("recording has stopped, serving continues: ")
+        assert ("make room or record elsewhere" if fault == "full" else "ended with status -9") in sentence
+        whole = sorted((disk / "new").glob("*.h5"))
+        assert (len(whole) > 3) == (fault == "full")
+        assert all(len(read(path)) == 4 for path in whole)
+        assert not list((disk / "new").glob(".*")), "no part of a file is left"
+    finally:
+        running.end()
+        recorder.close()
+        subprocess.run(["umount", "-l", disk], capture_output=True, check=False)
 
 
 @pytest.mark.processes

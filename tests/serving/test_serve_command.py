@@ -9,6 +9,7 @@ from websockets.sync.client import connect
 
 import gtp_vision
 from gtp_vision.bench.serve import bench_serve, count_wrong
+from gtp_vision.bench.soak import bench_soak
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.serving.protocol import packed, unpacked
@@ -71,3 +72,13 @@ def test_bench_serve_counts_wrong_answers_and_needs_a_client(folder: Path) -> No
     assert count_wrong(gtp_vision.load_policy(folder), 0, np.zeros((3, 1, 2), np.float32)) == 3
     with pytest.raises(GtpVisionError, match="at least one client"):
         bench_serve(folder, clients=0)
+
+
+@pytest.mark.processes
+def test_robots_come_and_go_while_the_server_records(folder: Path) -> None:
+    found = bench_soak(folder, minutes=0.1, clients=2, rate=50, record=True)
+    assert found["connections"] >= 2
+    assert found["answers"] >= 10
+    assert found["wrong"] + found["refused"] == 0
+    assert all(of["start"] > 1 and of["end"] > 1 for of in found["memory"].values())
+    assert set(found["memory"]) == {"server", "recording"}
