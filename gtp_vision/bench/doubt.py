@@ -34,6 +34,7 @@ from gtp_vision.training.evaluate import env_spec, restore
 
 _SEED = 90_000  # of the first episode
 _OTHER, _OTHER_STEPS = 5, 20  # episodes and steps with another camera
+_ALL = "of all signals"
 _IMAGE = "_image"  # ends the name of robosuite's cameras
 
 
@@ -50,9 +51,10 @@ def bench_doubt(
         progress: show bars.
 
     Returns:
-        JSON-able: `held_out`, what `calibrate` reports of all signals; `other_camera`, the area under the ROC curve of
-        doubt where the simulator has another one; `beyond`, the share of ordinary answers that are doubtful;
-        `reacting`, the number of episodes with a reaction; `success` and `success_reacting` of the same episodes.
+        JSON-able: `held_out`, what `calibrate` reports, in `auroc` with doubt by all signals and with signals that are
+        not measured by default; `other_camera`, the area under the ROC curve of doubt where the simulator has another
+        one; `beyond`, the share of ordinary answers that are doubtful; `reacting`, the number of episodes with a
+        reaction; `success` and `success_reacting` of the same episodes.
 
     Raises:
         GtpVisionError: the run has no simulator, or its data cannot be read.
@@ -63,8 +65,12 @@ def bench_doubt(
     every = SIGNALS if isinstance(trained.agent.policy, Integrable) else OBSERVED
     settings = OnDoubt(reaction, after, actions=("delta",))
     with tempfile.TemporaryDirectory() as scratch:
-        held_out = export(folder, Path(scratch) / "all", on_doubt=OnDoubt(signals=every)).card["doubt"]
+        whole = export(folder, Path(scratch) / "all", on_doubt=OnDoubt(signals=every)).card["doubt"]
         policy = export(folder, Path(scratch) / "policy", on_doubt=settings)
+    held_out = policy.card["doubt"]
+    for shift, areas in held_out["auroc"].items():
+        others = dict(whole["auroc"][shift])
+        held_out["auroc"][shift] = {"doubt": areas["doubt"], _ALL: others.pop("doubt"), **others}
     spec = env_spec(config, trained.record)
 
     def simulated(robots: _Robots, shown: EnvSpec, count: int, first: int = 0) -> list[Episode]:
@@ -150,7 +156,7 @@ def other_camera(spec: EnvSpec) -> EnvSpec | None:
 def table(results: Mapping[str, Any]) -> str:
     """The results as text."""
     held_out = results["held_out"]
-    names = ["doubt", *held_out["thresholds"]]
+    names = list(next(iter(held_out["auroc"].values())))
     width = max(map(len, names)) + 2
     lines = [
         f"{results['run']}: {held_out['frames']} held-out frames against shifted ones, area under the ROC curve",
