@@ -60,7 +60,7 @@ def record(folder: Path, served: Path, kind: str) -> Path:
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = limited()
+    made = limited("agent.acting.join=rtc")
     return write(tmp_path_factory.mktemp("replay") / "policy", made, *dict(made.agent.named_children()))
 
 
