@@ -38,7 +38,7 @@ def sentence(results: Mapping[str, Any]) -> str:
         )
         said += f" (recorded with {made}; replayed with {here})"
     if skipped := results["skipped"]:
-        said += f"; left out, as the part before is missing: {', '.join(skipped)}"
+        said += f"; not all of {', '.join(skipped)}, as steps before are missing"
     return said
 
 

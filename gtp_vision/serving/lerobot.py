@@ -9,7 +9,7 @@ robot's units, and scales them itself. LeRobot itself is not needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,33 +82,28 @@ class LeRobotPolicy:
         """
         observations, device = self._observations(batch)
         if self._client is None:
-            sessions = self._sessions_of(len(observations))
-            pairs = zip(sessions, observations, strict=True)
-            actions = [session.act(observation, steps=self._steps) for session, observation in pairs]
-        else:
-            if not self._rest:
-                executed = self._executed if self._client.metadata["answer"] == PLAN else None
-                self._rest = list(self._client.infer(observations[0], executed=executed)["actions"])
-                self._executed = len(self._rest)
-            actions = [self._rest.pop(0)]
-        return torch.from_numpy(np.stack(actions)).to(device)
+            return self._acted(Session.act, observations, device)
+        if not self._rest:
+            executed = self._executed if self._client.metadata["answer"] == PLAN else None
+            self._rest = list(self._client.infer(observations[0], executed=executed)["actions"])
+            self._executed = len(self._rest)
+        return torch.from_numpy(self._rest.pop(0)[None]).to(device)
 
     def predict_action_chunk(self, batch: Mapping[str, Any]) -> Tensor:
         """The next plan, float32 (B, H, A); an episode is acted by this or by `select_action`, not by both."""
         observations, device = self._observations(batch)
         if self._client is None:
-            sessions = self._sessions_of(len(observations))
-            pairs = zip(sessions, observations, strict=True)
-            plans = [session.plan(observation, steps=self._steps) for session, observation in pairs]
-        else:
-            plans = [self._client.infer(observations[0])["actions"]]
-        return torch.from_numpy(np.stack(plans)).to(device)
+            return self._acted(Session.plan, observations, device)
+        return torch.from_numpy(self._client.infer(observations[0])["actions"][None]).to(device)
 
-    def _sessions_of(self, rows: int) -> list[Session]:
-        """A session for each row, whose seeds count on from the first one's."""
-        if self._policy is not None and len(self._sessions) != rows:
-            self._sessions = [self._policy.session(self._seed + row) for row in range(rows)]
-        return self._sessions
+    def _acted(
+        self, act: Callable[..., np.ndarray], observations: Sequence[dict[str, np.ndarray]], device: torch.device
+    ) -> Tensor:
+        """What a session of each row answers; their seeds count on from the first one's."""
+        if self._policy is not None and len(self._sessions) != len(observations):
+            self._sessions = [self._policy.session(self._seed + row) for row in range(len(observations))]
+        pairs = zip(self._sessions, observations, strict=True)
+        return torch.from_numpy(np.stack([act(session, seen, steps=self._steps) for session, seen in pairs])).to(device)
 
     def _observations(self, batch: Mapping[str, Any]) -> tuple[list[dict[str, np.ndarray]], torch.device]:
         """The observation of each row of a batch in the policy's names."""
