@@ -15,7 +15,6 @@ units and signs of actions, late answers, clamps, jumps; the most severe first, 
   gtp-vision rehearse policy recordings                           ten episodes that somebody drove by hand
   gtp-vision rehearse policy recordings --map rgb=camera          the data's name for the policy's camera
   gtp-vision rehearse policy recordings --server ws://host:8000   at the robot's rate, through the server
-  gtp-vision rehearse policy recordings --page rehearsal.html     with the frames
 
 Exit status 1 if there is an error, else 0.
 """
@@ -33,7 +32,6 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="where the policy computes (default cpu)")
     parser.add_argument("--engine", default="eager", help="eager (default), compile, graph or auto")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the policy's noise")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write the findings and frames as an HTML page")
     parser.add_argument("--json", action="store_true", help="print JSON instead of sentences")
 
 

@@ -28,8 +28,8 @@ UNITS = {
 _NEAR_UNIT = 1.35  # a ratio of two spreads is that of two units within this factor
 _RESCALED = 1.5  # a smaller ratio is what other episodes bring
 _EXTREME = 8.0  # a larger one, of most dimensions, needs no policy to be another unit
-_LATE, _EARLY = (0.96, 0.6), (0.85, 0.75)  # what a lag may leave of the distance, and the share of groups that agree
-FOLLOWS = 0.3
+_LATE, _EARLY = (0.97, 0.5), (0.85, 0.75)  # what a lag may leave of the distance, and the share of groups that agree
+FOLLOWS = 0.4
 """Correlation of recorded and predicted actions from which the policy is taken to know a dimension."""
 _LEVELS = np.linspace(0.05, 0.95, 7)  # quantiles by which distributions are compared
 _MOST_PAIRED = 8  # numbers of a state of which every two are exchanged
@@ -124,21 +124,10 @@ def of_actions(
         is_better: corrected actions (T, A) to the dimensions (A,) that clearly agree better with the policy's.
     """
     ratio = recorded.std(0) / spread
-    factors = np.array([_factor(each, 1.0) for each in ratio])
-    factors = np.where((factors == 1) & (np.abs(np.log(ratio.clip(1e-9))) > np.log(_RESCALED)), ratio, factors)
-    if (rescaled := (factors != 1) & (ratio > 1e-6)).any():
-        corrected = recorded / np.where(rescaled, factors, 1)
-        agrees = rescaled & is_better(corrected)
-        is_extreme = rescaled & (np.abs(np.log(ratio.clip(1e-9))) > np.log(_EXTREME))
-        # Where most dimensions are of another unit, those that the policy does not predict are, too.
-        dims = is_extreme | agrees if is_extreme.sum() > (ratio > 1e-6).sum() / 2 else agrees
-        if agrees.any():
-            factor = float(np.median(factors[dims]))
-            known = _unit(factor) if factor in UNITS else f"other units, {factor:.3g} times those of training"
-            cure = (
-                f"the robot expects {factor:.4g} times what the policy answers: convert, or train on the robot's units"
-            )
-            yield Correction("units", f"{_dims(dims)} {_are(dims)} in {known}", cure), corrected, agrees
+    rescaled = (ratio > 1e-6) & (np.abs(np.log(ratio.clip(1e-9))) > np.log(_RESCALED))
+    corrected = recorded / np.where(rescaled, ratio, 1)
+    if (dims := rescaled & is_better(corrected)).any():
+        yield _units(dims, ratio), corrected, dims
     middle = np.where(_is_switch(recorded), recorded.max(0) + recorded.min(0), 0)
     if (dims := is_better(middle - recorded)).any():
         is_gripper = bool(_is_switch(recorded)[dims].all())
@@ -154,6 +143,25 @@ def of_actions(
     )
     moved = differences * spread / np.maximum(np.nanstd(differences, 0), 1e-12)
     yield Correction("absolute", what, cure), moved, ~_is_switch(recorded)
+
+
+def units_of(recorded: np.ndarray, spread: np.ndarray) -> Correction | None:
+    """The unit of recorded actions (T, A) of which most dimensions are as many times as large as in training.
+
+    It needs no policy that follows them.
+    """
+    ratio = recorded.std(0) / spread
+    moves = ratio > 1e-6
+    logs = np.log(ratio, where=moves, out=np.zeros(len(ratio)))
+    dims = moves & (np.abs(logs) > np.log(_EXTREME)) & (np.abs(logs - np.median(logs[moves])) < np.log(2))
+    return _units(dims, ratio) if dims.sum() > moves.sum() / 2 else None
+
+
+def _units(dims: np.ndarray, ratio: np.ndarray) -> Correction:
+    factor = float(np.median(ratio[dims]))
+    factor = _factor(factor, 1.0) if _factor(factor, 1.0) != 1 else factor
+    cure = f"multiply the answer by {factor:.4g} for the robot, or train on its units"
+    return Correction("units", f"{_dims(dims)} {_are(dims)} in {_unit(factor)}", cure)
 
 
 def lag_of(

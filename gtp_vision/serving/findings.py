@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gtp_vision.serving.corrections import FOLLOWS, Correction, correlation, lag_of, of_actions
+from gtp_vision.serving.corrections import FOLLOWS, Correction, correlation, lag_of, of_actions, units_of
 from gtp_vision.serving.schema import Schema
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
@@ -138,7 +138,7 @@ def _misread(evidence: Evidence) -> Iterator[Finding]:
     for name in evidence.distances.keys() - judged:
         distances = dict(evidence.distances[name])
         given = distances.pop(None)
-        if not _mostly(given > _EDGE):
+        if not is_far(given):
             continue
         what = f"{'camera' if name in evidence.schema.cameras else 'state'} '{name}'"
         before = float(np.median(given))
@@ -168,6 +168,9 @@ def _actions(evidence: Evidence) -> Iterator[Finding]:
     def is_better(corrected: np.ndarray) -> np.ndarray:
         return _is_less(errors(corrected), errors(recorded), _MATCHES) & (correlation(corrected, predicted) > FOLLOWS)
 
+    if (units := units_of(recorded, evidence.spread)) is not None:
+        yield Finding(ERROR, units.kind, "actions", f"the robot's actions {units.what}, by their range", units.cure)
+        return
     candidates = of_actions(recorded, predicted, evidence.spread, evidence.episodes, is_better)
     best: tuple[float, Correction, np.ndarray, np.ndarray] | None = None
     for correction, corrected, dims in candidates:
@@ -259,6 +262,11 @@ def _short(evidence: Evidence) -> Iterator[Finding]:
     if episodes < _FEW_EPISODES or steps < _FEW_STEPS:
         sentence = f"{episodes} episode(s) of {steps} steps in all are little evidence"
         yield Finding(NOTE, "short", "data", sentence, f"record {_FEW_EPISODES} episodes or more")
+
+
+def is_far(distances: np.ndarray) -> bool:
+    """Whether a camera or state is far from the training data in most groups, (E,)."""
+    return _mostly(distances > _EDGE)
 
 
 Judge = Callable[[Evidence], Iterator[Finding]]

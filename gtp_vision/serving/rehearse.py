@@ -26,7 +26,7 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.evaluation.recordings import act
 from gtp_vision.serving.calibration import longest_still
 from gtp_vision.serving.corrections import Correction, of_camera, of_state
-from gtp_vision.serving.findings import ERROR, NOTE, SEVERITIES, Evidence, Finding, findings
+from gtp_vision.serving.findings import ERROR, NOTE, SEVERITIES, Evidence, Finding, findings, is_far
 from gtp_vision.serving.players import Player, Step
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
@@ -240,46 +240,42 @@ class _Rehearsing:
         )
 
     def _distances(self, group_of: np.ndarray) -> Iterator[tuple[str, dict[Correction | None, np.ndarray]]]:
-        """Each camera's and state's distance from the training data, as it is and corrected, by group (E,)."""
-        policy = self._policy
-        assert policy.reference is not None
+        """Each camera's and state's distance from the training data by group (E,), and if it is far, corrected."""
+        reference, schema = self._policy.reference, self._policy.schema
+        assert reference is not None
         groups = np.repeat(group_of, [len(next(iter(own.values()))) for own in self._stacks])
-        values = {name: torch.cat([own[name] for own in self._stacks]) for name in self._stacks[0]}
+        values = _joined(self._stacks)
         for name in self._cameras:
-            held: dict[Correction | None, torch.Tensor] = {None: values[name], **dict(of_camera(values[name]))}
-            held |= self._exchanged(name, values)
-            yield (
-                name,
-                {
-                    correction: _by(
-                        policy.reference.camera_distance(name, self._features(name, stacks)), groups, np.median
-                    )
-                    for correction, stacks in held.items()
-                },
-            )
-        for name in (name for name in policy.schema.states if not name.startswith(GOAL)):
-            rows, known = values[name][:, -1], policy.reference.states[name]
-            held = {None: rows}
-            held |= {key: torch.from_numpy(x) for key, x in of_state(name, rows.numpy(), known.numpy())}
-            held |= {key: x[:, -1] for key, x in self._exchanged(name, values).items()}
-            yield (
-                name,
-                {
-                    correction: _by(policy.reference.state_distance(name, x.float()), groups, np.median)
-                    for correction, x in held.items()
-                },
-            )
+            stacks = values[name]
 
-    def _exchanged(self, name: str, values: Mapping[str, torch.Tensor]) -> dict[Correction | None, torch.Tensor]:
+            def of_frames(held: torch.Tensor, name: str = name) -> np.ndarray:
+                return _by(reference.camera_distance(name, self._features(name, held)), groups, np.median)
+
+            found: dict[Correction | None, np.ndarray] = {None: of_frames(stacks)}
+            if is_far(found[None]):
+                found |= {key: of_frames(x) for key, x in of_camera(stacks)}
+                found |= {key: of_frames(x) for key, x in self._exchanged(name, values)}
+            yield name, found
+        for name in (name for name in schema.states if not name.startswith(GOAL)):
+            rows, known = values[name][:, -1], reference.states[name].cpu().numpy()
+
+            def of_rows(held: np.ndarray | torch.Tensor, name: str = name) -> np.ndarray:
+                return _by(reference.state_distance(name, torch.as_tensor(held).float()), groups, np.median)
+
+            found = {None: of_rows(rows)}
+            if is_far(found[None]):
+                found |= {key: of_rows(x) for key, x in of_state(name, rows.numpy(), known)}
+                found |= {key: of_rows(x[:, -1]) for key, x in self._exchanged(name, values)}
+            yield name, found
+
+    def _exchanged(self, name: str, values: Mapping[str, torch.Tensor]) -> Iterator[tuple[Correction, torch.Tensor]]:
         """What the data hold under other names, in this one's place."""
-        found: dict[Correction | None, torch.Tensor] = {}
         for other, rows in values.items():
             if other != name and not other.startswith(GOAL) and rows.shape[1:] == values[name].shape[1:]:
                 back = f" --map {name}={other}" if other in _names(self._policy.schema) else ""
                 what = f"shows what training calls so under the name '{other}'"
                 cure = f"exchange them (gtp-vision serve --map {other}={name}{back})"
-                found[Correction("swapped", what, cure)] = rows
-        return found
+                yield Correction("swapped", what, cure), rows
 
     @torch.no_grad()
     def _features(self, name: str, stacks: torch.Tensor) -> torch.Tensor:
