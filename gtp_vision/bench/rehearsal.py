@@ -100,8 +100,8 @@ def bench_rehearse(
         rehearsal = rehearse(policy, case.plant(drawn()), player, rate=rate, episodes=episodes)
         worst = rehearsal.findings[0] if rehearsal.findings else None
         is_named = worst is not None and worst.kind in case.kinds and case.subject in (None, worst.subject)
-        told = [str(x) for x in rehearsal.findings if x.severity != NOTE and (case.kinds or x.kind not in _MEASURED)]
-        found.append({"case": case.name, "kinds": case.kinds, "is_named": is_named, "findings": told})
+        texts = [str(x) for x in rehearsal.findings if x.severity != NOTE and (case.kinds or x.kind not in _MEASURED)]
+        found.append({"case": case.name, "kinds": case.kinds, "is_named": is_named, "findings": texts})
         if progress:
             Progress.write(_line(found[-1]), file=sys.stderr)
         return rehearsal

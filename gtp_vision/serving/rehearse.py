@@ -205,7 +205,7 @@ class _Rehearsing:
         answered = np.stack([step.action for step in steps]).astype(np.float64)
         recorded = in_file_units(self._store, np.concatenate(self._rows)).astype(np.float64)
         reference = policy.reference
-        spread = answered.std(0) if reference is None else reference.actions.double().numpy().std(0)
+        spread = answered.std(0) if reference is None else reference.actions.cpu().double().numpy().std(0)
         bounds = np.array(schema.action_high) - np.array(schema.action_low)
         answers = [step for step in steps if step.is_answer]
         clamped = [step.changed for step in steps if step.changed is not None]
@@ -213,6 +213,9 @@ class _Rehearsing:
         if reference is None:
             sentence = "the artifact does not know its training data, so cameras and states are not judged"
             found.append(Finding(NOTE, "reference", "policy", sentence, "export its run again, where its data lie"))
+        if goals := [name for name in _names(schema) if name.startswith(GOAL) and name not in self._store.observations]:
+            sentence = f"the data hold no '{goals[0]}', so the last frame of each episode was the goal"
+            found.append(Finding(NOTE, "goal", goals[0], sentence, "send the goal with every observation"))
         still = {
             name: (_by(np.array(runs), group_of, np.max), None if reference is None else reference.still[name])
             for name, runs in self._still.items()
@@ -273,7 +276,7 @@ class _Rehearsing:
         for other, rows in values.items():
             if other != name and not other.startswith(GOAL) and rows.shape[1:] == values[name].shape[1:]:
                 back = f" --map {name}={other}" if other in _names(self._policy.schema) else ""
-                what = f"shows what training calls so under the name '{other}'"
+                what = f"is exchanged: what the data call '{other}' fits it"
                 cure = f"exchange them (gtp-vision serve --map {other}={name}{back})"
                 yield Correction("swapped", what, cure), rows
 

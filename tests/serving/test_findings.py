@@ -118,7 +118,7 @@ def test_one_odd_episode_is_not_a_fault() -> None:
     assert findings(sound(distances={"front": {None: odd, MIRRORED: NEAR}})) == []
 
 
-def test_jumps_at_the_borders_of_chunks_are_told_and_small_steps_are_not() -> None:
+def test_jumps_at_the_borders_of_chunks_are_found_and_steps_inside_are_not() -> None:
     evidence = sound()
     jumping = evidence.answered + 0.8 * (np.arange(320) // 4 % 2)[:, None]
     (found,) = findings(replace(evidence, answered=jumping))

@@ -120,6 +120,16 @@ def test_an_artifact_without_a_reference_says_what_is_not_judged(policy: Policy)
     assert "reference" in [finding.kind for finding in rehearse(old, scenes(6, 2), Local(old)).findings]
 
 
+def test_where_the_data_hold_no_goal_the_last_frame_is_it() -> None:
+    policy = untrained(
+        "agent=gtp_bc", states={"arm": 3, "goal/arm": 3}, action_low=(-1.0, -1.0), action_high=(1.0, 1.0)
+    )
+    store = scenes(3, 2)
+    fitting = {"arm": store.observations["arm"], "front": np.asarray(store.observations["front"])[:, :, :12].copy()}
+    found = rehearse(policy, replace(store, observations=fitting), Local(policy)).findings
+    assert ("note", "goal") in [(finding.severity, finding.kind) for finding in found]
+
+
 def test_a_server_is_asked_at_the_robots_rate_and_answers_as_the_policy(policy: Policy) -> None:
     running = Running(Server(policy, Settings(port=0)))
     try:
