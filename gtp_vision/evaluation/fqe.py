@@ -178,15 +178,17 @@ def draws(values: np.ndarray, seed: int) -> np.ndarray:
     """Bootstrap draws of the mean value of the starts: (E, S) to (D,).
 
     Each draw takes a member and as many starts with replacement. Draws are stretched about the mean of all, from the
-    normal law's width to Student's with E - 1 degrees of freedom: few members do not show their deviation well.
+    normal law's width to Student's with E - 1 degrees of freedom: few members do not show their deviation well. One
+    member is an estimate that was not fitted, and is drawn without the stretch.
     """
     members, starts = values.shape
     generator = counter_rng(seed, 2)
     member = generator.integers(0, members, DRAWS)
     chosen = generator.multinomial(starts, [1 / starts] * starts, size=DRAWS) / starts
     drawn = (values[member] * chosen).sum(1)
-    stretch = 1.0 if members < 2 else stats.t.ppf(0.95, members - 1) / stats.norm.ppf(0.95)
-    stretch *= math.sqrt((members + 1) / max(1, members - 1))
+    stretch = 1.0
+    if members > 1:
+        stretch = stats.t.ppf(0.95, members - 1) / stats.norm.ppf(0.95) * math.sqrt((members + 1) / (members - 1))
     return values.mean() + stretch * (drawn - values.mean())
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
 from gtp_vision.config.overrides import quoted
@@ -25,7 +26,7 @@ from gtp_vision.core.processes import start, stop
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.core.safe_json import read_json
-from gtp_vision.evaluation.evaluator import Episode, one_thread
+from gtp_vision.evaluation.evaluator import one_thread
 from gtp_vision.experiments.output import write_json
 from gtp_vision.training.evaluate import actor_of, evaluator_of, restore
 from gtp_vision.training.judge import judge
@@ -39,7 +40,7 @@ _STATES = (
     *("agent.policy_tau=null", "training.learning_rate=1e-3", "training.schedule=cosine"),
 )
 _CRITIC = ("agent.critic.hidden=[128,128]", "agent.critic.activation=gelu", "agent.critic.layer_norm=true")
-_KEPT = ("value", "interval", "members", "coverage", "trust", "energy", "action_error", "td_error")
+_KEPT = ("value", "interval", "members", "rebuilt", "coverage", "trust", "energy", "action_error", "td_error")
 _TAIL = 0.02  # what an episode's last step may count at most
 _SEED = 70_000  # of the first episode in the simulator
 
@@ -198,15 +199,14 @@ def _piece(folder: Path, run: Path, which: str, episodes: int, seed: int) -> dic
     if path.exists():
         return read_json(path)
     with one_thread():
-        truth, starts = _truth(run, which, episodes)
+        truth, starts = _truth(folder / "truth" / f"{run.name}-{which}", run, which, episodes)
         found = judge([run], checkpoints=which, starts=starts, seed=seed, progress=False).results
     policy, measure, discount = found["policies"][0], found["measure"], found["discount"]
-    values = [_value(episode, measure, discount) for episode in truth]
     piece = {
         "run": run.name,
         "checkpoint": which,
         "measure": measure,
-        "true_value": float(np.mean(values)),
+        "true_value": float(np.mean([_value(episode, measure, discount) for episode in truth])),
         "true_score": float(np.mean([_score(episode) for episode in truth])),
         **{key: policy[key] for key in _KEPT},
     }
@@ -215,36 +215,45 @@ def _piece(folder: Path, run: Path, which: str, episodes: int, seed: int) -> dic
     return piece
 
 
-def _truth(run: Path, which: str, episodes: int) -> tuple[list[Episode], dict[str, torch.Tensor]]:
+def _truth(path: Path, run: Path, which: str, episodes: int) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     """Episodes of a checkpoint in its simulator, and the stacked observations in which they started.
 
-    They last until gamma^T is a fiftieth: a value knows no time limit, and a simulator's own may be shorter.
+    They last until gamma^T is a fiftieth: a value knows no time limit, and a simulator's own may be shorter. They are
+    kept beside `path`, so that a judgement that is made anew does not ask the simulator again.
     """
+    outcomes, observed = path.with_suffix(".json"), path.with_suffix(".safetensors")
+    if outcomes.exists():
+        return read_json(outcomes)["episodes"], load_file(observed)
     config, parts = restore(run, which)
     horizon = math.ceil(math.log(_TAIL) / math.log(config.task.discount))
     config = replace(config, task=replace(config.task, max_episode_steps=horizon))
-    act, starts = actor_of(parts.agent), list[dict[str, torch.Tensor]]()
+    act, begun = actor_of(parts.agent), list[dict[str, torch.Tensor]]()
 
     def watched(observation: Mapping[str, torch.Tensor], noise: EpisodeNoise) -> torch.Tensor:
-        begun = [row for row, step in enumerate(noise.steps) if step == 0]
-        if begun:
-            starts.append({name: values[begun].cpu() for name, values in observation.items()})
+        rows = [row for row, step in enumerate(noise.steps) if step == 0]
+        if rows:
+            begun.append({name: values[rows].cpu().contiguous() for name, values in observation.items()})
         return act(observation, noise)
 
     with evaluator_of(config, parts, False, _SEED) as evaluator:
         done = evaluator.run(watched, episodes)[1]
-    return done, {name: torch.cat([each[name] for each in starts]) for name in starts[0]}
+    starts = {name: torch.cat([each[name] for each in begun]) for name in begun[0]}
+    found = [{"success": episode.success, "length": episode.length, "rewards": episode.rewards} for episode in done]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(starts, observed)
+    write_json(outcomes, {"episodes": found})
+    return found, starts
 
 
-def _value(episode: Episode, measure: str, discount: float) -> float:
+def _value(episode: Mapping[str, Any], measure: str, discount: float) -> float:
     """What a judgement estimates, of one episode."""
     if measure == "success":
-        return discount ** (episode.length - 1) if episode.success else 0.0
-    return float(np.sum(discount ** np.arange(episode.length) * np.array(episode.rewards)))
+        return discount ** (episode["length"] - 1) if episode["success"] else 0.0
+    return float(np.sum(discount ** np.arange(episode["length"]) * np.array(episode["rewards"])))
 
 
-def _score(episode: Episode) -> float:
-    return episode.total_reward if episode.success is None else float(episode.success)
+def _score(episode: Mapping[str, Any]) -> float:
+    return float(np.sum(episode["rewards"]) if episode["success"] is None else episode["success"])
 
 
 def compared(pieces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

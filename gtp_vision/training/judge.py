@@ -37,6 +37,7 @@ from gtp_vision.evaluation.fqe import (
     recorded_returns,
 )
 from gtp_vision.evaluation.moments import on_held_out
+from gtp_vision.evaluation.rebuilt import rebuilt
 from gtp_vision.evaluation.recordings import (
     OnRecordings,
     Question,
@@ -106,8 +107,9 @@ def judge(
         `measure` (success, return or None), `meaning`, `discount`, `data`, `starts`, `episodes`, `held_out`, `rows`,
         `recorded` (what the recordings reached from the starts, None for other starts), `limits`, and in `policies`
         for each one `name`, `run`, `checkpoint`, `value` and `interval` (90 %, see `fqe.doubted`), `members` (what
-        each of the ensemble fitted), `td_error`, `best` (how probable it is that it is the best one), `better` (than
-        each other one), `coverage`, `trust`, `action_error`, `energy`, `moments` and `seconds`.
+        each of the ensemble fitted), `rebuilt` (the mean return of rebuilt episodes), `td_error`, `best` (how probable
+        it is that it is the best one), `better` (than each other one), `coverage`, `trust`, `action_error`, `energy`,
+        `moments` and `seconds`.
 
     Raises:
         GtpVisionError: a run, checkpoint or file is missing; runs of different tasks; too few episodes.
@@ -138,12 +140,14 @@ def judge(
             fitted = fit(transitions, settings or FQESettings(), seed=seed, progress=progress)
             features, plans = _at_starts(seen, judged) if starts is None else _at(starts, config, trained, seed)
             values = fitted.values(features, plans.flatten(2)).double().cpu().numpy()
+            rebuilds = rebuilt(transitions, features, plans.flatten(2), seed=seed)
         measures, shown = on_held_out(seen, judged.held_out, fitted, seed)
         if fitted is not None and judged.question is not None:
             worst = 0.0 if judged.question.measure == "success" else float(transitions.returns.min())
-            believed = draws(values, seed)
-            drawn.append(doubted(believed, measures["trust"], worst))
-            policy |= {"value": float(drawn[-1].mean()), "interval": list(interval(drawn[-1], believed))}
+            believed, again = draws(values, seed), draws(rebuilds[None], seed)
+            drawn.append(np.minimum(doubted(believed, measures["trust"], worst), again))
+            ends = interval(drawn[-1], np.maximum(believed, again))
+            policy |= {"value": float(drawn[-1].mean()), "interval": list(ends), "rebuilt": float(rebuilds.mean())}
             policy |= {"members": values.mean(1).tolist(), "td_error": fitted.error}
         found.append(policy | measures | {"seconds": time.perf_counter() - began})
         pictures.append(shown)
