@@ -155,16 +155,13 @@ def other_camera(spec: EnvSpec) -> EnvSpec | None:
 
 def table(results: Mapping[str, Any]) -> str:
     """The results as text."""
-    held_out = results["held_out"]
-    names = list(next(iter(held_out["auroc"].values())))
-    width = max(map(len, names)) + 2
+    held_out, areas = results["held_out"], results["held_out"]["auroc"]
+    names = list(next(iter(areas.values())))
+    width = max(map(len, names))
     lines = [
         f"{results['run']}: {held_out['frames']} held-out frames against shifted ones, area under the ROC curve",
-        f"{'':<14}" + "".join(f"{name:>{width}}" for name in names),
-        *(
-            f"  {shift:<12}" + "".join(f"{areas[name]:>{width}.3f}" for name in names)
-            for shift, areas in held_out["auroc"].items()
-        ),
+        f"{'':<{width}}" + "".join(f"{shift:>12}" for shift in areas),
+        *(f"{name:<{width}}" + "".join(f"{area[name]:12.3f}" for area in areas.values()) for name in names),
     ]
     if results["other_camera"] is not None:
         lines.append(f"another camera of the simulator: {results['other_camera']:.3f}")
