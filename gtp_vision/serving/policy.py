@@ -93,10 +93,10 @@ class Session:
         Args:
             observation: as of `act`.
             steps: K; None is the policy's.
-            executed: actions of the last plan that were executed when the observation was taken, from its first on,
-                those included that it has in common with the plan before; 0 for the first plan of an episode. The plan
-                continues the last one as `agent.acting.join` says, and limits hold across their border. None is not
-                known: the plan stands for itself, and where H > 1 limits begin anew with it.
+            executed: actions of the last plan that were executed when the observation was taken, counted from its first
+                one, also where a delay froze that; 0 for the first plan of an episode. The plan continues the last one
+                as `agent.acting.join` says, and limits hold across their border. None is not known: the plan stands
+                for itself, and where H > 1 limits begin anew with it.
             delay: actions of the last plan that will be executed from the observation on until the answer arrives.
                 The first `delay` actions of the answer are these, bit for bit.
 
