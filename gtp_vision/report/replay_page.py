@@ -57,7 +57,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 def _beside(found: Mapping[str, Mapping[str, Any]], title: str, shown: Any, missing: Any) -> list[str]:
     recorded, replayed = found["recorded"], found["replayed"]
-    names = list(dict.fromkeys([*recorded, *replayed]))
+    names = [name for name in dict.fromkeys([*recorded, *replayed]) if recorded.get(name) or replayed.get(name)]
     rows = [[side.get(name, missing) for side in (recorded, replayed)] for name in names]
     head = [f"{title:<14} {'recorded':>10} {'replayed':>10}"] if names else []
     return head + [
