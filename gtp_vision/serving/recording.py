@@ -26,14 +26,14 @@ from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import native, open_store
 from gtp_vision.datasets.layout import map_array
 from gtp_vision.datasets.store import Store
-from gtp_vision.serving.answer import Answered
+from gtp_vision.serving.answer import ACTION, PLAN, Answered
 
 ANSWERS = "answers"
 """The group of a file, and the attribute of a data set."""
 _COUNTS, _MEASURES = ("seed", "episode", "step", "steps", "executed", "delay"), ("received", "sent")
 _CLAMPS, _DOUBT = "clamps/", "doubt/"
 _UNKNOWN = -1  # of `executed`
-_MOST_COLUMNS = 1000
+_MOST_COLUMNS, _MOST_THREADS = 1000, 4096
 _NUMBERS = 256  # bytes of a step's counts and measures
 
 
@@ -161,13 +161,17 @@ def read(path: Path) -> Recording:
         missing = {*_COUNTS, *goals} - tables["counts"].keys() or set(_MEASURES) - tables["measures"].keys()
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
-    rows = {name: tables["counts"][name] for name in goals if name in tables["counts"]}
-    if (
-        missing
-        or len(arrays["actions"]) != len(store)
-        or any(row.min() < 0 or row.max() >= len(goals[name]) for name, row in rows.items())
-    ):
+    least = dict.fromkeys((*_COUNTS, *goals), 0) | {"executed": _UNKNOWN, "steps": 1}
+    if missing or len(arrays["actions"]) != len(store):
         raise _damaged(path, f"{', '.join(sorted(missing)) or 'rows'} missing")
+    if any(tables["counts"][name].min() < low for name, low in least.items()) or any(
+        tables["counts"][name].max() >= len(goal) for name, goal in goals.items()
+    ):
+        raise _damaged(path, "a count is out of range")
+    texts = (served.artifact, served.engine, served.device, served.torch, served.on_doubt)
+    is_text = all(isinstance(text, str) for text in texts) and served.answer in (PLAN, ACTION)
+    if not is_text or type(served.threads) is not int or not 0 < served.threads <= _MOST_THREADS:
+        raise _damaged(path, "how the server answered is not known")
     return Recording(path, client, served, store, np.asarray(arrays["actions"]), **tables, goals=goals)
 
 

@@ -2,8 +2,9 @@ import json
 import signal
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -25,7 +26,7 @@ from gtp_vision.serving.client import Client
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.protocol import packed, unpacked
 from gtp_vision.serving.recorder import Recorder
-from gtp_vision.serving.recording import Served, read
+from gtp_vision.serving.recording import Served, Step, arrays_of, read
 from gtp_vision.serving.server import Server
 from gtp_vision.serving.settings import Settings
 from gtp_vision.training.data import open_split
@@ -198,6 +199,28 @@ def test_files_without_answers_are_refused(tmp_path: Path) -> None:
         del file["answers/measures"]
         file["answers/measures"] = np.zeros((3, 1))
     with pytest.raises(GtpVisionError, match="group 'answers' is damaged"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"threads": "many"}, "how the server answered"),
+        ({"answer": "neither"}, "how the server answered"),
+        ({"counts": ["seed"]}, "is damaged"),
+        ({"seed": -1}, "out of range"),
+        ({"goal/arm": 9}, "out of range"),
+    ],
+)
+def test_hostile_recordings_are_refused(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+    seen = {"arm": np.zeros(5, np.float32), "goal/arm": np.zeros(3, np.float32)}
+    steps = [Step(1, seen, Answered(np.zeros((1, 2), np.float32), 0, 0, row, 2), 0.0, 0.0) for row in range(3)]
+    beside, columns = arrays_of(steps)
+    for name in changed.keys() & set(columns["counts"]):
+        beside["answers/counts"][1, columns["counts"].index(name)] = changed[name]
+    told = asdict(SERVED) | columns | {"client": 1} | changed
+    path = native.write(tmp_path / "000000.h5", make_store((3,), attributes={"answers": told}), beside=beside)
+    with pytest.raises(GtpVisionError, match=words):
         read(path)
 
 
