@@ -153,19 +153,19 @@ def _of_actions(sound: Rehearsal) -> Iterator[Case]:
     recorded, predicted = sound.evidence.recorded, sound.evidence.predicted
     follows, width = correlation(recorded, predicted), recorded.shape[1]
     switches = np.array([len(np.unique(column)) == 2 for column in recorded.T])
-    first, *others = [each for each in np.argsort(-follows).tolist() if not switches[each]]
+    ranked = [each for each in np.argsort(-follows).tolist() if not switches[each] and follows[each] > _PREDICTED][:2]
     yield Case("actions x 57.3", ("units",), _acted(_linear(180 / np.pi)), "actions")
     yield Case("actions x 0.01", ("units",), _acted(_linear(0.01)), "actions")
     yield Case("actions a step late", ("lag",), _late, "actions")
-    for each in (each for each in (first, *others[:1]) if follows[each] > _PREDICTED):
+    for each in ranked:
         yield Case(f"actions[{each}] negated", ("sign",), _acted(_linear(_negating(width, each))), "actions")
     for each in (each for each in np.flatnonzero(switches).tolist() if follows[each] > _PREDICTED):
         shift = np.where(np.arange(width) == each, recorded.max(0) + recorded.min(0), 0)
         change = _linear(_negating(width, each), shift)
         yield Case(f"actions[{each}] inverted, a gripper", ("gripper",), _acted(change), "actions")
-    if others and follows[others[0]] > _PREDICTED:
-        change = _linear(order=_exchange(width, first, others[0]))
-        yield Case(f"actions[{first}] and [{others[0]}] exchanged", ("order",), _acted(change), "actions")
+    if len(ranked) == 2:
+        change = _linear(order=_exchange(width, *ranked))
+        yield Case(f"actions[{ranked[0]}] and [{ranked[1]}] exchanged", ("order",), _acted(change), "actions")
 
 
 def _linear(

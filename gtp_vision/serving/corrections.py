@@ -141,7 +141,8 @@ def of_actions(
         "are absolute, the policy's are changes",
         "add the answer to the robot's position, or train on positions",
     )
-    moved = differences * spread / np.maximum(np.nanstd(differences, 0), 1e-12)
+    known = np.isfinite(differences).all(1)
+    moved = differences * spread / np.maximum(differences[known].std(0) if known.any() else 0, 1e-12)
     yield Correction("absolute", what, cure), moved, ~_is_switch(recorded)
 
 
@@ -152,6 +153,8 @@ def units_of(recorded: np.ndarray, spread: np.ndarray) -> Correction | None:
     """
     ratio = recorded.std(0) / spread
     moves = ratio > 1e-6
+    if not moves.any():
+        return None
     logs = np.log(ratio, where=moves, out=np.zeros(len(ratio)))
     dims = moves & (np.abs(logs) > np.log(_EXTREME)) & (np.abs(logs - np.median(logs[moves])) < np.log(2))
     return _units(dims, ratio) if dims.sum() > moves.sum() / 2 else None

@@ -23,7 +23,8 @@ _MOST = 0.8  # of the groups that must agree
 _EDGE = 1.0  # distance from the training data, of the median frame: the 95 % quantile of other recordings
 _OUTSIDE = 1.25  # distance from which no fault that is known needs to explain it
 _BLIND = 2.0  # distance from which the policy acts on what it has never seen
-_NEARER = 0.75  # of the distance: a correction must leave less
+_NEARER = 0.75  # of the distance: a correction must leave less,
+_ALIKE = 0.88  # and of that of mean frames
 _BETTER = 0.8  # of the squared distance between recorded and predicted actions, likewise;
 _MATCHES = 0.6  # of that of a single dimension
 _TIE = 0.02  # of correlations
@@ -76,6 +77,8 @@ class Evidence:
         doubts: each answer's doubt, 1 at its threshold, and its cause.
         distances: camera or state to the median distance from the training data in each group, (E,), as it is (None)
             and after each correction; empty without a reference.
+        pictures: camera to how far its mean frame is from training's in each group, (E,), in gray levels, likewise;
+            only of backbones that hold the mean frame.
         still: camera to the longest run of equal frames in each group (E,), and in training.
         levels: camera to the largest deviation of a frame's pixels, 0 to 255.
         rate: actions a second of the robot, None if unknown.
@@ -97,6 +100,7 @@ class Evidence:
     clamped: np.ndarray | None
     doubts: list[tuple[float, str]]
     distances: Mapping[str, Mapping[Correction | None, np.ndarray]]
+    pictures: Mapping[str, Mapping[Correction | None, np.ndarray]]
     still: Mapping[str, tuple[np.ndarray, float | None]]
     levels: Mapping[str, float]
     rate: float | None
@@ -133,28 +137,37 @@ def _frozen(evidence: Evidence) -> Iterator[Finding]:
 
 def _misread(evidence: Evidence) -> Iterator[Finding]:
     """Cameras and states that are nearer to the training data after a correction, or far from it after each."""
-    judged = {name for name, level in evidence.levels.items() if level < _DARK}
     found = []
-    for name in evidence.distances.keys() - judged:
-        distances = dict(evidence.distances[name])
-        given = distances.pop(None)
-        if not is_far(given):
-            continue
+    for name in {**evidence.pictures, **evidence.distances}:
         what = f"{'camera' if name in evidence.schema.cameras else 'state'} '{name}'"
-        before = float(np.median(given))
-        best = min(distances, key=lambda each: float(np.median(distances[each])), default=None)
-        if best is not None and _is_less(distances[best], given, _NEARER):
-            after = float(np.median(distances[best]))
-            sentence = (
-                f"{what} {best.what}: {before:.1f} from the training data, corrected {after:.1f} (near is below 1)"
-            )
-            found.append((before / after, Finding(ERROR, best.kind, name, sentence, best.cure)))
-        elif _mostly(given > _OUTSIDE):
-            severity = ERROR if before > _BLIND else WARNING
+        distances, pictures = evidence.distances.get(name, {}), evidence.pictures.get(name, {})
+        far = bool(distances) and is_far(distances[None])
+        of_mean, of_each = _best(pictures, _ALIKE), _best(distances, _NEARER) if far else None
+        of_each = of_each if of_each is not None and of_each[2] < _OUTSIDE else None
+        if evidence.levels.get(name, 255.0) < _DARK:
+            continue
+        if (best := of_mean or of_each) is not None:
+            correction, before, after = best
+            unit = "(gray levels of the mean frame)" if of_mean else "(near is below 1)"
+            numbers = f"{before:.1f} from the training data, corrected {after:.1f} {unit}"
+            severity = WARNING if correction.kind == "brightness" and not far else ERROR
+            finding = Finding(severity, correction.kind, name, f"{what} {correction.what}: {numbers}", correction.cure)
+            found.append((before / after, finding))
+        elif far and _mostly(distances[None] > _OUTSIDE):
+            before = float(np.median(distances[None]))
             sentence = f"{what} shows what training data do not: {before:.1f} from them (near is below 1)"
             cure = "look for what covers, moves or changes it (gtp-vision data view), or train on such episodes"
-            found.append((0.0, Finding(severity, "unlike", name, sentence, cure)))
+            found.append((0.0, Finding(ERROR if before > _BLIND else WARNING, "unlike", name, sentence, cure)))
     yield from (finding for _, finding in sorted(found, key=lambda pair: -pair[0]))
+
+
+def _best(distances: Mapping[Correction | None, np.ndarray], share: float) -> tuple[Correction, float, float] | None:
+    """The correction that leaves least, if that is less than a share in most groups, and the medians around it."""
+    corrected = {key: x for key, x in distances.items() if key is not None}
+    best = min(corrected, key=lambda key: float(np.median(corrected[key])), default=None)
+    if best is None or not _is_less(corrected[best], distances[None], share):
+        return None
+    return best, float(np.median(distances[None])), max(1e-6, float(np.median(corrected[best])))
 
 
 def _actions(evidence: Evidence) -> Iterator[Finding]:
@@ -222,7 +235,8 @@ def _rate(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _clamped(evidence: Evidence) -> Iterator[Finding]:
-    changed, numbers = sum(evidence.clamps.values()), evidence.answered.size
+    by_limit, numbers = sum(evidence.clamps.values()), evidence.answered.size  # several limits may change a number
+    changed = by_limit if evidence.clamped is None else int(evidence.clamped.sum())
     if changed > _CLAMPED * numbers:
         limit = max(evidence.clamps, key=lambda name: evidence.clamps[name])
         of = "" if evidence.clamped is None else f", most in dimension {int(evidence.clamped.argmax())}"
@@ -286,4 +300,10 @@ def _is_less(after: np.ndarray, before: np.ndarray, share: float) -> np.ndarray:
 
 def _by_group(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Means (E, A) of values (T, A) over the steps of each group that have one."""
-    return np.stack([np.nanmean(values[groups == group], axis=0) for group in np.unique(groups)])
+    known = np.isfinite(values)
+    parts = [(np.where(known, values, 0)[rows].sum(0), known[rows].sum(0)) for rows in _rows_of(groups)]
+    return np.stack([total / np.maximum(count, 1) for total, count in parts])
+
+
+def _rows_of(groups: np.ndarray) -> list[np.ndarray]:
+    return [groups == group for group in np.unique(groups)]

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from websockets.exceptions import WebSocketException
 
-from gtp_vision.core.errors import GtpVisionError, reason
+from gtp_vision.core.errors import GtpVisionError, first_line, reason
 from gtp_vision.evaluation.recordings import executed_actions
 from gtp_vision.serving.client import Client, ServerError
 from gtp_vision.serving.policy import Policy
@@ -99,11 +99,15 @@ class Remote:
             return Step(self._plan[self._done - 1])
         executed = len(self._plan) if len(self._plan) > 1 else None
         began = time.perf_counter()
-        answer = self._client.infer(observation, executed=executed)
-        seconds = time.perf_counter() - began
-        self._plan, self._done = answer["actions"], 1
-        doubt = (answer["doubt"], answer["because"]) if "doubt" in answer else None
-        return Step(self._plan[0], True, seconds, answer.get("clamps", {}), doubt=doubt)
+        try:
+            answer = self._client.infer(observation, executed=executed)
+            seconds, self._done = time.perf_counter() - began, 1
+            self._plan = np.asarray(answer["actions"], np.float32).reshape(-1, self._client.metadata["actions"])
+            clamps = {str(name): int(count) for name, count in answer.get("clamps", {}).items()}
+            doubt = (float(answer["doubt"]), str(answer["because"])) if "doubt" in answer else None
+            return Step(self._plan[0], True, seconds, clamps, doubt=doubt)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise ServerError(f"not an answer of this protocol ({first_line(error)})") from error
 
 
 @contextmanager

@@ -234,6 +234,7 @@ class _Rehearsing:
             clamped=np.sum(clamped, 0) if clamped else None,
             doubts=[step.doubt for step in answers if step.doubt is not None],
             distances={} if reference is None else dict(self._distances(group_of)),
+            pictures=dict(self._pictures(group_of)),
             still=still,
             levels=self._levels,
             rate=rate,
@@ -270,6 +271,24 @@ class _Rehearsing:
                 found |= {key: of_rows(x) for key, x in of_state(name, rows.numpy(), known)}
                 found |= {key: of_rows(x[:, -1]) for key, x in self._exchanged(name, values)}
             yield name, found
+
+    def _pictures(self, group_of: np.ndarray) -> Iterator[tuple[str, dict[Correction | None, np.ndarray]]]:
+        """How far the mean frame of each group is from training's, which a backbone may hold, likewise (E,)."""
+        groups = torch.from_numpy(np.repeat(group_of, [len(next(iter(own.values()))) for own in self._stacks]))
+        encoder, values = self._policy.agent.actor_encoder, _joined(self._stacks)
+        means = {
+            name: torch.stack([x[groups == group, -1:].float().mean(0) for group in groups.unique()]).round().byte()
+            for name, x in values.items()
+            if x.dtype == torch.uint8
+        }
+        for name in self._cameras:
+            tower = encoder.tower(name)
+            known, mine = tower.mean.cpu(), means[name]
+            if not tower.uses_mean_frame or encoder.config.share_cameras or known.shape != mine.shape[2:]:
+                continue
+            held = {None: mine, **dict(of_camera(mine)), **dict(self._exchanged(name, means))}
+            if float(known.std()) > 0:
+                yield name, {key: (x[:, 0] - known).abs().mean((1, 2, 3)).double().numpy() for key, x in held.items()}
 
     def _exchanged(self, name: str, values: Mapping[str, torch.Tensor]) -> Iterator[tuple[Correction, torch.Tensor]]:
         """What the data hold under other names, in this one's place."""

@@ -48,6 +48,7 @@ def sound(**changed: Any) -> Evidence:
             "wrist": {None: NEAR, MIRRORED: NEAR * 0.9, SWAPPED: FAR},
             "arm": {None: NEAR},
         },
+        "pictures": {"front": {None: NEAR * 10, MIRRORED: FAR * 10}},
         **{"still": {"front": (np.full(8, 2), 2.0)}, "levels": {"front": 40.0, "wrist": 30.0}},
         **{"rate": 20.0, "data_rate": 20.0, "has_server": True},
     }
@@ -90,6 +91,7 @@ def test_faults_of_actions_are_errors(kind: str, says: str, evidence: Evidence) 
     ("severity", "kind", "changed"),
     [
         (ERROR, "mirrored", {"distances": {"front": {None: FAR, MIRRORED: NEAR, SWAPPED: FAR * 0.9}}}),
+        (ERROR, "mirrored", {"pictures": {"front": {None: FAR, MIRRORED: NEAR}}}),
         (ERROR, "unlike", {"distances": {"front": {None: FAR, MIRRORED: FAR * 1.1}}}),
         (WARNING, "unlike", {"distances": {"arm": {None: NEAR * 2.5}}}),
         (ERROR, "frozen", {"still": {"front": (np.full(8, 40), 2.0)}}),
