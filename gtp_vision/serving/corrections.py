@@ -69,7 +69,7 @@ _CAMERA: tuple[tuple[Correction, Frames], ...] = (
     *((Correction("brightness", "is darker than in training", _EXPOSURE), _gain(factor)) for factor in (1.3, 1.7, 2.5)),
     *(
         (Correction("brightness", "is brighter than in training", _EXPOSURE), _gain(factor))
-        for factor in (0.8, 0.6, 0.4)
+        for factor in (0.9, 0.8, 0.6, 0.4)
     ),
 )
 
