@@ -275,7 +275,9 @@ def _short(evidence: Evidence) -> Iterator[Finding]:
     episodes, steps = len(np.unique(evidence.episodes)), len(evidence.episodes)
     if episodes < _FEW_EPISODES or steps < _FEW_STEPS:
         sentence = f"{episodes} episode(s) of {steps} steps in all are little evidence"
-        yield Finding(NOTE, "short", "data", sentence, f"record {_FEW_EPISODES} episodes or more")
+        yield Finding(
+            NOTE, "short", "data", sentence, f"record {_FEW_EPISODES} episodes and {_FEW_STEPS} steps or more"
+        )
 
 
 def is_far(distances: np.ndarray) -> bool:
