@@ -58,6 +58,7 @@ def _gain(factor: float) -> Frames:
     return lambda frames: (frames.float() * factor).round().clamp(max=255).to(torch.uint8)
 
 
+_GAINS = (1.3, 1.7, 2.5, 0.9, 0.8, 0.6, 0.4)
 _EXPOSURE = "set the camera's exposure and gain as when recording, or train with encoder.augmentation.brightness=0.3"
 _CAMERA: tuple[tuple[Correction, Frames], ...] = (
     (Correction("mirrored", "is mirrored left to right", "send frame[:, ::-1]"), lambda x: x.flip(-1)),
@@ -66,10 +67,9 @@ _CAMERA: tuple[tuple[Correction, Frames], ...] = (
     (Correction("rotated", "is rotated by 90 degrees", "send np.rot90(frame)"), lambda x: x.rot90(1, (-2, -1))),
     (Correction("rotated", "is rotated by 270 degrees", "send np.rot90(frame, -1)"), lambda x: x.rot90(-1, (-2, -1))),
     (Correction("colors", "has blue and red exchanged (BGR)", "send frame[..., ::-1]"), lambda x: x.flip(-3)),
-    *((Correction("brightness", "is darker than in training", _EXPOSURE), _gain(factor)) for factor in (1.3, 1.7, 2.5)),
     *(
-        (Correction("brightness", "is brighter than in training", _EXPOSURE), _gain(factor))
-        for factor in (0.9, 0.8, 0.6, 0.4)
+        (Correction("brightness", f"is about {1 / gain:.1f} times as bright as in training", _EXPOSURE), _gain(gain))
+        for gain in _GAINS
     ),
 )
 
@@ -88,12 +88,11 @@ def of_state(name: str, values: np.ndarray, known: np.ndarray) -> Iterator[tuple
     unit = np.maximum(known.std(0), 1e-6 * np.abs(known).max(0, initial=0) + 1e-12)
     factors = np.array([_factor(mine, theirs) for mine, theirs in zip(_reach(values), _reach(known), strict=True)])
     for factor in np.unique(factors[factors != 1]):
-        numbers = np.flatnonzero(factors == factor)
-        cure = f"multiply {_of(numbers)} by {1 / factor:.4g} before sending '{name}'"
-        yield (
-            Correction("units", f"has {_of(numbers)} in {_unit(factor)}", cure),
-            values / np.where(factors == factor, factor, 1),
-        )
+        for own in {tuple(factors == factor), (True,) * len(factors)}:  # a number about 0 does not show its unit
+            numbers = np.flatnonzero(own)
+            cure = f"multiply {_of(numbers)} by {1 / factor:.4g} before sending '{name}'"
+            correction = Correction("units", f"has {_of(numbers)} in {_unit(factor)}", cure)
+            yield correction, values / np.where(own, factor, 1)
     width = values.shape[1]
     for number in range(width):
         signs = np.where(np.arange(width) == number, -1, 1)
