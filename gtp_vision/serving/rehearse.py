@@ -286,7 +286,8 @@ class _Rehearsing:
             known, mine = tower.mean.cpu(), means[name]
             if not tower.uses_mean_frame or encoder.config.share_cameras or known.shape != mine.shape[2:]:
                 continue
-            held = {None: mine, **dict(of_camera(mine)), **dict(self._exchanged(name, means))}
+            held: dict[Correction | None, torch.Tensor] = {None: mine}
+            held |= {key: x for key, x in (*of_camera(mine), *self._exchanged(name, means))}  # noqa: C416
             if float(known.std()) > 0:
                 yield name, {key: (x[:, 0] - known).abs().mean((1, 2, 3)).double().numpy() for key, x in held.items()}
 
