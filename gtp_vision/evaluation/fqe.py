@@ -202,14 +202,15 @@ def doubted(drawn: np.ndarray, trust: float, worst: float) -> np.ndarray:
     return np.where(np.arange(len(drawn)) < round((1 - trust) * len(drawn)), worst, drawn)
 
 
-def interval(drawn: np.ndarray, believed: np.ndarray | None = None) -> tuple[float, float]:
-    """The 90 % interval of bootstrap draws (D,).
+def interval(least: np.ndarray, greatest: np.ndarray, worst: float) -> tuple[float, float]:
+    """The 90 % interval of a value of which there are two estimates, by draws (D,) of the lesser and of the greater.
 
-    Of doubted draws it reaches to the upper end of the `believed` ones that they were made of: fitted values err
-    upwards, so the true one lies between what is trusted and what was fitted.
+    It reaches from the lower end of the lesser to the upper end of the greater one. Both err upwards, each in its own
+    way, and their difference says by how much they may; so it reaches down by the difference of their means as well,
+    to the `worst` value at most.
     """
-    low, high = np.quantile(drawn, 0.05), np.quantile(drawn if believed is None else believed, 0.95)
-    return float(low), float(high)
+    low, high = float(np.quantile(least, 0.05)), float(np.quantile(greatest, 0.95))
+    return min(max(low - float((greatest - least).mean()), worst), high), high
 
 
 def best_shares(drawn: np.ndarray) -> np.ndarray:

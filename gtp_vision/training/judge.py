@@ -146,7 +146,7 @@ def judge(
             worst = 0.0 if judged.question.measure == "success" else float(transitions.returns.min())
             believed, again = draws(values, seed), draws(rebuilds[None], seed)
             drawn.append(np.minimum(doubted(believed, measures["trust"], worst), again))
-            ends = interval(drawn[-1], np.maximum(believed, again))
+            ends = interval(drawn[-1], np.maximum(believed, again), worst)
             policy |= {"value": float(drawn[-1].mean()), "interval": list(ends), "rebuilt": float(rebuilds.mean())}
             policy |= {"members": values.mean(1).tolist(), "td_error": fitted.error}
         found.append(policy | measures | {"seconds": time.perf_counter() - began})

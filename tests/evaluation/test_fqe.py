@@ -121,7 +121,8 @@ def test_intervals_cover_the_truth_in_most_of_repeated_problems() -> None:
     for seed in range(10):
         recorded = _bandit(100, seed, noise=0.5)
         values = fit(recorded, settings, seed=seed).values(recorded.features, recorded.policy)
-        low, high = interval(draws(values.double().numpy(), seed))
+        drawn = draws(values.double().numpy(), seed)
+        low, high = interval(drawn, drawn, -1.0)
         covered += low <= 0.37 <= high
         widths.append(high - low)
     assert covered >= 7
@@ -144,14 +145,17 @@ def test_recorded_returns_continue_a_recording_that_stopped_by_the_mean() -> Non
 
 
 def test_draws_of_equal_members_and_starts_have_no_width() -> None:
-    assert interval(draws(np.full((4, 6), 2.0), 0)) == pytest.approx((2, 2))
+    drawn = draws(np.full((4, 6), 2.0), 0)
+    assert interval(drawn, drawn, 0.0) == pytest.approx((2, 2))
 
 
-def test_the_interval_of_a_doubted_value_reaches_from_the_worst_to_the_fitted_one() -> None:
-    believed = np.linspace(1.0, 2.0, 101)
-    assert interval(believed) == pytest.approx((1.05, 1.95))
-    assert interval(doubted(believed, 0.3, -1.0), believed) == pytest.approx((-1.0, 1.95))
-    assert interval(doubted(believed, 1.0, -1.0), believed) == interval(believed)
+def test_the_interval_reaches_down_by_the_difference_of_two_estimates() -> None:
+    believed = np.linspace(1, 2, 1001)
+    assert interval(believed, believed, 0.0) == pytest.approx((1.05, 1.95))
+    assert interval(believed - 0.5, believed, 0.0) == pytest.approx((0.05, 1.95))
+    assert interval(believed - 0.9, believed, 0.0) == pytest.approx((0.0, 1.95)), "not below the worst value"
+    assert interval(doubted(believed, 1.0, -1.0), believed, 0.0) == interval(believed, believed, 0.0)
+    assert interval(doubted(believed, 0.3, -1.0), believed, -1.0) == pytest.approx((-1.0, 1.95))
 
 
 @pytest.mark.parametrize(("trust", "mean"), [(1.0, 2.0), (0.5, 0.5), (0.0, -1.0)])
