@@ -27,9 +27,10 @@ from gtp_vision.envs.robosuite import LIFT_CAMERAS
 from gtp_vision.evaluation.evaluator import Episode, Evaluator
 from gtp_vision.models import Integrable
 from gtp_vision.serving.calibration import auroc
+from gtp_vision.serving.doubt import Reactor
 from gtp_vision.serving.export import export
 from gtp_vision.serving.policy import Policy, Session
-from gtp_vision.serving.reactions import OBSERVED, SIGNALS, Doubt, OnDoubt, Reactor
+from gtp_vision.serving.reactions import OBSERVED, SIGNALS, Doubt, OnDoubt
 from gtp_vision.training.evaluate import env_spec, restore
 
 _SEED = 90_000  # of the first episode

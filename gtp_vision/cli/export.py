@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_vision.cli.verb import Verb, words
-from gtp_vision.serving.limits import OFF
-from gtp_vision.serving.reactions import OBSERVED, REACTIONS, SIGNALS, TELLS, OnDoubt
+from gtp_vision.serving.reactions import OBSERVED, OFF, REACTIONS, SIGNALS, TELLS, OnDoubt
 
 _HELP = """\
 Write a folder that is enough to act: weights, schema, provenance, model card; no data set and no simulator.

@@ -20,7 +20,6 @@ from gtp_vision.core.random import counter_rng
 from gtp_vision.evaluation.fqe import Recorded
 
 _COMPARED = 32  # P; of more dimensions, random projections are compared
-_TRANSITIONS = 60_000  # among which the nearest is sought
 _STARTS = 64
 _TAIL = 0.03  # weight of later rewards at which an episode is left
 
@@ -36,25 +35,24 @@ def rebuilt(data: Recorded, features: torch.Tensor, plans: torch.Tensor, *, seed
         float64 (min(S, 64),).
     """
     generator, device = counter_rng(seed, 5), data.features.device
-    kept = torch.from_numpy(np.sort(generator.permutation(len(data.rows))[:_TRANSITIONS])).to(device)
-    reward, discount, following = data.reward[kept], data.discount[kept], data.following[kept]
-    compare = _comparison(data.features, data.actions[kept], generator)
-    known = compare(data.features[data.rows[kept]], data.actions[kept])
+    compare = _comparison(data.features, data.actions, generator)
+    known = compare(data.features[data.rows], data.actions)
     length = known.square().sum(1) / 2
 
     chosen = torch.from_numpy(np.sort(generator.permutation(len(features))[:_STARTS])).to(device)
     at, may = features[chosen], plans[chosen]
     worth, weight = torch.zeros(len(at), device=device), torch.ones(len(at), device=device)
-    used = torch.zeros(len(at), len(kept), device=device)  # infinite where an episode used the transition
+    used = torch.zeros(len(at), len(known), dtype=torch.bool, device=device)
     while len(going := torch.nonzero(weight > _TAIL)[:, 0]):
         drawn = torch.from_numpy(generator.integers(0, may.shape[1], len(going))).to(device)
         asked = compare(at[going], may[going, drawn])
         # Half of the squared distance, but for the length of what is asked, which is the same for all.
-        nearest = (torch.addmm(length, asked, known.T, alpha=-1) + used[going]).argmin(1)
-        used[going, nearest] = math.inf
-        worth[going] += weight[going] * reward[nearest]
-        weight[going] *= discount[nearest]
-        at[going], may[going] = data.features[following[nearest]], data.policy[following[nearest]]
+        nearest = torch.addmm(length, asked, known.T, alpha=-1).masked_fill_(used[going], math.inf).argmin(1)
+        used[going, nearest] = True
+        worth[going] += weight[going] * data.reward[nearest]
+        weight[going] *= data.discount[nearest]
+        after = data.following[nearest]
+        at[going], may[going] = data.features[after], data.policy[after]
     return (worth + weight * data.returns.mean()).double().cpu().numpy()
 
 

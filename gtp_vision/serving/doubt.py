@@ -14,6 +14,7 @@ on top of them is measured by `gtp-vision bench doubt`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from gtp_vision.core.random import NoiseSource
 from gtp_vision.models import Integrable
 from gtp_vision.models.policy import repeated
 from gtp_vision.models.timed import TimedPolicy
-from gtp_vision.serving.reactions import ABSOLUTE, DELTA, DRAWN, OnDoubt
+from gtp_vision.serving.reactions import ABSOLUTE, DELTA, DRAWN, Doubt, DoubtError, OnDoubt
 from gtp_vision.serving.reference import Reference
 from gtp_vision.serving.schema import Schema
 
@@ -103,6 +104,55 @@ class Doubter:
         one, several = (policy.sample_from(rows, z, steps) for steps in (1, max(2, self._agent.config.acting.steps)))
         distances = {"map": several - one, "spread": several - several.mean(0)}
         return {name: float(x.square().mean().sqrt()) for name, x in distances.items() if name in self._signals}
+
+
+class Reactor:
+    """Decides by the doubt of one robot's answers, in their order, when its reaction begins and ends."""
+
+    def __init__(self, settings: OnDoubt) -> None:
+        self._settings = settings
+        self._deltas = np.array([kind == DELTA for kind in settings.actions])
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget earlier answers: an episode begins."""
+        self._is_active, self._against = False, 0
+
+    @property
+    def reaction(self) -> str:
+        """What is done about the last answer."""
+        return self._settings.reaction if self._is_active else "none"
+
+    def doubt(self, signals: Mapping[str, float]) -> Doubt:
+        """The doubt of the next answer.
+
+        Raises:
+            DoubtError: the reaction is to stop; then of all answers until a reset.
+        """
+        found = Doubt(signals, self._settings.reaction)
+        is_stopped = self._is_active and self._settings.reaction == "stop"
+        self._against = self._against + 1 if (found.value > 1) != self._is_active else 0
+        if self._against >= self._settings.after and not is_stopped:
+            self._is_active, self._against = not self._is_active, 0
+        if self.reaction == "stop":
+            raise DoubtError(
+                f"the policy stopped because of doubt: {found.because} is at {found.value:.3g} times its threshold; "
+                f"check what the robot sees, then reset the episode"
+            )
+        return replace(found, reaction=self.reaction)
+
+    def changed(self, actions: np.ndarray, last: np.ndarray | None) -> np.ndarray:
+        """The actions (H, A) after slowing or holding; `last` (A,) is the last executed one, in the robot's units."""
+        share = {"slow": self._settings.share, "hold": 0.0}.get(self.reaction)
+        if share is None:
+            return actions
+        if last is None and not self._deltas.all():
+            raise GtpVisionError(
+                f"on doubt, '{self.reaction}' of absolute actions starts from the last executed one, which is not "
+                f"known; send 'executed' with the observation, or use act (serve --answer action)"
+            )
+        start = np.where(self._deltas, 0.0, 0.0 if last is None else last)
+        return (start + share * (actions - start)).astype(np.float32)
 
 
 def is_still(name: str) -> bool:

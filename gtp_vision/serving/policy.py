@@ -24,9 +24,9 @@ from gtp_vision.agents.settings import CUT
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.core.units import to_policy
-from gtp_vision.serving.doubt import SALT, Doubter, check
+from gtp_vision.serving.doubt import SALT, Doubter, Reactor, check
 from gtp_vision.serving.limits import DERIVATIVES, Limiter
-from gtp_vision.serving.reactions import TELLS, Doubt, OnDoubt, Reactor
+from gtp_vision.serving.reactions import TELLS, Doubt, OnDoubt
 from gtp_vision.serving.reference import Reference
 from gtp_vision.serving.schema import Schema
 

@@ -13,16 +13,16 @@ stop the arm.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
 
 OBSERVED, DRAWN = ("features", "states", "still"), ("map", "spread")
 SIGNALS = (*OBSERVED, *DRAWN)
 """See `doubt`."""
+OFF = "off"
+"""In place of signals: doubt is not measured."""
 REACTIONS = ("none", "steps", "slow", "hold", "stop")
 ABSOLUTE, DELTA = "absolute", "delta"
 _REACTION = "reaction"
@@ -116,52 +116,3 @@ class DoubtError(GtpVisionError):
     """The policy stopped because of doubt; its episode has to be reset."""
 
     cause = "doubt"
-
-
-class Reactor:
-    """Decides by the doubt of one robot's answers, in their order, when its reaction begins and ends."""
-
-    def __init__(self, settings: OnDoubt) -> None:
-        self._settings = settings
-        self._deltas = np.array([kind == DELTA for kind in settings.actions])
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget earlier answers: an episode begins."""
-        self._is_active, self._against = False, 0
-
-    @property
-    def reaction(self) -> str:
-        """What is done about the last answer."""
-        return self._settings.reaction if self._is_active else "none"
-
-    def doubt(self, signals: Mapping[str, float]) -> Doubt:
-        """The doubt of the next answer.
-
-        Raises:
-            DoubtError: the reaction is to stop; then of all answers until a reset.
-        """
-        found = Doubt(signals, self._settings.reaction)
-        is_stopped = self._is_active and self._settings.reaction == "stop"
-        self._against = self._against + 1 if (found.value > 1) != self._is_active else 0
-        if self._against >= self._settings.after and not is_stopped:
-            self._is_active, self._against = not self._is_active, 0
-        if self.reaction == "stop":
-            raise DoubtError(
-                f"the policy stopped because of doubt: {found.because} is at {found.value:.3g} times its threshold; "
-                f"check what the robot sees, then reset the episode"
-            )
-        return replace(found, reaction=self.reaction)
-
-    def changed(self, actions: np.ndarray, last: np.ndarray | None) -> np.ndarray:
-        """The actions (H, A) after slowing or holding; `last` (A,) is the last executed one, in the robot's units."""
-        share = {"slow": self._settings.share, "hold": 0.0}.get(self.reaction)
-        if share is None:
-            return actions
-        if last is None and not self._deltas.all():
-            raise GtpVisionError(
-                f"on doubt, '{self.reaction}' of absolute actions starts from the last executed one, which is not "
-                f"known; send 'executed' with the observation, or use act (serve --answer action)"
-            )
-        start = np.where(self._deltas, 0.0, 0.0 if last is None else last)
-        return (start + share * (actions - start)).astype(np.float32)

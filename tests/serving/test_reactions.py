@@ -3,8 +3,9 @@ import pytest
 from small_policies import knowing, observations, untrained
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.serving.doubt import Reactor
 from gtp_vision.serving.policy import Policy
-from gtp_vision.serving.reactions import SIGNALS, Doubt, DoubtError, OnDoubt, Reactor
+from gtp_vision.serving.reactions import SIGNALS, Doubt, DoubtError, OnDoubt
 
 CALM, DOUBTFUL = {"camera front": 0.5, "state arm": 0.9}, {"camera front": 1.7, "state arm": 0.9}
 ALWAYS, NEVER = 1e-6, 1e9  # thresholds
