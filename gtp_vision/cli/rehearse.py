@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from gtp_vision.cli.verb import Verb, at_least
+from gtp_vision.core.errors import GtpVisionError
 
 _HELP = """\
 Play recorded episodes through an artifact or its server, and say what would go wrong on the robot: cameras, states,
@@ -31,7 +32,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token-file", type=Path, help="file with the server's token")
     parser.add_argument("--device", default="cpu", help="where the policy computes (default cpu)")
     parser.add_argument("--engine", default="eager", help="eager (default), compile, graph or auto")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of the policy's noise")
+    parser.add_argument("--seed", type=at_least(0), help="of the policy's noise (default 0)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of sentences")
 
 
@@ -42,12 +43,18 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.serving.players import Local, connected
     from gtp_vision.serving.rehearse import rehearse, table
 
+    if arguments.server is None and arguments.token_file is not None:
+        raise GtpVisionError("--token-file is for a server; add --server URL, or leave it out")
+    if arguments.server is not None and (arguments.steps, arguments.seed) != (None, None):
+        raise GtpVisionError(
+            "--steps and --seed are of a policy in this process, and the server has its own; leave them out"
+        )
     names = {ours: theirs for theirs, ours in map(pair, arguments.map)}
     policy = load_policy(arguments.folder, device=arguments.device, engine=arguments.engine)
     store = open_store(arguments.data, features=names, labels=False)
     settings = {"rate": arguments.rate, "episodes": arguments.episodes, "progress": not arguments.json}
     if arguments.server is None:
-        found = rehearse(policy, store, Local(policy, arguments.steps, arguments.seed), **settings)
+        found = rehearse(policy, store, Local(policy, arguments.steps, arguments.seed or 0), **settings)
     else:
         with connected(arguments.server, policy.schema, read_token(arguments.token_file)) as server:
             found = rehearse(policy, store, server, **settings)

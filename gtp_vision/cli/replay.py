@@ -51,4 +51,4 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     return 1 if has_difference and results["is_same"] else 0
 
 
-REPLAY = Verb("replay", "recorded episodes, answered again", _options, _run, order=62, description=_HELP)
+REPLAY = Verb("replay", "recorded episodes, answered again", _options, _run, order=63, description=_HELP)

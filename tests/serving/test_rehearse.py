@@ -168,3 +168,18 @@ def test_the_command_says_what_is_wrong_by_its_status(
     assert "error: camera" in capsys.readouterr().out
     assert main(["rehearse", str(folder), str(recorded), "--rate", "-1"]) == 2
     assert "--rate -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--token-file", "token"], "--token-file is for a server; add --server URL"),
+        (["--server", "ws://localhost:1", "--steps", "1"], "the server has its own; leave them out"),
+        (["--server", "ws://localhost:1", "--seed", "0"], "the server has its own; leave them out"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rehearse", "policy", "recorded.h5", *options]) == 2
+    assert sentence in capsys.readouterr().err
