@@ -28,7 +28,8 @@ UNITS = {
 _NEAR_UNIT = 1.35  # a ratio of two spreads is that of two units within this factor
 _RESCALED = 1.5  # a smaller ratio is what other episodes bring
 _EXTREME = 8.0  # a larger one, of most dimensions, needs no policy to be another unit
-_LATE, _EARLY = (0.97, 0.5), (0.85, 0.75)  # what a lag may leave of the distance, and the share of groups that agree
+_LATE, _SPARED = 0.55, 0.1  # steps of the least distance, of all groups and without any one of them
+_EARLY = 0.85, 0.75  # what a negative lag may leave of the distance, and the share of groups that agree
 FOLLOWS = 0.4
 """Correlation of recorded and predicted actions from which the policy is taken to know a dimension."""
 _LEVELS = np.linspace(0.05, 0.95, 7)  # quantiles by which distributions are compared
@@ -54,11 +55,8 @@ class Correction:
 Frames = Callable[[torch.Tensor], torch.Tensor]
 
 
-def _gain(factor: float) -> Frames:
-    return lambda frames: (frames.float() * factor).round().clamp(max=255).to(torch.uint8)
-
-
-_GAINS = (1.3, 1.7, 2.5, 0.9, 0.8, 0.6, 0.4)
+_GAINS = (0.4, 0.6, 0.8, 1.25, 1.6, 2.5)
+_FINE_GAINS = tuple(float(gain) for gain in np.geomspace(0.25, 4, 31) if abs(np.log(gain)) > 0.1)
 _EXPOSURE = "set the camera's exposure and gain as when recording, or train with encoder.augmentation.brightness=0.3"
 _CAMERA: tuple[tuple[Correction, Frames], ...] = (
     (Correction("mirrored", "is mirrored left to right", "send frame[:, ::-1]"), lambda x: x.flip(-1)),
@@ -67,20 +65,32 @@ _CAMERA: tuple[tuple[Correction, Frames], ...] = (
     (Correction("rotated", "is rotated by 90 degrees", "send np.rot90(frame)"), lambda x: x.rot90(1, (-2, -1))),
     (Correction("rotated", "is rotated by 270 degrees", "send np.rot90(frame, -1)"), lambda x: x.rot90(-1, (-2, -1))),
     (Correction("colors", "has blue and red exchanged (BGR)", "send frame[..., ::-1]"), lambda x: x.flip(-3)),
-    *(
-        (Correction("brightness", f"is about {1 / gain:.1f} times as bright as in training", _EXPOSURE), _gain(gain))
-        for gain in _GAINS
-    ),
 )
 
 
 def of_camera(frames: torch.Tensor) -> Iterator[tuple[Correction, torch.Tensor]]:
-    """Corrected stacks of a camera, uint8 (N, F, C, H, W) each; those of color need three channels."""
-    channels, height, width = frames.shape[2:]
+    """Frames turned, or of other colors, (..., C, H, W) each; what needs three channels or a square is left out."""
+    channels, height, width = frames.shape[-3:]
     for correction, undo in _CAMERA:
-        fits = channels == 3 if correction.kind in ("colors", "brightness") else True
-        if fits and (height == width or "0 degrees" not in correction.what or "180" in correction.what):
+        fits = channels == 3 if correction.kind == "colors" else height == width or "90" not in correction.cure
+        if fits:
             yield correction, undo(frames)
+
+
+def of_brightness(frames: torch.Tensor) -> Iterator[tuple[Correction, torch.Tensor]]:
+    """Stacks of a camera of color (N, F, C, H, W), uint8, made brighter and darker; saturated pixels stay wrong."""
+    for gain in _GAINS if frames.shape[-3] == 3 else ():
+        yield _brightness(gain), (frames.float() / gain).round().clamp(max=255).to(torch.uint8)
+
+
+def as_bright(known: torch.Tensor) -> Iterator[tuple[Correction, torch.Tensor]]:
+    """Training's mean frame (C, H, W), float, as a brighter or darker camera would show it, with its saturation."""
+    for gain in _FINE_GAINS if known.shape[-3] == 3 else ():
+        yield _brightness(gain), (known * gain).clamp(max=255)
+
+
+def _brightness(gain: float) -> Correction:
+    return Correction("brightness", f"is about {gain:.1f} times as bright as in training", _EXPOSURE)
 
 
 def of_state(name: str, values: np.ndarray, known: np.ndarray) -> Iterator[tuple[Correction, np.ndarray]]:
@@ -172,7 +182,8 @@ def lag_of(
     """How many steps the recorded actions (T, A) come after the policy's, and what share of their distance that leaves.
 
     The distance is that of actions which the policy predicts at some lag, absolute, on the steps that have all lags.
-    Actions that come earlier, as where frames are late, need stronger evidence: a policy lags on its own.
+    Most policies are late by a part of a step on their own, so actions that come later show between steps, and actions
+    that come earlier, as where frames are late, need stronger evidence.
     """
     shifted = [_shifted(recorded, lag, episodes) for lag in _LAGS]
     dims = np.max([correlation(actions, predicted) for actions in shifted], 0) > FOLLOWS
@@ -182,14 +193,24 @@ def lag_of(
         return None
     by_group = np.stack([errors[:, known & (groups == group)].sum(1) for group in np.unique(groups[known])])
     total, now = by_group.sum(0), _LAGS.index(0)
-    best = int(total.argmin())
-    lag, left = _LAGS[best], float(total[best] / total[now])
-    most, agreeing = _LATE if lag > 0 else _EARLY
-    if lag == 0 or left > most or (by_group[:, best] < by_group[:, now]).mean() < agreeing:
+    best, lag = int(total.argmin()), _least(total)
+    is_late = lag > _LATE and min(_least(total - own) for own in by_group) > _SPARED
+    most, agreeing = _EARLY
+    is_early = total[best] <= most * total[now] and (by_group[:, best] < by_group[:, now]).mean() >= agreeing
+    if not (is_late or (is_early and _LAGS[best] < 0)):
         return None
-    when = f"{abs(lag)} step{'s' * (abs(lag) > 1)} {'later' if lag > 0 else 'earlier'}"
+    steps = max(1, round(lag)) if is_late else -_LAGS[best]
+    when = f"{steps} step{'s' * (steps > 1)} {'later' if is_late else 'earlier'}"
     cure = "pair each observation with the action that was computed from it, or train on data with this delay"
+    left = float(total[now + steps if is_late else best] / total[now])
     return Correction("lag", f"come {when} than the policy's for the same observations", cure), left
+
+
+def _least(errors: np.ndarray) -> float:
+    """The lag of the least error, between steps: of the parabola through the least one and its neighbours."""
+    best = int(errors.argmin().clip(1, len(errors) - 2))
+    before, least, after = errors[best - 1 : best + 2]
+    return _LAGS[best] + (before - after) / max(1e-12, 2 * (before - 2 * least + after))
 
 
 def _order(

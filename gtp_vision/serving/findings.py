@@ -8,7 +8,7 @@ Axes in names: E groups of episodes, T steps, A action dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,7 @@ _OUTSIDE = 1.25  # distance from which no fault that is known needs to explain i
 _BLIND = 2.0  # distance from which the policy acts on what it has never seen
 _NEARER = 0.75  # of the distance: a correction must leave less,
 _ALIKE = 0.88  # and of that of mean frames
+_CONTRARY = 0.1  # likeness below minus which a correction of mean frames needs only to leave less
 _BETTER = 0.8  # of the squared distance between recorded and predicted actions, likewise;
 _MATCHES = 0.6  # of that of a single dimension
 _TIE = 0.02  # of correlations
@@ -59,6 +60,19 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Mean frames of a camera in each group beside training's.
+
+    Attributes:
+        distances: in gray levels, (E,), as they are (None) and after each correction.
+        likeness: of what a correction changes in them and in training's, (E,): below 0 it is undone by the correction.
+    """
+
+    distances: Mapping[Correction | None, np.ndarray]
+    likeness: Mapping[Correction, np.ndarray]
+
+
+@dataclass(frozen=True)
 class Evidence:
     """What a rehearsal measured.
 
@@ -77,8 +91,7 @@ class Evidence:
         doubts: each answer's doubt, 1 at its threshold, and its cause.
         distances: camera or state to the median distance from the training data in each group, (E,), as it is (None)
             and after each correction; empty without a reference.
-        pictures: camera to how far its mean frame is from training's in each group, (E,), in gray levels, likewise;
-            only of backbones that hold the mean frame.
+        pictures: camera to its mean frames; only of backbones that hold training's.
         still: camera to the longest run of equal frames in each group (E,), and in training.
         levels: camera to the largest deviation of a frame's pixels, 0 to 255.
         rate: actions a second of the robot, None if unknown.
@@ -100,7 +113,7 @@ class Evidence:
     clamped: np.ndarray | None
     doubts: list[tuple[float, str]]
     distances: Mapping[str, Mapping[Correction | None, np.ndarray]]
-    pictures: Mapping[str, Mapping[Correction | None, np.ndarray]]
+    pictures: Mapping[str, Pictures]
     still: Mapping[str, tuple[np.ndarray, float | None]]
     levels: Mapping[str, float]
     rate: float | None
@@ -140,9 +153,11 @@ def _misread(evidence: Evidence) -> Iterator[Finding]:
     found = []
     for name in {**evidence.pictures, **evidence.distances}:
         what = f"{'camera' if name in evidence.schema.cameras else 'state'} '{name}'"
-        distances, pictures = evidence.distances.get(name, {}), evidence.pictures.get(name, {})
+        distances, pictures = evidence.distances.get(name, {}), evidence.pictures.get(name, Pictures({}, {}))
         far = bool(distances) and is_far(distances[None])
-        of_mean, of_each = _best(pictures, _ALIKE), _best(distances, _NEARER) if far else None
+        contrary = [key for key, likeness in pictures.likeness.items() if _mostly(likeness < -_CONTRARY)]
+        of_mean = _best(pictures.distances, _ALIKE, contrary)
+        of_each = _best(distances, _NEARER) if far else None
         of_each = of_each if of_each is not None and of_each[2] < _OUTSIDE else None
         if evidence.levels.get(name, 255.0) < _DARK:
             continue
@@ -161,11 +176,17 @@ def _misread(evidence: Evidence) -> Iterator[Finding]:
     yield from (finding for _, finding in sorted(found, key=lambda pair: -pair[0]))
 
 
-def _best(distances: Mapping[Correction | None, np.ndarray], share: float) -> tuple[Correction, float, float] | None:
-    """The correction that leaves least, if that is less than a share in most groups, and the medians around it."""
+def _best(
+    distances: Mapping[Correction | None, np.ndarray], share: float, others: Sequence[Correction] = ()
+) -> tuple[Correction, float, float] | None:
+    """The correction that leaves least of those that leave less than a share in most groups, and the medians around it.
+
+    `others` need to leave less than now only.
+    """
     corrected = {key: x for key, x in distances.items() if key is not None}
-    best = min(corrected, key=lambda key: float(np.median(corrected[key])), default=None)
-    if best is None or not _is_less(corrected[best], distances[None], share):
+    good = [key for key, x in corrected.items() if _is_less(x, distances[None], 1.0 if key in others else share)]
+    best = min(good, key=lambda key: float(np.median(corrected[key])), default=None)
+    if best is None:
         return None
     return best, float(np.median(distances[None])), max(1e-6, float(np.median(corrected[best])))
 

@@ -25,8 +25,8 @@ from gtp_vision.datasets.scaling import in_file_units
 from gtp_vision.datasets.store import Store
 from gtp_vision.evaluation.recordings import act
 from gtp_vision.serving.calibration import longest_still
-from gtp_vision.serving.corrections import Correction, of_camera, of_state
-from gtp_vision.serving.findings import ERROR, NOTE, SEVERITIES, Evidence, Finding, findings, is_far
+from gtp_vision.serving.corrections import Correction, as_bright, of_brightness, of_camera, of_state
+from gtp_vision.serving.findings import ERROR, NOTE, SEVERITIES, Evidence, Finding, Pictures, findings, is_far
 from gtp_vision.serving.players import Player, Step
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
@@ -257,7 +257,7 @@ class _Rehearsing:
 
             found: dict[Correction | None, np.ndarray] = {None: of_frames(stacks)}
             if is_far(found[None]):
-                found |= {key: of_frames(x) for key, x in of_camera(stacks)}
+                found |= {key: of_frames(x) for key, x in (*of_camera(stacks), *of_brightness(stacks))}
                 found |= {key: of_frames(x) for key, x in self._exchanged(name, values)}
             yield name, found
         for name in (name for name in schema.states if not name.startswith(GOAL)):
@@ -272,24 +272,36 @@ class _Rehearsing:
                 found |= {key: of_rows(x[:, -1]) for key, x in self._exchanged(name, values)}
             yield name, found
 
-    def _pictures(self, group_of: np.ndarray) -> Iterator[tuple[str, dict[Correction | None, np.ndarray]]]:
-        """How far the mean frame of each group is from training's, which a backbone may hold, likewise (E,)."""
+    def _pictures(self, group_of: np.ndarray) -> Iterator[tuple[str, Pictures]]:
+        """The mean frame of each group beside training's, which a backbone may hold."""
         groups = torch.from_numpy(np.repeat(group_of, [len(next(iter(own.values()))) for own in self._stacks]))
         encoder, values = self._policy.agent.actor_encoder, _joined(self._stacks)
         means = {
-            name: torch.stack([x[groups == group, -1:].float().mean(0) for group in groups.unique()]).round().byte()
+            name: torch.stack([x[groups == group, -1:].float().mean(0) for group in groups.unique()])
             for name, x in values.items()
             if x.dtype == torch.uint8
         }
         for name in self._cameras:
             tower = encoder.tower(name)
-            known, mine = tower.mean.cpu(), means[name]
+            known, mine = tower.mean.cpu().float(), means[name]
             if not tower.uses_mean_frame or encoder.config.share_cameras or known.shape != mine.shape[2:]:
                 continue
-            held: dict[Correction | None, torch.Tensor] = {None: mine}
-            held |= {key: x for key, x in (*of_camera(mine), *self._exchanged(name, means))}  # noqa: C416
-            if float(known.std()) > 0:
-                yield name, {key: (x[:, 0] - known).abs().mean((1, 2, 3)).double().numpy() for key, x in held.items()}
+            if float(known.std()) == 0:
+                continue
+            turned = list(of_camera(mine))
+            held = {None: mine - known} | {key: x - known for key, x in (*turned, *self._exchanged(name, means))}
+            held |= {key: mine - x for key, x in as_bright(known)}
+            changed = {key: (mine - x, known - y) for (key, x), (_, y) in zip(turned, of_camera(known), strict=True)}
+            yield (
+                name,
+                Pictures(
+                    {key: x.abs().mean((1, 2, 3, 4)).double().numpy() for key, x in held.items()},
+                    {
+                        key: torch.cosine_similarity(x.flatten(1), y.flatten()).numpy()
+                        for key, (x, y) in changed.items()
+                    },
+                ),
+            )
 
     def _exchanged(self, name: str, values: Mapping[str, torch.Tensor]) -> Iterator[tuple[Correction, torch.Tensor]]:
         """What the data hold under other names, in this one's place."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gtp_vision.serving.corrections import lag_of, of_camera, of_state
+from gtp_vision.serving.corrections import as_bright, lag_of, of_brightness, of_camera, of_state
 
 EPISODES = np.repeat(np.arange(8), 40)
 
@@ -48,9 +48,17 @@ def test_corrections_of_a_camera_keep_the_frames_shape(shape: tuple[int, int, in
     assert all(x.shape == frames.shape and x.dtype == torch.uint8 for x in found.values())
     kinds = {correction.kind for correction in found}
     assert {"mirrored", "upside_down", "rotated"} <= kinds
-    assert ("colors" in kinds) is ("brightness" in kinds) is (channels == 3)
+    assert ("colors" in kinds) is bool(list(of_brightness(frames))) is (channels == 3)
     (mirrored,) = (x for correction, x in found.items() if correction.kind == "mirrored")
     assert torch.equal(mirrored.flip(-1), frames)
+
+
+@pytest.mark.parametrize("gain", [0.5, 0.8, 1.6, 3.0])
+def test_the_brightness_of_a_saturated_camera_is_found_by_the_mean_frame(gain: float) -> None:
+    known = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255
+    shown = (known * gain).clamp(max=255)
+    best = min(as_bright(known), key=lambda found: float((found[1] - shown).abs().mean()))[0]
+    assert float(best.what.split()[2]) == pytest.approx(gain, rel=0.1)
 
 
 @pytest.mark.parametrize("lag", [0, 1, 2, -1])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gtp_vision.serving.corrections import Correction
-from gtp_vision.serving.findings import ERROR, NOTE, WARNING, Evidence, findings
+from gtp_vision.serving.findings import ERROR, NOTE, WARNING, Evidence, Pictures, findings
 from gtp_vision.serving.limits import Limits
 from gtp_vision.serving.schema import Schema
 
@@ -48,7 +48,7 @@ def sound(**changed: Any) -> Evidence:
             "wrist": {None: NEAR, MIRRORED: NEAR * 0.9, SWAPPED: FAR},
             "arm": {None: NEAR},
         },
-        "pictures": {"front": {None: NEAR * 10, MIRRORED: FAR * 10}},
+        "pictures": {"front": Pictures({None: NEAR * 10, MIRRORED: FAR * 10}, {MIRRORED: NEAR})},
         **{"still": {"front": (np.full(8, 2), 2.0)}, "levels": {"front": 40.0, "wrist": 30.0}},
         **{"rate": 20.0, "data_rate": 20.0, "has_server": True},
     }
@@ -91,7 +91,8 @@ def test_faults_of_actions_are_errors(kind: str, says: str, evidence: Evidence) 
     ("severity", "kind", "changed"),
     [
         (ERROR, "mirrored", {"distances": {"front": {None: FAR, MIRRORED: NEAR, SWAPPED: FAR * 0.9}}}),
-        (ERROR, "mirrored", {"pictures": {"front": {None: FAR, MIRRORED: NEAR}}}),
+        (ERROR, "mirrored", {"pictures": {"front": Pictures({None: FAR, MIRRORED: NEAR}, {})}}),
+        (ERROR, "mirrored", {"pictures": {"front": Pictures({None: FAR, MIRRORED: FAR * 0.95}, {MIRRORED: -NEAR})}}),
         (ERROR, "unlike", {"distances": {"front": {None: FAR, MIRRORED: FAR * 1.1}}}),
         (WARNING, "unlike", {"distances": {"arm": {None: NEAR * 2.5}}}),
         (ERROR, "frozen", {"still": {"front": (np.full(8, 40), 2.0)}}),
