@@ -111,6 +111,20 @@ def test_one_episode_is_too_few(runs: list[Path], tmp_path: Path) -> None:
         judge(runs[:1], data=other, settings=FEW, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("task.success_reward=1", r"has task.success_reward=1.0, the first run None; judge runs of one task"),
+        ("task.goals=hindsight", r"was trained with goals \(task.goals=hindsight\)"),
+    ],
+)
+def test_a_run_of_another_task_is_refused(runs: list[Path], tmp_path: Path, setting: str, message: str) -> None:
+    other = tmp_path / "other"
+    train(small_run(_data(tmp_path / "data.h5"), other, "training.steps=1", setting, agent="gtp_bc"))
+    with pytest.raises(GtpVisionError, match=message):
+        judge([*runs[:1], other], settings=FEW, progress=False)
+
+
 def test_an_artifact_is_refused(tmp_path: Path) -> None:
     (tmp_path / "policy.json").write_text("{}")
     with pytest.raises(GtpVisionError, match="is an artifact"):

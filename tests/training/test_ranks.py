@@ -181,6 +181,7 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
         results["evaluation"] = evaluation(rank, processes)
         results["interrupted"] = interrupted(folder, rank)
         results["seeds"] = refused(folder, "training.seeds=2")
+        results["online"] = refused(folder, "online.steps=24", "online.start=8", "online.round=8")
         results["communications"] = communications(folder)
         train(folder, "compiled_2", UNSEEN, "training.engine=compile", agent="gtp_bc")
         for name, (more, data) in STEPPED.items():
@@ -343,6 +344,9 @@ def test_unsupported_settings_are_refused(folder: Path) -> None:
         assert "training.batch_size=16 cannot be divided over 3 processes" in results_of(folder, 3, "indivisible")[rank]
     for message in results_of(folder, 2, "seeds"):
         assert message.startswith("training.seeds=2 trains in one process, and there are 2")
+    for message in results_of(folder, 2, "online"):
+        assert message.startswith("online.steps=24 trains in one process, and 2 were started; start one")
+    assert not (folder / "refused").exists()
 
 
 def test_more_processes_than_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
