@@ -28,8 +28,7 @@ UNITS = {
 _NEAR_UNIT = 1.35  # a ratio of two spreads is that of two units within this factor
 _RESCALED = 1.5  # a smaller ratio is what other episodes bring
 _EXTREME = 8.0  # a larger one, of most dimensions, needs no policy to be another unit
-_LATE, _SPARED = 0.55, 0.1  # steps of the least distance, of all groups and without any one of them
-_EARLY = 0.85, 0.75  # what a negative lag may leave of the distance, and the share of groups that agree
+_LATE, _EARLY = (0.97, 0.5), (0.85, 0.75)  # what a lag may leave of the distance, and the share of groups that agree
 FOLLOWS = 0.4
 """Correlation of recorded and predicted actions from which the policy is taken to know a dimension."""
 _LEVELS = np.linspace(0.05, 0.95, 7)  # quantiles by which distributions are compared
@@ -182,8 +181,7 @@ def lag_of(
     """How many steps the recorded actions (T, A) come after the policy's, and what share of their distance that leaves.
 
     The distance is that of actions which the policy predicts at some lag, absolute, on the steps that have all lags.
-    Most policies are late by a part of a step on their own, so actions that come later show between steps, and actions
-    that come earlier, as where frames are late, need stronger evidence.
+    Actions that come earlier, as where frames are late, need stronger evidence: a policy lags on its own.
     """
     shifted = [_shifted(recorded, lag, episodes) for lag in _LAGS]
     dims = np.max([correlation(actions, predicted) for actions in shifted], 0) > FOLLOWS
@@ -193,24 +191,14 @@ def lag_of(
         return None
     by_group = np.stack([errors[:, known & (groups == group)].sum(1) for group in np.unique(groups[known])])
     total, now = by_group.sum(0), _LAGS.index(0)
-    best, lag = int(total.argmin()), _least(total)
-    is_late = lag > _LATE and min(_least(total - own) for own in by_group) > _SPARED
-    most, agreeing = _EARLY
-    is_early = total[best] <= most * total[now] and (by_group[:, best] < by_group[:, now]).mean() >= agreeing
-    if not (is_late or (is_early and _LAGS[best] < 0)):
+    best = int(total.argmin())
+    lag, left = _LAGS[best], float(total[best] / total[now])
+    most, agreeing = _LATE if lag > 0 else _EARLY
+    if lag == 0 or left > most or (by_group[:, best] < by_group[:, now]).mean() < agreeing:
         return None
-    steps = max(1, round(lag)) if is_late else -_LAGS[best]
-    when = f"{steps} step{'s' * (steps > 1)} {'later' if is_late else 'earlier'}"
+    when = f"{abs(lag)} step{'s' * (abs(lag) > 1)} {'later' if lag > 0 else 'earlier'}"
     cure = "pair each observation with the action that was computed from it, or train on data with this delay"
-    left = float(total[now + steps if is_late else best] / total[now])
     return Correction("lag", f"come {when} than the policy's for the same observations", cure), left
-
-
-def _least(errors: np.ndarray) -> float:
-    """The lag of the least error, between steps: of the parabola through the least one and its neighbours."""
-    best = int(errors.argmin().clip(1, len(errors) - 2))
-    before, least, after = errors[best - 1 : best + 2]
-    return _LAGS[best] + (before - after) / max(1e-12, 2 * (before - 2 * least + after))
 
 
 def _order(
