@@ -12,6 +12,7 @@ them. Fusion, policy and critic are always trained at the full rate.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -48,25 +49,37 @@ def prepare(backbone: Backbone, config: EncoderConfig) -> Backbone:
     return backbone
 
 
-def parameter_groups(agent: nn.Module, config: EncoderConfig) -> list[dict[str, Any]]:
-    """Groups of an agent's trained parameters for an optimizer; one if all have the same learning rate.
+def parameter_groups(agent: nn.Module, config: EncoderConfig, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Groups of an agent's trained parameters for an optimizer; one if all have the same learning rate and decay.
 
-    Dictionaries of `params`, `scale` and `after`, the full rate first. In training step k (from 0) a group's learning
-    rate is `scale` times the step's, and 0 while k < `after`. Gradients are computed meanwhile, so that Adam's moments
-    are ready when a backbone starts to learn at `unfreeze_step`.
+    Dictionaries of `params`, `scale`, `after` and `weight_decay`, the full rate first. In training step k (from 0) a
+    group's learning rate is `scale` times the step's, and 0 while k < `after`. Gradients are computed meanwhile, so
+    that Adam's moments are ready when a backbone starts to learn at `unfreeze_step`. `weight_decay` is that of matrices
+    and kernels; biases, norms, embeddings and tokens have none.
     """
     backbones = (module for module in agent.modules() if isinstance(module, Backbone))
     scales = {parameter: scale for backbone in backbones for parameter, scale in _scales(backbone, config)}
-    groups: dict[tuple[float, int], list[nn.Parameter]] = {(1.0, 0): []}
+    decaying = set(_matrices(agent)) if weight_decay else set()
+    groups: dict[tuple[float, int, float], list[nn.Parameter]] = {(1.0, 0, weight_decay): []}
     for parameter in agent.parameters():
         if parameter.requires_grad:
             schedule = (scales[parameter], config.unfreeze_step) if parameter in scales else (1.0, 0)
-            groups.setdefault(schedule, []).append(parameter)
+            decay = weight_decay if parameter in decaying else 0.0
+            groups.setdefault((*schedule, decay), []).append(parameter)
     return [
-        {"params": parameters, "scale": scale, "after": after}
-        for (scale, after), parameters in groups.items()
+        {"params": parameters, "scale": scale, "after": after, "weight_decay": decay}
+        for (scale, after, decay), parameters in groups.items()
         if parameters
     ]
+
+
+def _matrices(agent: nn.Module) -> Iterator[nn.Parameter]:
+    """The weights of linear layers and convolutions, adapters included."""
+    for module in agent.modules():
+        if not isinstance(module, nn.Embedding):
+            for name, parameter in module.named_parameters(recurse=False):
+                if name.endswith("weight") and parameter.ndim > 1:
+                    yield parameter
 
 
 def _scales(backbone: Backbone, config: EncoderConfig) -> list[tuple[nn.Parameter, float]]:

@@ -31,9 +31,13 @@ from gtp_vision.datasets.batch import Batch
 from gtp_vision.encoders import Augmentation, Encoder, EncoderConfig
 from gtp_vision.encoders.views import one_view
 from gtp_vision.models.critic import Critic, expectile_loss, td_target
-from gtp_vision.models.networks import frozen_copy, polyak_
+from gtp_vision.models.networks import Pairs, frozen_copy, polyak_
 
 Metrics = dict[str, torch.Tensor]
+_ACTING = ("actor_encoder.", "policy.", "improvement.")
+_DOT = "/"
+AVERAGE = "average."
+"""Begins the names of the tensors of `Agent.average`."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,16 @@ def evaluating(agent: nn.Module) -> Iterator[None]:
         agent.train(was_training)
 
 
+def averaged_name(name: str) -> str:
+    """The name of the tensor that one of the average, `average.policy/...`, follows."""
+    return name.removeprefix(AVERAGE).replace(_DOT, ".")
+
+
+def _exchange(pairs: Pairs) -> None:
+    for one, other in pairs:
+        one.data, other.data = other.data, one.data
+
+
 def missing_ability(config: AgentConfig, ability: type, why: str, part: str = "") -> Iterator[str]:
     """A sentence if the agent's family of policies lacks an ability that `part`, by default its improvement, needs.
 
@@ -228,6 +242,7 @@ class Agent(nn.Module):
             self.critic_target = frozen_copy(self.critic)
         self.improvement = improvement(self)
         self.cloning = Improvement(self)  # takes its place in the first `clone_steps`
+        self.average: nn.ParameterDict | None = None
 
     # Training ------------------------------------------------------------------------------------------------
 
@@ -366,10 +381,42 @@ class Agent(nn.Module):
             if not self.shared:
                 yield self.critic_encoder_target, self.critic_encoder, tau
 
-    def update_targets(self) -> None:
-        """Polyak update of all targets, after the optimiser's step."""
+    def update_targets(self, average_rate: float = 0.0) -> None:
+        """Polyak update of all targets, and of the average at its own rate, after the optimiser's step."""
         for slow, fast, rate in self.targets():
             polyak_(slow, fast, rate)
+        if pairs := self.average_pairs():
+            with torch.no_grad():
+                torch._foreach_lerp_([slow for slow, _ in pairs], [fast for _, fast in pairs], average_rate)
+
+    def keep_average(self) -> None:
+        """Keep an average of the trained weights that act, from the present ones on."""
+        trained = {name: x for name, x in self.named_parameters() if x.requires_grad and name.startswith(_ACTING)}
+        self.average = nn.ParameterDict(  # a parameter's name has no dots
+            {name.replace(".", _DOT): nn.Parameter(x.detach().clone(), False) for name, x in trained.items()}
+        )
+
+    def average_pairs(self) -> Pairs:
+        """Each averaged tensor, and the one that it follows; none without an average."""
+        if self.average is None:
+            return []
+        own = dict(self.named_parameters())
+        return [(slow, own[averaged_name(name)]) for name, slow in self.average.items()]
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the agent be its average in the block, if one is kept; nothing may train it meanwhile."""
+        pairs = self.average_pairs()
+        _exchange(pairs)
+        try:
+            yield
+        finally:
+            _exchange(pairs)
+
+    def become_average(self) -> None:
+        """Be the average for good, if one is kept."""
+        _exchange(self.average_pairs())
+        self.average = None
 
     # Acting --------------------------------------------------------------------------------------------------
 

@@ -114,6 +114,18 @@ class TrainingConfig:
     schedule_start: int = setting(
         0, "steps before the warm-up and the cosine begin; gtp-vision train --resume RUN --new-segment sets it", low=0
     )
+    weight_decay: float = setting(
+        0.0, "decoupled weight decay (AdamW) of matrices and kernels; biases, norms and embeddings have none", low=0
+    )
+    accumulate: int = setting(
+        1, "micro-batches in which a step's batch is computed one after the other, to save memory", low=1
+    )
+    ema: float = setting(
+        0.0,
+        "decay of an average of the acting weights, after a warm-up; it acts in their place; 0: none",
+        low=0,
+        high=0.999999,
+    )
     clip_gradient: float | None = setting(None, "largest gradient norm; null: no clipping", above=0)
     on_nonfinite: str = setting(
         "stop",

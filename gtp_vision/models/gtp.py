@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 
-from gtp_vision.core.distributed import first_row
+from gtp_vision.core.distributed import all_rows, first_row
 from gtp_vision.core.random import NoiseSource
 from gtp_vision.models.abilities import Answering, Renoisable
 from gtp_vision.models.policy import Losses, PolicyConfig, Rows
@@ -139,13 +139,15 @@ class GTPPolicy(DenoisingPolicy, Answering, Renoisable):
         if not (self.config.alternate and self.training):
             return None
         key = rows, first_row(rows), device
+        if all_rows(rows) < 2:  # too few for both
+            return None
         if key not in self._divisions:
             jumps = [row for row in range(rows) if (key[1] + row) * _JUMPS % _ROWS < _JUMPS]
             flows = sorted(set(range(rows)) - set(jumps))
-            if not (jumps and flows):  # too few
-                return None
             back = sorted(range(rows), key=(jumps + flows).__getitem__)
-            self._divisions[key] = Division(*(torch.tensor(each, device=device) for each in (jumps, flows, back)))
+            self._divisions[key] = Division(
+                *(torch.tensor(each, dtype=torch.int64, device=device) for each in (jumps, flows, back))
+            )
         return self._divisions[key]
 
     def target(

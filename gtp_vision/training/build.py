@@ -58,6 +58,7 @@ class Components:
         augmented: whether training sees augmented frames.
         held_out: draws from the episodes that are not trained on, as `sampler` does; None if there are none.
         split: which these are.
+        micro_batches: of a step, which this process computes one after the other.
         feature_seconds: that computing or finding a frozen backbone's features took.
         initial: the weights of another run that a new run begins with.
     """
@@ -78,16 +79,24 @@ class Components:
     held_out: Sampler | None
     split: Split
     initial: Match | None = None
+    micro_batches: int = 1
 
     def batch(self, step: int) -> Batch:
         """This process's part of the batch of a training step, on the device."""
         a, source = self.accelerator, batch_source(self.sampler, self.accelerator.device)
         return source.batch(source.fetch(step, a.process_index, a.num_processes).to(a.device))
 
-    def stream(self, step: int) -> RandomStream:
-        """The noise of a training step."""
-        a = self.accelerator
-        return RandomStream(self.noise_seed, step, rank=a.process_index, world_size=a.num_processes, device=a.device)
+    def stream(self, step: int, part: int | None = None) -> RandomStream:
+        """The noise of a training step, or of one of its micro-batches."""
+        rank, count = self.share(part)
+        return RandomStream(self.noise_seed, step, rank=rank, world_size=count, device=self.accelerator.device)
+
+    def share(self, part: int | None = None) -> tuple[int, int]:
+        """The number of this process among all, or of its micro-batch `part` among all processes', and how many."""
+        a, parts = self.accelerator, self.micro_batches
+        if part is None:
+            return a.process_index, a.num_processes
+        return a.process_index * parts + part, a.num_processes * parts
 
 
 def build(
@@ -108,6 +117,7 @@ def build(
     """
     accelerator = accelerate(config)
     batch_size = global_batch(config.training, accelerator.num_processes)
+    _check_split(config)
     with accelerator.local_main_process_first():  # one process of each machine fills its cache, the others map it
         scale = kept_scale(config, past) if resumes else source.known_scale(config) if source else None
         data = open_split(config, scale, rescales=source is not None)
@@ -165,7 +175,7 @@ def build(
     agent, module, optimizer = _prepared(config, agent, accelerator)
     return Components(
         *(accelerator, store, frames, sampler, agent, module, optimizer, config.seed, statistics.arrays, record, where),
-        *(augmented, feature_seconds, held_out, data.split, initial),
+        *(augmented, feature_seconds, held_out, data.split, initial, config.training.accumulate),
     )
 
 
@@ -228,6 +238,8 @@ def agent_of(config: Config, data: DataRecord, *, pretrained: bool) -> Agent:
     _check_memory(lambda: agents.create(seen, data.actions, config.agent, config.encoder, pretrained=False))
     torch.manual_seed(config.seed)
     agent = agents.create(seen, data.actions, config.agent, config.encoder, pretrained=pretrained)
+    if config.training.ema:
+        agent.keep_average()
     for module in agent.modules():
         if isinstance(module, Encoder):
             module.use_bf16(config.training.precision == "bf16")
@@ -256,7 +268,8 @@ def _prepared(
     config: Config, agent: Agent, accelerator: Accelerator
 ) -> tuple[Agent, torch.nn.Module, torch.optim.Optimizer]:
     """The agent on its device, as Accelerate wraps it, and its optimiser."""
-    optimizer = torch.optim.Adam(parameter_groups(agent, config.encoder), lr=config.training.learning_rate)
+    groups = parameter_groups(agent, config.encoder, config.training.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=config.training.learning_rate)
     module, optimizer = accelerator.prepare(agent, optimizer)
     return accelerator.unwrap_model(module), module, optimizer
 
@@ -289,6 +302,21 @@ def goals_of(config: Config) -> HindsightGoals | None:
     if config.task.goals is None:
         return None
     return ACTOR_GOALS if config.agent.critic.backup == "none" else HindsightGoals(discount=config.task.discount)
+
+
+def _check_split(config: Config) -> None:
+    """Refuse micro-batches where a step needs its whole batch at once."""
+    training, advice = config.training, "set training.accumulate=1"
+    if training.accumulate > 1 and training.seeds > 1:
+        raise GtpVisionError(
+            f"training.seeds={training.seeds} maps whole batches over seeds, and training.accumulate="
+            f"{training.accumulate} splits them; {advice}, or train the seeds one by one: -m seed=0,1"
+        )
+    if training.accumulate > 1 and config.encoder.batch_norm == "train":
+        raise GtpVisionError(
+            f"encoder.batch_norm=train takes statistics of whole batches, and training.accumulate="
+            f"{training.accumulate} splits them; {advice}, or encoder.batch_norm=frozen"
+        )
 
 
 def _check_chunk(config: Config, store: Store) -> None:

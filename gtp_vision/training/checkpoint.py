@@ -13,14 +13,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from gtp_vision.agents.base import AVERAGE, averaged_name
 from gtp_vision.core import manifest
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import __version__
@@ -29,6 +30,7 @@ from gtp_vision.core.tied import stored_tensors, with_aliases
 from gtp_vision.encoders import present_names
 from gtp_vision.models import without_bounds
 
+T = TypeVar("T")
 FORMAT = 2  # of state.json and of the tensors' names
 _FORMATS = (1, FORMAT)  # that are read; 1 numbered the encoders' parts, and 0.1.0 wrote it without a number
 _PREFIX = "step_"
@@ -156,8 +158,9 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
         raise GtpVisionError(f"the checkpoint {path} is damaged: {fault}; use an earlier one")
     state = read_state(path)
     names, found = _stored(path / "agent.safetensors", agent)
-    stored = with_aliases(found, agent)
-    present = {name: (tuple(x.shape), _DTYPES.get(x.dtype, "?")) for name, x in agent.state_dict().items()}
+    own = agent.state_dict()
+    stored = _with_average(with_aliases(found, agent), own)
+    present = {name: (tuple(x.shape), _DTYPES.get(x.dtype, "?")) for name, x in own.items()}
     old = without_bounds(present, stored)
     differing = sorted(name for name in stored.keys() | present.keys() if stored.get(name) != present.get(name))
     differing = [name for name in differing if name not in old]
@@ -169,7 +172,7 @@ def load(path: Path, agent: torch.nn.Module, optimizer: torch.optim.Optimizer | 
             f"({kinds[0]} in the file, {kinds[1]} here); use the configuration it was trained with"
         )
     tensors = {names[name]: x for name, x in load_file(path / "agent.safetensors").items()}
-    agent.load_state_dict(with_aliases(tensors, agent))
+    agent.load_state_dict(_with_average(with_aliases(tensors, agent), own))
     if optimizer is not None:
         _fill_optimizer(optimizer, agent, path)
     return state
@@ -200,6 +203,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     if type(step) is not int or step < 0 or (_NAME.fullmatch(name) and name != f"{_PREFIX}{step}"):
         raise GtpVisionError(f"{path} is of step {str(step)[:20]}, but lies in {name}; use another checkpoint")
     return state
+
+
+def _with_average(stored: Mapping[str, T], expected: Collection[str]) -> dict[str, T]:
+    """What a file holds by name, but of the average what is `expected`: its weights where it has none."""
+    averages = [name for name in expected if name.startswith(AVERAGE)]
+    begun = {name: stored[own] for name in averages if (own := averaged_name(name)) in stored}
+    kept = {name: x for name, x in stored.items() if not name.startswith(AVERAGE) or name in averages}
+    return begun | kept
 
 
 def _stored(path: Path, agent: torch.nn.Module) -> tuple[dict[str, str], dict[str, tuple[tuple[int, ...], str]]]:

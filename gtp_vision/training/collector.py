@@ -93,7 +93,8 @@ def collect(order: Order) -> None:
     agent.load_state_dict(with_aliases(load_file(order.weights), agent))
     episodes, steps = list[RecordedEpisode](), 0
     while steps < order.steps:
-        episodes.append(_episode(agent, env, episode_seed(config.seed, order.number, len(episodes))))
+        with agent.averaged():
+            episodes.append(_episode(agent, env, episode_seed(config.seed, order.number, len(episodes))))
         steps += len(episodes[-1].actions)
         if first:  # after the exit handler of OpenGL, which the first frame loads, so that this one runs before it
             atexit.register(_close, env)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config
+from gtp_vision.core.distributed import SplitBatch
 from gtp_vision.datasets.sources import BatchSource
 from gtp_vision.training.build import Components
 from gtp_vision.training.guard import (
@@ -31,6 +34,14 @@ def learning_rate(config: Config, step: int) -> float:
     if training.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * done / max(1, training.steps - training.schedule_start)))
     return rate
+
+
+def average_rate(config: Config, step: int) -> float:
+    """1 - decay of step `step` (from 0), at which the average of the acting weights follows them.
+
+    The decay grows as (1 + k) / (10 + k) to `training.ema`, so that the first weights are soon forgotten.
+    """
+    return 1 - min(config.training.ema, (1 + step) / (10 + step))
 
 
 class Eager:
@@ -56,9 +67,7 @@ class Eager:
 
         # Loss and gradients
         agent.begin(step)
-        loss, metrics = parts.module(self.source.batch(fetched), parts.stream(step), step)
-        optimizer.zero_grad(set_to_none=True)
-        parts.accelerator.backward(spread_nonfinite(loss) if skips and parts.accelerator.num_processes > 1 else loss)
+        loss, metrics = self._gradients(step, fetched)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         bad = metrics[NONFINITE] = is_nonfinite(loss, torch.stack(torch._foreach_norm(gradients)).sum())
@@ -70,7 +79,7 @@ class Eager:
         # Adam and the targets
         def move() -> None:
             optimizer.step()
-            agent.update_targets()
+            agent.update_targets(average_rate(config, step))
 
         if not skips:
             move()
@@ -79,7 +88,30 @@ class Eager:
             for statistic, before in zip(statistics, statistics_before, strict=True):
                 restore_if_nonfinite(statistic, before, bad)
             detached = [parameter.detach() for parameter in trained]
-            apply_if_finite(
-                bad, lambda: [*detached, *optimizer_moments(optimizer), *target_tensors(agent.targets())], move
-            )
+            apply_if_finite(bad, lambda: [*detached, *optimizer_moments(optimizer), *target_tensors(agent)], move)
         return [metrics]
+
+    def _gradients(self, step: int, fetched: Any) -> tuple[torch.Tensor, Metrics]:
+        """Set the gradients of a step; its loss and metrics, means over the micro-batches."""
+        parts, count = self._parts, self._config.training.accumulate
+        accelerator, batch = parts.accelerator, self.source.batch(fetched)
+        spreads = self._config.training.on_nonfinite == "skip" and accelerator.num_processes > 1
+        found: list[tuple[torch.Tensor, Metrics]] = []
+
+        def compute(index: int) -> None:
+            rows = len(batch) // count
+            share = pytree.tree_map(lambda x: x[index * rows : (index + 1) * rows], batch) if count > 1 else batch
+            with nullcontext() if index == count - 1 else accelerator.no_sync(parts.module):
+                loss, metrics = parts.module(share, parts.stream(step, index), step)
+                if not found:
+                    parts.optimizer.zero_grad(set_to_none=True)
+                found.append((loss.detach(), metrics))
+                accelerator.backward(spread_nonfinite(loss) if spreads else loss)  # of the mean over micro-batches
+
+        if count == 1:
+            compute(0)
+            return found[0]
+        SplitBatch(count).run(compute)
+        names = dict.fromkeys(name for _, metrics in found for name in metrics)
+        mean = {name: torch.stack([metrics[name] for _, metrics in found]).mean(0) for name in names}
+        return torch.stack([loss for loss, _ in found]).mean(), mean

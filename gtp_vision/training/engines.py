@@ -33,7 +33,7 @@ from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.core.random import NoiseTape
 from gtp_vision.datasets.sources import BatchSource, batch_source_of_seeds
 from gtp_vision.training.build import Components
-from gtp_vision.training.eager import Eager, learning_rate
+from gtp_vision.training.eager import Eager, average_rate, learning_rate
 from gtp_vision.training.functional import State, StepFunction, Tensors, recorded_step, state_of
 from gtp_vision.training.guard import NONFINITE
 
@@ -84,7 +84,8 @@ class Functional:
         self._required, self._told = required, False
         self._config, self._members = config, members
         self._state = state_of([m.agent for m in members], [m.optimizer for m in members])
-        self._rates = [torch.zeros((), device=self._device) for _ in members[0].optimizer.param_groups]
+        groups = members[0].optimizer.param_groups
+        self._rates = [torch.zeros((), device=self._device) for _ in range(len(groups) + 1)]
         self._functions: dict[Hashable, _Stage] = {}
 
     def step(self, step: int, fetched: Any) -> list[Metrics]:
@@ -92,8 +93,9 @@ class Functional:
         for member in self._members:
             member.agent.begin(step)
         base = learning_rate(self._config, step)
-        for rate, group in zip(self._rates, self._members[0].optimizer.param_groups, strict=True):
+        for rate, group in zip(self._rates, self._members[0].optimizer.param_groups, strict=False):
             rate.fill_(base * group["scale"] * (step >= group["after"]))
+        self._rates[-1].fill_(average_rate(self._config, step))
         stage = self._stage(step, fetched)
         metrics = self._run(stage, fetched, self._noise(stage.function, step))
         if len(self._members) == 1:
@@ -258,6 +260,8 @@ def _best(config: Config, parts: Components) -> tuple[str, str]:
         return "eager", "the augmentation's strength changes with every step"
     if _counts(parts):
         return "eager", "batch normalisation moves its statistics while it computes"
+    if config.training.accumulate > 1:
+        return "eager", "training.accumulate computes micro-batches one after the other"
     if config.encoder.recompute is not None:
         return "eager", "encoder.recompute computes activations again"
     if cuda and processes == 1:
@@ -278,6 +282,8 @@ def _faults(config: Config, parts: Components) -> Iterator[str]:
         yield "compiles a step again when it changes, and encoder.augmentation.warmup_steps changes every step"
     if _counts(parts):
         yield "makes a step a function, and encoder.batch_norm=train moves statistics while it computes"
+    if config.training.accumulate > 1:
+        yield "makes a step a function of its whole batch, which training.accumulate splits"
     if config.encoder.recompute is not None:
         yield "makes a step a function, whose activations encoder.recompute cannot compute again"
     if name == "graph" and parts.accelerator.device.type != "cuda":

@@ -74,6 +74,7 @@ def restore(
     record = (past[-1].data if past else None) or _record_of_old(config, folder)
     agent = agent_of(config, record, pretrained=False)
     checkpoint.load(path.resolve(), agent)
+    agent.become_average()
     return config, Trained(agent.to(accelerator.device).eval(), accelerator, record)
 
 

@@ -149,6 +149,7 @@ class StepFunction:
         self.groups = [[name for name in group if name not in idle] for group in own]
         self.clipped = [name for group, on in zip(self.groups, awake, strict=True) if on for name in group]
         first = optimizer.param_groups[0]
+        self.decays = [group["weight_decay"] for group in optimizer.param_groups]
         self.betas, self.eps = first["betas"], first["eps"]
         self.follows, self._beside = _follows(agent), places_beside(agent)
         self.gradients: Callable = self._gradients
@@ -158,7 +159,8 @@ class StepFunction:
     def __call__(self, state: State, fetched: Any, noise: list[torch.Tensor], rates: list[torch.Tensor]) -> Metrics:
         """One step: moves `state` and returns metrics, () or (S,).
 
-        `noise` is a tensor for each of `draws`, `rates` the learning rate () of each of the optimizer's groups.
+        `noise` is a tensor for each of `draws`, `rates` the learning rate () of each of the optimizer's groups, and the
+        rate () at which the average of the acting weights follows.
         """
         with torch.no_grad():
             gradients, metrics = self.gradients(state.trained, state.held, fetched, noise)
@@ -175,7 +177,8 @@ class StepFunction:
         """Adam, and the targets that follow."""
         # Adam's counts and rates are tensors, which a captured step reads anew; on a CPU eager Adam wants numbers.
         on_device = torch.compiler.is_compiling() or rates[0].device.type != "cpu"
-        for names, rate in zip(self.groups, rates, strict=True):
+        *own, average = rates
+        for names, rate, decay in zip(self.groups, own, self.decays, strict=True):
             adam(
                 [state.trained[name] for name in names],
                 [gradients[name] for name in names],
@@ -190,14 +193,18 @@ class StepFunction:
                 beta1=self.betas[0],
                 beta2=self.betas[1],
                 lr=rate if on_device else float(rate),
-                weight_decay=0.0,
+                weight_decay=decay,
                 eps=self.eps,
                 maximize=False,
+                decoupled_weight_decay=True,
             )
         every = state.trained | state.held
         for tau, averaged, copied in self.follows:
-            if averaged:
-                torch._foreach_lerp_([every[slow] for slow, _ in averaged], [every[fast] for _, fast in averaged], tau)
+            slow_ones, fast_ones = [every[slow] for slow, _ in averaged], [every[fast] for _, fast in averaged]
+            if tau is None and on_device:
+                torch._foreach_lerp_(slow_ones, fast_ones, [average.expand_as(x) for x in slow_ones])
+            elif averaged:
+                torch._foreach_lerp_(slow_ones, fast_ones, float(average) if tau is None else tau)
             for slow, fast in copied:
                 every[slow].copy_(every[fast])
 
@@ -227,14 +234,16 @@ class StepFunction:
         return gradients, metrics
 
 
-def _follows(agent: Agent) -> list[tuple[float, list[tuple[str, str]], list[tuple[str, str]]]]:
-    """By rate: the names of averaged and of copied tensors, each with the one that it follows."""
+def _follows(agent: Agent) -> list[tuple[float | None, list[tuple[str, str]], list[tuple[str, str]]]]:
+    """By rate (None: the average's): the names of averaged and of copied tensors, each with the one that it follows."""
     names = {id(tensor): name for name, tensor in [*agent.named_parameters(), *agent.named_buffers()]}
-    follows = []
+    follows: list[tuple[float | None, list[tuple[str, str]], list[tuple[str, str]]]] = []
     for slow, fast, rate in agent.targets():
         averaged, copied = ([(names[id(a)], names[id(b)]) for a, b in pairs] for pairs in followed(slow, fast))
         if averaged or copied:
             follows.append((rate, averaged, copied))
+    if pairs := agent.average_pairs():
+        follows.append((None, [(names[id(a)], names[id(b)]) for a, b in pairs], []))
     return follows
 
 

@@ -68,9 +68,10 @@ def optimizer_moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return moments
 
 
-def target_tensors(targets: Iterator[tuple[nn.Module, nn.Module, float]]) -> list[torch.Tensor]:
-    """The tensors of the target networks that an update writes; see `Agent.targets`."""
-    return [x.detach() for slow, fast, _ in targets for pairs in followed(slow, fast) for x, _ in pairs]
+def target_tensors(agent: Agent) -> list[torch.Tensor]:
+    """The tensors of the target networks and the average that an update writes; see `Agent.targets`."""
+    slow = [x for slow, fast, _ in agent.targets() for pairs in followed(slow, fast) for x, _ in pairs]
+    return [x.detach() for x in [*slow, *(x for x, _ in agent.average_pairs())]]
 
 
 def running_statistics(module: nn.Module) -> list[torch.Tensor]:

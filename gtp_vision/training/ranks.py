@@ -33,6 +33,7 @@ def accelerator_of(training: TrainingConfig, *, has_unused: bool = False) -> Acc
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # Accelerate sets it
     accelerator = Accelerator(
         cpu=training.device == "cpu",
+        gradient_accumulation_steps=training.accumulate,  # `backward` divides by it
         mixed_precision="no",  # precision is the encoders' own, see `Encoder.bf16`
         kwargs_handlers=[
             # A given size holds for the first bucket, too, which is 1 MB by default.
@@ -67,14 +68,20 @@ def _check_devices(device: str) -> None:
 
 def global_batch(training: TrainingConfig, processes: int) -> int:
     """Rows of a step over all processes, which must share them equally."""
+    parts, total = training.accumulate, training.batch_size
     if training.batch_per == "process":
-        return training.batch_size * processes
+        total, processes = total * processes, 1
+    if training.batch_size % processes == 0 and training.batch_size // processes % parts:
+        raise GtpVisionError(
+            f"the {training.batch_size // processes} rows of each process cannot be divided into training.accumulate="
+            f"{parts} micro-batches; make training.batch_size={training.batch_size} a multiple"
+        )
     if training.batch_size % processes:
         raise GtpVisionError(
             f"training.batch_size={training.batch_size} cannot be divided over {processes} processes; make it a "
             f"multiple, or set training.batch_per=process to give so many rows to each"
         )
-    return training.batch_size
+    return total
 
 
 def batch_shares(processes: int, batch: int) -> str:

@@ -120,7 +120,8 @@ class TrainingRun:
         """Measure the agent on held-out episodes, before the checkpoint of this step: metrics, on the main process."""
         if self.validation is None or self.tracker is None:
             return {}
-        metrics = self.validation.measure(step)
+        with self.parts.agent.averaged():
+            metrics = self.validation.measure(step)
         self.report(self.health.check_validation(self.validation.entries))
         return metrics
 
@@ -159,6 +160,12 @@ class TrainingRun:
 
     def evaluate(self, step: int, evaluator: Evaluator, stop: Callable[[], bool]) -> None:
         """Evaluate on all processes; the main one updates `best`, and writes videos and results."""
+        with self.parts.agent.averaged():
+            self._evaluate(step, evaluator, stop)
+        self.parts.accelerator.wait_for_everyone()
+        self.report(self.health.check_evaluations(self.evaluations))
+
+    def _evaluate(self, step: int, evaluator: Evaluator, stop: Callable[[], bool]) -> None:
         training, agent = self.config.training, self.parts.agent
         actor = actor_of(agent, training.eval_steps)
         evaluator.seed = eval_seed(self.config)
@@ -197,8 +204,6 @@ class TrainingRun:
                 write_videos(videos, filmed[:1], draw, SALIENCY)
             with atomic_write(self.folder / _EVALUATIONS) as aside:  # last: a recorded evaluation is not repeated
                 aside.write_text(json.dumps(self.evaluations, indent=1))
-        self.parts.accelerator.wait_for_everyone()
-        self.report(self.health.check_evaluations(self.evaluations))
 
     def write_metrics(self, step: int, metrics: Mapping[str, float], *, is_planned: bool) -> None:
         """Write a line of metrics since the last one, if there are any, and report what looks wrong in it.
@@ -215,7 +220,8 @@ class TrainingRun:
             more |= self.watch.drift()
         if is_planned and self.tracker:
             agent = self.parts.agent
-            spread = spread_of(self.parts, self.config.training.eval_steps or agent.config.acting.steps, step)
+            with agent.averaged():
+                spread = spread_of(self.parts, self.config.training.eval_steps or agent.config.acting.steps, step)
             self.report(self.health.check_spread(step, spread, has_noise=has_noise(self.parts)))
             more |= spread.metrics()
         if self.tracker:

@@ -63,20 +63,20 @@ def step_cost(parts: Components) -> StepCost | None:
     free = free_memory(device) // (1 if device.type == "cuda" else processes)
     if cost.bytes <= free:
         return cost
-    fitting, each = sampler.batch_size, 2 * processes  # an even number of rows for each process
+    fitting, each = sampler.batch_size, 2 * parts.share(0)[1]  # an even number of rows for each process
     while fitting and _counted(parts, fitting).bytes > free:
         fitting = fitting // 2 // each * each
     raise GtpVisionError(
         f"a step of {cost.rows} rows needs about {cost.bytes / 1e9:.3g} GB of memory, and {free / 1e9:.3g} GB are "
-        f"free; set {f'training.batch_size={fitting}, or ' if fitting else ''}encoder.recompute=16 (a third more "
-        f"time), smaller frames (task.image_size) or encoder.tuning=frozen"
+        f"free; set {f'training.batch_size={fitting}, or ' if fitting else ''}training.accumulate=4 (the same step in "
+        f"parts), encoder.recompute=16 (a third more time), smaller frames (task.image_size) or encoder.tuning=frozen"
     )
 
 
 def _counted(parts: Components, batch_size: int) -> StepCost:
     """The cost of this process's share of a batch."""
     accelerator, kept = parts.accelerator, dict[int, torch.Tensor]()
-    rank, processes = accelerator.process_index, accelerator.num_processes
+    rank, processes = parts.share(0)  # a process, or the first of its micro-batches
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no other storage gets its address
@@ -90,7 +90,7 @@ def _counted(parts: Components, batch_size: int) -> StepCost:
     with local_only(), FakeTensorMode(allow_non_fake_inputs=True) as fake, FlopCounterMode(display=False) as counter:
         moved = pytree.tree_map(lambda x: fake.from_tensor(x).to(accelerator.device), fetched)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            recorded_step(agent, source, moved, parts.stream(0), 0)
+            recorded_step(agent, source, moved, parts.stream(0, 0), 0)
     needed = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     kept.clear()  # the graph of what was left out holds `keep`, which holds the graph
     return StepCost(batch_size // processes, needed, counter.get_total_flops())

@@ -19,6 +19,7 @@ import torch
 from safetensors import safe_open
 
 from gtp_vision.agents import Agent, label
+from gtp_vision.agents.base import AVERAGE
 from gtp_vision.config.compose import checked, derived, from_run
 from gtp_vision.config.schema import Config, InitConfig
 from gtp_vision.core.errors import GtpVisionError, propose
@@ -191,6 +192,8 @@ class Match:
                         f"{self.source.weights} holds numbers that are not finite ('{stored}'); use another checkpoint"
                     )
                 own[name].copy_(tensor)
+        if agent.average is not None:
+            agent.keep_average()
 
     @torch.no_grad()
     def fill_optimizer(self, optimizer: torch.optim.Optimizer, agent: Agent) -> int:
@@ -246,6 +249,8 @@ def match(agent: Agent, source: Source) -> Match:
     state = agent.state_dict()
     own: dict[str, dict[str, list[str]]] = {}  # part to unit to names
     for name in state:
+        if name.startswith(AVERAGE):
+            continue  # it begins anew, see `Match.fill`
         if not _BOUNDS.search(name) or agent.representation is not None:
             own.setdefault(name.partition(".")[0], {}).setdefault(_unit(name), []).append(name)
     names: dict[str, str] = {}
