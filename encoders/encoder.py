@@ -8,7 +8,6 @@ import torch
 from einops import pack, rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.transforms.v2 import functional as pixels
 
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.names import GOAL
@@ -16,6 +15,7 @@ from gtp_vision.encoders import backbones, tuning
 from gtp_vision.encoders.backbone import SHARED, Backbone, part_name, tower_name
 from gtp_vision.encoders.fusion import Fusion
 from gtp_vision.encoders.settings import CameraConfig, EncoderConfig
+from gtp_vision.encoders.vision import pixels
 
 
 class Encoder(nn.Module):

@@ -7,6 +7,7 @@ import re
 from torch import nn
 
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.extras import importing
 from gtp_vision.encoders.backbone import Backbone, probe
 from gtp_vision.encoders.settings import LoraSettings
 
@@ -25,12 +26,8 @@ def inject(backbone: Backbone, settings: LoraSettings) -> None:
     Raises:
         GtpVisionError: peft is not installed, or a target matches no layer that an adapter fits.
     """
-    try:
-        import peft  # takes 3 s, and is an extra
-    except ImportError as error:
-        raise GtpVisionError(
-            "encoder.tuning=lora needs peft, which is not installed; pip install gtp-vision[lora]"
-        ) from error
+    with importing("lora", "encoder.tuning=lora"):
+        import peft  # takes 3 s
     layers = _adaptable_layers(backbone)
     targets = layers if settings.targets is None else _matched(settings.targets, layers)
     config = peft.LoraConfig(

@@ -6,12 +6,12 @@ from collections import OrderedDict
 
 import torch
 from torch import nn
-from torchvision import models
 
 from gtp_vision.encoders import pooling
 from gtp_vision.encoders.backbone import Backbone, Named, Normalization, probe
 from gtp_vision.encoders.normalization import IMAGENET, has_trained_constants
 from gtp_vision.encoders.settings import EncoderConfig
+from gtp_vision.encoders.vision import models
 
 RESNETS = ("resnet18", "resnet34", "resnet50")
 

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.extras import importing
 from gtp_vision.encoders.backbone import Backbone, Named, Normalization, probe
 from gtp_vision.encoders.normalization import IMAGENET
 from gtp_vision.encoders.settings import EncoderConfig
@@ -92,14 +92,11 @@ class Core(Backbone):
 
 def _visual_core() -> Any:
     """Import robomimic's class."""
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints a greeting
-            from robomimic.models.obs_core import VisualCore
-    except ImportError as error:
-        raise GtpVisionError(
-            f"encoder.name=robomimic/... needs robomimic, which cannot be imported ({error}); "
-            f"pip install gtp-vision[robomimic]"
-        ) from error
+    with (
+        importing("robomimic", "encoder.name=robomimic/..."),
+        contextlib.redirect_stdout(io.StringIO()),  # it prints a greeting
+    ):
+        from robomimic.models.obs_core import VisualCore
     return VisualCore
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.extras import optional
 from gtp_vision.core.files import data_files
 from gtp_vision.core.safe_json import read_json_lines
 from gtp_vision.core.success import marked
@@ -21,6 +21,8 @@ from gtp_vision.datasets.formats.lerobot_meta import (
     read_episodes,
     read_info,
 )
+
+pq = optional("pyarrow.parquet", "lerobot", "a Parquet file")
 
 
 def marks(path: Path, column: str) -> list[bool | None]:

@@ -24,11 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gtp_vision.core import depth
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.extras import optional
 from gtp_vision.core.files import require_space
 from gtp_vision.core.progress import Progress
 from gtp_vision.datasets.arrays import Array
@@ -53,6 +52,9 @@ from gtp_vision.datasets.rate import known_rate
 from gtp_vision.datasets.scaling import in_file_units
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.success import MARKS, unknown
+
+pa = optional("pyarrow", "lerobot", "LeRobot's format")
+pq = optional("pyarrow.parquet", "lerobot", "LeRobot's format")
 
 _CHUNK = "chunk-{chunk_index:03d}/file-{file_index:03d}"
 _PATHS = {

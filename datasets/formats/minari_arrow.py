@@ -14,21 +14,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.ipc
-import pyarrow.parquet as pq
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.extras import optional
 from gtp_vision.core.files import data_files
 from gtp_vision.core.success import KEYS, marked
 from gtp_vision.datasets import names
 from gtp_vision.datasets.formats import episodes, jpeg, tables
 from gtp_vision.datasets.formats.minari_spaces import Episode, Leaf, add, leaves, shape_of
 from gtp_vision.datasets.layout import Piece
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+else:
+    pa = optional("pyarrow", "minari", "Minari's Arrow format")
+pq = optional("pyarrow.parquet", "minari", "Minari's Arrow format")
 
 FORMATS = ("arrow", "parquet")
 

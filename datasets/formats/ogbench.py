@@ -19,6 +19,7 @@ import numpy as np
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.extras import require
 from gtp_vision.core.files import cached, from_cache
 from gtp_vision.core.safe_json import parse_json
 from gtp_vision.datasets import hdf5, npz
@@ -92,6 +93,7 @@ def layout(path: Path, env: str | None = None) -> Layout:
     found = through_cache(path, lambda: _opened(path), "ogbench")
     found["attributes"]["env"] = env
     if "singletask" in env.split("-"):  # frames are unpacked once for all tasks, labels per task
+        require("ogbench", f"the reward of {env}", "ogbench", "mujoco")
         found["attributes"]["ogbench"] = version("ogbench")
         found["arrays"] |= _labels(path, env, found["arrays"]["actions"]["shape"][0])
     return found

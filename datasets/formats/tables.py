@@ -9,17 +9,23 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Arrow's own allocators reserve 128 MB, which count for the memory limit; this is read when Arrow is imported.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.extras import optional
 from gtp_vision.core.files import lfs_pointer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+else:
+    pa = optional("pyarrow", "lerobot", "a Parquet file")
+pq = optional("pyarrow.parquet", "lerobot", "a Parquet file")
 
 _BUFFER = 1 << 20  # bytes of a column that are read together
 

@@ -7,10 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
-
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.extras import importing, optional
+
+_WHAT = ("rlds", "a file of TensorFlow's records")
+descriptor_pb2 = optional("google.protobuf.descriptor_pb2", *_WHAT)
+descriptor_pool = optional("google.protobuf.descriptor_pool", *_WHAT)
+message_factory = optional("google.protobuf.message_factory", *_WHAT)
+message = optional("google.protobuf.message", *_WHAT)
 
 
 def records(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -31,7 +35,8 @@ def records(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def masked(content: bytes) -> int:
     """Return TFRecord's masked CRC-32C."""
-    import google_crc32c  # only here: no other format needs it
+    with importing(*_WHAT):
+        import google_crc32c  # only here: no other format needs it
 
     value = google_crc32c.value(content)
     return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
@@ -42,7 +47,7 @@ def features(content: bytes, place: str) -> dict[str, Any]:
     example = message_class()()
     try:
         example.ParseFromString(content)
-    except DecodeError as error:
+    except message.DecodeError as error:
         raise GtpVisionError(f"{place} is not an Example ({first_line(error)}); copy the file again") from error
     return {entry.key: entry.value for entry in example.features.feature}
 

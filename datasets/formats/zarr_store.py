@@ -21,6 +21,7 @@ import numpy as np
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.extras import importing
 from gtp_vision.core.files import lfs_pointer
 from gtp_vision.core.safe_json import parse_json
 from gtp_vision.datasets import hdf5, names, npz
@@ -210,11 +211,9 @@ def _sizes(path: Path) -> dict[str, int]:
 def _library() -> Any:
     """Import zarr, and start its threads, whose stacks would count for the memory limit of a file."""
     with sandbox.unlimited_memory():
-        try:
+        with importing("zarr", "a zarr store"):
             import zarr
             from numcodecs import blosc
-        except ImportError as error:
-            raise GtpVisionError("reading zarr needs its library; run pip install 'zarr>=3.1'") from error
         blosc.set_nthreads(1)
         zarr.config.set({"async.concurrency": 1, "threading.max_workers": 1})
         _ = zarr.array(np.zeros(9), store=zarr.storage.MemoryStore())[:]
@@ -222,10 +221,6 @@ def _library() -> Any:
 
 
 def _image_codecs(place: str) -> None:
-    try:
+    with importing("umi", f"{place}, stored as images (UMI's JPEG XL),"):
         from imagecodecs import numcodecs
-    except ImportError as error:
-        raise GtpVisionError(
-            f"{place} is stored as images that imagecodecs decodes (UMI's JPEG XL); run pip install 'gtp-vision[umi]'"
-        ) from error
     numcodecs.register_codecs()

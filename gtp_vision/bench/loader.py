@@ -19,6 +19,7 @@ import numpy as np
 from gtp_vision.bench.recordings import noise_store
 from gtp_vision.bench.unpacking import unpacking
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.extras import importing
 from gtp_vision.core.timing import Work, median_ms, seconds
 from gtp_vision.core.worker_pool import WorkerPool
 from gtp_vision.datasets.formats import native, open_store, robomimic
@@ -189,13 +190,9 @@ def _load(batches: Iterator[Any]) -> None:
 
 @contextlib.contextmanager
 def _sequence_dataset(path: Path, cameras: dict[str, Any], cache_mode: str) -> Iterator[Any]:
-    try:
+    with importing("robomimic", "gtp-vision bench loader, which compares with robomimic,"):
         import robomimic.utils.obs_utils as ObsUtils
         from robomimic.utils.dataset import SequenceDataset
-    except ImportError as error:
-        raise GtpVisionError(
-            "gtp-vision bench loader compares with robomimic, which is not installed: pip install robomimic six"
-        ) from error
     with contextlib.redirect_stdout(io.StringIO()):
         ObsUtils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": ["state"], "rgb": list(cameras)}})
         dataset = SequenceDataset(

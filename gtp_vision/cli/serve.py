@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from gtp_vision.cli.verb import Verb
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.extras import importing
 from gtp_vision.serving.reactions import REACTIONS
 
 if TYPE_CHECKING:
@@ -71,10 +72,8 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.serving.artifact import load_policy
     from gtp_vision.serving.settings import Settings
 
-    try:
+    with importing("serve", "serving"):
         from gtp_vision.serving.server import Server
-    except ModuleNotFoundError as error:
-        raise GtpVisionError(f"serving needs {error.name}: pip install 'gtp-vision[serve]'") from error
 
     renamed = dict(pair(given) for given in arguments.map)
     policy = load_policy(arguments.folder, device=arguments.device, engine=arguments.engine)

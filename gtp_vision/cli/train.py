@@ -140,7 +140,7 @@ def _sweep(overrides: list[str], arguments: argparse.Namespace) -> int:
         missing = str(error.missing_cfg_file) if isinstance(error, MissingConfigException) else ""
         fix = "correct the overrides that begin with hydra"
         if "submitit" in missing:
-            fix = "the launchers submitit_slurm and submitit_local come with: pip install 'gtp-vision[slurm]'"
+            fix = "the launchers submitit_slurm and submitit_local are missing; run pip install 'gtp-vision[slurm]'"
         raise GtpVisionError(f"{str(error).splitlines()[0].rstrip('.')}; {fix}") from error
     finally:
         sys.argv = before

@@ -9,7 +9,6 @@ A stopped collection resumes from its last checkpoint in a new episode: the dist
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ import torch
 from gtp_vision.collection.recording import Execution, collection_lock, require_at_least, versions
 from gtp_vision.collection.sac_training import Training
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.extras import require
 from gtp_vision.core.files import make_folder
 from gtp_vision.core.signals import stop_requested
 from gtp_vision.datasets.formats import d4rl
@@ -59,8 +59,7 @@ def collect(
         raise GtpVisionError(f"--sets is empty; name some of {', '.join(SETS)}")
     medium_steps = steps if medium_steps is None else medium_steps
     require_at_least(steps=(steps, 100), medium_steps=(medium_steps, 1), seed=(seed, 0))
-    if importlib.util.find_spec("stable_baselines3") is None:
-        raise GtpVisionError("stable-baselines3 is not installed; pip install 'gtp-vision[sac]'")
+    require("sac", "SAC", "stable_baselines3")
     robot = re.sub(r"-v\d+$", "", env).replace("/", "-").lower()
     files = {name: out / f"{robot}-{name}-sac.hdf5" for name in names}
     for path in files.values():

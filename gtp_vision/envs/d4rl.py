@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.extras import importing
 from gtp_vision.envs.simulator import EnvSpec, Simulator
 
 ROBOTS = {"hopper": "Hopper", "halfcheetah": "HalfCheetah", "walker2d": "Walker2d", "ant": "Ant"}
@@ -116,7 +117,8 @@ def _make_gymnasium(wanted: str, limit: int | None) -> gymnasium.Env:
 
 
 def _make_maze(name: str, family: str, size: str, *, dense: bool, limit: int | None) -> gymnasium.Env:
-    from gtp_vision.envs import _mazes  # not above: it imports mujoco, which looks for its OpenGL then
+    with importing("d4rl", name):
+        from gtp_vision.envs import _mazes  # not above: it imports mujoco, which looks for its OpenGL then
 
     if family == "antmaze":
         return gymnasium.wrappers.TimeLimit(_mazes.AntMaze(size), limit or ANTMAZE_HORIZON[size])
@@ -136,11 +138,8 @@ def _registered(wanted: str, limit: int | None, **settings: Any) -> gymnasium.En
 
 
 def _need_robotics(name: str) -> None:
-    try:
-        with _quiet():
-            importlib.import_module("gymnasium_robotics")  # registers its environments
-    except ImportError as error:
-        raise GtpVisionError(f"{name} needs gymnasium-robotics; run pip install 'gtp-vision[d4rl]'") from error
+    with importing("d4rl", name), _quiet():
+        importlib.import_module("gymnasium_robotics")  # registers its environments
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.extras import require
 from gtp_vision.envs.rendering import Rendering, choose_backend
 from gtp_vision.envs.simulator import EnvSpec, Simulator
 
@@ -23,6 +24,13 @@ def env_id(name: str) -> str:
     return "-".join([*parts, "v0"])
 
 
+def prepare(spec: EnvSpec) -> None:
+    """Check that the simulator is installed, and draws where frames are needed. Raises GtpVisionError."""
+    require("ogbench", f"the environment {spec.name}", "ogbench", "mujoco")
+    if spec.pixels and spec.name.startswith("visual-"):
+        choose_backend()
+
+
 def make(spec: EnvSpec) -> gymnasium.Env:
     """Make one environment; its name may have the data set's type (play, noisy, ...) and version or not.
 
@@ -32,7 +40,7 @@ def make(spec: EnvSpec) -> gymnasium.Env:
     name = spec.name
     wanted = env_id(name)
     is_visual = wanted.startswith("visual-")
-    choose_backend(required=is_visual and spec.pixels)
+    prepare(spec)
     import ogbench  # noqa: F401  (registers the environments)
 
     if wanted not in gymnasium.registry:
@@ -135,6 +143,6 @@ OGBENCH = Simulator(
     make,
     resembles=lambda name: True,  # its names are known only once it is imported
     has_goals=True,
-    prepare=lambda spec: choose_backend() if spec.pixels and spec.name.startswith("visual-") else "",
+    prepare=prepare,
     packages=("ogbench", "mujoco"),
 )

@@ -16,6 +16,7 @@ from gtp_vision.config.compose import from_command_line
 from gtp_vision.config.overrides import quoted
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.extras import require
 from gtp_vision.core.processes import start, stop
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.evaluator import Evaluator, random_actor
@@ -36,8 +37,9 @@ def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = (), progress: b
         report's path.
 
     Raises:
-        GtpVisionError: the folder holds other files, or a run failed.
+        GtpVisionError: the simulator is missing, the folder holds other files, or a run failed.
     """
+    require("demo", "the demo", "ogbench", "mujoco")
     marker = out / "demo.json"
     if out.exists() and any(out.iterdir()) and not marker.exists():
         raise GtpVisionError(f"{out} is not empty and does not hold a demo; choose another folder with --out")

@@ -6,7 +6,6 @@ it holds those of the position; `limits.Limiter` applies all of them to the acti
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import warnings
@@ -20,6 +19,7 @@ from torch import nn
 
 from gtp_vision.agents import Agent
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.extras import importing, require
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseTape, RandomStream
 from gtp_vision.serving.policy import Policy
 from gtp_vision.serving.schema import Schema
@@ -92,8 +92,7 @@ def write(policy: Policy, folder: Path, steps: int | None = None) -> Path:
     Raises:
         GtpVisionError: missing packages, or a policy with operations that ONNX lacks.
     """
-    if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
-        raise GtpVisionError(f"{missing[0]} is not installed; pip install 'gtp-vision[onnx]'")
+    require("onnx", "an ONNX graph", "onnx", "onnxscript")
     sampler, path = sampler_of(policy, steps), folder / NAME
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -163,9 +162,8 @@ class Graph:
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
-        if importlib.util.find_spec("onnxruntime") is None:
-            raise GtpVisionError("onnxruntime is not installed; pip install 'gtp-vision[onnx]'")
-        import onnxruntime
+        with importing("onnx", "running an ONNX graph"):
+            import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.extras import importing
 from gtp_vision.suites.records import SELECTIONS, Record
 
 _REPS = 2000
@@ -189,7 +189,5 @@ def _seeded() -> Iterator[None]:
 
 
 def _rliable(module: str) -> Any:
-    try:
+    with importing("benchmark", "a suite's table"):
         return importlib.import_module(f"rliable.{module}")
-    except ImportError as error:
-        raise GtpVisionError(f"tables need rliable ({error}); pip install 'gtp-vision[benchmark]'") from error

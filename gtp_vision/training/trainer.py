@@ -32,6 +32,7 @@ from gtp_vision.datasets.loader import Loader
 from gtp_vision.datasets.pitfalls import pitfalls
 from gtp_vision.datasets.record import DataRecord
 from gtp_vision.datasets.store import Store
+from gtp_vision.encoders import vision
 from gtp_vision.evaluation.evaluator import Evaluator, StoppedError
 from gtp_vision.report import build_report
 from gtp_vision.training import checkpoint, engines, model_summary, online, recovery, segments
@@ -97,6 +98,7 @@ def train(
             if verbose and line:
                 Progress.write(line, file=sys.stderr)
 
+        log(vision.NOTE)
         runs, start = _prepare(config, enter, resume, new_segment, open_source, verbose, log)
         try:
             with stop_requested() as stop, evaluator_of(runs[0].config, runs[0].parts, verbose) as evaluator:

@@ -261,5 +261,5 @@ def test_missing_blocks_and_packages_are_refused(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(GtpVisionError, match=r"encoder\.blocks=3, but impala_tiny has 2"):
         prepare(create(SHAPE, _encoder()), _encoder(tuning="partial", blocks=3))
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(GtpVisionError, match=r"peft.*pip install gtp-vision\[lora\]"):
+    with pytest.raises(GtpVisionError, match=r"peft.*pip install 'gtp-vision\[lora\]'"):
         _with_lora(Odd())

@@ -1,4 +1,5 @@
 import json
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -178,7 +179,8 @@ def test_policies_and_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypa
     with pytest.raises(GtpVisionError, match=r"policy\.onnx .*export it again"):
         graphs.Graph(tmp_path / "policy.onnx")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(GtpVisionError, match=r"onnx is not installed; pip install 'gtp-vision\[onnx\]'"):
+    with pytest.raises(GtpVisionError, match=r"needs onnx, which .*pip install 'gtp-vision\[onnx\]'"):
         graphs.write(policy_of("fql"), tmp_path)
-    with pytest.raises(GtpVisionError, match="onnxruntime is not installed"):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(GtpVisionError, match="needs onnxruntime, which is not installed"):
         graphs.Graph(tmp_path / "policy.onnx")
