@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from gtp_vision.core.framing import Framing
 from gtp_vision.core.registry import Registry
 from gtp_vision.datasets import hdf5, names, npz
 from gtp_vision.datasets.formats import near_misses
-from gtp_vision.datasets.formats.format import Format
+from gtp_vision.datasets.formats.format import Format, Snapshots
 from gtp_vision.datasets.labelled import labelled
 from gtp_vision.datasets.layout import Layout, to_store
 from gtp_vision.datasets.names import Names
@@ -66,6 +66,11 @@ def open_states(path: Path, features: Names | None = None, *, labels: Path | Non
     OGBench's files have additional states, which no policy reads: `qpos`, `qvel` and `button_states`.
     """
     return labelled(to_store(sandbox.call(f"{__name__}:_states", path, features), path), path, labels)
+
+
+def open_snapshots(path: Path, numbers: Sequence[int], features: Names | None = None) -> list[Snapshots]:
+    """Return what the data set holds of its simulator in some episodes; empty if it holds nothing."""
+    return [Snapshots.of(found) for found in sandbox.call(f"{__name__}:_snapshots", path, list(numbers), features)]
 
 
 def check_writable(name: str) -> Callable[[Path, Store], Any]:
@@ -207,9 +212,25 @@ def _states(path: Path, features: Names | None = None) -> Layout:
     return found | {"arrays": arrays | {f"{prefix}{name}": entry for name, entry in beside.items()}}
 
 
+def _snapshots(path: Path, numbers: Sequence[int], features: Names | None = None) -> list[dict[str, Any]]:
+    with names.reading(features):
+        snapshots = FORMATS[_detect(path)].snapshots
+        return snapshots(path, numbers) if snapshots else []
+
+
 def _magic(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(8)
 
 
-__all__ = ["FORMATS", "Format", "check_writable", "convert", "detect", "open_states", "open_store"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Snapshots",
+    "check_writable",
+    "convert",
+    "detect",
+    "open_snapshots",
+    "open_states",
+    "open_store",
+]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from gtp_vision.datasets.layout import Layout
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store
@@ -28,6 +29,9 @@ class Format:
             there is nothing to say.
         states: (path) to the arrays of a layout: states that are recorded beside the observations; None if there are
             none; runs in the process apart.
+        snapshots: (path, numbers of episodes) to what was recorded of the simulator in each, see `Snapshots.of`: the
+            states before its actions, a possible last one after them; empty if there are none; runs in the process
+            apart.
         success: (store) to its rate of success as `datasets.success.rate` and `unknown` return it, where the recorder
             marked no episode; of every store whose attribute `suite` is the name. None: always unknown.
     """
@@ -39,8 +43,26 @@ class Format:
     other: Callable[[Path], bool] | None = None
     write: Callable[[Path, Store], Any] | None = None
     states: Callable[[Path], dict[str, Any]] | None = None
+    snapshots: Callable[[Path, Sequence[int]], list[dict[str, Any]]] | None = None
     success: Callable[[Store], dict[str, Any]] | None = None
     notes: Callable[[Store], list[str]] | None = None
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """The simulator's states in an episode, which no policy sees: float64, float32 or int64 (T, D) by name, and a model."""
+
+    arrays: dict[str, np.ndarray]
+    model: str = ""
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Snapshots:
+        """The inverse of `record`."""
+        return cls({name: np.asarray(rows, dtype) for name, (dtype, rows) in record["arrays"].items()}, record["model"])
+
+    def record(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return {"arrays": {name: [x.dtype.str, x.tolist()] for name, x in self.arrays.items()}, "model": self.model}
 
 
 def units_notes(store: Store) -> list[str]:

@@ -11,6 +11,8 @@ Layout, version 1 (N frames, E episodes):
 
 Arrays are contiguous and uncompressed, so each is mapped at its offset in the file: memory speed once cached,
 pages shared by all processes. A compressed array (of a small file in a repository) is unpacked once into the cache.
+Arrays `simulator/<name>` (N, ...) are the simulator's state before each action, which no policy sees; a last row that
+holds the observation after the last action has the state after it. They are float64, as the simulator has them.
 An array `success` or `is_success`, one flag a row or one an episode, marks what succeeded, as the metadata's
 `episode_success` does. Also accepted: flags that are bool and rewards and flags of shape (N, 1), both in place; flags
 that are floats and rewards that are integers, which are converted into the cache.
@@ -25,7 +27,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,7 +44,7 @@ from gtp_vision.core.success import KEYS
 from gtp_vision.datasets import hdf5, names
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import episodes
-from gtp_vision.datasets.formats.format import Format
+from gtp_vision.datasets.formats.format import Format, Snapshots
 from gtp_vision.datasets.formats.native_checks import FLAT, checked_arrays, writable
 from gtp_vision.datasets.layout import (
     PROGRESS_BYTES,
@@ -58,6 +60,8 @@ from gtp_vision.datasets.success import MARKS, WORDS, attributes_of
 from gtp_vision.datasets.unpacking import through_cache
 
 FORMAT, VERSION = "gtp-vision", 1
+SIMULATOR = "simulator"
+"""Group of the simulator's states."""
 _SUFFIXES, _NUMBERED = (".h5", ".hdf5"), re.compile(r"[0-9]{6,9}\.h5")
 _ROOM = "make room, choose another place, or set GTP_VISION_CACHE to another disk if it is a file of the cache"
 
@@ -158,6 +162,23 @@ def layout(path: Path, *, elsewhere: bool = False) -> Layout:
                 unpacked, read_back, lambda: _unpack(file, path, {name: arrays[name] for name in copied}, unpacked)
             )
         return {"arrays": found, "attributes": metadata}
+
+
+def snapshots(path: Path, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the arrays of `simulator` in some episodes; empty if there are none, or if the data set is a folder."""
+    if path.is_dir():
+        return []
+    with hdf5.open_file(path) as file:
+        if SIMULATOR not in hdf5.children(file, path):
+            return []
+        ends = hdf5.array(file, "episode_ends", path, kinds="iu")
+        stops = episodes.read_rows(ends, 0, ends.shape[0], path).ravel().astype(int)
+        held, starts = hdf5.group(file, SIMULATOR, path), [0, *stops[:-1]]
+        arrays = {name: hdf5.array(held, name, path, kinds="iuf", rows=stops[-1]) for name in hdf5.children(held, path)}
+        return [
+            Snapshots({name: episodes.read_rows(x, starts[n], stops[n], path) for name, x in arrays.items()}).record()
+            for n in numbers
+        ]
 
 
 def is_folder(path: Path) -> bool:
@@ -307,4 +328,5 @@ NATIVE = Format(
     hdf5=is_native,
     other=is_folder,
     write=write,
+    snapshots=snapshots,
 )

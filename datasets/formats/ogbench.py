@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from gtp_vision.core.files import cached, from_cache
 from gtp_vision.core.safe_json import parse_json
 from gtp_vision.datasets import hdf5, npz
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.formats.format import Format
+from gtp_vision.datasets.formats.format import Format, Snapshots
 from gtp_vision.datasets.layout import FileArrays, Layout, Piece
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.success import episodes_with, rate, unknown
@@ -108,6 +108,18 @@ def states(path: Path) -> dict[str, Any]:
         return {name: array.astype(np.float32) for name, array in arrays.items() if array.ndim == 2}
 
     return _computed_once(cached(path, "ogbench states"), computed)
+
+
+def snapshots(path: Path, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the simulator's states in some trajectories; empty if the file has none."""
+    with npz.open_archive(path, _WHAT) as archive:
+        ends = np.flatnonzero(npz.load(archive, "terminals")) + 1
+        arrays = {name: npz.load(archive, name) for name in _STATES if f"{name}.npy" in archive.namelist()}
+    if any(array.ndim != 2 or len(array) != ends[-1] for array in arrays.values()):
+        raise GtpVisionError(f"{path}: {' and '.join(arrays)} have other lengths than 'terminals'; write it again")
+    starts = [0, *ends[:-1]]
+    spans = [slice(starts[number], ends[number]) for number in numbers]
+    return [Snapshots({name: array[rows] for name, array in arrays.items()}).record() for rows in spans if arrays]
 
 
 @contextmanager
@@ -245,4 +257,6 @@ def _success(store: Store) -> dict[str, Any]:
     return rate(solved, store.episodes, "episodes with a terminal, the task's goal")
 
 
-OGBENCH = Format("ogbench", "OGBench npz", layout, other=recognises, states=states, success=_success)
+OGBENCH = Format(
+    "ogbench", "OGBench npz", layout, other=recognises, states=states, snapshots=snapshots, success=_success
+)

@@ -6,7 +6,7 @@
         rewards dones          (N,)
         obs/<key>              (N, ...) before each action; pictures are uint8 (N, H, W, C); a key may be a group
         next_obs/<key>         (N, ...) after each action; may be missing
-        states                 (N, D) of the simulator; not an observation, not read
+        states                 (N, D) of the simulator; not an observation, see `snapshots`
     /mask/<filter>             names of demonstrations
 
 `dones` are terminals, as robomimic's own algorithms use them: no value is taken from beyond such a row. The store
@@ -50,7 +50,7 @@ from gtp_vision.core.progress import Progress
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array, Segmented, view
 from gtp_vision.datasets.formats import episodes
-from gtp_vision.datasets.formats.format import Format, units_notes
+from gtp_vision.datasets.formats.format import Format, Snapshots, units_notes
 from gtp_vision.datasets.layout import PROGRESS_BYTES, FileArrays, Layout, check_filters, row_ranges
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.success import MARKS, attributes_of, episodes_with, rate, unknown
@@ -80,6 +80,23 @@ def layout(path: Path) -> Layout:
             same number, a filter that names an unknown demonstration.
     """
     return through_cache(path, lambda: _opened(path), "robomimic")
+
+
+def snapshots(path: Path, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Return `states` and `model_file` of some demonstrations; empty if one has no states."""
+    found = []
+    with hdf5.open_file(path) as file:
+        data = hdf5.group(file, "data", path)
+        demos = episodes.numbered_members(data, _PREFIX, path)
+        for number in numbers:
+            demo = hdf5.group(data, demos[number], path)
+            if "states" not in hdf5.children(demo, path):
+                return []
+            states = hdf5.array(demo, "states", path, kinds="f", ndim=2)
+            rows = episodes.read_rows(states, 0, states.shape[0], path)
+            found.append(Snapshots({"states": rows}, hdf5.text_attribute(demo, "model_file", path, "") or "").record())
+            sandbox.heartbeat()
+    return found
 
 
 def write(path: Path, store: Store) -> Path:
@@ -356,6 +373,7 @@ ROBOMIMIC = Format(
     lambda path, _: layout(path),
     hdf5=recognises,
     write=write,
+    snapshots=snapshots,
     success=_success,
     notes=_notes,
 )

@@ -7,7 +7,7 @@ import importlib
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any, SupportsFloat
 
@@ -233,4 +233,39 @@ class KitchenTask(gymnasium.Wrapper):
         return np.concatenate([joints[:9], joints[18:39] + noise, self._goal])
 
 
-D4RL = Simulator("d4rl", make, matches, resembles, packages=("gymnasium", "gymnasium-robotics", "mujoco"))
+def state(env: gymnasium.Env) -> dict[str, np.ndarray]:
+    """Positions and velocities of MuJoCo; of other simulators nothing is known."""
+    data = getattr(env.unwrapped, "data", None)
+    return {} if data is None else {"qpos": data.qpos.copy(), "qvel": data.qvel.copy()}
+
+
+def restore(env: gymnasium.Env, recorded: Mapping[str, Any]) -> None:
+    """Set the recorded positions and velocities, or those in the observation of a robot whose place does not matter.
+
+    Raises KeyError: neither is recorded, or the observation has less.
+    """
+    simulator: Any = env.unwrapped
+    if not hasattr(simulator, "set_state"):
+        raise KeyError("qpos")
+    if "qpos" not in recorded:
+        positions, numbers = simulator.model.nq, simulator.model.nq + simulator.model.nv
+        seen, unseen = np.asarray(recorded["state"], np.float64), 0
+        if getattr(simulator, "_exclude_current_positions_from_observation", False):
+            unseen = 2 if simulator.model.jnt_type[0] == 0 else 1  # x and y of a free joint, x of planar robots
+            seen = seen[: numbers - unseen]  # Ant and Humanoid show more
+        if len(seen) + unseen != numbers:
+            raise KeyError("qpos")
+        found = np.concatenate([np.zeros(unseen), seen])
+        recorded = {"qpos": found[:positions], "qvel": found[positions:]}
+    simulator.set_state(*(np.asarray(recorded[name], np.float64) for name in ("qpos", "qvel")))
+
+
+D4RL = Simulator(
+    "d4rl",
+    make,
+    matches,
+    resembles,
+    packages=("gymnasium", "gymnasium-robotics", "mujoco"),
+    state=state,
+    restore=restore,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,8 @@ from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.extras import require
 from gtp_vision.envs.rendering import Rendering, choose_backend
 from gtp_vision.envs.simulator import EnvSpec, Simulator
+
+_BUTTONS = "_cur_button_states"
 
 
 def env_id(name: str) -> str:
@@ -138,6 +141,33 @@ def _skip_goal_frames(simulator: Any) -> None:
     simulator.initialize_episode = initialize_episode
 
 
+def state(env: gymnasium.Env) -> dict[str, np.ndarray]:
+    """The arrays of OGBench's files: qpos, qvel and, where there are buttons, button_states."""
+    simulator: Any = env.unwrapped
+    found = {"qpos": simulator.data.qpos.copy(), "qvel": simulator.data.qvel.copy()}
+    buttons = getattr(simulator, _BUTTONS, None)
+    return found if buttons is None else found | {"button_states": buttons.copy()}
+
+
+def restore(env: gymnasium.Env, recorded: Mapping[str, Any]) -> None:
+    """Set the recorded positions, velocities and buttons.
+
+    A step of manipulation leaves the hand's pose, which the controller reads, one physics step (2 ms) behind the
+    joints; of environments with buttons it computes it anew.
+    """
+    simulator: Any = env.unwrapped
+    qpos, qvel = (np.asarray(recorded[name], np.float64) for name in ("qpos", "qvel"))
+    if hasattr(simulator, _BUTTONS):
+        simulator.set_state(qpos, qvel, np.asarray(recorded["button_states"], np.int64))
+        return
+    import mujoco
+
+    before = qpos.copy()
+    mujoco.mj_integratePos(simulator.model, before, qvel, -simulator.model.opt.timestep)
+    simulator.set_state(before, qvel)
+    simulator.data.qpos[:] = qpos
+
+
 OGBENCH = Simulator(
     "ogbench",
     make,
@@ -145,4 +175,6 @@ OGBENCH = Simulator(
     has_goals=True,
     prepare=prepare,
     packages=("ogbench", "mujoco"),
+    state=state,
+    restore=restore,
 )

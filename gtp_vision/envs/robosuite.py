@@ -7,7 +7,9 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import gymnasium
 import numpy as np
@@ -95,6 +97,7 @@ class RobosuiteEnv(gymnasium.Env):
                 f"robosuite {robosuite.__version__} cannot make '{name}' ({what}); install the version of the file"
             ) from error
         self._name, self._shown = name, None if shown is None else list(shown)
+        self._version = str(env_args.get("env_version") or "")
         low, high = self.simulator.action_spec
         self.action_space = gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32))
         observed = self._observed(self.simulator.observation_spec())
@@ -131,8 +134,57 @@ class RobosuiteEnv(gymnasium.Env):
         return np.asarray(self.simulator.sim.get_state().flatten())
 
     def model_file(self) -> str:
-        """The simulator's model as XML, which differs between episodes."""
-        return str(self.simulator.sim.model.get_xml())
+        """The simulator's model as XML, which differs between episodes; robosuite's own text, which loses no digit."""
+        return str(self.simulator.model.get_xml())
+
+    def restore(self, state: np.ndarray, model: str = "") -> None:
+        """Begin an episode in a recorded state, float64 (D,), and with the recorded model if it is not empty.
+
+        As after a reset, the controllers hold the arm's pose. Raises GtpVisionError: another model than this version's.
+        """
+        simulator, state = self.simulator, np.asarray(state, np.float64)
+        if state.shape != self.state().shape:
+            raise self._other_model(f"states of {len(state)} numbers", f"{len(self.state())}")
+        self._free_context()
+        if model:
+            simulator._initialize_sim(xml_string=self._as_recorded(model))
+        poses = [robot.init_qpos for robot in simulator.robots]
+        simulator.deterministic_reset = True
+        try:
+            for robot in simulator.robots:
+                robot.init_qpos = state[1 + np.asarray(robot._ref_joint_pos_indexes)]
+            simulator.reset()
+        finally:
+            simulator.deterministic_reset = False
+            for robot, pose in zip(simulator.robots, poses, strict=True):
+                robot.init_qpos = pose
+        simulator.sim.set_state_from_flattened(state)
+        simulator.sim.forward()
+
+    def _as_recorded(self, model: str) -> str:
+        """The recorded model, if it has the parts of this version's, with this installation's files.
+
+        So a file names nothing that is opened or allocated; only numbers of its parts are taken.
+        """
+        recorded = _parts(model)
+        for own in (self.simulator.model.get_xml(), self.simulator.sim.model.get_xml()):
+            parts = _parts(own)
+            if [_identity(part) for part in parts] == [_identity(part) for part in recorded]:
+                for part, its in zip(parts, recorded, strict=True):
+                    if part.tag in ("compiler", "size"):
+                        its.attrib = dict(part.attrib)
+                    elif "file" in its.attrib:
+                        its.set("file", part.attrib["file"])
+                return ElementTree.tostring(recorded[0], encoding="unicode")
+        raise self._other_model("a model of other parts", "its own")
+
+    def _other_model(self, recorded: str, own: str) -> GtpVisionError:
+        robosuite = _robosuite(draws=False)
+        return GtpVisionError(
+            f"the data were recorded by robosuite {self._version or 'of an unknown version'} with {recorded}, and "
+            f"'{self._name}' of robosuite {robosuite.__version__} has {own}: the dynamics differ; install the version "
+            f"of the data, or record them again"
+        )
 
     def close(self) -> None:
         """Free the simulator and its OpenGL context."""
@@ -255,8 +307,28 @@ def _robosuite(*, draws: bool) -> Any:
     return robosuite
 
 
+def _parts(model: str) -> list[ElementTree.Element]:
+    """The elements of a model's XML in their order; none if it is not XML, or declares entities."""
+    if "<!" in model.replace("<!--", ""):
+        return []
+    try:
+        return list(ElementTree.fromstring(model).iter())
+    except ElementTree.ParseError:
+        return []
+
+
+def _identity(part: ElementTree.Element) -> tuple[str, str | None, str]:
+    return part.tag, part.get("name"), Path(part.get("file", "")).name
+
+
 def _only_errors(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-ROBOSUITE = Simulator("robosuite", make, packages=("robosuite", "mujoco"))
+ROBOSUITE = Simulator(
+    "robosuite",
+    make,
+    packages=("robosuite", "mujoco"),
+    state=lambda env: {"states": env.unwrapped.state()},  # type: ignore[attr-defined]
+    restore=lambda env, recorded: env.unwrapped.restore(recorded["states"], recorded.get("model", "")),  # type: ignore[attr-defined]
+)
