@@ -50,7 +50,7 @@ class Format:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """The simulator's states in an episode, which no policy sees: float64, float32 or int64 (T, D) by name, and a model."""
+    """The simulator in an episode, which no policy sees: float or integer arrays (T, D) by name, and its model."""
 
     arrays: dict[str, np.ndarray]
     model: str = ""

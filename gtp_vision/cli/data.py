@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from gtp_vision.cli.verb import Verb
+from gtp_vision.cli.verb import Verb, at_least
 from gtp_vision.core.errors import GtpVisionError, propose
 
 _COLLECT = """\
@@ -55,6 +55,14 @@ def _inspect_options(parser: argparse.ArgumentParser) -> None:
 
 def _labels_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=Path, metavar="FILE", help="labels that are not beside the data, or a folder")
+
+
+def _check_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path)
+    reading_options(parser)
+    parser.add_argument("--episodes", type=at_least(1), default=10, help="replayed, evenly spread; default 10")
+    parser.add_argument("--steps", type=at_least(1), default=100, help="most steps of each; default 100")
+    parser.add_argument("--json", action="store_true")
 
 
 def _view_options(parser: argparse.ArgumentParser) -> None:
@@ -169,6 +177,25 @@ def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
     return 2 if found["problems"] else 0
 
 
+def _check(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from gtp_vision.config.compose import from_command_line
+    from gtp_vision.datasets.formats import open_store
+    from gtp_vision.training.agreement import check_data, check_text
+
+    env = arguments.env
+    if env is None:
+        held = open_store(arguments.path, None, arguments.features).attributes
+        env = "robosuite" if held.get("suite") == "robomimic" else held.get("env")
+    if not env:
+        raise GtpVisionError(f"{arguments.path} does not say what it was recorded in; give --env NAME")
+    names = ",".join(f"{name}: {held!r}" for name, held in (arguments.features or {}).items())
+    settings = [f"task.dataset='{arguments.path}'", f"task.env='{env}'", "task.validation=0", "run_dir=unused"]
+    settings += [f"task.features={{{names}}}"] if names else []
+    found = check_data(from_command_line(["task=own", *settings, *overrides]), arguments.episodes, arguments.steps)
+    print(json.dumps(found) if arguments.json else check_text(found))
+    return 2 if found["problems"] else 0
+
+
 def _view(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.datasets import viewing
     from gtp_vision.datasets.inspection import inspect
@@ -246,9 +273,17 @@ def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
 
 DATA = Verb("data", "inspect, convert, download or collect data sets", order=70)
 INSPECT = Verb("data inspect", "what a data set holds and what is wrong with it", _inspect_options, _inspect, order=1)
-VIEW = Verb("data view", "a page with the frames of its episodes", _view_options, _view, order=2)
-CONVERT = Verb("data convert", "write a data set in another format", _convert_options, _convert, order=3)
-DOWNLOAD = Verb("data download", "download a published data set by its name", _download_options, _download, order=4)
+VIEW = Verb("data view", "a page with the frames of its episodes", _view_options, _view, order=3)
+CHECK = Verb(
+    "data check",
+    "whether a data set and its simulator agree: frames, units, replayed actions",
+    _check_options,
+    _check,
+    order=2,
+    has_overrides=True,
+)
+CONVERT = Verb("data convert", "write a data set in another format", _convert_options, _convert, order=4)
+DOWNLOAD = Verb("data download", "download a published data set by its name", _download_options, _download, order=5)
 COLLECT = Verb(
-    "data collect", "record demonstrations in a simulator", _collect_options, _collect, order=5, description=_COLLECT
+    "data collect", "record demonstrations in a simulator", _collect_options, _collect, order=6, description=_COLLECT
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from gtp_vision.core.progress import Progress
 from gtp_vision.datasets.record import DataRecord, record_of
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store
 from gtp_vision.envs import ActionUnits, EnvSpec, PolicyActions, Rendering, by_name, close
+from gtp_vision.evaluation.agreement import faults_at_once
 from gtp_vision.evaluation.evaluator import Actor, Episode, Evaluator, write_videos
 from gtp_vision.evaluation.saliency import Saliency
 from gtp_vision.training import checkpoint
@@ -215,25 +217,43 @@ def action_units(config: Config, name: str, attributes: Mapping[str, Any], reach
 def check_simulator(config: Config, store: Store) -> tuple[str, bool]:
     """Create the environment once before training, so that a wrong name or missing OpenGL is not found after days.
 
-    Returns a sentence about the units of actions, with the score of `replay_score`, and whether they are converted.
-    Raises GtpVisionError: it cannot be created, or its observations, actions or their units differ from the data set's.
+    Returns a sentence about the units of actions, with the score of `replay_score`, and whether they are converted or
+    the first recorded action leads elsewhere than recorded. Raises GtpVisionError: it cannot be created; its
+    observations, actions or their units differ from the data set's; its frames are turned, or of other colors or names.
     """
+    with simulator_of(config, store) as env:
+        sentence = units_of(env, store)
+        simulator = env_spec(config, record_of(store)).simulator
+        faults, differs = faults_at_once(env, simulator, store, config.task.features)
+    if faults:
+        raise GtpVisionError(f"{store.path or 'the data set'}: {faults[0]}, or set task.env=null to train without it")
+    if differs:
+        sentence = f"{config.task.env} differs from the data, see gtp-vision data check ({differs}); {sentence}"
+    return sentence, isinstance(env, PolicyActions) or bool(differs)
+
+
+@contextmanager
+def simulator_of(config: Config, store: Store) -> Iterator[gymnasium.Env]:
+    """The environment of the task, which shows and takes what the data set holds; see `check_simulator`."""
     env = env_spec(config, record_of(store)).make()
     try:
         env_shapes = {name: space.shape for name, space in by_name(env.observation_space).items()}
-        env_actions = env.action_space.shape
-        meaning = env.meaning if isinstance(env, PolicyActions) else "actions: [-1, 1] in the data and the simulator"
-        score = replay_score(env, store) if env_actions == (store.action_dim,) else 0.0
+        data_shapes = {name: tuple(array.shape[1:]) for name, array in store.observations.items()}
+        if env_shapes != data_shapes or env.action_space.shape != (store.action_dim,):
+            raise GtpVisionError(
+                f"{config.task.env} shows {env_shapes} and takes actions {env.action_space.shape}, but "
+                f"{store.path or 'the data set'} holds {data_shapes} and actions {(store.action_dim,)}; set task.env "
+                f"to the data set's simulator, or to null"
+            )
+        yield env
     finally:
         close(env)
-    data_shapes = {name: tuple(array.shape[1:]) for name, array in store.observations.items()}
-    if env_shapes != data_shapes or env_actions != (store.action_dim,):
-        raise GtpVisionError(
-            f"{config.task.env} shows {env_shapes} and takes actions {env_actions}, but "
-            f"{store.path or 'the data set'} holds {data_shapes} and actions {(store.action_dim,)}; set task.env to "
-            f"the data set's simulator, or to null"
-        )
-    return f"{meaning}; replay score {score:.6f}", isinstance(env, PolicyActions)
+
+
+def units_of(env: gymnasium.Env, store: Store) -> str:
+    """A sentence about the units of actions, with the score of `replay_score`."""
+    meaning = env.meaning if isinstance(env, PolicyActions) else "actions: [-1, 1] in the data and the simulator"
+    return f"{meaning}; replay score {replay_score(env, store):.6f}"
 
 
 def replay_score(env: gymnasium.Env, store: Store) -> float:
