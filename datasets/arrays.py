@@ -1,4 +1,4 @@
-"""Segmented arrays: segments in several places of a file, or in several files, indexed as one array."""
+"""Arrays of a store in another form: segments in several places of files, or rows of a small table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def gather(array: Array, rows: np.ndarray, capacity: int | None = None) -> np.nd
     """
     shape = (max(len(rows), capacity or 0), *array.shape[1:])
     out = _memory.array(shape, array.dtype)[: len(rows)]
-    take = array.take if isinstance(array, Segmented) else partial(_take, array)
+    take = partial(_take, array) if isinstance(array, np.ndarray) else array.take
     if out.nbytes < _MIN_BYTES or _THREADS == 1:
         take(rows, out)
         return out
@@ -40,7 +40,9 @@ def gather(array: Array, rows: np.ndarray, capacity: int | None = None) -> np.nd
     return out
 
 
-def _take(array: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+def _take(array: np.ndarray | Lookup, rows: np.ndarray, out: np.ndarray) -> None:
+    if isinstance(array, Lookup):
+        return _take(array.table, array.index[rows], out)
     np.take(array, rows, axis=0, out=out, mode="clip")  # clip: any other mode copies through a buffer
 
 
@@ -97,17 +99,43 @@ def _reset() -> None:
 os.register_at_fork(after_in_child=_reset)
 
 
+class Lookup:
+    """An array (N, ...) of which each row is one of a small `table` (K, ...), by its number in `index`, int32 (N,)."""
+
+    def __init__(self, table: np.ndarray, index: np.ndarray) -> None:
+        self.table, self.index = table, index
+        self.dtype, self.ndim, self.shape = table.dtype, table.ndim, (len(index), *table.shape[1:])
+        self.nbytes = table.nbytes + index.nbytes
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        return self.table[self.index[rows]]
+
+    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copy rows, integers in [0, N), into `out` (rows, ...)."""
+        _take(self, rows, out)
+
+    def view(self, start: int, stop: int) -> Lookup:
+        """Return rows `start` to `stop - 1`, not copied."""
+        return Lookup(self.table, self.index[start:stop])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+
 class Segmented:
     """Arrays (N_i, ...) of one dtype and one row shape (else ValueError), one after another along the first axis.
 
     Indexing copies rows from their segments; `np.asarray` copies everything.
     """
 
-    def __init__(self, segments: Sequence[np.ndarray | Segmented]) -> None:
-        flat: list[np.ndarray] = []
+    def __init__(self, segments: Sequence[np.ndarray | Lookup | Segmented]) -> None:
+        flat: list[np.ndarray | Lookup] = []
         for segment in segments:
             flat += segment.segments if isinstance(segment, Segmented) else [segment]
-        self.segments: list[np.ndarray] = [segment for segment in flat if len(segment)] or flat[:1]
+        self.segments: list[np.ndarray | Lookup] = [segment for segment in flat if len(segment)] or flat[:1]
         first = self.segments[0]
         for segment in self.segments:
             if segment.dtype != first.dtype or segment.shape[1:] != first.shape[1:]:
@@ -160,7 +188,7 @@ class Segmented:
 
     def view(self, start: int, stop: int) -> Segmented:
         """Return rows `start` to `stop - 1`, not copied."""
-        cuts = [self.segments[number][low:high] for number, low, high in self._spans(start, stop)]
+        cuts: list[Any] = [view(self.segments[number], low, high) for number, low, high in self._spans(start, stop)]
         return Segmented(cuts or [self.segments[0][:0]])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -187,10 +215,10 @@ class Segmented:
             start, number = end, number + 1
 
 
-Array = np.ndarray | Segmented
-"""An array of a store: mapped, in memory or segmented."""
+Array = np.ndarray | Segmented | Lookup
+"""An array of a store: mapped, in memory, segmented, or looked up in a table."""
 
 
 def view(array: Array, start: int, stop: int) -> Array:
     """Return rows `start` to `stop - 1`, not copied."""
-    return array.view(start, stop) if isinstance(array, Segmented) else array[start:stop]
+    return array[start:stop] if isinstance(array, np.ndarray) else array.view(start, stop)

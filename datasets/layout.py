@@ -123,7 +123,7 @@ def to_store(found: Layout, path: Path) -> Store:
         ) from error
     prefix = "observations/"
     flat = {
-        name: np.asarray(array) if isinstance(array, Segmented) else array
+        name: array if isinstance(array, np.ndarray) else np.asarray(array)
         for name, array in arrays.items()
         if not name.startswith(prefix)
     }

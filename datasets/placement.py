@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets.arrays import Array, gather
+from gtp_vision.datasets.arrays import Array, Lookup, gather
 from gtp_vision.datasets.layout import COPY_BYTES
 from gtp_vision.datasets.store import Store
 
@@ -26,11 +26,17 @@ def transfer_dtype(dtype: np.dtype) -> np.dtype:
 
 
 class Resident:
-    """An array (N, ...), copied in pieces, whose rows live on a device; has the shape attributes of an `Array`."""
+    """An array (N, ...), copied in pieces, whose rows live on a device; has the shape attributes of an `Array`.
+
+    `index`, int32 (N,), says which rows of `tensor` those of a `Lookup` are; None of other arrays, whose rows they are.
+    """
 
     def __init__(self, array: Array, device: torch.device) -> None:
         own = transfer_dtype(array.dtype)
         kind = _TORCH[own]
+        self.shape, self.ndim, self.dtype, self.nbytes = array.shape, array.ndim, array.dtype, array.nbytes
+        self.index = torch.from_numpy(array.index).to(device) if isinstance(array, Lookup) else None
+        array = array.table if isinstance(array, Lookup) else array
         self.tensor = torch.empty(array.shape, dtype=kind, device=device)
         step = max(1, COPY_BYTES // max(1, array.nbytes // max(1, len(array))))
         for start in range(0, len(array), step):
@@ -38,20 +44,20 @@ class Resident:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # a mapped file cannot be written, and is only read
                 self.tensor[start : start + len(piece)] = torch.from_numpy(piece).to(device)
-        self.shape, self.ndim, self.dtype, self.nbytes = array.shape, array.ndim, array.dtype, array.nbytes
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        return (
-            self.tensor[torch.as_tensor(rows, device=self.tensor.device) if not isinstance(rows, slice) else rows]
-            .cpu()
-            .numpy()
-        )
+        chosen = rows if isinstance(rows, slice) else torch.as_tensor(rows, device=self.tensor.device)
+        return self.tensor[chosen if self.index is None else self.index[chosen]].cpu().numpy()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self.tensor.cpu().numpy().astype(dtype or self.dtype, copy=False)
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows, int64 (n,), on the device."""
+        return self.tensor.index_select(0, rows if self.index is None else self.index.index_select(0, rows))
 
 
 def place(
@@ -100,6 +106,6 @@ def take_rows(array: Array | Resident, rows: np.ndarray, capacity: int) -> torch
     `rows` do not decrease; `capacity` is the most that will ever be asked for; see `gather`.
     """
     if isinstance(array, Resident):
-        return array.tensor.index_select(0, torch.from_numpy(rows).to(array.tensor.device))
+        return array.take(torch.from_numpy(rows).to(array.tensor.device))
     frames = gather(array, rows, capacity)
     return torch.from_numpy(np.ascontiguousarray(frames, transfer_dtype(frames.dtype)))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets.arrays import Array
+from gtp_vision.datasets.arrays import Array, Lookup
 from gtp_vision.datasets.statistics import ArrayStatistics, action_statistics, mean_rows
 from gtp_vision.datasets.store import ACTION_BOUNDS, EPISODE_ATTRIBUTES, Store
 
@@ -112,8 +112,10 @@ def content_of(store: Store, means: Mapping[str, np.ndarray]) -> dict[str, str]:
 def _hash(array: Array) -> str:
     digest = hashlib.blake2b(f"{tuple(array.shape)}".encode(), digest_size=8)
     row = max(1, array.nbytes // max(1, len(array)))
-    if array.nbytes <= _WHOLE:
-        parts: Iterator[np.ndarray] = (array[start : start + 4096] for start in range(0, len(array), 4096))
+    if isinstance(array, Lookup):
+        parts: Iterator[np.ndarray] = iter((array.table, array.index))
+    elif array.nbytes <= _WHOLE:
+        parts = (array[start : start + 4096] for start in range(0, len(array), 4096))
     else:
         rows = mean_rows(len(array)) if array.ndim == 4 else np.arange(len(array))  # those are in memory already
         count = min(len(rows), max(_ROWS, _WHOLE // row))

@@ -18,6 +18,7 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native, open_store
+from gtp_vision.datasets.formats.episodes import tasks
 from gtp_vision.datasets.store import EPISODE_ATTRIBUTES, Store, difference_of_tasks
 from gtp_vision.datasets.success import attributes_of
 from gtp_vision.datasets.validation import validate
@@ -35,6 +36,7 @@ class RecordedEpisode:
         rewards: (T,), of taking each action.
         terminal: whether the MDP ended by the last action; if not, the recording stopped there.
         success: None if unknown.
+        task: what was to be done; empty if unknown.
     """
 
     observations: Mapping[str, np.ndarray]
@@ -42,6 +44,7 @@ class RecordedEpisode:
     rewards: np.ndarray
     terminal: bool
     success: bool | None = None
+    task: str = ""
 
 
 class ReplayStore:
@@ -122,5 +125,7 @@ def store_of(episodes: Sequence[RecordedEpisode], attributes: Mapping[str, Any])
         terminals=terminals,
         timeouts=timeouts,
         episode_ends=ends,
-        attributes=own | attributes_of([episode.success for episode in episodes], "episodes marked so"),
+        attributes=own
+        | attributes_of([episode.success for episode in episodes], "episodes marked so")
+        | tasks([episode.task for episode in episodes]),
     )

@@ -88,7 +88,8 @@ class ResidentSource:
 
     def __init__(self, sampler: Sampler, device: torch.device) -> None:
         self.sampler, store = sampler, sampler.store
-        self._frames = {name: array.tensor for name, array in store.observations.items() if isinstance(array, Resident)}
+        residents: dict[str, Any] = dict(store.observations)
+        self._frames = {name: x.tensor if x.index is None else x for name, x in residents.items()}
         lengths = store.episode_ends - store.episode_starts
 
         def on_device(values: np.ndarray, dtype: type) -> torch.Tensor:
@@ -130,7 +131,7 @@ class ResidentSource:
         frames = self._frames  # all of them, numbered by their rows
         return Frames(
             frames, window, next_window, actions, is_real, reward.float(), discount.float(), goal_window
-        ).batch()
+        ).batch(_taken)
 
     def _reward(self, rows: torch.Tensor) -> torch.Tensor:
         return (self._rewards[rows].double() + self.sampler.reward_shift) * self.sampler.reward_scale
@@ -153,3 +154,8 @@ class SeedsSource:
     def batch(self, fetched: Any) -> Batch:
         """As `BatchSource`, of one's part: for use inside `torch.func.vmap`."""
         return self._sources[0].batch(fetched)
+
+
+def _taken(frames: Any, axis: int, rows: torch.Tensor) -> torch.Tensor:
+    """Rows of a tensor, or of a `Resident` that looks them up in a table."""
+    return frames.take(rows) if isinstance(frames, Resident) else torch.index_select(frames, axis, rows)

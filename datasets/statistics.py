@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gtp_vision.core import depth
-from gtp_vision.datasets.arrays import Array
+from gtp_vision.datasets.arrays import Array, Lookup
 from gtp_vision.datasets.store import Store
 
 _FRAMES = 2048  # that a mean image is taken from: exact to a level or two, and 25 MB of 64x64 frames
@@ -104,8 +104,11 @@ def array_statistics(array: Array) -> ArrayStatistics:
 
 
 def store_statistics(store: Store) -> dict[str, ArrayStatistics]:
-    """Compute the statistics of `actions` (rows with an outcome: others may be padding) and of every state."""
-    states = {name: array for name, array in store.observations.items() if array.ndim == 2}
+    """Compute the statistics of `actions` (rows with an outcome: others may be padding) and of every state.
+
+    Instructions have none: their vectors are of one scale.
+    """
+    states = {name: x for name, x in store.observations.items() if x.ndim == 2 and not isinstance(x, Lookup)}
     return {"actions": action_statistics(store)} | {
         f"observations/{name}": array_statistics(array) for name, array in states.items()
     }

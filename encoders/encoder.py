@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from gtp_vision.core.errors import GtpVisionError, propose
-from gtp_vision.core.names import GOAL
+from gtp_vision.core.names import GOAL, INSTRUCTION
 from gtp_vision.encoders import backbones, tuning
 from gtp_vision.encoders.backbone import SHARED, Backbone, part_name, tower_name
 from gtp_vision.encoders.fusion import Fusion
@@ -47,7 +47,15 @@ class Encoder(nn.Module):
         backbones.check_name(config.name)
         self.shapes, self.config, self.bf16 = dict(shapes), config, False
         self.cameras = [name for name, shape in shapes.items() if len(shape) == 4]
-        self.states = [name for name, shape in shapes.items() if len(shape) == 2]
+        self.instruction = config.conditioning == "film"  # else it is one of the states
+        if self.instruction and INSTRUCTION not in shapes:
+            raise GtpVisionError(
+                "encoder.conditioning=film needs an instruction, and there is none; set task.instructions=id or text, "
+                "or encoder.conditioning=concatenate"
+            )
+        self.states = [
+            name for name, shape in shapes.items() if len(shape) == 2 and not (self.instruction and name == INSTRUCTION)
+        ]
         if config.name == "state" and self.cameras:
             raise GtpVisionError(f"encoder=state cannot see the cameras {self.cameras}; choose encoder=impala_small")
         self.preprocessing = {name: _preprocessing(name, config, shapes) for name in self.cameras}
@@ -61,8 +69,11 @@ class Encoder(nn.Module):
         for name in (name for name in self.cameras if self.preprocessing[name].depth):
             self.register_buffer(part_name("farthest", name), torch.tensor(float(2**16 - 1)))
         states = sum(shapes[name][0] * shapes[name][1] for name in self.states)
-        self.fusion = Fusion([self.tower(name).width for name in self.cameras], states, config)
+        instruction = shapes[INSTRUCTION][1] if self.instruction else 0
+        self.fusion = Fusion([self.tower(name).width for name in self.cameras], states, config, instruction)
         self.fusion.apply(backbones.initialise)
+        if self.fusion.film is not None:
+            nn.init.zeros_(self.fusion.film.weight)
         self.width = self.fusion.width
 
     def tower(self, camera: str) -> Backbone:
@@ -124,7 +135,7 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def standardize(self, scales: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Subtract each state's mean and divide by its scale, float32 (D,), from now on; saved with the parameters."""
-        for name in self.states:
+        for name in (name for name in self.states if name.removeprefix(GOAL) in scales):  # instructions have none
             for kind, values in zip(("mean", "scale"), scales[name.removeprefix(GOAL)], strict=True):
                 self.get_buffer(part_name(kind, name)).copy_(values)
 
@@ -149,7 +160,11 @@ class Encoder(nn.Module):
                 raise GtpVisionError(f"the observation '{name}' is a {type(observation[name]).__name__}; give a tensor")
         cameras = [self.camera_features(name, observation[name]) for name in self.cameras]
         states = [self._standardized(name, observation[name]) for name in self.states]
-        return self.fusion(cameras, pack(states, "b *")[0] if states else None)
+        instruction = None
+        if self.instruction:  # the newest of a stack, whose frames have the same
+            frames = observation[INSTRUCTION]
+            instruction = frames.reshape(len(frames), -1)[:, -self.shapes[INSTRUCTION][1] :].float()
+        return self.fusion(cameras, pack(states, "b *")[0] if states else None, instruction)
 
     def camera_features(self, name: str, images: torch.Tensor) -> torch.Tensor:
         """Vectors (B, W) of a camera's backbone before fusion, of frames as in `forward` or of vectors (B, 1, W)."""

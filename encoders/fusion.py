@@ -29,11 +29,20 @@ class Fusion(nn.Module):
 
     `concat` projects all cameras together to F features and appends the states; `transformer` attends over a token of
     each camera, one of the states and a readout token, whose output it returns. States pass an MLP first if
-    `state_hidden` is set.
+    `state_hidden` is set. An `instruction` of that many numbers, if there is one, scales and shifts the features of the
+    cameras (FiLM; Perez et al., 2018), at first by 1 and 0.
     """
 
-    def __init__(self, cameras: Sequence[int], states: int, config: EncoderConfig) -> None:
+    def __init__(self, cameras: Sequence[int], states: int, config: EncoderConfig, instruction: int = 0) -> None:
         super().__init__()
+        self.film: nn.Linear | None = None
+        if instruction:
+            if not cameras or config.fusion == "transformer":
+                raise GtpVisionError(
+                    "encoder.conditioning=film changes the features of cameras that encoder.fusion=concat joins; set "
+                    "encoder.conditioning=concatenate"
+                )
+            self.film = nn.Linear(instruction, 2 * config.features)
         self.states = states
         self.felt: nn.Module = nn.Identity()  # the states' MLP, under its name in checkpoints
         if states and config.state_hidden:
@@ -51,13 +60,19 @@ class Fusion(nn.Module):
         self.project: nn.Module | None = normalized_layers(sum(cameras), [config.features]) if cameras else None
         self.width = states + (config.features if cameras else 0)
 
-    def forward(self, cameras: Sequence[torch.Tensor], states: torch.Tensor | None) -> torch.Tensor:
-        """Each camera's (B, W), and the states (B, D) or None, to (B, width)."""
+    def forward(
+        self, cameras: Sequence[torch.Tensor], states: torch.Tensor | None, instruction: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Each camera's (B, W), and the states (B, D) and the instruction (B, I) or None, to (B, width)."""
         vectors = [] if states is None else [self.felt(states)]
         if self.transformer is not None:
             return self.transformer([*cameras, *vectors])
         if self.project is not None:
-            vectors.append(self.project(pack(list(cameras), "b *")[0]))
+            features = self.project(pack(list(cameras), "b *")[0])
+            if self.film is not None and instruction is not None:
+                scale, shift = self.film(instruction).chunk(2, -1)
+                features = features * (1 + scale) + shift
+            vectors.append(features)
         return pack(vectors, "b *")[0] if len(vectors) > 1 else vectors[0]
 
 

@@ -87,6 +87,11 @@ class EncoderConfig:
     )
     fusion_layers: int = setting(2, "layers of the fusion transformer", low=1)
     fusion_heads: int = setting(4, "attention heads of the fusion transformer", low=1)
+    conditioning: str = setting(
+        "concatenate",
+        "how an instruction enters: as a state, or by scales and shifts of the cameras' features (FiLM)",
+        choices=("concatenate", "film"),
+    )
     state_hidden: list[int] = setting([], "widths of an MLP for the states; empty: none", low=1)
     standardize: str = setting(
         "meanstd",

@@ -46,6 +46,7 @@ from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.formats.format import Format, Snapshots
 from gtp_vision.datasets.formats.native_checks import FLAT, checked_arrays, writable
+from gtp_vision.datasets.instructions import named_tasks
 from gtp_vision.datasets.layout import (
     PROGRESS_BYTES,
     FileArrays,
@@ -206,6 +207,7 @@ def _joined(path: Path) -> Iterator[FileArrays]:
     flat: dict[str, list[np.ndarray]] = {name: [] for name in FLAT}
     pieces: dict[str, list[Piece]] = {}
     marks, attributes, tasks, rows = list[bool | None](), dict[str, Any](), list[tuple[Path, Any]](), 0
+    texts: list[str] = []
     for each in episodes.files_in(path, *_SUFFIXES):
         with hdf5.open_file(each) as file:
             own, arrays = _check_attributes(file, each), checked_arrays(file, each, False)
@@ -225,6 +227,7 @@ def _joined(path: Path) -> Iterator[FileArrays]:
                 pieces.setdefault(short, []).append(episodes.reopened(piece_of(data, each), each, again))
         found["episode_ends"] = found["episode_ends"] + rows
         rows += len(found["actions"])
+        texts += named_tasks(own, len(found["episode_ends"])) or [""]
         marks += own.get(MARKS) or [None] * len(found["episode_ends"])
         for name, values in found.items():
             flat[name].append(values)
@@ -234,7 +237,7 @@ def _joined(path: Path) -> Iterator[FileArrays]:
     yield FileArrays(
         observations=pieces,
         **{name: np.concatenate(values) for name, values in flat.items()},
-        attributes=attributes | attributes_of(marks, words),
+        attributes=attributes | attributes_of(marks, words) | episodes.tasks(texts),
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, first_line
 from gtp_vision.datasets import hdf5
-from gtp_vision.datasets.arrays import Segmented
+from gtp_vision.datasets.arrays import Array, Segmented
 from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.layout import check_filters
 from gtp_vision.datasets.store import Store
@@ -83,7 +83,7 @@ def writable(store: Store) -> Store:
         GtpVisionError: a type, shape, length or name that the format cannot hold.
     """
     place = store.path or "the data set"
-    observations = {
+    observations: dict[str, Array] = {
         name: array if isinstance(array, np.ndarray | Segmented) else np.asarray(array)
         for name, array in store.observations.items()
     }

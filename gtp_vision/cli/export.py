@@ -52,6 +52,13 @@ def _options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="what they are, for slow and hold: absolute (goals), delta (motions, velocities), or one for each",
     )
+    parser.add_argument(
+        "--instruction",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="that the policy is to know besides those of its data, of a run with task.instructions=text; repeat it",
+    )
     parser.add_argument("--license", default="unknown", help="of the weights, as an SPDX name")
     parser.add_argument("--data-license", default="unknown", help="of the data set")
     parser.add_argument("--backbone-license", default="unknown", help="of pretrained weights it began with")
@@ -93,6 +100,7 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         limits=arguments.limits,
         rate=arguments.rate,
         on_doubt=None if arguments.doubt == [OFF] else on_doubt,
+        instructions=arguments.instruction,
     )
     schema = policy.schema
     shown = [*(f"{name} {shape}" for name, shape in schema.cameras.items())]
@@ -101,6 +109,8 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     print(
         f"  sees {', '.join(shown)}; answers {schema.actions} numbers, {schema.chunk} at once, in {schema.steps} jumps"
     )
+    if schema.table is not None:
+        print(f"  instructions: {'; '.join(schema.table.texts)}")
     megabytes = sum(path.stat().st_size for path in arguments.out.iterdir()) / 1e6
     within = "" if schema.limits is None else " within the limits"
     print(f"  {megabytes:.1f} MB; it acts bit for bit as the run's agent does{within}")

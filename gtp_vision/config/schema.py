@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from gtp_vision.agents import AgentConfig
 from gtp_vision.core.settings import setting
 from gtp_vision.datasets.goals import GOALS
+from gtp_vision.datasets.instructions import MODES as INSTRUCTIONS
 from gtp_vision.datasets.placement import PLACEMENTS
 from gtp_vision.datasets.rewards import MODES as REWARDS
 from gtp_vision.datasets.scaling import MODES
@@ -75,6 +76,16 @@ class TaskConfig:
     # For agents without a critic a later frame of the episode; for others any frame, in OGBench's shares for values,
     # and a reward of -1 until it is reached instead of the file's.
     goals: str | None = setting(None, "show each row a goal, relabelled in hindsight; null: no goals", choices=GOALS)
+    instructions: str | None = setting(
+        None,
+        "show the task of each episode that the data name: as a known one, or by its text (docs/instructions.md)",
+        choices=INSTRUCTIONS,
+    )
+    text_encoder: str = setting(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "model of task.instructions=text: a folder, or its name on the hub",
+        free=True,
+    )
     frame_stack: int = setting(3, "frames per observation", low=1)
     n_step: int = setting(1, "steps of the return before it bootstraps", low=1)
     discount: float = setting(0.99, "discount factor per step", low=0, high=1)

@@ -7,3 +7,6 @@ GOAL = "goal/"
 
 SALIENCY = "_saliency"
 """Suffix of videos that show which pixels change the action."""
+
+INSTRUCTION = "instruction"
+"""Observation of what is to be done: a vector (D,) of each task, see `datasets.instructions`."""

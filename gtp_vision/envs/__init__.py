@@ -17,9 +17,11 @@ import gymnasium
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 
 from gtp_vision.core import success
+from gtp_vision.core.names import INSTRUCTION
 from gtp_vision.core.processes import end_with_parent
 from gtp_vision.envs.rendering import Rendering, choose_backend, frames_checked
 from gtp_vision.envs.simulator import SIMULATORS, EnvSpec, Simulator
+from gtp_vision.envs.tasks import by_name, close
 from gtp_vision.envs.units import ActionUnits, PolicyActions
 
 _ROUNDING = 1e-6  # of rewards that are float32
@@ -61,7 +63,8 @@ def make_vector(spec: EnvSpec, count: int, patience: float | None = None) -> Asy
         multiprocessing.TimeoutError: some have not.
         EOFError: a process ended while it started.
     """
-    spec.simulator.prepare(spec)
+    for each in spec.each:
+        each.simulator.prepare(each)
     main = os.getpid()
     kind = type("_Vector", (_Vector,), {"patience": patience})  # an attribute of the class: `__init__` needs it
     return kind(
@@ -73,23 +76,9 @@ def make_vector(spec: EnvSpec, count: int, patience: float | None = None) -> Asy
 
 def make_named(spec: EnvSpec) -> gymnasium.Env:
     """Make one environment in this process, with the observations and infos of those of `make_vector`."""
-    spec.simulator.prepare(spec)
+    for each in spec.each:
+        each.simulator.prepare(each)
     return _Worker(spec.make(), spec)
-
-
-def by_name(shown: Any) -> dict[str, Any]:
-    """Observations, or their spaces, by name: a single image is called `camera`, any other single array `state`."""
-    if isinstance(shown, Mapping):
-        return dict(shown)
-    return {"camera" if len(shown.shape) == 3 else "state": shown}
-
-
-def close(env: gymnasium.Env) -> None:
-    """Close an environment after its renderer, which would fail at the interpreter's exit, when EGL is gone."""
-    renderer = getattr(env.unwrapped, "_renderer", None)
-    if renderer is not None:
-        renderer.close()
-    env.close()
 
 
 class _Worker(gymnasium.Wrapper):
@@ -106,8 +95,9 @@ class _Worker(gymnasium.Wrapper):
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         with frames_checked():  # a simulator may import mujoco here
             observation, info = self.env.reset(**arguments)
-        info = {"task": info["task"], "goal": by_name(info["goal"])} if self._has_goals else {}
-        return by_name(observation), info
+        task = info.get("task", info.get(INSTRUCTION))
+        found = {"task": task} if self._has_goals or isinstance(task, str) else {}
+        return by_name(observation), found | ({"goal": by_name(info["goal"])} if self._has_goals else {})
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)

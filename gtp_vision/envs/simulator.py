@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium
@@ -14,6 +14,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.framing import Framing
 from gtp_vision.core.registry import Registry
 from gtp_vision.envs.rendering import Rendering, choose_backend, frames_checked
+from gtp_vision.envs.tasks import Instructed, InTurns
 from gtp_vision.envs.units import ActionUnits, with_policy_actions
 
 
@@ -36,6 +37,7 @@ class EnvSpec:
         frames: how the data set's frames were cropped and resized; the environment renders as it recorded them.
         success_reward: a step's reward that counts as success; None: success is what the environment's info says.
         camera: of OGBench's manipulation, which renders the frames; None is its own for pixels.
+        instructions: text to vector (D,) of the tasks that a policy knows; None shows none.
     """
 
     name: str
@@ -50,6 +52,12 @@ class EnvSpec:
     frames: Framing | None = None
     success_reward: float | None = None
     camera: str | None = None
+    instructions: Mapping[str, np.ndarray] | None = None
+
+    @property
+    def each(self) -> list[EnvSpec]:
+        """The environments that take turns, of a name with `+` between theirs, or this one."""
+        return [replace(self, name=name) for name in self.name.split("+")]
 
     @property
     def simulator(self) -> Simulator:
@@ -66,13 +74,17 @@ class EnvSpec:
             GtpVisionError: an unknown name, a missing package, or a setting that the simulator does not have; actions
                 that are not bounded real numbers, or in other units than the data set's.
         """
-        if self.goals and not self.simulator.has_goals:
-            raise GtpVisionError(f"{self.name} has no observation of a goal; set task.goals=null")
+        for each in self.each:
+            if self.goals and not each.simulator.has_goals:
+                raise GtpVisionError(f"{each.name} has no observation of a goal; set task.goals=null")
         backend = choose_backend(required=False)
         with frames_checked():
-            env = self.simulator.make(self)
+            envs = {each.name: each.simulator.make(each) for each in self.each}
+            env = InTurns(envs) if len(envs) > 1 else envs[self.name]
             if self.frames is not None:
                 env = FramedObservations(env, self.frames)
+            if self.instructions is not None:
+                env = Instructed(env, self.name, self.instructions)
             if backend and "mujoco" in sys.modules and _shows_images(env.observation_space):
                 choose_backend()  # its faults are found here, not at the first frame
         return with_policy_actions(env, self.units, self.name)

@@ -45,7 +45,7 @@ class Episode:
         total_reward: the sum of its rewards.
         length: steps.
         film: if it was filmed, its observations by name, one more than steps; images are (H, W, C).
-        task: of environments with goals.
+        task: of environments with goals or instructions, or that take turns.
         goal: the goal's observation by name, of environments with goals.
         rewards: of its steps.
         actions: of its steps, each (A,) in [-1, 1], without those of grippers, see `Evaluator`.
@@ -57,7 +57,7 @@ class Episode:
     total_reward: float
     length: int
     film: list[dict[str, np.ndarray]]
-    task: int | None = None
+    task: int | str | None = None
     goal: dict[str, np.ndarray] | None = None
     rewards: list[float] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
@@ -295,9 +295,11 @@ class _Rollout:
         self._frames.begin(first, free)
         for slot in free:
             episode = self.running[slot]
+            if "task" in info:
+                task = info["task"][slot]
+                episode.task = task if isinstance(task, str) else int(task)
             if self._has_goals:
                 newest = self._frames.newest(slot)
-                episode.task = int(info["task"][slot])
                 episode.goal = {name.removeprefix(GOAL): x for name, x in newest.items() if name.startswith(GOAL)}
             if episode.number < self._film:
                 self._add_frame(slot)

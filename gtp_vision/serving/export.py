@@ -25,10 +25,12 @@ from gtp_vision.core.manifest import write_manifest
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.core.units import in_units
 from gtp_vision.datasets.formats import ogbench
+from gtp_vision.datasets.instructions import TABLE
 from gtp_vision.datasets.rate import known_rate
 from gtp_vision.datasets.record import DataRecord
 from gtp_vision.datasets.scaling import in_file_units
 from gtp_vision.datasets.store import Store
+from gtp_vision.encoders.text import sentence_features
 from gtp_vision.report.rounds import rounds_of
 from gtp_vision.serving import artifact, graphs
 from gtp_vision.serving.calibration import calibrate, reference_of
@@ -63,6 +65,7 @@ def export(
     limits: Sequence[str] = (),
     rate: float | None = None,
     on_doubt: OnDoubt | None = TELLS,
+    instructions: Sequence[str] = (),
 ) -> Policy:
     """Write the artifact of a run's checkpoint, and return it as it is loaded.
 
@@ -83,6 +86,7 @@ def export(
             the position alone.
         rate: actions a second; None is the data's.
         on_doubt: which signals of doubt are measured, and what is done about it; None keeps nothing of the data.
+        instructions: texts that the policy is to know besides those of its data, by its text encoder.
 
     Raises:
         GtpVisionError: a missing run or checkpoint, acting or limits that do not fit, or `out` is occupied or not
@@ -95,6 +99,8 @@ def export(
     made, limited_by = limits_of(trained.record, data, limits, rate)
     reference, others, unknown = (None, None, OFF) if on_doubt is None else _reference_of(config, agent, data)
     schema = replace(schema_of(config, agent, trained.record), limits=made)
+    if instructions:
+        schema = replace(schema, instructions=_extended(schema, config, instructions))
     checkpoint = (run / "checkpoints" / which).resolve().name
     origin = provenance(run, config, trained.record, int(checkpoint.removeprefix("step_")), licences or {})
     origin |= {LIMITS: limited_by, DOUBT: unknown}
@@ -168,6 +174,17 @@ def _reference_of(
         return None, None, str(error)
 
 
+def _extended(schema: Schema, config: Config, texts: Sequence[str]) -> Mapping[str, Any]:
+    """The record of the policy's instructions and some more."""
+    table = schema.table
+    if table is None or table.encoder is None:
+        raise GtpVisionError(
+            f"--instruction adds a text by the text encoder of a run with task.instructions=text, and this one has "
+            f"task.instructions={config.task.instructions or 'null'}; leave it out"
+        )
+    return table.extended(texts, partial(sentence_features, source=config.task.text_encoder)).record()
+
+
 def _data_of(config: Config, record: DataRecord) -> TaskData | GtpVisionError:
     """The data that a run was trained on, or why they cannot be read; nothing is downloaded."""
     try:
@@ -202,6 +219,7 @@ def schema_of(config: Config, agent: Agent, data: DataRecord) -> Schema:
         agent=agents.label(agent.config),
         task=config.task.name,
         frames=data.attributes.get(FRAMES),
+        instructions=data.attributes.get(TABLE),
     )
 
 

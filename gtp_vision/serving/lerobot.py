@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.names import INSTRUCTION
 from gtp_vision.serving.answer import PLAN
 from gtp_vision.serving.client import Client
 from gtp_vision.serving.policy import Policy, Session
@@ -28,7 +29,8 @@ class LeRobotPolicy:
     """Acts for robots whose observations are LeRobot's: `observation.images.NAME`, `observation.state`, ...
 
     Frames are (B, C, H, W), float32 in [0, 1] or uint8. `observation.NAME` is the policy's state NAME; those that are
-    missing are in `observation.state`, one after another in the order of the schema. Other items are left out.
+    missing are in `observation.state`, one after another in the order of the schema. `task`, a text or one for each
+    row, is the instruction of a policy that takes one. Other items are left out.
 
     Args:
         source: a loaded policy, or the address of a server, which acts for a batch of one.
@@ -44,10 +46,14 @@ class LeRobotPolicy:
         self._steps, self._seed = steps, seed
         self._client: Client | None = None
         if isinstance(source, Policy):
-            self._cameras, self._states = source.schema.cameras, source.schema.states
+            self._cameras, self._states = source.schema.cameras, dict(source.schema.states)
+            self._is_instructed = source.schema.table is not None
         else:
             self._client = Client(source, **options)
-            self._cameras, self._states = self._client.metadata["cameras"], self._client.metadata["states"]
+            self._cameras, self._states = self._client.metadata["cameras"], dict(self._client.metadata["states"])
+            self._is_instructed = self._client.metadata.get("instructions") is not None
+        if self._is_instructed:
+            del self._states[INSTRUCTION]
         self._sessions: list[Session] = []
         self._rest: list[np.ndarray] = []  # actions of the server's last plan that are still to be executed
         self._executed = 0  # of that plan
@@ -97,7 +103,7 @@ class LeRobotPolicy:
         return torch.from_numpy(self._client.infer(observations[0])["actions"][None]).to(device)
 
     def _acted(
-        self, act: Callable[..., np.ndarray], observations: Sequence[dict[str, np.ndarray]], device: torch.device
+        self, act: Callable[..., np.ndarray], observations: Sequence[dict[str, Any]], device: torch.device
     ) -> Tensor:
         """What a session of each row answers; their seeds count on from the first one's."""
         if self._policy is not None and len(self._sessions) != len(observations):
@@ -105,7 +111,7 @@ class LeRobotPolicy:
         pairs = zip(self._sessions, observations, strict=True)
         return torch.from_numpy(np.stack([act(session, seen, steps=self._steps) for session, seen in pairs])).to(device)
 
-    def _observations(self, batch: Mapping[str, Any]) -> tuple[list[dict[str, np.ndarray]], torch.device]:
+    def _observations(self, batch: Mapping[str, Any]) -> tuple[list[dict[str, Any]], torch.device]:
         """The observation of each row of a batch in the policy's names."""
         tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
         found = {name: self._of(tensors, name, f"{_IMAGES}{name}") for name in self._cameras}
@@ -129,7 +135,13 @@ class LeRobotPolicy:
                 f"each to a policy"
             )
         arrays = {name: values.cpu().numpy() for name, values in found.items()}
+        observations: list[dict[str, Any]]
         observations = [{name: values[row] for name, values in arrays.items()} for row in range(rows.pop())]
+        if self._is_instructed and "task" in batch:
+            task = batch["task"]
+            texts = [task] * len(observations) if isinstance(task, str) else list(task)
+            for observation, text in zip(observations, texts, strict=True):
+                observation[INSTRUCTION] = text
         return observations, next(iter(found.values())).device
 
     def _of(self, tensors: Mapping[str, Tensor], name: str, key: str) -> Tensor:

@@ -22,6 +22,7 @@ from gtp_vision.agents.fast import FastPolicy
 from gtp_vision.agents.joining import Known
 from gtp_vision.agents.settings import CUT
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.names import INSTRUCTION
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.core.units import to_policy
 from gtp_vision.serving.doubt import SALT, Doubter, Reactor, check
@@ -70,28 +71,38 @@ class Session:
             config.action_chunk,
         )
 
-    def act(self, observation: Mapping[str, Any], *, steps: int | None = None) -> np.ndarray:
+    def act(
+        self, observation: Mapping[str, Any], instruction: str | None = None, *, steps: int | None = None
+    ) -> np.ndarray:
         """The next action, float32 (A,), in the robot's units, within its limits; K is the policy's own if None.
 
-        The observation has the newest frame of each camera, uint8 (H, W, C), and each state, (D,); goals likewise.
+        The observation has the newest frame of each camera, uint8 (H, W, C), and each state, (D,); goals likewise. The
+        instruction of a policy that takes one may also be in the observation, as `instruction`.
 
         Raises:
             GtpVisionError: an observation that does not fit the schema, or a K that does not fit the policy.
             DoubtError: the policy stopped because of doubt.
         """
-        stacks, noise = self._push(observation, steps, "act")
+        stacks, noise = self._push(_with(observation, instruction), steps, "act")
         with torch.no_grad():
             action = self._executor(stacks, noise)
         self._last = self._limited(action, None if self._last is None else self._last[0])
         return self._last[0].copy()
 
     def plan(
-        self, observation: Mapping[str, Any], *, steps: int | None = None, executed: int | None = None, delay: int = 0
+        self,
+        observation: Mapping[str, Any],
+        instruction: str | None = None,
+        *,
+        steps: int | None = None,
+        executed: int | None = None,
+        delay: int = 0,
     ) -> np.ndarray:
         """The next H actions, float32 (H, A); otherwise as `act`. Every call makes a new plan.
 
         Args:
             observation: as of `act`.
+            instruction: as of `act`.
             steps: K; None is the policy's.
             executed: actions of the last plan that were executed when the observation was taken, counted from its first
                 one, also where a delay froze that; 0 for the first plan of an episode. The plan continues the last one
@@ -104,7 +115,7 @@ class Session:
             GtpVisionError: as `act`; or the last plan has not as many actions.
         """
         self._check_executed(executed, delay)
-        stacks, noise = self._push(observation, steps, "plan")
+        stacks, noise = self._push(_with(observation, instruction), steps, "plan")
         rest = None if executed is None or self._last is None else self._last[executed:]
         known = None
         if rest is not None and len(rest) and self.policy.agent.config.acting.join != CUT:
@@ -248,15 +259,23 @@ class Policy(PyTorchModelHubMixin):
             folder = Path(snapshot_download(model_id, allow_patterns=artifact.FILES, **hub))
         return artifact.load_policy(folder, device=device, engine=engine)
 
-    def act(self, observation: Mapping[str, Any], *, steps: int | None = None) -> np.ndarray:
+    def act(
+        self, observation: Mapping[str, Any], instruction: str | None = None, *, steps: int | None = None
+    ) -> np.ndarray:
         """The next action of the policy's own session, see `Session.act`."""
-        return self._session.act(observation, steps=steps)
+        return self._session.act(observation, instruction, steps=steps)
 
     def plan(
-        self, observation: Mapping[str, Any], *, steps: int | None = None, executed: int | None = None, delay: int = 0
+        self,
+        observation: Mapping[str, Any],
+        instruction: str | None = None,
+        *,
+        steps: int | None = None,
+        executed: int | None = None,
+        delay: int = 0,
     ) -> np.ndarray:
         """The next chunk of the policy's own session, see `Session.plan`."""
-        return self._session.plan(observation, steps=steps, executed=executed, delay=delay)
+        return self._session.plan(observation, instruction, steps=steps, executed=executed, delay=delay)
 
     def reset(self) -> None:
         """Start a new episode of the policy's own session."""
@@ -306,3 +325,7 @@ class Policy(PyTorchModelHubMixin):
         if steps not in self._valid_steps:
             check_agent(acting_in(self.agent.config, steps), steps_key="steps")
             self._valid_steps.add(steps)
+
+
+def _with(observation: Mapping[str, Any], instruction: str | None) -> Mapping[str, Any]:
+    return observation if instruction is None else {**observation, INSTRUCTION: instruction}

@@ -22,6 +22,9 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.jpeg import JPEG_ERRORS, decoded_jpeg, reason
+from gtp_vision.core.names import INSTRUCTION
+from gtp_vision.datasets.instructions import Instructions
+from gtp_vision.serving.schema import NO_INSTRUCTIONS, needed
 
 _CODES = ("u1", "i1", "b1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8")
 _DTYPES = {f"{order}{code}": np.dtype(f"{order}{code}") for code in _CODES for order in ("<", ">", "|", "=", "")}
@@ -31,6 +34,7 @@ _DTYPES |= {np.dtype(code).name: np.dtype(code) for code in _CODES}
 EVERYTHING = "*"
 """As a key to ignore: all keys that the policy does not know."""
 
+_PROMPT = "prompt"  # openpi's name of an instruction
 _DEPTH = 4  # of maps within maps
 _CONTAINERS = 256  # maps and lists in a message
 _MAP = 256  # keys of a map
@@ -72,6 +76,8 @@ class Reader:
         renamed: the client's key to the policy's name; keys of maps within maps are joined with `/`.
         ignored: the client's keys that are ignored, maps with all that is in them; `*` for all that the policy does not
             know.
+        instructions: that the policy knows; a text `instruction`, or `prompt` as openpi's clients send it, is one of
+            them.
 
     Attributes:
         max_size: bytes that a message may have: more than any that deserves an answer.
@@ -88,12 +94,16 @@ class Reader:
         recorded: Mapping[str, tuple[int, int, int]] | None = None,
         renamed: Mapping[str, str] | None = None,
         ignored: Collection[str] = (),
+        instructions: Instructions | None = None,
     ) -> None:
+        self._instructions = instructions
         self._cameras, self._states = {name: tuple(shape) for name, shape in cameras.items()}, dict(states)
         self._names = [*self._cameras, *self._states]
         other = recorded or {}
         self._shapes = {name: [shape, *([other[name]] if name in other else [])] for name, shape in cameras.items()}
         self._renamed, self._ignored = dict(renamed or {}), frozenset(ignored)
+        if instructions is not None and _PROMPT not in self._names:
+            self._renamed.setdefault(_PROMPT, INSTRUCTION)
         for theirs, ours in self._renamed.items():
             if ours not in self._names:
                 raise GtpVisionError(f"--map {theirs}={ours}: '{ours}' is unknown: {propose(ours, self._names)}")
@@ -131,9 +141,14 @@ class Reader:
             return Request(None, reset, seed)
         for name, shape in [*self._cameras.items(), *((name, (width,)) for name, width in self._states.items())]:
             if name not in values:
+                if name == INSTRUCTION and self._instructions is not None:
+                    raise GtpVisionError(needed(self._instructions))
                 raise GtpVisionError(f"'{name}' {shape} is missing from the observation; send {_listed(self._names)}")
         observation = {name: _image(name, values[name], shapes) for name, shapes in self._shapes.items()}
-        observation |= {name: _state(name, values[name], width) for name, width in self._states.items()}
+        if self._instructions is not None and isinstance(text := _text(values[INSTRUCTION]), str):
+            observation[INSTRUCTION] = self._instructions.vector(text)
+        others = [name for name in self._states if name not in observation]
+        observation |= {name: _state(name, values[name], self._states[name]) for name in others}
         return Request(observation, reset, seed, executed, delay, round_trip)
 
     def _control(self, content: dict[Any, Any], name: str) -> Any:
@@ -182,6 +197,10 @@ class Reader:
                 above = itertools.accumulate(key.split("/"), lambda path, part: f"{path}/{part}")
                 if EVERYTHING in self._ignored or not self._ignored.isdisjoint(above):
                     continue
+                if name in (INSTRUCTION, _PROMPT):
+                    raise GtpVisionError(
+                        f"{NO_INSTRUCTIONS.format(name=name)}, or start the server with --ignore {name}"
+                    )
                 raise GtpVisionError(
                     f"'{_cut(key)}' is not a camera or state of this policy (it has {_listed(self._names)}); leave it "
                     f"out, or start the server with --map or --ignore for it"

@@ -29,8 +29,9 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, reason
 from gtp_vision.core.files import require_space
-from gtp_vision.core.names import GOAL
+from gtp_vision.core.names import GOAL, INSTRUCTION
 from gtp_vision.core.units import to_policy
+from gtp_vision.datasets.instructions import TABLE, table_of
 from gtp_vision.datasets.replay_store import RecordedEpisode, ReplayStore
 from gtp_vision.datasets.store import ACTION_BOUNDS, ACTIONS_BETWEEN
 from gtp_vision.serving.answer import PLAN, Answered
@@ -70,6 +71,8 @@ class Recorder:
         self._pending, self._is_stopped = 0, False
         attributes: dict[str, Any] = {"source": "served", "task": schema.task, ANSWERS: asdict(served)}
         attributes |= zip(ACTION_BOUNDS, map(list, (schema.action_low, schema.action_high)), strict=True)
+        if schema.instructions is not None:
+            attributes[TABLE] = schema.instructions
         if served.answer == PLAN and schema.chunk > 1:
             attributes[ACTIONS_BETWEEN] = schema.chunk
         _check(folder, schema, attributes)
@@ -175,8 +178,10 @@ class _Episode:
         self.nbytes += step.nbytes
 
     def fits(self, step: Step) -> bool:
-        """Whether a step's frames have the sizes of the episode's: policies take some that they resize."""
+        """Whether a step has the instruction of the episode, and frames of its sizes: policies take some others."""
         first = self.steps[0].observation if self.steps else step.observation
+        if INSTRUCTION in first and not np.array_equal(first[INSTRUCTION], step.observation[INSTRUCTION]):
+            return False
         return all(first[name].shape == array.shape for name, array in step.observation.items())
 
 
@@ -224,7 +229,7 @@ def _received(pipe: Connection) -> Step | int | None:
 class _Writer:
     def __init__(self, folder: Path, attributes: Mapping[str, Any], limit: int) -> None:
         self._folder, self._attributes, self._limit = folder, attributes, limit
-        self._store = ReplayStore(folder)
+        self._store, self._table = ReplayStore(folder), table_of(attributes)
         self._held = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
     def write(self, episode: _Episode) -> None:
@@ -247,6 +252,7 @@ class _Writer:
             np.clip(actions, -1, 1).astype(np.float32),
             np.zeros(len(actions), np.float32),
             terminal=False,
+            task="" if self._table is None else self._table.text(steps[0].observation[INSTRUCTION]) or "",
         )
         beside, columns = arrays_of(steps)
         own = {ANSWERS: self._attributes[ANSWERS] | columns | {"client": steps[0].client}}

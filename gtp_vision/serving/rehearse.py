@@ -20,6 +20,7 @@ from gtp_vision.agents.acting import FrameStack
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.progress import Progress
+from gtp_vision.datasets.instructions import named_tasks, texts_of
 from gtp_vision.datasets.rate import known_rate
 from gtp_vision.datasets.scaling import in_file_units
 from gtp_vision.datasets.store import Store
@@ -88,6 +89,8 @@ def rehearse(
     """
     if not (rate is None or 0 < rate < 1e5):
         raise GtpVisionError(f"--rate {rate:g} must be the number of actions a second")
+    if policy.schema.table is not None and named_tasks(store.attributes, store.episodes):
+        store = policy.schema.table.shown(store, texts_of(store))
     if faults := _misfits(store, policy.schema):
         return Rehearsal(faults, None)
     played = np.flatnonzero(store.last_outcomes >= store.episode_starts)

@@ -12,13 +12,15 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.framing import FRAMES, Framing
-from gtp_vision.core.names import GOAL
+from gtp_vision.core.names import GOAL, INSTRUCTION
 from gtp_vision.core.units import in_units
+from gtp_vision.datasets.instructions import TABLE, Instructions
 from gtp_vision.serving.limits import Limits
 
 _MAX_SIDE = 8192  # pixels
 _MAX_WIDTH = 100_000  # numbers of a state, of an action
 _MAX_LENGTH = 1000  # frames of a stack, actions of a chunk, jumps, candidates
+NO_INSTRUCTIONS = "'{name}' is an instruction, and this policy was trained without any; leave it out"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Schema:
         frames: how the data's frames were cropped and resized; frames of the recorded size are made alike. The record
             of a `Framing`, or None.
         limits: of the actions as they are executed, within the bounds; None has none but these.
+        instructions: record of the `Instructions` that the policy knows, whose vectors are its state `instruction`, or
+            None.
     """
 
     cameras: Mapping[str, tuple[int, int, int]]
@@ -53,6 +57,7 @@ class Schema:
     task: str
     frames: Mapping[str, Any] | None = None
     limits: Limits | None = None
+    instructions: Mapping[str, Any] | None = None
 
     @property
     def actions(self) -> int:
@@ -98,9 +103,19 @@ class Schema:
             raise GtpVisionError("its schema has invalid action bounds")
         if not schema.cameras and not schema.states:
             raise GtpVisionError("its schema has neither cameras nor states")
+        table = Instructions.of(stored.get(TABLE))
+        if table is not None:
+            schema = replace(schema, instructions=table.record())
+            if schema.states.get(INSTRUCTION) != table.vectors.shape[1]:
+                raise GtpVisionError(f"its state '{INSTRUCTION}' is not as wide as its instructions' vectors")
         if (limits := stored.get("limits")) is not None:
             schema = replace(schema, limits=Limits.of(limits, (schema.action_low, schema.action_high)))
         return schema
+
+    @cached_property
+    def table(self) -> Instructions | None:
+        """The instructions that the policy knows; None of a policy that takes none."""
+        return Instructions.of(self.instructions)
 
     @cached_property
     def framing(self) -> Framing | None:
@@ -116,6 +131,8 @@ class Schema:
     def check(self, observation: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """One observation as arrays: frames uint8 (H, W, C), states float32 (D,).
 
+        An instruction may be a text.
+
         Raises:
             GtpVisionError: something is missing, unknown, of another type or shape, or not finite.
         """
@@ -124,12 +141,19 @@ class Schema:
         known = [*self.cameras, *self.states]
         for name in observation:
             if name not in known:
+                if name == INSTRUCTION:
+                    raise GtpVisionError(NO_INSTRUCTIONS.format(name=name))
                 raise GtpVisionError(f"the observation holds an unknown name '{name}': {propose(str(name), known)}")
         arrays = {}
         for name in known:
             if name not in observation:
+                if name == INSTRUCTION and self.table is not None:
+                    raise GtpVisionError(needed(self.table))
                 raise GtpVisionError(f"the observation lacks '{name}'; the policy needs {', '.join(known)}")
-            array, is_camera = np.asarray(observation[name]), name in self.cameras
+            value, is_camera = observation[name], name in self.cameras
+            if isinstance(value, str) and name == INSTRUCTION and self.table is not None:
+                value = self.table.vector(value)
+            array = np.asarray(value)
             if is_camera and array.dtype != np.uint8:
                 raise GtpVisionError(f"'{name}' is {array.dtype}; give raw frames, uint8 from 0 to 255")
             if not is_camera and array.dtype.kind not in "fiu":
@@ -161,3 +185,9 @@ def _count(value: Any, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
         raise ValueError(f"{value!r} is not an integer from 1 to {most}")
     return value
+
+
+def needed(table: Instructions) -> str:
+    """What is said of an observation without an instruction, to a policy that needs one."""
+    texts = ", ".join(f"'{text}'" for text in table.texts[:12]) + (", ..." if len(table.texts) > 12 else "")
+    return f"the observation lacks '{INSTRUCTION}', what is to be done; give one of {texts}"

@@ -100,6 +100,7 @@ class Server:
             recorded=schema.recorded,
             renamed=settings.renamed,
             ignored=settings.ignored,
+            instructions=schema.table,
         )
         self._metrics, self._clients = Metrics(), set[Client]()
         self._rate = None if schema.limits is None else schema.limits.rate
@@ -108,6 +109,7 @@ class Server:
         self._ending, self._admitted = False, 0
         keys = ("cameras", "states", "frame_stack", "agent", "task", "actions", "action_low", "action_high")
         metadata = {key: getattr(schema, key) for key in keys}
+        metadata["instructions"] = None if schema.table is None else list(schema.table.texts)
         metadata["join"] = policy.agent.config.acting.join
         metadata["on_doubt"] = None if policy.doubter() is None else policy.on_doubt.reaction
         metadata["limits"] = None if schema.limits is None else asdict(schema.limits)

@@ -10,6 +10,7 @@ from gtp_vision.config.compose import from_values, plain_values
 from gtp_vision.config.schema import Config, InitConfig, TaskConfig
 from gtp_vision.core.framing import FRAMES
 from gtp_vision.core.names import GOAL
+from gtp_vision.datasets.instructions import TABLE
 from gtp_vision.datasets.record import DataRecord
 from gtp_vision.datasets.store import ACTION_BOUNDS
 from gtp_vision.serving import artifact
@@ -62,7 +63,8 @@ def _artifact(folder: Path) -> Source:
         episodes=episodes,
         frames=frames,
         attributes=dict(zip(ACTION_BOUNDS, map(list, (schema.action_low, schema.action_high)), strict=True))
-        | ({} if schema.frames is None else {FRAMES: schema.frames}),
+        | ({} if schema.frames is None else {FRAMES: schema.frames})
+        | ({} if schema.instructions is None else {TABLE: schema.instructions}),
     )
     return Source(
         path=folder.absolute(),

@@ -18,10 +18,11 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core import depth
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import cache_dir
-from gtp_vision.core.names import GOAL
+from gtp_vision.core.names import GOAL, INSTRUCTION
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
+from gtp_vision.datasets.instructions import TABLE
 from gtp_vision.datasets.placement import free_memory, place
 from gtp_vision.datasets.record import DataRecord
 from gtp_vision.datasets.sampler import Sampler
@@ -294,7 +295,10 @@ def shapes(data: DataRecord, frame_stack: int, *, goals: bool = False) -> dict[s
         name: (frame_stack, shape[2], *shape[:2]) if len(shape) == 3 else (frame_stack, *shape)
         for name, shape in data.observations.items()
     }
-    return found | ({GOAL + name: shape for name, shape in found.items()} if goals else {})
+    of_goals = {
+        GOAL + name: shape for name, shape in found.items() if name != INSTRUCTION or TABLE not in data.attributes
+    }
+    return found | (of_goals if goals else {})
 
 
 def goals_of(config: Config) -> HindsightGoals | None:

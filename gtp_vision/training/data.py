@@ -20,10 +20,12 @@ from gtp_vision.config.schema import Config, TaskConfig
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.framing import ALL, Framing, Size, size_of
+from gtp_vision.core.names import INSTRUCTION
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.datasets import demo_path
 from gtp_vision.datasets.formats import ogbench, open_store
 from gtp_vision.datasets.formats import open_states as open_states_of
+from gtp_vision.datasets.instructions import Instructions, named_tasks, table_of, texts_of
 from gtp_vision.datasets.record import DataRecord, differences, record_of
 from gtp_vision.datasets.rewards import check_contrast, check_marked, rewarded
 from gtp_vision.datasets.sampler import Sampler
@@ -33,6 +35,7 @@ from gtp_vision.datasets.statistics import ArrayStatistics, farthest, mean_image
 from gtp_vision.datasets.store import ACTION_BOUNDS, ACTIONS_BETWEEN, Store, mix
 from gtp_vision.datasets.validation import shape_errors, validate
 from gtp_vision.encoders import Encoder
+from gtp_vision.encoders.text import sentence_features
 from gtp_vision.models import Policy
 
 STATISTICS = "statistics.json"
@@ -74,14 +77,37 @@ def open_split(config: Config, known: Mapping[str, Any] | None = None, *, rescal
     training, held_out = found[: len(stores)], found[len(stores) :]
     if task.rewards != "file" and config.agent.critic.backup != "none" and task.goals is None:
         check_contrast(training, config.agent.name)
-    return TaskData(_mixed(training, task.shares), _mixed(held_out) if held_out else None, split)
+    table = _instructions(task, found, table_of(known))
+    return TaskData(
+        _shown(_mixed(training, task.shares), training, table),
+        _shown(_mixed(held_out), held_out, table) if held_out else None,
+        split,
+    )
+
+
+def _instructions(task: TaskConfig, stores: Sequence[Store], known: Instructions | None) -> Instructions | None:
+    """The table of the tasks of all data sets, after those of a run that is continued; None: none are shown."""
+    if task.instructions is None:
+        return None
+    texts = sorted({text for store in stores for text in texts_of(store)})
+    encoder = task.text_encoder if task.instructions == "text" else None
+    encode = None if encoder is None else partial(sentence_features, source=encoder)
+    if known is not None and (known.encoder is None) == (encoder is None):
+        return known.extended(texts, encode)
+    return Instructions.made(texts, encoder, encode)
+
+
+def _shown(store: Store, parts: Sequence[Store], table: Instructions | None) -> Store:
+    """A store that joins `parts` with the instruction of each row, if there is a table of them."""
+    return store if table is None else table.shown(store, [text for part in parts for text in texts_of(part)])
 
 
 def open_for(config: Config, path: Path, past: DataRecord) -> Store:
     """Other recordings of a run's task, validated: with its filter, its observations in order, its scale of actions."""
     beside = replace(config, task=replace(config.task, labels=None))  # those of the run are of its own data
     store = _filtered(_opened(beside, path), config.task)
-    return in_order(_scaled(config, [store], past.attributes)[0], past, config.task)
+    store = _scaled(config, [store], past.attributes)[0]
+    return in_order(_shown(store, [store], table_of(past.attributes)), past, config.task)
 
 
 def _opened(config: Config, path: Path) -> Store:
@@ -92,7 +118,10 @@ def _opened(config: Config, path: Path) -> Store:
             f"{path} holds recordings of plans, whose observations are up to {store.attributes[ACTIONS_BETWEEN]} "
             f"actions apart, so what followed an action is not known; record with serve --record DIR --answer action"
         )
-    return _checked(store if task.observations is None else store.select(task.observations), path)
+    names = list(store.observations) if task.observations is None else task.observations
+    if task.instructions is not None and named_tasks(store.attributes, store.episodes):  # recordings hold both
+        names = [name for name in names if name != INSTRUCTION]
+    return _checked(store if names == list(store.observations) else store.select(names), path)
 
 
 def _scaled(

@@ -19,8 +19,9 @@ from gtp_vision.config.compose import acting_with, checked, from_run, segments_i
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.framing import FRAMES, Framing
-from gtp_vision.core.names import SALIENCY
+from gtp_vision.core.names import INSTRUCTION, SALIENCY
 from gtp_vision.core.progress import Progress
+from gtp_vision.datasets.instructions import table_of
 from gtp_vision.datasets.record import DataRecord, record_of
 from gtp_vision.datasets.store import ACTION_BOUNDS, Store
 from gtp_vision.envs import ActionUnits, EnvSpec, PolicyActions, Rendering, by_name, close
@@ -187,6 +188,9 @@ def eval_seed(config: Config) -> int:
 def env_spec(config: Config, data: DataRecord) -> EnvSpec:
     """The environment in which the task is evaluated, rendered as its data were, with actions in their units."""
     actions, frames = data.statistics["actions"], Framing.of(data.attributes.get(FRAMES))
+    table, shown = table_of(data.attributes), dict(data.observations)
+    if table is not None:
+        del shown[INSTRUCTION]  # not of the simulator
     return EnvSpec(
         name=config.task.env or "",
         rendering=Rendering.of(data.attributes),
@@ -194,7 +198,8 @@ def env_spec(config: Config, data: DataRecord) -> EnvSpec:
         max_episode_steps=config.task.max_episode_steps,
         goals=config.task.goals is not None,
         env_args=data.attributes.get("env_args"),
-        shown={name: (frames.recorded if frames else {}).get(name, x) for name, x in data.observations.items()},
+        shown={name: (frames.recorded if frames else {}).get(name, x) for name, x in shown.items()},
+        instructions=None if table is None else dict(zip(table.texts, table.vectors, strict=True)),
         frames=frames,
         units=action_units(config, data.name or "the data set", data.attributes, (actions["min"], actions["max"])),
         success_reward=config.task.success_reward,

@@ -25,7 +25,7 @@ from gtp_vision.core.files import cached, fingerprint
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.datasets import resumable
-from gtp_vision.datasets.arrays import Array
+from gtp_vision.datasets.arrays import Array, Lookup
 from gtp_vision.datasets.batch import channels_first
 from gtp_vision.datasets.placement import take_rows
 from gtp_vision.datasets.sampler import Sampler
@@ -42,7 +42,7 @@ _VALUES = {
 _EXCLUDED = {  # settings that do not affect the features of a frozen backbone, or that are named separately
     *("weights", "cameras", "views", "augmentation", "cache", "share", "gradient", "share_cameras", "features"),
     *("fusion", "fusion_layers", "fusion_heads", "state_hidden", "standardize", "tuning", "blocks", "decay"),
-    *("learning_rate_scale", "unfreeze_step", "lora"),
+    *("learning_rate_scale", "unfreeze_step", "lora", "conditioning"),
 }
 _SAMPLE = 32  # rows that decide the dtype, and that are compared when an entry is reused
 _ROUNDING = 2e-3  # largest error of float16, relative to the features' deviation between rows
@@ -115,6 +115,8 @@ class _Builder:
             return self._camera(name, array, windows, kind)
         if self.frames.frame_stack == 1:
             return array
+        if isinstance(array, Lookup):
+            return Lookup(np.tile(array.table, self.frames.frame_stack), array.index)
         width = self.frames.frame_stack * array.shape[1]
 
         def piece(start: int, stop: int) -> np.ndarray:

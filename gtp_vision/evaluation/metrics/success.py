@@ -26,11 +26,11 @@ def _success(episodes: Sequence[Episode], _: str) -> dict[str, Any]:
 
 
 def _tasks(episodes: Sequence[Episode], _: str) -> dict[str, Any]:
-    by_task: dict[int, list[bool]] = {}
+    by_task: dict[int | str, list[bool]] = {}
     for episode in episodes:
         if episode.task is not None and episode.success is not None:
             by_task.setdefault(episode.task, []).append(episode.success)
-    means = {str(task): float(np.mean(by_task[task])) for task in sorted(by_task)}
+    means = {str(task): float(np.mean(by_task[task])) for task in sorted(by_task, key=str)}
     return {"tasks": means} if means else {}
 
 
