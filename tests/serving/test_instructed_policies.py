@@ -135,13 +135,13 @@ def test_an_artifact_holds_its_sentences_and_new_ones_are_added_by_the_encoder(t
     sampler = graphs.sampler_of(more)
     other = sampler.inputs | {"instruction": sampler.inputs["instruction"] + 1}
     assert not torch.equal(sampler(*sampler.inputs.values()), sampler(*other.values()))
-    found = rehearse(plain, open_store(data), Local(plain))
+    found = rehearse(plain, open_store(data), Local(plain), episodes=2)
     assert not [finding for finding in found.findings if finding.subject in ("observations", "instruction")]
     native.write(
         tmp_path / "new.h5", replace(two_tasks(), attributes={"tasks": [LEFT, "go up"], "episode_tasks": [0, 1] * 10})
     )
     with pytest.raises(GtpVisionError, match="'go up' is not an instruction"):
-        rehearse(plain, open_store(tmp_path / "new.h5"), Local(plain))
+        rehearse(plain, open_store(tmp_path / "new.h5"), Local(plain), episodes=2)
     begun = open_source(str(tmp_path / "more"))
     config = begun.new_run([f"task.dataset={data}", f"run_dir={tmp_path / 'next'}"])
     kept = table_of(build(config, source=begun).record.attributes)
