@@ -18,6 +18,7 @@ Record demonstrations: seeded, in parallel processes. The same command resumes a
   gtp-vision data collect ogbench/cube-single-play --out data/ --episodes 100           OGBench's own recipe
   gtp-vision data collect ogbench/visual-puzzle-3x3-play-singletask-task1 --out p.h5    one task, solved or not
   gtp-vision data collect robosuite/Lift --out lift.hdf5 --episodes 20                  robomimic's format, two cameras
+  gtp-vision data collect metaworld/MT10 --out mt10.h5 --episodes 50 --states-only      Meta-World's scripted policies
   gtp-vision data collect gymnasium/Hopper-v4 --policy sac --out data/                  D4RL's format, SAC's replay
 """
 _COLLECT_OPTIONS = (
@@ -115,17 +116,25 @@ def _collect_options(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS  # each kind has its own defaults, and refuses unknown options
     parser.add_argument("env", help="e.g. ogbench/cube-single-play")
     parser.add_argument("--out", type=Path, required=True, help="the file to be; a folder for OGBench's own recipes")
-    parser.add_argument("--episodes", type=int, help="how many; default 100, OGBench's number, or 20 of Lift")
+    parser.add_argument(
+        "--episodes", type=int, help="how many; default 100, OGBench's number, or 20 (Lift, a task of Meta-World)"
+    )
     parser.add_argument("--seed", type=int, help="default 0")
-    parser.add_argument("--limit", type=int, help="most steps of one; default 80, OGBench's number, or 100 of Lift")
-    parser.add_argument("--noise", type=float, help="largest deviation of action noise; default 0.3, or 0.1 of Lift")
+    parser.add_argument(
+        "--limit", type=int, help="most steps of one; default 80, OGBench's number, 100 (Lift) or 500 (Meta-World)"
+    )
+    parser.add_argument(
+        "--noise", type=float, help="largest deviation of action noise; default 0.3, or 0.1 (Lift, Meta-World)"
+    )
     parser.add_argument("--expert", type=float, help="share of episodes that solve the single task; default 0.5")
     parser.add_argument("--wander", type=float, help="probability of wandering off, unrecorded; default 0.5")
     parser.add_argument("--shadow-size", type=int, help="texels of the shadow map (default: the simulator's)")
     parser.add_argument("--multisamples", type=int, help="samples a pixel (default: the simulator's)")
-    parser.add_argument("--cameras", help="of robosuite, with commas between; default agentview,robot0_eye_in_hand")
-    parser.add_argument("--size", type=int, help="height and width of robosuite's frames; default 84")
-    parser.add_argument("--states-only", action="store_true", help="no cameras of robosuite")
+    parser.add_argument(
+        "--cameras", help="with commas between; default agentview,robot0_eye_in_hand, or image (Meta-World)"
+    )
+    parser.add_argument("--size", type=int, help="height and width of frames of robosuite and Meta-World; default 84")
+    parser.add_argument("--states-only", action="store_true", help="no cameras of robosuite and Meta-World")
     parser.add_argument("--policy", help="that collects Gymnasium's tasks: sac")
     parser.add_argument("--steps", type=int, help="SAC's training steps; default 100000")
     parser.add_argument(

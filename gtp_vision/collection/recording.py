@@ -108,6 +108,13 @@ class EpisodeParts:
             if bar is not None:
                 bar.update()
 
+    def stacked(self, name: str, rows: int, episodes: Sequence[int] | None = None) -> np.ndarray:
+        """Return an array of some episodes, or of all, one after another, mapped from a file beside the parts."""
+        path = self.folder / f"{name.replace('/', '-')}.npy"
+        with self.whole(path) as aside, aside.open("wb") as stream:
+            self.stack(name, range(self.count) if episodes is None else episodes, rows, stream)
+        return np.load(path, mmap_mode="r")
+
     @contextmanager
     def whole(self, target: Path) -> Iterator[Path]:
         """Yield a temporary path, which replaces `target` when the block succeeds.

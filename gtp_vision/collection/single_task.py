@@ -136,11 +136,8 @@ def _joined(parts: EpisodeParts) -> Store:
     timeouts = np.zeros(ends[-1], bool)
     timeouts[ends - 1] = ~terminals[ends - 1]
     recorded_visits = [number for number, visit in enumerate(visits) if visit["lengths"].size]
-    arrays = {}
-    for name in ("observations", "actions", "rewards"):
-        with parts.whole(parts.folder / f"{name}.npy") as aside, aside.open("wb") as stream:
-            parts.stack(name, recorded_visits, int(ends[-1]), stream)
-        arrays[name] = np.load(parts.folder / f"{name}.npy", mmap_mode="r")
+    names = ("observations", "actions", "rewards")
+    arrays = {name: parts.stacked(name, int(ends[-1]), recorded_visits) for name in names}
     return Store(
         observations={"camera" if arrays["observations"].dtype == np.uint8 else "state": arrays["observations"]},
         actions=arrays["actions"],
