@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gtp_vision.core.distributed import widest
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.arrays import Array, Lookup, gather
 from gtp_vision.datasets.layout import COPY_BYTES
@@ -75,8 +76,13 @@ def place(
         source: where they are mapped from; None is the data set.
 
     Raises:
-        GtpVisionError: `device` is demanded and they do not fit.
+        GtpVisionError: `device` is demanded and they do not fit, or it lacks the float64 of returns.
     """
+    if how == "device" and widest(device) != torch.float64:
+        raise GtpVisionError(
+            f"training.placement=device computes returns in float64, which {device} lacks; set "
+            f"training.placement=mapped, which shares the same memory"
+        )
     size = store.nbytes()
     free = free_memory(device)
     fits = size <= _SHARE * free

@@ -26,6 +26,7 @@ class _Module(backend_registration._DummyBackendModule):
 
 backend_registration._setup_privateuseone_for_python_backend("virtual", backend_module=_Module())
 DEVICE = torch.device("virtual:0")
+_MISSING: set[torch.dtype] = set()
 _COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
 
 
@@ -53,6 +54,8 @@ class Virtual(torch.Tensor):
         return made
 
     def __init__(self, held: torch.Tensor) -> None:
+        if held.dtype in _MISSING:
+            raise ForeignTensorError(f"a tensor {tuple(held.shape)} of {held.dtype}, which the device lacks")
         self.held = held
 
     def data_ptr(self) -> int:
@@ -127,7 +130,11 @@ _LIBRARY = _register()
 
 
 @contextmanager
-def virtual_device() -> Iterator[torch.device]:
-    """The device, for a block."""
-    with _Factories():
-        yield DEVICE
+def virtual_device(*without: torch.dtype) -> Iterator[torch.device]:
+    """The device, for a block; it lacks types of numbers as Apple's GPUs lack float64."""
+    _MISSING.update(without)
+    try:
+        with _Factories():
+            yield DEVICE
+    finally:
+        _MISSING.clear()

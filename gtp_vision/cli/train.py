@@ -21,6 +21,7 @@ training.
   gtp-vision train task=own task.dataset=my.hdf5 task.name=mine
   gtp-vision train task=demo agent=fql --explain
   gtp-vision train -m task=demo training=demo seed=0,1,2
+  gtp-vision train -m hydra/sweeper=optuna task=demo run_dir=runs/search 'training.learning_rate=interval(1e-4,1e-3)'
   gtp-vision train --resume runs/mine training.steps=2000        more steps; --new-segment accepts another schedule
   gtp-vision train --init runs/mine --append new.h5:5           begin with its weights; new rows count five times
   gtp-vision train --init runs/mine online.steps=50000           continue in the simulator, docs/online.md
@@ -118,9 +119,12 @@ def _sweep(overrides: list[str], arguments: argparse.Namespace) -> int:
     from gtp_vision.config.compose import from_command_line
     from gtp_vision.config.overrides import addable, check_overrides
     from gtp_vision.serving.warm_start import open_source
+    from gtp_vision.training.search import Search, note_settings, objective
     from gtp_vision.training.trainer import train
 
     check_overrides(overrides)
+    search = Search.of(overrides)
+    overrides = list(search.overrides) if search else overrides
     if any(item.startswith("hydra/launcher=submitit_slurm") for item in overrides) and shutil.which("srun") is None:
         raise GtpVisionError(
             "hydra/launcher=submitit_slurm submits jobs to SLURM, and srun is not on the PATH; start the sweep on a "
@@ -128,9 +132,15 @@ def _sweep(overrides: list[str], arguments: argparse.Namespace) -> int:
         )
 
     @hydra.main(config_path="pkg://gtp_vision.configs", config_name="config", version_base="1.3")
-    def train_one(_: DictConfig) -> None:
-        config = from_command_line(HydraConfig.get().overrides.task)
-        _print_results(config.run_dir, train(config, open_source=open_source, **_how(arguments)))
+    def train_one(_: DictConfig) -> float | None:
+        chosen = list(HydraConfig.get().overrides.task)
+        config = from_command_line(chosen if search is None else [*chosen, search.trial(HydraConfig.get().job.num)])
+        results = train(config, open_source=open_source, **_how(arguments))
+        _print_results(config.run_dir, results)
+        if search is None:
+            return None
+        note_settings(Path(config.run_dir), chosen)
+        return objective(results)[1]
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach main()
     before, sys.argv = sys.argv, ["gtp-vision train", "-m", *map(addable, overrides)]
@@ -141,9 +151,13 @@ def _sweep(overrides: list[str], arguments: argparse.Namespace) -> int:
         fix = "correct the overrides that begin with hydra"
         if "submitit" in missing:
             fix = "the launchers submitit_slurm and submitit_local are missing; run pip install 'gtp-vision[slurm]'"
+        if "optuna" in missing:
+            fix = "the sweeper optuna is missing; run pip install 'gtp-vision[optuna]'"
         raise GtpVisionError(f"{str(error).splitlines()[0].rstrip('.')}; {fix}") from error
     finally:
         sys.argv = before
+    if search:
+        print(search.report())
     return 0
 
 

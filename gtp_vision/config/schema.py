@@ -180,7 +180,7 @@ class TrainingConfig:
         high=10_000,
         free=True,
     )
-    device: str = setting("auto", "device of the training", choices=("auto", "cpu", "cuda"), free=True)
+    device: str = setting("auto", "device of the training", choices=("auto", "cpu", "cuda", "mps"), free=True)
     placement: str = setting(
         "auto", "where frames are stored: on the device, or mapped from disk", choices=PLACEMENTS, free=True
     )

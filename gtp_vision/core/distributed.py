@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+WITHOUT_FLOAT64 = {"mps"}
+"""Types of devices that have no float64."""
 _is_local = False
 _split: SplitBatch | None = None
 
@@ -24,8 +26,13 @@ def local_only() -> Iterator[None]:
         _is_local = before
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The widest type of numbers of a device: float64, or float32 on Apple's GPUs."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
 class Moments(NamedTuple):
-    """The mean of values, and the mean of their squares, both float64 and without gradient."""
+    """The mean of values, and the mean of their squares, both of `widest` and without gradient."""
 
     mean: torch.Tensor
     square: torch.Tensor
@@ -38,13 +45,13 @@ class Moments(NamedTuple):
     @property
     def effective_share(self) -> torch.Tensor:
         """E[w]^2 / E[w^2] of weights: 1 if all are equal, 1/B if only one of B is not 0, 0 if none is."""
-        return self.mean.square() / self.square.clamp_min(torch.finfo(torch.float64).tiny)
+        return self.mean.square() / self.square.clamp_min(torch.finfo(self.square.dtype).tiny)
 
 
 @torch.no_grad()
 def global_moments(x: torch.Tensor, leading: int = 0) -> Moments:
     """The moments of all processes' `x` (of equal shapes) by one all-reduce; `leading` axes are kept."""
-    x = x.double().flatten(leading)  # float32 would lose a small deviation beside a large mean
+    x = x.to(widest(x.device)).flatten(leading)  # float32 would lose a small deviation beside a large mean
     sums = torch.stack([torch.ones_like(x).sum(-1), x.sum(-1), x.square().sum(-1)])
     sums = _reduced(sums)
     return Moments(sums[1] / sums[0], sums[2] / sums[0])

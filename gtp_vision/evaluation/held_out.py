@@ -125,7 +125,7 @@ def values_of(agent: Agent, sampler: Sampler, rows: np.ndarray, device: torch.de
             batch = batch_of(sampler, rows[start : start + _BATCH], start).to(device)
             features = (agent.actor_encoder if agent.shared else agent.critic_encoder)(batch.observation)
             action = agent.critic_action(agent.chunk(batch))
-            values.append(agent.critic(features, action).mean(0).double().cpu())
+            values.append(agent.critic(features, action).mean(0).cpu().double())
     return torch.cat(values).numpy()
 
 

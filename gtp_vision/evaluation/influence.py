@@ -54,7 +54,7 @@ def agreements(
         target = torch.stack([_gradient(agent, held_out, rows, HELD_OUT, device) for rows in others])
         size = target.square().sum(1).median().clamp_min(torch.finfo(torch.float32).tiny)
         found = [(target @ _gradient(agent, sampler, rows, 0, device)).median() for rows in episodes]
-    return (torch.stack(found).double() / size).numpy()
+    return (torch.stack(found).cpu().double() / size.cpu()).numpy()
 
 
 def _gradient(agent: Agent, sampler: Sampler, rows: np.ndarray, seed: int, device: torch.device | str) -> torch.Tensor:
@@ -95,5 +95,5 @@ def advantages(agent: Agent, sampler: Sampler, rows: np.ndarray, device: torch.d
             drawn = agent.improvement.act(agent, actor, agent.config.acting.steps, noise, _DRAWS)
             own = agent.critic(critic.repeat_interleave(_DRAWS, 0), agent.critic_action(drawn)).mean(0)
             recorded = agent.critic(critic, agent.critic_action(agent.chunk(batch))).mean(0)
-            found.append((recorded - own.view(-1, _DRAWS).mean(1)).double().cpu())
+            found.append((recorded - own.view(-1, _DRAWS).mean(1)).cpu().double())
     return torch.cat(found).numpy()

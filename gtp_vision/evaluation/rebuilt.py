@@ -53,7 +53,7 @@ def rebuilt(data: Recorded, features: torch.Tensor, plans: torch.Tensor, *, seed
         weight[going] *= data.discount[nearest]
         after = data.following[nearest]
         at[going], may[going] = data.features[after], data.policy[after]
-    return (worth + weight * data.returns.mean()).double().cpu().numpy()
+    return (worth + weight * data.returns.mean()).cpu().double().numpy()
 
 
 def _comparison(

@@ -39,6 +39,7 @@ from gtp_vision.training.guard import NONFINITE
 
 Tell = Callable[[str], None]
 _ENGINES = ("eager", "compile", "graph")
+_COMPILED = ("cpu", "cuda")
 _PAYS = 10_000  # steps from which on compiling on a CPU, which takes half a minute, saves time
 _STAGES = 4  # each is compiled separately
 _PROOF_STEPS = 3
@@ -224,6 +225,11 @@ class _Stage:
 def choose(config: Config, members: Sequence[Components], tell: Tell) -> Engine:
     """The engine that `training.engine` names, or the best for where this runs; errors as `check`."""
     first = members[0]
+    if len(members) > 1 and first.accelerator.device.type not in _COMPILED:
+        raise GtpVisionError(
+            f"training.seeds={len(members)} trains side by side on {' or '.join(_COMPILED)}, and this is "
+            f"{first.accelerator.device}; set training.seeds=1, or training.device=cpu"
+        )
     source = batch_source_of_seeds([member.sampler for member in members], first.accelerator.device)
     name, why = check(config, first)
     several = f", {len(members)} seeds side by side" if len(members) > 1 else ""
@@ -255,6 +261,8 @@ def check(config: Config, parts: Components) -> tuple[str, str]:
 
 def _best(config: Config, parts: Components) -> tuple[str, str]:
     """The fastest engine that is safe here, and why it is that."""
+    if (device := parts.accelerator.device).type not in _COMPILED:
+        return "eager", f"steps are compiled for {' and '.join(_COMPILED)}, and this is {device.type}"
     processes, cuda = parts.accelerator.num_processes, parts.accelerator.device.type == "cuda"
     if _changes(config, parts):
         return "eager", "the augmentation's strength changes with every step"
@@ -286,6 +294,8 @@ def _faults(config: Config, parts: Components) -> Iterator[str]:
         yield "makes a step a function of its whole batch, which training.accumulate splits"
     if config.encoder.recompute is not None:
         yield "makes a step a function, whose activations encoder.recompute cannot compute again"
+    if name == "compile" and parts.accelerator.device.type not in _COMPILED:
+        yield f"compiles for {' and '.join(_COMPILED)}, and training runs on {parts.accelerator.device}"
     if name == "graph" and parts.accelerator.device.type != "cuda":
         yield f"captures a CUDA graph, and training runs on {parts.accelerator.device}"
     if name == "compile" and parts.accelerator.device.type == "cpu" and not has_compiler():

@@ -139,7 +139,7 @@ def judge(
             transitions = seen.recorded(judged.question)
             fitted = fit(transitions, settings or FQESettings(), seed=seed, progress=progress)
             features, plans = _at_starts(seen, judged) if starts is None else _at(starts, config, trained, seed)
-            values = fitted.values(features, plans.flatten(2)).double().cpu().numpy()
+            values = fitted.values(features, plans.flatten(2)).cpu().double().numpy()
             rebuilds = rebuilt(transitions, features, plans.flatten(2), seed=seed)
         measures, shown = on_held_out(seen, judged.held_out, fitted, seed)
         if fitted is not None and judged.question is not None:

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from gtp_vision.config.schema import TrainingConfig
+from gtp_vision.config.compose import checked
+from gtp_vision.config.schema import Config, TrainingConfig
 from gtp_vision.core.errors import GtpVisionError
 
 _BUCKET_MB = 24  # an agent of states fits one, and two ResNets' gradients travel while the next ones are computed
@@ -27,7 +29,7 @@ def accelerator_of(training: TrainingConfig, *, has_unused: bool = False) -> Acc
     `has_unused` says that some steps leave parameters without a gradient, for which processes would wait.
 
     Raises:
-        GtpVisionError: training.device=cuda without a CUDA device, or fewer devices than processes.
+        GtpVisionError: training.device=cuda or mps without such a device, or fewer devices than processes.
     """
     _check_devices(training.device)
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)  # Accelerate sets it
@@ -46,6 +48,11 @@ def accelerator_of(training: TrainingConfig, *, has_unused: bool = False) -> Acc
             InitProcessGroupKwargs(timeout=_PATIENCE),
         ],
     )
+    if training.device == "mps" and accelerator.device.type != "mps":
+        raise GtpVisionError(
+            "training.device=mps, but torch finds no GPU of Apple's here (macOS 14 or later on Apple silicon); set "
+            "training.device=auto"
+        )
     if training.device == "cuda" and accelerator.device.type != "cuda":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         among = "" if visible is None else f" among CUDA_VISIBLE_DEVICES={visible}"
@@ -53,6 +60,35 @@ def accelerator_of(training: TrainingConfig, *, has_unused: bool = False) -> Acc
             f"training.device=cuda, but torch finds no CUDA device here{among}; set training.device=auto"
         )
     return accelerator
+
+
+def with_launcher(config: Config) -> Config:
+    """The settings with those that `accelerate launch` was given: its mixed precision and gradient accumulation.
+
+    Raises GtpVisionError: they contradict the settings, or are not supported.
+    """
+    training = config.training
+    mixed = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if mixed not in ("no", "bf16", ""):
+        raise GtpVisionError(
+            f"accelerate launch --mixed_precision {mixed} is not supported: gradients are float32 and losses are not "
+            f"scaled; give bf16, or set training.precision"
+        )
+    if mixed == "bf16" and training.precision != "bf16":
+        if training.precision != "float32":
+            raise GtpVisionError(
+                f"training.precision={training.precision} contradicts accelerate launch --mixed_precision bf16; "
+                f"leave one of them out"
+            )
+        training = replace(training, precision="bf16")
+    parts = int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"))
+    if parts > 1 and training.accumulate not in (1, parts):
+        raise GtpVisionError(
+            f"training.accumulate={training.accumulate} contradicts accelerate launch --gradient_accumulation_steps "
+            f"{parts}; leave one of them out"
+        )
+    training = replace(training, accumulate=max(parts, training.accumulate))
+    return config if training == config.training else checked(replace(config, training=training))
 
 
 def _check_devices(device: str) -> None:

@@ -44,7 +44,7 @@ from gtp_vision.training.evaluate import check_simulator, evaluator_of
 from gtp_vision.training.guard import unchanged_state
 from gtp_vision.training.nonfinite import Fault
 from gtp_vision.training.online import OnlineLoader
-from gtp_vision.training.ranks import batch_shares, is_first, report_lost_ranks
+from gtp_vision.training.ranks import batch_shares, is_first, report_lost_ranks, with_launcher
 from gtp_vision.training.rounds import described
 from gtp_vision.training.run import InterruptedRunError, TrainingRun, pending_metrics_of, train_seconds_of
 from gtp_vision.training.run_lock import RunLock, clear_folder
@@ -82,6 +82,7 @@ def train(
         GtpVisionError: a mistake in the input or a failure of the machine; `InterruptedRunError` after SIGINT, SIGTERM
             or SIGUSR1.
     """
+    config = with_launcher(config)
     folder = Path(config.run_dir)
     refuse_occupied(folder, resume=resume, overwrite=overwrite)
     with report_lost_ranks(folder), RunLock(folder) as lock:

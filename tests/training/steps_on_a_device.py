@@ -12,7 +12,11 @@ from virtual_device import DEVICE, ForeignTensorError, Virtual, virtual_device
 
 from gtp_vision.agents import AGENTS
 from gtp_vision.agents.base import Metrics
+from gtp_vision.core import distributed
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
+from gtp_vision.datasets.formats import open_store
+from gtp_vision.datasets.placement import place
 from gtp_vision.datasets.sources import batch_source_of_seeds
 from gtp_vision.training import build
 from gtp_vision.training.build import Components, components_for_seed
@@ -80,9 +84,18 @@ def test_seeds_side_by_side_stay_on_the_device(
     check("function", small_run(pixels, "unused", *ALL, *STATES, "training.seeds=2", *more, agent=name), monkeypatch)
 
 
-def check(engine: str, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", sorted(AGENTS))
+def test_a_step_needs_no_float64(name: str, pixels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "WITHOUT_FLOAT64", {DEVICE.type})
+    config = small_run(pixels, "unused", *ALL, *SEEING, agent=name)
+    check("eager", config, monkeypatch, torch.float64)
+    with pytest.raises(GtpVisionError, match="which virtual:0 lacks"):
+        place(open_store(pixels), DEVICE, "device")
+
+
+def check(engine: str, config: Any, monkeypatch: pytest.MonkeyPatch, *without: torch.dtype) -> None:
     """Steps on the device give the CPU's numbers, and leave them there."""
-    with virtual_device():
+    with virtual_device(*without):
         there = steps(engine, config, DEVICE, monkeypatch)
     here = steps(engine, config, torch.device("cpu"), monkeypatch)
     for mine, his in zip(there, here, strict=True):
@@ -94,6 +107,8 @@ def check(engine: str, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_device_tells_what_a_gpu_would() -> None:
+    with virtual_device(torch.float64), pytest.raises(ForeignTensorError, match="float64, which the device lacks"):
+        torch.zeros(3, device=DEVICE).double()
     with virtual_device():
         x = torch.zeros(3, device=DEVICE)
         with pytest.raises(ForeignTensorError, match=r"aten\.add.*\(3,\) of the CPU"):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,10 +7,12 @@ from engines_of import engine_of
 from small_runs import PIXELS, small_run
 
 from gtp_vision.config.schema import Config
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import Encoder, EncoderConfig
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build, set_products
 from gtp_vision.training.evaluate import restore
+from gtp_vision.training.ranks import with_launcher
 
 SHAPES = {"front": (2, 3, 48, 48), "state": (2, 3)}
 
@@ -62,6 +65,25 @@ def test_a_run_acts_in_the_precision_of_its_training(half: Config) -> None:
     _, parts = restore(Path(half.run_dir))
     assert parts.agent.actor_encoder.bf16
     assert parts.agent.actor_encoder_target.bf16
+
+
+def test_what_accelerate_launch_is_given_is_a_setting(half: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = replace(half, training=replace(half.training, precision="float32"))
+    mixed, parts = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+    monkeypatch.setenv(mixed, "no")
+    monkeypatch.setenv(parts, "1")
+    assert with_launcher(states) is states
+    monkeypatch.setenv(mixed, "bf16")
+    monkeypatch.setenv(parts, "4")
+    found = with_launcher(states).training
+    assert (found.precision, found.accumulate) == ("bf16", 4)
+    with pytest.raises(GtpVisionError, match="accumulate=2 contradicts"):
+        with_launcher(replace(states, training=replace(states.training, accumulate=2)))
+    with pytest.raises(GtpVisionError, match="precision=tf32 contradicts"):
+        with_launcher(replace(states, training=replace(states.training, precision="tf32")))
+    monkeypatch.setenv(mixed, "fp16")
+    with pytest.raises(GtpVisionError, match="--mixed_precision fp16 is not supported"):
+        with_launcher(states)
 
 
 def test_gpus_multiply_exactly_unless_set_otherwise() -> None:
