@@ -24,6 +24,8 @@ ROBOSUITE_TYPE = 1
 LIFT_CAMERAS = ("frontview", "birdview", "agentview", "sideview", "robot0_robotview", "robot0_eye_in_hand")
 _PROPRIO = ("eef_pos", "eef_quat", "gripper_qpos")
 _IMAGE, _DEPTH, _OBJECT = "_image", "_depth", "object"
+NAMES = {"Can": "PickPlaceCan", "Square": "NutAssemblySquare", "Transport": "TwoArmTransport"}
+"""What robomimic calls tasks, and robosuite's names of them."""
 # The limits of robomimic's rollouts for data of proficient humans.
 _STEPS = {"ToolHang": 700, "TwoArmTransport": 700}
 _OTHER_STEPS = 400
@@ -33,19 +35,23 @@ def make(spec: EnvSpec) -> gymnasium.Env:
     """Make the environment that a file was recorded in; an episode ends at success or at the time limit.
 
     Args:
-        spec: `env_args` must be of robosuite, and of the environment NAME if `name` is `robosuite/NAME`; without
+        spec: `env_args` must be of robosuite, and of the environment NAME if `name` is `robosuite/NAME`; data without
+            `env_args` get that environment with a Panda, OSC_POSE, 20 Hz and sparse rewards. Without
             `max_episode_steps`, the limit is robomimic's: 700 for ToolHang and TwoArmTransport, 400 for others.
 
     Raises:
         GtpVisionError: other `env_args`, or see `RobosuiteEnv`.
     """
-    env_args = spec.env_args
+    env_args, wanted = spec.env_args, spec.name.partition("/")[2]
+    wanted = NAMES.get(wanted, wanted)
+    if wanted and not env_args:
+        env_args = task_env_args(wanted)
     if not isinstance(env_args, Mapping) or env_args.get("type") != ROBOSUITE_TYPE:
         raise GtpVisionError(
             f"task.env={spec.name} needs a robomimic file with env_args of robosuite, and the data set has none; set "
-            f"task.env to the data set's simulator, or to null if there is none"
+            f"task.env to the data set's simulator, e.g. robosuite/Can, or to null if there is none"
         )
-    recorded, wanted = str(env_args.get("env_name", "")), spec.name.partition("/")[2]
+    recorded = str(env_args.get("env_name", ""))
     if wanted not in ("", recorded):
         raise GtpVisionError(
             f"task.env={spec.name}, but the data set was recorded in '{recorded}'; set task.env=robosuite"
@@ -68,6 +74,9 @@ class RobosuiteEnv(gymnasium.Env):
         shown: other observations, by name and shape, in this order: any state of robosuite, and images of cameras;
             without images nothing is rendered.
 
+    Attributes:
+        notice: a sentence if the data are of a version with other dynamics; else empty.
+
     Raises:
         GtpVisionError: robosuite is not installed, does not know the environment or an observation, or refuses the
             settings; no OpenGL library for the cameras.
@@ -88,8 +97,12 @@ class RobosuiteEnv(gymnasium.Env):
         settings["has_offscreen_renderer"] = self._cameras
         robosuite = _robosuite(draws=self._cameras)
         if name not in robosuite.ALL_ENVIRONMENTS:
-            raise GtpVisionError(f"unknown robosuite environment '{name}': {propose(name, robosuite.ALL_ENVIRONMENTS)}")
+            known = [*robosuite.ALL_ENVIRONMENTS, *NAMES]
+            raise GtpVisionError(f"unknown robosuite environment '{name}': {propose(name, known)}")
+        self._version = str(env_args.get("env_version") or "")
+        self.notice = _notice(self._version, robosuite.__version__)
         try:
+            settings = _of_parts(settings)
             self.simulator: Any = robosuite.make(name, **settings)
         except Exception as error:  # a controller, a robot or a camera may fail in any way
             what = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -97,7 +110,6 @@ class RobosuiteEnv(gymnasium.Env):
                 f"robosuite {robosuite.__version__} cannot make '{name}' ({what}); install the version of the file"
             ) from error
         self._name, self._shown = name, None if shown is None else list(shown)
-        self._version = str(env_args.get("env_version") or "")
         low, high = self.simulator.action_spec
         self.action_space = gymnasium.spaces.Box(low.astype(np.float32), high.astype(np.float32))
         observed = self._observed(self.simulator.observation_spec())
@@ -231,20 +243,25 @@ class RobosuiteEnv(gymnasium.Env):
 
 
 def lift_env_args(cameras: Sequence[str] = (), size: int = 84) -> dict[str, Any]:
-    """The `env_args` of Lift with a Panda, the default OSC_POSE controller, at 20 Hz, sparse rewards.
-
-    Without `cameras` it has states only. Raises GtpVisionError: robosuite is not installed; an unknown camera.
-    """
+    """The `env_args` of Lift, see `task_env_args`. Raises GtpVisionError: also an unknown camera."""
     for camera in cameras:
         if camera not in LIFT_CAMERAS:
             raise GtpVisionError(f"Lift has no camera '{camera}': {propose(camera, LIFT_CAMERAS)}")
+    return task_env_args("Lift", cameras, size)
+
+
+def task_env_args(name: str, cameras: Sequence[str] = (), size: int = 84) -> dict[str, Any]:
+    """The `env_args` of a task with a Panda, the default OSC_POSE controller, at 20 Hz, sparse rewards.
+
+    Without `cameras` it has states only. Raises GtpVisionError: robosuite is not installed.
+    """
     robosuite = _robosuite(draws=bool(cameras))
     return {
-        "env_name": "Lift",
+        "env_name": name,
         "env_version": robosuite.__version__,
         "type": ROBOSUITE_TYPE,
         "env_kwargs": {
-            "robots": ["Panda"],
+            "robots": ["Panda"] * (2 if name.startswith("TwoArm") else 1),
             "controller_configs": robosuite.load_composite_controller_config(robot="Panda"),
             "control_freq": 20,
             "reward_shaping": False,
@@ -257,6 +274,36 @@ def lift_env_args(cameras: Sequence[str] = (), size: int = 84) -> dict[str, Any]
             "camera_depths": False,
         },
     }
+
+
+def _of_parts(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of robosuite 1.4 and older, one controller for an arm, as those of 1.5, one for each part of a robot.
+
+    Physics are stepped as these versions did (`lite_physics` false).
+    """
+    given, robots = settings.get("controller_configs"), settings.get("robots")
+    robots = [robots] if isinstance(robots, str) else list(robots or ())
+    old = [each for each in (given if isinstance(given, list) else [given]) if isinstance(each, Mapping)]
+    if not old or any("body_parts" in each or "type" not in each for each in old):
+        return settings
+    from robosuite.controllers.composite.composite_controller_factory import refactor_composite_controller_config
+
+    found = []
+    for robot, config in zip(robots, old if len(old) == len(robots) else old[:1] * len(robots), strict=True):
+        kind = {"input_type": "delta" if config.get("control_delta", True) else "absolute", "input_ref_frame": "world"}
+        arms = ["right", "left"] if str(robot) == "Baxter" else ["right"]
+        found.append(refactor_composite_controller_config(kind | dict(config), str(robot), arms))
+    return {"lite_physics": False} | settings | {"controller_configs": found[0] if len(found) == 1 else found}
+
+
+def _notice(recorded: str, installed: str) -> str:
+    """Say that data are of a version with another simulation, by the first two numbers of both."""
+    if not recorded or recorded.split(".")[:2] == installed.split(".")[:2]:
+        return ""
+    return (
+        f"the data were recorded by robosuite {recorded}, and robosuite {installed} is installed, whose controllers "
+        f"and contacts differ: compare success rates with care"
+    )
 
 
 def _camera_settings(shown: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -88,7 +88,10 @@ def recorded_states(store: Store, numbers: Sequence[int], features: Names | None
 def faults_at_once(
     env: gymnasium.Env, simulator: Simulator, store: Store, features: Names | None = None
 ) -> tuple[list[str], str]:
-    """What can be found within seconds: faults of frames, a sentence each, and what differs after the first action."""
+    """What can be found within seconds: faults of frames, a sentence each, and what differs after the first action.
+
+    Where an environment has a `notice`, a sentence on how it differs from the recorder's, that is it.
+    """
     found, differs = None, ""
     try:
         found = replay(env, simulator, store, recorded_states(store, [0], features), 1)
@@ -96,7 +99,7 @@ def faults_at_once(
     except GtpVisionError as error:
         differs = str(error)
     pairs = (found.recorded, found.rendered) if found and found.recorded else frames_of(env, store)
-    return list(frame_faults(*pairs)), differs
+    return list(frame_faults(*pairs)), getattr(env.unwrapped, "notice", "") or differs
 
 
 def replay(

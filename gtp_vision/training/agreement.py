@@ -31,9 +31,9 @@ def check_data(config: Config, episodes: int = 10, steps: int = 100) -> dict[str
         steps: most steps of each.
 
     Returns:
-        JSON-able facts: `data`, `env`, `versions` of the simulator, `actions` (a sentence), `cameras` that were
-        compared, `replay` (`score`, `steps`, `episodes`, `first` that disagrees; None where the simulator cannot be put
-        into the recorded states) and `problems`, a sentence each.
+        JSON-able facts: `data`, `env`, `versions` of the simulator, `actions` (a sentence), `notice` (a sentence on
+        versions, or empty), `cameras` that were compared, `replay` (`score`, `steps`, `episodes`, `first` that
+        disagrees; None where the simulator cannot be put into the recorded states) and `problems`, a sentence each.
 
     Raises:
         GtpVisionError: they cannot be compared, see `check_simulator`.
@@ -43,6 +43,7 @@ def check_data(config: Config, episodes: int = 10, steps: int = 100) -> dict[str
     numbers = np.unique(np.linspace(0, store.episodes - 1, episodes).astype(int)).tolist()
     with simulator_of(config, store) as env:
         units, done = units_of(env, store), None
+        notice = getattr(env.unwrapped, "notice", "")
         try:
             done = replay(env, spec.simulator, store, recorded_states(store, numbers, config.task.features), steps)
         except GtpVisionError as error:  # states of another version
@@ -55,6 +56,7 @@ def check_data(config: Config, episodes: int = 10, steps: int = 100) -> dict[str
         "env": spec.name,
         "versions": {name: held for name, held in versions().items() if name in spec.simulator.packages},
         "actions": units,
+        "notice": notice,
         "cameras": list(pairs[0]),
         "replay": done and {"score": done.score, "steps": done.steps, "episodes": len(numbers), "first": done.first},
         "problems": [*frame_faults(*pairs), *problems],
@@ -65,6 +67,7 @@ def check_text(found: dict[str, Any]) -> str:
     """The report of `check_data` as lines of text."""
     done, known = found["replay"], ", ".join(f"{name} {held}" for name, held in found["versions"].items())
     lines = [f"{found['data']} and {found['env']} ({known})", f"  {found['actions']}"]
+    lines += [f"  {found['notice']}"] if found["notice"] else []
     lines += [f"  cameras: {', '.join(found['cameras'])}"] if found["cameras"] else []
     if done:
         share = f"{done['score']:.4f} of {done['steps']} steps of {done['episodes']} episodes"

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from gtp_vision.collection.lift import lift_episode
 from gtp_vision.core import depth
@@ -179,12 +180,64 @@ def test_an_episode_lasts_as_long_as_robomimics() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"env_args": None}, "task.env=robosuite/Lift needs a robomimic file"),
         ({"env_args": {"env_name": "Lift", "type": 2}}, "the data set has none"),
-        ({"env_args": {"env_name": "Can", "type": 1}}, "was recorded in 'Can'; set task.env=robosuite"),
+        (
+            {"env_args": {"env_name": "PickPlaceCan", "type": 1}},
+            "was recorded in 'PickPlaceCan'; set task.env=robosuite",
+        ),
         ({"env_args": {"env_name": "Lift", "type": 1}, "goals": True}, "set task.goals=null"),
     ],
 )
 def test_env_args_that_do_not_fit_are_told(arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(GtpVisionError, match=told):
         EnvSpec("robosuite/Lift", **arguments).make()
+
+
+def test_data_without_env_args_need_the_tasks_name() -> None:
+    with pytest.raises(GtpVisionError, match=r"task.env=robosuite needs a robomimic file.* e.g. robosuite/Can"):
+        EnvSpec("robosuite").make()
+    with pytest.raises(GtpVisionError, match="'Sqare': did you mean 'Square'"):
+        EnvSpec("robosuite/Sqare").make()
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "limit"),
+    [("Can", 14, 400), ("Square", 14, 400), ("NutAssembly", 28, 400), ("ToolHang", 44, 700)],
+)
+def test_robomimics_tasks_by_their_names(name: str, numbers: int, limit: int) -> None:
+    env: Any = EnvSpec(f"robosuite/{name}", shown={"object": (numbers,)}).make()
+    first, again = (env.reset(seed=3)[0]["object"] for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert (first.shape, env.action_space.shape, env.get_wrapper_attr("_max_episode_steps")) == (
+        (numbers,),
+        (7,),
+        limit,
+    )
+    assert env.step(np.zeros(7, np.float32))[4] == {"success": False}
+
+
+OLD_OSC = {  # of robosuite 1.2 to 1.4, as robomimic's files of that time hold it
+    **{"type": "OSC_POSE", "input_max": 1, "input_min": -1, "kp": 150, "damping": 1, "impedance_mode": "fixed"},
+    **{"output_max": [0.05] * 3 + [0.5] * 3, "output_min": [-0.05] * 3 + [-0.5] * 3, "kp_limits": [0, 300]},
+    **{"damping_limits": [0, 10], "position_limits": None, "orientation_limits": None, "uncouple_pos_ori": True},
+    **{"control_delta": True, "interpolation": None, "ramp_ratio": 0.2},
+}
+
+
+def test_controllers_of_older_versions_are_converted_and_the_version_is_named() -> None:
+    old = lift_env_args() | {"env_version": "1.2.1"}
+    old["env_kwargs"] = old["env_kwargs"] | {"controller_configs": OLD_OSC, "lite_physics": True}
+    ends, actions = [], np.random.default_rng(0).uniform(-1, 1, (10, 7))
+    for env_args in (lift_env_args(), old):
+        env = RobosuiteEnv(env_args)
+        env.reset(seed=0)
+        ends.append([env.step(action)[0]["robot0_eef_pos"] for action in actions][-1])
+    np.testing.assert_allclose(*ends, atol=1e-6)
+    assert "recorded by robosuite 1.2.1, and robosuite 1" in env.notice
+    still = OLD_OSC | {"control_delta": False}
+    env = RobosuiteEnv(old | {"env_kwargs": old["env_kwargs"] | {"controller_configs": still}})
+    place = env.reset(seed=0)[0]["robot0_eef_pos"] + [0, 0, 0.05]
+    pose = Rotation.from_matrix(env.simulator.robots[0].part_controllers["right"].ref_ori_mat).as_rotvec()
+    for _ in range(15):
+        seen = env.step(np.array([*place, *pose, -1]))[0]
+    np.testing.assert_allclose(seen["robot0_eef_pos"], place, atol=0.02)
