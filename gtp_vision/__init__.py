@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any
 from gtp_vision.core.names import __version__
 
 if TYPE_CHECKING:
+    from gtp_vision.agents.base import Agent
     from gtp_vision.core.errors import GtpVisionError
     from gtp_vision.datasets.formats import open_store as open_dataset
     from gtp_vision.datasets.store import Store
-    from gtp_vision.runs import Run, fine_tune, open_run, train
+    from gtp_vision.runs import Run, evaluate, fine_tune, open_run, train
     from gtp_vision.serving.artifact import load_policy
     from gtp_vision.serving.policy import Policy
 
 __all__ = [
+    "Agent",
     "GtpVisionError",
     "Policy",
     "Run",
     "Store",
     "__version__",
+    "evaluate",
     "fine_tune",
     "load_policy",
     "open_dataset",
@@ -28,10 +31,12 @@ __all__ = [
     "train",
 ]
 _FOUND_IN = {
+    "Agent": ("agents.base", "Agent"),
     "GtpVisionError": ("core.errors", "GtpVisionError"),
     "Policy": ("serving.policy", "Policy"),
     "Run": ("runs", "Run"),
     "Store": ("datasets.store", "Store"),
+    "evaluate": ("runs", "evaluate"),
     "fine_tune": ("runs", "fine_tune"),
     "load_policy": ("serving.artifact", "load_policy"),
     "open_dataset": ("datasets.formats", "open_store"),

@@ -20,7 +20,10 @@ from gtp_vision.config.compose import from_command_line, from_run
 from gtp_vision.config.overrides import quoted
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.html import data_uri
 from gtp_vision.core.safe_json import read_json
+from gtp_vision.evaluation.fqe import FQESettings
+from gtp_vision.evaluation.metrics.success import success_text
 from gtp_vision.report import judge_page
 from gtp_vision.serving import export as exporting
 from gtp_vision.serving.policy import Policy
@@ -30,6 +33,7 @@ from gtp_vision.training.evaluate import evaluate_run
 from gtp_vision.training.judge import judge
 
 _HEIGHT = 700  # pixels of a page in a notebook
+_FILMS = 4  # shown there, of an evaluation
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,24 @@ class Page:
 
     def _repr_html_(self) -> str:
         return _framed(self.path)
+
+
+class Evaluation(dict[str, Any]):
+    """What `training.evaluate.evaluate_run` returns; a notebook shows success and the first films.
+
+    Attributes:
+        videos: folder of the films, None if there are none.
+    """
+
+    videos: Path | None = None
+
+    def _repr_html_(self) -> str:
+        films = sorted(self.videos.glob("*.mp4"))[:_FILMS] if self.videos else []
+        shown = (
+            f'<video controls loop width="240" src="{data_uri(film.read_bytes(), "video/mp4")}"></video>'
+            for film in films
+        )
+        return f"<p>{html.escape(success_text(self))}, return {self['return']:.1f}</p>{''.join(shown)}"
 
 
 @dataclass(frozen=True)
@@ -75,12 +97,27 @@ class Run:
         trainer.train(config, resume=True, new_segment=new_segment, progress=progress, open_source=open_source)
         return self
 
-    def evaluate(self, acting: Sequence[str] = (), **options: Any) -> dict[str, Any]:
+    def evaluate(self, acting: Sequence[str] = (), *, videos: str | Path | None = None, **options: Any) -> Evaluation:
         """Evaluate it in its simulator; options as of `training.evaluate.evaluate_run`."""
-        return evaluate_run(self.folder, acting=acting, **options)
+        folder = Path(videos).expanduser() if videos else None
+        found = Evaluation(evaluate_run(self.folder, acting=acting, videos=folder, **options))
+        found.videos = folder
+        return found
 
-    def judge(self, *others: Run | str | Path, output: Path | None = None, **options: Any) -> Page:
-        """Estimate without a simulator how good it is, beside other runs; options as of `training.judge.judge`."""
+    def judge(
+        self,
+        *others: Run | str | Path,
+        output: Path | None = None,
+        fit: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Page:
+        """Estimate without a simulator how good it is, beside other runs.
+
+        `fit` are fields of `evaluation.fqe.FQESettings`, e.g. `{"steps": 1000}`; options are those of
+        `training.judge.judge`.
+        """
+        if fit is not None:
+            options["settings"] = FQESettings(**fit)
         folders = [self.folder, *(other.folder if isinstance(other, Run) else Path(other) for other in others)]
         found = judge(folders, **options)
         page = judge_page.write(output or self.folder, found.results, found.pictures)
@@ -147,6 +184,11 @@ def open_run(folder: str | Path) -> Run:
     found = Path(folder).expanduser()
     from_run(found)
     return Run(found)
+
+
+def evaluate(run: Run | str | Path, acting: Sequence[str] = (), **options: Any) -> Evaluation:
+    """Evaluate a run, or the run of a folder, in its simulator, as `gtp-vision eval`; options as of `Run.evaluate`."""
+    return (run if isinstance(run, Run) else open_run(run)).evaluate(acting, **options)
 
 
 def _words(settings: Mapping[str, Any]) -> Iterator[str]:

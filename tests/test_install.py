@@ -90,6 +90,37 @@ def test_constraints_pin_every_direct_dependency_inside_its_range(line: str) -> 
     assert wanted.specifier.contains(version, prereleases=True)
 
 
+# tensorboard brings protobuf; pandas is of no extra alone
+SHARED = {"google", "pandas"}
+WITHOUT = """
+import importlib, sys
+sys.modules.update(dict.fromkeys({hidden}))
+import gtp_vision
+for name in gtp_vision.__all__:
+    getattr(gtp_vision, name)
+for registry in {registries}:
+    module, name = registry.split(":")
+    assert len(getattr(importlib.import_module(module), name)), registry
+"""
+REGISTRIES = ["agents:AGENTS", "models:FAMILIES", "encoders.backbones:BACKBONES", "datasets.formats:FORMATS"]
+REGISTRIES += ["envs.simulator:SIMULATORS", "evaluation.metrics:METRICS", "cli.verb:VERBS"]
+
+
+@pytest.mark.processes
+def test_everything_is_found_without_the_packages_of_extras() -> None:
+    lines = chain(*(found for name, found in PROJECT["optional-dependencies"].items() if name not in ("test", "docs")))
+    extras = {canonicalize_name(Requirement(line).name) for line in lines}
+    modules = {
+        module
+        for module, names in metadata.packages_distributions().items()
+        if extras & {canonicalize_name(name) for name in names}
+    }
+    hidden = modules - SHARED - {"gtp_vision"}
+    assert {"ogbench", "pyarrow", "zarr", "websockets", "onnx", "peft"} <= hidden
+    code = WITHOUT.format(hidden=hidden, registries=[f"gtp_vision.{name}" for name in REGISTRIES])
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=300)
+
+
 def run_setup(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "GTP_VISION_VENV": str(tmp_path / "venv"), **environment}
     command = ["bash", str(ROOT / "scripts" / "setup")]

@@ -12,9 +12,8 @@ from stores import make_store
 
 import gtp_vision
 from gtp_vision.datasets.formats import native
-from gtp_vision.evaluation.fqe import FQESettings
 
-FEW = FQESettings(steps=30, batch_size=16, members=3, hidden=(8,))
+FEW = {"steps": 30, "batch_size": 16, "members": 3, "hidden": (8,)}
 SETTINGS = dict(word.split("=", 1) for word in STATES if word.startswith("training.") and "rate" not in word)
 NETWORKS = {"agent.policy.hidden": [16], "agent.policy.grid": 2, "agent.critic.hidden": [16]}
 
@@ -29,7 +28,7 @@ def test_a_run_is_trained_continued_judged_exported_and_fine_tuned(tmp_path: Pat
     assert run == gtp_vision.open_run(tmp_path / "a run")
     assert run.results["steps"] == 4
     assert run.train({"training.steps": 6}, new_segment=True, progress=False).results["steps"] == 6
-    judged = run.judge(settings=FEW, progress=False)
+    judged = run.judge(fit=FEW, progress=False)
     assert "is best" in str(judged)
     assert judged._repr_html_().startswith("<iframe srcdoc=")
     assert "&lt;html" in str(run._repr_html_())

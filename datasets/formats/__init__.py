@@ -41,7 +41,7 @@ def detect(path: Path, features: Names | None = None) -> str:
 
 
 def open_store(
-    path: Path,
+    path: str | Path,
     env: str | None = None,
     features: Names | None = None,
     *,
@@ -55,6 +55,7 @@ def open_store(
     those in the file, see `datasets.names`; `framing` crops and resizes the frames; `labels` is the file of labels, or
     the folder of several, if it is not beside the data (False: leave them out), see `datasets.labels`.
     """
+    path = Path(path).expanduser()
     found = sandbox.call(f"{__name__}:_layout", path, env, features, framing and framing.record())
     store = to_store(found, path)
     return store if labels is False else labelled(store, path, labels)

@@ -22,6 +22,9 @@ class GtpVisionError(Exception):
     def __init__(self, message: str | GtpVisionError) -> None:
         super().__init__("".join(letter if letter.isprintable() else " " for letter in str(message)))
 
+    def _render_traceback_(self) -> list[str]:  # what IPython shows, in a notebook
+        return [f"gtp-vision: {self}"]
+
 
 def first_line(error: BaseException, lines: int = 1) -> str:
     """Return the first line, or lines, of an exception's message, at most 200 characters each; its type if empty."""
