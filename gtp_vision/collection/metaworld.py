@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -159,7 +160,8 @@ def scripted_episode(
     """
     from metaworld.policies import ENV_POLICY_MAP
 
-    script = ENV_POLICY_MAP[env.task]()
+    kind: Any = ENV_POLICY_MAP[env.task]  # typed as the abstract class
+    script = kind()
     observation, info = env.reset(seed=int(rng.integers(2**32)))
     deviation = rng.uniform(0, noise)
     observations, states = [observation], [simulator.state(env)]
