@@ -120,12 +120,14 @@ class _Worker(gymnasium.Wrapper):
 
 
 def versions() -> dict[str, str]:
-    """Versions of the simulators' distributions that are installed. Nothing is imported."""
+    """Versions of the simulators' distributions that are installed, also in their own Pythons. Nothing is imported."""
     packages = {package for simulator in SIMULATORS.values() for package in simulator.packages}
     installed = {}
     for name in sorted(packages):
         with contextlib.suppress(PackageNotFoundError):
             installed[name] = version(name)
+    for simulator in SIMULATORS.values():
+        installed |= simulator.elsewhere()
     return installed
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.record import record_of
-from gtp_vision.envs import versions
+from gtp_vision.envs import EnvSpec, versions
 from gtp_vision.evaluation.agreement import TOLERANCE, frame_faults, frames_of, recorded_states, replay
 from gtp_vision.training.data import open_data
 from gtp_vision.training.evaluate import env_spec, simulator_of, units_of
@@ -54,13 +54,18 @@ def check_data(config: Config, episodes: int = 10, steps: int = 100) -> dict[str
     return {
         "data": str(store.path),
         "env": spec.name,
-        "versions": {name: held for name, held in versions().items() if name in spec.simulator.packages},
+        "versions": _versions(spec),
         "actions": units,
         "notice": notice,
         "cameras": list(pairs[0]),
         "replay": done and {"score": done.score, "steps": done.steps, "episodes": len(numbers), "first": done.first},
         "problems": [*frame_faults(*pairs), *problems],
     }
+
+
+def _versions(spec: EnvSpec) -> dict[str, str]:
+    own = {name: held for name, held in versions().items() if name in spec.simulator.packages}
+    return own | dict(spec.simulator.elsewhere())
 
 
 def check_text(found: dict[str, Any]) -> str:
