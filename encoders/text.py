@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.extras import importing
 
 _LONGEST = 256  # tokens of a sentence
 
@@ -27,10 +27,9 @@ def sentence_features(texts: Sequence[str], source: str) -> np.ndarray:
     Raises:
         GtpVisionError: transformers is missing, or there is no such model.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise GtpVisionError("transformers is not installed; pip install 'gtp-vision[language]'")
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
+    with importing("language", "task.instructions=text"):
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder = Path(source).expanduser()

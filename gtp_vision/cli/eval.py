@@ -56,6 +56,8 @@ def _run(arguments: argparse.Namespace, overrides: list[str]) -> int:
             f"{success_text(found)}, return {found['return']:.1f}, length {found['length']:.1f}, "
             f"{found['seconds']:.0f} s"
         )
+        for task, success in found.get("tasks", {}).items():
+            print(f"  {success:.0%} {task}")
         if "jerk" in found:
             print(jerk_text(found))
     return 0

@@ -116,5 +116,5 @@ def _environment() -> jinja2.Environment:
     environment = html.environment(_HERE)
     environment.filters |= {"get": text.scalar, "number": text.number_text, "percent": text.percent_text}
     environment.filters |= {"decimals": text.decimals_of, "interval": text.interval_of, "success": text.success_text}
-    environment.filters |= {"median": text.median_of}
+    environment.filters |= {"median": text.median_of, "tasks": text.tasks_of}
     return environment

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+_MOST_TASKS = 200
+
 
 def known(value: Any) -> float | None:
     """The number, or None if it cannot be drawn: not finite, beyond 1e100, or not a number."""
@@ -39,6 +41,13 @@ def success_text(row: Mapping[str, Any], when: str) -> str:
     """The success of `last`, `mean_last_3` or `best` in percent; `unknown` if the environment did not report it."""
     value = scalar(row, when, "success")
     return "unknown" if value is None and scalar(row, when, "return") is not None else percent_text(value)
+
+
+def tasks_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The names of the tasks of all last evaluations, at most 200."""
+    found = [last.get("tasks") for row in rows if isinstance(last := row.get("last"), Mapping)]
+    names = dict.fromkeys(str(name) for tasks in found if isinstance(tasks, Mapping) for name in tasks)
+    return list(names)[:_MOST_TASKS]
 
 
 def interval_of(row: Mapping[str, Any]) -> tuple[float, ...] | None:

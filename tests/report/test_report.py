@@ -61,6 +61,19 @@ def test_unknown_success_is_not_zero(new_run: MakeRun) -> None:
     assert [means[title] for title in ("Last", "Mean of last three", "Best")] == ["unknown"] * 3
 
 
+def test_success_by_task_has_a_table(new_run: MakeRun) -> None:
+    run, other = new_run("a"), new_run("b", seed=1)
+    assert "Success by task" not in build(run, other).text
+    for each, tasks in ((run, {"reach": 1.0, "<b>push": 0.25}), (other, {"reach": 0.5, "pull": [1]})):
+        edit_results(each, last={"episodes": 8, "success": 0.5, "success_interval": None, "tasks": tasks})
+    page = build(run, other)
+    assert "Success by task" in page.text
+    assert "<b>push" in page.text, "as text"
+    assert [row["Task"] for row in page.rows if "Task" in row] == ["reach", "<b>push", "pull"]
+    shown = [row["gtp, seed 1"] for row in page.rows if "Task" in row]
+    assert [text.split() for text in shown] == [["50", "%"], ["–"], ["–"]]
+
+
 def test_the_head_shows_task_environment_data_and_day(new_run: MakeRun) -> None:
     run, dated = new_run("a"), new_run("b", seed=1)
     for name in ("config.yaml", "metrics.jsonl", "results.json"):
