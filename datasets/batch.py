@@ -43,12 +43,15 @@ class Batch(_Tensors):
 
     Attributes:
         observation: name to images uint8 (B, T, C, H, W) or states float32 (B, T, D), oldest frame first; with goals
-            also `goal/<name>`, shaped alike.
+            also `goal/<name>`, shaped alike. Reward and discount are of this goal.
         next_observation: the same n steps later, with the same goal.
         actions: float32 (B, H, A), the action of each row and of the H - 1 rows that follow it.
         action_mask: bool (B, H), False where the episode had no further action and the last one is repeated.
         reward: float32 (B,), the n-step return sum_k gamma^k r_k up to the terminal or the episode's end.
         discount: float32 (B,), gamma^n times mask: the factor of the next value; 0 after a terminal.
+        policy_goal: `goal/<name>` as in `observation`, of the goal that the policy is to reach; None where it is the
+            same.
+        way_point: the same of a frame on the way to that goal; None without one.
     """
 
     observation: dict[str, torch.Tensor]
@@ -57,6 +60,8 @@ class Batch(_Tensors):
     action_mask: torch.Tensor
     reward: torch.Tensor
     discount: torch.Tensor
+    policy_goal: dict[str, torch.Tensor] | None = None
+    way_point: dict[str, torch.Tensor] | None = None
 
     def __len__(self) -> int:
         return int(self.actions.shape[0])
@@ -80,8 +85,8 @@ class Frames(_Tensors):
         action_mask: as `Batch`.
         reward: as `Batch`.
         discount: as `Batch`.
-        goal_window: int64 (B, T), the frame that each row is to reach, T times, as a simulator shows it; None without
-            goals.
+        goal_window: int64 (B, G, T), the frames that each row is to reach, as `Sampler.gather` takes them, T times
+            each, as a simulator shows them; None without goals.
     """
 
     frames: dict[str, torch.Tensor]
@@ -96,10 +101,10 @@ class Frames(_Tensors):
     def batch(self, take: Any = torch.index_select) -> Batch:
         """The stacked batch, by tensor operations on the frames' device; a host may have a faster `take`."""
         frames = {name: x for name, x in self.frames.items() if not name.startswith(GOAL)}
-        goal = {}
+        goal, *further = [{}]
         if self.goal_window is not None:
             goals = {GOAL + name: self.frames.get(GOAL + name, x) for name, x in frames.items()}
-            goal = _stacked(goals, self.goal_window, take)
+            goal, *further = [_stacked(goals, window, take) for window in self.goal_window.unbind(1)]
         return Batch(
             _stacked(frames, self.window, take) | goal,
             _stacked(frames, self.next_window, take) | goal,
@@ -107,12 +112,13 @@ class Frames(_Tensors):
             self.action_mask,
             self.reward,
             self.discount,
+            *further,
         )
 
 
 @dataclass(frozen=True)
 class Rows(_Tensors):
-    """The rows (B,) of a batch, and those that they are to reach, in a data set whose frames are on the device."""
+    """The rows (B,) of a batch, and those that they are to reach, (B,) or (B, G), where the device has all frames."""
 
     rows: torch.Tensor
     goal_rows: torch.Tensor | None = None

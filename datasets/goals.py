@@ -1,8 +1,13 @@
-"""Hindsight goals: the later (or other) frame that a row is to reach."""
+"""Hindsight goals: the later (or other) frame that a row is to reach.
+
+A policy is to reach other goals than those that its critic learns values of (`RoleGoals`), as in OGBench (Park et al.,
+ICLR 2025, appendix): a critic must know what is far away, and a policy must not clone steps to a goal behind it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,6 +38,7 @@ class HindsightGoals:
     random: float = 0.3
     geometric: bool = True
     discount: float = 0.99
+    count: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         shares = (self.current, self.trajectory, self.random)
@@ -57,3 +63,35 @@ class HindsightGoals:
 
 ACTOR_GOALS = HindsightGoals(current=0.0, trajectory=1.0, random=0.0, geometric=False)
 """OGBench's ratios for policies."""
+
+
+@dataclass(frozen=True)
+class RoleGoals:
+    """Goals of the critic and of the policy, drawn apart, and where the policy should be on its way.
+
+    Attributes:
+        critic: law of the goals that rewards and values are of.
+        policy: law of the goals that the policy learns to reach.
+        ahead: steps to the way point, which lies on the way to the policy's goal; 0 for none.
+    """
+
+    critic: HindsightGoals
+    policy: HindsightGoals
+    ahead: int = 0
+
+    @property
+    def count(self) -> int:
+        """Goals of a row."""
+        return 3 if self.ahead else 2
+
+    def draw(self, store: Store, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """int64 (B, 2 or 3): the critic's goal, the policy's, and the way point.
+
+        A way point is `ahead` steps later, or the goal if that comes first, and never beyond the episode's end.
+        """
+        goals = [self.critic.draw(store, rows, rng), self.policy.draw(store, rows, rng)]
+        if self.ahead:
+            last, goal = store.episode_ends[store.episode_of(rows)] - 1, goals[1]
+            ahead = np.minimum(rows + self.ahead, last)
+            goals.append(np.where((goal >= rows) & (goal < ahead), goal, ahead))
+        return np.stack(goals, 1)

@@ -11,7 +11,7 @@ from gtp_vision.core.random import counter_rng
 from gtp_vision.datasets import indices
 from gtp_vision.datasets.arrays import gather
 from gtp_vision.datasets.batch import Batch, Frames
-from gtp_vision.datasets.goals import HindsightGoals
+from gtp_vision.datasets.goals import HindsightGoals, RoleGoals
 from gtp_vision.datasets.placement import take_rows
 from gtp_vision.datasets.store import Store
 
@@ -36,7 +36,8 @@ class Sampler:
         frame_stack: T, frames per observation.
         n_step: steps of the return before it bootstraps.
         action_chunk: H, actions per row.
-        goals: law of the goals that rows are given; None for no goals. Rewards are then those of one step.
+        goals: law of the goals that rows are given; None for no goals. Rewards are then those of one step, of the
+            critic's goals if the policy has others.
         discount: gamma per step.
         reward_scale: factor on rewards (critics of sparse tasks learn faster with values of order 1).
         reward_shift: added to rewards before scaling, e.g. -0.5 with scale 4 for AntMaze's (r - 0.5) * 4.
@@ -48,7 +49,7 @@ class Sampler:
     frame_stack: int = 1
     n_step: int = 1
     action_chunk: int = 1
-    goals: HindsightGoals | None = None
+    goals: HindsightGoals | RoleGoals | None = None
     discount: float = 0.99
     reward_scale: float = 1.0
     reward_shift: float = 0.0
@@ -58,7 +59,7 @@ class Sampler:
         return self._own(self._global_rows(step), rank, world_size)
 
     def goal_rows(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray | None:
-        """int64 (B / world_size,), the rows that `rows` are to reach; None without goals."""
+        """int64 (B / world_size,), or a column for each of several goals: the rows to reach; None without goals."""
         return self.draw(step, rank, world_size)[1]
 
     def draw(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[np.ndarray, np.ndarray | None]:
@@ -110,12 +111,13 @@ class Sampler:
         return self.gather(*self.draw(step, rank, world_size))
 
     def gather(self, rows: np.ndarray, goal_rows: np.ndarray | None = None) -> Batch:
-        """The batch that consists of the given rows, int64 (B,), and of their goals, if given."""
+        """The batch of the given rows, int64 (B,), and of their goals, (B,) or as `RoleGoals.draw`, if given."""
         return self.frames(rows, goal_rows).batch(take_frames)
 
     def most_frames(self, rows: int) -> int:
         """The most distinct frames that a batch of so many rows can have."""
-        return rows * (self.frame_stack + min(self.n_step, self.frame_stack) + (self.goals is not None))
+        goals = 0 if self.goals is None else self.goals.count
+        return rows * (self.frame_stack + min(self.n_step, self.frame_stack) + goals)
 
     def frames(self, rows: np.ndarray, goal_rows: np.ndarray | None = None, *, padded: bool = False) -> Frames:
         """The batch of the given rows, each distinct frame once.
@@ -125,14 +127,15 @@ class Sampler:
         reward, discount, next_rows = self.returns(rows)
         windows = [self.windows(rows), self.windows(next_rows)]
         if goal_rows is not None:
+            goal_rows = goal_rows.reshape(len(rows), -1)
             reward, discount = indices.goal_returns(
                 np,
-                goal_rows == rows,
+                goal_rows[:, 0] == rows,
                 discount=self.discount,
                 reward_scale=self.reward_scale,
                 reward_shift=self.reward_shift,
             )
-            windows.append(goal_rows[:, None].repeat(self.frame_stack, 1))
+            windows += [goal[:, None].repeat(self.frame_stack, 1) for goal in goal_rows.T]
         all_rows = np.concatenate(windows)
         ordered = np.sort(all_rows, axis=None)
         distinct = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
@@ -150,7 +153,7 @@ class Sampler:
             action_mask=torch.from_numpy(is_real),
             reward=torch.from_numpy(np.asarray(reward, np.float32)),
             discount=torch.from_numpy(np.asarray(discount, np.float32)),
-            goal_window=goal_window[0] if goal_window else None,
+            goal_window=torch.stack(goal_window, 1) if goal_window else None,
         )
 
 

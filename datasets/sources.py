@@ -118,10 +118,11 @@ class ResidentSource:
         )
         goal_window = None
         if goals is not None:
-            goal_window = goals[:, None].expand_as(window)
+            goals = goals.reshape(len(rows), -1)
+            goal_window = goals[:, :, None].expand(-1, -1, sampler.frame_stack)
             reward, discount = indices.goal_returns(
                 torch,
-                goals == rows,
+                goals[:, 0] == rows,
                 discount=sampler.discount,
                 reward_scale=sampler.reward_scale,
                 reward_shift=sampler.reward_shift,

@@ -3,7 +3,7 @@
 from gtp_vision.encoders.augmentation import Augmentation
 from gtp_vision.encoders.checks import check_encoder
 from gtp_vision.encoders.distortions import RandomShift
-from gtp_vision.encoders.encoder import Encoder, present_names
+from gtp_vision.encoders.encoder import Encoder, GoalEncoder, present_names
 from gtp_vision.encoders.settings import AugmentationConfig, CameraConfig, EncoderConfig, LoraSettings
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "CameraConfig",
     "Encoder",
     "EncoderConfig",
+    "GoalEncoder",
     "LoraSettings",
     "RandomShift",
     "check_encoder",

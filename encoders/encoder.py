@@ -217,6 +217,25 @@ class Encoder(nn.Module):
         return rearrange((state.reshape(len(state), frames, width) - mean) / scale, "b t d -> b (t d)")
 
 
+class GoalEncoder(Encoder):
+    """Observation and goal by the same network, apart: the features are those of the one, then those of the other.
+
+    Arguments as `Encoder`; `shapes` holds each observation and its `goal/<name>`.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], config: EncoderConfig, *, pretrained: bool = True
+    ) -> None:
+        own = {name: shape for name, shape in shapes.items() if not name.startswith(GOAL)}
+        super().__init__(own, config, pretrained=pretrained)
+        self.width *= 2
+
+    def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Observations and goals, as in `Encoder.forward`, to float (B, width): of the one, then of the other."""
+        goal = {name: observation[GOAL + name] for name in self.shapes if GOAL + name in observation}
+        return torch.cat([super().forward(observation), super().forward(goal)], 1)
+
+
 def present_names(module: nn.Module, stored: Iterable[str]) -> dict[str, str]:
     """Names of stored tensors, to those of the same tensors in `module`, whose encoders once numbered their parts."""
     parts: dict[str, str] = {}

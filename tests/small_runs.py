@@ -60,6 +60,7 @@ def small(name: str, *more: str) -> list[str]:
     own = vars(improvement_settings((chosen or [AGENTS[name].improvement])[-1]))
     overrides = [f"agent={name}", *(f"agent.improvement.{key}={size}" for key, size in _SIZES.items() if key in own)]
     overrides += ["agent.critic.next_actions=3"] if AGENTS[name].backup == "softmax" else []
+    overrides += ["task.goals=hindsight", "task.n_step=1", "agent.critic.latent=8"] if AGENTS[name].goals else []
     return overrides
 
 

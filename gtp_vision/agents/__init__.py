@@ -11,19 +11,25 @@ from omegaconf.errors import OmegaConfBaseException
 
 from gtp_vision.agents.base import Agent, Improvement, Recipe
 from gtp_vision.agents.checks import check
+from gtp_vision.agents.critics import OwnCritic
 from gtp_vision.agents.settings import ActingConfig, AgentConfig, ImprovementSettings
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.names import GOAL
 from gtp_vision.core.registry import Registry
+from gtp_vision.datasets.goals import HindsightGoals
 from gtp_vision.encoders import EncoderConfig
+from gtp_vision.models.critic import Critic
 
-AGENTS: Registry[Recipe] = Registry(__name__, "gtp_vision.agents", Recipe, beside=(Improvement,))
-IMPROVEMENTS: Registry[type[Improvement]] = Registry(__name__, "gtp_vision.agents", Improvement, beside=(Recipe,))
+_KINDS = (Recipe, Improvement, OwnCritic)
+AGENTS: Registry[Recipe] = Registry(__name__, "gtp_vision.agents", Recipe, beside=_KINDS)
+IMPROVEMENTS: Registry[type[Improvement]] = Registry(__name__, "gtp_vision.agents", Improvement, beside=_KINDS)
+CRITICS: Registry[type[OwnCritic]] = Registry(__name__, "gtp_vision.agents", OwnCritic, beside=_KINDS)
 
 
 def check_agent(config: AgentConfig, *, steps_key: str = "agent.acting.steps") -> None:
     """Refuse an unknown agent or part, and parts that do not fit each other; `steps_key` is the user's name for K."""
     try:
-        check(config, AGENTS, IMPROVEMENTS)
+        check(config, AGENTS, IMPROVEMENTS, CRITICS)
     except GtpVisionError as error:
         raise GtpVisionError(str(error).replace("agent.acting.steps", steps_key)) from None
 
@@ -79,11 +85,20 @@ def create(
         pretrained: read the encoders' trained weights; False for an agent that a checkpoint will fill.
 
     Raises:
-        GtpVisionError: an unknown agent, parts that do not fit each other, or settings that fit no network.
+        GtpVisionError: an unknown agent, parts that do not fit each other or the observations, or settings that fit no
+            network.
     """
     check_agent(config)
+    backup = config.critic.backup
+    own = CRITICS.get(backup)
+    needs_goals = AGENTS[config.name].goals or (own is not None and own.is_paired)
+    if needs_goals and not any(name.startswith(GOAL) for name in shapes):
+        raise GtpVisionError(
+            f"agent={config.name} with agent.critic.backup={backup} learns to reach goals, and the task shows none; "
+            f"set task.goals=hindsight"
+        )
     try:
-        return Agent(shapes, actions, config, encoder, IMPROVEMENTS[config.improvement.name], pretrained)
+        return Agent(shapes, actions, config, encoder, IMPROVEMENTS[config.improvement.name], own or Critic, pretrained)
     except ValueError as error:
         raise GtpVisionError(f"agent={config.name} cannot be built: {error}") from error
 
@@ -91,6 +106,12 @@ def create(
 def actions_needed(config: AgentConfig, n_step: int) -> int:
     """How many of the data's actions, from each row on, a batch must hold."""
     return n_step + 1 if config.critic.next_penalty else config.action_chunk
+
+
+def critic_goals(config: AgentConfig) -> HindsightGoals | None:
+    """The law of the goals that an agent's critic learns values of, but for the discount; None without a critic."""
+    backup = config.critic.backup
+    return None if backup == "none" else CRITICS[backup].goals if backup in CRITICS else HindsightGoals()
 
 
 def label(config: AgentConfig) -> str:
@@ -124,6 +145,7 @@ def label_of(stored: Any) -> str | None:
 
 __all__ = [
     "AGENTS",
+    "CRITICS",
     "IMPROVEMENTS",
     "ActingConfig",
     "Agent",
@@ -134,6 +156,7 @@ __all__ = [
     "actions_needed",
     "check_agent",
     "create",
+    "critic_goals",
     "improvement_settings",
     "label",
     "label_of",

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from gtp_vision import models
+from gtp_vision.agents.critics import OwnCritic
 from gtp_vision.agents.joining import Known, draws_of, joined
 from gtp_vision.agents.representation import Representation
 from gtp_vision.agents.search import scaled_noise, search
@@ -28,9 +29,9 @@ from gtp_vision.agents.settings import ActingConfig, AgentConfig, ImprovementSet
 from gtp_vision.core.distributed import global_mean, global_moments
 from gtp_vision.core.random import NoiseSource
 from gtp_vision.datasets.batch import Batch
-from gtp_vision.encoders import Augmentation, Encoder, EncoderConfig
+from gtp_vision.encoders import Augmentation, Encoder, EncoderConfig, GoalEncoder
 from gtp_vision.encoders.views import one_view
-from gtp_vision.models.critic import Critic, expectile_loss, td_target
+from gtp_vision.models.critic import BaseCritic, Critic, expectile_loss, td_target
 from gtp_vision.models.networks import Pairs, frozen_copy, polyak_
 
 Metrics = dict[str, torch.Tensor]
@@ -48,9 +49,10 @@ class Recipe:
         name: of the agent, and of its preset in configs/agent/, if it has one.
         paper: where it was published.
         family: of its policy.
-        backup: what its critic bootstraps from, see `CriticConfig`.
+        backup: what its critic bootstraps from, or the name of an `OwnCritic`, see `CriticConfig`.
         improvement: name of its `Improvement`.
         chooses: whether it draws several candidates and takes one by Q.
+        goals: whether it is defined for tasks with goals only.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Recipe:
     backup: str
     improvement: str
     chooses: bool = False
+    goals: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,19 +70,23 @@ class LossInputs:
 
     Attributes:
         batch: as the sampler made it.
-        observation: the batch's, augmented.
+        observation: the batch's, augmented; in the critic's loss with the critic's goal, in the actor's with its own.
         next_observation: the same n steps later, augmented alike; empty for agents without a critic.
-        actor: (B, F), the actor's features, with their gradient.
-        critic: (B, F), the critic's; the same tensor if the encoder is shared.
+        goal: the policy's goal, if it is another than the critic's, else empty; augmented alike.
+        way_point: a frame on the way to the policy's goal as `goal/<name>`, augmented alike; empty without one.
+        actor: (B, F), the actor's features with its own goal, with their gradient.
+        critic: (B, F), the critic's; the same tensor if encoder and goal are shared.
         action: (B, H A), the data's chunk.
         noise: source of all noise.
         step: training step, from 0.
-        q: (E, B), the critic's values of the data's actions, without gradient; None for agents without one.
+        q: (E, B), the critic's values of the data's actions, without gradient; None for agents without Q.
     """
 
     batch: Batch
     observation: Mapping[str, torch.Tensor]
     next_observation: Mapping[str, torch.Tensor]
+    goal: Mapping[str, torch.Tensor]
+    way_point: Mapping[str, torch.Tensor]
     actor: torch.Tensor
     critic: torch.Tensor
     action: torch.Tensor
@@ -103,6 +110,7 @@ class Improvement(nn.Module):
         name: the value of `agent.improvement.name` that selects it.
         label_suffix: marks a label where it is not the agent's own (`gtp+q`); one letter, or two.
         needs_critic: whether it cannot do without a critic.
+        needs_q: whether that critic must judge any action, not only the data's.
         is_per_dimension: whether the policy's own loss counts as a mean over action dimensions instead of a sum.
         may_renoise: whether jumps of the policy lead from the actions that it takes to others worth taking.
         acts_in_steps: whether K changes the actions to take.
@@ -112,6 +120,7 @@ class Improvement(nn.Module):
     name: ClassVar[str]
     label_suffix: ClassVar[str]
     needs_critic = True
+    needs_q = True
     is_per_dimension = False
     may_renoise = True
     acts_in_steps = True
@@ -119,6 +128,11 @@ class Improvement(nn.Module):
     def __init__(self, agent: Agent) -> None:
         super().__init__()
         self.config = agent.config.improvement
+
+    @staticmethod
+    def policy_width(width: int, config: AgentConfig) -> int:
+        """Width of `policy_features`, from that of the encoder's features."""
+        return width
 
     @staticmethod
     def conflicts(config: AgentConfig) -> Iterator[str]:
@@ -129,6 +143,10 @@ class Improvement(nn.Module):
     def steps_of_policy(config: AgentConfig) -> list[str]:
         """Its settings that hold a number of sampling steps K of the policy."""
         return []
+
+    def policy_features(self, agent: Agent, inputs: LossInputs) -> torch.Tensor:
+        """What the policy sees of the data's observations, (B, F): the encoder's features, or others made of them."""
+        return inputs.actor
 
     def weights(self, agent: Agent, inputs: LossInputs) -> tuple[torch.Tensor | None, Metrics]:
         """The weight w >= 0 of each action of the data, (B,), or None: the step does without the policy's own loss."""
@@ -157,12 +175,24 @@ class Improvement(nn.Module):
         """Actions to take: (B, F) to (B * draws, H A) in [-1, 1]."""
         return agent.policy.sample(features, steps, noise, draws)
 
+    def targets(self, agent: Agent) -> Iterator[tuple[nn.Module, nn.Module, float]]:
+        """Slow copies among its own networks, as `Agent.targets`."""
+        yield from ()
+
     def begin(self, agent: Agent, step: int) -> None:
         """Prepare training step `step`: changes between stages happen here."""
 
     def stage(self, step: int) -> Hashable:
         """A key that is equal for steps whose losses are the same function."""
         return None
+
+
+def weighted_mean(weight: torch.Tensor, losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """E[w l] / E[w], (), of weights w and losses l, (B,), and the share of the rows that is in effect, ()."""
+    weight = weight.where(weight >= 0, torch.nan)  # found as a loss that is not finite
+    moments = global_moments(weight)
+    mean = moments.mean.to(weight.dtype).clamp_min(torch.finfo(weight.dtype).tiny)  # 0 if no action counts
+    return (weight / mean * losses).mean(), moments.effective_share.to(weight.dtype)
 
 
 @contextmanager
@@ -203,8 +233,9 @@ def missing_ability(config: AgentConfig, ability: type, why: str, part: str = ""
 class Agent(nn.Module):
     """A policy, a critic, an improvement and a way of acting.
 
-    Arguments as `agents.create`, and `improvement`, the class that `config.improvement.name` names. `actions` is the
-    policy's number A of action dimensions, which `representation`, if it is not None, makes of the data's.
+    Arguments as `agents.create`, and the classes that `config.improvement.name` and `config.critic.backup` name.
+    `actions` is the policy's number A of action dimensions, which `representation`, if it is not None, makes of the
+    data's.
     """
 
     def __init__(
@@ -214,6 +245,7 @@ class Agent(nn.Module):
         config: AgentConfig,
         encoder: EncoderConfig,
         improvement: type[Improvement],
+        critic: type[BaseCritic] = Critic,
         pretrained: bool = True,
     ) -> None:
         super().__init__()
@@ -224,21 +256,23 @@ class Agent(nn.Module):
             actions = self.representation.width
         self.actions = actions
         self.shared, self.gradient = encoder.share, encoder.gradient
-        self.actor_encoder = Encoder(shapes, encoder, pretrained=pretrained)
+        kind = GoalEncoder if issubclass(critic, OwnCritic) and critic.is_paired else Encoder
+        self.actor_encoder = kind(shapes, encoder, pretrained=pretrained)
         self.augment = Augmentation(encoder, shapes)
         width = self.actor_encoder.width
-        self.policy = models.create(width, config.action_chunk * actions, config.policy)
+        seen = improvement.policy_width(width, config)
+        self.policy = models.create(seen, config.action_chunk * actions, config.policy)
         self.policy_target = frozen_copy(self.policy)
         self.has_critic = config.critic.backup != "none"
         if self.has_critic:
             self.actor_encoder_target = frozen_copy(self.actor_encoder)
             if not self.shared:
-                self.critic_encoder = Encoder(shapes, encoder, pretrained=pretrained)
+                self.critic_encoder = kind(shapes, encoder, pretrained=pretrained)
                 if encoder.tuning == "frozen":  # random ones, too: both see the same features, computed once
                     self.critic_encoder.towers.load_state_dict(self.actor_encoder.towers.state_dict())
                 self.critic_encoder_target = frozen_copy(self.critic_encoder)
             width_of_action = (config.action_chunk if config.critic.chunk else 1) * actions
-            self.critic = Critic(width, width_of_action, config.critic)
+            self.critic: BaseCritic = critic(width, width_of_action, config.critic)
             self.critic_target = frozen_copy(self.critic)
         self.improvement = improvement(self)
         self.cloning = Improvement(self)  # takes its place in the first `clone_steps`
@@ -265,7 +299,7 @@ class Agent(nn.Module):
             loss, metrics = self.actor_loss(inputs)
             return loss, {"loss": loss.detach(), "actor/loss": loss.detach()} | metrics
         critic_loss, q, critic_metrics = self.critic_loss(inputs)
-        actor_loss, metrics = self.actor_loss(replace(inputs, q=q))
+        actor_loss, metrics = self.actor_loss(self.aimed(inputs) if inputs.goal else replace(inputs, q=q))
         loss = critic_loss + actor_loss
         return loss, {"loss": loss.detach(), "actor/loss": actor_loss.detach()} | critic_metrics | metrics
 
@@ -273,15 +307,33 @@ class Agent(nn.Module):
         """Augment the observations and encode them."""
         has_critic = self.has_critic and not self.clones(step)
         observations = batch.observation, batch.next_observation if has_critic else {}
-        observation, next_observation = one_view(observations, noise)
+        seen = one_view((*observations, batch.policy_goal or {}, batch.way_point or {}), noise)
         draws = self.augment.draw(len(batch), noise, step)
-        observation, next_observation = self.augment(observation, draws), self.augment(next_observation, draws)
-        actor = self.actor_encoder(observation)
-        critic = self.critic_encoder(observation) if has_critic and not self.shared else actor
+        observation, next_observation, goal, way_point = (self.augment(each, draws) for each in seen)
+        actor = critic = self.actor_encoder({**observation, **goal})
+        if has_critic and (goal or not self.shared):
+            critic = self.seen_by_critic(observation)
         if self.shared and self.gradient != "both":
-            actor, critic = (actor, actor.detach()) if self.gradient == "actor" else (actor.detach(), actor)
+            actor, critic = (actor, critic.detach()) if self.gradient == "actor" else (actor.detach(), critic)
         action = self.chunk(batch)
-        return LossInputs(batch, observation, next_observation, actor, critic, action, noise, step)
+        return LossInputs(batch, observation, next_observation, goal, way_point, actor, critic, action, noise, step)
+
+    def aimed(self, inputs: LossInputs) -> LossInputs:
+        """The same for the policy's own goals: observations, and the critic's features and values without gradient."""
+        observation, next_observation = ({**x, **inputs.goal} for x in (inputs.observation, inputs.next_observation))
+        with torch.no_grad():
+            critic = inputs.actor.detach() if self.shared else self.critic_encoder(observation)
+            q = self.critic(critic, self.critic_action(inputs.action)).float() if self.judges_actions else None
+        return replace(inputs, observation=observation, next_observation=next_observation, critic=critic, q=q)
+
+    def seen_by_critic(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The critic's features of an observation, (B, F)."""
+        return (self.actor_encoder if self.shared else self.critic_encoder)(observation)
+
+    @property
+    def judges_actions(self) -> bool:
+        """Whether its critic has a Q."""
+        return self.has_critic and not (isinstance(self.critic, OwnCritic) and not self.critic.judges_actions)
 
     def chunk(self, batch: Batch) -> torch.Tensor:
         """The data's action chunks as the policy sees them, (B, H A)."""
@@ -300,21 +352,29 @@ class Agent(nn.Module):
         weight, metrics = improvement.weights(self, inputs)
         cloning = None
         if weight is not None:
-            weight = weight.where(weight >= 0, torch.nan)  # found as a loss that is not finite
-            moments = global_moments(weight)
-            rows = self.policy.rows(inputs.actor, inputs.action, inputs.noise, self.policy_target)
+            features = self.improvement.policy_features(self, inputs)
+            rows = self.policy.rows(features, inputs.action, inputs.noise, self.policy_target)
             losses, policy_metrics = self.policy.loss(rows)
-            mean = moments.mean.to(weight.dtype).clamp_min(torch.finfo(weight.dtype).tiny)  # 0 if no action counts
-            cloning = (weight / mean * self.policy.per_sample(losses)).mean()
+            cloning, share = weighted_mean(weight, self.policy.per_sample(losses))
             if self.improvement.is_per_dimension:
                 cloning = cloning / inputs.action.shape[1]
             metrics |= {f"actor/{name}": value.detach() for name, value in policy_metrics.items()}
-            metrics |= {"weight/effective_share": moments.effective_share.to(weight.dtype)}
+            metrics |= {"weight/effective_share": share}
         loss, more = improvement.loss(self, inputs, cloning)
         return loss, metrics | more
 
-    def critic_loss(self, inputs: LossInputs) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
-        """Squared TD error with the losses of V and the improvement, (); values (E, B) without gradient; metrics."""
+    def critic_loss(self, inputs: LossInputs) -> tuple[torch.Tensor, torch.Tensor | None, Metrics]:
+        """Squared TD error with the losses of V and the improvement, (); values (E, B) without gradient; metrics.
+
+        Or the loss of an `OwnCritic`, and its values if it has a Q.
+        """
+        if isinstance(self.critic, OwnCritic):
+            loss, metrics = self.critic.loss(self, inputs)
+            if not self.judges_actions or inputs.goal:
+                return loss, None, metrics
+            with torch.no_grad():
+                return loss, self.critic(inputs.critic, self.critic_action(inputs.action)).float(), metrics
+        assert isinstance(self.critic, Critic)
         batch, action = inputs.batch, self.critic_action(inputs.action)
         with torch.no_grad():
             target = td_target(batch.reward, batch.discount, self.next_value(inputs).float())
@@ -335,7 +395,7 @@ class Agent(nn.Module):
         }
         if self.critic.v is not None:
             with torch.no_grad():
-                slow = self.critic_target.worth(self._critic_encoder_target(inputs.observation), action).float()
+                slow = self.critic_target.worth(self.slow_critic_features(inputs.observation), action).float()
             value = self.critic.value(inputs.critic).float()
             v_loss = (counts * expectile_loss(slow - value, self.config.critic.expectile)).mean()
             metrics |= {"critic/v_loss": v_loss.detach(), "critic/v": value.detach().mean()}
@@ -346,17 +406,17 @@ class Agent(nn.Module):
     def next_value(self, inputs: LossInputs) -> torch.Tensor:
         """The value that Q bootstraps from, (B,): V(o'), or the slow Q of next actions drawn from the policy."""
         c = self.config.critic
+        assert isinstance(self.critic, Critic)
+        assert isinstance(self.critic_target, Critic)
         if c.backup == "expectile":
-            return self.critic.value(
-                (self.actor_encoder if self.shared else self.critic_encoder)(inputs.next_observation)
-            )
+            return self.critic.value(self.seen_by_critic(inputs.next_observation))
         features = self.improvement.next_features(self, inputs)
         action = self.improvement.next_action(self, features, c.next_steps, inputs.noise, c.next_actions)
         if c.next_noise:
             smoothing = c.next_noise * inputs.noise.normal(len(action), action.shape[1])
             action = self.policy.bounded(action + smoothing.clamp(-c.next_noise_clip, c.next_noise_clip))
         action = self.critic_action(action)
-        features = self._critic_encoder_target(inputs.next_observation).repeat_interleave(c.next_actions, 0)
+        features = self.slow_critic_features(inputs.next_observation).repeat_interleave(c.next_actions, 0)
         value = self.critic_target.backed_up(self.critic_target(features, action).view(c.members, -1, c.next_actions))
         if c.next_penalty:  # the data's next action is the last one that the sampler gathered
             far = (action.view(len(value), c.next_actions, -1) - inputs.batch.actions[:, -1:]).square().sum(-1).mean(1)
@@ -367,7 +427,8 @@ class Agent(nn.Module):
         """The part of an action chunk that the critic takes: (B, H A) to itself or to the first action (B, A)."""
         return action if self.config.critic.chunk else action[:, : self.actions]
 
-    def _critic_encoder_target(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def slow_critic_features(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The slow critic's features of an observation, (B, F)."""
         return (self.actor_encoder_target if self.shared else self.critic_encoder_target)(observation)
 
     def targets(self) -> Iterator[tuple[nn.Module, nn.Module, float]]:
@@ -380,6 +441,7 @@ class Agent(nn.Module):
             yield self.actor_encoder_target, self.actor_encoder, tau if self.shared else policy_tau
             if not self.shared:
                 yield self.critic_encoder_target, self.critic_encoder, tau
+        yield from self.improvement.targets(self)
 
     def update_targets(self, average_rate: float = 0.0) -> None:
         """Polyak update of all targets, and of the average at its own rate, after the optimiser's step."""
@@ -444,7 +506,7 @@ class Agent(nn.Module):
         if known is not None:
             actions = self._joined(features, actions, known, observation, acting, scaled)
         if acting.needs_critic:
-            actions = search(self, features, self._critic_encoder_target(observation), actions, acting, noise)
+            actions = search(self, features, self.slow_critic_features(observation), actions, acting, noise)
         plan = actions.view(len(actions), -1, self.actions)
         if self.representation is not None:
             plan = self.representation.decode(plan, observation)

@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from gtp_vision.agents.base import Improvement, Recipe, missing_ability
+from gtp_vision.agents.critics import OwnCritic
 from gtp_vision.agents.settings import CUT, RTC, AgentConfig
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.settings import check_settings
 from gtp_vision.models import FAMILIES, Renoisable
+from gtp_vision.models.critic import BACKUPS
 
 
-def check(config: AgentConfig, recipes: Mapping[str, Recipe], improvements: Mapping[str, type[Improvement]]) -> None:
+def check(
+    config: AgentConfig,
+    recipes: Mapping[str, Recipe],
+    improvements: Mapping[str, type[Improvement]],
+    critics: Mapping[str, type[OwnCritic]],
+) -> None:
     """Check each setting, and that the parts fit each other; a GtpVisionError says what to set instead."""
     known: dict[str, tuple[str, Mapping[str, object]]] = {
         "agent.name": (config.name, recipes),
         "agent.policy.family": (config.policy.family, FAMILIES),
         "agent.improvement.name": (config.improvement.name, improvements),
+        "agent.critic.backup": (config.critic.backup, {**dict.fromkeys(BACKUPS), **critics}),
     }
     for key, (value, choices) in known.items():
         if value not in choices:
@@ -29,6 +37,8 @@ def check(config: AgentConfig, recipes: Mapping[str, Recipe], improvements: Mapp
             f"takes {improvement.Settings.__name__}; make them with agents.improvement_settings"
         )
     for conflict in _conflicts(config, improvement):
+        raise GtpVisionError(conflict)
+    for conflict in _own_critic(config, improvement, critics.get(config.critic.backup)):
         raise GtpVisionError(conflict)
 
 
@@ -97,6 +107,28 @@ def _conflicts(config: AgentConfig, improvement: type[Improvement]) -> Iterator[
             "set one of them to null"
         )
     yield from _joining(config, improvement)
+
+
+def _own_critic(config: AgentConfig, improvement: type[Improvement], critic: type[OwnCritic] | None) -> Iterator[str]:
+    if critic is None:
+        return
+    backup, acting = f"agent.critic.backup={config.critic.backup}", config.acting
+    fix = "set agent.critic.backup=expectile or contrastive"
+    if config.critic.next_penalty or config.critic.next_noise:
+        yield f"{backup} uses no next action of the policy; set agent.critic.next_penalty and next_noise to 0"
+    if critic.judges_actions:
+        return
+    if acting.needs_critic:
+        yield (
+            f"agent.acting.candidates={acting.candidates}, rounds={acting.rounds} and "
+            f"gradient_step={acting.gradient_step:g} compare actions, and {backup} compares observations alone; set "
+            f"acting=single, or {fix.removeprefix('set ')}"
+        )
+    if improvement.needs_critic and improvement.needs_q:
+        yield (
+            f"improvement={config.improvement.name} needs the value of an action, and {backup} has that of "
+            f"observations alone; {fix}"
+        )
 
 
 def _search(config: AgentConfig, improvement: type[Improvement]) -> Iterator[str]:

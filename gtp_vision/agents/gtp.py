@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import torch
 
 from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe
+from gtp_vision.agents.critics import OwnCritic
 from gtp_vision.agents.settings import AgentConfig, ImprovementSettings
 from gtp_vision.core.distributed import global_max, global_std
 from gtp_vision.core.settings import setting
+from gtp_vision.models.critic import Critic
 
 GTP = Recipe("gtp", "Feng et al., ICML 2026", family="gtp", backup="mean", improvement="advantage")
 GTP_BC = Recipe("gtp_bc", "Feng et al., ICML 2026", family="gtp", backup="none", improvement="none")
@@ -71,6 +73,7 @@ class AdvantageWeighting(Improvement):
 
     Settings = AdvantageSettings
     name, label_suffix = "advantage", "a"
+    needs_q = False
     config: AdvantageSettings
 
     @staticmethod
@@ -96,10 +99,13 @@ class AdvantageWeighting(Improvement):
 
         V is the critic's own if it learns one, and Q the least of its members; else V is the mean over actions of the
         slow policy, each of which one member judges in turn, and Q the members' mean, so that both have the same bias.
+        An `OwnCritic` may have another advantage.
         """
         critic = agent.critic
+        if isinstance(critic, OwnCritic) and (known := critic.advantage(agent, inputs)) is not None:
+            return known
         assert inputs.q is not None
-        if critic.v is not None:
+        if isinstance(critic, Critic) and critic.v is not None:
             return critic.aggregate(inputs.q) - critic.value(inputs.critic).float()
         k = self.config.value_samples
         samples = agent.policy_target.sample(inputs.actor, self.config.value_steps, inputs.noise, k)

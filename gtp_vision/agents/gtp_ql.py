@@ -62,6 +62,7 @@ class SecondAnswer(AdvantageWeighting):
 
     Settings = SecondAnswerSettings
     name, label_suffix = "second_answer", "s"
+    needs_q = True
     acts_in_steps = False
     is_per_dimension = True
     config: SecondAnswerSettings

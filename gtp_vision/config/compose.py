@@ -404,6 +404,9 @@ def _misfits(config: Config) -> Iterator[str]:
             "task.discount=1: goals of an agent with a critic are drawn at distances that the discount decides; set it "
             "below 1"
         )
+    if task.random_goals and (task.goals is None or not has_critic):
+        why = "task.goals is null" if task.goals is None else f"agent={agent.name} has no critic to say how"
+        yield f"task.random_goals={task.random_goals:g} lets the policy reach any frame, and {why}; set it to 0"
     if encoder.gradient == "critic" and not has_critic:
         yield (
             f"encoder.gradient=critic: agent={agent.name} has no critic, so the encoder would never be trained; set it "

@@ -73,9 +73,13 @@ class TaskConfig:
         "auto", "how actions in the file's units are brought to [-1, 1] (docs/data.md)", choices=MODES
     )
     observations: list[str] | None = setting(None, "only these observations, in this order; null: all", free=True)
-    # For agents without a critic a later frame of the episode; for others any frame, in OGBench's shares for values,
-    # and a reward of -1 until it is reached instead of the file's.
+    # The policy's is a later frame of the episode; a critic's any frame, in its paper's shares, with a reward of -1
+    # until it is reached instead of the file's.
     goals: str | None = setting(None, "show each row a goal, relabelled in hindsight; null: no goals", choices=GOALS)
+    # OGBench: 0.5 where no episode leads from every start to every goal (stitch), 1 where none leads to any (explore).
+    random_goals: float = setting(
+        0.0, "share of the policy's goals that are any frame, for agents with a critic", low=0, high=1
+    )
     instructions: str | None = setting(
         None,
         "show the task of each episode that the data name: as a known one, or by its text (docs/instructions.md)",

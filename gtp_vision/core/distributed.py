@@ -73,6 +73,17 @@ def global_max(x: torch.Tensor) -> torch.Tensor:
     return _reduced(x.amax(), is_largest=True)
 
 
+@torch.no_grad()
+def gathered(x: torch.Tensor, axis: int = 0) -> torch.Tensor:
+    """All processes' `x` (of equal shapes) along an axis, in the order of ranks, without gradient."""
+    if not _has_others():
+        return x.detach()
+    parts = x.new_zeros((dist.get_world_size(), *x.shape))
+    parts[dist.get_rank()] = x
+    dist.all_reduce(parts)
+    return torch.cat(list(parts), axis)
+
+
 def first_row(rows: int) -> int:
     """The number, in the global batch, of the first of these rows, of which each process or micro-batch has so many."""
     rank, share = dist.get_rank() if _has_others() else 0, _split

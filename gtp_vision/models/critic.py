@@ -1,5 +1,7 @@
 """What an action is worth: an ensemble of Q, a V where the algorithm learns one, and what Q bootstraps from.
 
+Critics that are trained otherwise than by TD errors of Q stand beside the algorithms that introduced them, see
+`gtp_vision.agents.base.OwnCritic`.
 Axes in names: B batch, E ensemble member, N next actions, F features, A action dimensions.
 """
 
@@ -14,6 +16,9 @@ from torch.func import functional_call
 from gtp_vision.core.settings import setting
 from gtp_vision.models.networks import ACTIVATIONS, MLP, EnsembleMLP
 
+BACKUPS = ("none", "mean", "max", "softmax", "expectile")
+"""Values of `CriticConfig.backup` that `Critic` knows, and `none`."""
+
 
 @dataclass
 class CriticConfig:
@@ -21,8 +26,8 @@ class CriticConfig:
 
     backup: str = setting(
         "mean",
-        "what Q bootstraps from: the policy's next actions (mean, max, softmax), a learned V (expectile), or none",
-        choices=("none", "mean", "max", "softmax", "expectile"),
+        "what Q bootstraps from: the policy's next actions (mean, max, softmax), a learned V (expectile), or none; or "
+        "a critic that is trained otherwise, one of gtp_vision.agents.CRITICS",
     )
     members: int = setting(2, "members of the ensemble", low=1)
     aggregate: str = setting("min", "how the members' values become one", choices=("min", "mean"))
@@ -37,6 +42,7 @@ class CriticConfig:
     )
     softmax_alpha: float = setting(1.0, "inverse temperature of the softmax backup (QGPO)", low=0)
     expectile: float = setting(0.7, "expectile of the learned V: 0.5 is the mean, 1 the maximum", low=0, high=1)
+    latent: int = setting(512, "width of representations (subgoals, contrastive, quasimetric)", low=1)
     chunk: bool = setting(False, "whether Q values a whole action chunk instead of its first action (Q-chunking)")
     hidden: list[int] = setting([512, 512, 512, 512], "widths of the hidden layers", low=1)
     activation: str = setting("gelu", "activation of the networks", choices=ACTIVATIONS)
@@ -46,12 +52,41 @@ class CriticConfig:
     norm_after: bool = setting(False, "normalize after the activation instead of before it")
 
 
-class Critic(nn.Module):
-    """An ensemble of action values Q_j(o, a), with a V(o) if `backup` is `expectile`; `actions` are those judged."""
+class BaseCritic(nn.Module):
+    """An ensemble of action values Q_j(o, a), whatever they are made of. Arguments as `Critic`."""
 
     def __init__(self, features: int, actions: int, config: CriticConfig) -> None:
         super().__init__()
-        c = self.config = config
+        self.config = config
+
+    def frozen(self, features: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Q_j as `forward`, through which gradients reach the action and neither parameters nor features."""
+        held = {name: parameter.detach() for name, parameter in self.named_parameters()}
+        return functional_call(self, held, (features.detach(), action))
+
+    def in_turn(self, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Q of several actions of each observation, the members' mean: (B, F) and (B, N, A) to (B, N)."""
+        count = actions.shape[1]
+        return self(features.repeat_interleave(count, 0), actions.flatten(0, 1)).mean(0).view(-1, count)
+
+    def aggregate(self, q: torch.Tensor) -> torch.Tensor:
+        """One value of the members', their minimum or mean - rho std: (E, ...) to (...)."""
+        if self.config.aggregate == "min":
+            return q.amin(0)
+        # The gradient of `std` is 0, not NaN, where all members agree.
+        return q.mean(0) - self.config.rho * q.std(0, correction=0) if self.config.rho else q.mean(0)
+
+    def worth(self, features: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """The aggregated Q(o, a): (B,)."""
+        return self.aggregate(self(features, action))
+
+
+class Critic(BaseCritic):
+    """An ensemble of action values Q_j(o, a), with a V(o) if `backup` is `expectile`; `actions` are those judged."""
+
+    def __init__(self, features: int, actions: int, config: CriticConfig) -> None:
+        super().__init__(features, actions, config)
+        c = config
         self.q = EnsembleMLP(c.members, features + actions, c.hidden, 1, c.activation, c.layer_norm, c.norm_after)
         self.v = None
         if c.backup == "expectile":
@@ -72,22 +107,6 @@ class Critic(nn.Module):
         inputs = torch.cat([features[:, None].expand(-1, turns * members, -1), actions.to(features.dtype)], dim=2)
         each = inputs.view(rows, turns, members, -1).movedim(2, 0).reshape(members, rows * turns, -1)
         return self.q.layers(each).view(members, rows, turns).movedim(0, 2).reshape(rows, -1)[:, :count]
-
-    def frozen(self, features: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Q_j as `forward`, through which gradients reach the action and neither parameters nor features."""
-        held = {name: parameter.detach() for name, parameter in self.named_parameters()}
-        return functional_call(self, held, (features.detach(), action))
-
-    def aggregate(self, q: torch.Tensor) -> torch.Tensor:
-        """One value of the members', their minimum or mean - rho std: (E, ...) to (...)."""
-        if self.config.aggregate == "min":
-            return q.amin(0)
-        # The gradient of `std` is 0, not NaN, where all members agree.
-        return q.mean(0) - self.config.rho * q.std(0, correction=0) if self.config.rho else q.mean(0)
-
-    def worth(self, features: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """The aggregated Q(o, a): (B,)."""
-        return self.aggregate(self(features, action))
 
     def value(self, features: torch.Tensor) -> torch.Tensor:
         """The learned V(o): (B, F) to (B,)."""

@@ -112,6 +112,7 @@ class Policy(nn.Module, ABC):
 
     family: ClassVar[str]
     has_teacher = False  # whether the loss also learns from a slow copy of the policy
+    acts = True  # whether it generates actions, whose bounds the data know
     lower: torch.Tensor
     upper: torch.Tensor
 
@@ -169,7 +170,12 @@ class Policy(nn.Module, ABC):
 
     @torch.no_grad()
     def hold(self, bounds: torch.Tensor) -> None:
-        """Set the least and largest action, (2, A) or of one action of the chunk; saved with the parameters."""
+        """Set the least and largest action, (2, A) or of one action of the chunk; saved with the parameters.
+
+        A policy of something else than actions keeps its own bounds.
+        """
+        if not self.acts:
+            return
         for bound, values in zip((self.lower, self.upper), bounds, strict=True):
             bound.copy_(values.repeat(self.actions // len(values)))
 

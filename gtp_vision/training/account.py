@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gtp_vision import agents
+from gtp_vision.agents.base import Improvement
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import open_store
 from gtp_vision.datasets.labels import labels_path, set_group
@@ -47,6 +48,11 @@ def account(folder: Path, which: str = "last") -> dict[str, Any]:
             f"judged; train a run with task.validation=0.1"
         )
     agent, device, task = trained.agent, trained.accelerator.device, config.task
+    if type(agent.improvement).policy_features is not Improvement.policy_features:
+        raise GtpVisionError(
+            f"{folder}: the policy of agent={config.agent.name} acts on way points, which recorded episodes do not "
+            f"hold; judge them by a run of agent=gcbc or gtp_bc"
+        )
     names = list(trained.record.observations)
     sampler, held_out = (
         Sampler(
@@ -71,7 +77,7 @@ def account(folder: Path, which: str = "last") -> dict[str, Any]:
     agreement = agreements(agent, sampler, [own[episode] for episode in judged], held_out, others, device)
     k = agent.config.acting.steps
     energies = draws_of(agent, sampler, rows, (k,), device)[k].energy()
-    gains = advantages(agent, sampler, rows, device) if agent.has_critic else None
+    gains = advantages(agent, sampler, rows, device) if agent.judges_actions else None
     error = np.array([energies[of == episode].mean() for episode in judged])
     advantage = None if gains is None else np.array([gains[of == episode].mean() for episode in judged])
     far = np.median(error) + _FAR * np.median(np.abs(error - np.median(error)))

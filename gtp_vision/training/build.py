@@ -21,7 +21,7 @@ from gtp_vision.core.files import cache_dir
 from gtp_vision.core.names import GOAL, INSTRUCTION
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
-from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
+from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals, RoleGoals
 from gtp_vision.datasets.instructions import TABLE
 from gtp_vision.datasets.placement import free_memory, place
 from gtp_vision.datasets.record import DataRecord
@@ -301,11 +301,18 @@ def shapes(data: DataRecord, frame_stack: int, *, goals: bool = False) -> dict[s
     return found | (of_goals if goals else {})
 
 
-def goals_of(config: Config) -> HindsightGoals | None:
-    """The law of a task's goals; actor and critic of an agent see the same ones, so a critic's needs decide."""
+def goals_of(config: Config) -> HindsightGoals | RoleGoals | None:
+    """The law of a task's goals: a critic learns from other goals than the policy, as its agent's paper has it."""
+    critic, share = agents.critic_goals(config.agent), config.task.random_goals
     if config.task.goals is None:
         return None
-    return ACTOR_GOALS if config.agent.critic.backup == "none" else HindsightGoals(discount=config.task.discount)
+    if critic is None:
+        return ACTOR_GOALS
+    return RoleGoals(
+        replace(critic, discount=config.task.discount),
+        replace(ACTOR_GOALS, trajectory=1 - share, random=share),
+        getattr(config.agent.improvement, "subgoal_steps", 0),
+    )
 
 
 def _check_split(config: Config) -> None:

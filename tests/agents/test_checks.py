@@ -146,4 +146,5 @@ def test_every_improvement_is_either_built_or_refused_for_every_agent(name: str)
             check_agent(small)
         except GtpVisionError:
             continue
-        assert type(agents.create({"state": (1, 3)}, 2, small, EncoderConfig(name="state")).improvement) is kind
+        shapes = {"state": (1, 3), "goal/state": (1, 3)}
+        assert type(agents.create(shapes, 2, small, EncoderConfig(name="state")).improvement) is kind

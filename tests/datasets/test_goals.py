@@ -3,7 +3,7 @@ import pytest
 from stores import make_store
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
+from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals, RoleGoals
 from gtp_vision.datasets.store import Store, mix
 
 
@@ -52,6 +52,23 @@ def test_random_goals_of_a_mixture_come_from_its_shares() -> None:
     mixed = mix([make_store((50,)), make_store((50,), seed=1)], [1, 3])
     goals = drawn(HindsightGoals(current=0, trajectory=0, random=1), mixed, 7)
     assert np.mean(goals >= 50) == pytest.approx(3 / 4, abs=0.02)
+
+
+def test_critic_and_policy_have_goals_of_their_own_and_way_points_lie_between(store: Store) -> None:
+    rows = np.repeat([3, 45, 97, 102], 4000)
+    law = RoleGoals(HindsightGoals(), HindsightGoals(current=0.1, trajectory=0.5, random=0.4, geometric=False), ahead=4)
+    critic, policy, way_point = law.draw(store, rows, np.random.default_rng(0)).T
+    alone = HindsightGoals().draw(store, rows, np.random.default_rng(0))
+    np.testing.assert_array_equal(critic, alone, "as if there were no policy's goals")
+    assert np.mean(critic == policy) < 0.3
+    last = store.episode_ends[store.episode_of(rows)] - 1
+    ahead = np.minimum(rows + 4, last)
+    near = (policy >= rows) & (policy <= ahead)
+    np.testing.assert_array_equal(way_point[near], policy[near])
+    np.testing.assert_array_equal(way_point[~near], ahead[~near])
+    assert near.any()
+    assert law.count == 3
+    assert RoleGoals(law.critic, law.policy).draw(store, rows, np.random.default_rng(0)).shape == (len(rows), 2)
 
 
 @pytest.mark.parametrize("settings", [{"current": 0.5}, {"current": -0.2, "trajectory": 0.9}, {"discount": 1.0}])

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from gtp_vision.datasets.batch import Batch, Rows
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.goals import HindsightGoals
+from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals, RoleGoals
 from gtp_vision.datasets.placement import place
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.sources import BatchSource, FramesSource, HostSource, ResidentSource, SeedsSource, batch_source
@@ -26,6 +26,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "long": LONG,
     "short stack": LONG | {"frame_stack": 1},
     "short return": LONG | {"n_step": 1},
+    "roles": {"frame_stack": 2, "goals": RoleGoals(HindsightGoals(), ACTOR_GOALS, ahead=3)},
     "goals": {"frame_stack": 2, "goals": HindsightGoals(), "reward_shift": 0.7, "reward_scale": 0.1},
 }
 
@@ -101,7 +102,7 @@ def test_the_source_stacks_as_near_to_the_frames_as_the_device_allows(tmp_path: 
     assert isinstance(batch_source(Sampler(placed, 4, 0), CPU), ResidentSource)
 
 
-@pytest.mark.parametrize("settings", [LONG, SETTINGS["goals"]], ids=["long", "goals"])
+@pytest.mark.parametrize("settings", [LONG, SETTINGS["goals"], SETTINGS["roles"]], ids=["long", "goals", "roles"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_seeds_side_by_side_get_the_batches_of_each_alone(store: Store, kind: str, settings: dict[str, Any]) -> None:
     alone = [source(kind, store, seed, **settings) for seed in (3, 5, 8)]

@@ -6,17 +6,16 @@ from pathlib import Path
 import pytest
 
 from gtp_vision.agents import IMPROVEMENTS
-from gtp_vision.core.settings import choices_of
 from gtp_vision.experiments.compositions import compositions, every_composition, refusal, table
 from gtp_vision.models import FAMILIES
-from gtp_vision.models.critic import CriticConfig
+from gtp_vision.models.critic import BACKUPS
 
 
 def test_compositions_hold_all_parts_and_the_illegal_are_refused_by_name() -> None:
     found = list(every_composition())
     assert {each.config.policy.family for each in found} == set(FAMILIES)
     assert {each.config.improvement.name for each in found} == set(IMPROVEMENTS)
-    assert {each.config.critic.backup for each in found} == set(choices_of(CriticConfig, "backup"))
+    assert {each.config.critic.backup for each in found} == set(BACKUPS)
     assert len({each.label for each in found}) == len(found)
     refused = [(each, sentence) for each in found if (sentence := refusal(each.config))]
     assert 0.2 < len(refused) / len(found) < 0.5

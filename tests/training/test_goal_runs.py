@@ -11,7 +11,7 @@ from stores import make_store
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise, RandomStream
 from gtp_vision.datasets.formats import native
-from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals
+from gtp_vision.datasets.goals import ACTOR_GOALS, HindsightGoals, RoleGoals
 from gtp_vision.datasets.record import record_of
 from gtp_vision.datasets.sources import HostSource
 from gtp_vision.envs import EnvSpec
@@ -60,16 +60,26 @@ def test_every_observation_has_a_goal_of_its_shape_and_scale(tmp_path: Path) -> 
 def test_cloning_draws_later_goals_and_a_critic_those_of_values(tmp_path: Path) -> None:
     assert goals_of(composed(*own(tmp_path, "agent=gtp_bc"))) == ACTOR_GOALS
     judged = composed(*own(tmp_path, "agent=iql", "task.discount=0.9"))
-    assert goals_of(judged) == HindsightGoals(current=0.2, trajectory=0.5, random=0.3, geometric=True, discount=0.9)
+    law = HindsightGoals(current=0.2, trajectory=0.5, random=0.3, geometric=True, discount=0.9)
+    assert goals_of(judged) == RoleGoals(law, ACTOR_GOALS)
+    stitched = goals_of(composed(*own(tmp_path, "agent=hiql", "task.random_goals=0.5", "task.discount=0.9")))
+    assert stitched == RoleGoals(law, replace(ACTOR_GOALS, trajectory=0.5, random=0.5), ahead=25)
+    contrasted = goals_of(composed(*own(tmp_path, "agent=crl", "task.discount=0.9")))
+    assert isinstance(contrasted, RoleGoals)
+    assert contrasted.critic == HindsightGoals(current=0, trajectory=1, random=0, geometric=True, discount=0.9)
     assert goals_of(composed(*own(tmp_path, "task.goals=null"))) is None
 
 
 @pytest.mark.trains
-@pytest.mark.parametrize("name", ["gtp_bc", "iql"])
+@pytest.mark.parametrize("name", ["gtp_bc", "iql", "gcbc", "gcivl", "gciql", "crl", "qrl", "hiql", "gtp value"])
 def test_the_action_leads_to_the_goal_that_is_shown(tmp_path: Path, name: str) -> None:
     walks(tmp_path / "data.h5")
-    fast = ("agent.policy_tau=0.1",) if name == "gtp_bc" else ()  # it also learns from a slow copy
-    config = composed(*own(tmp_path, f"agent={name}", "training.steps=200", "task.discount=0.9", *fast))
+    name, *backup = name.split()
+    more = [f"agent.critic.backup={backup[0]}", "agent.improvement.form=exponential"] if backup else []
+    more += ["agent.policy_tau=0.1"] if name in ("gtp", "gtp_bc") else []  # it also learns from a slow copy
+    more += ["agent.improvement.subgoal_steps=3", "agent.tau=0.05"] if name == "hiql" else []
+    more += ["agent.critic.latent=16"] if name in ("crl", "qrl") else []
+    config = composed(*own(tmp_path, f"agent={name}", "training.steps=200", "task.discount=0.9", *more))
     config.agent.acting.candidates = 1
     parts = build(config)  # though the file holds no rewards
     for step in range(200):
@@ -110,11 +120,30 @@ def test_an_evaluation_shows_each_episode_the_goal_of_its_own_task() -> None:
     [
         (["task.goals=hindsigt"], "task.goals=hindsigt .*'hindsight'"),
         (["agent=iql", "task.n_step=3"], "task.n_step=3 .*task.goals=hindsight.*task.n_step=1"),
+        (["agent=gcbc", "task.random_goals=0.5"], "task.random_goals=0.5 .*agent=gcbc has no critic.*set it to 0"),
+        (["agent=hiql", "task.goals=null", "task.random_goals=0.5"], "task.random_goals=0.5 .*task.goals is null"),
+        (["agent=hiql", "agent.clone_steps=5"], "agent.clone_steps=5 .*improvement=hierarchy; set agent.clone_steps=0"),
+        (["agent=gcivl", "acting=best_of_n"], "backup=value compares observations alone; set acting=single"),
+        (
+            ["agent=gcivl", "improvement=q_gradient"],
+            "q_gradient needs the value of an action.*set agent.critic.backup=",
+        ),
+        (["agent=gtp", "improvement=hierarchy"], "improvement=hierarchy .*; set agent.critic.backup=subgoals"),
+        (["agent=gtp", "agent.critic.backup=valu"], "agent.critic.backup=valu is unknown.*'value'"),
     ],
 )
 def test_settings_that_do_not_fit_goals_are_refused(tmp_path: Path, overrides: list[str], words: str) -> None:
     with pytest.raises(GtpVisionError, match=words):
         composed(*own(tmp_path, *overrides))
+
+
+@pytest.mark.parametrize(
+    "overrides", [["agent=gcbc"], ["agent=hiql"], ["agent=gtp", "agent.critic.backup=contrastive"]]
+)
+def test_agents_that_learn_to_reach_goals_refuse_tasks_without(tmp_path: Path, overrides: list[str]) -> None:
+    walks(tmp_path / "data.h5")
+    with pytest.raises(GtpVisionError, match=r"agent=\w+ with .* the task shows none; set task\.goals=hindsight"):
+        build(composed(*own(tmp_path, *overrides, "task.goals=null", "task.reward_shift=1")))
 
 
 @pytest.mark.simulates
