@@ -8,9 +8,9 @@
        z(o, w), through which no gradient flows.
     4. Acting: z by the high policy, an action by the low one, at every step.
 
-Both policies are of the family `agent.policy.family`: `agent=hiql agent.policy.family=gtp` is GTP on both levels. The
-high policy generates z / sqrt(d), whose numbers lie in [-1, 1] as a policy's do. OGBench trains the low policy with
-the frame k steps ahead even where the goal comes before; here with the way point that the high policy learns to give.
+Both policies are of the family `agent.policy.family`; `agent=gtp_hiql` has GTP on both levels. The high policy
+generates z / sqrt(d), whose numbers lie in [-1, 1] as a policy's do. OGBench trains the low policy with the frame k
+steps ahead even where the goal comes before it; here with the way point that the high policy learns to give.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from gtp_vision.models.networks import MLP, frozen_copy
 HIQL = Recipe(
     "hiql", "Park et al., NeurIPS 2023", family="deterministic", backup="subgoals", improvement="hierarchy", goals=True
 )
+GTP_HIQL = Recipe("gtp_hiql", "this package", family="gtp", backup="subgoals", improvement="hierarchy", goals=True)
 
 
 class SubgoalValue(StateValue):

@@ -1,8 +1,7 @@
-import chain
 import numpy as np
 import torch
 
-from gtp_vision.agents.crl import Contrastive, contrast
+from gtp_vision.agents.crl import contrast
 from gtp_vision.core.random import RandomStream
 
 
@@ -30,26 +29,18 @@ def test_parts_of_the_rows_and_of_the_goals_have_the_gradient_of_all() -> None:
         torch.testing.assert_close(mine, expected)
 
 
-def test_the_step_towards_a_goal_is_worth_more() -> None:
-    agent, random = chain.learner("crl"), np.random.default_rng(0)
-    walks = np.cumsum(random.choice([-1, 1], (1000, 12)), 1) + random.integers(chain.PLACES, size=(1000, 1))
-    walks = np.abs(walks) % (2 * chain.PLACES - 2)  # reflected at both ends
-    walks = np.minimum(walks, 2 * chain.PLACES - 2 - walks)
-    later = np.minimum(random.geometric(0.3, 1000), 11)
-    here, following, goal = walks[:, 0], walks[:, 1], walks[np.arange(1000), later]
-    base, aim = chain.batch(), {"goal/state": chain.shown(goal)}
-    seen = type(base)(
-        {"state": chain.shown(here), **aim},
-        {"state": chain.shown(following), **aim},
-        torch.from_numpy(following - here).float()[:, None, None],
-        *(torch.ones(1000, 1, dtype=torch.bool), torch.zeros(1000), torch.zeros(1000), aim, aim),
-    )
-    chain.learn(agent, seen, 150, rate=2e-3)
-    assert isinstance(agent.critic, Contrastive)
-    pairs, steps = chain.pairs()
-    way = torch.sign(pairs["goal/state"] - pairs["state"])[:, 0]
-    with torch.no_grad():
-        toward, away = (agent.critic(agent.actor_encoder(pairs), sign * way).mean(0) for sign in (1, -1))
-    inside = pairs["state"].flatten().abs() < 1  # from where both steps were taken
-    near = (steps > 0) & (steps < 4) & inside
-    assert float((toward > away)[near].float().mean()) > 0.9
+def test_the_optimum_is_how_much_more_often_a_goal_follows_than_it_occurs() -> None:
+    random, rows, kinds = np.random.default_rng(0), 300, 4
+    here, goal = random.integers(kinds, size=(2, rows))
+    goal[:50] = here[:50]
+    counts = np.zeros((kinds, kinds))
+    np.add.at(counts, (here, goal), 1)
+    share = torch.from_numpy(counts / counts.sum(1, keepdims=True) / counts.sum(0))  # p(g | o, a) / p(g) / rows
+    table = share.logit()[None].requires_grad_()
+    psi = torch.eye(kinds, dtype=table.dtype)[goal][None]
+
+    def slope(table: torch.Tensor) -> float:
+        loss, _ = contrast(table[:, here], psi, 0)
+        return float(torch.autograd.grad(loss, table)[0].abs().max())
+
+    assert slope(table) < 1e-12 < slope(table + 0.1)

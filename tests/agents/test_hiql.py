@@ -55,7 +55,7 @@ def test_acting_is_the_low_policys_action_to_the_way_point_that_the_high_one_cho
 
 
 def test_both_levels_may_be_generative() -> None:
-    agent = chain.learner("hiql", "agent.policy.family=gtp", "agent.acting.steps=2")
+    agent = chain.learner("gtp_hiql")
     agent(chain.batch(), RandomStream(0, 0), 0)[0].backward()
     assert all(x.grad is not None for x in agent.parameters() if x.requires_grad)
     first, second = (agent.act(chain.batch().observation, RandomStream(seed, 0)) for seed in (0, 1))

@@ -123,7 +123,10 @@ def test_an_evaluation_shows_each_episode_the_goal_of_its_own_task() -> None:
         (["agent=gcbc", "task.random_goals=0.5"], "task.random_goals=0.5 .*agent=gcbc has no critic.*set it to 0"),
         (["agent=hiql", "task.goals=null", "task.random_goals=0.5"], "task.random_goals=0.5 .*task.goals is null"),
         (["agent=hiql", "agent.clone_steps=5"], "agent.clone_steps=5 .*improvement=hierarchy; set agent.clone_steps=0"),
-        (["agent=gcivl", "acting=best_of_n"], "backup=value compares observations alone; set acting=single"),
+        (
+            ["agent=gcivl", "agent.acting.gradient_step=0.1"],
+            "backup=value compares observations alone; set acting=single",
+        ),
         (
             ["agent=gcivl", "improvement=q_gradient"],
             "q_gradient needs the value of an action.*set agent.critic.backup=",
