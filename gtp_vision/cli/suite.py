@@ -20,6 +20,7 @@ Run a suite of tasks under its protocol: plan, cost, runs, tables. The same comm
   gtp-vision bench suite ogbench-visual --agents gtp,gtp+n,fql --seeds 4
   gtp-vision bench suite d4rl-gym --tasks hopper-medium-v2 --out runs/hopper
   gtp-vision bench suite ogbench-state --launcher submitit_slurm --launcher-setting partition=gpu --workers 64
+  gtp-vision bench suite mine.yaml --commands                    a line for each run, for a job array
   gtp-vision bench suite mine.yaml --tables                      the tables of the runs so far
   gtp-vision bench suite mine.yaml --tables --peers runs/peers   with runs of official code (docs/benchmarks.md)
 """
@@ -50,6 +51,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launcher-setting", action="append", default=[], metavar="KEY=VALUE", help="of it, e.g. partition=gpu; repeat"
     )
+    parser.add_argument("--commands", action="store_true", help="print the command of each unfinished run only")
     parser.add_argument("--plan", action="store_true", help="show the plan and its cost only")
     parser.add_argument("--tables", action="store_true", help="write the tables only, of what has been run")
     parser.add_argument("--json", action="store_true", help="print scores as JSON instead of tables")
@@ -79,6 +81,9 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     else:
         if not planned.jobs:
             raise GtpVisionError(f"nothing of the suite can be run here: {'; '.join(planned.missing)}")
+        if arguments.commands:
+            print("\n".join(runner.commands(planned)))
+            return 0
         costs = cost.table(planned, cost.cost(planned, progress=progress), workers)
         if arguments.plan or not arguments.json:
             print(costs, flush=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gtp_vision.cli.verb import Verb
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.slurm import requeue_sweep_job, was_restarted
 
 _HELP = """\
 Train one run. Settings are Hydra overrides, key=value; groups are task, agent, improvement, acting, encoder,
@@ -66,6 +67,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _how(arguments: argparse.Namespace) -> dict[str, bool]:
+    if was_restarted():  # by SLURM, with the same command
+        return {"resume": True, "new_segment": arguments.new_segment, "overwrite": False}
     resume = arguments.resume is not None
     return {"resume": resume, "new_segment": arguments.new_segment, "overwrite": arguments.overwrite}
 
@@ -120,7 +123,7 @@ def _sweep(overrides: list[str], arguments: argparse.Namespace) -> int:
     from gtp_vision.config.overrides import addable, check_overrides
     from gtp_vision.serving.warm_start import open_source
     from gtp_vision.training.search import Search, note_settings, objective
-    from gtp_vision.training.trainer import train
+    from gtp_vision.training.trainer import InterruptedRunError, train
 
     check_overrides(overrides)
     search = Search.of(overrides)
@@ -135,7 +138,11 @@ def _sweep(overrides: list[str], arguments: argparse.Namespace) -> int:
     def train_one(_: DictConfig) -> float | None:
         chosen = list(HydraConfig.get().overrides.task)
         config = from_command_line(chosen if search is None else [*chosen, search.trial(HydraConfig.get().job.num)])
-        results = train(config, open_source=open_source, **_how(arguments))
+        try:
+            results = train(config, open_source=open_source, **_how(arguments))
+        except InterruptedRunError:
+            requeue_sweep_job()
+            raise
         _print_results(config.run_dir, results)
         if search is None:
             return None

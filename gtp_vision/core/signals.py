@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether SIGINT, SIGTERM or SIGUSR1 has come; a second SIGINT interrupts at once.
+    """Yield a function that returns whether one of `_SIGNALS` has come; a second SIGINT interrupts at once.
 
-    SLURM sends SIGTERM at the end of a job, and SIGUSR1 before it with `--signal=USR1@90`. A process that
-    `processes.start` started gets SIGTERM when its parent ends.
+    SLURM sends SIGTERM at the end of a job, and SIGUSR1 before it with `--signal=USR1@90`; submitit has SIGUSR2 sent.
+    A process that `processes.start` started gets SIGTERM when its parent ends.
     """
     is_requested = False
 

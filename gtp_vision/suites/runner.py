@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from gtp_vision import envs
+from gtp_vision.config.overrides import quoted
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.suites import tables
@@ -68,6 +70,17 @@ def run(
     if failures:
         raise GtpVisionError(f"{len(failures)} of {len(left)} runs failed; the first: {failures[0]}")
     return scores
+
+
+def commands(plan: Plan) -> list[str]:
+    """Return a line of the shell for each unfinished run, which starts or resumes it; their order does not matter.
+
+    Raises GtpVisionError: a folder holds a run of other settings.
+    """
+    for job in plan.jobs:
+        require_same_settings(job.folder, job.config)
+    words = ((*job.settings, quoted("run_dir", job.folder)) for job in plan.jobs if job.done < 1)
+    return [shlex.join(["gtp-vision", "train", "--resume", *settings]) for settings in words]
 
 
 def write(suite: Suite, plan: Plan, out: Path, *, command: str, peers: Path | None = None) -> list[Record]:

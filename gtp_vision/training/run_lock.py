@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import platform
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import psutil
+import torch
+from accelerate.utils import gather_object
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.locks import FileLock
@@ -15,6 +21,7 @@ from gtp_vision.core.progress import Progress
 from gtp_vision.training.ranks import is_first
 
 _LOCK = ".lock"
+_SEEN_AFTER = 60.0  # seconds; network file systems remember for half a minute that a file is missing
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.(part|link|old)")
 
 
@@ -53,6 +60,31 @@ class RunLock:
         if removed:
             names = ", ".join(str(path.relative_to(folder)) for path in removed[:3])
             Progress.write(f"removed temporary files of a killed process: {names}", file=sys.stderr)
+
+    def check_shared(self) -> None:
+        """Check that all processes see the folder that the first has entered. All call this together, after `enter`.
+
+        Raises GtpVisionError, in all of them: the folder of another machine is another one.
+        """
+        if not torch.distributed.is_initialized():
+            return
+        first = [self._text()]
+        torch.distributed.broadcast_object_list(first)
+        ends = time.monotonic() + _SEEN_AFTER
+        while (is_seen := self._text() == first[0]) is False and time.monotonic() < ends:
+            time.sleep(0.5)
+        if blind := list(filter(None, gather_object(["" if is_seen else platform.node()]))):
+            raise GtpVisionError(
+                f"the run folder {self._folder} of the first process ({first[0]}) is another one, or missing, on "
+                f"{', '.join(dict.fromkeys(blind))}; set run_dir to a folder that all machines share"
+            )
+
+    def _text(self) -> str:
+        """What the lock's holder wrote into it."""
+        with contextlib.suppress(OSError):
+            os.listdir(self._folder)  # has a network file system look again for files that it did not find before
+            return (self._folder / _LOCK).read_text(errors="replace")[:100].strip()
+        return ""
 
 
 def clear_folder(folder: Path) -> None:
