@@ -136,6 +136,7 @@ def train(
     settings: Mapping[str, Any] | None = None,
     *,
     dataset: str | Path | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
     **groups: str,
@@ -146,6 +147,7 @@ def train(
         task: preset of the task, `own` for data without a simulator.
         settings: key to value, e.g. `{"training.steps": 2000, "run_dir": "runs/mine"}`.
         dataset: file or folder of the data, `task.dataset`.
+        resume: continue the run of the folder if it has begun.
         overwrite: replace what is in the run folder.
         progress: show bars and lines.
         groups: presets by group: agent, encoder, training, improvement, acting.
@@ -155,7 +157,7 @@ def train(
     """
     words = [f"task={task}", *(f"{group}={preset}" for group, preset in groups.items())]
     words += _words(({} if dataset is None else {"task.dataset": Path(dataset).expanduser()}) | dict(settings or {}))
-    return _trained(from_command_line(words), overwrite, progress)
+    return _trained(from_command_line(words), overwrite, progress, resume)
 
 
 def fine_tune(
@@ -174,8 +176,8 @@ def fine_tune(
     return _trained(open_source(str(given)).new_run(list(_words(settings or {})), append), overwrite, progress)
 
 
-def _trained(config: Config, overwrite: bool, progress: bool) -> Run:
-    trainer.train(config, overwrite=overwrite, progress=progress, open_source=open_source)
+def _trained(config: Config, overwrite: bool, progress: bool, resume: bool = False) -> Run:
+    trainer.train(config, resume=resume, overwrite=overwrite, progress=progress, open_source=open_source)
     return Run(Path(config.run_dir))
 
 

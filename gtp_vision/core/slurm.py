@@ -22,7 +22,9 @@ def requeue_sweep_job() -> None:
     """
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return
-    command = ["squeue", "--noheader", "--format=%T", f"--jobs={os.environ.get('SLURM_JOB_ID')}"]
+    job, array, task = (os.environ.get(f"SLURM_{name}") for name in ("JOB_ID", "ARRAY_JOB_ID", "ARRAY_TASK_ID"))
+    name = f"{array}_{task}" if array else job  # the number of an array's last job is also that of the array
+    command = ["squeue", "--noheader", "--format=%T", f"--jobs={name}"]
     state = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     if state == "RUNNING":
         with contextlib.suppress(Exception):

@@ -95,6 +95,9 @@ def test_a_plan_has_a_run_for_each_agent_with_all_seeds_and_names_missing_tasks(
     assert missing in cost.table(found, left, workers=2)
     assert main(command(data, tmp_path / "out", "--plan", "--agents", "iql")) == 0
     assert "hours of one core" in capsys.readouterr().out
+    assert main(command(data, tmp_path / "out", "--commands")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines] == [["gtp-vision", "train", "--resume"]] * 2
     assert not list(tmp_path.iterdir()), "planning writes nothing"
 
 

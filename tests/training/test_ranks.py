@@ -28,7 +28,7 @@ from gtp_vision.datasets.formats import native
 from gtp_vision.datasets.sources import HostSource
 from gtp_vision.envs import EnvSpec
 from gtp_vision.evaluation.evaluator import Evaluator, StoppedError, random_actor
-from gtp_vision.training import checkpoint, engines, trainer
+from gtp_vision.training import checkpoint, engines, run_lock, trainer
 from gtp_vision.training import eager as updates
 from gtp_vision.training.build import build
 from gtp_vision.training.ranks import accelerator_of, batch_shares, global_batch
@@ -168,6 +168,7 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
         **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)},
         **{"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)},
     }
+    run_lock._SEEN_AFTER = 1.0
     results: dict[str, Any] = {}
     if processes == 2:
         results["results"] = train(folder, "whole_2")
@@ -182,6 +183,7 @@ def work(rank: int, processes: int, port: int, folder: Path) -> None:
         results["interrupted"] = interrupted(folder, rank)
         results["seeds"] = refused(folder, "training.seeds=2")
         results["online"] = refused(folder, "online.steps=24", "online.start=8", "online.round=8")
+        results["apart_folders"] = refused(folder, name=f"apart/{rank}")
         results["communications"] = communications(folder)
         train(folder, "compiled_2", UNSEEN, "training.engine=compile", agent="gtp_bc")
         for name, (more, data) in STEPPED.items():
@@ -342,6 +344,9 @@ def test_a_batch_per_process_grows_with_their_number(folder: Path) -> None:
 def test_unsupported_settings_are_refused(folder: Path) -> None:
     for rank in range(3):
         assert "training.batch_size=16 cannot be divided over 3 processes" in results_of(folder, 3, "indivisible")[rank]
+    for message in results_of(folder, 2, "apart_folders"):
+        assert "is another one, or missing, on" in message
+        assert message.endswith("set run_dir to a folder that all machines share")
     for message in results_of(folder, 2, "seeds"):
         assert message.startswith("training.seeds=2 trains in one process, and there are 2")
     for message in results_of(folder, 2, "online"):
