@@ -16,7 +16,7 @@ from gtp_vision.core.errors import GtpVisionError, first_line, propose
 from gtp_vision.core.files import lfs_pointer, require_space
 from gtp_vision.core.framing import Framing
 from gtp_vision.core.registry import Registry
-from gtp_vision.datasets import hdf5, names, npz
+from gtp_vision.datasets import hdf5, located, names, npz
 from gtp_vision.datasets.formats import near_misses
 from gtp_vision.datasets.formats.format import Format, Snapshots
 from gtp_vision.datasets.labelled import labelled
@@ -31,13 +31,13 @@ FORMATS: Registry[Format] = Registry(__name__, "gtp_vision.formats", Format)
 """Every `Format` at the top of a file beside this one, and those of plug-ins."""
 
 
-def detect(path: Path, features: Names | None = None) -> str:
+def detect(path: str | Path, features: Names | None = None) -> str:
     """Return the name of a data set's format, by its content; `features` as in `open_store`.
 
     Raises:
         GtpVisionError: the path is missing, or its format is unknown.
     """
-    return str(sandbox.call(f"{__name__}:_detected", path, features))
+    return str(sandbox.call(f"{__name__}:_detected", located(path), features))
 
 
 def open_store(
@@ -50,12 +50,13 @@ def open_store(
 ) -> Store:
     """Open a data set of any known format, or raise a GtpVisionError.
 
-    The file is read by a child process (see `core.sandbox`); this process only maps its arrays. `env` is the
-    environment's name, for formats whose rewards depend on the task (OGBench). `features` are names in the store to
-    those in the file, see `datasets.names`; `framing` crops and resizes the frames; `labels` is the file of labels, or
-    the folder of several, if it is not beside the data (False: leave them out), see `datasets.labels`.
+    The file is read by a child process (see `core.sandbox`); this process only maps its arrays. The path `demo` is the
+    data set of this package, see `datasets.located`. `env` is the environment's name, for formats whose rewards depend
+    on the task (OGBench). `features` are names in the store to those in the file, see `datasets.names`; `framing` crops
+    and resizes the frames; `labels` is the file of labels, or the folder of several, if it is not beside the data
+    (False: leave them out), see `datasets.labels`.
     """
-    path = Path(path).expanduser()
+    path = located(path)
     found = sandbox.call(f"{__name__}:_layout", path, env, features, framing and framing.record())
     store = to_store(found, path)
     return store if labels is False else labelled(store, path, labels)

@@ -82,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         then = ", then resume with --resume" if arguments[0] == "train" else ""
         reason = os.strerror(error.errno or 0)  # HDF5 adds a page of its own
-        sentence = GtpVisionError(f"{where}{reason}; make room or choose another folder{then}")
+        advice = "change its permissions" if error.errno in _REFUSED else "make room"
+        sentence = GtpVisionError(f"{where}{reason}; {advice} or choose another folder{then}")
         print(f"gtp-vision: {sentence}", file=sys.stderr)
         try:
             sys.stdout.flush()
@@ -110,8 +111,9 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _DISK = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, *_REFUSED),
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
 )
 

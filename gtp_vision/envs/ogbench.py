@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -45,6 +46,8 @@ def make(spec: EnvSpec) -> gymnasium.Env:
     is_visual = wanted.startswith("visual-")
     prepare(spec)
     import ogbench  # noqa: F401  (registers the environments)
+
+    warnings.filterwarnings("ignore", message=".*Box (low|high).*")  # Gymnasium's, of OGBench's own spaces
 
     if wanted not in gymnasium.registry:
         known = [key for key in gymnasium.registry if key.startswith("visual-") == is_visual and "oraclerep" not in key]

@@ -186,6 +186,14 @@ def test_parsing_imports_neither_torch_nor_readers() -> None:
 
 
 @pytest.mark.processes
+def test_a_folder_that_cannot_be_written_is_one_sentence() -> None:
+    errors = ended(*CLI, "demo", status=2, cwd="/sys")[1]  # where even root makes no folder
+    assert errors.startswith("gtp-vision: runs")
+    assert errors.endswith("; change its permissions or choose another folder\n")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.processes
 def test_a_full_disk_is_one_sentence() -> None:
     inspect = [*CLI, "data", "inspect", demo_path()]
     with open("/dev/full", "w") as full:
