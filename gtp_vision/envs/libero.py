@@ -33,7 +33,10 @@ _STATES = {"ee_states": 6, "ee_pos": 3, "ee_ori": 3, "gripper_states": 2, "joint
 
 
 def make(spec: EnvSpec) -> gymnasium.Env:
-    """Make a task: `libero/SUITE/TASK`, by its number from 0 or by its name; the episode of seed s has state s mod 50.
+    """Make a task: `libero/SUITE/TASK`, by its number from 0 or by its name.
+
+    The episode of seed s begins in the initial state s + s // 50 mod 50, so 50 from a multiple of 50 begin in all. The
+    info of a reset has the task's `instruction`: that of its BDDL file if the policy knows this one, else its name's.
 
     Raises:
         GtpVisionError: an unknown suite, task or observation; `GTP_VISION_LIBERO_PYTHON` is not set, or has no LIBERO.
@@ -55,7 +58,7 @@ def make(spec: EnvSpec) -> gymnasium.Env:
         wanted[key] = [kind, list(shape[:2])]
     if any(len(shape) == 3 for shape in shown.values()):
         choose_backend()
-    settings = {"suite": f"libero_{suite}", "task": task, "shown": wanted}
+    settings = {"suite": f"libero_{suite}", "task": task, "shown": wanted, "known": list(spec.instructions or ())}
     env = RemoteEnv(spec.name, _python(), Path(__file__).with_name("_libero_worker.py"), settings, prefix="LIBERO_")
     return gymnasium.wrappers.TimeLimit(env, spec.max_episode_steps or limit)
 
@@ -70,12 +73,6 @@ def _python() -> Path:
     if not os.access(found, os.X_OK):
         raise GtpVisionError(f"{PYTHON}={found} is not a program; set it to the python of LIBERO's environment")
     return Path(found)
-
-
-def tasks(name: str) -> list[str]:
-    """The tasks of `libero/SUITE`."""
-    suite = name.removeprefix("libero/")
-    return [f"{name}/{number}" for number in range(SUITES[suite][0])] if suite in SUITES else []
 
 
 def _versions() -> dict[str, str]:

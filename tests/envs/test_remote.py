@@ -12,7 +12,7 @@ import pytest
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.envs import EnvSpec, _remote_worker, make_vector, remote
-from gtp_vision.envs.libero import PYTHON, tasks
+from gtp_vision.envs.libero import PYTHON
 from gtp_vision.envs.remote import RemoteEnv, versions_in
 
 pytestmark = pytest.mark.processes
@@ -158,8 +158,6 @@ def test_libero_is_refused_in_one_sentence_where_it_is_not_set_up(
     monkeypatch.setenv(PYTHON, sys.executable)
     with pytest.raises(GtpVisionError, match=r"libero/goal/0: ImportError: hf-libero is not installed in this Python"):
         EnvSpec("libero/goal/0", shown={"state": (8,)}).make()
-    assert tasks("libero/goal")[-1] == "libero/goal/9"
-    assert tasks("libero/goal/0") == []
 
 
 @pytest.mark.simulates
@@ -170,6 +168,7 @@ def test_libero_itself() -> None:
     env: Any = EnvSpec("libero/goal/0", shown=shown).make()
     facts = env.unwrapped.facts
     assert (facts["instruction"], facts["states"]) == ("open the middle drawer of the cabinet", 50)
+    assert facts["versions"]["robosuite"] == "1.4.0"
     assert env.get_wrapper_attr("_max_episode_steps") == 300
     first, info = env.reset(seed=3)
     assert info["instruction"] == facts["instruction"]
@@ -177,7 +176,8 @@ def test_libero_itself() -> None:
     np.testing.assert_array_equal(first["state"][:3], first["ee_pos"])
     held = env.unwrapped.state()
     steps = [env.step(np.full(7, 0.3, np.float32))[0]["state"] for _ in range(3)]
-    again = env.reset(seed=53)[0]
+    assert not np.array_equal(env.reset(seed=4)[0]["agentview_rgb"], first["agentview_rgb"])
+    again = env.reset(seed=52)[0]
     np.testing.assert_array_equal(again["agentview_rgb"], first["agentview_rgb"])
     np.testing.assert_array_equal([env.step(np.full(7, 0.3, np.float32))[0]["state"] for _ in range(3)], steps)
     env.unwrapped.restore(held)
