@@ -16,6 +16,8 @@ from gtp_vision.datasets.rewards import MODES as REWARDS
 from gtp_vision.datasets.scaling import MODES
 from gtp_vision.encoders import EncoderConfig
 
+TRACKERS = ("wandb", "mlflow")
+
 
 @dataclass
 class TaskConfig:
@@ -168,6 +170,9 @@ class TrainingConfig:
     )
     eval_acting: list[str] | None = setting(
         None, "evaluate again with each of these options of the group acting, e.g. [beam]; null: no", free=True
+    )
+    trackers: list[str] | None = setting(
+        None, "log to these, too, beside TensorBoard, e.g. [wandb]; null: none", choices=TRACKERS, free=True
     )
     videos: int = setting(4, "filmed episodes per evaluation", low=0, free=True)
     validation_rows: int = setting(

@@ -25,8 +25,9 @@ def setting(
 ) -> Any:
     """Declare a setting: a field of a dataclass that `check_settings` and `--explain` understand.
 
-    A list's elements lie in [low, high], too; `above` is below all allowed numbers. Lists are copied, and a dataclass
-    is instantiated, for each object. A `free` setting changes no step, so that a run may be resumed with another value.
+    A list's elements lie in [low, high] or are among the choices, too; `above` is below all allowed numbers. Lists are
+    copied, and a dataclass is instantiated, for each object. A `free` setting changes no step, so that a run may be
+    resumed with another value.
     """
     metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "free": free}
     if isinstance(default, type):
@@ -75,10 +76,12 @@ def check_settings(config: Any, prefix: str = "") -> None:
         allowed = declared.metadata
         if value is None or not allowed:
             continue
-        if allowed["choices"] is not None and value not in allowed["choices"]:
-            raise GtpVisionError(f"{key}={value} is unknown: {propose(str(value), allowed['choices'])}")
+        values = value if isinstance(value, list) else [value]
+        for word in values if allowed["choices"] is not None else ():
+            if word not in allowed["choices"]:
+                raise GtpVisionError(f"{key}={word} is unknown: {propose(str(word), allowed['choices'])}")
         low, high, above = (allowed[bound] for bound in ("low", "high", "above"))
-        for number in value if isinstance(value, list) else [value]:
+        for number in values:
             if any((low is not None and number < low, high is not None and number > high)) or (
                 above is not None and number <= above
             ):

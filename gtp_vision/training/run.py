@@ -33,6 +33,7 @@ from gtp_vision.training.nonfinite import FILE as NONFINITE_FILE
 from gtp_vision.training.nonfinite import Fault, diagnose, means, read_steps
 from gtp_vision.training.probes import FeatureMonitor
 from gtp_vision.training.segments import Segment, state_of
+from gtp_vision.training.trackers import Trackers
 from gtp_vision.training.tracking import Tracker
 from gtp_vision.training.validation import Validation
 
@@ -80,7 +81,9 @@ class TrainingRun:
         is_main, evaluated = parts.accelerator.is_main_process, [found["step"] for found in self.evaluations]
         if is_main:
             self._tidy(start)
-        self.tracker = Tracker(folder, resume_step=start, seconds=spent, evaluated=evaluated) if is_main else None
+        self.trackers = Trackers(folder, config, log) if is_main and config.training.trackers else None
+        logs = {"resume_step": start, "seconds": spent, "evaluated": evaluated, "trackers": self.trackers}
+        self.tracker = Tracker(folder, **logs) if is_main else None
         self.health = Health(folder, config, parts.store, start=start, writes=is_main)
         self.skips, self.idle, self.idle_since = set(skips), 0, start + 1
         self.watch: FeatureMonitor | None = None
@@ -192,7 +195,9 @@ class TrainingRun:
         self.evaluations.append({"step": step, **found, "train_seconds": self.train_seconds})
         if self.parts.accelerator.is_main_process:
             filmed, videos = chosen(episodes, training.videos), self.folder / "videos" / f"step_{step}"
-            write_videos(videos, filmed)
+            written = write_videos(videos, filmed)
+            if self.trackers:
+                self.trackers.videos(step, written)
             if self.tracker:
                 numbers = {f"eval/{key}": value for key, value in found.items() if isinstance(value, float)}
                 self.tracker.write(step, numbers)
@@ -296,7 +301,9 @@ class TrainingRun:
             self.tracker.close()
             self._tidy(step)
             evaluated = [found["step"] for found in self.evaluations]
-            self.tracker = Tracker(self.folder, resume_step=step, seconds=seconds, evaluated=evaluated)
+            self.tracker = Tracker(
+                self.folder, resume_step=step, seconds=seconds, evaluated=evaluated, trackers=self.trackers
+            )
 
     def finish(self, engine: str, beside: int) -> dict[str, Any]:
         """Write results.json and report.html, on the main process; `beside` runs share `train_seconds`.
@@ -345,6 +352,9 @@ class TrainingRun:
         if self.parts.accelerator.is_main_process:
             with atomic_write(self.folder / "results.json") as aside:
                 aside.write_text(json.dumps(results, indent=1))
+            if self.trackers:
+                numbers = [{key: found[key] for key in ("step", *averaged(found))} for found in self.evaluations]
+                self.trackers.table("evaluations", numbers)
             build_report([self.folder], self.folder / "report.html", title=f"{results['agent']} on {config.task.name}")
         return results
 
@@ -352,6 +362,8 @@ class TrainingRun:
         """Close what is open."""
         if self.tracker:
             self.tracker.close()
+        if self.trackers:
+            self.trackers.close()
 
 
 def _merit(found: Mapping[str, Any]) -> tuple[float, ...]:

@@ -15,18 +15,26 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from gtp_vision.core.files import atomic_write
+from gtp_vision.training.trackers import Trackers
 
 
 class Tracker:
-    """Append metrics to `metrics.jsonl` and to TensorBoard files in `tensorboard/`.
+    """Append metrics to `metrics.jsonl`, to TensorBoard files in `tensorboard/`, and to `trackers`, if any.
 
     Lines after `resume_step` are dropped, and evaluations of steps that are not in `evaluated`, as they will be
     repeated. The `seconds` column continues from `seconds`.
     """
 
     def __init__(
-        self, folder: Path, *, resume_step: int = 0, seconds: float = 0.0, evaluated: Collection[int] = ()
+        self,
+        folder: Path,
+        *,
+        resume_step: int = 0,
+        seconds: float = 0.0,
+        evaluated: Collection[int] = (),
+        trackers: Trackers | None = None,
     ) -> None:
+        self._trackers = trackers
         self._path = folder / "metrics.jsonl"
         self._started = time.perf_counter() - seconds
         _truncate(self._path, resume_step, evaluated)
@@ -46,6 +54,8 @@ class Tracker:
         self._file.flush()
         for key, value in metrics.items():
             self._board.add_scalar(key, value, step)
+        if self._trackers:
+            self._trackers.log(step, metrics)
 
     def sync(self) -> None:
         """Force all lines to the disk, before a checkpoint that relies on them."""

@@ -51,6 +51,7 @@ from gtp_vision.training.run_lock import RunLock, clear_folder
 from gtp_vision.training.seeds import check_same_seeds, folders, seeds_of, summary
 from gtp_vision.training.segments import Segment, changed_by_segment, continued
 from gtp_vision.training.step_cost import step_cost
+from gtp_vision.training.trackers import check_trackers
 from gtp_vision.training.tracking import Meters
 from gtp_vision.training.warm_start import Source, open_run
 
@@ -305,6 +306,7 @@ def _prepare(
         compare=compare,
         check=check_environment if evaluates or config.online.steps else None,
     )
+    check_trackers(config)
     engines.check(config, first)  # before anything is written or removed
     online.check(config, first, past[0][-1].config if past else None)
     cost = step_cost(first)
