@@ -69,6 +69,7 @@ def check(words: list[str]) -> None:
         if arguments.verb == "demo":
             from_command_line(["task=demo", *settings])
         elif settings and not arguments.init:
+            settings = [re.sub(r"=(tag\(\w+, )?(interval|choice)\(([^,]+),.*", r"=\3", word) for word in settings]
             one_run = [word if "[" in word or not arguments.multirun else word.partition(",")[0] for word in settings]
             status, output = run(["train", *one_run, "--explain"])
             assert status == 0, output

@@ -1,10 +1,13 @@
 """Weight decay, micro-batches and the average of the acting weights: what they change in a step, and what not."""
 
+import os
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from engines_of import engine_of, members_of
 from small_runs import PIXELS, assert_equal, saved, small_run
 
@@ -59,6 +62,26 @@ def test_micro_batches_make_the_step_of_the_whole_batch(name: str, count: int, p
     size = torch.stack([x.norm() for x in whole.values()]).norm()
     assert size > 0
     assert max(float((split[key] - x).norm() / size) for key, x in whole.items()) < 1e-3
+
+
+def train_as_rank(rank: int, port: int, data: Path, run: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    trainer.train(small_run(data, run, *STATES, "training.accumulate=4", "training.steps=3"), progress=False)
+
+
+@pytest.mark.processes
+def test_micro_batches_of_two_processes_make_the_steps_of_one(pixels: Path, tmp_path: Path) -> None:
+    trainer.train(small_run(pixels, tmp_path / "whole", *STATES, "training.steps=3"), progress=False)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    mp.spawn(train_as_rank, (port, pixels, tmp_path / "split"), nprocs=2)
+    split = saved(tmp_path / "split")
+    for name, value in saved(tmp_path / "whole").items():
+        atol = 1e-4 * float(value.abs().max()) + 1e-9
+        torch.testing.assert_close(split[name], value, rtol=1e-4, atol=atol, msg=name)
 
 
 @pytest.mark.parametrize(
