@@ -47,7 +47,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=at_least(1), help="runs at once; default: one a GPU, or one a core")
     parser.add_argument("--threads", type=at_least(1), default=1, help="of each run; default 1")
-    parser.add_argument("--launcher", metavar="NAME", help="Hydra's, that starts the runs: submitit_slurm, ray, ...")
+    parser.add_argument("--launcher", metavar="NAME", help="Hydra's, that starts the runs: submitit_slurm, joblib, ...")
     parser.add_argument(
         "--launcher-setting", action="append", default=[], metavar="KEY=VALUE", help="of it, e.g. partition=gpu; repeat"
     )

@@ -7,12 +7,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from commands import ended, wait_for
+from commands import ended
 from commands_of_docs import blocks
 from small_runs import STATES, assert_equal, saved, small, small_run
 from stores import make_store
@@ -33,18 +34,25 @@ def cluster() -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix="ray")  # a path of pytest's would be too long for its sockets
     common = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats", "--block"]
     head = [f"--port={address.partition(':')[2]}", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
+    environment = os.environ | {"RAY_NUM_REDIS_GET_RETRIES": "90"}  # of two seconds, until the head answers
     nodes: list[subprocess.Popen] = []
 
     def start(*options: str) -> None:
-        log = (Path(folder) / f"node{len(nodes)}.log").open("w")
-        environment = os.environ | {"RAY_NUM_REDIS_GET_RETRIES": "90"}  # of two seconds, until the head answers
-        nodes.append(subprocess.Popen([RAY, "start", *options, *common], stdout=log, stderr=log, env=environment))
+        """Start a node; Ray itself waits 30 s for it, which a busy machine may exceed."""
+        for attempt in range(4):
+            path = Path(folder) / f"node{len(nodes)}.{attempt}.log"
+            with path.open("w") as log:
+                node = subprocess.Popen([RAY, "start", *options, *common], stdout=log, stderr=log, env=environment)
+            nodes.append(node)
+            while node.poll() is None and "Ray runtime started" not in path.read_text():
+                time.sleep(0.2)
+            if node.poll() is None:
+                return
+        pytest.fail(path.read_text())
 
     try:
         start("--head", *head, f"--temp-dir={folder}")
-        wait_for(lambda: "Ray runtime started" in (Path(folder) / "node0.log").read_text(), nodes[0], seconds=600)
         start(f"--address={address}")
-        wait_for(lambda: "Ray runtime started" in (Path(folder) / "node1.log").read_text(), nodes[1], seconds=600)
         yield address
     finally:
         for node in reversed(nodes):
