@@ -33,7 +33,7 @@ episodes: 1
 seeds: 1
 agents: [gtp_bc, iql]
 settings: [encoder=state, "agent.policy.hidden=[16]", "agent.critic.hidden=[16]", training.batch_size=8,
-  training.device=cpu, training.eval_envs=1, training.videos=0, training.validation=0, task.max_episode_steps=5]
+  training.device=cpu, training.eval_envs=1, training.videos=0, task.max_episode_steps=5]
 tasks: [{{name: puzzle, settings: [task.env={ENV}, "task.dataset={{data}}/data.h5"]}}]
 """
 STOPPED = """
