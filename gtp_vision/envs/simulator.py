@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -56,8 +56,9 @@ class EnvSpec:
 
     @property
     def each(self) -> list[EnvSpec]:
-        """The environments that take turns, of a name with `+` between theirs, or this one."""
-        return [replace(self, name=name) for name in self.name.split("+")]
+        """The environments that take turns: of names with `+` between them, and of one that stands for several."""
+        parts = [replace(self, name=name) for name in self.name.split("+")]
+        return [replace(part, name=name) for part in parts for name in part.simulator.tasks(part.name) or [part.name]]
 
     @property
     def simulator(self) -> Simulator:
@@ -80,7 +81,7 @@ class EnvSpec:
         backend = choose_backend(required=False)
         with frames_checked():
             envs = {each.name: each.simulator.make(each) for each in self.each}
-            env = InTurns(envs) if len(envs) > 1 else envs[self.name]
+            env = InTurns(envs) if len(envs) > 1 else next(iter(envs.values()))
             if self.frames is not None:
                 env = FramedObservations(env, self.frames)
             if self.instructions is not None:
@@ -139,6 +140,7 @@ class Simulator:
         resembles: whether a name that belongs to no simulator is likely a mistyped one of this, whose `make` then says
             which names are similar.
         has_goals: whether `make` knows `EnvSpec.goals`.
+        tasks: the names of the environments that a name stands for, such as those of a benchmark; none of other names.
         prepare: called in the main process before others make environments: what is missing is reported there.
         packages: distributions whose versions are recorded with results.
         elsewhere: returns versions of distributions in another Python that runs the simulator.
@@ -153,6 +155,7 @@ class Simulator:
     is_own: Callable[[str], bool] | None = None
     resembles: Callable[[str], bool] = lambda name: False
     has_goals: bool = False
+    tasks: Callable[[str], Sequence[str]] = lambda name: ()
     prepare: Callable[[EnvSpec], Any] = lambda spec: None
     packages: tuple[str, ...] = ()
     elsewhere: Callable[[], Mapping[str, str]] = dict

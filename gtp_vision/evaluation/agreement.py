@@ -17,10 +17,12 @@ import gymnasium
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.names import INSTRUCTION
 from gtp_vision.datasets.formats import Snapshots, open_snapshots
 from gtp_vision.datasets.names import Names
 from gtp_vision.datasets.store import Store
 from gtp_vision.envs import Simulator, by_name
+from gtp_vision.envs.tasks import InTurns
 
 TOLERANCE = 0.05
 """Standard deviations of a number in the replayed episodes."""
@@ -115,11 +117,11 @@ def replay(
         most: steps of an episode; None: all.
 
     Returns:
-        None if the simulator cannot be put into the recorded states.
+        None if the simulator cannot be put into the recorded states, also of environments that take turns.
     """
-    if simulator.restore is None or not held:
+    if simulator.restore is None or not held or isinstance(env.unwrapped, InTurns):
         return None
-    shown = {name: x for name, x in store.observations.items() if x.ndim == 2}
+    shown = {name: x for name, x in store.observations.items() if x.ndim == 2 and name != INSTRUCTION}
     states = {
         n: x.arrays or {name: np.asarray(shown[name][_rows(store, n)]) for name in shown} for n, x in held.items()
     }
