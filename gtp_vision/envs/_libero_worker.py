@@ -6,6 +6,7 @@ import tempfile
 
 import numpy as np
 
+_HALF_OPEN = 0.02  # m of each finger
 WAIT = 10  # steps until the objects lie still
 _STILL = [0.0] * 6 + [-1.0]
 _CAMERAS = {"agentview": "agentview_image", "eye_in_hand": "robot0_eye_in_hand_image"}
@@ -77,8 +78,12 @@ class _Task:
         return {"states": np.asarray(self._env.get_sim_state(), np.float64)}
 
     def restore(self, arrays):  # type: ignore[no-untyped-def]
-        """Begin in a recorded state, without waiting."""
+        """Begin in a recorded state, without waiting: the controller at that pose, the fingers' command as they stand."""
         self._begin(arrays["states"])
+        for robot in self._env.robots:
+            robot.controller.update(force=True)
+            opening = np.abs(self._env.sim.data.qpos[robot._ref_gripper_joint_pos_indexes]).mean()
+            robot.gripper.current_action = np.array([1.0, -1.0]) * (1 if opening > _HALF_OPEN else -1)
 
     def _begin(self, state):  # type: ignore[no-untyped-def]
         self._env.seed(7)  # as openpi: places of fixtures, which no state holds

@@ -7,15 +7,14 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import gymnasium
 import numpy as np
 
 from gtp_vision.core import depth
 from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.envs._models import recorded_model
 from gtp_vision.envs.rendering import choose_backend
 from gtp_vision.envs.simulator import EnvSpec, Simulator
 
@@ -159,7 +158,11 @@ class RobosuiteEnv(gymnasium.Env):
             raise self._other_model(f"states of {len(state)} numbers", f"{len(self.state())}")
         self._free_context()
         if model:
-            simulator._initialize_sim(xml_string=self._as_recorded(model))
+            own = (simulator.model.get_xml(), simulator.sim.model.get_xml())
+            found = recorded_model(model, own)
+            if found is None:
+                raise self._other_model("a model of other parts", "its own")
+            simulator._initialize_sim(xml_string=found)
         poses = [robot.init_qpos for robot in simulator.robots]
         simulator.deterministic_reset = True
         try:
@@ -172,23 +175,6 @@ class RobosuiteEnv(gymnasium.Env):
                 robot.init_qpos = pose
         simulator.sim.set_state_from_flattened(state)
         simulator.sim.forward()
-
-    def _as_recorded(self, model: str) -> str:
-        """The recorded model, if it has the parts of this version's, with this installation's files.
-
-        So a file names nothing that is opened or allocated; only numbers of its parts are taken.
-        """
-        recorded = _parts(model)
-        for own in (self.simulator.model.get_xml(), self.simulator.sim.model.get_xml()):
-            parts = _parts(own)
-            if [_identity(part) for part in parts] == [_identity(part) for part in recorded]:
-                for part, its in zip(parts, recorded, strict=True):
-                    if part.tag in ("compiler", "size"):
-                        its.attrib = dict(part.attrib)
-                    elif "file" in its.attrib:
-                        its.set("file", part.attrib["file"])
-                return ElementTree.tostring(recorded[0], encoding="unicode")
-        raise self._other_model("a model of other parts", "its own")
 
     def _other_model(self, recorded: str, own: str) -> GtpVisionError:
         robosuite = _robosuite(draws=False)
@@ -352,20 +338,6 @@ def _robosuite(*, draws: bool) -> Any:
 
         egl_context.EGL_DISPLAY = mujoco.egl.EGL_DISPLAY  # robosuite's own choice follows CUDA_VISIBLE_DEVICES
     return robosuite
-
-
-def _parts(model: str) -> list[ElementTree.Element]:
-    """The elements of a model's XML in their order; none if it is not XML, or declares entities."""
-    if "<!" in model.replace("<!--", ""):
-        return []
-    try:
-        return list(ElementTree.fromstring(model).iter())
-    except ElementTree.ParseError:
-        return []
-
-
-def _identity(part: ElementTree.Element) -> tuple[str, str | None, str]:
-    return part.tag, part.get("name"), Path(part.get("file", "")).name
 
 
 def _only_errors(record: logging.LogRecord) -> bool:

@@ -122,6 +122,10 @@ def test_hopper_replays_from_what_a_policy_sees(tmp_path: Path) -> None:
         ("qpos", "qvel"), ((20, 6), np.float64)
     )
 
+    native.write(tmp_path / "short.h5", store, beside={"simulator/qpos": np.zeros((19, 6))})
+    with pytest.raises(GtpVisionError, match=r"simulator/qpos.*19"):
+        open_snapshots(tmp_path / "short.h5", [0])
+
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 3), dtype=np.uint8)
 
