@@ -228,4 +228,4 @@ def _physics() -> int:
     return sum(int(getattr(mujoco.mjtState, f"mjSTATE_{name}")) for name in names)
 
 
-METAWORLD = Simulator("metaworld", make, tasks=tasks, packages=("metaworld", "mujoco"))
+METAWORLD = Simulator("metaworld", make, packages=("metaworld", "mujoco"), tasks=tasks, state=state, restore=restore)

@@ -17,6 +17,15 @@ def test_instructions_are_of_all_tasks_and_benchmarks_name_their_tasks() -> None
     assert not simulator.tasks("metaworld/reach-v3")
 
 
+def test_the_tasks_of_a_benchmark_take_turns_by_the_seed() -> None:
+    env = EnvSpec("metaworld/MT10", pixels=False).make()
+    seen = [env.reset(seed=seed) for seed in (0, 1, 11)]
+    assert [info["task"] for _, info in seen] == ["metaworld/reach-v3", "metaworld/push-v3", "metaworld/push-v3"]
+    assert seen[0][1]["instruction"] == "Reach a goal position"
+    assert not np.array_equal(seen[1][0]["state"], seen[2][0]["state"])
+    close(env)
+
+
 def test_the_observation_is_meta_worlds_with_the_goal_and_its_first_numbers() -> None:
     env = EnvSpec("metaworld/push-v3", shown={"environment_state": (39,), "state": (4,)}).make()
     observed, _ = env.reset(seed=5)
