@@ -22,6 +22,7 @@ from gtp_vision.envs import metaworld as simulator
 from gtp_vision.envs.metaworld import INSTRUCTIONS, MetaWorld, benchmark
 from gtp_vision.envs.showing import Shown
 
+_AFTER = 20  # steps that are recorded after the first success, so that a policy also learns to stay
 _ATTEMPTS = 50  # at an episode; the scripts fail in less than half of them
 
 
@@ -93,9 +94,9 @@ def collect(
 ) -> str:
     """Record the scripted policies at one or several of Meta-World's tasks, and return a summary of one sentence.
 
-    Episode k is a function of (seed, k) only; `episodes` of each task follow one another. Each ends with its first step
-    of success, as Meta-World's evaluation does; an attempt without success in `limit` steps is not recorded, and
-    another one takes its place. `env` is a task, several with `+` between, or a benchmark (MT10). Rewards are
+    Episode k is a function of (seed, k) only; `episodes` of each task follow one another. Each ends 20 steps after its
+    first success, with which Meta-World's evaluation ends; an attempt without success in `limit` steps is not recorded,
+    and another one takes its place. `env` is a task, several with `+` between, or a benchmark (MT10). Rewards are
     Meta-World's.
 
     The file has `state` of 4 numbers and the frames of `cameras`, or for `states_only` Meta-World's 39 numbers; the
@@ -150,7 +151,7 @@ def _members(name: str) -> Sequence[str]:
 def scripted_episode(
     env: MetaWorld, rng: np.random.Generator, *, noise: float, limit: int
 ) -> dict[str, np.ndarray] | None:
-    """Record one episode of T steps, which ends at success; None without success in `limit` steps.
+    """Record one episode of T steps, which ends 20 after its first success; None without success in `limit` steps.
 
     The Gaussian noise on all dimensions of actions has a standard deviation uniform in [0, `noise`].
 
@@ -167,9 +168,8 @@ def scripted_episode(
     observations, states = [observation], [simulator.state(env)]
     actions: list[np.ndarray] = []
     rewards: list[float] = []
-    while not info["success"]:
-        if len(actions) == limit:
-            return None
+    end, solved = min(limit, env.simulator.max_path_length), False
+    while len(actions) < end:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scripts leave [-1, 1]
             action = script.get_action(env.state.copy())  # some write into it
@@ -179,6 +179,10 @@ def scripted_episode(
         states.append(simulator.state(env))
         actions.append(action)
         rewards.append(reward)
+        if info["success"] and not solved:
+            end, solved = min(len(actions) + _AFTER, env.simulator.max_path_length), True
+    if not solved:
+        return None
     found = {"actions": np.stack([*actions, np.zeros(4, np.float32)]), "rewards": np.array([*rewards, 0], np.float32)}
     for group, rows in (("observations", observations), ("simulator", states)):
         found |= {f"{group}/{name}": np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -204,6 +208,6 @@ def _joined(parts: EpisodeParts, tasks: Sequence[str]) -> tuple[Store, dict[str,
         episode_ends=ends,
     )
     words = instructions.tasks([INSTRUCTIONS[tasks[int(episode["task"])]] for episode in described])
-    store.attributes = words | attributes_of([True] * parts.count, "episodes that end at success")
+    store.attributes = words | attributes_of([True] * parts.count, "episodes with a step of success")
     beside = {name: array for name, array in arrays.items() if name.startswith("simulator/")}
     return store, beside, sum(int(episode["attempts"]) for episode in described)

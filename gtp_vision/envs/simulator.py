@@ -144,7 +144,6 @@ class Simulator:
         prepare: called in the main process before others make environments: what is missing is reported there.
         packages: distributions whose versions are recorded with results.
         elsewhere: returns versions of distributions in another Python that runs the simulator.
-        tasks: of a name that stands for several environments, e.g. of a benchmark, their full names; else none.
         state: (environment) to the simulator's state by name, all that later steps depend on; None: it has none.
         restore: (environment, recorded arrays of one row by name) puts an environment, after a reset, into a recorded
             state. The arrays are those that a data set holds of the simulator and the states that a policy sees, and
@@ -160,7 +159,6 @@ class Simulator:
     prepare: Callable[[EnvSpec], Any] = lambda spec: None
     packages: tuple[str, ...] = ()
     elsewhere: Callable[[], Mapping[str, str]] = dict
-    tasks: Callable[[str], Sequence[str]] = lambda name: ()
     state: Callable[[gymnasium.Env], dict[str, np.ndarray]] | None = None
     restore: Callable[[gymnasium.Env, Mapping[str, Any]], None] | None = None
 

@@ -21,7 +21,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_file_has_both_tasks_whose_episodes_end_at_success(path: Path, cache: Path) -> None:
+def test_a_file_has_both_tasks_and_marks_success(path: Path, cache: Path) -> None:
     store = open_store(path)
     assert store.attributes["tasks"] == ["Open a door with a revolving joint", "Push the puck to a goal"]
     assert store.attributes["episode_tasks"] == [0, 0, 1, 1]
@@ -44,11 +44,13 @@ def test_recorded_actions_replay_to_the_recorded_observations(path: Path, cache:
         for episode in episodes:
             rows = range(store.episode_starts[episode], store.episode_ends[episode] - 1)
             restore(env, {name: array[rows[0]] for name, array in held.items()})
+            ends = []
             for row in rows:
                 observed, reward, ended, *_ = env.step(store.actions[row])
                 np.testing.assert_array_equal(np.float32(observed["state"]), store.observations["state"][row + 1])
                 assert reward == pytest.approx(store.rewards[row])
-                assert ended == (row == rows[-1])
+                ends.append(ended)
+            assert ends.index(True) == len(ends) - 21, "20 steps after the first success"
 
 
 @pytest.mark.processes
