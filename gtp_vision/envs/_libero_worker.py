@@ -78,7 +78,7 @@ class _Task:
         return {"states": np.asarray(self._env.get_sim_state(), np.float64)}
 
     def restore(self, arrays):  # type: ignore[no-untyped-def]
-        """Begin in a recorded state, without waiting: the controller at that pose, the fingers' command as they stand."""
+        """Begin in a recorded state, without waiting: the controller holds its pose, the fingers their opening."""
         self._begin(arrays["states"])
         for robot in self._env.robots:
             robot.controller.update(force=True)

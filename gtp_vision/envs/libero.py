@@ -47,7 +47,7 @@ def make(spec: EnvSpec) -> gymnasium.Env:
         raise GtpVisionError(f"LIBERO has no suite '{suite}': {propose(suite, SUITES)}; write e.g. libero/goal/0")
     count, limit = SUITES[suite]
     if not task or (task.isdigit() and int(task) >= count):
-        raise GtpVisionError(f"{spec.name} names no task: libero/{suite} has the tasks libero/{suite}/0 to {count - 1}")
+        raise GtpVisionError(f"LIBERO has no {spec.name}: libero/{suite} has the tasks libero/{suite}/0 to {count - 1}")
     shown = spec.shown or ({"agentview_rgb": (*_SIZE, 3), "eye_in_hand_rgb": (*_SIZE, 3)} if spec.pixels else {})
     wanted = {}
     for key, shape in (shown or {"state": (8,)}).items():
@@ -70,9 +70,15 @@ def _python() -> Path:
             f"LIBERO runs in a Python of its own, and {PYTHON} does not name it; run python3 -m venv libero-env && "
             f"libero-env/bin/pip install hf-libero, and set {PYTHON}=$PWD/libero-env/bin/python"
         )
-    if not os.access(found, os.X_OK):
+    if not Path(found).is_file() or not os.access(found, os.X_OK):
         raise GtpVisionError(f"{PYTHON}={found} is not a program; set it to the python of LIBERO's environment")
     return Path(found)
+
+
+def tasks(name: str) -> list[str]:
+    """The tasks of `libero/SUITE`."""
+    count, _ = SUITES.get(name.removeprefix("libero/"), (0, 0))
+    return [f"{name}/{number}" for number in range(count)]
 
 
 def _versions() -> dict[str, str]:
@@ -84,6 +90,7 @@ def _versions() -> dict[str, str]:
 LIBERO = Simulator(
     "libero",
     make,
+    tasks=tasks,
     elsewhere=_versions,
     prepare=lambda spec: _python(),
     state=lambda env: env.unwrapped.state(),  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import pytest
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.envs import EnvSpec, _remote_worker, make_vector, remote
-from gtp_vision.envs.libero import PYTHON
+from gtp_vision.envs.libero import PYTHON, tasks
 from gtp_vision.envs.remote import RemoteEnv, versions_in
 
 pytestmark = pytest.mark.processes
@@ -148,7 +148,7 @@ def test_libero_is_refused_in_one_sentence_where_it_is_not_set_up(
     monkeypatch.setenv(PYTHON, str(tmp_path))
     for name, message in {
         "libero/gaol/0": "LIBERO has no suite 'gaol': did you mean 'goal'",
-        "libero/goal": "libero/goal has the tasks libero/goal/0 to 9",
+        "libero/goal": f"{PYTHON}={tmp_path} is not a program",
         "libero/goal/10": "libero/goal has the tasks libero/goal/0 to 9",
     }.items():
         with pytest.raises(GtpVisionError, match=message):
@@ -158,6 +158,8 @@ def test_libero_is_refused_in_one_sentence_where_it_is_not_set_up(
     monkeypatch.setenv(PYTHON, sys.executable)
     with pytest.raises(GtpVisionError, match=r"libero/goal/0: ImportError: hf-libero is not installed in this Python"):
         EnvSpec("libero/goal/0", shown={"state": (8,)}).make()
+    assert [each.name for each in EnvSpec("libero/goal").each] == [f"libero/goal/{number}" for number in range(10)]
+    assert (len(tasks("libero/90")), tasks("libero/goal/0"), tasks("libero/gaol")) == (90, [], [])
 
 
 @pytest.mark.simulates
