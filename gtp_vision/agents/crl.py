@@ -8,7 +8,7 @@
        (`gtp_vision.agents.diffusion_ql.QGradient`).
     3. Acting: pi(o, g).
 
-Of several processes, each compares its rows with the goals of all, and its goals with the rows of all.
+Of several processes or micro-batches, each compares its rows with the goals of all, and its goals with the rows of all.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Contrastive(OwnCritic):
         start, rows = first_row(phi.shape[1]), phi.shape[1]
         if every_phi.shape == phi.shape:
             loss, logits = contrast(phi, psi, 0)
-        else:  # the gradients of all processes' parts have the mean of the whole's
+        else:  # the mean of the parts' gradients is the whole's
             loss, logits = contrast(phi, every_psi, start)
             others, _ = contrast(every_phi, psi, -start)
             loss = loss + others - others.detach()

@@ -74,14 +74,15 @@ def global_max(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def gathered(x: torch.Tensor, axis: int = 0) -> torch.Tensor:
-    """All processes' `x` (of equal shapes) along an axis, in the order of ranks, without gradient."""
-    if not _has_others():
+def gathered(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """The whole batch's `x`, of which each process or micro-batch has equal parts along an axis, without gradient."""
+    rows = x.shape[axis]
+    before, total = first_row(rows), all_rows(rows)
+    if total == rows:
         return x.detach()
-    parts = x.new_zeros((dist.get_world_size(), *x.shape))
-    parts[dist.get_rank()] = x
-    dist.all_reduce(parts)
-    return torch.cat(list(parts), axis)
+    shape = list(x.shape)
+    padding = [x.new_zeros([*shape[:axis], size, *shape[axis + 1 :]]) for size in (before, total - before - rows)]
+    return _reduced(torch.cat([padding[0], x, padding[1]], axis))
 
 
 def first_row(rows: int) -> int:

@@ -80,9 +80,12 @@ def test_it_is_the_norm_of_the_gradient_of_the_mean_action() -> None:
     ("name", "overrides"), [*((name, []) for name in sorted(agents.AGENTS)), ("gtp", ["encoder.tuning=frozen"])]
 )
 def test_every_agent_has_a_saliency_and_is_not_changed(name: str, overrides: list[str]) -> None:
-    agent = make(*overrides, name=name)
+    has_goals = agents.AGENTS[name].goals
+    goal = {"goal/camera": SHAPES["camera"]} if has_goals else {}
+    agent = make(*overrides, name=name, shapes=SHAPES | goal)
+    observation = seen() | ({"goal/camera": seen()["camera"].flip(0)} if has_goals else {})
     before = {key: value.clone() for key, value in agent.state_dict().items()}
-    found = saliency(agent, seen(), "camera", RandomStream(0, 0))
+    found = saliency(agent, observation, "camera", RandomStream(0, 0))
     assert found.isfinite().all()
     assert found.any()
     assert all(parameter.grad is None for parameter in agent.parameters())
