@@ -82,8 +82,11 @@ class Seeded(gymnasium.Wrapper):
         super().__init__(env)
         simulator: Any = env.unwrapped
         kind = type(simulator)
-        if isinstance(getattr(kind, "action_space", None), property):  # it makes a new, unseeded space at each access
-            simulator.__class__ = type(kind.__name__, (kind,), {"action_space": simulator.action_space})
+        # A property makes a new, unseeded space at each access; that of observations resets the simulator for it.
+        names = ("action_space", "observation_space")
+        spaces = {name: getattr(simulator, name) for name in names if isinstance(getattr(kind, name, None), property)}
+        if spaces:
+            simulator.__class__ = type(kind.__name__, (kind,), spaces)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 
 from gtp_vision.agents import Agent
 from gtp_vision.agents.base import evaluating
@@ -148,6 +147,8 @@ def rank_correlation(values: np.ndarray, returns: np.ndarray) -> float:
     known = np.isfinite(returns) & np.isfinite(values)
     if known.sum() < 3 or not np.ptp(returns[known]) or not np.ptp(values[known]):
         return math.nan
+    from scipy.stats import spearmanr
+
     return float(spearmanr(values[known], returns[known]).statistic)
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
-import matplotlib
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from gtp_vision.agents import Agent
@@ -85,6 +84,8 @@ class Saliency:
 
     def __call__(self, episode: Episode) -> np.ndarray:
         """The video, uint8 (L, H, W, 3), scaled up, with heat by the root of the saliency, on one scale."""
+        from scipy.ndimage import gaussian_filter
+
         maps = self.maps(episode)
         width = max(maps.shape[1:]) * _BLUR
         heat = torch.from_numpy(gaussian_filter(maps, (0, width, width)))
@@ -95,10 +96,17 @@ class Saliency:
         level = heat.clamp(0, 1).mul(255).byte().numpy()
         for start in range(0, len(video), _BATCH):  # in pieces: as floats, long episodes would take gigabytes
             piece = slice(start, start + _BATCH)
-            video[piece] = _TRANSPARENCY[level[piece]] * video[piece] + _HEAT[level[piece]]
+            video[piece] = _TRANSPARENCY[level[piece]] * video[piece] + _heat()[level[piece]]
         return video
 
 
 _OPACITY = 0.75 * np.linspace(0, 1, 256, dtype=np.float32)[:, None]
 _TRANSPARENCY = 1 - _OPACITY  # (256, 1), the frame's share at each level of heat
-_HEAT = 255 * _OPACITY * matplotlib.colormaps["inferno"](np.arange(256))[:, :3].astype(np.float32)  # (256, 3)
+
+
+@cache
+def _heat() -> np.ndarray:
+    """Return the color of each level of heat, by its opacity, (256, 3)."""
+    import matplotlib
+
+    return 255 * _OPACITY * matplotlib.colormaps["inferno"](np.arange(256))[:, :3].astype(np.float32)

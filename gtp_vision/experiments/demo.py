@@ -18,11 +18,6 @@ from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.extras import require
 from gtp_vision.core.processes import start, stop
-from gtp_vision.envs import EnvSpec
-from gtp_vision.evaluation.evaluator import Evaluator, random_actor
-from gtp_vision.report import build_report
-from gtp_vision.training import evaluate
-from gtp_vision.training.data import open_data
 
 AGENTS = ("gtp", "gtp_bc")
 
@@ -53,6 +48,8 @@ def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = (), progress: b
     settings = {agent: [f"agent={agent}_demo", quoted("run_dir", out / agent), *common] for agent in AGENTS}
     config = from_command_line(settings["gtp"])
     with _trainings(settings, progress):
+        from gtp_vision.report import build_report  # slow imports, which the trainings must not wait for
+
         chance = _evaluate_random(config)
     runs = {agent: json.loads((out / agent / "results.json").read_text()) for agent in AGENTS}
     build_report(
@@ -130,6 +127,11 @@ def _trainings(settings: Mapping[str, Sequence[str]], progress: bool) -> Iterato
 
 def _evaluate_random(config: Config) -> dict[str, Any]:
     """Evaluate random actions on the same episodes, without rendering."""
+    from gtp_vision.envs import EnvSpec
+    from gtp_vision.evaluation.evaluator import Evaluator, random_actor
+    from gtp_vision.training import evaluate
+    from gtp_vision.training.data import open_data
+
     spec = EnvSpec(config.task.env or "", pixels=False, max_episode_steps=config.task.max_episode_steps)
     actor = random_actor(open_data(config).action_dim)
     with Evaluator(spec, frame_stack=1, envs=1, seed=evaluate.eval_seed(config), progress=False) as evaluator:

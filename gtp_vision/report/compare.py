@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from scipy import stats
-
 from gtp_vision.report.run_folder import RunFolder, row_of
 from gtp_vision.report.text import known, scalar
 
@@ -121,6 +119,8 @@ def mean_of(values: Sequence[float], *, fraction: bool = False) -> Mean:
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return Mean(mean)
+    from scipy import stats  # slow, and needed only after a training, as is matplotlib
+
     error = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
     half = float(stats.t.ppf(0.975, len(values) - 1)) * error
     low, high = mean - half, mean + half

@@ -6,15 +6,15 @@ import io
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.style
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from gtp_vision.report.run_folder import RunFolder, row_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_POINTS = 400  # of one curve: about one a pixel
 COLORS = ("#3b7dd8", "#d9730d", "#1f9d6b", "#b74fa3", "#7a6ae0", "#c4504a", "#1296a8", "#8d7b3f")
@@ -75,6 +75,10 @@ def _draw(key: str, runs: Sequence[RunFolder], end: float) -> Markup:
 
     It contains no text but numbers, which is why it may skip the escaping.
     """
+    import matplotlib.style
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     with matplotlib.style.context(["default", STYLE]):  # whatever the user's matplotlibrc says
         figure = Figure(figsize=(3.5, 1.85), layout="constrained")
         axes = figure.add_subplot(axisbelow=True)

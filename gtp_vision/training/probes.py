@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from scipy.linalg import eigh
 
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
@@ -66,6 +65,8 @@ def linear_probe(
         Name to R^2, 1 - sum (y - y')^2 / sum (y - mean y)^2 over all dimensions together; constant states are left
         out.
     """
+    from scipy.linalg import eigh
+
     fit, choose, score = _split(episodes, seed)
     x = features.astype(np.float64) - features[fit].mean(0, dtype=np.float64)
     deviation = x[fit].std(0)

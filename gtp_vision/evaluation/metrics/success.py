@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import binomtest
 
 from gtp_vision.evaluation.metrics import Metric
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
 def _success(episodes: Sequence[Episode], _: str) -> dict[str, Any]:
     if all(episode.success is None for episode in episodes):
         return {"success": None, "success_interval": None}
+    from scipy.stats import binomtest
+
     successes = sum(bool(episode.success) for episode in episodes)
     interval = binomtest(successes, len(episodes)).proportion_ci(method="wilson")
     return {"success": successes / len(episodes), "success_interval": [float(interval.low), float(interval.high)]}
