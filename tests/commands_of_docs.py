@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -73,6 +74,7 @@ def commands(page: str) -> list[Command]:
             words = shlex.split(line.removesuffix("&"), comments=True)
             while _VARIABLE.fullmatch(words[0]):
                 del words[0]
+            words = list(itertools.takewhile(lambda word: word != ">", words))
             found.append(Command(page, line, tuple(words), "\n".join(after[:end])))
     return found
 
