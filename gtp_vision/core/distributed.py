@@ -74,15 +74,13 @@ def global_max(x: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def gathered(x: torch.Tensor, axis: int) -> torch.Tensor:
-    """The whole batch's `x`, of which each process or micro-batch has equal parts along an axis, without gradient."""
-    rows = x.shape[axis]
-    before, total = first_row(rows), all_rows(rows)
-    if total == rows:
+def gathered(x: torch.Tensor, axis: int = 0) -> torch.Tensor:
+    """All processes' and micro-batches' `x` (of equal shapes) along an axis, in their order, without gradient."""
+    if all_rows(1) == 1:
         return x.detach()
-    shape = list(x.shape)
-    padding = [x.new_zeros([*shape[:axis], size, *shape[axis + 1 :]]) for size in (before, total - before - rows)]
-    return _reduced(torch.cat([padding[0], x, padding[1]], axis))
+    parts = x.new_zeros((all_rows(1), *x.shape))
+    parts[first_row(1)] = x
+    return torch.cat(list(_reduced(parts)), axis)
 
 
 def first_row(rows: int) -> int:

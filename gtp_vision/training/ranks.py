@@ -18,6 +18,7 @@ from gtp_vision.config.compose import checked
 from gtp_vision.config.schema import Config, TrainingConfig
 from gtp_vision.core.errors import GtpVisionError
 
+_ACCUMULATION = "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
 _BUCKET_MB = 24  # an agent of states fits one, and two ResNets' gradients travel while the next ones are computed
 _LOST = ("connection closed", "connection reset", "broken pipe", "gloo", "nccl", "timed out", "peer")
 _PATIENCE = timedelta(hours=3)  # the others wait while one of each machine converts a data set or computes features
@@ -63,7 +64,7 @@ def accelerator_of(training: TrainingConfig, *, has_unused: bool = False) -> Acc
 
 
 def with_launcher(config: Config) -> Config:
-    """The settings with those that `accelerate launch` was given: its mixed precision and gradient accumulation.
+    """The settings with those that Accelerate reads from the environment: mixed precision, gradient accumulation.
 
     Raises GtpVisionError: they contradict the settings, or are not supported.
     """
@@ -81,11 +82,12 @@ def with_launcher(config: Config) -> Config:
                 f"leave one of them out"
             )
         training = replace(training, precision="bf16")
-    parts = int(os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"))
+    given = os.environ.get(_ACCUMULATION, "1")
+    parts = int(given) if given.isdecimal() else 1
     if parts > 1 and training.accumulate not in (1, parts):
         raise GtpVisionError(
-            f"training.accumulate={training.accumulate} contradicts accelerate launch --gradient_accumulation_steps "
-            f"{parts}; leave one of them out"
+            f"training.accumulate={training.accumulate} contradicts {_ACCUMULATION}={parts}, which Accelerate reads; "
+            f"leave one of them out"
         )
     training = replace(training, accumulate=max(parts, training.accumulate))
     return config if training == config.training else checked(replace(config, training=training))
