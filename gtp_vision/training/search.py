@@ -38,7 +38,8 @@ class Search:
         """The search that overrides ask for, or None. Raises GtpVisionError: it has no folder, or a direction."""
         if SWEEPER not in overrides:
             return None
-        given = {key.lstrip("+"): value for key, _, value in (override.partition("=") for override in overrides)}
+        last = {override.partition("=")[0].lstrip("+"): override for override in overrides}  # of each key
+        given = {key: override.partition("=")[2] for key, override in last.items()}
         folder = given.get("run_dir", "").strip("'\"")
         if not folder or "${" in folder:
             raise GtpVisionError("a search needs a folder for its trials; add run_dir=FOLDER, e.g. run_dir=runs/search")
@@ -54,7 +55,7 @@ class Search:
             del added["hydra.sweeper.sampler.seed"]  # not every sampler has one
         return Search(
             Path(folder).expanduser(),
-            [*overrides, *(f"{key}={value}" for key, value in added.items() if key not in given)],
+            [*last.values(), *(f"{key}={value}" for key, value in added.items() if key not in given)],
         )
 
     def trial(self, number: int) -> str:

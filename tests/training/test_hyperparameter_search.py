@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,8 @@ from small_runs import STATES, small
 
 from gtp_vision.cli.main import main
 from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.datasets.formats import native
+from gtp_vision.datasets.store import Store
 from gtp_vision.training.search import SWEEPER, Search, objective
 
 SPACE = ["training.learning_rate=tag(log, interval(1e-5,1e-2))", "training.clip_gradient=choice(0.5,1.0)"]
@@ -40,10 +43,14 @@ def test_a_search_has_a_folder_and_a_direction() -> None:
 
 @pytest.mark.trains
 def test_a_search_trains_its_trials_and_says_what_mattered(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make_store: Callable[..., Store],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("TQDM_DISABLE", "1")
     monkeypatch.chdir(tmp_path)
+    data = native.write(tmp_path / "data.h5", make_store((12,) * 12))
     own = [*STATES, *small("gtp_bc"), "agent.critic.hidden=[16]", "task.env=null", f"task.dataset={data}"]
     command = ["train", "-m", SWEEPER, "hydra.sweeper.n_trials=4", *own, *SPACE, "training.steps=6", "run_dir=found"]
     assert main(command) == 0
