@@ -123,7 +123,7 @@ def make(settings):  # type: ignore[no-untyped-def]
     if module is None:
         raise ImportError("hf-libero is not installed in this Python")
     if "LIBERO_CONFIG_PATH" not in os.environ:
-        root = os.path.join(next(iter(module.submodule_search_locations)), "libero")
+        root = os.path.join(next(iter(module.submodule_search_locations or [""])), "libero")
         folder = tempfile.mkdtemp(prefix="libero-")
         os.environ["LIBERO_CONFIG_PATH"] = folder
         paths = {
