@@ -220,7 +220,8 @@ class Encoder(nn.Module):
 class GoalEncoder(Encoder):
     """Observation and goal by the same network, apart: the features are those of the one, then those of the other.
 
-    Arguments as `Encoder`; `shapes` holds each observation and its `goal/<name>`.
+    Arguments as `Encoder`; `shapes` holds each observation and its `goal/<name>`. What has no goal, as an instruction,
+    belongs to both.
     """
 
     def __init__(
@@ -229,10 +230,13 @@ class GoalEncoder(Encoder):
         own = {name: shape for name, shape in shapes.items() if not name.startswith(GOAL)}
         super().__init__(own, config, pretrained=pretrained)
         self.width *= 2
+        self._goals = {name: GOAL + name if GOAL + name in shapes else name for name in own}
 
     def forward(self, observation: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Observations and goals, as in `Encoder.forward`, to float (B, width): of the one, then of the other."""
-        goal = {name: observation[GOAL + name] for name in self.shapes if GOAL + name in observation}
+        if missing := [shown for shown in self._goals.values() if shown not in observation]:
+            raise GtpVisionError(f"the observation '{missing[0]}' is missing; given: {sorted(observation)}")
+        goal = {name: observation[shown] for name, shown in self._goals.items()}
         return torch.cat([super().forward(observation), super().forward(goal)], 1)
 
 

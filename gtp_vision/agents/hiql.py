@@ -134,7 +134,7 @@ class Hierarchy(AdvantageWeighting):
         c = self.config
         assert cloning is not None
         with torch.no_grad():
-            reached = {name.removeprefix(GOAL): x for name, x in inputs.way_point.items()}
+            reached = {**inputs.observation, **{name.removeprefix(GOAL): x for name, x in inputs.way_point.items()}}
             gain = _value(agent, reached, inputs.observation) - _value(agent, inputs.observation, inputs.observation)
             weight = advantage_weights(gain, c.eta, c.weight_clip, form=c.form, standardize=c.standardize)
         wanted = self._directions(agent, inputs)
