@@ -64,7 +64,7 @@ class Validation:
         }
         metrics = {"valid/energy": entry["energy"], "valid/energy_training": entry["energy_training"]}
         metrics |= {f"valid/error_K{k}": float(np.nanmean(each.error())) for k, each in drawn.items()}
-        if agent.has_critic and not agent.clones(step) and self._held_out.goals is None:
+        if agent.judges_actions and not agent.clones(step) and self._held_out.goals is None:
             values = values_of(agent, self._held_out, self._rows, device)
             known = np.isfinite(self._returns)
             entry["q_correlation"] = rank_correlation(values, self._returns)

@@ -93,6 +93,13 @@ def test_the_action_leads_to_the_goal_that_is_shown(tmp_path: Path, name: str) -
     assert left < -0.4
 
 
+@pytest.mark.parametrize("more", [["agent=gtp", "agent.critic.backup=value", "task.goals=null"], ["agent=hiql"]])
+def test_critics_without_q_train_and_are_validated(tmp_path: Path, more: list[str]) -> None:
+    native.write(tmp_path / "data.h5", make_store((9,) * 20))
+    trainer.train(composed(*own(tmp_path, *more, "training.steps=2", "training.eval_episodes=0")), progress=False)
+    assert "q_correlation" not in (tmp_path / "run" / "validation.json").read_text()
+
+
 @pytest.mark.simulates
 def test_an_evaluation_shows_each_episode_the_goal_of_its_own_task() -> None:
     spec = EnvSpec("pointmaze-medium-navigate-v0", max_episode_steps=3, goals=True)
