@@ -13,7 +13,6 @@ from gtp_vision.core.extras import require
 from gtp_vision.envs.rendering import Rendering, choose_backend
 from gtp_vision.envs.showing import Cameras, Shown, has_frames, space_of
 from gtp_vision.envs.simulator import EnvSpec, Simulator
-from gtp_vision.envs.tasks import InTurns
 
 INSTRUCTIONS = {
     "assembly-v3": "Pick up a nut and place it onto a peg",
@@ -191,7 +190,7 @@ def state(env: gymnasium.Env) -> dict[str, np.ndarray]:
     """
     import mujoco
 
-    task = _present(env).unwrapped
+    task: Any = env.unwrapped
     model, kind, physics = task.simulator.model, _physics(), np.zeros(_PHYSICS)
     mujoco.mj_getState(model, task.simulator.data, physics[: mujoco.mj_stateSize(model, kind)], kind)
     numbers = {"task": float(list(INSTRUCTIONS).index(task.task)), "seed": float(task.seed)}
@@ -209,12 +208,9 @@ def restore(env: gymnasium.Env, recorded: Mapping[str, np.ndarray]) -> None:
 
     of = int(recorded["task"])
     named = list(INSTRUCTIONS)[of] if 0 <= of < len(INSTRUCTIONS) else f"number {of}"
-    env = _present(env, f"metaworld/{named}")
     task: Any = env.unwrapped
     if named != task.task:
-        raise GtpVisionError(
-            f"a recorded state is of the task {named}, not of {task.task}; name its environment, or the benchmark's"
-        )
+        raise GtpVisionError(f"a recorded state is of the task {named}, not of {task.task}; name its environment")
     env.reset(seed=int(recorded["seed"]))  # which moves parts of the model, e.g. a door
     simulator, kind = task.simulator, _physics()
     physics = np.array(recorded["physics"], np.float64)[: mujoco.mj_stateSize(simulator.model, kind)]
@@ -222,12 +218,6 @@ def restore(env: gymnasium.Env, recorded: Mapping[str, np.ndarray]) -> None:
     mujoco.mj_forward(simulator.model, simulator.data)
     mujoco.mj_setState(simulator.model, simulator.data, physics, kind)  # the pass has changed the solver's warm start
     simulator._prev_obs = np.array(recorded["previous"], np.float64)
-
-
-def _present(env: gymnasium.Env, name: str = "") -> Any:
-    """The present one of environments that take turns, or that of a name; or the environment itself."""
-    turns = env.unwrapped
-    return turns.turn_to(name) if isinstance(turns, InTurns) else env
 
 
 def _physics() -> int:

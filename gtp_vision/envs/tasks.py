@@ -29,11 +29,6 @@ class InTurns(gymnasium.Env):
                     f"each on its own"
                 )
 
-    def turn_to(self, name: str) -> gymnasium.Env:
-        """Let the environment of a name be the present one, and return it; of another name, the present one."""
-        self._now = self._names.index(name) if name in self._names else self._now
-        return self._envs[self._now]
-
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; without a seed, of the same environment as the last one."""
         if seed is not None:
