@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from gtp_vision.agents.base import Metrics
 from gtp_vision.config.schema import Config
 from gtp_vision.core.distributed import SplitBatch
+from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sources import BatchSource
 from gtp_vision.training.build import Components
 from gtp_vision.training.guard import (
@@ -67,7 +68,9 @@ class Eager:
 
         # Loss and gradients
         agent.begin(step)
-        loss, metrics = self._gradients(step, fetched)
+        batch = self.source.batch(fetched)
+        in_parts = config.training.accumulate > 1
+        loss, metrics = self._accumulated(step, batch) if in_parts else self._gradients(step, batch)
         trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         bad = metrics[NONFINITE] = is_nonfinite(loss, torch.stack(torch._foreach_norm(gradients)).sum())
@@ -91,26 +94,28 @@ class Eager:
             apply_if_finite(bad, lambda: [*detached, *optimizer_moments(optimizer), *target_tensors(agent)], move)
         return [metrics]
 
-    def _gradients(self, step: int, fetched: Any) -> tuple[torch.Tensor, Metrics]:
-        """Set the gradients of a step; its loss and metrics, means over the micro-batches."""
-        parts, count = self._parts, self._config.training.accumulate
-        accelerator, batch = parts.accelerator, self.source.batch(fetched)
-        spreads = self._config.training.on_nonfinite == "skip" and accelerator.num_processes > 1
-        found: list[tuple[torch.Tensor, Metrics]] = []
+    def _gradients(
+        self, step: int, batch: Batch, part: int = 0, *, begins: bool = True, ends: bool = True
+    ) -> tuple[torch.Tensor, Metrics]:
+        """Add the gradients of a batch, or of a micro-batch, of which the first `begins` and the last `ends` a step."""
+        parts = self._parts
+        spreads = self._config.training.on_nonfinite == "skip" and parts.accelerator.num_processes > 1
+        with nullcontext() if ends else parts.accelerator.no_sync(parts.module):
+            loss, metrics = parts.module(batch, parts.stream(step, part), step)
+            if begins:
+                parts.optimizer.zero_grad(set_to_none=True)
+            parts.accelerator.backward(spread_nonfinite(loss) if spreads else loss)  # of the mean over micro-batches
+        return loss.detach(), metrics
 
-        def compute(index: int) -> None:
-            rows = len(batch) // count
-            share = pytree.tree_map(lambda x: x[index * rows : (index + 1) * rows], batch) if count > 1 else batch
-            with nullcontext() if index == count - 1 else accelerator.no_sync(parts.module):
-                loss, metrics = parts.module(share, parts.stream(step, index), step)
-                if not found:
-                    parts.optimizer.zero_grad(set_to_none=True)
-                found.append((loss.detach(), metrics))
-                accelerator.backward(spread_nonfinite(loss) if spreads else loss)  # of the mean over micro-batches
+    def _accumulated(self, step: int, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """The gradients of a batch by its micro-batches; loss and metrics are their means."""
+        count = self._config.training.accumulate
+        rows, found = len(batch) // count, list[tuple[torch.Tensor, Metrics]]()
 
-        if count == 1:
-            compute(0)
-            return found[0]
+        def compute(part: int) -> None:
+            share = pytree.tree_map(lambda x: x[part * rows : (part + 1) * rows], batch)
+            found.append(self._gradients(step, share, part, begins=not found, ends=part == count - 1))
+
         SplitBatch(count).run(compute)
         names = dict.fromkeys(name for _, metrics in found for name in metrics)
         mean = {name: torch.stack([metrics[name] for _, metrics in found]).mean(0) for name in names}
