@@ -102,8 +102,8 @@ def train(
 
         log(vision.NOTE)
         runs, start = _prepare(config, enter, resume, new_segment, open_source, verbose, log)
-        lock.check_shared()
         try:
+            lock.check_shared()
             with stop_requested() as stop, evaluator_of(runs[0].config, runs[0].parts, verbose) as evaluator:
                 for run in runs:
                     run.begin()
