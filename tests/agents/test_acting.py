@@ -153,12 +153,12 @@ def beside(name: str, *overrides: str) -> tuple[torch.Tensor, torch.Tensor]:
     """The actions of episode 4 over four steps, alone and beside an episode that began two steps before."""
     agent = make(name, *overrides)
     alone, together = (Executor(agent.plan, agent.config.acting, agent.config.action_chunk) for _ in range(2))
-    seen = [observation(batch=2, seed=k)["state"] for k in range(4)]
+    seen = [observation(batch=2, seed=k) for k in range(4)]
     for early in range(2):
-        together({"state": seen[0][:1]}, noise({9: early}))
+        together({key: x[:1] for key, x in seen[0].items()}, noise({9: early}))
     pairs = [
-        (alone({"state": seen[k][1:]}, noise({4: k}))[0], together({"state": seen[k]}, noise({9: k + 2, 4: k}))[1])
-        for k in range(4)
+        (alone({key: x[1:] for key, x in both.items()}, noise({4: k}))[0], together(both, noise({9: k + 2, 4: k}))[1])
+        for k, both in enumerate(seen)
     ]
     return torch.stack([pair[0] for pair in pairs]), torch.stack([pair[1] for pair in pairs])
 
