@@ -34,7 +34,7 @@ from gtp_vision.training.data import STATISTICS, kept_scale, measure, open_data
 from gtp_vision.training.seeds import folders
 from gtp_vision.training.segments import changes, segments_of, statistics_differ, with_free
 
-_REPLAYED = 1000  # recorded actions of which a replay score is computed
+_COMPARED = 1000  # recorded actions that are brought to the simulator
 _TWO_VALUED = 0.999  # of the largest variance: statistics are rounded
 _EVAL_SEED = 100_000  # of the first episode, if the run's seed is 0
 
@@ -222,7 +222,7 @@ def action_units(config: Config, name: str, attributes: Mapping[str, Any], reach
 def check_simulator(config: Config, store: Store) -> tuple[str, bool]:
     """Create the environment once before training, so that a wrong name or missing OpenGL is not found after days.
 
-    Returns a sentence about the units of actions, with the score of `replay_score`, and whether they are converted or
+    Returns a sentence about the units of actions, with `actions_kept`, and whether they are converted or
     the first recorded action leads elsewhere than recorded. Raises GtpVisionError: it cannot be created; its
     observations, actions or their units differ from the data set's; its frames are turned, or of other colors or names.
     """
@@ -256,17 +256,17 @@ def simulator_of(config: Config, store: Store) -> Iterator[gymnasium.Env]:
 
 
 def units_of(env: gymnasium.Env, store: Store) -> str:
-    """A sentence about the units of actions, with the score of `replay_score`."""
+    """A sentence about the units of actions, with `actions_kept`."""
     meaning = env.meaning if isinstance(env, PolicyActions) else "actions: [-1, 1] in the data and the simulator"
-    return f"{meaning}; replay score {replay_score(env, store):.6f}"
+    return f"{meaning}; actions kept {actions_kept(env, store):.6f}"
 
 
-def replay_score(env: gymnasium.Env, store: Store) -> float:
+def actions_kept(env: gymnasium.Env, store: Store) -> float:
     """1 less the largest difference between recorded actions and what of them reaches the simulator, in [-1, 1].
 
     A sample of the actions that are sampled takes a policy's way: [-1, 1], the simulator's units and dtype, and back.
     """
-    rows = store.transitions[:: max(1, len(store.transitions) // _REPLAYED)]
+    rows = store.transitions[:: max(1, len(store.transitions) // _COMPARED)]
     actions = np.asarray(store.actions[rows], np.float64)
     if not isinstance(env, PolicyActions):
         return 1.0

@@ -151,7 +151,7 @@ def assert_replayed(config: Config, recorded: np.ndarray) -> None:
     """What reaches the simulator, and what an artifact answers, of the demonstrated actions in [-1, 1]."""
     store = open_data(config)
     sentence, _ = check_simulator(config, store)
-    assert float(sentence.rpartition("replay score ")[2]) == pytest.approx(1, abs=1e-5)
+    assert float(sentence.rpartition("actions kept ")[2]) == pytest.approx(1, abs=1e-5)
     demonstrated = np.asarray(store.actions[store.transitions])
     env: Any = env_spec(config, record_of(store)).make()
     env.reset(seed=0)
