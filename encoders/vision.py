@@ -20,8 +20,8 @@ except RuntimeError as _error:
     for _name in ("nms", "qnms"):
         _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     NOTE = (
-        "torchvision is built for CUDA and torch is not: enough here, but not for the accelerate command; for one"
-        "build run pip install --force-reinstall torchvision"
+        "torchvision is built for CUDA and torch is not: enough here, but not for the accelerate command; to use that, "
+        "install PyTorch's own CPU builds of both"
     )
 
 from torchvision import models  # noqa: E402
