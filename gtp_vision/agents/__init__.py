@@ -9,9 +9,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from gtp_vision.agents.base import Agent, Improvement, Recipe
+from gtp_vision.agents.base import Agent
 from gtp_vision.agents.checks import check
 from gtp_vision.agents.critics import OwnCritic
+from gtp_vision.agents.improvement import Improvement, Recipe
 from gtp_vision.agents.settings import ActingConfig, AgentConfig, ImprovementSettings
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.names import GOAL

@@ -5,7 +5,7 @@ Gaussian BC: the policy is one normal distribution, so of several ways to act it
 
 from __future__ import annotations
 
-from gtp_vision.agents.base import Improvement, Recipe
+from gtp_vision.agents.improvement import Improvement, Recipe
 
 GAUSSIAN_BC = Recipe("gaussian_bc", "Pomerleau, 1988", family="gaussian", backup="none", improvement="none")
 

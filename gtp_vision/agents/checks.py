@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from gtp_vision.agents.base import Improvement, Recipe, missing_ability
 from gtp_vision.agents.critics import OwnCritic
+from gtp_vision.agents.improvement import Improvement, Recipe, missing_ability
 from gtp_vision.agents.settings import CUT, RTC, AgentConfig
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.settings import check_settings

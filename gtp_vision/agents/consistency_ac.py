@@ -14,7 +14,7 @@ never passed on); here the number is fixed, and the loss is the paper's.
 
 from __future__ import annotations
 
-from gtp_vision.agents.base import Recipe
+from gtp_vision.agents.improvement import Recipe
 
 CONSISTENCY_BC = Recipe(
     "consistency_bc", "Ding and Jin, ICLR 2024", family="consistency", backup="none", improvement="none"

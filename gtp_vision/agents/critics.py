@@ -15,7 +15,8 @@ from gtp_vision.datasets.goals import HindsightGoals
 from gtp_vision.models.critic import BaseCritic
 
 if TYPE_CHECKING:
-    from gtp_vision.agents.base import Agent, LossInputs, Metrics
+    from gtp_vision.agents.base import Agent
+    from gtp_vision.agents.improvement import LossInputs, Metrics
 
 
 class OwnCritic(BaseCritic, ABC):

@@ -18,8 +18,9 @@ import math
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from gtp_vision.agents.base import Agent, LossInputs, Metrics, Recipe
+from gtp_vision.agents.base import Agent
 from gtp_vision.agents.critics import OwnCritic
+from gtp_vision.agents.improvement import LossInputs, Metrics, Recipe
 from gtp_vision.core.distributed import first_row, gathered
 from gtp_vision.datasets.goals import HindsightGoals
 from gtp_vision.models.critic import CriticConfig

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe
+from gtp_vision.agents.base import Agent
+from gtp_vision.agents.improvement import Improvement, LossInputs, Metrics, Recipe
 from gtp_vision.agents.settings import AgentConfig, ImprovementSettings
 from gtp_vision.core.distributed import global_moments
 from gtp_vision.core.settings import setting

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability
+from gtp_vision.agents.base import Agent
+from gtp_vision.agents.improvement import Improvement, LossInputs, Metrics, Recipe, missing_ability
 from gtp_vision.agents.qgpo import SupportSettings, contrastive_loss, support
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.core.settings import setting

@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability
+from gtp_vision.agents.base import Agent
 from gtp_vision.agents.diffusion_ql import QTermSettings, q_term
+from gtp_vision.agents.improvement import Improvement, LossInputs, Metrics, Recipe, missing_ability
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.core.random import NoiseSource
 from gtp_vision.core.settings import setting

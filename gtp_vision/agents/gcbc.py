@@ -9,6 +9,6 @@ GTP-BC with goals (`agent=gtp_bc`) is the same with another family of policies.
 
 from __future__ import annotations
 
-from gtp_vision.agents.base import Recipe
+from gtp_vision.agents.improvement import Recipe
 
 GCBC = Recipe("gcbc", "Ghosh et al., ICLR 2021", family="deterministic", backup="none", improvement="none", goals=True)

@@ -12,7 +12,7 @@ OGBench follows the least member of Q; here each is divided by the other's size,
 
 from __future__ import annotations
 
-from gtp_vision.agents.base import Recipe
+from gtp_vision.agents.improvement import Recipe
 
 GCIQL = Recipe(
     "gciql",

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import torch
 
-from gtp_vision.agents.base import Agent, LossInputs, Metrics, Recipe
+from gtp_vision.agents.base import Agent
 from gtp_vision.agents.critics import OwnCritic
+from gtp_vision.agents.improvement import LossInputs, Metrics, Recipe
 from gtp_vision.models.critic import CriticConfig
 from gtp_vision.models.networks import EnsembleMLP
 

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import torch
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, LossInputs, Metrics, Recipe, missing_ability
+from gtp_vision.agents.base import Agent
 from gtp_vision.agents.gtp import AdvantageSettings, AdvantageWeighting
+from gtp_vision.agents.improvement import LossInputs, Metrics, Recipe, missing_ability
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.core.distributed import global_mean
 from gtp_vision.core.random import NoiseSource

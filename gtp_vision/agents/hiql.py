@@ -24,9 +24,10 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, LossInputs, Metrics, Recipe, weighted_mean
+from gtp_vision.agents.base import Agent
 from gtp_vision.agents.gcivl import StateValue
 from gtp_vision.agents.gtp import AdvantageSettings, AdvantageWeighting, advantage_weights
+from gtp_vision.agents.improvement import LossInputs, Metrics, Recipe, weighted_mean
 from gtp_vision.agents.settings import AgentConfig
 from gtp_vision.core.names import GOAL
 from gtp_vision.core.random import NoiseSource

@@ -12,7 +12,7 @@ a function of the seed and the step. The published code acts by a slow copy of t
 
 from __future__ import annotations
 
-from gtp_vision.agents.base import Recipe
+from gtp_vision.agents.improvement import Recipe
 
 IDQL = Recipe(
     "idql",

@@ -14,6 +14,6 @@ divided by their mean over the batch.
 
 from __future__ import annotations
 
-from gtp_vision.agents.base import Recipe
+from gtp_vision.agents.improvement import Recipe
 
 IQL = Recipe("iql", "Kostrikov et al., ICLR 2022", family="gaussian", backup="expectile", improvement="advantage")

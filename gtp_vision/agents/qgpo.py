@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 
 from gtp_vision import models
-from gtp_vision.agents.base import Agent, Improvement, LossInputs, Metrics, Recipe, missing_ability
+from gtp_vision.agents.base import Agent
+from gtp_vision.agents.improvement import Improvement, LossInputs, Metrics, Recipe, missing_ability
 from gtp_vision.agents.settings import AgentConfig, ImprovementSettings
 from gtp_vision.core.random import NoiseSource
 from gtp_vision.core.settings import setting

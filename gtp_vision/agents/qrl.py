@@ -19,8 +19,9 @@ import torch
 from torch import nn
 from torch.nn.functional import relu, softplus
 
-from gtp_vision.agents.base import Agent, LossInputs, Metrics, Recipe
+from gtp_vision.agents.base import Agent
 from gtp_vision.agents.critics import OwnCritic
+from gtp_vision.agents.improvement import LossInputs, Metrics, Recipe
 from gtp_vision.datasets.goals import HindsightGoals
 from gtp_vision.models.critic import CriticConfig
 from gtp_vision.models.networks import EnsembleMLP

@@ -14,7 +14,7 @@ other's size.
 
 from __future__ import annotations
 
-from gtp_vision.agents.base import Recipe
+from gtp_vision.agents.improvement import Recipe
 
 TD3_BC = Recipe(
     "td3_bc", "Fujimoto and Gu, NeurIPS 2021", family="deterministic", backup="mean", improvement="q_gradient"

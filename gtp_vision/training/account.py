@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gtp_vision import agents
-from gtp_vision.agents.base import Improvement
+from gtp_vision.agents.improvement import Improvement
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import open_store
 from gtp_vision.datasets.labels import labels_path, set_group

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from gtp_vision.agents.base import Metrics
+from gtp_vision.agents.improvement import Metrics
 from gtp_vision.config.schema import Config
 from gtp_vision.core.distributed import SplitBatch
 from gtp_vision.datasets.batch import Batch

@@ -25,7 +25,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
-from gtp_vision.agents.base import Metrics
+from gtp_vision.agents.improvement import Metrics
 from gtp_vision.config.schema import Config
 from gtp_vision.core.compile import Captured, compiled, has_compiler
 from gtp_vision.core.distributed import any_rank

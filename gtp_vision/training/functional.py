@@ -17,7 +17,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.optim.adam import adam
 
 from gtp_vision.agents import Agent
-from gtp_vision.agents.base import Metrics
+from gtp_vision.agents.improvement import Metrics
 from gtp_vision.core.distributed import mean_over_processes
 from gtp_vision.core.random import Draw, NoiseRecorder, NoiseSource, NoiseTape
 from gtp_vision.core.tied import places_beside

@@ -23,7 +23,7 @@ from accelerate.utils import gather_object
 from torch.utils import _pytree as pytree
 
 from gtp_vision.agents import Agent
-from gtp_vision.agents.base import Metrics
+from gtp_vision.agents.improvement import Metrics
 from gtp_vision.config.schema import Config
 from gtp_vision.core.distributed import local_only
 from gtp_vision.core.random import NoiseRecorder, NoiseSource, NoiseTape

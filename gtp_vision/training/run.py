@@ -12,7 +12,7 @@ from typing import Any
 
 from gtp_vision import agents, envs
 from gtp_vision.agents import ActingConfig
-from gtp_vision.agents.base import Metrics
+from gtp_vision.agents.improvement import Metrics
 from gtp_vision.config.compose import acting_of
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError

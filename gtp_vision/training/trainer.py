@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gtp_vision import agents
-from gtp_vision.agents.base import Metrics
+from gtp_vision.agents.improvement import Metrics
 from gtp_vision.config.compose import to_yaml
 from gtp_vision.config.schema import Config, TrainingConfig
 from gtp_vision.core.distributed import any_rank

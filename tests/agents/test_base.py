@@ -10,7 +10,7 @@ from stores import make_store
 
 from gtp_vision import agents
 from gtp_vision.agents import ActingConfig, Agent
-from gtp_vision.agents.base import LossInputs
+from gtp_vision.agents.improvement import LossInputs
 from gtp_vision.agents.search import choose
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream

@@ -6,8 +6,9 @@ from small import PIXELS, make, owner, states_of
 from stores import make_store
 from torch import nn
 
-from gtp_vision.agents.base import Agent, Metrics
+from gtp_vision.agents.base import Agent
 from gtp_vision.agents.diffusion_ql import q_term
+from gtp_vision.agents.improvement import Metrics
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler

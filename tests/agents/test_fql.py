@@ -4,9 +4,10 @@ import pytest
 import torch
 from small import make, observation, states_of
 
-from gtp_vision.agents.base import Agent, LossInputs
+from gtp_vision.agents.base import Agent
 from gtp_vision.agents.diffusion_ql import q_term
 from gtp_vision.agents.fql import Distillation
+from gtp_vision.agents.improvement import LossInputs
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from small import make, observation, states_of
 
-from gtp_vision.agents.base import Agent, LossInputs
+from gtp_vision.agents.base import Agent
 from gtp_vision.agents.gtp_ql import SecondAnswer
+from gtp_vision.agents.improvement import LossInputs
 from gtp_vision.core.random import RandomStream
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.models import GTPPolicy

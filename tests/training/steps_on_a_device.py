@@ -11,7 +11,7 @@ from small_runs import PIXELS, small_run
 from virtual_device import DEVICE, ForeignTensorError, Virtual, virtual_device
 
 from gtp_vision.agents import AGENTS
-from gtp_vision.agents.base import Metrics
+from gtp_vision.agents.improvement import Metrics
 from gtp_vision.core import distributed
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream

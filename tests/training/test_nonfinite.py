@@ -11,8 +11,9 @@ from small_runs import assert_close, assert_equal, lines, saved, small_run
 from stores import make_store
 
 from gtp_vision.agents import AGENTS
-from gtp_vision.agents.base import Agent, LossInputs
+from gtp_vision.agents.base import Agent
 from gtp_vision.agents.gtp import AdvantageWeighting
+from gtp_vision.agents.improvement import LossInputs
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native

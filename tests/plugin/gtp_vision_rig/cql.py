@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gtp_vision.agents.base import Agent, LossInputs, Metrics, Recipe
+from gtp_vision.agents.base import Agent
 from gtp_vision.agents.diffusion_ql import QGradient, QGradientSettings
+from gtp_vision.agents.improvement import LossInputs, Metrics, Recipe
 from gtp_vision.core.settings import setting
 
 CQL = Recipe("cql", "Kumar et al., NeurIPS 2020", family="gaussian", backup="mean", improvement="conservative")
