@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gtp_vision.agents import ActingConfig, AgentConfig, acting_in, check_agent, improvement_settings, label, read_agent
 from gtp_vision.config.overrides import GROUPS, IMPROVEMENT, check_override, check_overrides, parsed
 from gtp_vision.config.presets import register
-from gtp_vision.config.schema import Config, InitConfig
+from gtp_vision.config.schema import Config, InitConfig, TaskConfig
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.safe_yaml import plain_yaml
 from gtp_vision.core.settings import check_settings
@@ -407,6 +407,11 @@ def _misfits(config: Config) -> Iterator[str]:
     if task.random_goals and (task.goals is None or not has_critic):
         why = "task.goals is null" if task.goals is None else f"agent={agent.name} has no critic to say how"
         yield f"task.random_goals={task.random_goals:g} lets the policy reach any frame, and {why}; set it to 0"
+    if task.text_encoder != TaskConfig.text_encoder and task.instructions != "text":
+        yield (
+            f"task.text_encoder={task.text_encoder} encodes the texts of tasks, and task.instructions="
+            f"{task.instructions or 'null'} shows none; set task.instructions=text, or leave task.text_encoder out"
+        )
     if encoder.gradient == "critic" and not has_critic:
         yield (
             f"encoder.gradient=critic: agent={agent.name} has no critic, so the encoder would never be trained; set it "
