@@ -103,8 +103,6 @@ def test_a_mistake_is_refused_with_the_key_and_the_nearest_right_word(override: 
         (["training.steps=10", "encoder.unfreeze_step=10"], "must be below training.steps=10"),
         (["task.goals=hindsight"], "task.n_step=10 does not fit task.goals=hindsight"),
         (["task.goals=hindsight", "task.n_step=1", "task.discount=1"], "task.discount=1"),
-        (["task.random_goals=0.5"], "and task.goals is null; set it to 0"),
-        (["agent=gtp_bc", "task.goals=hindsight", "task.random_goals=0.5"], "agent=gtp_bc has no critic to say how"),
         (["task.text_encoder=there"], "task.instructions=null shows none; set task.instructions=text"),
         (["task.instructions=id", "task.text_encoder=there"], "task.instructions=id shows none"),
         (["run_dir=s3://bucket/run"], "run_dir=s3://bucket/run is an address"),

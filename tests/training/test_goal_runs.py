@@ -147,6 +147,12 @@ def test_settings_that_do_not_fit_goals_are_refused(tmp_path: Path, overrides: l
         composed(*own(tmp_path, *overrides))
 
 
+def test_a_width_that_intervals_do_not_divide_is_refused(tmp_path: Path) -> None:
+    walks(tmp_path / "data.h5")
+    with pytest.raises(GtpVisionError, match=r"agent.critic.latent=12 must be a multiple of 8"):
+        build(composed(*own(tmp_path, "agent=qrl", "agent.critic.latent=12")))
+
+
 @pytest.mark.parametrize(
     "overrides", [["agent=gcbc"], ["agent=hiql"], ["agent=gtp", "agent.critic.backup=contrastive"]]
 )

@@ -6,13 +6,13 @@ import torch
 from engines_of import engine_of
 from small_runs import PIXELS, small_run
 
-from gtp_vision.config.schema import Config
+from gtp_vision.config.schema import Config, TrainingConfig
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.encoders import Encoder, EncoderConfig
 from gtp_vision.training import trainer
 from gtp_vision.training.build import build, set_products
 from gtp_vision.training.evaluate import restore
-from gtp_vision.training.ranks import with_launcher
+from gtp_vision.training.ranks import accelerator_of, with_launcher
 
 SHAPES = {"front": (2, 3, 48, 48), "state": (2, 3)}
 
@@ -96,3 +96,9 @@ def test_gpus_multiply_exactly_unless_set_otherwise() -> None:
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has one")
+def test_an_apple_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(GtpVisionError, match=r"torch finds no GPU of Apple's here .*; set training.device=auto"):
+        accelerator_of(TrainingConfig(device="mps"))
