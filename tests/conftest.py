@@ -1,8 +1,10 @@
 """What tests of several rooms share: tiny data sets and a data cache of their own."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import absl.logging
 import pytest
 import stores
 
@@ -10,6 +12,8 @@ from gtp_vision.datasets.store import Store
 from gtp_vision.envs.rendering import choose_backend
 
 choose_backend(required=False)  # before a test imports mujoco, which reads MUJOCO_GL once
+# absl's handler (in dm_control) closes its stream when Hydra sets up logging: not the one in which pytest captures
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 
 @pytest.fixture(scope="session")
