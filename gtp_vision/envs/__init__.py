@@ -21,7 +21,7 @@ from gtp_vision.core.names import INSTRUCTION
 from gtp_vision.core.processes import end_with_parent
 from gtp_vision.envs.rendering import Rendering, choose_backend, frames_checked
 from gtp_vision.envs.simulator import SIMULATORS, EnvSpec, Simulator
-from gtp_vision.envs.tasks import by_name, close
+from gtp_vision.envs.tasks import by_name, close, time_limit
 from gtp_vision.envs.units import ActionUnits, PolicyActions
 
 _ROUNDING = 1e-6  # of rewards that are float32
@@ -158,5 +158,6 @@ __all__ = [
     "make_named",
     "make_vector",
     "quiet_worker",
+    "time_limit",
     "versions",
 ]

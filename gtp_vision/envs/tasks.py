@@ -19,8 +19,8 @@ class InTurns(gymnasium.Env):
     """
 
     def __init__(self, envs: Mapping[str, gymnasium.Env]) -> None:
-        self._names, self._envs, self._now = list(envs), list(envs.values()), 0
-        first = self._envs[0]
+        self._names, self.envs, self._now = list(envs), list(envs.values()), 0
+        first = self.envs[0]
         self.observation_space, self.action_space = first.observation_space, first.action_space
         for name, env in envs.items():
             if (env.observation_space, env.action_space) != (self.observation_space, self.action_space):
@@ -32,17 +32,17 @@ class InTurns(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode; without a seed, of the same environment as the last one."""
         if seed is not None:
-            self._now = seed % len(self._envs)
-        observation, info = self._envs[self._now].reset(seed=seed, options=options)
+            self._now = seed % len(self.envs)
+        observation, info = self.envs[self._now].reset(seed=seed, options=options)
         return observation, info | {"task": self._names[self._now]}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """As of any environment."""
-        return self._envs[self._now].step(action)
+        return self.envs[self._now].step(action)
 
     def close(self) -> None:
         """Close all."""
-        for env in self._envs:
+        for env in self.envs:
             close(env)
 
 
@@ -87,6 +87,16 @@ def by_name(shown: Any) -> dict[str, Any]:
     if isinstance(shown, Mapping):
         return dict(shown)
     return {"camera" if len(shown.shape) == 3 else "state": shown}
+
+
+def time_limit(env: gymnasium.Env) -> int | None:
+    """The steps after which gymnasium's TimeLimit ends an episode, the longest where environments take turns."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            return env._max_episode_steps
+        env = env.env
+    limits = [time_limit(each) for each in env.envs] if isinstance(env, InTurns) else []
+    return max((limit for limit in limits if limit is not None), default=None)
 
 
 def close(env: gymnasium.Env) -> None:

@@ -7,13 +7,15 @@ from dataclasses import replace
 from itertools import count
 from statistics import fmean
 
+import gymnasium
+
 from gtp_vision.config.schema import Config
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.timing import seconds
 from gtp_vision.datasets.record import record_of
 from gtp_vision.datasets.sources import batch_source
 from gtp_vision.datasets.store import Store
-from gtp_vision.envs import close
+from gtp_vision.envs import close, time_limit
 from gtp_vision.evaluation.evaluator import one_thread
 from gtp_vision.suites.plan import Plan, PlannedRun
 from gtp_vision.training.build import build
@@ -87,14 +89,23 @@ def _step_seconds(config: Config) -> float:
 
 
 def _episode_seconds(config: Config, store: Store) -> float:
-    """Of an episode up to its time limit, without the policy."""
     env = env_spec(config, record_of(store)).make()
     try:
-        limit = config.task.max_episode_steps or (env.spec.max_episode_steps if env.spec else None) or 1000
-        env.reset(seed=0)
-        return limit * _mean_seconds(lambda: env.step(env.action_space.sample()))
+        return episode_seconds(env, config.task.max_episode_steps or time_limit(env) or 1000)
     finally:
         close(env)
+
+
+def episode_seconds(env: gymnasium.Env, limit: int) -> float:
+    """Of an episode of `limit` steps, without the policy, from random actions."""
+    env.reset(seed=0)
+
+    def step() -> None:
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            env.reset()
+
+    return limit * _mean_seconds(step)
 
 
 def _mean_seconds(work: Callable[[], object]) -> float:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.envs.tasks import Instructed, InTurns
+from gtp_vision.envs.tasks import Instructed, InTurns, time_limit
 
 
 class Counting(gymnasium.Env):
@@ -39,3 +39,10 @@ def test_a_task_that_the_policy_does_not_know_is_refused_with_near_names() -> No
     env = Instructed(Counting(), "metaworld/push-v3", {"push-v3": np.ones(2, np.float32)})
     seen, info = env.reset(seed=0)
     assert (seen["instruction"].tolist(), info["instruction"]) == ([1, 1], "push-v3")
+
+
+def test_the_time_limit_is_found_below_other_wrappers_and_is_the_longest_of_a_turn() -> None:
+    short, long = (gymnasium.wrappers.TimeLimit(Counting(), steps) for steps in (3, 7))
+    assert time_limit(Counting()) is None
+    assert time_limit(gymnasium.wrappers.OrderEnforcing(short)) == 3
+    assert time_limit(gymnasium.wrappers.OrderEnforcing(InTurns({"a": short, "b": long}))) == 7

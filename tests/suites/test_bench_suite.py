@@ -3,6 +3,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 import psutil
 import pytest
 from commands import CLI, started, wait_for
@@ -99,6 +101,23 @@ def test_a_plan_has_a_run_for_each_agent_with_all_seeds_and_names_missing_tasks(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines] == [["gtp-vision", "train", "--resume"]] * 2
     assert not list(tmp_path.iterdir()), "planning writes nothing"
+
+
+def test_the_cost_of_an_episode_is_measured_without_a_step_after_its_end() -> None:
+    class Strict(gymnasium.Env):
+        observation_space = action_space = gymnasium.spaces.Box(-1, 1, (1,))
+        left = 0
+
+        def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+            self.left = 100
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            assert self.left > 0
+            self.left -= 1
+            return np.zeros(1, np.float32), 0.0, False, not self.left, {}
+
+    assert 0 < cost.episode_seconds(Strict(), 100) < 1
 
 
 def test_a_suite_ends_with_scores_of_every_agent_and_seed_and_tables(whole: Path) -> None:
