@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -182,8 +183,10 @@ class _Training:
         keys += [(acting.steps, acting.candidates)] if acting.candidates > 1 else []
         observation, noise = {name: x[:1] for name, x in self.batch.observation.items()}, RandomStream(1, 0)
 
+        actor = deepcopy(self.agent).eval()  # as it is served and evaluated
+
         def act(k: int, candidates: int, _: None) -> None:
-            self.agent.act(observation, noise, k, replace(acting, candidates=candidates))
+            actor.act(observation, noise, k, replace(acting, candidates=candidates))
 
         acts: dict[tuple[int, ...], Work] = {(k, n): Work(partial(act, k, n), timed=_ACTS) for k, n in keys}
         return {(): Work(lambda _: self.step()), **acts}

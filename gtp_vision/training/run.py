@@ -12,6 +12,7 @@ from typing import Any
 
 from gtp_vision import agents, envs
 from gtp_vision.agents import ActingConfig
+from gtp_vision.agents.base import evaluating
 from gtp_vision.agents.improvement import Metrics
 from gtp_vision.config.compose import acting_of
 from gtp_vision.config.schema import Config
@@ -163,7 +164,7 @@ class TrainingRun:
 
     def evaluate(self, step: int, evaluator: Evaluator, stop: Callable[[], bool]) -> None:
         """Evaluate on all processes; the main one updates `best`, and writes videos and results."""
-        with self.parts.agent.averaged():
+        with self.parts.agent.averaged(), evaluating(self.parts.agent):
             self._evaluate(step, evaluator, stop)
         self.parts.accelerator.wait_for_everyone()
         self.report(self.health.check_evaluations(self.evaluations))
