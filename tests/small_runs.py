@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from gtp_vision.agents import AGENTS, improvement_settings
 from gtp_vision.config.compose import from_command_line
 from gtp_vision.config.schema import Config
+from gtp_vision.core.settings import choices_of
 
 STATES = (
     *("task=own", "task.name=small", "encoder=state", "encoder.share=true", "training.device=cpu"),
@@ -62,6 +63,13 @@ def small(name: str, *more: str) -> list[str]:
     overrides += ["agent.critic.next_actions=3"] if AGENTS[name].backup == "softmax" else []
     overrides += ["task.goals=hindsight", "task.n_step=1", "agent.critic.latent=8"] if AGENTS[name].goals else []
     return overrides
+
+
+def other_value(config: Any, name: str, value: Any) -> Any:
+    """Another valid value of a setting."""
+    if isinstance(value, str):
+        return next(word for word in choices_of(type(config), name) if word != value)
+    return not value if isinstance(value, bool) else 0.5 * value if isinstance(value, float) else 2 * value
 
 
 def small_run(data: Path, run: Path | str, *more: str, agent: str = "gtp") -> Config:

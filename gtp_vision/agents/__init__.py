@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from gtp_vision.agents.base import Agent
-from gtp_vision.agents.checks import check
+from gtp_vision.agents.checks import check, unused
 from gtp_vision.agents.critics import OwnCritic
 from gtp_vision.agents.improvement import Improvement, Recipe
 from gtp_vision.agents.settings import ActingConfig, AgentConfig, ImprovementSettings
@@ -33,6 +33,11 @@ def check_agent(config: AgentConfig, *, steps_key: str = "agent.acting.steps") -
         check(config, AGENTS, IMPROVEMENTS, CRITICS)
     except GtpVisionError as error:
         raise GtpVisionError(str(error).replace("agent.acting.steps", steps_key)) from None
+
+
+def unused_settings(config: AgentConfig) -> dict[str, str]:
+    """The keys of settings that change nothing in a checked configuration, and because of which other setting."""
+    return unused(config, IMPROVEMENTS, CRITICS)
 
 
 def improvement_settings(name: str) -> ImprovementSettings:
@@ -162,4 +167,5 @@ __all__ = [
     "label",
     "label_of",
     "read_agent",
+    "unused_settings",
 ]

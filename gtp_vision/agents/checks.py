@@ -10,7 +10,7 @@ from gtp_vision.agents.settings import CUT, RTC, AgentConfig
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.settings import check_settings
 from gtp_vision.models import FAMILIES, Renoisable
-from gtp_vision.models.critic import BACKUPS
+from gtp_vision.models.critic import BACKUPS, Critic
 
 
 def check(
@@ -40,6 +40,24 @@ def check(
         raise GtpVisionError(conflict)
     for conflict in _own_critic(config, improvement, critics.get(config.critic.backup)):
         raise GtpVisionError(conflict)
+
+
+def unused(
+    config: AgentConfig, improvements: Mapping[str, type[Improvement]], critics: Mapping[str, type[OwnCritic]]
+) -> dict[str, str]:
+    """The keys of settings that change nothing, and the setting of the part to which they mean nothing."""
+    policy, improvement, backup = FAMILIES[config.policy.family], config.improvement.name, config.critic.backup
+    critic = critics.get(backup)
+    found = {
+        "policy": (policy.unused, f"family={config.policy.family}"),
+        "critic": ((critic or Critic).unused(backup), f"backup={backup}"),
+        "improvement": (improvements[improvement].unused(config, critic), f"critic.backup={backup}"),
+    }
+    return {
+        f"agent.{part}.{name}": because if "." in because else f"{part}.{because}"
+        for part, (names, because) in found.items()
+        for name in names
+    }
 
 
 def _conflicts(config: AgentConfig, improvement: type[Improvement]) -> Iterator[str]:

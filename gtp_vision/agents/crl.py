@@ -43,6 +43,11 @@ class Contrastive(OwnCritic):
     is_paired = True
     goals = HindsightGoals(current=0.0, trajectory=1.0, random=0.0)
 
+    @staticmethod
+    def unused(backup: str) -> frozenset[str]:
+        """What a learned V needs, too."""
+        return OwnCritic.unused(backup) | {"expectile"}
+
     def __init__(self, features: int, actions: int, config: CriticConfig) -> None:
         super().__init__(features, actions, config)
         c, own = config, features // 2

@@ -31,6 +31,11 @@ class StateValue(OwnCritic):
     name = "value"
     judges_actions = False
 
+    @staticmethod
+    def unused(backup: str) -> frozenset[str]:
+        """What Q and representations need."""
+        return OwnCritic.unused(backup) | {"aggregate", "rho", "latent"}
+
     def __init__(self, features: int, actions: int, config: CriticConfig) -> None:
         super().__init__(features, actions, config)
         c = config

@@ -78,6 +78,12 @@ class AdvantageWeighting(Improvement):
     config: AdvantageSettings
 
     @staticmethod
+    def unused(config: AgentConfig, critic: type[OwnCritic] | None) -> frozenset[str]:
+        """The samples that estimate V, where the critic has a V or an advantage of its own."""
+        own = config.critic.backup == "expectile" or (critic and critic.advantage is not OwnCritic.advantage)
+        return frozenset({"value_samples", "value_steps"}) if own else frozenset()
+
+    @staticmethod
     def steps_of_policy(config: AgentConfig) -> list[str]:
         """K of the actions that estimate V."""
         return [] if config.critic.backup == "expectile" else ["value_steps"]

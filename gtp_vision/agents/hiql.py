@@ -47,6 +47,11 @@ class SubgoalValue(StateValue):
     name = "subgoals"
     is_paired = True
 
+    @staticmethod
+    def unused(backup: str) -> frozenset[str]:
+        """As of V alone, but for the width of its representation."""
+        return StateValue.unused(backup) - {"latent"}
+
     def __init__(self, features: int, actions: int, config: CriticConfig) -> None:
         c = config
         super().__init__(features // 2 + c.latent, actions, config)

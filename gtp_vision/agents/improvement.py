@@ -20,6 +20,7 @@ from gtp_vision.datasets.batch import Batch
 
 if TYPE_CHECKING:
     from gtp_vision.agents.base import Agent
+    from gtp_vision.agents.critics import OwnCritic
 
 Metrics = dict[str, torch.Tensor]
 
@@ -121,6 +122,11 @@ class Improvement(nn.Module):
     def conflicts(config: AgentConfig) -> Iterator[str]:
         """Sentences that name the agent's other parts with which it is not defined, and what to set instead."""
         yield from ()
+
+    @staticmethod
+    def unused(config: AgentConfig, critic: type[OwnCritic] | None) -> frozenset[str]:
+        """Its settings that change nothing beside the other parts; `critic` is None for `models.critic.Critic`."""
+        return frozenset()
 
     @staticmethod
     def steps_of_policy(config: AgentConfig) -> list[str]:

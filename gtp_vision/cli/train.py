@@ -33,6 +33,7 @@ training.
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Train one run, resume one, or start a sweep."""
     from gtp_vision.config.compose import from_command_line, from_run
+    from gtp_vision.config.explain import without_effect
     from gtp_vision.config.overrides import repeated
     from gtp_vision.serving.warm_start import open_source
     from gtp_vision.training.trainer import train
@@ -60,6 +61,8 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         config = open_source(arguments.init).new_run(given, arguments.append)
     else:
         config = from_command_line(overrides)
+        for sentence in without_effect(overrides) if _is_first() else ():
+            print(f"gtp-vision: {sentence}", file=sys.stderr)
     quiet = os.environ.get("TQDM_DISABLE") == "1"  # tqdm's own switch, which an explicit argument would override
     results = train(config, progress=not quiet, open_source=open_source, **_how(arguments))
     _print_results(config.run_dir, results)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gtp_vision.config.compose import from_command_line, layers
+from gtp_vision.agents import unused_settings
+from gtp_vision.config.compose import COMMAND_LINE, from_command_line, layers
 from gtp_vision.core.settings import settings_of
 
 _WIDEST = 44  # characters of the columns; longer values push the rest of their line
@@ -22,16 +23,28 @@ def explain(overrides: Sequence[str]) -> str:
         GtpVisionError: overrides that are refused, as for training.
     """
     config, composed = from_command_line(overrides), layers(overrides)
-    rows = []
+    rows, unused = [], unused_settings(config.agent)
     for key, value, declared in settings_of(config):
         source = next((layer.source for layer in reversed(composed) if _sets(layer.values, key)), "default")
         if key == "training.eval_episodes" and config.task.env is None:
             source = "task.env=null"
         if key == "training.steps" and config.online.steps:
             source = "online.steps"
-        rows.append((key, _text(value), source, declared.metadata["help"]))
+        help = f"no effect with agent.{unused[key]}" if key in unused else declared.metadata["help"]
+        rows.append((key, _text(value), source, help))
     first, second, third = (min(_WIDEST, max(len(row[column]) for row in rows)) for column in range(3))
     return "\n".join(f"{key:<{first}}  {text:<{second}}  {source:<{third}}  {help}" for key, text, source, help in rows)
+
+
+def without_effect(overrides: Sequence[str]) -> list[str]:
+    """A sentence about each setting of a command line that changes nothing. Raises as `explain`."""
+    config = from_command_line(overrides)
+    given = [layer.values for layer in layers(overrides) if layer.source == COMMAND_LINE]
+    return [
+        f"{key} has no effect with agent.{because}"
+        for key, because in unused_settings(config.agent).items()
+        if any(_sets(values, key) for values in given)
+    ]
 
 
 def _sets(values: Any, key: str) -> bool:

@@ -7,7 +7,7 @@ Axes in names: B batch, E ensemble member, N next actions, F features, A action 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
@@ -52,8 +52,16 @@ class CriticConfig:
     norm_after: bool = setting(False, "normalize after the activation instead of before it")
 
 
+_OF_NEXT_ACTIONS = frozenset({"next_actions", "next_steps", "next_noise", "next_noise_clip", "next_penalty"})
+
+
 class BaseCritic(nn.Module):
     """An ensemble of action values Q_j(o, a), whatever they are made of. Arguments as `Critic`."""
+
+    @staticmethod
+    def unused(backup: str) -> frozenset[str]:
+        """Settings that change nothing of it with a value of `CriticConfig.backup`."""
+        return _OF_NEXT_ACTIONS | {"softmax_alpha"}
 
     def __init__(self, features: int, actions: int, config: CriticConfig) -> None:
         super().__init__()
@@ -83,6 +91,14 @@ class BaseCritic(nn.Module):
 
 class Critic(BaseCritic):
     """An ensemble of action values Q_j(o, a), with a V(o) if `backup` is `expectile`; `actions` are those judged."""
+
+    @staticmethod
+    def unused(backup: str) -> frozenset[str]:
+        """As of any critic; all but `backup` without one."""
+        if backup == "none":
+            return frozenset(declared.name for declared in fields(CriticConfig)) - {"backup"}
+        others = {"expectile": _OF_NEXT_ACTIONS | {"softmax_alpha"}, "softmax": frozenset({"expectile"})}
+        return others.get(backup, frozenset({"expectile", "softmax_alpha"})) | {"latent"}
 
     def __init__(self, features: int, actions: int, config: CriticConfig) -> None:
         super().__init__(features, actions, config)

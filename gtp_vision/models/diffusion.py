@@ -16,7 +16,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import NoiseSource
 from gtp_vision.models.abilities import Guidable, Integrable, Pull, over_rows
 from gtp_vision.models.networks import UnitTimeEmbedding
-from gtp_vision.models.policy import Losses, PolicyConfig, Rows
+from gtp_vision.models.policy import OF_MAPS, Losses, PolicyConfig, Rows
 from gtp_vision.models.timed import DenoisingPolicy, Time, TimedPolicy
 
 
@@ -24,6 +24,7 @@ class DiffusionPolicy(DenoisingPolicy, Integrable):
     """Learns D(a_t, t) = E[a | a_t] and follows da/dt = (a - D) / t from sigma_max to 0. Arguments as `Policy`."""
 
     family = "diffusion"
+    unused = OF_MAPS | {"grid"}
 
     def denoise(self, observed: torch.Tensor, a_t: torch.Tensor, t: Time) -> torch.Tensor:
         """D(o, a_t, t), the network's output: (B, A)."""

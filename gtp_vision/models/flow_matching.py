@@ -18,6 +18,7 @@ class FlowMatchingPolicy(TimedPolicy, Integrable, Guidable):
     """Learns the velocity v(x_r, r) = E[z - a | x_r] (Lipman et al., 2023), and follows it. Arguments as `Policy`."""
 
     family = "flow_matching"
+    unused = TimedPolicy.unused | {"grid"}
 
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__(features, actions, config, embed=UnitTimeEmbedding())
@@ -127,6 +128,7 @@ class MeanFlowPolicy(TimedPolicy, Integrable, Renoisable):
     """
 
     family = "meanflow"
+    unused = TimedPolicy.unused | {"grid"}
 
     flow_share = 0.5  # of the rows have q = r, where m is the velocity
     damping = 1e-2  # of the adaptive weight 1 / (error + damping)

@@ -43,6 +43,7 @@ class GTPPolicy(DenoisingPolicy, Answering, Renoisable):
     """
 
     family = "gtp"
+    unused = frozenset()
 
     has_teacher = True
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.models.abilities import Integrable
-from gtp_vision.models.policy import Losses, PolicyConfig, Rows
+from gtp_vision.models.policy import OF_LEVELS, OF_MAPS, Losses, PolicyConfig, Rows
 
 
 class OneStepPolicy(Integrable):
@@ -20,6 +20,7 @@ class OneStepPolicy(Integrable):
     """
 
     family = "one_step"
+    unused = OF_MAPS | OF_LEVELS | {"grid"}
 
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__(features, actions, config)

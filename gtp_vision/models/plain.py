@@ -14,11 +14,13 @@ from torch import nn
 
 from gtp_vision.core.random import NoiseSource
 from gtp_vision.models.abilities import Density, Integrable
-from gtp_vision.models.policy import Losses, Policy, PolicyConfig, Rows
+from gtp_vision.models.policy import OF_LEVELS, OF_MAPS, Losses, Policy, PolicyConfig, Rows
 
 
 class PlainPolicy(Policy):
     """One network from the observation to an action in [-1, 1]. Arguments as `Policy`."""
+
+    unused = OF_MAPS | OF_LEVELS | {"grid", "input_gain"}
 
     def __init__(self, features: int, actions: int, config: PolicyConfig) -> None:
         super().__init__(features, actions, config)

@@ -67,6 +67,10 @@ class PolicyConfig:
     )
 
 
+OF_MAPS = frozenset({"lambda_flow", "teacher", "zero_share", "residual", "alternate"})
+OF_LEVELS = frozenset({"sigma_min", "sigma_max", "sigma_last", "rho", "sigma_data"})
+"""Settings that mean something to flow maps, or to families with noise levels, see `Policy.unused`."""
+
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 """The loss of each row, (B,), and metrics on the device."""
 
@@ -107,10 +111,12 @@ class Policy(nn.Module, ABC):
 
     Attributes:
         family: of `agent.policy.family`; every class that can be built has its own.
+        unused: settings that change nothing of it.
         lower, upper: least and largest action of each dimension, (A,): -1 and 1, or twice the data's only value.
     """
 
     family: ClassVar[str]
+    unused: ClassVar[frozenset[str]] = frozenset()
     has_teacher = False  # whether the loss also learns from a slow copy of the policy
     acts = True  # whether it generates actions, whose bounds the data know
     lower: torch.Tensor

@@ -15,7 +15,7 @@ from torch import nn
 from gtp_vision.core.random import NoiseSource
 from gtp_vision.models.abilities import Guidable, Pull, over_rows
 from gtp_vision.models.networks import LogTimeEmbedding, UnitTimeEmbedding
-from gtp_vision.models.policy import Policy, PolicyConfig, check_steps
+from gtp_vision.models.policy import OF_LEVELS, OF_MAPS, Policy, PolicyConfig, check_steps
 
 Time = torch.Tensor | float
 """Of each row, (B,), or a number that all rows share: acting goes down such numbers, so their embedding is kept."""
@@ -28,6 +28,8 @@ class TimedPolicy(Policy):
 
     Arguments as `Policy`, and the number of times, what embeds them, and the output's width (None: `actions`).
     """
+
+    unused = OF_MAPS | OF_LEVELS
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class LevelPolicy(TimedPolicy):
     Arguments as `TimedPolicy`; ValueError for levels that do not grow from sigma_min over sigma_last to sigma_max.
     """
 
+    unused = OF_MAPS
     embed: LogTimeEmbedding
 
     def __init__(

@@ -1,12 +1,13 @@
 import pytest
 import torch
 from small import AIMED, JUDGED, NAMES, PIXELS, STATE, aimed, make, observation, owner, preset, states_of
-from small_runs import composed
+from small_runs import composed, other_value
 from stores import make_store
 
-from gtp_vision.agents import AGENTS, IMPROVEMENTS, actions_needed, label
+from gtp_vision.agents import AGENTS, IMPROVEMENTS, actions_needed, label, unused_settings
 from gtp_vision.agents.base import Agent
 from gtp_vision.core.random import RandomStream
+from gtp_vision.core.settings import settings_of
 from gtp_vision.datasets.batch import Batch
 from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.models import Policy
@@ -53,6 +54,28 @@ def test_a_batch_holds_the_actions_that_an_agent_needs() -> None:
     assert actions_needed(preset("gtp"), 3) == 1
     assert actions_needed(preset("gtp", "agent.action_chunk=5"), 3) == 5
     assert actions_needed(preset("rebrac"), 3) == 4
+
+
+@pytest.mark.parametrize("name", ["gtp", "gtp_bc", "iql", "gcivl", "qgpo", "hiql", "crl", "qrl"])  # each kind of critic
+def test_settings_without_effect_change_no_step(batch: Batch, name: str) -> None:
+    values = {key: value for key, value, _ in settings_of(preset(name), "agent.")}
+
+    def loss(*overrides: str) -> torch.Tensor:
+        learner = make(name, *overrides)
+        step_of(learner, states_of(batch), 0)
+        optimizer = torch.optim.SGD([p for p in learner.parameters() if p.grad is not None], 0.1)
+        optimizer.step()
+        seen = aimed(states_of(batch)) if name in AIMED else states_of(batch)
+        return learner(seen, RandomStream(0, 1), 1)[0]
+
+    unused = unused_settings(preset(name))
+    assert unused
+    for key, because in unused.items():
+        part, _, setting = key.removeprefix("agent.").partition(".")
+        other = other_value(getattr(preset(name), part), setting, values[key])
+        if setting in ("next_penalty", "chunk"):
+            continue  # refused here
+        assert torch.equal(loss(), loss(f"{key}={other}")), f"{key} has an effect with {because}"
 
 
 def step_of(learner: Agent, batch: Batch, step: int) -> dict[str, torch.Tensor]:

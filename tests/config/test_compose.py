@@ -9,7 +9,7 @@ from gtp_vision.agents import improvement_settings
 from gtp_vision.agents.diffusion_ql import QGradientSettings
 from gtp_vision.cli.main import main
 from gtp_vision.config.compose import acting_of, acting_with, from_command_line, from_run, to_yaml
-from gtp_vision.config.explain import explain
+from gtp_vision.config.explain import explain, without_effect
 from gtp_vision.config.schema import Config, TrainingConfig
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.settings import settings_of
@@ -246,6 +246,20 @@ def test_each_setting_has_a_line_with_what_set_it() -> None:
         "training.eval_episodes": ("0", "task.env=null"),
     }
     assert {key: tuple(lines[key][: len(words)]) for key, words in expected.items()} == expected
+
+
+def test_settings_that_change_nothing_are_named() -> None:
+    overrides = ["task=demo", "agent=fql", "agent.policy.teacher=data", "agent.critic.expectile=0.9", "agent.tau=0.1"]
+    assert without_effect(overrides) == [
+        "agent.policy.teacher has no effect with agent.policy.family=flow_matching",
+        "agent.critic.expectile has no effect with agent.critic.backup=mean",
+    ]
+    (line,) = [line for line in explain(overrides).splitlines() if line.startswith("agent.policy.teacher ")]
+    assert line.split(maxsplit=4)[1:4] == ["data", "command", "line"]
+    assert line.endswith("  no effect with agent.policy.family=flow_matching")
+    assert without_effect(["task=demo", "agent=iql", "agent.improvement.value_samples=4"]) == [
+        "agent.improvement.value_samples has no effect with agent.critic.backup=expectile"
+    ]
 
 
 def test_the_command_explains_and_trains_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,10 +3,12 @@ from typing import Any
 import pytest
 import torch
 from learning import A, F, learn, loss_of, sample_batch
+from small_runs import other_value
 
 from gtp_vision import models
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import RandomStream
+from gtp_vision.core.settings import settings_of
 from gtp_vision.models import FAMILIES, Policy, PolicyConfig
 from gtp_vision.models.consistency import ConsistencyPolicy
 from gtp_vision.models.diffusion import DiffusionPolicy, VPDiffusionPolicy
@@ -27,6 +29,26 @@ def policy(family: str, seed: int = 0, features: int = F, actions: int = A, **se
 
 def steps_of(family: str) -> int:
     return 5 if family == "vp_diffusion" else 3
+
+
+@LEARNING
+def test_settings_without_effect_change_nothing_and_all_others_do(family: str) -> None:
+    features, action = sample_batch(128)  # some rows train by each loss
+
+    def made(**settings: Any) -> tuple[torch.Tensor, ...]:
+        student, teacher = policy(family, **settings), policy(family, seed=1, **settings)
+        each, _ = loss_of(student, features, action, RandomStream(0, 0), teacher)
+        steps = settings.get("grid", 5) if family == "vp_diffusion" else 3
+        return each, student.sample(features, steps, RandomStream(0, 1))
+
+    usual = policy(family).config
+    same = {
+        name
+        for name, value, _ in settings_of(usual)
+        if name not in ("family", "hidden", "architecture", "activation", "noise_draws")
+        and all(map(torch.equal, made(), made(**{name: other_value(usual, name, value)})))
+    }
+    assert same == FAMILIES[family].unused
 
 
 @LEARNING
