@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import re
+import subprocess
 import tempfile
 import tomllib
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
+
+from gtp_vision.core.names import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -28,7 +32,9 @@ _tree = tempfile.TemporaryDirectory(prefix="gtp-vision-docs-")  # removed when t
 
 @event_priority(100)  # before the readers are made
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Link the package as it is installed, for the API pages, which do not know setuptools' package-dir."""
+    """Name the version, and link the package as it is installed: the API pages do not know setuptools' package-dir."""
+    config.site_name = f"gtp-vision {__version__}"
+    config.copyright = f"{config.site_name}, {_date()}"
     package = Path(_tree.name) / "gtp_vision"
     if not package.exists():
         package.mkdir()
@@ -39,6 +45,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
             (package / name.partition(".")[2]).symlink_to(ROOT / folder)
     config.plugins["mkdocstrings"].config["handlers"]["python"]["paths"] = [_tree.name]
     return config
+
+
+def _date() -> str:
+    """Of the last commit; outside of a checkout, of the newest change to a page."""
+    command = ["git", "log", "-1", "--format=%cs"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    newest = max(path.stat().st_mtime for path in (ROOT / "docs").glob("*.md"))
+    return done.stdout.strip() or datetime.date.fromtimestamp(newest).isoformat()
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -69,4 +83,7 @@ def _site_link(found: re.Match[str], folder: Path) -> str:
         return f"[{text}]({pages[target]}{anchor})"
     if target.is_relative_to(ROOT / "docs") and target.suffix != ".py":
         return f"[{text}]({target.relative_to(ROOT / 'docs')}{anchor})"
-    return f"`{target.relative_to(ROOT)}`" if target.exists() else found[0]  # a source, which the site does not contain
+    if not target.exists():
+        return found[0]
+    path = f"`{target.relative_to(ROOT)}`"  # a source, which the site does not contain
+    return path if path.strip("`").endswith(text.strip("`")) else f"{text} ({path})"

@@ -1,14 +1,24 @@
 """The documentation's site: built as scripts/docs builds it, strictly, and loading nothing from the network."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser import Browser, chromium
 from commands import ended
+
+from gtp_vision.core.names import __version__
 
 pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).resolve().parents[1]
+TWO_SCREENS = 1600  # pixels, 1280 wide
+TYPE = """(input => {
+  input.focus();
+  input.value = "teleoperated rehearse";
+  input.dispatchEvent(new KeyboardEvent("keyup", {bubbles: true}));
+})(document.querySelector(".md-search__input"))"""
 LOADED = re.compile(r"""<(?:script|img|link|source|iframe)\b[^>]*?\b(?:src|href)=["']?([^"'\s>]+)""")
 
 
@@ -34,6 +44,45 @@ def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
     for style in site.rglob("*.css"):
         assert not re.search(r"url\(['\"]?(https?:)?//|@import\s+['\"]http", style.read_text("utf-8")), style.name
     assert {link for page, link in loaded if page == "method.html"} >= {"img/method-map.png", "img/method-jumps.png"}
+
+
+def test_every_page_names_its_version_and_date(site: Path) -> None:
+    for page in site.glob("*.html"):
+        assert re.search(rf"gtp-vision {re.escape(__version__)}, \d{{4}}-\d\d-\d\d", page.read_text("utf-8")), page.name
+
+
+def test_agents_of_the_readme_keep_their_names(site: Path) -> None:
+    assert re.search("gtp_bc</code> .*gtp_vision/agents/gtp.py", (site / "index.html").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.mark.browser
+def test_search_works_in_pages_of_the_disk(site: Path, browser: Browser) -> None:
+    with browser.page(site / "index.html") as page:
+        page.run(f"document.querySelector('#__search').click(), {TYPE}")
+        page.until("document.querySelector('.md-search-result__item a')")
+        found = page.run("[...document.querySelectorAll('.md-search-result__item a')].map(link => link.href).join()")
+        assert "robot.html" in found
+        assert page.complaints() == []
+        assert [address for address in page.requests() if not address.startswith("file:")] == []
+
+
+@pytest.mark.browser
+def test_pages_say_what_they_are_about_on_two_screens(site: Path, browser: Browser) -> None:
+    late = []
+    for path in sorted(site.glob("*.html")):
+        if path.stem in ("404", "api", "changelog"):
+            continue
+        with browser.page(path) as page:
+            for what in ("h2", "pre, img, table"):  # where details begin; the first command, picture or table
+                top = page.run(f"document.querySelector('article').querySelector('{what}').getBoundingClientRect().top")
+                late += [f"{path.stem}: {what} at {top:.0f}"] if top > TWO_SCREENS else []
+    assert late == []
 
 
 def test_links_of_the_readme_lead_to_pages_of_the_site(site: Path) -> None:
