@@ -97,7 +97,7 @@ def make(runs: Path, work: Path) -> list[str]:
     parts = []
 
     command = ours(work, "data", "inspect", DATA, "--sheet", "frames.png")
-    still(work / "frames.png", "inspect.webp")
+    still(work / "frames.png", "inspect.webp", width=420)
     parts.append(
         entry(
             "A data set, before training",
@@ -107,7 +107,7 @@ def make(runs: Path, work: Path) -> list[str]:
         )
     )
     command = ours(work, "data", "view", DATA, "--out", "data.html", "--episodes", "2")
-    photograph(work / "data.html", "view.webp", height=700)
+    photograph(work / "data.html", "view.webp", top=290, height=880)
     parts.append(
         entry(
             "Its episodes",
