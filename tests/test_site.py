@@ -65,7 +65,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def test_search_works_in_pages_of_the_disk(site: Path, browser: Browser) -> None:
     with browser.page(site / "index.html") as page:
         page.run(f"document.querySelector('#__search').click(), {TYPE}")
-        page.until("document.querySelector('.md-search-result__item a')")
+        page.until("document.querySelector('.md-search-result__item a') !== null")
         found = page.run("[...document.querySelectorAll('.md-search-result__item a')].map(link => link.href).join()")
         assert "robot.html" in found
         assert page.complaints() == []
@@ -80,7 +80,9 @@ def test_pages_say_what_they_are_about_on_two_screens(site: Path, browser: Brows
             continue
         with browser.page(path) as page:
             for what in ("h2", "pre, img, table"):  # where details begin; the first command, picture or table
-                top = page.run(f"document.querySelector('article').querySelector('{what}').getBoundingClientRect().top")
+                top = page.run(
+                    f"document.querySelector('article').querySelector('{what}')?.getBoundingClientRect().top ?? 0"
+                )
                 late += [f"{path.stem}: {what} at {top:.0f}"] if top > TWO_SCREENS else []
     assert late == []
 
