@@ -55,7 +55,7 @@ def video(source: Path, name: str, *, side: int = 192, most: int = 60) -> None:
         duration=round(1000 * seconds),
         loop=0,
         quality=45,
-        method=6,
+        method=4,
     )
 
 
@@ -117,10 +117,10 @@ def make(runs: Path, work: Path) -> list[str]:
         )
     )
 
-    for run in (gtp, clone):
-        command = ours(
-            work, "eval", run, "--episodes", "2", "--videos", f"videos/{Path(run).name}", "--saliency", "--json"
-        )
+    commands = [
+        ours(work, "eval", run, "--episodes", "2", "--videos", f"videos/{Path(run).name}", "--saliency", "--json")
+        for run in (gtp, clone)
+    ]
     names = []
     for run in ("gtp", "gtp_bc"):
         for number, path in enumerate(sorted((work / "videos" / run).glob("*.mp4"))):
@@ -129,13 +129,13 @@ def make(runs: Path, work: Path) -> list[str]:
     parts.append(
         entry(
             "Episodes, and what moves the action",
-            command,
-            f"Two episodes of each policy ({steps}). Beside each: the pixels that the action depends on.",
+            "\n".join(commands),
+            f"Two episodes of each, GTP above ({steps}). Right of each: the pixels that move the action.",
             names,
         )
     )
     command = ours(work, "judge", gtp, clone, "--output", "judge")
-    photograph(work / "judge" / "judge.html", "judge.webp", height=1100)
+    photograph(work / "judge" / "judge.html", "judge.webp", top=275, height=825)  # above it: the path of the data
     parts.append(
         entry(
             "Judged without a simulator", command, f"Which policy is better, and how surely ({steps}).", ["judge.webp"]
