@@ -132,10 +132,16 @@ def _robomimic(name: str, folder: Path | None) -> Files | Repository:
     return Files(folder, BASES["robomimic"], {file: file})
 
 
-def _repository(name: str, folder: Path | None) -> Repository:
+def repository_name(name: str) -> tuple[str, str]:
+    """Return OWNER and NAME of a repository of the hub. Raises GtpVisionError: it is not such a name."""
     owner, _, short = name.partition("/")
     if not (_NAME.fullmatch(owner) and _NAME.fullmatch(short)):
         raise GtpVisionError(f"'{name}' is not a repository of the hub; write OWNER/NAME, as lerobot/pusht")
+    return owner, short
+
+
+def _repository(name: str, folder: Path | None) -> Repository:
+    owner, short = repository_name(name)
     hub = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface")
     home = Path(os.environ.get("HF_LEROBOT_HOME") or hub / "lerobot")  # where LeRobot looks
     return Repository(folder or home / owner / short, name)

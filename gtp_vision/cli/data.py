@@ -112,6 +112,18 @@ def _download_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--filename", metavar="PATTERN", help="only files whose names match, e.g. '*-val.npz'")
 
 
+def _push_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="DATA")
+    parser.add_argument("name", metavar="OWNER/NAME", help="the repository, which is made if it does not exist")
+    parser.add_argument("--licence", "--license", metavar="ID", help="for the card, e.g. cc-by-4.0, mit")
+    parser.add_argument("--private", action="store_true", help="only members of OWNER see the repository")
+    parser.add_argument("--message", metavar="TEXT", help="of the commits")
+    parser.add_argument("--as-is", action="store_true", help="upload the files; default: a conversion to LeRobot v3.0")
+    parser.add_argument("--overwrite", action="store_true", help="replace a README.md that is not by gtp-vision")
+    reading_options(parser)
+    parser.add_argument("--fps", type=float, help="frames per second, where the data set does not say so")
+
+
 def _collect_options(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS  # each kind has its own defaults, and refuses unknown options
     parser.add_argument("env", help="e.g. ogbench/cube-single-play")
@@ -262,6 +274,25 @@ def _download(arguments: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _push(arguments: argparse.Namespace, _: list[str]) -> int:
+    from gtp_vision.datasets.upload import push
+
+    lines = push(
+        arguments.path,
+        arguments.name,
+        licence=arguments.licence,
+        is_private=arguments.private,
+        message=arguments.message,
+        as_is=arguments.as_is,
+        overwrite=arguments.overwrite,
+        env=arguments.env,
+        features=arguments.features,
+        fps=arguments.fps,
+    )
+    print("\n".join("".join(letter if letter.isprintable() else "?" for letter in line) for line in lines))
+    return 0
+
+
 def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
     from gtp_vision.collection import collect
 
@@ -280,7 +311,7 @@ def _collect(arguments: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
-DATA = Verb("data", "inspect, convert, download or collect data sets", order=70)
+DATA = Verb("data", "inspect, convert, download, collect or upload data sets", order=70)
 INSPECT = Verb("data inspect", "what a data set holds and what is wrong with it", _inspect_options, _inspect, order=1)
 VIEW = Verb("data view", "a page with the frames of its episodes", _view_options, _view, order=3)
 CHECK = Verb(
@@ -293,6 +324,7 @@ CHECK = Verb(
 )
 CONVERT = Verb("data convert", "write a data set in another format", _convert_options, _convert, order=4)
 DOWNLOAD = Verb("data download", "download a published data set by its name", _download_options, _download, order=5)
+PUSH = Verb("data push", "upload a data set to the Hugging Face hub, with a card", _push_options, _push, order=7)
 COLLECT = Verb(
     "data collect", "record demonstrations in a simulator", _collect_options, _collect, order=6, description=_COLLECT
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from gtp_vision.core.markdown import plain
 from gtp_vision.evaluation.metrics.success import success_text
 from gtp_vision.serving.schema import Schema
 
@@ -26,13 +27,13 @@ def card(schema: Schema, provenance: Mapping[str, Any]) -> str:
     low, high = (", ".join(f"{x:g}" for x in bound) for bound in (schema.action_low, schema.action_high))
     trained = f"{provenance['step']} steps (run {provenance['run']}, seed {provenance['seed']})"
     names = ", ".join(repr(name) + ": ..." for name in [*schema.cameras, *schema.states])
-    table = "\n".join(map(_plain, rows))
-    licence_lines = "\n".join(f"Licence of the {name}: {_plain(licence)}." for name, licence in licences.items())
+    table = "\n".join(map(plain, rows))
+    licence_lines = "\n".join(f"Licence of the {name}: {plain(licence)}." for name, licence in licences.items())
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
 ---
 
-# {_plain(schema.agent)} on {_plain(schema.task)}
+# {plain(schema.agent)} on {plain(schema.task)}
 
 ```python
 import gtp_vision
@@ -49,7 +50,7 @@ Actions: {schema.actions} numbers, from [{low}] to [{high}], {schema.chunk} plan
 Limits: {schema.limits.sentence() if schema.limits else "these bounds alone"}.
 An observation holds the newest frames; the policy stacks the last {schema.frame_stack}.
 
-Trained for {_plain(trained)} on {_plain(data.get("name", "a data set"))}: {data["episodes"]} episodes, {data["frames"]}
+Trained for {plain(trained)} on {plain(data.get("name", "a data set"))}: {data["episodes"]} episodes, {data["frames"]}
 frames.
 
 {_scores(scores, provenance["environment"])}
@@ -63,9 +64,4 @@ It was not tested elsewhere: limit its speed and force when it first moves a rob
 def _scores(scores: Mapping[str, Any] | None, environment: str | None) -> str:
     if not scores:
         return "This checkpoint was not evaluated."
-    return f"Evaluated in {_plain(environment)}: {success_text(scores)}, return {scores['return']:.1f}."
-
-
-def _plain(text: Any) -> str:
-    """A name on one line, without the characters that open a tag or a link in Markdown."""
-    return "".join(letter if letter.isprintable() and letter not in "<>[]" else " " for letter in str(text))
+    return f"Evaluated in {plain(environment)}: {success_text(scores)}, return {scores['return']:.1f}."

@@ -20,15 +20,14 @@ class _Handler(BaseHTTPRequestHandler):
     server: "Server"
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         with self.server.lock:
             self.server.requests.append((self.command, self.path, dict(self.headers)))
-            answers = self.server.answers.get(path, [status(404)])
-            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            answer = self.server.answer(self.command, self.path.partition("?")[0], body)
         with suppress(ConnectionError):  # who asked went away
             answer(self)
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def end_headers(self) -> None:
         self.send_header("Connection", "close")  # this also makes the base class close it
@@ -53,6 +52,11 @@ class Server(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"{self.scheme}://127.0.0.1:{self.server_port}"
+
+    def answer(self, method: str, path: str, body: bytes) -> Answer:
+        """What a request gets, for subclasses that know more than `answers`."""
+        answers = self.answers.get(path, [status(404)])
+        return answers.pop(0) if len(answers) > 1 else answers[0]
 
     def ranges(self, path: str) -> list[str | None]:
         """The Range of each request for a path."""
