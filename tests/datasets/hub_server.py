@@ -10,8 +10,11 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
+import pytest
 from loopback import Answer, Server, file, status
 
 NAME, TOKEN = "lerobot/pusht", "hf_secret"
@@ -26,6 +29,21 @@ def answered(content: Any, code: int = 200, **headers: str) -> Answer:
 
 def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def online(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let huggingface_hub use a network that holds nothing, and a cache of its own."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder / "hub"))
+    endpoint(monkeypatch, "http://127.0.0.1:1")  # nothing listens there
+    monkeypatch.setenv("NO_PROXY", "*")
+
+
+def endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """As HF_ENDPOINT, which huggingface_hub reads when it is imported."""
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 class Hub(Server):
@@ -141,7 +159,7 @@ class Hub(Server):
         if what == "preupload":
             asked = json.loads(body)["files"]
             modes = ["lfs" if self.has_lfs and each["size"] >= LARGE else "regular" for each in asked]
-            known = [self._oid(held.get(each["path"]), mode) for each, mode in zip(asked, modes, strict=True)]
+            known = [self.oid(held.get(each["path"]), mode) for each, mode in zip(asked, modes, strict=True)]
             return answered(
                 {
                     "files": [
@@ -168,7 +186,7 @@ class Hub(Server):
         )
 
     @staticmethod
-    def _oid(content: bytes | None, mode: str) -> str | None:
+    def oid(content: bytes | None, mode: str) -> str | None:
         if content is None:
             return None
         return hashlib.sha256(content).hexdigest() if mode == "lfs" else git_oid(content)

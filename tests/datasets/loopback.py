@@ -106,15 +106,17 @@ def file(
     """
 
     def answer(handler: BaseHTTPRequestHandler) -> None:
-        start, asked, known = 0, handler.headers.get("Range"), handler.headers.get("If-Range")
+        start, last, asked, known = 0, len(content) - 1, handler.headers.get("Range"), handler.headers.get("If-Range")
         if asked and ranges and (known in (None, etag, modified) or not obeys_if_range):
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            first, _, end = asked.removeprefix("bytes=").partition("-")
+            start, last = int(first), int(end or last)
         if start and start >= len(content):
             return status(416, Content_Range=f"bytes */{len(content)}")(handler)
-        body = content[start:]
-        handler.send_response(206 if start else 200)
-        if start:
-            handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        body = content[start : last + 1]
+        is_part = len(body) < len(content)
+        handler.send_response(206 if is_part else 200)
+        if is_part:
+            handler.send_header("Content-Range", f"bytes {start}-{last}/{len(content)}")
         headers = {"ETag": etag, "Last-Modified": modified, "Content-Length": str(claim or len(body))} | (extra or {})
         for name, value in headers.items():
             if value is not None:

@@ -8,15 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import loopback
 import pytest
 from commands import CLI, ended
-from loopback import Server, file, running, status
+from hub_server import NAME, Hub, endpoint, online
+from loopback import file, running, status
 
 from gtp_vision.datasets.download import Downloaded, download
 
-NAME = "lerobot/pusht"
 OLD, NEW = "1" * 40, "2" * 40  # commits
 FILES = {
     "README.md": b"about it",
@@ -29,50 +28,21 @@ PARQUET = "data/chunk-000/file-000.parquet"
 
 @pytest.fixture(autouse=True)
 def _online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    endpoint(monkeypatch, "http://127.0.0.1:1")  # nothing listens there
-    monkeypatch.setenv("NO_PROXY", "*")
-
-
-def endpoint(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """As HF_ENDPOINT, which huggingface_hub reads when it is imported."""
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    online(monkeypatch, tmp_path)
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    with running(Server()) as server:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with running(Hub()) as server:
         endpoint(monkeypatch, server.url)
         publish(server)
         yield server
 
 
 def publish(
-    server: Server, files: Mapping[str, bytes] = FILES, commit: str = OLD, name: str = NAME, **changed: Any
+    server: Hub, files: Mapping[str, bytes] = FILES, commit: str = OLD, name: str = NAME, **changed: Any
 ) -> None:
-    """Put a data set on the hub as the newest commit; `changed` sends other bytes than the hub says it has."""
-    tree = []
-    for path, content in files.items():
-        oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": oid}
-        sha256 = hashlib.sha256(content).hexdigest()
-        if len(content) >= 1000:
-            entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
-        tree.append(entry)
-        sent = changed.get("sent", {}).get(path, content)
-        headers = {"X-Repo-Commit": commit}
-        server.answers[f"/datasets/{name}/resolve/{commit}/{path}"] = [
-            file(sent, etag=f'"{sha256 if "lfs" in entry else oid}"', extra=headers)
-        ]
-    folders = [{"type": "directory", "path": "data", "oid": "0" * 40}]
-    info = status(200, json.dumps({"id": name, "sha": commit, "siblings": [], "tags": []}).encode())
-    for place in (f"/api/datasets/{name}", f"/api/datasets/{name}/revision/{commit}"):
-        server.answers[place] = [info]
-    server.answers[f"/api/datasets/{name}/revision/main"] = [info]
-    server.answers[f"/api/datasets/{name}/tree/{commit}"] = [status(200, json.dumps(folders + tree).encode())]
+    server.publish(files, commit, name, **changed)
 
 
 def have(folder: Path, files: Mapping[str, bytes] = FILES) -> bool:
@@ -84,7 +54,7 @@ def have(folder: Path, files: Mapping[str, bytes] = FILES) -> bool:
 refused = partial(loopback.refused, name=NAME)
 
 
-def test_a_data_set_is_downloaded_once(hub: Server, tmp_path: Path) -> None:
+def test_a_data_set_is_downloaded_once(hub: Hub, tmp_path: Path) -> None:
     to = tmp_path / "to"
     result = download(NAME, to)
     assert have(to)
@@ -100,7 +70,7 @@ def test_a_data_set_is_downloaded_once(hub: Server, tmp_path: Path) -> None:
     refused(to, PARQUET, "5 bytes", "300000", "download it again")
 
 
-def test_a_set_keeps_its_commit_until_another_revision_is_given(hub: Server, tmp_path: Path) -> None:
+def test_a_set_keeps_its_commit_until_another_revision_is_given(hub: Hub, tmp_path: Path) -> None:
     download(NAME, tmp_path / "to")
     newer = FILES | {"README.md": b"more about it"}
     publish(hub, newer, NEW)
@@ -111,7 +81,7 @@ def test_a_set_keeps_its_commit_until_another_revision_is_given(hub: Server, tmp
     assert have(tmp_path / "to", newer)
 
 
-def test_robomimics_sets_are_single_files_of_a_repository_that_was_renamed(hub: Server, tmp_path: Path) -> None:
+def test_robomimics_sets_are_single_files_of_a_repository_that_was_renamed(hub: Hub, tmp_path: Path) -> None:
     path, other = "v1.5/lift/ph/low_dim_v15.hdf5", "robomimic/robomimic_datasets"
     publish(hub, {path: os.urandom(5_000), "v1.5/lift/ph/demo_v15.hdf5": b"x"}, name=other)
     for place in list(hub.answers):
@@ -122,7 +92,7 @@ def test_robomimics_sets_are_single_files_of_a_repository_that_was_renamed(hub: 
     assert f"{tmp_path / 'to' / path}: 0.0 MB, downloaded" in result.summary()
 
 
-def test_a_pattern_chooses_files(hub: Server, tmp_path: Path) -> None:
+def test_a_pattern_chooses_files(hub: Hub, tmp_path: Path) -> None:
     download(f"hf://{NAME}", tmp_path / "to", pattern="meta/*")
     assert have(tmp_path / "to", {"meta/info.json": FILES["meta/info.json"]})
     refused(tmp_path / "to", "has no file *.hdf5", pattern="*.hdf5")
@@ -131,7 +101,7 @@ def test_a_pattern_chooses_files(hub: Server, tmp_path: Path) -> None:
     assert have(tmp_path / "to")
 
 
-def test_a_transfer_that_breaks_off_goes_on(hub: Server, tmp_path: Path) -> None:
+def test_a_transfer_that_breaks_off_goes_on(hub: Hub, tmp_path: Path) -> None:
     place = f"/datasets/{NAME}/resolve/{OLD}/{PARQUET}"
     etag = f'"{hashlib.sha256(FILES[PARQUET]).hexdigest()}"'
     whole = hub.answers[place][0]
@@ -143,14 +113,14 @@ def test_a_transfer_that_breaks_off_goes_on(hub: Server, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("path", [PARQUET, "meta/info.json"], ids=["large", "small"])
-def test_wrong_bytes_of_the_right_length_are_noticed(hub: Server, tmp_path: Path, path: str) -> None:
+def test_wrong_bytes_of_the_right_length_are_noticed(hub: Hub, tmp_path: Path, path: str) -> None:
     publish(hub, sent={path: bytes(len(FILES[path]))})
     refused(tmp_path / "to", path, "publishes", "remove it", "download it again")
     assert not (tmp_path / "to" / "checksums.json").exists()
 
 
 @pytest.mark.parametrize("path", ["../out.txt", "/tmp/gtp-out.txt", "a/../../out.txt", ".cache/x", "checksums.json"])
-def test_names_that_leave_the_folder_are_refused(hub: Server, tmp_path: Path, path: str) -> None:
+def test_names_that_leave_the_folder_are_refused(hub: Hub, tmp_path: Path, path: str) -> None:
     publish(hub, {path: b"evil"})
     refused(tmp_path / "to", "would leave its folder")
     assert not (tmp_path / "out.txt").exists()
@@ -165,22 +135,22 @@ def test_names_that_leave_the_folder_are_refused(hub: Server, tmp_path: Path, pa
         (500, "", "500"),
     ],
 )
-def test_a_refusal_of_the_hub_is_reported(hub: Server, tmp_path: Path, code: int, name: str, words: str) -> None:
+def test_a_refusal_of_the_hub_is_reported(hub: Hub, tmp_path: Path, code: int, name: str, words: str) -> None:
     for place in list(hub.answers):
         hub.answers[place] = [status(code, X_Error_Code=name)]
     refused(tmp_path / "to", words, hub.url, str(tmp_path / "to"))
 
 
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b"[" * 100_000])
-def test_another_server_is_refused(hub: Server, tmp_path: Path, content: bytes) -> None:
+def test_another_server_is_refused(hub: Hub, tmp_path: Path, content: bytes) -> None:
     for place in list(hub.answers):
         hub.answers[place] = [status(200, content)]
     refused(tmp_path / "to", hub.url, "by hand")
 
 
-def test_a_mirror_comes_first_and_gets_no_token(hub: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mirror_comes_first_and_gets_no_token(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    with running(Server()) as mirror:
+    with running(Hub()) as mirror:
         publish(mirror)
         download(NAME, tmp_path / "a", mirrors=[mirror.url])
         assert hub.requests == []
@@ -192,7 +162,7 @@ def test_a_mirror_comes_first_and_gets_no_token(hub: Server, tmp_path: Path, mon
 
 @pytest.mark.processes
 @pytest.mark.parametrize("offline", [False, True])
-def test_the_hubs_own_variables_are_respected(hub: Server, tmp_path: Path, offline: bool) -> None:
+def test_the_hubs_own_variables_are_respected(hub: Hub, tmp_path: Path, offline: bool) -> None:
     environment: dict[str, str | None] = {key: None for key in os.environ if key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": str(int(offline))}
     errors = ended(*CLI, "data", "download", NAME, status=2 * offline, environment=environment)[1]
@@ -207,7 +177,7 @@ def test_the_hubs_own_variables_are_respected(hub: Server, tmp_path: Path, offli
         assert have(place)
 
 
-def test_a_file_of_the_user_is_not_replaced(hub: Server, tmp_path: Path) -> None:
+def test_a_file_of_the_user_is_not_replaced(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("my own")
     refused(tmp_path, str(tmp_path / "README.md"), "another file", "--to")
     assert (tmp_path / "README.md").read_text() == "my own"
