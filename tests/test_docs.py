@@ -43,7 +43,7 @@ TINY += ["encoder.features=16", "agent.policy.hidden=[16]"]
 RUN = {"docs/data.md": 23, "docs/encoders.md": 7, "docs/first-run.md": 6, "docs/own-environment.md": 4}
 # Not run of them: what needs a network, a simulator's recording, hours, or a file that the test does not make.
 NOT_RUN = re.compile(
-    r"data (collect|download)|bench |training=demo agent=gtp_demo|scripts/|\. \.venv|^gtp-vision$|^pip |"
+    r"data (collect|download|push)|bench |training=demo agent=gtp_demo|scripts/|\. \.venv|^gtp-vision$|^pip |"
     r"near\.h5|\.minari|bridge/|broken\.hdf5|mine\.h5|cube-single|eval RUN|experiment encoders"
 )
 PLUGIN_NAMES = {"agent=cql", "encoder=strided", "rig"}  # known only with the plug-in of CONTRIBUTING.md

@@ -1,7 +1,6 @@
 """Data sets are pushed to a server that speaks the hub's protocol, and pulled from it by the commands of users."""
 
 import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,7 +77,6 @@ def test_a_lerobot_folder_is_pushed_as_it_is_and_pulled(hub: Hub, copied: Callab
     assert hub.private == {NAME}
     pulled = download(f"hf://{NAME}", tmp_path / "pulled", revision="v3.0").folder
     assert all((pulled / file).read_bytes() == (data / file).read_bytes() for file in files)
-    assert_same(open_store(pulled), open_store(data)) if pulled.name == data.name else None
     with Image.open(pulled / "contact_sheet.png") as sheet:
         assert sheet.format == "PNG"
     store = open_store(pulled)
@@ -96,7 +94,6 @@ def test_a_lerobot_folder_is_pushed_as_it_is_and_pulled(hub: Hub, copied: Callab
         "![First, middle and last frames of some episodes](contact_sheet.png)",
         "| `observation.images.front` | frames, ",
         f"| `action` | {store.action_dim} numbers |",
-        f"| `action` | {store.action_dim - 1} |" if "names" not in card else "| `action` |",
         f"gtp-vision data download hf://{NAME}",
         f'LeRobotDataset("{NAME}")',
         f"visualize_dataset?path={NAME}",
@@ -263,5 +260,5 @@ def test_names_in_files_cannot_write_markup(hub: Hub, copied: Callable) -> None:
     (data / "meta/info.json").write_text(json.dumps(info))
     push(data, NAME)
     assert "script" in page(hub)
-    assert not {"<script", "[x]"} & {word for word in ("<script", "[x]") if word in page(hub)}
-    shutil.rmtree(data)
+    assert "<script" not in page(hub)
+    assert "[x]" not in page(hub)
