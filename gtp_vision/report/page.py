@@ -7,6 +7,7 @@ page instead of being errors.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ def _videos(run: RunFolder, clips: Sequence[Clip], used: Collection[Clip]) -> tu
     return run, clips[0].step if clips else "", shown, saliency
 
 
+@functools.cache  # compiling the template takes as long as filling it
 def _environment() -> jinja2.Environment:
     """The page's templates, with filters for numbers."""
     environment = html.environment(_HERE)
