@@ -290,8 +290,7 @@ def acting_with(config: AgentConfig, overrides: Sequence[str], *, steps: int | N
 
 def plain_values(config: Config) -> dict[str, Any]:
     """The whole configuration as nested plain values, which `from_values` reads."""
-    values: Any = OmegaConf.to_container(OmegaConf.structured(config))
-    return dict(values)
+    return asdict(config)
 
 
 def to_yaml(config: Config, segments: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -300,7 +299,7 @@ def to_yaml(config: Config, segments: Sequence[Mapping[str, Any]] = ()) -> str:
     `segments` is a list of `start` (the steps before the segment) and `settings`, those that have changed, by key.
     """
     earlier = yaml.safe_dump({SEGMENTS: [*map(dict, segments)]}, sort_keys=False) if segments else ""
-    return OmegaConf.to_yaml(OmegaConf.structured(config)) + earlier
+    return OmegaConf.to_yaml(OmegaConf.create(plain_values(config))) + earlier
 
 
 def segments_in(folder: Path) -> list[dict[str, Any]]:

@@ -112,7 +112,7 @@ def _draw(figure: Figure, key: str, runs: Sequence[RunFolder]) -> Markup:
         axes.relim()
         axes.autoscale(axis="y")
     # Matplotlib's layouts draw everything once more, to measure a text that the browser sets in another font
-    numbers = axes.yaxis.get_major_formatter().format_ticks(axes.yaxis.get_majorticklocs())
+    numbers = axes.yaxis.get_major_formatter().format_ticks(axes.yaxis.get_majorticklocs().tolist())
     left = (5 + _DIGIT * max(map(len, numbers))) / 72 / _WIDTH
     axes.set_position((left, 0.13, 0.97 - left, 0.77))
     text = re.sub(r'<g id="[^"]*"', "<g", svg(figure))  # the same in every picture, and unused
