@@ -1,6 +1,7 @@
 """What tests of several rooms share: tiny data sets and a data cache of their own."""
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,18 @@ from gtp_vision.envs.rendering import choose_backend
 choose_backend(required=False)  # before a test imports mujoco, which reads MUJOCO_GL once
 # absl's handler (in dm_control) closes its stream when Hydra sets up logging: not the one in which pytest captures
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+# Seconds of a test with a marker, roughly
+SECONDS = {"docs": 30.0, "compiles": 10.0, "processes": 8.0, "trains": 4.0, "browser": 4.0, "simulates": 2.0}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that at the end no process waits for another's long file."""
+    cost = defaultdict[Path, float](float)
+    for item in items:
+        cost[item.path] += max((SECONDS.get(mark.name, 0.0) for mark in item.iter_markers()), default=0.0)
+    items.sort(key=lambda item: -cost[item.path])
 
 
 @pytest.fixture(scope="session")
