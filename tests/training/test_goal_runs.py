@@ -82,8 +82,9 @@ def test_the_action_leads_to_the_goal_that_is_shown(tmp_path: Path, name: str) -
     config = composed(*own(tmp_path, f"agent={name}", "training.steps=200", "task.discount=0.9", *more))
     config.agent.acting.candidates = 1
     parts = build(config)  # though the file holds no rewards
+    engine = updates.Eager(HostSource(parts.sampler), config, parts)
     for step in range(200):
-        updates.Eager(HostSource(parts.sampler), config, parts).step(step, parts.sampler.batch(step))[0]
+        engine.step(step, parts.sampler.batch(step))
     at, goals = torch.zeros(40, 1, 1), torch.linspace(0.3, 1, 20).repeat(2)
     goals[20:] *= -1
     with torch.no_grad():

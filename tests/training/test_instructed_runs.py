@@ -64,8 +64,9 @@ def config_of(folder: Path, *more: str) -> Config:
 def test_the_instruction_decides_between_equal_frames(tmp_path: Path, text_encoder: Path, how: tuple[str, ...]) -> None:
     encoder = [f"task.text_encoder={text_encoder}"] if "task.instructions=text" in how else []
     parts = build(config := config_of(tmp_path, *FAST, *how, *encoder))
+    engine = Eager(HostSource(parts.sampler), config, parts)
     for step in range(config.training.steps):
-        Eager(HostSource(parts.sampler), config, parts).step(step, parts.sampler.batch(step))
+        engine.step(step, parts.sampler.batch(step))
     batch = parts.batch(0)
     with torch.no_grad():
         action = parts.agent.act(batch.observation, RandomStream(1, 1))[:, 0]
