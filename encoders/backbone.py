@@ -85,6 +85,7 @@ class Backbone(nn.Module, ABC):
         layout: order of a map's numbers in memory, which those that compute on maps keep; channels last is faster.
         unused: names of parameters that the vector does not depend on, which are never trained.
         first_layers: names, within `weights_module()`, of the layers that see the channels.
+        loaded: what was taken from a file of weights, for people.
     """
 
     mean: torch.Tensor
@@ -94,6 +95,7 @@ class Backbone(nn.Module, ABC):
     layout: torch.memory_format = torch.channels_last
     unused: frozenset[str] = frozenset()
     first_layers: tuple[str, ...] = ()
+    loaded = ""
 
     def __init__(
         self, shape: tuple[int, ...], normalization: Normalization | None = None, stack: str = "channels"

@@ -46,12 +46,13 @@ def load(backbone: Backbone, weights: str, name: str, *, camera: str = "", index
     """
     path = Path(weights).expanduser()
     if of_run(weights):
-        fill(backbone, _read_run(path, camera, index), f"{weights} (batch_norm={_norm_kind(backbone)})", name)
+        state = _read_run(path, camera, index)
+        backbone.loaded = fill(backbone, state, f"{weights} (batch_norm={_norm_kind(backbone)})", name)
         backbone.keep_normalization()  # of the mean frame that it was trained with
         return
     state = read(path)
     module = backbone.weights_module()
-    fill(
+    backbone.loaded = fill(
         module,
         state,
         weights,
@@ -76,23 +77,32 @@ def fill(
     first_layers: Collection[str] = (),
     frames: int = 1,
     unchanged: Collection[str] = (),
-) -> None:
+) -> str:
     """Load a file's tensors into a module, which must receive all of its tensors, each of its shape.
 
     Prefixes of wrappers are removed, and classifiers that the module lacks are dropped. A first layer that sees T
     frames takes the weights of one, repeated and divided by T: a stack of equal frames gives what the frame gave.
-    `convert` gives the module's own names and sizes; tensors `unchanged` are not loaded. Raises GtpVisionError:
-    missing, unexpected or differently shaped tensors: how many, and the first of each.
+    `convert` gives the module's own names and sizes; tensors `unchanged` are not loaded. Returns for people what was
+    taken, left out and changed.
+
+    Raises:
+        GtpVisionError: missing, unexpected or differently shaped tensors, or some with NaN or infinite numbers: how
+            many, and the first of each.
     """
     own = module.state_dict()
-    state = dict(convert(_unwrapped(state, own.keys() - set(unchanged)))) | {key: own[key] for key in unchanged}
-    for key in list(state):
-        if key not in own and key.rpartition(".")[0] in _CLASSIFIERS:
-            del state[key]
+    found = _unwrapped(state, own.keys() - set(unchanged))
+    state = dict(convert(found))
+    resized = [key for key in state.keys() & found.keys() if state[key].shape != found[key].shape]
+    state |= {key: own[key] for key in unchanged}
+    dropped = [key for key in found if key not in own and key.rpartition(".")[0] in _CLASSIFIERS]
+    for key in dropped:
+        state.pop(key, None)  # `convert` may have left it out, too
+    repeated = []
     for key in (f"{layer}.weight" for layer in first_layers):
         value = state.get(key)
         if value is not None and value.ndim == 4 and value.shape[1] * frames == own[key].shape[1]:
             state[key] = value.repeat(1, frames, 1, 1) / frames
+            repeated += [key] if frames > 1 else []
     state = with_aliases(state, module)
     for key, value in own.items():
         if key.endswith(".num_batches_tracked"):  # missing in older files, and unused
@@ -100,7 +110,10 @@ def fill(
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     reshaped = sorted(key for key in state.keys() & own.keys() if state[key].shape != own[key].shape)
     untied = sorted(key for key, first in aliases(module).items() if not reshaped and _differ(state, key, first))
+    broken = sorted(key for key in state.keys() & own.keys() if not bool(torch.isfinite(state[key]).all()))
     faults = []
+    if broken:
+        faults.append(f"{len(broken)} tensors hold numbers that are not finite (first '{broken[0]}')")
     if missing:
         faults.append(f"{len(missing)} tensors are missing (first '{missing[0]}')")
     if unexpected:
@@ -114,11 +127,18 @@ def fill(
     if untied:
         faults.append(f"{len(untied)} differ from tensors that they are one with here (first '{untied[0]}')")
     if faults:
+        advice = (
+            "give weights of a training that did not fail"
+            if broken and len(faults) == 1
+            else _advice([*missing, *unexpected])
+        )
         raise GtpVisionError(
-            f"encoder.weights={weights} does not fit encoder.name={name}: {', '.join(faults)}; "
-            f"{_advice([*missing, *unexpected])}"
+            f"encoder.weights={weights} does not fit encoder.name={name}: {', '.join(faults)}; {advice}"
         )
     module.load_state_dict(state)
+    changes = {"left out": dropped, "resized": resized, f"repeated for {frames} frames": repeated}
+    notes = "".join(f"; {what} {', '.join(sorted(keys))}" for what, keys in changes.items() if keys)
+    return f"{weights}, {len(own) - len(unchanged)} tensors{notes}"
 
 
 def _differ(state: State, name: str, other: str) -> bool:
@@ -155,7 +175,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         raise
     except Exception as error:  # a damaged file may fail anywhere in torch's reader
         raise GtpVisionError(
-            f"encoder.weights={path} cannot be read ({first_line(error)}); download or copy it again"
+            f"encoder.weights={path} cannot be read ({first_line(error).partition('. ')[0]}); download or copy it again"
         ) from error
     state = _tensors(content)
     if not state:

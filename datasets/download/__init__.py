@@ -74,17 +74,17 @@ def download(
     if not files:
         raise GtpVisionError(f"no file of {name} matches '{pattern}': they are {', '.join(source.files.values())}")
     with ledger:
-        new = _fetch_missing(ledger, files, [*mirrors, *usual, *source.bases])
+        new = _fetch_missing(ledger, files, [*mirrors, *usual, *source.bases], source.instead)
         entries = {local: ledger.files[local] if local in new else ledger.verify(local) for local in files.values()}
     return Downloaded(ledger.folder, entries, new, source.note)
 
 
-def _fetch_missing(ledger: Ledger, files: dict[str, str], bases: Sequence[str]) -> frozenset[str]:
+def _fetch_missing(ledger: Ledger, files: dict[str, str], bases: Sequence[str], instead: str) -> frozenset[str]:
     missing = {remote: local for remote, local in files.items() if not (ledger.folder / local).exists()}
     waiting = list(missing.values())
     for remote, local in missing.items():
         known = ledger.files.get(local)
-        advice = f"put {' and '.join(waiting)} into {ledger.folder} by hand"
+        advice = f"put {' and '.join(waiting)} into {ledger.folder} by hand{instead}"
         if known:
             advice += f", or remove '{local}' from {ledger.path.name} there if it is meant to be another file now"
         path, urls = ledger.folder / local, [f"{base.rstrip('/')}/{remote}" for base in bases]

@@ -32,6 +32,7 @@ class Files:
     bases: tuple[str, ...]
     files: dict[str, str]
     note: str = ""
+    instead: str = ""  # what else gives such a data set
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,12 @@ def _ogbench(name: str, folder: Path | None) -> Files:
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+-v\d+", whole):
         raise GtpVisionError(f"'ogbench/{name}' is not an OGBench data set, as ogbench/cube-single-play-v0 is")
     files = {file: file for file in (f"{whole}.npz", f"{whole}-val.npz")}
-    return Files(folder or Path("~/.ogbench/data"), BASES["ogbench"], files)
+    place, short = folder or Path("~/.ogbench/data"), re.sub(r"-v\d+$", "", whole)
+    is_recorded = re.search(r"(cube|scene|puzzle)\S*-(play|noisy)$|^pointmaze\S*-(navigate|stitch)$", short)
+    instead = (
+        f", or record data by its recipe: gtp-vision data collect ogbench/{short} --out {place}" if is_recorded else ""
+    )
+    return Files(place, BASES["ogbench"], files, instead=instead)
 
 
 def _robomimic_files() -> dict[str, str]:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -83,6 +84,8 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
             raise GtpVisionError(f"nothing of the suite can be run here: {'; '.join(planned.missing)}")
         if arguments.commands:
             print("\n".join(runner.commands(planned)))
+            for sentence in planned.missing:
+                print(f"gtp-vision: {sentence}", file=sys.stderr)
             return 0
         costs = cost.table(planned, cost.cost(planned, progress=progress), workers)
         if arguments.plan or not arguments.json:

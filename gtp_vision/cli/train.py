@@ -187,6 +187,11 @@ def _print_results(run_dir: str, results: dict) -> None:
         from gtp_vision.evaluation.metrics.success import success_text
 
         print(f"{success_text(results['last'])}, return {results['last']['return']:.1f}")
+    elif "validation" in results:
+        last = results["validation"]["last"]
+        print(
+            f"held-out energy score {last['energy']:.4g} at step {last['step']:,}; compare by gtp-vision judge RUN OTHER_RUN"
+        )
     print(f"report: {Path(run_dir) / 'report.html'}")
 
 

@@ -37,9 +37,11 @@ from gtp_vision.datasets.store import ACTION_BOUNDS, ACTIONS_BETWEEN
 from gtp_vision.serving.answer import PLAN, Answered
 from gtp_vision.serving.recording import ANSWERS, Served, Step, arrays_of
 from gtp_vision.serving.schema import Schema
+from gtp_vision.serving.worker import lower_priority
 
 _MOST_PENDING = 256 << 20  # bytes that wait for the recording process
 _SPARE = 64 << 10  # bytes of a file beside its arrays
+_NICE = 10  # below the policy's thread: what is recorded may wait, robots may not
 _ENDING = 60.0  # seconds in which the recording process writes its last episodes
 
 
@@ -123,6 +125,7 @@ class Recorder:
 
     def _send(self) -> None:
         """Hand what is queued to the recording process, in a thread of its own; stop at its first fault."""
+        lower_priority(_NICE)
         try:
             while (item := self._queue.get()) is not None:
                 self._pipe.send(item)
@@ -189,6 +192,7 @@ def _record(pipe: Connection, folder: Path, attributes: Mapping[str, Any], limit
     """Receive steps and ends of episodes until the server ends; answer with a fault, or "" once all is written."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the server ends it, by closing the pipe
         signal.signal(number, signal.SIG_IGN)
+    lower_priority(_NICE)
     episodes, fault = dict[int, _Episode](), ""
     try:
         writer = _Writer(folder, attributes, limit)

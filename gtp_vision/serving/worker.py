@@ -125,10 +125,12 @@ class Worker:
 
     def _work_until_now(self) -> float:
         current = self._current
-        return self._worked + (time.perf_counter() - current.started if current else 0.0)
+        # It may have ended a moment ago, before its thread got the lock.
+        return self._worked + ((current.ended or time.perf_counter()) - current.started if current else 0.0)
 
     def _run(self) -> None:
-        _lower_priority()
+        # The network thread runs first: its work is short, and Linux would make it wait for a time slice of 4 ms.
+        lower_priority(_NICE)
         while (lane := self._turns.get()) is not None:
             with self._lock:
                 request = lane.waiting.popleft() if lane.waiting else None
@@ -144,9 +146,9 @@ class Worker:
                 self._current = None
 
 
-def _lower_priority() -> None:
-    """Let the network thread run first: its work is short, and Linux would make it wait for a time slice of 4 ms."""
+def lower_priority(by: int) -> None:
+    """Let other threads run before the calling one, on Linux."""
     if sys.platform == "linux":  # elsewhere the priority is the whole process's
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + _NICE))
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + by))

@@ -153,6 +153,10 @@ def evaluate_run(
         raise GtpVisionError(f"{folder} was trained without a simulator (task.env=null), so it cannot be evaluated")
     if saliency and not agent.actor_encoder.cameras:
         raise GtpVisionError(f"{folder} sees no camera, so saliency has no image to be drawn on; leave out --saliency")
+    if steps is not None and not agent.improvement.acts_in_steps:
+        Progress.write(
+            f"gtp-vision: {config.agent.name} acts in one jump, so --steps {steps} changes nothing", file=sys.stderr
+        )
     with evaluator_of(config, parts, progress, seed) as evaluator:
         metrics, done = evaluator.run(actor_of(agent), episodes, film=episodes if videos else 0)
     if videos and not write_videos(videos, done):

@@ -28,6 +28,12 @@ def counts(agent: Agent) -> dict[str, int]:
     return {"parameters": _size(live), "trained_parameters": _size(p for p in live if p.requires_grad)}
 
 
+def loaded(agent: Agent) -> list[str]:
+    """A line on what was taken from each file of weights; none of a run that goes on from a checkpoint."""
+    found = [module.loaded for module in agent.modules() if isinstance(module, Backbone) and module.loaded]
+    return [f"weights: {text}" for text in dict.fromkeys(found)]
+
+
 def summary(agent: Agent, config: Config) -> str:
     """A table of parts with numbers of parameters and learning rates, or one line where all rates are equal.
 

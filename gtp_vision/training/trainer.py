@@ -345,6 +345,8 @@ def _prepare(
     log(first.where)
     log("" if first.initial is None else first.initial.table())
     log(online.sentence(config))
+    for line in model_summary.loaded(first.agent):
+        log(line)
     log(model_summary.summary(first.agent, config))
     log("" if cost is None else cost.sentence(accelerator.device))
     log(scaling.sentence(first.store))

@@ -159,6 +159,11 @@ def test_position_embeddings_are_resampled_and_poolings_of_the_file_ignored(tmp_
     expected = resample_abs_pos_embed(large.state_dict()["pos_embed"], [4, 6], num_prefix_tokens=prefix)
     torch.testing.assert_close(state["pos_embed"], expected)
     assert torch.equal(state["blocks.0.attn.qkv.weight"], large.state_dict()["blocks.0.attn.qkv.weight"])
+    stacked = made(VIT, (2, 3, 64, 96), pooling="average", weights=str(tmp_path / "vit.pth"))
+    assert stacked.loaded == (
+        f"{tmp_path / 'vit.pth'}, {len(state)} tensors; left out head.bias, head.weight; resized pos_embed; "
+        f"repeated for 2 frames patch_embed.proj.weight"
+    )
 
 
 @pytest.fixture
@@ -204,6 +209,13 @@ def test_weights_that_do_not_fit_are_refused(resnet: Path) -> None:
         weights.fill(made("drq"), adapted, "w", "drq")
     with pytest.raises(GtpVisionError, match=rf"{VIT}: \d+ tensors are missing \(first 'blocks.*, \d+ unexpected"):
         made(VIT, weights=str(resnet))
+    broken = torch.load(resnet)
+    broken["layer1.0.conv1.weight"][0] = torch.nan
+    torch.save(broken, resnet)
+    with pytest.raises(
+        GtpVisionError, match=r"1 tensors hold numbers .*'layer1.0.conv1.weight'\); give weights of a tr"
+    ):
+        made("resnet18", weights=str(resnet))
     torch.save(made("drq", (2, 3, 64, 64)).state_dict(), resnet)
     with pytest.raises(GtpVisionError, match=r"1 .*'layers.0.weight', \(32, 6, 3, 3\) .*\(32, 9, 3, 3\)"):
         made("drq", (3, 3, 64, 64), weights=str(resnet))

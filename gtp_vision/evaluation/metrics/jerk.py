@@ -59,7 +59,8 @@ def jerk_text(found: Mapping[str, Any]) -> str:
     parts = [f"{value:.4g} {where}" for where, value in kinds.items() if value is not None]
     times = "" if found["jerk_ratio"] is None else f", {found['jerk_ratio']:.2f} times as much"
     times += "" if found["jerk_change"] is None else f"; {found['jerk_change']:.2f} times that of plans continued there"
-    return f"mean squared third difference {', '.join(parts)}{times} (of {found['jerk_dimensions']} action dimensions)"
+    name = "jerk (mean squared third difference)"
+    return f"{name} {', '.join(parts)}{times} (of {found['jerk_dimensions']} action dimensions)"
 
 
 JERK = Metric("jerk", _jerk)
