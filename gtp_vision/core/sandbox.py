@@ -1,8 +1,8 @@
 """A child process that opens untrusted files.
 
 A damaged HDF5 file can make its library hang, crash or allocate all memory. So data sets are opened by a child process
-that is started once, answers with JSON, may use little more memory than the size of the file, and is killed when its
-heartbeat stops. Each of these failures becomes one sentence about the file.
+that is started once, answers with JSON or bytes, may use little more memory than the size of the file, and is killed
+when its heartbeat stops. Each of these failures becomes one sentence about the file.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _ALLOWANCE = 200_000_000  # bytes of memory beyond the file's size
 _TERMINATION = 0.5  # seconds for the child to clean up
 _MAX_FILES = 100_000  # of a folder, whose sizes are added up
 _BEAT = b"\n"
+_PIPE = 1 << 20  # bytes, as many as a process may ask for: frames go through it
 _STATUS = "/proc/self/status"  # where Linux shows what RLIMIT_DATA counts; elsewhere memory is not limited
 _ENVIRONMENT = (
     *("GTP_VISION_CACHE", "GTP_VISION_CACHE_SIZE", "GTP_VISION_PATIENCE"),
@@ -60,16 +61,23 @@ def call(function: str, path: Path, *arguments: Any) -> Any:
         GtpVisionError: the function raised one; the file made it hang, crash or run out of memory.
         RuntimeError: any other exception of the function, with its traceback.
     """
-    request = {
-        "function": function,
-        "path": str(path),
-        "arguments": arguments,
-        "bytes": _size(path),
-        "folder": os.getcwd(),
-        "environment": {key: value for key, value in os.environ.items() if key in _ENVIRONMENT},
-    }
-    with _lock:
-        return _call(request, path)
+    return _call(_request(function, path, arguments, _size(path)), path)
+
+
+def fill(function: str, path: Path, out: memoryview, *arguments: Any, size: int) -> None:
+    """Call a function that returns a `memoryview` of bytes, and write them to `out`, bytes of that number.
+
+    Args:
+        function: as in `call`.
+        path: what the function reads, for messages.
+        out: contiguous and writable.
+        *arguments: JSON-able values.
+        size: bytes of memory that the function needs beside those of every call.
+
+    Raises:
+        GtpVisionError, RuntimeError: as `call`.
+    """
+    _call(_request(function, path, arguments, size), path, out)
 
 
 def heartbeat() -> None:
@@ -120,44 +128,86 @@ def patience() -> float:
     return seconds
 
 
-def _call(request: dict[str, Any], path: Path) -> Any:
-    child = _started()
-    assert child.stdin is not None
-    try:
-        child.stdin.write(json.dumps(request).encode() + b"\n")
-        child.stdin.flush()
-        answer = _answer(child, path)
-    except BaseException:  # also Ctrl-C: a late answer must not be taken for that of the next call
-        stop()
-        raise
+def _request(function: str, path: Path, arguments: tuple[Any, ...], size: int) -> dict[str, Any]:
+    return {
+        "function": function,
+        "path": str(path),
+        "arguments": arguments,
+        "bytes": size,
+        "folder": os.getcwd(),
+        "environment": {key: value for key, value in os.environ.items() if key in _ENVIRONMENT},
+    }
+
+
+def _call(request: dict[str, Any], path: Path, out: memoryview | None = None) -> Any:
+    with _lock:
+        try:
+            try:
+                child = _send(request)
+            except BrokenPipeError:  # it was killed between two calls, which says nothing of this file
+                stop()
+                child = _send(request)
+            answer = _answer(child, path, out)
+        except BaseException:  # also Ctrl-C: a late answer must not be taken for that of the next call
+            stop()
+            raise
     if "refused" in answer:
         raise GtpVisionError(answer["refused"])
     if "failed" in answer:
         raise RuntimeError(f"reading {path} failed:\n{answer['failed']}")
-    return answer["result"]
+    return answer.get("result")
 
 
-def _answer(child: subprocess.Popen, path: Path) -> dict[str, Any]:
-    """Wait for the next line that is more than a heartbeat."""
+def _send(request: dict[str, Any]) -> subprocess.Popen:
+    child = _started()
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(request).encode() + b"\n")
+    child.stdin.flush()
+    return child
+
+
+def _answer(child: subprocess.Popen, path: Path, out: memoryview | None) -> dict[str, Any]:
+    """Wait for the next line that is more than a heartbeat, and for the bytes that follow it if it announces some."""
     limit = patience()
     assert child.stdout is not None
-    buffer = b""
+    descriptor = child.stdout.fileno()
+
+    def check(ready: object) -> None:
+        if not ready:
+            raise GtpVisionError(
+                f"{path}: its reader made no progress for {limit:g} s; the file is damaged (copy it again) or on a "
+                f"very slow disk (set GTP_VISION_PATIENCE to more seconds)"
+            )
+
+    def crash() -> GtpVisionError:
+        return GtpVisionError(
+            f"{path} is damaged: the library that reads it crashed (status {child.wait()}); copy it again"
+        )
+
+    buffer, line = b"", b""
     with selectors.DefaultSelector() as selector:
-        selector.register(child.stdout, selectors.EVENT_READ)
-        while True:
-            if not selector.select(limit):
-                raise GtpVisionError(
-                    f"{path}: its reader made no progress for {limit:g} s; the file is damaged (copy it again) or on a "
-                    f"very slow disk (set GTP_VISION_PATIENCE to more seconds)"
-                )
-            piece = os.read(child.stdout.fileno(), 1 << 20)
+        selector.register(descriptor, selectors.EVENT_READ)
+        while not line:
+            check(selector.select(limit))
+            piece = os.read(descriptor, 1 << 20)
             if not piece:
-                raise GtpVisionError(
-                    f"{path} is damaged: the library that reads it crashed (status {child.wait()}); copy it again"
-                )
-            *lines, buffer = (buffer + piece).split(b"\n")
-            for line in filter(None, lines):
-                return dict(json.loads(line))
+                raise crash()
+            buffer = (buffer + piece).lstrip(_BEAT)
+            line, end, rest = buffer.partition(b"\n")
+            line, buffer = (line, rest) if end else (b"", buffer)
+        answer = dict(json.loads(line))
+        if out is not None and "bytes" in answer:
+            if answer["bytes"] != len(out):
+                raise GtpVisionError(f"{path} is damaged: its reader returned {answer['bytes']} bytes; copy it again")
+            at = len(buffer)
+            out[:at] = buffer
+            while at < len(out):
+                check(selector.select(limit))
+                count = os.readv(descriptor, [out[at:]])
+                if not count:
+                    raise crash()
+                at += count
+    return answer
 
 
 def _started() -> subprocess.Popen:
@@ -169,6 +219,7 @@ def _started() -> subprocess.Popen:
             environment={QUIET: "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pipesize=_PIPE,
             start_new_session=True,
         )
         assert _child.stdout is not None
@@ -228,8 +279,10 @@ def _serve() -> None:
     os.environ["MUJOCO_GL"] = "disable"  # OGBench's rewards need a simulator, but nothing is rendered here
     heartbeat()
     for line in sys.stdin.buffer:
-        request = json.loads(line)
-        _answers.write(json.dumps(_result(request)).encode() + b"\n")
+        answer = _result(json.loads(line))
+        content = answer.pop("content", b"")
+        _answers.write(json.dumps(answer).encode() + b"\n")
+        _answers.write(content)
         _answers.flush()
 
 
@@ -247,7 +300,8 @@ def _result(request: dict[str, Any]) -> dict[str, Any]:
     if os.path.exists(_STATUS):
         _limit(_data_bytes() + request["bytes"] + _ALLOWANCE)
     try:
-        return {"result": function(Path(request["path"]), *request["arguments"])}
+        result = function(Path(request["path"]), *request["arguments"])
+        return {"bytes": len(result), "content": result} if isinstance(result, memoryview) else {"result": result}
     except GtpVisionError as error:
         return {"refused": str(error)}
     except MemoryError:

@@ -75,6 +75,10 @@ def fails(path: Path, kind: str) -> str:
     return "result"
 
 
+def counts(path: Path, size: int) -> memoryview:
+    return memoryview(np.arange(size, dtype=np.uint8))  # the bytes of line ends, too
+
+
 def ceiling(path: Path) -> int:
     return resource.getrlimit(resource.RLIMIT_DATA)[0]
 
@@ -90,6 +94,18 @@ def test_all_threads_share_one_process(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda k: call("echo", tmp_path, k), range(8)))
     assert found == [[str(tmp_path), k, child] for k in range(8)]
+
+
+def test_bytes_fill_memory_of_the_caller(tmp_path: Path) -> None:
+    out = np.zeros(3_000_000, np.uint8)
+    for _ in range(2):
+        sandbox.fill(HERE + "counts", tmp_path, memoryview(out), len(out), size=10 * len(out))
+        np.testing.assert_array_equal(out, np.arange(len(out), dtype=np.uint8))
+    with pytest.raises(GtpVisionError, match=r"needs more memory than its 5 bytes"):
+        sandbox.fill(HERE + "counts", tmp_path, memoryview(out), 1_000_000_000, size=5)
+    with pytest.raises(GtpVisionError, match="its reader returned 7 bytes"):
+        sandbox.fill(HERE + "counts", tmp_path, memoryview(out), 7, size=5)
+    assert call("takes", tmp_path, 5) == 5
 
 
 @pytest.mark.parametrize(
