@@ -1,4 +1,4 @@
-"""Arrays of a store in another form: segments in several places of files, or rows of a small table."""
+"""Arrays of a store in another form: segments in several places of files, rows of a small table; see also `videos`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
+
+from gtp_vision.datasets.videos import Videos
 
 _THREADS = min(4, os.cpu_count() or 1)
 _MIN_BYTES = 1 << 20  # below, threads and the reuse of memory cost more than they save
@@ -40,7 +42,9 @@ def gather(array: Array, rows: np.ndarray, capacity: int | None = None) -> np.nd
     return out
 
 
-def _take(array: np.ndarray | Lookup, rows: np.ndarray, out: np.ndarray) -> None:
+def _take(array: np.ndarray | Lookup | Videos, rows: np.ndarray, out: np.ndarray) -> None:
+    if isinstance(array, Videos):
+        return array.take(rows, out)
     if isinstance(array, Lookup):
         return _take(array.table, array.index[rows], out)
     np.take(array, rows, axis=0, out=out, mode="clip")  # clip: any other mode copies through a buffer
@@ -131,15 +135,19 @@ class Segmented:
     Indexing copies rows from their segments; `np.asarray` copies everything.
     """
 
-    def __init__(self, segments: Sequence[np.ndarray | Lookup | Segmented]) -> None:
-        flat: list[np.ndarray | Lookup] = []
+    def __init__(self, segments: Sequence[np.ndarray | Lookup | Videos | Segmented]) -> None:
+        flat: list[np.ndarray | Lookup | Videos] = []
         for segment in segments:
             flat += segment.segments if isinstance(segment, Segmented) else [segment]
-        self.segments: list[np.ndarray | Lookup] = [segment for segment in flat if len(segment)] or flat[:1]
-        first = self.segments[0]
-        for segment in self.segments:
+        held = [segment for segment in flat if len(segment)] or flat[:1]
+        first = held[0]
+        for segment in held:
             if segment.dtype != first.dtype or segment.shape[1:] != first.shape[1:]:
                 raise ValueError(f"segments are {first.dtype} {first.shape} and {segment.dtype} {segment.shape}")
+        self.segments: list[np.ndarray | Lookup | Videos] = []
+        for is_video, members in groupby(held, lambda segment: isinstance(segment, Videos)):
+            some: list[Any] = list(members)  # videos are one segment, so that their rows are decoded together
+            self.segments += [Videos.joined(some)] if is_video and len(some) > 1 else some
         self.starts = np.concatenate([[0], np.cumsum([len(segment) for segment in self.segments])]).astype(np.int64)
         self.dtype, self.shape = first.dtype, (int(self.starts[-1]), *first.shape[1:])
 
@@ -215,8 +223,13 @@ class Segmented:
             start, number = end, number + 1
 
 
-Array = np.ndarray | Segmented | Lookup
-"""An array of a store: mapped, in memory, segmented, or looked up in a table."""
+Array = np.ndarray | Segmented | Lookup | Videos
+"""An array of a store: mapped, in memory, segmented, looked up in a table, or decoded from videos."""
+
+
+def videos_of(array: Array) -> list[Videos]:
+    """Return the parts of an array whose rows are decoded from videos."""
+    return [part for part in (array.segments if isinstance(array, Segmented) else [array]) if isinstance(part, Videos)]
 
 
 def view(array: Array, start: int, stop: int) -> Array:

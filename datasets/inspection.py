@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets import success as successes
+from gtp_vision.datasets.arrays import videos_of
 from gtp_vision.datasets.formats import FORMATS, detect, open_store
 from gtp_vision.datasets.pitfalls import last_outcomes, pitfalls
 from gtp_vision.datasets.scaling import SCALING, scaled, sentence
@@ -43,15 +45,18 @@ def inspect(
     env: str | None = None,
     features: Mapping[str, str] | None = None,
     labels: Path | Literal[False] | None = None,
+    video: str = "unpacked",
 ) -> tuple[dict[str, Any], Store]:
     """Describe a data set of any known format: JSON-able facts, and the data set itself.
 
     `problems` are faults, which prevent training; `warnings` are likely mistakes, looked for in data without faults. If
-    lengths disagree, only shapes are reported. A number that is not finite is None. `env`, `features` and `labels` are
-    as in `open_store`.
+    lengths disagree, only shapes are reported. A number that is not finite is None. `env`, `features`, `labels`
+    and `video` are as in `open_store`.
     """
     name = detect(path, features)
-    store = open_store(path, env, features, labels=labels)
+    store = open_store(path, env, features, labels=labels, video=video)
+    if video == "seek" and not store.has_videos:
+        raise GtpVisionError(f"--video seek is for videos, and {path} has none; leave it out")
     with np.errstate(all="ignore"):  # numbers that are too large are reported as faults, not as warnings of NumPy
         return {"path": str(path), "format": name, "title": FORMATS[name].title} | facts(store), store
 
@@ -74,6 +79,12 @@ def facts(store: Store) -> dict[str, Any]:
         "states": {name: shape for name, shape in shapes.items() if len(shape) != 3},
         "attributes": dict(store.attributes),
     }
+    if store.has_videos:
+        found["videos"] = {
+            name: {"gb": part.nbytes / 1e9, "rows_per_keyframe": part.rows_per_keyframe()}
+            for name, array in store.observations.items()
+            for part in videos_of(array)
+        }
     if shape_errors(store) or not len(store.transitions):
         return dict(_strict(found))
     numbers = statistics(store)
@@ -148,6 +159,12 @@ def entries(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for kind in ("cameras", "states"):
         if found[kind]:
             yield kind, ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in found[kind].items())
+    for name, video in found.get("videos", {}).items():
+        yield (
+            "video",
+            f"{name}: {video['gb']:.3g} GB if it were unpacked as it is, a keyframe every "
+            f"{video['rows_per_keyframe']:.3g} rows",
+        )
     if "reward" in found:
         length, reward, actions = found["episode_length"], found["reward"], found["actions"]
         ranges = [

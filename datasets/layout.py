@@ -5,6 +5,8 @@ process boundary:
 
     {"arrays": {name: {"dtype": "|u1", "shape": [N, ...], "pieces": [[path, byte offset, rows], ...]}},
      "attributes": {...}}
+
+Of frames that stay in videos, an entry has `videos`, the `VideoFile`s, and its pieces are those of `Videos.places`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array, Segmented
 from gtp_vision.datasets.mapped import map_file
 from gtp_vision.datasets.store import Store
+from gtp_vision.datasets.videos import VideoFile, Videos
 
 Layout = dict[str, Any]
 
@@ -38,6 +41,21 @@ def row_ranges(array: Any, dtype: np.dtype | None = None) -> Iterator[tuple[int,
 
 
 @dataclass(frozen=True)
+class VideoRows:
+    """Some rows of a camera in a video.
+
+    Attributes:
+        path: the file.
+        shape: (H, W, C), as recorded.
+        places: returns the places of the rows, int64 (rows, 4), as in `Videos` behind the number of the file.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    places: Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True)
 class Piece:
     """Some rows of one array, as the file holds them.
 
@@ -50,6 +68,7 @@ class Piece:
         is_depth: whether the rows are distances, see `core.depth`.
         framed: for a framing, a `read` of rows cropped and resized, if the reader has a faster way to them.
         is_independent: whether it may be read while other pieces are, in other threads.
+        video: where its frames are, if they can be decoded one by one.
     """
 
     rows: int
@@ -60,6 +79,7 @@ class Piece:
     is_depth: bool = False
     framed: Callable[[Framing], Callable[[int, int], np.ndarray]] | None = None
     is_independent: bool = False
+    video: VideoRows | None = None
 
 
 def piece_of(data: h5py.Dataset, path: Path, start: int = 0, stop: int | None = None) -> Piece:
@@ -157,6 +177,10 @@ def check_filters(store: Store) -> None:
 
 def map_array(entry: Mapping[str, Any], path: Path) -> Array:
     """Map an array of a layout. Raises GtpVisionError: its file became shorter."""
+    if "videos" in entry:
+        places = map_array({"dtype": "<i8", "shape": [entry["shape"][0], 5], "pieces": entry["pieces"]}, path)
+        videos = [VideoFile(**file) for file in entry["videos"]]
+        return Videos(path, videos, np.asarray(places), tuple(entry["shape"][1:]))
     dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
     row = hdf5.nbytes(shape[1:], dtype)
     if not shape[0] or not row:

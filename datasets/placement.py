@@ -12,7 +12,7 @@ import torch
 
 from gtp_vision.core.distributed import widest
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.datasets.arrays import Array, Lookup, gather
+from gtp_vision.datasets.arrays import Array, Lookup, gather, videos_of
 from gtp_vision.datasets.layout import COPY_BYTES
 from gtp_vision.datasets.store import Store
 
@@ -94,7 +94,14 @@ def place(
     if how == "device" or (how == "auto" and device.type == "cuda" and fits):
         moved: dict[str, Any] = {name: Resident(array, device) for name, array in store.observations.items()}
         return replace(store, observations=moved), f"data: {size / 1e9:.2f} GB of {what} on {device}"
-    return store, f"data: {size / 1e9:.2f} GB of {what} mapped from {source or store.path or 'memory'}"
+    place = source or store.path or "memory"
+    if videos := [part for array in store.observations.values() for part in videos_of(array)]:
+        rows = len(store) * len(videos) / sum(len(part) / part.rows_per_keyframe() for part in videos)
+        return store, (
+            f"data: {size / 1e9:.2f} GB of {what}, decoded from the videos of {place} when they are needed, with a "
+            f"keyframe every {rows:.3g} rows"
+        )
+    return store, f"data: {size / 1e9:.2f} GB of {what} mapped from {place}"
 
 
 def free_memory(device: torch.device) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, propose
-from gtp_vision.datasets.arrays import Array, Segmented, view
+from gtp_vision.datasets.arrays import Array, Segmented, videos_of, view
 
 ACTION_BOUNDS = ("action_low", "action_high")
 """Attributes of a data set whose actions were scaled: low + (action + 1) / 2 (high - low) is the robot's action."""
@@ -204,6 +204,11 @@ class Store:
     def episode_of(self, rows: np.ndarray) -> np.ndarray:
         """Return the episode number of each row."""
         return np.searchsorted(self.episode_ends, rows, side="right")
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether frames are decoded from videos when they are read."""
+        return any(videos_of(array) for array in self.observations.values())
 
     def nbytes(self) -> int:
         """Return the bytes of all observation arrays, mapped or not."""

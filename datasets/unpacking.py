@@ -43,16 +43,23 @@ _VERSION = "6"  # of the cache's entries: raise it when a reader's result change
 _MIN_MAPPED = 1 << 16  # mean bytes of a piece below which one copy is cheaper than gathering from many places
 
 _framing: ContextVar[Framing | None] = ContextVar("framing", default=None)
+_seeks: ContextVar[bool] = ContextVar("seeks", default=False)
 
 
 @contextmanager
-def framed(framing: Framing | None) -> Iterator[None]:
-    """Crop and resize the frames of all data sets that are unpacked in a block."""
-    token = _framing.set(framing)
+def framed(framing: Framing | None, *, seeks: bool = False) -> Iterator[None]:
+    """Crop and resize the frames of all data sets that are unpacked in a block; with `seeks`, leave videos unpacked."""
+    tokens = _framing.set(framing), _seeks.set(seeks)
     try:
         yield
     finally:
-        _framing.reset(token)
+        _framing.reset(tokens[0])
+        _seeks.reset(tokens[1])
+
+
+def seeks() -> bool:
+    """Return whether frames stay in their videos."""
+    return _seeks.get()
 
 
 def with_frames(found: Layout, path: Path) -> Layout:
@@ -93,7 +100,8 @@ def through_cache(path: Path, opened: Callable[[], AbstractContextManager[FileAr
 def unpack(source: FileArrays, target: Path, path: Path) -> None:
     """Copy what cannot be mapped in place into the native file `target`, and note beside it where the rest lies.
 
-    Places are relative to `path`, the source's file or folder, so that it may be moved.
+    Of frames that stay in videos, `target` has the places, `videos/<name>`. Files are named relative to `path`, the
+    source's file or folder, so that it may be moved.
 
     Raises:
         GtpVisionError: pieces of one array that differ in shape or dtype; the disk is full.
@@ -103,6 +111,7 @@ def unpack(source: FileArrays, target: Path, path: Path) -> None:
     label = f"unpacking {path.name}"
     in_place: dict[str, dict[str, Any]] = {}
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+    videos: dict[str, np.ndarray] = {}
     for name, pieces in source.observations.items():
         shape, dtype = _stored_as(name, pieces)
         rows = sum(piece.rows for piece in pieces)
@@ -111,7 +120,10 @@ def unpack(source: FileArrays, target: Path, path: Path) -> None:
                 f"{label}: the observation '{name}' has {rows} frames for {len(source.actions)} actions; "
                 f"every frame needs both"
             )
-        if _is_mappable(pieces, dtype):
+        if seeks() and all(piece.video for piece in pieces):
+            files, videos[f"videos/{name}"] = _videos(name, pieces, path)
+            in_place[f"observations/{name}"] = {"dtype": dtype.str, "shape": [rows, *shape], "videos": files}
+        elif _is_mappable(pieces, dtype):
             in_place[f"observations/{name}"] = {
                 "dtype": dtype.str,
                 "shape": [rows, *shape],
@@ -126,15 +138,21 @@ def unpack(source: FileArrays, target: Path, path: Path) -> None:
             "terminals": np.asarray(source.terminals, bool).astype(np.uint8),
             "timeouts": np.asarray(source.timeouts, bool).astype(np.uint8),
             "episode_ends": np.asarray(source.episode_ends, np.int64),
+            **videos,
         }
     distances = depth.attribute(name for name, pieces in source.observations.items() if pieces[0].is_depth)
     copied = sum(hdf5.nbytes(shape, np.dtype(dtype)) for shape, dtype in shapes.values())
     needed = copied + sum(array.nbytes for array in flat.values())
     smaller = "task.image_size to smaller frames, or " if any(len(shape) == 4 for shape, _ in shapes.values()) else ""
-    evict(target.parent, needed)
-    require_space(target.parent, needed, label, f"set {smaller}GTP_VISION_CACHE to another disk")
+    has_videos = any(
+        pieces[0].video for name, pieces in source.observations.items() if f"observations/{name}" in shapes
+    )
+    kept = "task.video=seek to read frames from their videos, " if has_videos else ""
+    evict(target.parent, needed, kept and f"{kept}or ")
+    require_space(target.parent, needed, label, f"set {kept}{smaller}GTP_VISION_CACHE to another disk")
     if copied >= PROGRESS_BYTES:
-        print(f"gtp-vision: {label} takes {copied / 1e9:.3g} GB in {target.parent}", file=sys.stderr, flush=True)
+        other = "; task.video=seek (--video seek) would read frames from their videos instead" if has_videos else ""
+        print(f"gtp-vision: {label} takes {copied / 1e9:.3g} GB in {target.parent}{other}", file=sys.stderr, flush=True)
     shapes |= {name: (array.shape, array.dtype) for name, array in flat.items()}
     if in_place:
         with atomic_write(target.with_suffix(".json")) as temporary:
@@ -166,8 +184,15 @@ def read_unpacked(target: Path, path: Path) -> Layout:
 
     sidecar = target.with_suffix(".json")
     in_place = read_json(sidecar) if sidecar.exists() else {}
-    for entry in in_place.values():
-        entry["pieces"] = [[os.path.normpath(path.absolute() / file), *where] for file, *where in entry["pieces"]]
+    for name, entry in in_place.items():
+        if "videos" in entry:
+            for file in entry["videos"]:
+                file["path"] = os.path.normpath(path.absolute() / file["path"])
+            with hdf5.open_file(target) as cache:
+                places = hdf5.array(cache, f"videos/{name.removeprefix('observations/')}", target, kinds="i")
+                entry["pieces"] = native.array_layout(places, target)["pieces"]
+        else:
+            entry["pieces"] = [[os.path.normpath(path.absolute() / file), *where] for file, *where in entry["pieces"]]
     found = native.layout(target, elsewhere=bool(in_place))
     found["arrays"] |= in_place
     return found
@@ -201,6 +226,23 @@ def _framed(name: str, piece: Piece, framing: Framing) -> Piece:
         return framing(name, np.asarray(piece.read(start, stop)))
 
     return replace(piece, shape=shape, read=read, place=None)
+
+
+def _videos(name: str, pieces: Sequence[Piece], path: Path) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Return the `VideoFile`s of a camera whose frames stay in them, and the places of the rows."""
+    framing, files, places = _framing.get(), list[dict[str, Any]](), list[np.ndarray]()
+    for number, video in enumerate(piece.video for piece in pieces if piece.video is not None):
+        is_framed = framing is not None and framing.shape(name, video.shape) != video.shape
+        places.append(np.insert(video.places(), 0, number, axis=1))
+        files.append(
+            {
+                "path": os.path.relpath(video.path, path),
+                "shape": video.shape,
+                "framing": framing.record() if framing is not None and is_framed else None,
+                "camera": name,
+            }
+        )
+    return files, np.concatenate(places)
 
 
 def _is_camera(piece: Piece) -> bool:

@@ -47,6 +47,7 @@ def open_store(
     *,
     framing: Framing | None = None,
     labels: Path | Literal[False] | None = None,
+    video: str = "unpacked",
 ) -> Store:
     """Open a data set of any known format, or raise a GtpVisionError.
 
@@ -54,20 +55,23 @@ def open_store(
     data set of this package, see `datasets.located`. `env` is the environment's name, for formats whose rewards depend
     on the task (OGBench). `features` are names in the store to those in the file, see `datasets.names`; `framing` crops
     and resizes the frames; `labels` is the file of labels, or the folder of several, if it is not beside the data
-    (False: leave them out), see `datasets.labels`.
+    (False: leave them out), see `datasets.labels`. `video="seek"` leaves frames in their videos, see `datasets.videos`.
     """
     path = located(path)
-    found = sandbox.call(f"{__name__}:_layout", path, env, features, framing and framing.record())
+    found = sandbox.call(f"{__name__}:_layout", path, env, features, framing and framing.record(), video == "seek")
     store = to_store(found, path)
     return store if labels is False else labelled(store, path, labels)
 
 
-def open_states(path: Path, features: Names | None = None, *, labels: Path | None = None) -> Store:
+def open_states(
+    path: Path, features: Names | None = None, *, labels: Path | None = None, video: str = "unpacked"
+) -> Store:
     """Open a data set with every recorded state as an observation, and without cameras.
 
     OGBench's files have additional states, which no policy reads: `qpos`, `qvel` and `button_states`.
     """
-    return labelled(to_store(sandbox.call(f"{__name__}:_states", path, features), path), path, labels)
+    found = sandbox.call(f"{__name__}:_states", path, features, video == "seek")
+    return labelled(to_store(found, path), path, labels)
 
 
 def open_snapshots(path: Path, numbers: Sequence[int], features: Names | None = None) -> list[Snapshots]:
@@ -95,6 +99,7 @@ def convert(
     framing: Framing | None = None,
     scale: str = "none",
     overwrite: bool = False,
+    video: str = "unpacked",
 ) -> Store:
     """Write a data set of any known format in another one, and return it, read back; options as in `open_store`.
 
@@ -112,7 +117,7 @@ def convert(
         raise GtpVisionError(f"{target} is a folder, but {FORMATS[to].title} is a file; name a file")
     if any(parent.exists() and not parent.is_dir() for parent in target.parents):
         raise GtpVisionError(f"{target} lies below a file; choose another place")
-    store = open_store(source, env, features, framing=framing)
+    store = open_store(source, env, features, framing=framing, video=video)
     if fps is not None:
         store.attributes = dict(store.attributes) | {"fps": fps}
     if faults := shape_errors(store):
@@ -188,12 +193,14 @@ def _is_data_set(path: Path) -> bool:
     return False
 
 
-def _layout(path: Path, env: str | None, features: Names | None = None, framing: Any = None) -> Layout:
+def _layout(
+    path: Path, env: str | None, features: Names | None = None, framing: Any = None, seeks: bool = False
+) -> Layout:
     chosen = Framing.of(framing)
     if chosen and features:  # cameras have their names in the file until the layout is made
         sizes = {re.split("[./]", features.get(name, name))[-1]: size for name, size in chosen.sizes.items()}
         chosen = replace(chosen, sizes=sizes)
-    with names.reading(features), framed(chosen):
+    with names.reading(features), framed(chosen, seeks=seeks):
         return names.renamed(with_frames(FORMATS[_detect(path)].layout(path, env), path), path)
 
 
@@ -202,9 +209,9 @@ def _detected(path: Path, features: Names | None) -> str:
         return _detect(path)
 
 
-def _states(path: Path, features: Names | None = None) -> Layout:
+def _states(path: Path, features: Names | None = None, seeks: bool = False) -> Layout:
     known, prefix = FORMATS[_detected(path, features)], "observations/"
-    found = _layout(path, None, features)
+    found = _layout(path, None, features, seeks=seeks)
     arrays = {
         name: entry
         for name, entry in found["arrays"].items()

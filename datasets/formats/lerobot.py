@@ -21,7 +21,8 @@ Every row is a row of the store. Observations lose the prefix `observation.` and
 recording stopped, while its success ends the task. An episode's last row is a timeout if it is not a terminal, or if
 `next.truncated` is set. Missing rewards and flags are 0.
 
-`lerobot_times` pairs rows with the frames of videos. Each video is decoded once, into the cache, several at a time.
+`lerobot_times` pairs rows with the frames of videos. Each video is decoded once, into the cache, several at a time; or
+its frames are decoded when they are read (`seeking`), except those of depth cameras.
 
 Actions are the robot's, as recorded; within [-1, 1] the attributes `action_low` and `action_high`, -1 and 1, say so.
 Our writer multiplies scaled actions by these attributes, and they are scaled again here.
@@ -33,6 +34,7 @@ import io
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +43,13 @@ from PIL import Image
 
 from gtp_vision.core import depth, sandbox
 from gtp_vision.core.errors import GtpVisionError, first_line
+from gtp_vision.core.extras import require
 from gtp_vision.core.framing import Framing
 from gtp_vision.core.safe_json import read_json
 from gtp_vision.core.units import to_policy
 from gtp_vision.datasets import names
 from gtp_vision.datasets import success as successes
-from gtp_vision.datasets.formats import lerobot_times, tables, video
+from gtp_vision.datasets.formats import lerobot_times, seeking, tables, video
 from gtp_vision.datasets.formats.episodes import to_float32
 from gtp_vision.datasets.formats.lerobot_meta import (
     DEPTH_BITS,
@@ -61,10 +64,10 @@ from gtp_vision.datasets.formats.lerobot_meta import (
     read_splits,
     read_tasks,
 )
-from gtp_vision.datasets.layout import FileArrays, Layout, Piece
+from gtp_vision.datasets.layout import FileArrays, Layout, Piece, VideoRows
 from gtp_vision.datasets.scaling import ROUNDING, recorded_bounds
 from gtp_vision.datasets.store import ACTION_BOUNDS
-from gtp_vision.datasets.unpacking import through_cache
+from gtp_vision.datasets.unpacking import seeks, through_cache
 from gtp_vision.datasets.validation import place
 
 _MARKS = ("next.success", "next.is_success", "success", "is_success")  # names of columns of flags
@@ -84,7 +87,9 @@ def layout(path: Path) -> Layout:
     Raises:
         GtpVisionError: another version, missing or damaged files, lengths that disagree, files outside the folder.
     """
-    return through_cache(path, lambda: _opened(path), "lerobot")
+    if seeks():
+        require("lerobot", "task.video=seek", "av")
+    return through_cache(path, lambda: _opened(path), "lerobot", *(["seek"] if seeks() else []))
 
 
 @contextmanager
@@ -226,11 +231,13 @@ class Stream:
         rows: their number.
         frames: yields them; frames of a camera cropped and resized, if it gets a framing.
         frames_itself: whether it takes one.
+        video: as that of a `Piece`.
     """
 
     rows: int
     frames: Callable[[Framing | None], Generator[np.ndarray, None, None]]
     frames_itself: bool = False
+    video: VideoRows | None = None
 
 
 def _streamed(name: str, feature: Feature, stream: Stream, path: Path, stack: ExitStack, begins: bool) -> Piece:
@@ -269,10 +276,11 @@ def _streamed(name: str, feature: Feature, stream: Stream, path: Path, stack: Ex
         stream.rows,
         feature.shape,
         dtype,
-        reader(None, begins),
+        reader(None, begins and not (seeks() and stream.video)),
         is_depth=feature.depth is not None,
         framed=framed,
         is_independent=feature.kind == "video",
+        video=stream.video,
     )
 
 
@@ -319,7 +327,7 @@ def _of_videos(name: str, feature: Feature, pairing: lerobot_times.Pairing, star
     """Return the rows of a camera, a stream for each file; `starts` (E,) are the episodes' first rows."""
     height, width, channels = feature.shape
 
-    def stream(file: Path, begin: int, end: int, wanted: np.ndarray) -> Stream:
+    def stream(file: Path, begin: int, end: int, packets: video.Packets, wanted: np.ndarray) -> Stream:
         def frames(framing: Framing | None) -> Generator[np.ndarray, None, None]:
             with video.decoding(file, (height, width, channels), framing, name) as decoded:
                 number, frame = -1, np.empty(0, np.uint8)
@@ -339,6 +347,9 @@ def _of_videos(name: str, feature: Feature, pairing: lerobot_times.Pairing, star
                             frame = depth.to_bytes(feature.depth[codes])
                     yield frame
 
-        return Stream(len(wanted), frames, frames_itself=feature.depth is None)
+        if feature.depth is not None:
+            return Stream(len(wanted), frames)
+        places = partial(seeking.places, file, packets, wanted, int(starts[begin]))
+        return Stream(len(wanted), frames, frames_itself=True, video=VideoRows(file, (height, width, channels), places))
 
     return [stream(*each) for each in pairing.files]

@@ -27,9 +27,9 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Pairing:
-    """The frames of one camera: per file its path, first and exclusive last episode, and its rows' frames (N,)."""
+    """The frames of one camera: per file its path, first and exclusive last episode, packets, and rows' frames (N,)."""
 
-    files: list[tuple[Path, int, int, np.ndarray]]
+    files: list[tuple[Path, int, int, video.Packets, np.ndarray]]
     notes: list[str]
 
 
@@ -55,8 +55,9 @@ def pair(path: Path, fps: float, feature: Feature, episodes: Episodes, stamps: n
     starts = np.concatenate([[0], np.cumsum(episodes.lengths)])
     pairing = Pairing([], [])
     height, width, _ = feature.shape
-    listed = side_by_side(lambda part: video.frame_times(part[0], (height, width)), parts)
-    for (file, begin, end), times in zip(parts, listed, strict=True):
+    listed = side_by_side(lambda part: video.packets(part[0], (height, width)), parts)
+    for (file, begin, end), held in zip(parts, listed, strict=True):
+        times = held.seconds
         here = stamps[starts[begin] : starts[end]]
         first = starts[begin:end] - starts[begin]
         found = match(times, begins[begin:end], here, first, 0.5 / fps)
@@ -92,7 +93,7 @@ def pair(path: Path, fps: float, feature: Feature, episodes: Episodes, stamps: n
                 f"{name}: {len(times) - len(here)} of {len(times)} frames belong to no row"
                 f"{skips if found.skips.any() else ''}"
             )
-        pairing.files.append((file, begin, end, found.frames))
+        pairing.files.append((file, begin, end, held, found.frames))
     if len(pairing.notes) > 1:
         pairing.notes[1:] = [f"{len(pairing.notes) - 1} more videos of the camera '{feature.key}' do not fit either"]
     return pairing

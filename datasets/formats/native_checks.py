@@ -16,6 +16,7 @@ from gtp_vision.datasets.formats import episodes
 from gtp_vision.datasets.layout import check_filters
 from gtp_vision.datasets.store import Store
 from gtp_vision.datasets.validation import observation_fault, shape_errors
+from gtp_vision.datasets.videos import Videos
 
 FLAT = {
     "actions": ("f", "", "float32 (frames, dimensions) in [-1, 1]"),
@@ -84,7 +85,7 @@ def writable(store: Store) -> Store:
     """
     place = store.path or "the data set"
     observations: dict[str, Array] = {
-        name: array if isinstance(array, np.ndarray | Segmented) else np.asarray(array)
+        name: array if isinstance(array, np.ndarray | Segmented | Videos) else np.asarray(array)
         for name, array in store.observations.items()
     }
     flat: dict[str, np.ndarray] = {name: np.asarray(getattr(store, name)) for name in FLAT}

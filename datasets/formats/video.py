@@ -9,6 +9,7 @@ import tempfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -22,7 +23,8 @@ from gtp_vision.core.framing import Framing
 
 CRF = 18  # x264's quality: visually lossless
 _STALL = 0.75  # share of the sandbox's patience after which a stalled ffmpeg is stopped
-_ACCURATE = ["-sws_flags", "accurate_rnd+full_chroma_int+full_chroma_inp"]  # exact color conversion
+_EXACT = "accurate_rnd+full_chroma_int+full_chroma_inp"  # conversion of colors
+_ACCURATE = ["-sws_flags", _EXACT]
 _X265 = "lossless=1:keyint=2:bframes=0:pools=2:log-level=error"
 _LOSSLESS = ["-c:v", "libx265", "-x265-params", _X265, "-tag:v", "hvc1"]  # the tag that players know
 _PIECE = 1 << 20  # bytes that ffmpeg may be ahead: several frames
@@ -132,31 +134,64 @@ def decoding(
     Only mp4 is accepted, only this file is opened, and a damaged frame ends the iteration.
     """
     pixels, codec, _ = _PIXELS[shape[2]]
-    filters, wanted, after = list[str](), shape, None
-    if framing is not None:
-        top, left, height, width = framing.window(camera, shape)
-        if framing.crop is not None and any(side % 2 for side in (top, left, height, width)):
-            # Two pixels of a row share a color: a cut between them would move colors.
-            after = partial(framing, camera)
-        else:  # swscale's bilinear filter is that of `Framing`, antialiased
-            wanted = framing.shape(camera, shape)
-            scale = f"scale={wanted[1]}:{wanted[0]}:flags=bilinear+accurate_rnd+full_chroma_int+full_chroma_inp"
-            filters = ["-vf", f"crop={width}:{height}:{left}:{top}:exact=1,{scale}"]
-    options = ["-fps_mode", "passthrough", *filters, *_ACCURATE, "-f", "image2pipe", "-c:v", codec, "-pix_fmt", pixels]
+    chain, wanted, after = filters(shape, framing, camera)
+    filtered = ["-vf", ",".join(f"{name}={values}" for name, values in chain)] if chain else []
+    options = ["-fps_mode", "passthrough", *filtered, *_ACCURATE, "-f", "image2pipe", "-c:v", codec, "-pix_fmt", pixels]
     with _reading(path, options) as output:
         yield Frames(output, wanted, after)
 
 
-def frame_times(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Return the seconds at which a video shows its frames, float64 (M,), increasing; nothing is decoded.
+def filters(
+    shape: tuple[int, int, int], framing: Framing | None, camera: str
+) -> tuple[list[tuple[str, str]], tuple[int, int, int], Callable[[np.ndarray], np.ndarray] | None]:
+    """Return how decoded frames (H, W, C) of a camera are cropped and resized.
+
+    Returns:
+        ffmpeg's filters, names and arguments; the shape of the frames behind them; what changes each frame then.
+    """
+    if framing is None:
+        return [], shape, None
+    top, left, height, width = framing.window(camera, shape)
+    if framing.crop is not None and any(side % 2 for side in (top, left, height, width)):
+        # Two pixels of a row share a color: a cut between them would move colors.
+        return [], shape, partial(framing, camera)
+    wanted = framing.shape(camera, shape)  # swscale's bilinear filter is that of `Framing`, antialiased
+    scale = f"{wanted[1]}:{wanted[0]}:flags=bilinear+{_EXACT}"
+    return [("crop", f"{width}:{height}:{left}:{top}:exact=1"), ("scale", scale)], wanted, None
+
+
+def pixel_filters(chain: list[tuple[str, str]], channels: int) -> list[tuple[str, str]]:
+    """Return the filters of `filters`, and those that make frames of bytes, with exact colors."""
+    return [*(chain or [("scale", f"flags={_EXACT}")]), ("format", f"pix_fmts={_PIXELS[channels][0]}")]
+
+
+@dataclass(frozen=True)
+class Packets:
+    """The M packets of a video, in the order in which their frames are shown.
+
+    Attributes:
+        seconds: float64 (M,), when that is, increasing.
+        pts: int64 (M,), the same in the stream's unit of time.
+        dts: int64 (M,), when they are decoded, in that unit.
+        is_key: bool (M,), whether decoding can begin at them.
+    """
+
+    seconds: np.ndarray
+    pts: np.ndarray
+    dts: np.ndarray
+    is_key: np.ndarray
+
+
+def packets(path: Path, size: tuple[int, int]) -> Packets:
+    """List the packets of a video; nothing is decoded.
 
     Raises:
         GtpVisionError: it has no frame that can be read, or too many to list, or none of the height and width `size`.
     """
     wanted, found_size = f"{size[1]}x{size[0]}", ""
-    found, unit, rest = array("q"), 0.0, b""  # times in units of so many seconds
+    found, unit, rest = array("q"), 0.0, b""  # dts, pts and flags; times in units of so many seconds
     with _reading(path, ["-c", "copy", "-copyts", "-f", "framecrc"]) as output:
-        while (piece := output.piece()) and len(found) < _MAX_FRAMES:
+        while (piece := output.piece()) and len(found) < 3 * _MAX_FRAMES:
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 if line.startswith(b"#tb 0:"):
@@ -165,26 +200,33 @@ def frame_times(path: Path, size: tuple[int, int]) -> np.ndarray:
                 elif line.startswith(b"#dimensions 0: "):
                     found_size = line.removeprefix(b"#dimensions 0: ").decode()
                 elif not line.startswith(b"#"):
-                    found.append(int(line.split(b",")[2]))
+                    _, time, shown_at, *more = line.split(b",")
+                    mark = next((word for word in more if word.startswith(b" F=")), b" F=0x1")  # left out if 1
+                    found.extend((int(time), int(shown_at), int(mark[3:], 16)))
     if not found or not output.ended:
         reason = "more frames than can be listed" if found else output.ended
         raise GtpVisionError(f"{path} cannot be read as a video ({reason}); copy the data set again")
     if found_size != wanted:  # ffmpeg would resize it without a word
         raise GtpVisionError(f"{path}: its frames are {found_size} pixels and not {wanted}; copy the data set again")
-    return np.sort(np.array(found)) * unit
+    dts, pts, flags = np.array(found).reshape(-1, 3).T
+    shown = np.argsort(pts, kind="stable")
+    return Packets(pts[shown] * unit, pts[shown], dts[shown], flags[shown] & 1 == 1)
 
 
 @contextmanager
-def encoding(path: Path, shape: Sequence[int], fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Write an mp4 (H.264) of frames (H, W, C), C 1 or 3; every second frame is a key frame, for fast seeking.
+def encoding(
+    path: Path, shape: Sequence[int], fps: float, *, keyframes: int = 2
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Write an mp4 (H.264) of frames (H, W, C), C 1 or 3; every second frame is a keyframe, for fast seeking.
 
     Yields a function that takes frames, uint8 (n, H, W, C). If C is 2, they are numbers of 12 bits, uint16 (n, H, W),
-    which are written without loss (H.265), as LeRobot writes depth. Raises GtpVisionError: ffmpeg fails, as on a full
-    disk.
+    which are written without loss (H.265), as LeRobot writes depth. `keyframes` is their distance in H.264.
+
+    Raises GtpVisionError: ffmpeg fails, as on a full disk.
     """
     height, width, channels = shape
     is_depth = channels == depth.BYTES
-    codec = _LOSSLESS if is_depth else ["-c:v", "libx264", "-crf", str(CRF), "-g", "2", "-bf", "0"]
+    codec = _LOSSLESS if is_depth else ["-c:v", "libx264", "-crf", str(CRF), "-g", f"{keyframes}", "-bf", "0"]
     pixels = pixel_format(shape) if is_depth else _PIXELS[channels][0]
     command = [
         *(_ffmpeg(), "-nostdin", "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", pixels),

@@ -36,6 +36,12 @@ def reading_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=NAME_IN_FILE,...",
         help="other names of arrays, e.g. action=actions,state=qpos, as task.features",
     )
+    parser.add_argument(
+        "--video",
+        choices=("unpacked", "seek"),
+        default="unpacked",
+        help="unpack videos into the cache (default), or decode their frames when they are needed, as task.video",
+    )
 
 
 def _features(words: str) -> dict[str, str]:
@@ -187,7 +193,7 @@ def _inspect(arguments: argparse.Namespace, _: list[str]) -> int:
         pictures.check_target(target)
     if arguments.sheet and arguments.actions and arguments.sheet.resolve() == arguments.actions.resolve():
         raise GtpVisionError(f"--sheet and --actions both name {arguments.sheet}; name two files")
-    found, store = inspect(arguments.path, arguments.env, arguments.features, arguments.labels)
+    found, store = inspect(arguments.path, arguments.env, arguments.features, arguments.labels, arguments.video)
     print(json.dumps(found) if arguments.json else inspection_text(found), flush=True)
     for target, draw in wanted:
         if target:
@@ -205,12 +211,13 @@ def _check(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     env = arguments.env
     if env is None:
-        held = open_store(arguments.path, None, arguments.features).attributes
+        held = open_store(arguments.path, None, arguments.features, video=arguments.video).attributes
         env = "robosuite" if held.get("suite") == "robomimic" else held.get("env")
     if not env:
         raise GtpVisionError(f"{arguments.path} does not say what it was recorded in; give --env NAME")
     names = ",".join(f"{name}: {held!r}" for name, held in (arguments.features or {}).items())
     settings = [f"task.dataset='{arguments.path}'", f"task.env='{env}'", "task.validation=0", "run_dir=unused"]
+    settings.append(f"task.video={arguments.video}")
     settings += [f"task.features={{{names}}}"] if names else []
     found = check_data(from_command_line(["task=own", *settings, *overrides]), arguments.episodes, arguments.steps)
     print(json.dumps(found) if arguments.json else check_text(found))
@@ -224,7 +231,7 @@ def _view(arguments: argparse.Namespace, _: list[str]) -> int:
     target = arguments.out or Path(f"{arguments.path.resolve().stem}.html")
     episodes = viewing.EPISODES if arguments.episodes is None else arguments.episodes
     viewing.check_target(target, episodes)
-    found, store = inspect(arguments.path, arguments.env, arguments.features, arguments.labels)
+    found, store = inspect(arguments.path, arguments.env, arguments.features, arguments.labels, arguments.video)
     viewing.write_page(target, found, store, episodes)
     for kind in ("problems", "warnings"):
         for line in found[kind]:
@@ -245,8 +252,9 @@ def _convert(arguments: argparse.Namespace, _: list[str]) -> int:
     )
     framing = Framing({ALL: size} if size else {}, crop) if size or crop else None
     # Now: the target may be the source.
-    before = open_store(arguments.source, arguments.env, arguments.features, framing=framing)
-    options = {"fps": arguments.fps, "framing": framing, "scale": arguments.scale, "overwrite": arguments.overwrite}
+    reading = {"framing": framing, "video": arguments.video}
+    before = open_store(arguments.source, arguments.env, arguments.features, **reading)
+    options = {"fps": arguments.fps, "scale": arguments.scale, "overwrite": arguments.overwrite, **reading}
     store = convert(arguments.source, arguments.target, arguments.to, arguments.env, arguments.features, **options)
     if arguments.fps is not None:
         before.attributes = dict(before.attributes) | {"fps": arguments.fps}

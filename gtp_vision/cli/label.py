@@ -68,7 +68,7 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     for name in ("encoder", "backbone", "weights", "observations", "threshold"):
         if getattr(arguments, name) is not None and not arguments.classifier:
             raise GtpVisionError(f"--{name} is of the classifier; add --classifier, or leave it out")
-    found, store = inspect(arguments.path, arguments.env, arguments.features, labels=False)
+    found, store = inspect(arguments.path, arguments.env, arguments.features, labels=False, video=arguments.video)
     path = labels.labels_path(arguments.path, arguments.labels)
     if arguments.prune:
         print(f"{path}: {labels.prune(path, store)} labels removed")

@@ -14,6 +14,7 @@ from gtp_vision.datasets.instructions import MODES as INSTRUCTIONS
 from gtp_vision.datasets.placement import PLACEMENTS
 from gtp_vision.datasets.rewards import MODES as REWARDS
 from gtp_vision.datasets.scaling import MODES
+from gtp_vision.datasets.videos import MODES as VIDEO_MODES
 from gtp_vision.encoders import EncoderConfig
 
 TRACKERS = ("wandb", "mlflow")
@@ -70,6 +71,13 @@ class TaskConfig:
     )
     image_crop: str | None = setting(
         None, "height x width that are cut out of the middle of all frames before, e.g. 400x400; null: nothing"
+    )
+    video: str = setting(
+        "unpacked",
+        "frames of videos: decoded once, into the cache, or whenever a batch needs them, for data too large for the "
+        "cache (seek; docs/data.md)",
+        choices=VIDEO_MODES,
+        free=True,
     )
     action_scaling: str = setting(
         "auto", "how actions in the file's units are brought to [-1, 1] (docs/data.md)", choices=MODES

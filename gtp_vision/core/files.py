@@ -67,11 +67,11 @@ def touch(path: Path) -> None:
         os.utime(path)
 
 
-def evict(folder: Path, wanted: int) -> None:
+def evict(folder: Path, wanted: int, advice: str = "") -> None:
     """Remove the least recently used entries of a cache until `wanted` more bytes fit its limit.
 
     Processes that have an entry mapped can read it until they close it. Temporary files of killed processes are
-    removed, too.
+    removed, too. `advice` is what else can be set, for the message.
 
     Raises:
         GtpVisionError: GTP_VISION_CACHE_SIZE is not a number, or less than `wanted`.
@@ -80,7 +80,7 @@ def evict(folder: Path, wanted: int) -> None:
     if wanted > limit:
         raise GtpVisionError(
             f"{wanted / 1e9:.3g} GB do not fit the cache {folder}, whose limit is {limit / 1e9:.3g} GB; "
-            f"set GTP_VISION_CACHE_SIZE to more"
+            f"set {advice}GTP_VISION_CACHE_SIZE to more"
         )
     for used, _, part in _files(folder, ".*.part"):
         process = part.name.split(".")[-2]  # if the clock jumps, files of running processes must stay

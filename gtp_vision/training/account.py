@@ -128,7 +128,7 @@ def name_group(folder: Path, found: Mapping[str, Any], name: str) -> list[str]:
     chosen = None if config.task.labels is None else Path(config.task.labels).expanduser()
     sentences = []
     for path in paths_of(config):
-        whole = open_store(path, config.task.env, config.task.features, labels=chosen)
+        whole = open_store(path, config.task.env, config.task.features, labels=chosen, video=config.task.video)
         group = config.task.filter
         kept = whole if group is None else whole.filtered(group)
         numbers = range(whole.episodes) if kept.numbers is None else kept.numbers.tolist()

@@ -69,6 +69,8 @@ def open_split(config: Config, known: Mapping[str, Any] | None = None, *, rescal
     """
     task, paths = config.task, paths_of(config)
     stores = [_opened(config, path) for path in paths]
+    if task.video == "seek" and task.observations is None and not any(store.has_videos for store in stores):
+        raise GtpVisionError(f"task.video=seek is for videos, and {stores[0].path} has none; leave it out")
     for store in stores:
         check_marked(_filtered(store, task), task.rewards)  # counts all episodes
     others = [recorded_part(path, partial(_opened, config)) if task.validation else None for path in paths]
@@ -112,7 +114,9 @@ def open_for(config: Config, path: Path, past: DataRecord) -> Store:
 
 def _opened(config: Config, path: Path) -> Store:
     task = config.task
-    store = open_store(path, task.env, task.features, framing=framing_of(config), labels=_labels(task))
+    store = open_store(
+        path, task.env, task.features, framing=framing_of(config), labels=_labels(task), video=task.video
+    )
     if ACTIONS_BETWEEN in store.attributes:
         raise GtpVisionError(
             f"{path} holds recordings of plans, whose observations are up to {store.attributes[ACTIONS_BETWEEN]} "
@@ -188,7 +192,9 @@ def open_states(config: Config) -> Store:
         GtpVisionError: a file cannot be read, or its states have other lengths than its actions.
     """
     task, paths, trained = config.task, paths_of(config), open_split(config).split.training
-    stores = [_checked(open_states_of(path, task.features, labels=_labels(task)), path) for path in paths]
+    stores = [
+        _checked(open_states_of(path, task.features, labels=_labels(task), video=task.video), path) for path in paths
+    ]
     stores = [
         store if same.numbers is None else store.subset(same.numbers)
         for store, same in zip(stores, trained, strict=True)
