@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from gtp_vision.bench.recordings import noise_store
-from gtp_vision.bench.unpacking import unpacking
+from gtp_vision.bench.unpacking import seeking, unpacking
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.extras import importing
 from gtp_vision.core.timing import Work, median_ms, seconds
@@ -55,7 +55,7 @@ def bench_loader(*, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
     stacked later, on the device; `vs_robomimic_stacked` and so on compare native_stacked, the same tensors.
     `private_mb` is the anonymous memory of a process that samples a 4.3 GB file, its libraries included;
     `private_growth_mb` what sampling added. `stats_seconds` is the time of the statistics of 1M x 30 floats.
-    `unpacking` is that of videos, see `bench.unpacking`.
+    `unpacking` is that of videos, `seeking` batches without it, see `bench.unpacking`.
     `beyond_cache` samples a file twice as large as the page cache may grow, in a control group that sets that limit;
     None where the user may not create one.
 
@@ -72,6 +72,7 @@ def bench_loader(*, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
         memory = _in_child(_measure_memory, folder / "large.h5", _MEMORY_FRAMES, _MEMORY_BATCHES)
         beyond_cache = _in_child(_time_beyond_cache, folder / "cold.h5", _CACHE_BYTES)
         videos = unpacking(folder, rounds=min(rounds, 3))
+        sought = seeking(folder, rounds=min(rounds, 3))
     numbers = np.random.default_rng(0).standard_normal((1_000_000, 30), np.float32)
     return {
         **cases["one_camera"],
@@ -79,6 +80,7 @@ def bench_loader(*, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
         **memory,
         "stats_seconds": round(statistics.median(seconds(lambda: array_statistics(numbers)) for _ in range(3)), 3),
         "unpacking": videos,
+        "seeking": sought,
         "beyond_cache": beyond_cache,
         "threads": os.cpu_count(),
         "rounds": rounds,
@@ -108,6 +110,12 @@ def table(results: dict[str, Any]) -> str:
         f"two cameras of 640x480 at 224x224: {videos['frames_per_s']:.0f} frames a second unpacked, "
         f"{videos['vs_one_core']:.1f} times faster than frame by frame on one core; the cache is "
         f"{videos['cache_ratio']:.2f} of these frames"
+    )
+    sought = results["seeking"]
+    lines.append(
+        f"batches of 64 of them: {sought['unpacked_per_s']:.1f} a second; decoded from their videos "
+        f"{sought['2_per_s']:.1f} with a keyframe every 2 frames, {sought['30_per_s']:.1f} every 30 "
+        f"({sought['vs_unpacked_2']:.0f} and {sought['vs_unpacked_30']:.0f} times longer)"
     )
     if cold:
         lines.append(

@@ -1,9 +1,10 @@
-"""How fast videos are unpacked into the cache, and how much room their frames take there."""
+"""How fast videos are unpacked into the cache, how much room their frames take there, and batches without it."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from gtp_vision.core.framing import ALL, Framing
 from gtp_vision.core.timing import Work, median_ms
 from gtp_vision.datasets.formats import lerobot_writer, open_store, video
+from gtp_vision.datasets.sampler import Sampler
 from gtp_vision.datasets.store import Store
 
 FRAMES, SHAPE, SIZE = 400, (480, 640, 3), 224
@@ -70,6 +72,34 @@ def unpacking(folder: Path, *, rounds: int = 3, frames: int = FRAMES) -> dict[st
         "vs_frame_by_frame": round(ms["frame by frame"] / ms["ours"], 2),
         "cache_ratio": round(taken / (2 * frames * SIZE * SIZE * 3), 3),
     }
+
+
+def seeking(folder: Path, *, rounds: int = 3, frames: int = FRAMES, batches: int = 4) -> dict[str, float]:
+    """Draw batches of 64 rows, with their next observations, of the cameras of `unpacking` at 224x224.
+
+    Returns:
+        Batches a second from frames that were unpacked, and from their videos (`task.video=seek`) with a keyframe every
+        2 and every 30 frames; `vs_unpacked_2` and `vs_unpacked_30`, how many times longer these take.
+    """
+    path, framing = lerobot_writer.write(folder / "seeking", _scenes(frames)), Framing({ALL: (SIZE, SIZE)})
+    far = Path(shutil.copytree(path, folder / "seeking_30"))
+    for file in far.rglob("*.mp4"):
+        near = path / file.relative_to(far)
+        with video.decoding(near, SHAPE) as decoded, video.encoding(file, SHAPE, 30, keyframes=30) as write:
+            for frame in decoded:
+                write(frame[None])
+    steps, works = count(), dict[str, Work]()
+    for name, source, how in (("unpacked", path, "unpacked"), ("2", path, "seek"), ("30", far, "seek")):
+        sampler = Sampler(open_store(source, framing=framing, video=how), 64, seed=0)
+        works[name] = Work(partial(_batch, sampler), partial(next, steps), 1, batches)
+    ms = median_ms(works, rounds)
+    return {f"{name}_per_s": round(1e3 / value, 2) for name, value in ms.items()} | {
+        f"vs_unpacked_{name}": round(ms[name] / ms["unpacked"], 1) for name in ("2", "30")
+    }
+
+
+def _batch(sampler: Sampler, step: int) -> None:
+    sampler.frames(sampler.rows(step))
 
 
 def _scenes(frames: int) -> Store:

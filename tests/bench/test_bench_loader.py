@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gtp_vision.bench import loader
-from gtp_vision.bench.unpacking import unpacking
+from gtp_vision.bench.unpacking import seeking, unpacking
 from gtp_vision.cli.main import main
 from gtp_vision.datasets.formats import open_store
 
@@ -26,6 +26,7 @@ def test_the_bench_prints_one_json_object(
     for name, value in SIZES.items():
         monkeypatch.setattr(loader, name, value)
     monkeypatch.setattr(loader, "unpacking", partial(unpacking, frames=4))
+    monkeypatch.setattr(loader, "seeking", partial(seeking, frames=4, batches=1))
     monkeypatch.setattr(loader, "array_statistics", lambda numbers: None)  # a million rows take a second
     assert main(["bench", "loader", "--rounds", "1", "--json"]) == 0
     results = json.loads(capsys.readouterr().out)
@@ -37,6 +38,7 @@ def test_the_bench_prints_one_json_object(
     videos = results["unpacking"]
     assert videos["frames_per_s"] > 0
     assert 1 < videos["cache_ratio"] < 1.1, "the frames at their new size, and little else"
+    assert min(results["seeking"].values()) > 0
     assert results["private_growth_mb"] < results["private_mb"] < 1000
     beyond_cache = results["beyond_cache"]
     if beyond_cache is not None:  # where the user may create a control group
