@@ -189,9 +189,8 @@ def _print_results(run_dir: str, results: dict) -> None:
         print(f"{success_text(results['last'])}, return {results['last']['return']:.1f}")
     elif "validation" in results:
         last = results["validation"]["last"]
-        print(
-            f"held-out energy score {last['energy']:.4g} at step {last['step']:,}; compare by gtp-vision judge RUN OTHER_RUN"
-        )
+        held_out = f"held-out energy score {last['energy']:.4g} at step {last['step']:,}"
+        print(f"{held_out}; compare by gtp-vision judge RUN OTHER_RUN")
     print(f"report: {Path(run_dir) / 'report.html'}")
 
 
