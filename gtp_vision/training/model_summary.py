@@ -29,7 +29,7 @@ def counts(agent: Agent) -> dict[str, int]:
 
 
 def loaded(agent: Agent) -> list[str]:
-    """A line on what was taken from each file of weights; none of a run that goes on from a checkpoint."""
+    """A line on what was taken from each file of weights; none of a run that continues from a checkpoint."""
     found = [module.loaded for module in agent.modules() if isinstance(module, Backbone) and module.loaded]
     return [f"weights: {text}" for text in dict.fromkeys(found)]
 
