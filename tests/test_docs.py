@@ -40,7 +40,7 @@ TINY += ["encoder.features=16", "agent.policy.hidden=[16]"]
 
 # Pages whose commands are run in their order, and how many. docs/deploying.md is run by
 # tests/serving/test_deploying_guide.py, CONTRIBUTING.md by tests/test_contributing.py.
-RUN = {"docs/data.md": 23, "docs/encoders.md": 7, "docs/first-run.md": 6, "docs/own-environment.md": 4}
+RUN = {"docs/data.md": 25, "docs/encoders.md": 7, "docs/first-run.md": 6, "docs/own-environment.md": 4}
 # Not run of them: what needs a network, a simulator's recording, hours, or a file that the test does not make.
 NOT_RUN = re.compile(
     r"data (collect|download|push)|bench |training=demo agent=gtp_demo|scripts/|\. \.venv|^gtp-vision$|^pip |"
