@@ -197,7 +197,7 @@ def _answer(child: subprocess.Popen, path: Path, out: memoryview | None) -> dict
             line, buffer = (line, rest) if end else (b"", buffer)
         answer = dict(json.loads(line))
         if out is not None and "bytes" in answer:
-            if answer["bytes"] != len(out):
+            if answer["bytes"] != len(out) or len(buffer) > len(out):
                 raise GtpVisionError(f"{path} is damaged: its reader returned {answer['bytes']} bytes; copy it again")
             at = len(buffer)
             out[:at] = buffer
