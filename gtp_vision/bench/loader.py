@@ -159,7 +159,7 @@ def _time_case(
     return {
         "vs_gather": round(ms["native"] / ms["gather"], 3),
         **{
-            f"vs_{name}{kind}": round(ms[name] / ms[f"native{kind}"], 1)
+            f"vs_{name}{kind}": round(ms[name] / ms[f"native{kind}"], 2)
             for kind in ("", "_stacked")
             for name in ("robomimic", "robomimic_cached", "h5py")
         },

@@ -383,7 +383,8 @@ def test_only_missing_and_chosen_files_are_fetched(server: Server, tmp_path: Pat
     download(name, tmp_path, pattern="*-val.npz")
     assert parts(tmp_path) == [second]
     refused(tmp_path, "no file", first, name=name, pattern="*.hdf5")
-    refused(tmp_path, "404", f"put {first} into", name="ogbench/cube-single-play-singletask-task2-v0")
+    advice = (f"put {first} into", f"gtp-vision data collect ogbench/cube-single-play --out {tmp_path}")
+    refused(tmp_path, "404", *advice, name="ogbench/cube-single-play-singletask-task2-v0")
     server.answers[f"/{first}"] = [file(npz(0))]
     server.requests.clear()
     result = download(name, tmp_path)

@@ -98,8 +98,9 @@ def test_a_plan_has_a_run_for_each_agent_with_all_seeds_and_names_missing_tasks(
     assert main(command(data, tmp_path / "out", "--plan", "--agents", "iql")) == 0
     assert "hours of one core" in capsys.readouterr().out
     assert main(command(data, tmp_path / "out", "--commands")) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines] == [["gtp-vision", "train", "--resume"]] * 2
+    printed = capsys.readouterr()
+    assert [line.split()[:3] for line in printed.out.splitlines()] == [["gtp-vision", "train", "--resume"]] * 2
+    assert printed.err == f"gtp-vision: {missing}\n"
     assert not list(tmp_path.iterdir()), "planning writes nothing"
 
 

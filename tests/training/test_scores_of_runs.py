@@ -85,3 +85,16 @@ def test_the_best_evaluation_has_the_highest_score_and_else_success_and_return()
     assert found(0.0, 9.0, score=3.0) > found(0.0, 99.0, score=2.0)
     assert found(0.5, -9.0) > found(0.4, 9.0)
     assert found(0.0, 2.0) > found(0.0, 1.0) > ()
+
+
+@pytest.mark.trains
+@pytest.mark.simulates
+def test_steps_of_an_agent_that_acts_in_one_jump_are_said_to_change_nothing(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = json.loads((run / "results.json").read_text())["dataset"]
+    assert main(["train", *SMALL, f"task.dataset={data}", f"run_dir={tmp_path / 'run'}", "agent=fql"]) == 0
+    capsys.readouterr()
+    found = [evaluate_run(tmp_path / "run", episodes=1, steps=steps, progress=False)["return"] for steps in (None, 2)]
+    assert found[0] == found[1]
+    assert capsys.readouterr().err == "gtp-vision: fql acts in one jump, so --steps 2 changes nothing\n"
