@@ -1,5 +1,6 @@
 """What tests of several rooms share: tiny data sets and a data cache of their own."""
 
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from gtp_vision.envs.rendering import choose_backend
 choose_backend(required=False)  # before a test imports mujoco, which reads MUJOCO_GL once
 # absl's handler (in dm_control) closes its stream when Hydra sets up logging: not the one in which pytest captures
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background, and commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Seconds of a test with a marker, roughly
 SECONDS = {"docs": 30.0, "compiles": 10.0, "processes": 8.0, "trains": 4.0, "browser": 4.0, "simulates": 2.0}

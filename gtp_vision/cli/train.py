@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
         config = open_source(arguments.init).new_run(given, arguments.append)
     else:
         config = from_command_line(overrides)
-        for sentence in without_effect(overrides) if _is_first() else ():
+        for sentence in without_effect(config, overrides) if _is_first() else ():
             print(f"gtp-vision: {sentence}", file=sys.stderr)
     quiet = os.environ.get("TQDM_DISABLE") == "1"  # tqdm's own switch, which an explicit argument would override
     results = train(config, progress=not quiet, open_source=open_source, **_how(arguments))

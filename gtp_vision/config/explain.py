@@ -9,6 +9,7 @@ from typing import Any
 
 from gtp_vision.agents import unused_settings
 from gtp_vision.config.compose import COMMAND_LINE, from_command_line, layers
+from gtp_vision.config.schema import Config
 from gtp_vision.core.settings import settings_of
 
 _WIDEST = 44  # characters of the columns; longer values push the rest of their line
@@ -36,9 +37,8 @@ def explain(overrides: Sequence[str]) -> str:
     return "\n".join(f"{key:<{first}}  {text:<{second}}  {source:<{third}}  {help}" for key, text, source, help in rows)
 
 
-def without_effect(overrides: Sequence[str]) -> list[str]:
-    """A sentence about each setting of a command line that changes nothing. Raises as `explain`."""
-    config = from_command_line(overrides)
+def without_effect(config: Config, overrides: Sequence[str]) -> list[str]:
+    """A sentence about each setting of a command line that changes nothing in the configuration that it gave."""
     given = [layer.values for layer in layers(overrides) if layer.source == COMMAND_LINE]
     return [
         f"{key} has no effect with agent.{because}"

@@ -69,7 +69,9 @@ def open_split(config: Config, known: Mapping[str, Any] | None = None, *, rescal
     """
     task, paths = config.task, paths_of(config)
     stores = [_opened(config, path) for path in paths]
-    if task.video == "seek" and task.observations is None and not any(store.has_videos for store in stores):
+    has_cameras = any(array.ndim == 4 for store in stores for array in store.observations.values())
+    wants_videos = task.video == "seek" and (task.observations is None or has_cameras)
+    if wants_videos and not any(store.has_videos for store in stores):
         raise GtpVisionError(f"task.video=seek is for videos, and {stores[0].path} has none; leave it out")
     for store in stores:
         check_marked(_filtered(store, task), task.rewards)  # counts all episodes

@@ -39,6 +39,8 @@ def test_what_has_no_videos_is_refused(data: Path, tmp_path: Path) -> None:
     other = native.write(tmp_path / "data.h5", make_store([6, 6], cameras={"front": (24, 24, 3)}))
     with pytest.raises(GtpVisionError, match=r"task\.video=seek is for videos, and .*data\.h5 has none; leave it out"):
         open_data(small_run(other, "unused", SEEK))
+    with pytest.raises(GtpVisionError, match="has none"):
+        open_data(small_run(other, "unused", SEEK, "task.observations=[front]"))
     store = open_data(small_run(data, "unused", SEEK))
     assert store.has_videos
     words = rf"0\.00 GB of frames, decoded from the videos of {data} when they are needed, with a keyframe every [12]"
