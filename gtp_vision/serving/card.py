@@ -22,12 +22,12 @@ def card(schema: Schema, provenance: Mapping[str, Any]) -> str:
         "license": licences["weights"] if licences["weights"] != "unknown" else "other",
     }
     data, scores = provenance["data"], provenance["evaluation"]
-    rows = [f"| `{name}` | frames, uint8 {shape} (height, width, channels) |" for name, shape in schema.cameras.items()]
-    rows += [f"| `{name}` | {width} numbers |" for name, width in schema.states.items()]
+    values = {name: f"frames, uint8 {shape} (height, width, channels)" for name, shape in schema.cameras.items()}
+    values |= {name: f"{width} numbers" for name, width in schema.states.items()}
+    table = "\n".join(f"| `{plain(name)}` | {value} |" for name, value in values.items())
     low, high = (", ".join(f"{x:g}" for x in bound) for bound in (schema.action_low, schema.action_high))
     trained = f"{provenance['step']} steps (run {provenance['run']}, seed {provenance['seed']})"
     names = ", ".join(repr(name) + ": ..." for name in [*schema.cameras, *schema.states])
-    table = "\n".join(map(plain, rows))
     licence_lines = "\n".join(f"Licence of the {name}: {plain(licence)}." for name, licence in licences.items())
     return f"""---
 {yaml.safe_dump(header, sort_keys=False).strip()}
