@@ -23,6 +23,7 @@ import numpy as np
 from websockets.sync.client import connect
 
 _MOST_BYTES = 16 << 20  # of an answer
+_RETRY = 0.5  # seconds between attempts to connect
 _MOST_VALUES, _DEPTH = 100_000, 8  # values in an answer, and maps or lists within each other
 _DTYPES = {f"{order}{kind}": np.dtype(f"{order}{kind}") for order in "<>" for kind in ("f4", "f8", "i4", "i8")}
 _DTYPES |= {f"|{kind}": np.dtype(kind) for kind in ("u1", "i1", "b1")}
@@ -39,6 +40,7 @@ class Client:
         url: `ws://HOST:PORT`, or `wss://` with TLS.
         token: of `serve --token-file`.
         timeout: seconds to connect, and to wait for an answer.
+        wait: seconds in which it tries again while nothing listens there, as a server that still loads its policy.
         options: of `websockets.sync.client.connect`, e.g. `ssl`.
 
     Attributes:
@@ -48,12 +50,23 @@ class Client:
         OSError, websockets.InvalidStatus, TimeoutError: no server there, or it refused the connection.
     """
 
-    def __init__(self, url: str, token: str | None = None, *, timeout: float = 10.0, **options: Any) -> None:
+    def __init__(
+        self, url: str, token: str | None = None, *, timeout: float = 10.0, wait: float = 0.0, **options: Any
+    ) -> None:
         headers = {"Authorization": f"Api-Key {token}"} if token else None
         self._timeout, self._late = timeout, 0  # answers that came too late, and are still to be read
         limits: dict[str, Any] = {"compression": None, "max_size": _MOST_BYTES, "open_timeout": timeout}
         self._open = contextlib.ExitStack()
-        self._connection = self._open.enter_context(connect(url, additional_headers=headers, **limits, **options))
+        until = time.monotonic() + wait
+        while True:
+            try:
+                connection = connect(url, additional_headers=headers, **limits, **options)
+                break
+            except ConnectionRefusedError:
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_RETRY)
+        self._connection = self._open.enter_context(connection)
         self.metadata = self._receive()
 
     def infer(self, observation: Mapping[str, Any], **extra: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@ import ast
 import contextlib
 import importlib.util
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,3 +122,23 @@ def test_errors_of_the_server_leave_the_connection_open(running: Running, policy
         session = policy.session(3)
         plans = [session.plan(seen) for _ in range(3)]
         np.testing.assert_array_equal(robot.infer(seen)["actions"], plans[2])  # the late answer was dropped
+
+
+def test_it_waits_for_a_server_that_does_not_listen_yet(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+        Client(f"ws://127.0.0.1:{port}")
+    servers, slept = [], client.time.sleep
+
+    def sleep(seconds: float) -> None:
+        if not servers:
+            servers.append(Running(Server(policy, Settings(port=port))))
+        slept(seconds)
+
+    monkeypatch.setattr(client.time, "sleep", sleep)
+    try:
+        with Client(f"ws://127.0.0.1:{port}", wait=60) as robot:
+            assert robot.metadata["chunk"] == 4
+    finally:
+        servers[0].end()
