@@ -353,9 +353,6 @@ def _prepare(
     log(first.split.sentence)
     log(rewards.sentence(first.store) if config.task.goals is None else "")
     log(constant_dimensions(first.statistics))
-    if verbose and not resume:
-        for warning in pitfalls(first.store, first.statistics, rewarded=config.task.goals is None):
-            log(f"warning: {warning}")
     accelerator.wait_for_everyone()
     runs = [
         TrainingRun(
@@ -373,6 +370,11 @@ def _prepare(
         )
         for index in range(len(configs))
     ]
+    if accelerator.is_main_process and not resume:
+        found_in_data = pitfalls(first.store, first.statistics, rewarded=config.task.goals is None)
+        for number, warning in enumerate(found_in_data):
+            for line in {line for run in runs for line in run.health.add(0, f"data_{number}", warning)}:  # once, for all
+                log(line)
     return runs, start
 
 

@@ -37,6 +37,18 @@ def test_a_healthy_run_has_no_warnings(data: Path, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.trains
+def test_what_is_odd_about_the_data_stays_with_each_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = make_store((30, 40))
+    store.actions[:] *= 1e-3
+    config = config_of(native.write(tmp_path / "small.h5", store), tmp_path / "run", "training.seeds=2")
+    trainer.train(config)
+    assert capsys.readouterr().err.count("warning: actions stay within 0.00") == 1
+    for seed in (0, 1):
+        kept = json.loads((tmp_path / f"run/seed_{seed}/health.json").read_text())
+        assert [(warning["step"], warning["told"].split(" in ")[0][:20]) for warning in kept] == [(0, "actions stay within ")]
+
+
+@pytest.mark.trains
 def test_diverging_values_are_warned_of_once(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = trainer.train(config_of(data, tmp_path, "task.discount=0.5", "training.learning_rate=3"))
     (found,) = [one for one in results["health"] if one["kind"] == "q_explosion"]
@@ -50,7 +62,8 @@ def test_a_policy_that_ignores_the_observation_is_warned_of(tmp_path: Path) -> N
     store.observations["state"][:] = 1
     data = native.write(tmp_path / "same.h5", store)
     trainer.train(config_of(data, tmp_path / "run"), progress=False)
-    (found,) = health.read_warnings(tmp_path / "run")
+    of_data, found = health.read_warnings(tmp_path / "run")
+    assert of_data["told"].startswith("observations/state: nearly constant")
     assert (found["kind"], found["step"]) == ("dead_policy", 8)
     assert "spread over observations 0, " in found["told"]
 
