@@ -73,7 +73,7 @@ def bench_step(*, rounds: int = 15, engines: Sequence[str] = (), progress: bool 
     * `floor`: multiplications counted and bytes that must move at least, what the device reaches in both, and the
       share of the best step's time that they explain.
     * `agents`: eager `step_ms` of several agents.
-    * `alternate`: the time of two over that without `agent.policy.alternate`.
+    * `alternate`: the time of two with `agent.policy.alternate` over that without.
     * `gap`: the largest relative difference from the eager engine: of losses of single runs and of seeds side by side,
       and of actions.
     * `two_cameras`: training from two cameras with a ResNet-18, see `bench.cameras`.
@@ -132,7 +132,7 @@ class _Bench:
             "act_ms": {name: {str(k): ms["act", name, str(k)] for k in STEPS_K} for name in self._names},
             "parts": {key[1]: value for key, value in ms.items() if key[0] == "part"},
             "agents": {agent: ms["agent", agent] for agent in _AGENTS},
-            "alternate": {a: round(ms["agent", a] / ms["both", a], 3) for a in _ALTERNATING},
+            "alternate": {a: round(ms["alternating", a] / ms["agent", a], 3) for a in _ALTERNATING},
             "data_wait": {
                 "state": self._data_wait(_STATE, 256, 40),
                 "pixels": self._data_wait(_PIXELS, self._pixel_batch, 10),
@@ -161,8 +161,8 @@ class _Bench:
         for agent in _AGENTS:
             works["agent", agent] = self._step("eager", _STATE, f"agent={agent}", "training.batch_size=256")
         for agent in _ALTERNATING:
-            options = [f"agent={agent}", "agent.policy.alternate=false", "training.batch_size=256"]
-            works["both", agent] = self._step("eager", _STATE, *options)
+            options = [f"agent={agent}", "agent.policy.alternate=true", "training.batch_size=256"]
+            works["alternating", agent] = self._step("eager", _STATE, *options)
         return works
 
     def _act_works(self) -> dict[tuple[str, ...], Work]:

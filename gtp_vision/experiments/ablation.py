@@ -51,7 +51,7 @@ def ablation(*, seeds: int = 1, steps: int = 12_000, samples: int = SAMPLES, pro
             for seed in range(seeds):
                 arguments = {
                     "problem": "modes",
-                    "config": replace(SETTINGS, **{"alternate": False} | policy),
+                    "config": replace(SETTINGS, **policy),
                     "steps": steps,
                     "seed": seed,
                 }

@@ -48,7 +48,7 @@ METHODS = {
     # Consistency-AC's policy has a teacher's pass, too. 0.5 is the middle of Karras' levels.
     "consistency": Method(PolicyConfig(family="consistency", grid=40, sigma_last=0.5, hidden=_WIDTHS), 2, 4),
     # Two passes of the student and three of the teacher.
-    "gtp": Method(PolicyConfig(hidden=_WIDTHS, alternate=False), 2, 9),
+    "gtp": Method(PolicyConfig(hidden=_WIDTHS), 2, 9),
 }
 
 Act = Callable[[np.ndarray], np.ndarray]

@@ -53,9 +53,10 @@ class PolicyConfig:
     residual: str = setting(
         "phi", "consistency loss (gtp): plain as in the paper, or phi, divided by 1 - s/t", choices=("plain", "phi")
     )
-    # In equal time, with more of these steps, maps are as sharp (docs/few-step.md).
+    # A cheaper step, with which maps are as sharp in equal time (docs/few-step.md), but actions less exact
+    # (docs/results.md, Meta-World and goals).
     alternate: bool = setting(
-        True, "of eight rows five train by the consistency loss and three by the flow loss, instead of both (gtp)"
+        False, "of eight rows five train by the consistency loss and three by the flow loss, instead of both (gtp)"
     )
     noise_draws: int = setting(1, "how often a loss uses an observation's features, each time with new noise", low=1)
     # The map from noise is steep between modes; with 1, relu leaves more actions between them.

@@ -371,10 +371,10 @@ def _prepare(
         for index in range(len(configs))
     ]
     if accelerator.is_main_process and not resume:
-        found_in_data = pitfalls(first.store, first.statistics, rewarded=config.task.goals is None)
-        for number, warning in enumerate(found_in_data):
-            for line in {line for run in runs for line in run.health.add(0, f"data_{number}", warning)}:  # once, for all
-                log(line)
+        odd = pitfalls(first.store, first.statistics, rewarded=config.task.goals is None)
+        for number, warning in enumerate(odd):
+            lines = [line for run in runs for line in run.health.add(0, f"data_{number}", warning)]
+            log(lines[0])  # all seeds have the same data
     return runs, start
 
 

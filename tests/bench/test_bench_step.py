@@ -37,7 +37,7 @@ def test_every_number_is_there_and_ratios_are_those_of_the_times(results: dict[s
     assert all(ratio > 0 for ratio in results["alternate"].values())  # its size is what the command is for
     assert results["parts"].keys() == {"critic", "actor", "adam", "targets"}
     floor = results["floor"]
-    assert 1.2 < floor["gflop"] < 1.4, "3 x 256 at batch 256"
+    assert 1.5 < floor["gflop"] < 1.7, "3 x 256 at batch 256"
     floor_ms = 1e3 * floor["gflop"] / floor["gflops"] + floor["mbytes"] / floor["copy_gb_s"]
     assert floor["floor_ms"] == pytest.approx(floor_ms, rel=0.2)
     step_ms = results["engines"]["eager"]["step_ms"]
