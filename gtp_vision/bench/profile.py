@@ -57,17 +57,20 @@ _RATIOS = (
 _FLOW_MAP_STEPS = (1, 2, 5)
 _BATCH, _FEATURES, _ACTIONS = 256, 29, 8  # AntMaze's
 _ACTS, _MEMORY_STEPS = 10, 2  # actions in each round; Adam keeps all its state from the second step on
+_NAMES = tuple(name for name, agent in AGENTS.items() if not agent.goals)  # a goal would be one more observation
 _MAX_SECONDS = 3.0  # of one agent's steps or actions, before it sits out the remaining rounds
 
 
 def bench_profile(
     *,
     rounds: int = 15,
-    names: Sequence[str] = tuple(AGENTS),
+    names: Sequence[str] = _NAMES,
     networks: Mapping[str, Network] = NETWORKS,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measure time and memory of agents on the CPU: each with its preset, all with the same networks.
+
+    Without other `names`, of all agents that need no goals.
 
     * `step_ms`: of a gradient step on one batch of 256: forward and backward passes, Adam, targets; without
       Accelerate, which only forwards the calls. BDM's is a step of its alignment, not of the cloning before.

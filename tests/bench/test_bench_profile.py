@@ -1,3 +1,4 @@
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +52,14 @@ def test_all_agents_get_the_same_networks_and_keep_their_other_settings() -> Non
         assert tuple(config.policy.hidden) == tuple(config.critic.hidden) == network.hidden
         assert config.policy.activation == config.critic.activation == network.activation
         assert agents.label(config) == name
+
+
+def test_without_names_it_measures_every_agent_that_needs_no_goals() -> None:
+    names = inspect.signature(profile.bench_profile).parameters["names"].default
+    for name in names:
+        config = agent_config(name, SMALL["1x8"])
+        agents.create({"state": (1, 29)}, 8, config, EncoderConfig(name="state", share=True))
+    assert set(agents.AGENTS) - set(names) == {"crl", "gcbc", "gciql", "gcivl", "gtp_hiql", "hiql", "qrl"}
 
 
 @pytest.mark.processes
