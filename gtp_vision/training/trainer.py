@@ -374,7 +374,8 @@ def _prepare(
         odd = pitfalls(first.store, first.statistics, rewarded=config.task.goals is None)
         for number, warning in enumerate(odd):
             lines = [line for run in runs for line in run.health.add(0, f"data_{number}", warning)]
-            log(lines[0])  # all seeds have the same data
+            for line in lines[:1]:  # all seeds have the same data
+                log(line)
     return runs, start
 
 
