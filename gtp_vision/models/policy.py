@@ -54,7 +54,7 @@ class PolicyConfig:
         "phi", "consistency loss (gtp): plain as in the paper, or phi, divided by 1 - s/t", choices=("plain", "phi")
     )
     # A cheaper step, with which maps are as sharp in equal time (docs/few-step.md), but actions less exact
-    # (docs/results.md, Meta-World and goals).
+    # (docs/results.md, Meta-World).
     alternate: bool = setting(
         False, "of eight rows five train by the consistency loss and three by the flow loss, instead of both (gtp)"
     )
