@@ -7,6 +7,7 @@ and its import fails because of two operators of detection, which no encoder use
 from __future__ import annotations
 
 import torch
+from torch import library
 
 NOTE = ""
 """The line that says so, for the log of a training."""
@@ -16,7 +17,7 @@ try:
 except RuntimeError as _error:
     if "torchvision::" not in str(_error) or torch.version.cuda:
         raise
-    _operators = torch.library.Library("torchvision", "DEF")  # they end with this object
+    _operators = library.Library("torchvision", "DEF")  # they end with this object
     for _name in ("nms", "qnms"):
         _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     NOTE = (

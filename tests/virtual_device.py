@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
+from torch import library
 from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -114,16 +115,16 @@ def _copy_from(source: torch.Tensor, to: torch.Tensor, non_blocking: bool = Fals
     return to
 
 
-def _register() -> torch.library.Library:
-    library = torch.library.Library("aten", "IMPL")
+def _register() -> library.Library:
+    registered = library.Library("aten", "IMPL")
     kernels: dict[str, Callable[..., torch.Tensor]] = {
         "empty.memory_format": _empty,
         "empty_strided": _empty_strided,
         "_copy_from": _copy_from,
     }
     for name, kernel in kernels.items():  # called where no mode sees it, as by torch.tensor
-        library.impl(name, kernel, "PrivateUse1")
-    return library
+        registered.impl(name, kernel, "PrivateUse1")
+    return registered
 
 
 _LIBRARY = _register()
