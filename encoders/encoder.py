@@ -11,11 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.names import GOAL, INSTRUCTION
-from gtp_vision.encoders import backbones, tuning
+from gtp_vision.encoders import backbones, tuning, vision
 from gtp_vision.encoders.backbone import SHARED, Backbone, part_name, tower_name
 from gtp_vision.encoders.fusion import Fusion
 from gtp_vision.encoders.settings import CameraConfig, EncoderConfig
-from gtp_vision.encoders.vision import pixels
 
 
 class Encoder(nn.Module):
@@ -59,6 +58,8 @@ class Encoder(nn.Module):
         if config.name == "state" and self.cameras:
             raise GtpVisionError(f"encoder=state cannot see the cameras {self.cameras}; choose encoder=impala_small")
         self.preprocessing = {name: _preprocessing(name, config, shapes) for name in self.cameras}
+        if any(settings.crop or settings.size for settings in self.preprocessing.values()):
+            vision.load()
         self._tower_of: dict[str, str] = {}  # camera to key
         self.towers = nn.ModuleDict()
         for name in self.cameras:
@@ -183,6 +184,8 @@ class Encoder(nn.Module):
     def _preprocessed(self, name: str, images: torch.Tensor) -> torch.Tensor:
         """Frames (B, T, C, H, W), center-cropped unless they are already, and resized; distances as (B, T, 1, H, W)."""
         settings = self.preprocessing[name]
+        if settings.crop is not None or settings.size is not None:
+            from torchvision.transforms.v2 import functional as pixels
         if settings.crop is not None and tuple(images.shape[3:]) == tuple(self.shapes[name][2:]):
             images = pixels.center_crop(images, settings.crop)
         if settings.depth:

@@ -7,11 +7,10 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from gtp_vision.encoders import pooling
+from gtp_vision.encoders import pooling, vision
 from gtp_vision.encoders.backbone import Backbone, Named, Normalization, probe
 from gtp_vision.encoders.normalization import IMAGENET, has_trained_constants
 from gtp_vision.encoders.settings import EncoderConfig
-from gtp_vision.encoders.vision import models
 
 RESNETS = ("resnet18", "resnet34", "resnet50")
 
@@ -20,6 +19,9 @@ class ResNet(Backbone):
     """A ResNet (He et al., 2016) without its classifier, pooled by robomimic's spatial softmax by default."""
 
     def __init__(self, shape: tuple[int, ...], config: EncoderConfig, normalization: Normalization | None) -> None:
+        vision.load()
+        from torchvision import models
+
         super().__init__(shape, normalization, config.stack)
         net = getattr(models, config.name)(weights=None)
         if self.in_channels != 3:

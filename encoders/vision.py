@@ -1,4 +1,4 @@
-"""torchvision's models and transforms, also where its compiled operators cannot be loaded.
+"""torchvision, loaded by the encoders that use it: its import takes as long as torch's.
 
 Package indexes carry a torchvision that is linked against CUDA. Beside a torch without CUDA its library does not load,
 and its import fails because of two operators of detection, which no encoder uses: here they get names without code.
@@ -9,23 +9,28 @@ from __future__ import annotations
 import torch
 from torch import library
 
-NOTE = ""
-"""The line that says so, for the log of a training."""
+_unloaded: list[library.Library] = []  # the operators without code end with their object
 
-try:
-    import torchvision  # noqa: F401
-except RuntimeError as _error:
-    if "torchvision::" not in str(_error) or torch.version.cuda:
-        raise
-    _operators = library.Library("torchvision", "DEF")  # they end with this object
-    for _name in ("nms", "qnms"):
-        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    NOTE = (
-        "torchvision is built for CUDA and torch is not: enough here, but not for the accelerate command; to use that, "
-        "install PyTorch's own CPU builds of both"
-    )
 
-from torchvision import models  # noqa: E402
-from torchvision.transforms.v2 import functional as pixels  # noqa: E402
+def note() -> str:
+    """What a log should say of the torchvision that was loaded: empty unless it is built for CUDA and torch is not."""
+    return _NOTE if _unloaded else ""
 
-__all__ = ["NOTE", "models", "pixels"]
+
+def load() -> None:
+    """Import torchvision, so that its modules may be."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::" not in str(error) or torch.version.cuda:
+            raise
+        operators = library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _unloaded.append(operators)
+
+
+_NOTE = (
+    "torchvision is built for CUDA and torch is not: enough here, but not for the accelerate command; to use that, "
+    "install PyTorch's own CPU builds of both"
+)

@@ -35,7 +35,8 @@ _KEPT = ("steps", "noise", "execute", "ensemble")  # settings of acting that do 
 
 # Untyped, since the settings of an improvement depend on its name; types are checked once all is merged.
 ConfigStore.instance().store(name="schema", node=OmegaConf.to_container(OmegaConf.structured(Config)))
-register()
+for _group in ("agent", "family", "improvement", "encoder"):
+    register(_group)
 OmegaConf.register_new_resolver("flat", lambda name: name.replace("/", "-"), replace=True)
 OmegaConf.register_new_resolver("label", label, replace=True)
 

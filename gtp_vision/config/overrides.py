@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from gtp_vision.agents import IMPROVEMENTS
-from gtp_vision.config.presets import options
+from gtp_vision.config.presets import options, register
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.settings import settings_of
@@ -47,12 +47,19 @@ def check_override(override: str) -> None:
         for choice in value.strip("'\"").split(","):  # several in a sweep
             if choice not in options(key):
                 raise GtpVisionError(f"there is no {key} '{choice}': {propose(choice, options(key))}")
+        if key == "tuned":  # a hundred, which few commands need
+            _register_tuned()
         return
     if _pattern(key) not in _types() and not key.startswith(_SWEEPS):
         name = key.rpartition(".")[2]
         moved = [known for known in _types() if known.rpartition(".")[2] == name]  # agent.eta for agent.improvement.eta
         near = f"did you mean '{moved[0]}'?" if len(moved) == 1 else propose(key, [*_types(), *GROUPS])
         raise GtpVisionError(f"the configuration has no setting '{key}': {near}")
+
+
+@cache
+def _register_tuned() -> None:
+    register("tuned")
 
 
 def repeated(overrides: Sequence[str]) -> Iterator[str]:

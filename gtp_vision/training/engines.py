@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch._dynamo.backends.registry import lookup_backend
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
@@ -187,6 +186,8 @@ class _Backend:
     """A compiler's backend that compiles in all processes or in none: else some would wait for the others for ever."""
 
     def __init__(self, backend: Any, device: torch.device) -> None:
+        from torch._dynamo.backends.registry import lookup_backend  # an import of seconds, for compiled steps only
+
         self._compile, self._device = lookup_backend(backend), device
         self._agreed = True
 

@@ -100,8 +100,8 @@ def train(
             if verbose and line:
                 Progress.write(line, file=sys.stderr)
 
-        log(vision.NOTE)
         runs, start = _prepare(config, enter, resume, new_segment, open_source, verbose, log)
+        log(vision.note())
         try:
             lock.check_shared()
             with stop_requested() as stop, evaluator_of(runs[0].config, runs[0].parts, verbose) as evaluator:

@@ -86,7 +86,7 @@ def test_an_agent_without_a_file_inherits_the_preset_of_its_family(monkeypatch: 
     recipe = Recipe("quick_ql", "a package of its own", "vp_diffusion", "mean", "q_gradient")
     monkeypatch.setitem(AGENTS._found, "quick_ql", recipe)
     monkeypatch.setattr(ConfigStore.instance(), "repo", ConfigStore.instance().repo | {})
-    presets.register()
+    presets.register("agent")
     found, published = (from_command_line(["task=demo", f"agent={name}"]) for name in ("quick_ql", "diffusion_ql"))
     assert found.agent.name == "quick_ql"
     assert (found.agent.policy, found.agent.critic) == (published.agent.policy, published.agent.critic)
