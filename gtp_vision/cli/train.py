@@ -8,10 +8,15 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gtp_vision.cli.verb import Verb
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.slurm import requeue_sweep_job, was_restarted
+
+if TYPE_CHECKING:
+    from gtp_vision.config.schema import Config
+    from gtp_vision.training.warm_start import Source
 
 _HELP = """\
 Train one run. Settings are Hydra overrides, key=value; groups are task, agent, improvement, acting, encoder,
@@ -57,8 +62,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.resume:
         config = replace(from_run(Path(arguments.resume), overrides), run_dir=arguments.resume)
     elif arguments.init:
-        given = ["init.optimizer=true", *overrides] if arguments.init_optimizer else overrides
-        config = open_source(arguments.init).new_run(given, arguments.append)
+        _, config = _warm_start(arguments, overrides)
     else:
         config = from_command_line(overrides)
         for sentence in without_effect(config, overrides) if _is_first() else ():
@@ -85,9 +89,9 @@ def _check_init(arguments: argparse.Namespace) -> None:
         return
     if arguments.resume is not None:
         raise GtpVisionError("--init begins a new run and --resume continues one; give one of the two")
-    if arguments.multirun or arguments.explain:
+    if arguments.multirun:
         raise GtpVisionError(
-            f"--init takes all settings from {arguments.init}; for -m and --explain give a whole command with "
+            f"--init takes all settings from {arguments.init}; for -m give a whole command with "
             f"init.source={arguments.init} instead"
         )
 
@@ -107,12 +111,25 @@ def _is_first() -> bool:
 
 
 def _explain(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    from gtp_vision.config.explain import explain
+    from gtp_vision.config.explain import explain, explain_warm_start
 
     if arguments.multirun or arguments.resume is not None:
         raise GtpVisionError("--explain shows the settings of one new run; leave out -m and --resume")
-    print(explain(overrides))
+    if arguments.init is None:
+        print(explain(overrides))
+        return 0
+    source, config = _warm_start(arguments, overrides)
+    print(explain_warm_start(config, source.config, arguments.init))
     return 0
+
+
+def _warm_start(arguments: argparse.Namespace, overrides: list[str]) -> tuple[Source, Config]:
+    """What --init names, and the settings of the run that begins with its weights."""
+    from gtp_vision.serving.warm_start import open_source
+
+    source = open_source(arguments.init)
+    given = ["init.optimizer=true", *overrides] if arguments.init_optimizer else overrides
+    return source, source.new_run(given, arguments.append)
 
 
 def _sweep(overrides: list[str], arguments: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -24,9 +24,21 @@ def explain(overrides: Sequence[str]) -> str:
         GtpVisionError: overrides that are refused, as for training.
     """
     config, composed = from_command_line(overrides), layers(overrides)
+    composed.reverse()
+    return _table(config, lambda key: next((each.source for each in composed if _sets(each.values, key)), "default"))
+
+
+def explain_warm_start(config: Config, start: Config, path: str) -> str:
+    """The same of a run that begins with the weights of another: what is not `path`'s setting is `command line`'s."""
+    inherited = {key: value for key, value, _ in settings_of(start)}
+    own = {key for key, value, _ in settings_of(config) if value != inherited.get(key)}
+    return _table(config, lambda key: COMMAND_LINE if key in own else path)
+
+
+def _table(config: Config, source_of: Callable[[str], str]) -> str:
     rows, unused = [], unused_settings(config.agent)
     for key, value, declared in settings_of(config):
-        source = next((layer.source for layer in reversed(composed) if _sets(layer.values, key)), "default")
+        source = source_of(key)
         if key == "training.eval_episodes" and config.task.env is None:
             source = "task.env=null"
         if key == "training.steps" and config.online.steps:

@@ -235,6 +235,14 @@ def test_rounds_on_the_command_line(source: Path, tmp_path: Path) -> None:
     assert (run / "checkpoints" / "step_0").is_dir()  # from which it resumes without the source
 
 
+@pytest.mark.trains
+def test_explain_names_the_source_of_settings(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--init", str(source), "training.steps=7", "--explain"]) == 0
+    lines = {line.split()[0]: line.split()[1:3] for line in capsys.readouterr().out.splitlines()}
+    assert lines["training.steps"] == ["7", "command"]
+    assert lines["agent.name"] == [open_run(str(source)).config.agent.name, str(source)]
+
+
 def test_options_of_a_warm_start_belong_to_it(capsys: pytest.CaptureFixture[str]) -> None:
     for words, sentence in (
         (["--append", "x.h5"], "--append is for a run that begins with the weights of another; add --init RUN"),
