@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import psutil
 
+from gtp_vision.core.names import ANSWERS
 from gtp_vision.core.units import in_units
 from gtp_vision.datasets import time_stamps
 from gtp_vision.datasets.arrays import Array
@@ -143,6 +144,8 @@ def _actions(store: Store, numbers: ArrayStatistics) -> Iterator[str]:
             f"actions stay within {extent[tiny].max():.2g} of 0 in {_dimensions(tiny)}, far below the policy's noise "
             f"of size 1; {SCALE}"
         )
+    if ANSWERS in store.attributes:  # a policy's actions end at -1 and 1
+        return
     at_limit = np.zeros(store.action_dim)
     for start in range(0, len(store), _ROWS):
         at_limit += (np.abs(np.asarray(store.actions[start : start + _ROWS])) >= _AT_LIMIT).sum(0)

@@ -14,6 +14,7 @@ from typing import Any
 from gtp_vision.cli.verb import VERBS
 from gtp_vision.core.errors import GtpVisionError, propose
 from gtp_vision.core.names import __version__
+from gtp_vision.core.signals import sigterm_interrupts
 
 _ABOUT = """\
 Offline reinforcement learning and imitation from cameras with generative trajectory policies.
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if word := next((word for word in rest if word.encode("utf-8", "replace").decode() != word), None):
             raise GtpVisionError(f"'{word}' is not UTF-8; rename the file or folder, e.g. with convmv")
         chosen.words = arguments
-        status = int(chosen.run(chosen, rest) or 0)
+        with sigterm_interrupts():
+            status = int(chosen.run(chosen, rest) or 0)
         sys.stdout.flush()  # a full disk should show here, not while Python shuts down
         return status
     except GtpVisionError as error:

@@ -10,3 +10,6 @@ SALIENCY = "_saliency"
 
 INSTRUCTION = "instruction"
 """Observation of what is to be done: a vector (D,) of each task, see `datasets.instructions`."""
+
+ANSWERS = "answers"
+"""Attribute of recordings whose actions are a policy's, and the group of a recording that holds its answers."""

@@ -29,13 +29,13 @@ import numpy as np
 
 from gtp_vision.core.errors import GtpVisionError, reason
 from gtp_vision.core.files import require_space
-from gtp_vision.core.names import GOAL, INSTRUCTION
+from gtp_vision.core.names import ANSWERS, GOAL, INSTRUCTION
 from gtp_vision.core.units import to_policy
 from gtp_vision.datasets.instructions import TABLE, table_of
 from gtp_vision.datasets.replay_store import RecordedEpisode, ReplayStore
 from gtp_vision.datasets.store import ACTION_BOUNDS, ACTIONS_BETWEEN
 from gtp_vision.serving.answer import PLAN, Answered
-from gtp_vision.serving.recording import ANSWERS, Served, Step, arrays_of
+from gtp_vision.serving.recording import Served, Step, arrays_of
 from gtp_vision.serving.schema import Schema
 from gtp_vision.serving.worker import lower_priority
 

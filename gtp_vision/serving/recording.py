@@ -20,7 +20,7 @@ import numpy as np
 
 from gtp_vision.core import sandbox
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.core.names import GOAL
+from gtp_vision.core.names import ANSWERS, GOAL
 from gtp_vision.datasets import hdf5
 from gtp_vision.datasets.arrays import Array
 from gtp_vision.datasets.formats import native, open_store
@@ -28,8 +28,6 @@ from gtp_vision.datasets.layout import map_array
 from gtp_vision.datasets.store import Store
 from gtp_vision.serving.answer import ACTION, PLAN, Answered
 
-ANSWERS = "answers"
-"""The group of a file, and the attribute of a data set."""
 _COUNTS, _MEASURES = ("seed", "episode", "step", "steps", "executed", "delay"), ("received", "sent")
 _CLAMPS, _DOUBT = "clamps/", "doubt/"
 _UNKNOWN = -1  # of `executed`

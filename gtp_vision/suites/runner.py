@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 
 from gtp_vision import envs
 from gtp_vision.config.overrides import quoted
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
+from gtp_vision.core.signals import sigterm_interrupts
 from gtp_vision.suites import tables
 from gtp_vision.suites.peers import Peers, read
 from gtp_vision.suites.plan import Plan, records
@@ -114,14 +113,8 @@ def _facts(suite: Suite, command: str) -> dict[str, str]:
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Turn SIGTERM and Ctrl-C into `InterruptedSuiteError`."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        with sigterm_interrupts():
+            yield
     except KeyboardInterrupt:
         raise InterruptedSuiteError("stopped, with a checkpoint of each run; run the same command to resume") from None
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -39,12 +39,13 @@ def test_interrupted_and_killed_collections_resume_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken, whole = tmp_path / "broken", tmp_path / "whole"
-    process = recording(broken, MAZE)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    stderr = process.communicate(timeout=30)[1]
-    assert process.returncode == 130
-    assert "Traceback" not in stderr
-    assert stderr.splitlines()[-1].endswith("give the same command again to resume")
+    for send, number in ((os.killpg, signal.SIGINT), (os.kill, signal.SIGTERM)):  # as a terminal does, and `kill`
+        process = recording(broken, MAZE)
+        send(process.pid, number)
+        stderr = process.communicate(timeout=30)[1]
+        assert process.returncode == 130
+        assert "Traceback" not in stderr
+        assert stderr.splitlines()[-1].endswith("give the same command again to resume")
 
     process = recording(broken, MAZE)
     workers = psutil.Process(process.pid).children(recursive=True)

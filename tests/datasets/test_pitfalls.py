@@ -103,6 +103,7 @@ ROWS: list[tuple[dict[str, Any], Change | None, tuple[str, ...]]] = [
     (GOOD, actions(0, lambda x: 0.05 * x), ("in dimension 0, far below the policy's noise",)),
     (GOOD, several(actions(0, lambda x: np.clip(9 * x, -1, 1)), actions(1, np.sign)),  # a gripper is not clipped
         ("rows in dimension 0; check that they were not clipped",)),
+    (GOOD, several(actions(0, lambda x: np.clip(9 * x, -1, 1)), attributes(answers={})), ()),  # recorded by the server
     (GOOD, wide, ("observations/rgb is a state of 3072 numbers",)),
     (GOOD, attributes(suite="d4rl", episode_ends="terminals"), ("interruptions of the recording", "add 'timeouts'")),
     *((GOOD, attributes(suite="d4rl", episode_ends=f"terminals and {known}"), ())
