@@ -14,55 +14,38 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gtp_vision import agents
 from gtp_vision.agents.improvement import Metrics
-from gtp_vision.config.compose import to_yaml
 from gtp_vision.config.schema import Config, TrainingConfig
 from gtp_vision.core.distributed import any_rank
-from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
 from gtp_vision.core.progress import Progress
 from gtp_vision.core.signals import stop_requested
-from gtp_vision.datasets import rewards, scaling
 from gtp_vision.datasets.loader import Loader
-from gtp_vision.datasets.pitfalls import pitfalls
-from gtp_vision.datasets.record import DataRecord
-from gtp_vision.datasets.store import Store
-from gtp_vision.encoders import vision
 from gtp_vision.evaluation.evaluator import Evaluator, StoppedError
 from gtp_vision.report import build_report
-from gtp_vision.training import checkpoint, engines, model_summary, online, recovery, segments
-from gtp_vision.training.build import build, components_for_seed
-from gtp_vision.training.data import STATISTICS, constant_dimensions
+from gtp_vision.training import engines, recovery
 from gtp_vision.training.eager import learning_rate
 from gtp_vision.training.engines import Engine
-from gtp_vision.training.evaluate import check_simulator, evaluator_of
+from gtp_vision.training.evaluate import evaluator_of
 from gtp_vision.training.guard import unchanged_state
 from gtp_vision.training.nonfinite import Fault
 from gtp_vision.training.online import OnlineLoader
-from gtp_vision.training.ranks import batch_shares, is_first, report_lost_ranks, with_launcher
-from gtp_vision.training.rounds import described
-from gtp_vision.training.run import InterruptedRunError, TrainingRun, pending_metrics_of, train_seconds_of
-from gtp_vision.training.run_lock import RunLock, clear_folder
-from gtp_vision.training.seeds import check_same_seeds, folders, seeds_of, summary
-from gtp_vision.training.segments import Segment, changed_by_segment, continued
-from gtp_vision.training.step_cost import step_cost
-from gtp_vision.training.trackers import check_trackers
+from gtp_vision.training.prepare import Log, prepare, refuse_occupied
+from gtp_vision.training.ranks import is_first, report_lost_ranks, with_launcher
+from gtp_vision.training.run import InterruptedRunError, TrainingRun
+from gtp_vision.training.run_lock import RunLock
+from gtp_vision.training.seeds import folders, summary
 from gtp_vision.training.tracking import Meters
 from gtp_vision.training.warm_start import Source, open_run
 
-Log = Callable[[str], None]
-"""Prints a line for the user; does nothing for an empty one."""
+# Steps between two agreements of several processes to stop; launchers kill half a minute after a signal.
+_STOP_POLL = 50
 
-_STOP_POLL = (
-    50  # steps between two agreements of several processes to stop; launchers kill half a minute after a signal
-)
-
-__all__ = ["InterruptedRunError", "prepare_folder", "refuse_occupied", "train"]
+__all__ = ["InterruptedRunError", "train"]
 
 
 def train(
@@ -100,8 +83,7 @@ def train(
             if verbose and line:
                 Progress.write(line, file=sys.stderr)
 
-        runs, start = _prepare(config, enter, resume, new_segment, open_source, verbose, log)
-        log(vision.note())
+        runs, start = prepare(config, enter, resume=resume, new_segment=new_segment, open_source=open_source, log=log)
         try:
             lock.check_shared()
             with stop_requested() as stop, evaluator_of(runs[0].config, runs[0].parts, verbose) as evaluator:
@@ -250,149 +232,6 @@ def _loader(
     )
 
 
-def _prepare(
-    config: Config,
-    enter: Callable[[], None],
-    resume: bool,
-    new_segment: bool,
-    open_source: Callable[[str], Source],
-    verbose: bool,
-    log: Log,
-) -> tuple[list[TrainingRun], int]:
-    """Build the runs, load their checkpoints, write their folders; return them and the step to continue from."""
-    folder, run_folders = Path(config.run_dir), folders(config)
-    found = None
-    if resume:
-        check_same_seeds(folder, config)
-        found = checkpoint.newest_of_all([each / "checkpoints" for each in run_folders], _warn)
-    past = [segments.past_of(*each) for each in zip(found, run_folders, strict=True)] if found else []
-    start = checkpoint.step_of(found[0]) if found else 0
-    accepted = segments.accepted_data(folder, start, past[0][-1].config, config) if past else None
-    if past:
-        config = _begun_as(past[0][-1].config, config)
-        config = segments.resumed(config, past[0][-1].config, start, new_segment=new_segment or accepted is not None)
-    elif resume:
-        config = replace(config, training=replace(config.training, schedule_start=0))
-    configs = seeds_of(config)
-    history: list[list[Segment]] = []
-
-    def compare(record: DataRecord, rows: int) -> None:
-        accepts = new_segment or accepted == record.fingerprint
-        for index, own in enumerate(configs):
-            now, before = Segment(start, own, record, rows), past[index] if past else []
-            history.append(
-                continued(before, now, new_segment=accepts, statistics=run_folders[index] / STATISTICS)
-                if before
-                else [now]
-            )
-
-    source = open_source(config.init.source) if config.init.source and not found else None
-    if source is not None:
-        source.check_folder(folder)
-    evaluates = config.training.eval_episodes > 0
-
-    def check_environment(store: Store) -> None:
-        sentence, is_converted = check_simulator(config, store)
-        if is_converted:
-            Progress.write(sentence, file=sys.stderr)
-        else:
-            log(sentence)
-
-    first = build(
-        config,
-        resumes=found[0] if found else None,
-        past=past[0][-1].data if past else None,
-        source=source,
-        compare=compare,
-        check=check_environment if evaluates or config.online.steps else None,
-    )
-    check_trackers(config)
-    engines.check(config, first)  # before anything is written or removed
-    online.check(config, first, past[0][-1].config if past else None)
-    cost = step_cost(first)
-    all_parts = [first, *(components_for_seed(first, other) for other in configs[1:])]
-    accelerator = first.accelerator
-    moments = 0
-    if first.initial is not None and config.init.optimizer:
-        moments = max(first.initial.fill_optimizer(parts.optimizer, parts.agent) for parts in all_parts)
-    train_seconds, skips = 0.0, [set[int]() for _ in all_parts]
-    pending: list[list[dict[str, float]]] = [[] for _ in all_parts]
-    if found is not None:
-        states = [
-            checkpoint.load(path, parts.agent, parts.optimizer) for parts, path in zip(all_parts, found, strict=True)
-        ]
-        train_seconds = train_seconds_of(states[-1], found[-1])
-        skips = [recovery.skips_of(state, path) for state, path in zip(states, found, strict=True)]
-        pending = [pending_metrics_of(state, path) for state, path in zip(states, found, strict=True)]
-        accelerator.print(f"resuming from step {start} ({found[0]})")
-        if past[0][-1].data is None:
-            _warn(f"{found[0]} is of an earlier version and holds no record of its data: taken to be those of today")
-        for sentence in segments.sentences(history[0], start):
-            accelerator.print(sentence)
-    elif resume:
-        accelerator.print(f"no intact checkpoint in {folder}: starting from step 0")
-
-    if accelerator.is_main_process:
-        enter()
-        prepare_folder(folder, config, history[0], empty=not resume)
-        for own, run_folder, of_run in zip(configs, run_folders, history, strict=True):
-            if run_folder != folder:
-                run_folder.mkdir(exist_ok=True)
-                prepare_folder(run_folder, own, of_run, empty=False)
-            if first.initial is not None:
-                first.initial.write(run_folder, described(config, first.split.training), moments)
-    log(batch_shares(accelerator.num_processes, first.sampler.batch_size))
-    log(first.where)
-    log("" if first.initial is None else first.initial.table())
-    log(online.sentence(config))
-    for line in model_summary.loaded(first.agent):
-        log(line)
-    log(model_summary.summary(first.agent, config))
-    log("" if cost is None else cost.sentence(accelerator.device))
-    log(scaling.sentence(first.store))
-    log(first.split.sentence)
-    log(rewards.sentence(first.store) if config.task.goals is None else "")
-    log(constant_dimensions(first.statistics))
-    accelerator.wait_for_everyone()
-    runs = [
-        TrainingRun(
-            configs[index],
-            run_folders[index],
-            all_parts[index],
-            index=index,
-            segments=history[index],
-            start=start,
-            train_seconds=train_seconds,
-            resume_with=folder,
-            skips=skips[index],
-            pending=pending[index],
-            log=log if len(configs) == 1 else _prefixed(log, f"seed {configs[index].seed}: "),
-        )
-        for index in range(len(configs))
-    ]
-    if accelerator.is_main_process and not resume:
-        odd = pitfalls(first.store, first.statistics, rewarded=config.task.goals is None)
-        for number, warning in enumerate(odd):
-            lines = [line for run in runs for line in run.health.add(0, f"data_{number}", warning)]
-            for line in lines[:1]:  # all seeds have the same data
-                log(line)
-    return runs, start
-
-
-def _begun_as(past: Config, config: Config) -> Config:
-    """The configuration of a run that is resumed, with the weights that it began with recorded as they were."""
-    if config.init.source not in (None, past.init.source):
-        raise GtpVisionError(
-            f"{config.run_dir} did not begin with the weights of init.source={config.init.source}; leave it out to "
-            f"resume the run, or choose another run_dir=... for a new one"
-        )
-    return replace(config, init=past.init)
-
-
-def _prefixed(log: Log, prefix: str) -> Log:
-    return lambda line: log(prefix + line if line else "")
-
-
 def _evaluates_at(training: TrainingConfig, step: int) -> bool:
     """Whether an evaluation is due after step `step`, from 1."""
     is_regular = training.eval_every > 0 and step % training.eval_every == 0
@@ -413,31 +252,3 @@ def _all_stop(stop: Callable[[], bool], run: TrainingRun, step: int) -> bool:
     if step % min(run.config.training.log_every, _STOP_POLL):
         return False
     return any_rank(stop(), device=accelerator.device)[0]
-
-
-def _warn(line: str) -> None:
-    """Print a warning that is shown even where no bars are."""
-    if is_first():
-        Progress.write(f"warning: {line}", file=sys.stderr)
-
-
-def refuse_occupied(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Refuse a folder that holds a run, unless it is resumed or overwritten."""
-    if (folder / "config.yaml").exists() and not (resume or overwrite):
-        raise GtpVisionError(
-            f"{folder} already holds a run; give --resume to continue it, --overwrite to replace it, "
-            f"or another run_dir=..."
-        )
-
-
-def prepare_folder(folder: Path, config: Config, history: Sequence[Segment], *, empty: bool) -> None:
-    """Make the run folder, without an earlier run if `empty`, and write the configuration of all its segments."""
-    try:
-        if empty and (folder / "config.yaml").exists():
-            clear_folder(folder)
-        with atomic_write(folder / "config.yaml") as aside:
-            aside.write_text(to_yaml(config, changed_by_segment(history)))
-    except OSError as error:
-        raise GtpVisionError(
-            f"the run folder {folder} cannot be written ({error}); choose another run_dir=..."
-        ) from error

@@ -16,7 +16,7 @@ from gtp_vision.cli.main import main
 from gtp_vision.config.schema import Config
 from gtp_vision.core import manifest
 from gtp_vision.core.errors import GtpVisionError
-from gtp_vision.training import checkpoint, eager, trainer
+from gtp_vision.training import checkpoint, eager, prepare, trainer
 from gtp_vision.training.build import Components
 from gtp_vision.training.ranks import report_lost_ranks
 
@@ -136,14 +136,14 @@ def test_a_second_training_in_a_folder_is_refused(
 
 
 def test_the_slower_of_two_that_begin_is_refused(config: Config, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = trainer.build
+    plain = prepare.build
 
     def slow(*arguments: Any, **more: Any) -> Components:
-        monkeypatch.setattr(trainer, "build", plain)
+        monkeypatch.setattr(prepare, "build", plain)
         trainer.train(config_of(data, Path(config.run_dir), "training.steps=3"), progress=False)
         return plain(*arguments, **more)
 
-    monkeypatch.setattr(trainer, "build", slow)
+    monkeypatch.setattr(prepare, "build", slow)
     with pytest.raises(GtpVisionError, match="already holds a run"):
         trainer.train(config, progress=False)
     assert checkpoint.newest(Path(config.run_dir) / "checkpoints") is not None

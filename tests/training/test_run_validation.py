@@ -7,7 +7,7 @@ import yaml
 from small_runs import PIXELS, assert_equal, lines, saved, small_run
 from stores import make_store
 
-from gtp_vision.config.compose import from_run
+from gtp_vision.config.compose import from_run, to_yaml
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.datasets.formats import native
@@ -136,8 +136,7 @@ def test_overfitting_is_a_growing_distance_from_held_out_actions_alone() -> None
 
 
 def test_a_run_of_an_earlier_version_goes_on_with_all_episodes(several: Path, tmp_path: Path) -> None:
-    trainer.prepare_folder(tmp_path, config_of(several, tmp_path), [], empty=False)
-    stored = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    stored = yaml.safe_load(to_yaml(config_of(several, tmp_path)))
     del stored["task"]["validation"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
     assert open_data(from_run(tmp_path)).episodes == 20
