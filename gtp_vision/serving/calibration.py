@@ -26,6 +26,7 @@ from gtp_vision.datasets.scaling import in_file_units
 from gtp_vision.datasets.split import drawn
 from gtp_vision.datasets.store import Store
 from gtp_vision.encoders.views import first_view
+from gtp_vision.evaluation.coverage import QUANTILE
 from gtp_vision.evaluation.recordings import observation_of
 from gtp_vision.serving.doubt import SALT, Doubter, check, is_still
 from gtp_vision.serving.reactions import OnDoubt
@@ -51,9 +52,10 @@ _SCANNED = 20_000  # frames of a camera that are compared with the next one
 
 
 def reference_of(agent: Agent, data: TaskData, frame_stack: int, seed: int) -> tuple[Reference, Store]:
-    """The reference of an agent's training data, without thresholds, and the episodes on which they are to be set.
+    """The reference of an agent's training data, and the episodes by which its thresholds are to be raised.
 
-    These are those that were held out of training, or a tenth of the others, which the reference then leaves out.
+    These are those that were held out of training, or a tenth of the others, which the reference then leaves out. They
+    may be few and alike, so the thresholds begin where each of the reference's episodes is ordinary beside the others.
 
     Raises:
         GtpVisionError: a single episode, so none is left to compare with.
@@ -74,12 +76,25 @@ def reference_of(agent: Agent, data: TaskData, frame_stack: int, seed: int) -> t
     held = evenly_spaced(others.transitions, MOST_ROWS, seed)
     features, values = _encoded(agent, known, rows, frame_stack, cameras, states)
     held_features, held_values = _encoded(agent, others, held, frame_stack, cameras, states)
-    edges = {name: Nearest(rows, scale_of_features(rows)).edge(held_features[name]) for name, rows in features.items()}
-    edges |= {name: Nearest(rows, scale_of_states(rows)).edge(held_values[name]) for name, rows in values.items()}
+    nearest = {name: Nearest(some, scale_of_features(some)) for name, some in features.items()}
+    nearest |= {name: Nearest(some, scale_of_states(some)) for name, some in values.items()}
+    episodes = np.searchsorted(known.episode_ends, rows, side="right")
+    held_distances = {name: nearest[name](some).numpy() for name, some in (held_features | held_values).items()}
+    own_distances = {name: near.own(episodes).numpy() for name, near in nearest.items()}
+    edges = {name: max(map(_edge, (held_distances[name], own_distances[name]))) for name in nearest}
+    own = {
+        f"{'camera' if name in features else 'state'} {name}": found / edges[name]
+        for name, found in own_distances.items()
+    }
     both = (known, others)
     still = {name: float(max(longest_still(store, store.observations[name]) for store in both)) for name in cameras}
     actions = torch.from_numpy(in_file_units(known, rows))
-    return Reference(features, values, actions, still, edges, {}), others
+    return Reference(features, values, actions, still, edges, _thresholds(own)), others
+
+
+def _edge(distances: np.ndarray) -> float:
+    """The distance below which 95 % are."""
+    return max(1e-6, float(np.quantile(distances, QUANTILE))) if distances.size else 1e-6
 
 
 @torch.no_grad()
@@ -154,7 +169,7 @@ def episodes_of(store: Store, names: Sequence[str], most: int) -> Iterator[list[
 def calibrate(
     agent: Agent, schema: Schema, reference: Reference, settings: OnDoubt, others: Store, seed: int
 ) -> tuple[Reference, dict[str, Any]]:
-    """Set the thresholds of an agent's signals on ordinary episodes, and measure on shifted ones what these tell.
+    """Raise the thresholds to an agent's signals on ordinary episodes, and measure on shifted ones what these tell.
 
     Shifted frames set nothing: who tunes on some shifts is blind for others.
 
@@ -164,13 +179,13 @@ def calibrate(
     """
     check(settings, agent, schema)
     names = [*schema.cameras, *schema.states]
-    doubter = Doubter(agent, reference, settings.signals)
+    doubter = Doubter(agent, replace(reference, thresholds={}), settings.signals)
     ordinary = [
         signals
         for episode in episodes_of(others, names, _ORDINARY)
         for signals in signals_of(doubter, schema.frame_stack, episode)
     ]
-    thresholds = thresholds_of(ordinary)
+    thresholds = {name: max(x, reference.thresholds.get(name, 0.0)) for name, x in thresholds_of(ordinary).items()}
     aurocs = dict[str, dict[str, float]]()
     for name, make in shifts_of(reference).items():
         shifted = []
@@ -190,15 +205,18 @@ def thresholds_of(ordinary: Sequence[Mapping[str, float]]) -> dict[str, float]:
     Each signal's 99 % quantile, times the one factor with which all of them together are exceeded so rarely.
     """
     values = {name: np.array([signals[name] for signals in ordinary]) for name in ordinary[0]}
-    found = {
-        name: max(float(np.quantile(x, _QUANTILE, method="higher")), 1e-6)
-        for name, x in values.items()
-        if not is_still(name)
-    }
-    if found:
-        factor = np.quantile(np.max([values[name] / x for name, x in found.items()], 0), _QUANTILE, method="higher")
-        found = {name: float(factor * x) for name, x in found.items()}
+    found = _thresholds({name: x for name, x in values.items() if not is_still(name)})
     return found | {name: 1.0 for name in values if name not in found}
+
+
+def _thresholds(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The thresholds of signals (N,) of the same frames; none without frames."""
+    if not any(x.size for x in values.values()):
+        return {}
+    found = {name: max(float(np.quantile(x, _QUANTILE, method="higher")), 1e-6) for name, x in values.items()}
+    worst = np.max([values[name] / x for name, x in found.items()], 0)
+    factor = max(1.0, float(np.quantile(worst, _QUANTILE, method="higher")))  # 0 where all frames are equal
+    return {name: factor * x for name, x in found.items()}
 
 
 def largest(signals: Mapping[str, float], thresholds: Mapping[str, float]) -> float:

@@ -1,7 +1,8 @@
 """What an artifact knows of the data that its policy was trained on: features and numbers of at most 1000 frames.
 
 It holds no frame. An observation is near the data if the k-th of its nearest recorded neighbours is nearer than that of
-95 % of the frames of episodes that are not among them, as in `evaluation.coverage`.
+95 % of the frames of other episodes, as in `evaluation.coverage`: of those that are not among them, or, where few are
+held out and are more alike than robots' days are, of the recorded ones, each compared with the others.
 
 Axes in names: B observations, N recorded frames, F features of a camera, D numbers of a state, A action dimensions.
 """
@@ -24,7 +25,7 @@ from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.manifest import metadata_of, tensor_shapes
 from gtp_vision.core.random import counter_rng
 from gtp_vision.core.safe_json import parse_json
-from gtp_vision.evaluation.coverage import QUANTILE, neighbour_distances
+from gtp_vision.evaluation.coverage import NEIGHBOURS, neighbour_distances
 
 REFERENCE = "reference.safetensors"
 MOST_ROWS = 1000
@@ -48,7 +49,7 @@ class Reference:
         actions: float32 (N, A), executed, in the robot's units.
         still: camera to the longest run of equal frames, one after another, in the data; 1 if all differ.
         edges: camera or state to the distance below which 95 % of other frames are, see `distances`.
-        thresholds: of the signals of doubt, see `serving.doubt`; empty before they are calibrated.
+        thresholds: of the signals of doubt, see `serving.doubt`.
     """
 
     features: Mapping[str, torch.Tensor]
@@ -134,9 +135,13 @@ class Nearest:
         """The distance of each row, (B,)."""
         return neighbour_distances(rows @ self._map, self._recorded)
 
-    def edge(self, rows: torch.Tensor) -> float:
-        """The distance below which 95 % of `rows` are."""
-        return float(self(rows).quantile(QUANTILE).clamp_min(1e-6))
+    def own(self, episodes: np.ndarray) -> torch.Tensor:
+        """The distance of each recorded row, of the episode (N,), to those of other episodes: those that have k."""
+        groups = torch.from_numpy(episodes).to(self._recorded.device)
+        distances = torch.cdist(self._recorded, self._recorded)
+        distances[groups[:, None] == groups] = torch.inf
+        found = distances.kthvalue(min(NEIGHBOURS, len(distances)), 1).values
+        return found[found.isfinite()]
 
 
 def scale_of_features(rows: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from small_policies import untrained
 from small_runs import composed
 from stores import make_store
 
@@ -11,9 +13,12 @@ import gtp_vision
 from gtp_vision.cli.main import main
 from gtp_vision.core.random import counter_rng
 from gtp_vision.datasets.formats import native
-from gtp_vision.serving.calibration import auroc, largest, longest_still, thresholds_of
-from gtp_vision.serving.reactions import DoubtError
+from gtp_vision.datasets.split import Split
+from gtp_vision.datasets.store import Store
+from gtp_vision.serving.calibration import auroc, calibrate, largest, longest_still, reference_of, thresholds_of
+from gtp_vision.serving.reactions import DoubtError, OnDoubt
 from gtp_vision.serving.shifts import shifts_of
+from gtp_vision.training.data import TaskData
 from gtp_vision.training.trainer import train
 
 EPISODES, LENGTH, SIDE = 12, 24, 24
@@ -102,6 +107,28 @@ def test_ordinary_frames_are_rarely_beyond_the_thresholds() -> None:
     beyond = np.mean([largest(signals, thresholds) > 1 for signals in ordinary])
     assert 0.005 <= beyond <= 0.01, "of both signals together"
     assert thresholds["still front"] == 1
+
+
+def of_days(episodes: int, seed: int) -> Store:
+    """Episodes in which a number is nearly the same, and another one in each."""
+    store, random = make_store([LENGTH] * episodes, state=2), np.random.default_rng(seed)
+    days = np.repeat(random.normal(size=(episodes, 2)), LENGTH, 0)
+    store.observations["state"] = (days + 0.01 * random.normal(size=days.shape)).astype(np.float32)
+    return store
+
+
+@pytest.mark.parametrize("held_out", [1, 3])
+def test_few_held_out_episodes_do_not_make_other_days_doubtful(held_out: int) -> None:
+    plain = untrained("agent=gtp_bc", cameras={}, states={"state": 2}, frame_stack=1)
+    beyond = []
+    for seed in range(5):
+        data = TaskData(of_days(40, 3 * seed), of_days(held_out, 3 * seed + 1), Split([], [], [], ""))
+        reference, others = reference_of(plain.agent, data, 1, 0)
+        found, _ = calibrate(plain.agent, plain.schema, reference, OnDoubt(signals=("states",)), others, 0)
+        new = torch.from_numpy(of_days(100, 3 * seed + 2).observations["state"])
+        beyond.append(float((found.state_distance("state", new) > found.thresholds["state state"]).float().mean()))
+        assert found.edges["state"] == pytest.approx(reference.edges["state"])
+    assert np.mean(beyond) < 0.1
 
 
 def test_the_area_under_the_curve_is_the_probability_of_the_right_order() -> None:

@@ -32,10 +32,18 @@ def test_the_edge_holds_most_of_what_is_alike_and_nothing_of_what_is_not(width: 
 
     known = rows(500)
     nearest = Nearest(known, scale_of_features(known))
-    edge = nearest.edge(rows(500))
+    edge = float(nearest(rows(500)).quantile(0.95))
+    assert edge == pytest.approx(float(nearest.own(np.arange(500)).quantile(0.95)), rel=0.2), "each beside the others"
     assert 0.9 < float((nearest(rows(500)) <= edge).float().mean()) < 0.99
     away = rows(100) + 20 * torch.randn(100, width, generator=noise)
     assert float((nearest(away) > edge).float().mean()) == 1
+
+
+def test_a_recorded_row_is_compared_with_other_episodes() -> None:
+    known = torch.tensor([[0.0], [0.1]] * 3 + [[5.0], [5.1]])
+    own = Nearest(known, torch.ones(1)).own(np.repeat([0, 1, 2, 3], 2))
+    torch.testing.assert_close(own, torch.tensor([5.0, 4.9] * 3 + [5.0, 5.1]))
+    assert len(Nearest(known, torch.ones(1)).own(np.zeros(8))) == 0
 
 
 def test_a_reference_is_read_as_it_was_written(policy: Policy, tmp_path: Path) -> None:
