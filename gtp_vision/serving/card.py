@@ -27,6 +27,8 @@ def card(schema: Schema, provenance: Mapping[str, Any]) -> str:
     table = "\n".join(f"| `{plain(name)}` | {value} |" for name, value in values.items())
     low, high = (", ".join(f"{x:g}" for x in bound) for bound in (schema.action_low, schema.action_high))
     trained = f"{provenance['step']} steps (run {provenance['run']}, seed {provenance['seed']})"
+    if provenance.get("encoder_weights"):
+        trained += f", its encoder beginning with {provenance['encoder_weights']}"
     names = ", ".join(repr(name) + ": ..." for name in [*schema.cameras, *schema.states])
     licence_lines = "\n".join(f"Licence of the {name}: {plain(licence)}." for name, licence in licences.items())
     return f"""---

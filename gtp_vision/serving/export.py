@@ -237,6 +237,7 @@ def provenance(run: Path, config: Config, record: DataRecord, step: int, licence
         "environment": config.task.env,
         "data": data,
         "encoder": config.encoder.name,
+        "encoder_weights": config.encoder.weights and "/".join(Path(config.encoder.weights).parts[-2:]),
         "evaluation": _evaluation(run, step),
         "versions": {name: version(name) for name in ("gtp-vision", "torch")},
         SETTINGS: portable(config),

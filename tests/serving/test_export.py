@@ -15,6 +15,8 @@ from gtp_vision.agents.acting import FrameStack
 from gtp_vision.cli.main import main
 from gtp_vision.core.random import EpisodeNoise
 from gtp_vision.serving import artifact
+from gtp_vision.serving.card import card
+from gtp_vision.serving.export import provenance
 from gtp_vision.serving.limits import Limits
 from gtp_vision.training.evaluate import actor_of, restore
 
@@ -78,6 +80,18 @@ def test_the_card_holds_the_origin(exported: Exported, tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
+def test_weights_that_the_encoder_began_with_are_named(exported: Exported) -> None:
+    run, out = exported("pixels")
+    config, trained = restore(run)
+    begun = replace(config, encoder=replace(config.encoder, weights="/elsewhere/hub/resnet18.pth"))
+    origin = provenance(run, begun, trained.record, 1, {})
+    assert origin["encoder_weights"] == "hub/resnet18.pth"
+    assert "its encoder beginning with hub/resnet18.pth" in " ".join(
+        card(gtp_vision.load_policy(out).schema, origin).split()
+    )
+    assert provenance(run, config, trained.record, 1, {})["encoder_weights"] is None
+
+
 def test_acting_imports_no_data_simulator_or_training_code(exported: Exported, tmp_path: Path) -> None:
     moved = shutil.copytree(exported("pixels")[1], tmp_path / "moved")
     code = (
