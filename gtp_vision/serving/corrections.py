@@ -29,6 +29,7 @@ _NEAR_UNIT = 1.35  # a ratio of two spreads is that of two units within this fac
 _RESCALED = 1.5  # a smaller ratio is what other episodes bring
 _EXTREME = 8.0  # a larger one, of most dimensions, needs no policy to be another unit
 _LATE, _EARLY = (0.97, 0.5), (0.85, 0.75)  # what a lag may leave of the distance, and the share of groups that agree
+_CLOSER = 0.01  # by how much the correlation at a lag must be larger
 FOLLOWS = 0.4
 """Correlation of recorded and predicted actions from which the policy is taken to know a dimension."""
 _LEVELS = np.linspace(0.05, 0.95, 7)  # quantiles by which distributions are compared
@@ -181,10 +182,13 @@ def lag_of(
     """How many steps the recorded actions (T, A) come after the policy's, and what share of their distance that leaves.
 
     The distance is that of actions which the policy predicts at some lag, absolute, on the steps that have all lags.
-    Actions that come earlier, as where frames are late, need stronger evidence: a policy lags on its own.
+    Actions that come earlier, as where frames are late, need stronger evidence: a policy lags on its own. At the lag
+    they must also follow the policy's better: of one that was trained for a short time, whose actions are too small,
+    every action of a motion that ends is nearer to the smaller ones after it.
     """
     shifted = [_shifted(recorded, lag, episodes) for lag in _LAGS]
-    dims = np.max([correlation(actions, predicted) for actions in shifted], 0) > FOLLOWS
+    follows = np.array([correlation(actions, predicted) for actions in shifted])
+    dims = follows.max(0) > FOLLOWS
     errors = np.stack([np.abs((x - predicted) / spread)[:, dims].sum(1) for x in shifted])
     known = np.isfinite(errors).all(0)
     if not (dims.any() and known.any()):
@@ -194,7 +198,8 @@ def lag_of(
     best = int(total.argmin())
     lag, left = _LAGS[best], float(total[best] / total[now])
     most, agreeing = _LATE if lag > 0 else _EARLY
-    if lag == 0 or left > most or (by_group[:, best] < by_group[:, now]).mean() < agreeing:
+    is_better = follows[best, dims].mean() > follows[now, dims].mean() + _CLOSER
+    if lag == 0 or not is_better or left > most or (by_group[:, best] < by_group[:, now]).mean() < agreeing:
         return None
     when = f"{abs(lag)} step{'s' * (abs(lag) > 1)} {'later' if lag > 0 else 'earlier'}"
     cure = "pair each observation with the action that was computed from it, or train on data with this delay"

@@ -61,6 +61,17 @@ def test_the_brightness_of_a_saturated_camera_is_found_by_the_mean_frame(gain: f
     assert float(best.what.split()[2]) == pytest.approx(gain, rel=0.1)
 
 
+def test_actions_that_are_too_small_are_no_lag() -> None:
+    """A policy of few steps answers half of what it should, and every motion comes to rest."""
+    random, count, steps = np.random.default_rng(0), 20, 30
+    starts = random.choice([-1, 1], (count, 1, 2)) * random.uniform(0.5, 1, (count, 1, 2))
+    recorded = starts * np.exp(-np.arange(steps) / 10)[:, None]
+    predicted = 0.5 * recorded + 0.02 * random.normal(size=recorded.shape)
+    episodes = np.repeat(np.arange(count), steps)
+    rows, answers = recorded.reshape(-1, 2), predicted.reshape(-1, 2)
+    assert lag_of(rows, answers, rows.std(0), episodes, episodes) is None
+
+
 @pytest.mark.parametrize("lag", [0, 1, 2, -1])
 def test_a_lag_is_found_and_none_where_there_is_none(lag: int) -> None:
     whole = walk(2, 2).reshape(8, 40, 2)
