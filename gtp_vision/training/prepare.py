@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class _Progress:
 
     train_seconds: float
     skips: list[set[int]]
-    pending: list[list[dict[str, float]]] = field(default_factory=list)
+    pending: list[list[dict[str, float]]]
 
 
 def prepare(

@@ -107,6 +107,8 @@ def forked(
     environment: Mapping[str, str] | None = None,
 ) -> Victim:
     """Run `gtp-vision WORDS` in a fork of this process, which calls `before` first, to prepare a fault."""
+    import torch._dynamo  # noqa: F401  # once for all forks, whose main module has no file, which its import reads
+
     mark = f"{log}:{time.monotonic_ns()}"
     process = os.fork()
     if process:
