@@ -14,7 +14,6 @@ from gtp_vision import envs
 from gtp_vision.config.overrides import quoted
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
-from gtp_vision.core.signals import sigterm_interrupts
 from gtp_vision.suites import tables
 from gtp_vision.suites.peers import Peers, read
 from gtp_vision.suites.plan import Plan, records
@@ -112,9 +111,8 @@ def _facts(suite: Suite, command: str) -> dict[str, str]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Turn SIGTERM and Ctrl-C into `InterruptedSuiteError`."""
+    """Turn Ctrl-C, and SIGTERM, which `cli.main` makes one, into `InterruptedSuiteError`."""
     try:
-        with sigterm_interrupts():
-            yield
+        yield
     except KeyboardInterrupt:
         raise InterruptedSuiteError("stopped, with a checkpoint of each run; run the same command to resume") from None
