@@ -250,7 +250,8 @@ def _single_settings(overrides: Sequence[str]) -> Iterator[dict[str, Any]]:
 def acting_of(acting: ActingConfig, overrides: Sequence[str]) -> ActingConfig:
     """Settings of acting with overrides `acting=OPTION` and `agent.acting.KEY=VALUE`, later ones winning.
 
-    An option replaces how an action is chosen, and keeps steps, noise and the execution of chunks.
+    An option replaces how an action is chosen, and keeps steps, the execution of chunks, and noise, but for options
+    that choose among several actions: these set it to 1, since without noise all are the same.
 
     Raises:
         GtpVisionError: other overrides; an unknown option, key or value.

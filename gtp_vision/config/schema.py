@@ -238,7 +238,7 @@ class OnlineConfig:
     round: int = setting(1000, "steps of a round; it ends with the episode that reaches them", low=1)
     updates: float = setting(1.0, "gradient steps for each step of the simulator", above=0)
     ratio: float = setting(0.5, "share of a batch that is from the simulator, the rest is from the data", low=0, high=1)
-    noise: float = setting(1.0, "factor on the policy's noise while it collects, beside agent.acting.noise", low=0)
+    noise: float = setting(1.0, "factor on the policy's noise while it collects, for agent.acting.noise", low=0)
     acting: str | None = setting(None, "option of the group acting while it collects; null: as the agent acts")
     collectors: int = setting(1, "processes that collect side by side", low=1, high=256)
 

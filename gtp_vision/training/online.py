@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
+from gtp_vision.agents import ActingConfig
 from gtp_vision.config.compose import acting_of
 from gtp_vision.config.schema import Config, OnlineConfig
 from gtp_vision.core.errors import GtpVisionError
@@ -92,6 +93,12 @@ def sentence(config: Config) -> str:
     )
 
 
+def acting_while_collecting(acting: ActingConfig, online: OnlineConfig) -> ActingConfig:
+    """How the policy acts in the simulator: with noise also where evaluations take none, since its noise explores."""
+    acting = acting_of(acting, [f"acting={online.acting}"]) if online.acting else acting
+    return replace(acting, noise=online.noise)
+
+
 class OnlineLoader:
     """A `Loader` of the steps `start` to the last of a run that collects; use it once, as a context manager.
 
@@ -124,14 +131,12 @@ class OnlineLoader:
         remove_leftovers(self._folder)
         self._forget()
         self._beats = multiprocessing.get_context("spawn").RawValue("Q", 0)
-        acting = self._parts.agent.config.acting
-        acting = acting_of(acting, [f"acting={online.acting}"]) if online.acting else acting
         collection = collector.Collection(
             self._config,
             self._parts.record,
             {name: array.dtype.str for name, array in self._parts.store.observations.items()},
             env_spec(self._config, self._parts.record),
-            replace(acting, noise=acting.noise * online.noise),
+            acting_while_collecting(self._parts.agent.config.acting, online),
             self._replay.folder,
         )
         self._pool = WorkerPool(online.collectors, collector.begin, collection, self._beats)

@@ -25,7 +25,7 @@ VP5 = "agent.policy.family=vp_diffusion agent.policy.grid=5"
         ("agent.improvement.name=q_gradeint", ("agent.improvement.name=q_gradeint", "'q_gradient'")),
         ("agent.improvement.form=postive", ("agent.improvement.form=postive", "'positive'")),
         # Candidates, next actions, networks.
-        ("agent=iql acting=best_of_n", ("agent.acting.candidates=32", "the same action", "agent.acting.noise=1")),
+        ("agent=iql agent.acting.candidates=32", ("agent.acting.candidates=32", "the same action", "acting.noise=1")),
         ("agent=td3_bc acting=best_of_n", ("agent.acting.candidates=32", "the same action", "set it to 1")),
         ("agent.critic.backup=max", ("agent.critic.backup=max", "agent.critic.next_actions to 2")),
         ("agent.critic.rho=-1", ("agent.critic.rho=-1", "at least 0")),
@@ -120,7 +120,7 @@ def test_an_agent_is_checked_when_it_is_created_too() -> None:
     "overrides",
     [
         "agent=diffusion_ql improvement=advantage agent.improvement.value_steps=5",
-        "agent=iql improvement=q_gradient acting=softmax agent.acting.noise=1",
+        "agent=iql improvement=q_gradient acting=softmax",
         "agent=fql agent.policy.family=meanflow agent.action_chunk=5 agent.critic.chunk=true task.n_step=5",
         "agent=gtp agent.action_chunk=4 agent.acting.ensemble=0.01 agent.acting.execute=1",
         "agent=rebrac agent.action_chunk=4 agent.critic.next_penalty=0",

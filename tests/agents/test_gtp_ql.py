@@ -79,8 +79,10 @@ def test_cloning_is_weighted_only_with_eta(batch: Batch) -> None:
 def test_acting_takes_the_second_answer_and_no_jump_ends_at_its_place() -> None:
     learner, _, policy = learning()
     features, z = learner.actor_encoder(observation()), RandomStream(3, 0).normal(4, 2)
-    expected = policy.bounded(policy.answer(policy.observe(features), z)).detach()
-    torch.testing.assert_close(learner.act(observation(), RandomStream(3, 0)), expected)
+    for noise in (0, 1):
+        acting = replace(learner.config.acting, noise=noise) if noise else None  # the preset's is 0
+        expected = policy.bounded(policy.answer(policy.observe(features), noise * z)).detach()
+        torch.testing.assert_close(learner.act(observation(), RandomStream(3, 0), acting=acting), expected)
     assert not torch.allclose(expected, policy.sample_from(features, z, 1), atol=1e-3)
     levels = policy.level(torch.linspace(0, 9, 100))
     assert policy.embed(levels)[:, 1].min() > -1e-5  # sin(pi c), -1 at the second answer's place

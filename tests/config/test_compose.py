@@ -121,7 +121,7 @@ def test_a_mistake_is_refused_with_the_key_and_the_nearest_right_word(override: 
         (["encoder.cameras.wrist=3"], "encoder.cameras.wrist=3 must hold settings"),
         (["encoder.cameras.wrist.size=[8]"], "encoder.cameras.wrist.size=[8] must be a height and a width"),
         (["agent=iql", "training.eval_candidates=[2]"], "training.eval_candidates=[2] do not fit"),
-        (["agent=iql", "training.eval_acting=[beam]"], "training.eval_acting=[beam] does not fit: agent.acting.candid"),
+        (["agent=iql", "training.eval_acting=[beam]"], "training.eval_acting=[beam] does not fit: agent.acting.rou"),
         (["training.eval_acting=[beem]"], "there is no acting 'beem': did you mean 'beam'"),
         (["agent=iql", "tuned=diffusion_ql/antmaze-large-play"], "set agent=diffusion_ql, or tuned=none"),
     ],
@@ -134,7 +134,8 @@ def test_how_a_trained_agent_acts_is_chosen_by_options_and_settings() -> None:
     trained = composed("acting=softmax", "agent.acting.noise=0.5", "agent.acting.temperature=2").agent
     beam = acting_of(trained.acting, ["acting=beam", "agent.acting.renoise=0.3"])
     assert (beam.candidates, beam.rounds, beam.beam, beam.renoise) == (32, 2, 8, 0.3)
-    assert (beam.choose, beam.temperature, beam.noise, beam.steps) == ("argmax", 1, 0.5, trained.acting.steps)
+    assert (beam.choose, beam.temperature, beam.noise, beam.steps) == ("argmax", 1, 1, trained.acting.steps)
+    assert acting_of(trained.acting, ["acting=single"]).noise == 0.5
     assert acting_of(beam, ["acting=single"]) == replace(beam, candidates=1, rounds=0, beam=1, renoise=0.5)
     assert acting_of(beam, ["acting=own"]) == beam
     assert acting_with(trained, [], steps=2).acting == replace(trained.acting, steps=2)

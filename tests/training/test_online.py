@@ -12,6 +12,7 @@ import torch
 from small_runs import PIXELS, assert_equal, lines, saved, small_run
 from stores import make_store
 
+from gtp_vision.agents import ActingConfig
 from gtp_vision.config.compose import from_command_line, from_run
 from gtp_vision.config.schema import Config, OnlineConfig
 from gtp_vision.core.errors import GtpVisionError
@@ -24,7 +25,7 @@ from gtp_vision.training import checkpoint, segments, trainer
 from gtp_vision.training.build import build
 from gtp_vision.training.collector import episode_seed
 from gtp_vision.training.evaluate import actor_of, restore
-from gtp_vision.training.online import OnlineLoader
+from gtp_vision.training.online import OnlineLoader, acting_while_collecting
 from gtp_vision.training.tracking import Meters
 
 ENV = "gymnasium/training.toy_simulator:Toy-v0"
@@ -75,6 +76,13 @@ def test_the_plan_of_rounds(steps: int, start: int, size: int, updates: float) -
     assert collected[-1] >= steps
     assert all(held < steps for held in collected[:-1])
     assert online.gradient_steps == online.rounds * math.ceil(size * updates)
+
+
+@pytest.mark.parametrize(("acting", "candidates"), [(None, 1), ("best_of_n", 32)])
+def test_an_agent_that_acts_without_noise_explores_with_it(acting: str | None, candidates: int) -> None:
+    own = ActingConfig(noise=0, execute=2)
+    collecting = acting_while_collecting(own, OnlineConfig(noise=0.5, acting=acting))
+    assert collecting == dataclasses.replace(own, noise=0.5, candidates=candidates)
 
 
 @pytest.mark.parametrize(
