@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, causes
 from gtp_vision.core.files import data_files, require_space
 from gtp_vision.datasets import located
 from gtp_vision.datasets.card import MARK, README, SHEET, card, licence_of, write_sheet
@@ -246,12 +246,10 @@ def _connected(name: str) -> Iterator[None]:
 
 
 def _reason(name: str, error: BaseException) -> str:
-    causes = [error]
-    while inner := causes[-1].__cause__ or causes[-1].__context__:
-        causes.append(inner)
-    codes = [getattr(getattr(cause, "response", None), "status_code", None) for cause in causes]
+    chain = causes(error)
+    codes = [getattr(getattr(cause, "response", None), "status_code", None) for cause in chain]
     code = next((code for code in codes if code), None)
-    said = dict.fromkeys(str(cause) for cause in (error, causes[codes.index(code) if code else -1]))
+    said = dict.fromkeys(str(cause) for cause in (error, chain[codes.index(code) if code else -1]))
     words = " ".join("; ".join(said).split())[:400] or type(error).__name__
     if code == 401:
         return f"{_address(name)}: the hub refuses the token ({words}); run 'hf auth login' or set HF_TOKEN"

@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
-from gtp_vision.core.errors import GtpVisionError
+from gtp_vision.core.errors import GtpVisionError, causes
 from gtp_vision.core.files import require_space
 from gtp_vision.core.progress import Progress
 from gtp_vision.datasets.download.ledger import Entry, digest
@@ -100,7 +100,7 @@ class _Session(requests.Session):
         except requests.ConnectTimeout as error:
             raise RefusalError("no connection: it timed out") from error
         except (requests.ConnectionError, requests.Timeout) as error:
-            if isinstance(cause := _cause(error), _PERMANENT):
+            if isinstance(cause := causes(error)[-1], _PERMANENT):
                 raise RefusalError(f"no connection: {cause}") from error
             raise _BrokenOffError(f"does not answer: {cause}") from error
         except (requests.RequestException, ValueError) as error:  # e.g. a redirect to file:///
@@ -147,7 +147,7 @@ def _receive(answer: requests.Response, path: Path, part: Path, have: int, size:
                 progress.update(len(chunk))
                 chunk = next(chunks, b"")
     except requests.RequestException as error:
-        raise _BrokenOffError(f"broke off at byte {_part_bytes(path)} of {size}: {_cause(error)}") from error
+        raise _BrokenOffError(f"broke off at byte {_part_bytes(path)} of {size}: {causes(error)[-1]}") from error
     if part.stat().st_size != size:  # urllib3 before 2.0 does not raise
         raise _BrokenOffError(f"broke off at byte {part.stat().st_size} of {size}")
 
@@ -184,10 +184,3 @@ def _length(answer: requests.Response) -> int:
     if not is_valid or {"Transfer-Encoding", "Content-Encoding"} & {name.title() for name in answer.headers}:
         raise RefusalError("does not say how many bytes the file has")
     return int(length)
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The first error, below those of the libraries in between."""
-    while inner := error.__cause__ or error.__context__:
-        error = inner
-    return error

@@ -24,7 +24,7 @@ from gtp_vision.config.contradictions import contradictions
 from gtp_vision.config.overrides import GROUPS, IMPROVEMENT, check_override, check_overrides, parsed
 from gtp_vision.config.presets import register
 from gtp_vision.config.schema import Config
-from gtp_vision.core.errors import GtpVisionError, propose
+from gtp_vision.core.errors import GtpVisionError, causes, propose
 from gtp_vision.core.safe_yaml import plain_yaml
 from gtp_vision.core.settings import check_settings
 from gtp_vision.encoders import check_encoder
@@ -378,10 +378,10 @@ def _located(config: Config) -> Config:
 
 def _one_line(error: BaseException) -> str:
     """The first cause of a configuration error as one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+    chain = causes(error, implied=False)  # of omegaconf's own causes, which it shows to debuggers, the last is whole
+    first = next((cause for cause in chain if isinstance(cause, OmegaConfBaseException)), chain[-1])
+    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
+    text = lines[0] if lines else type(first).__name__
     if "is not a ListConfig" in text:
         text = "this is a list; write it in brackets, key=[one,two]"
     if text.startswith("Interpolation key"):

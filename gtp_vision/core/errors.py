@@ -37,6 +37,19 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or first_line(error)
 
 
+def causes(error: BaseException, *, implied: bool = True) -> list[BaseException]:
+    """Return an error and what it was raised from, the first cause last; `implied` ones were only being handled.
+
+    An error may be its own cause: omegaconf raises such where a debugger or a coverage tool traces it.
+    """
+    found = [error]
+    while inner := found[-1].__cause__ or (found[-1].__context__ if implied else None):
+        if any(inner is known for known in found):
+            break
+        found.append(inner)
+    return found
+
+
 def propose(word: str, known: Iterable[str], limit: int = 3) -> str:
     """Return a clause that proposes the nearest of `known` to a mistyped `word`, or lists them if none is near.
 

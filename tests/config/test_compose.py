@@ -95,6 +95,11 @@ def test_a_mistake_is_refused_with_the_key_and_the_nearest_right_word(override: 
     assert all(word in message for word in words), message
 
 
+def test_a_mistake_is_refused_under_a_debugger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OC_CAUSE", "1")  # as with sys.settrace: omegaconf's errors are their own cause
+    assert refusal("training.steps=2.5").startswith("training.steps: Value '2.5'")
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
