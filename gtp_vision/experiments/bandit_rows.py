@@ -82,7 +82,8 @@ ROWS = {
     "gtp+q": Row("agent=gtp improvement=q_gradient", 0.5),
     "gtp+q, K=5": Row("agent=gtp improvement=q_gradient agent.improvement.q_steps=5 agent.acting.steps=5", 0.5),
     "fql": Row("agent=fql agent.improvement.distill_weight=0.1", 0.5),
-    "gtp_ql": Row("agent=gtp_ql agent.improvement.q_weight=10", 0.5),  # an alpha of 0.1, as FQL's
+    # An alpha of 0.1, as FQL's, and samples, of which the table tells where they lie.
+    "gtp_ql": Row("agent=gtp_ql agent.improvement.q_weight=10 agent.acting.noise=1", 0.5),
     "idql": Row(f"agent=idql {_FINE} agent.policy.hidden=[64,64,64]"),
     "ifql": Row(f"agent=ifql agent.policy.input_gain=3 {_MANY}"),
     "gtp+n": Row(f"agent=gtp {_ONE_NEXT} acting=best_of_n {_MANY}"),

@@ -45,7 +45,7 @@ def table(results: Mapping[str, Any]) -> str:
     ranking = _ranking(results)
     width = max(len("policy"), *(len(policy["name"]) for policy in ranking))
     has_value = results["measure"] is not None
-    head = f"{results['measure'] or ''} (90 % interval)" if has_value else ""
+    head = f"discounted {results['measure']} (90 %)" if has_value else ""
     lines = [f"{'policy':<{width}}  {head:>26}  {'is best' if has_value else '':>8}  near data  action error"]
     for policy in ranking:
         value = (
@@ -67,7 +67,7 @@ def facts(results: Mapping[str, Any]) -> Iterator[str]:
             f"episodes with: gtp-vision data label {results['data']}"
         )
     else:
-        yield f"{results['measure']}: {results['meaning']}"
+        yield f"discounted {results['measure']}: {results['meaning']}"
         if results["starts"]:
             yield f"values are of the starts of {results['starts']}"
         else:
