@@ -277,6 +277,11 @@ def acting_of(acting: ActingConfig, overrides: Sequence[str]) -> ActingConfig:
     return made
 
 
+def best_of(candidates: int) -> list[str]:
+    """The overrides for `acting_of` that choose the best of so many actions by Q."""
+    return ["acting=best_of_n", f"agent.acting.candidates={candidates}"]
+
+
 def acting_with(config: AgentConfig, overrides: Sequence[str], *, steps: int | None = None) -> AgentConfig:
     """A trained agent that acts as `acting_of` says, in K = `steps` by the option --steps unless None.
 
@@ -335,7 +340,7 @@ def checked(config: Config) -> Config:
         check_agent(acting_in(config.agent, config.training.eval_steps), steps_key="training.eval_steps")
     for candidates in config.training.eval_candidates or ():
         try:
-            check_agent(replace(config.agent, acting=replace(config.agent.acting, candidates=candidates)))
+            acting_with(config.agent, best_of(candidates))
         except GtpVisionError as error:
             raise GtpVisionError(f"training.eval_candidates=[{candidates}] do not fit: {error}") from error
     for option in config.training.eval_acting or ():

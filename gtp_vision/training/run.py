@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from gtp_vision import agents, envs
 from gtp_vision.agents import ActingConfig
 from gtp_vision.agents.base import evaluating
 from gtp_vision.agents.improvement import Metrics
-from gtp_vision.config.compose import acting_of
+from gtp_vision.config.compose import acting_of, best_of
 from gtp_vision.config.schema import Config
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
@@ -177,7 +176,7 @@ class TrainingRun:
             found, episodes = evaluator.run(actor, training.eval_episodes, film=2 * training.videos, stop=stop)
             again: dict[tuple[str, str], ActingConfig] = {}
             for count in training.eval_candidates or ():
-                again["candidates", str(count)] = replace(agent.config.acting, candidates=count, choose="argmax")
+                again["candidates", str(count)] = acting_of(agent.config.acting, best_of(count))
             for option in training.eval_acting or ():
                 again["acting", option] = acting_of(agent.config.acting, [f"acting={option}"])
             several: dict[str, dict[str, Any]] = {}

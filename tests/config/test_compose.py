@@ -125,7 +125,7 @@ def test_a_mistake_is_refused_under_a_debugger(monkeypatch: pytest.MonkeyPatch) 
         (["encoder.cameras={wrist:{sze:[8,8]}}"], "no setting 'encoder.cameras.wrist.sze': did you mean 'size'"),
         (["encoder.cameras.wrist=3"], "encoder.cameras.wrist=3 must hold settings"),
         (["encoder.cameras.wrist.size=[8]"], "encoder.cameras.wrist.size=[8] must be a height and a width"),
-        (["agent=iql", "training.eval_candidates=[2]"], "training.eval_candidates=[2] do not fit"),
+        (["agent=td3_bc", "training.eval_candidates=[2]"], "training.eval_candidates=[2] do not fit"),
         (["agent=iql", "training.eval_acting=[beam]"], "training.eval_acting=[beam] does not fit: agent.acting.rou"),
         (["training.eval_acting=[beem]"], "there is no acting 'beem': did you mean 'beam'"),
         (["agent=iql", "tuned=diffusion_ql/antmaze-large-play"], "set agent=diffusion_ql, or tuned=none"),
