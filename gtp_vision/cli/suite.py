@@ -74,7 +74,8 @@ def _run(arguments: argparse.Namespace, _: list[str]) -> int:
     suite.seeds, suite.episodes = arguments.seeds or suite.seeds, arguments.episodes or suite.episodes
     suite.reach = suite.reach if arguments.reach is None else arguments.reach
     out = arguments.out or Path("runs/bench") / Path(arguments.name).stem
-    planned = plan(suite, out, Path(os.path.expanduser(arguments.data or suite.data)))
+    data = Path(os.path.expanduser(arguments.data or suite.data))
+    planned = plan(suite, out, data, with_runs=not arguments.tables)
     workers = arguments.workers or torch.cuda.device_count() or os.cpu_count() or 1
     command, progress = shlex.join(["gtp-vision", *arguments.words]), os.environ.get("TQDM_DISABLE") != "1"
     if arguments.tables:

@@ -53,10 +53,11 @@ class Plan:
     configs: dict[str, Config] = field(default_factory=dict)  # of the first agent, by task, also of missing ones
 
 
-def plan(suite: Suite, out: Path, data: Path) -> Plan:
+def plan(suite: Suite, out: Path, data: Path, *, with_runs: bool = True) -> Plan:
     """The jobs of a suite: every task with every agent; new seeds are trained side by side where possible.
 
-    A task whose data or simulator is missing is left out, with a sentence.
+    A task whose data or simulator is missing is left out, with a sentence. Without `with_runs` the plan has
+    configurations alone, for tables of what has been run: no data set is opened or downloaded.
 
     Raises:
         GtpVisionError: a setting is wrong.
@@ -65,8 +66,11 @@ def plan(suite: Suite, out: Path, data: Path) -> Plan:
     agents = list(dict.fromkeys(trained_as(label) for label in suite.agents))
     for task in suite.tasks:
         settings = {agent: settings_for(suite, task, agent, data) for agent in agents}
-        configs = {agent: from_command_line([*settings[agent], "run_dir=unused"]) for agent in agents}
+        composed = agents if with_runs else agents[:1]
+        configs = {agent: from_command_line([*settings[agent], "run_dir=unused"]) for agent in composed}
         result.configs[task.name] = configs[agents[0]]
+        if not with_runs:
+            continue
         try:
             store = open_data(configs[agents[0]])
             check_simulator(configs[agents[0]], store)

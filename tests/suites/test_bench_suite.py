@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,14 @@ def are_running(out: Path) -> bool:
 def test_a_run_of_other_settings_is_refused(data: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(data, whole, "--steps", "30")) == 2
     assert "holds a run of other settings" in capsys.readouterr().err
+
+
+def test_tables_need_no_data_set(whole: Path, tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = shutil.copytree(whole, tmp_path / "out", symlinks=True)
+    assert main(command(data, out, "--data", str(tmp_path / "none"), "--tables")) == 0
+    assert "maze" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+    assert "left out" not in (out / "results.md").read_text()
 
 
 def test_a_suite_without_any_runnable_task_is_refused(
