@@ -23,7 +23,7 @@ from gtp_vision.agents import ActingConfig, AgentConfig, acting_in, check_agent,
 from gtp_vision.config.contradictions import contradictions
 from gtp_vision.config.overrides import GROUPS, IMPROVEMENT, check_override, check_overrides, parsed
 from gtp_vision.config.presets import register
-from gtp_vision.config.schema import Config
+from gtp_vision.config.schema import Config, OnlineConfig
 from gtp_vision.core.errors import GtpVisionError, causes, propose
 from gtp_vision.core.safe_yaml import plain_yaml
 from gtp_vision.core.settings import check_settings
@@ -282,6 +282,12 @@ def best_of(candidates: int) -> list[str]:
     return ["acting=best_of_n", f"agent.acting.candidates={candidates}"]
 
 
+def acting_while_collecting(acting: ActingConfig, online: OnlineConfig) -> ActingConfig:
+    """How the policy acts in the simulator: with noise also where evaluations take none, since its noise explores."""
+    acting = acting_of(acting, [f"acting={online.acting}"]) if online.acting else acting
+    return replace(acting, noise=online.noise)
+
+
 def acting_with(config: AgentConfig, overrides: Sequence[str], *, steps: int | None = None) -> AgentConfig:
     """A trained agent that acts as `acting_of` says, in K = `steps` by the option --steps unless None.
 
@@ -348,11 +354,14 @@ def checked(config: Config) -> Config:
             acting_with(config.agent, [f"acting={option}"])
         except GtpVisionError as error:
             raise GtpVisionError(f"training.eval_acting=[{option}] does not fit: {error}") from error
-    if config.online.acting is not None:
+    if config.online.steps or config.online.acting is not None:
         try:
-            acting_with(config.agent, [f"acting={config.online.acting}"])
+            check_agent(replace(config.agent, acting=acting_while_collecting(config.agent.acting, config.online)))
         except GtpVisionError as error:
-            raise GtpVisionError(f"online.acting={config.online.acting} does not fit: {error}") from error
+            raise GtpVisionError(
+                f"online.acting={config.online.acting or 'null'} does not fit online.noise={config.online.noise:g}, "
+                f"which stands for agent.acting.noise while it collects: {error}"
+            ) from error
     for sentence in contradictions(config):
         raise GtpVisionError(sentence)
     return config

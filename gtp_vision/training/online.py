@@ -27,8 +27,7 @@ from typing import Any
 import numpy as np
 from safetensors.torch import save_file
 
-from gtp_vision.agents import ActingConfig
-from gtp_vision.config.compose import acting_of
+from gtp_vision.config.compose import acting_while_collecting
 from gtp_vision.config.schema import Config, OnlineConfig
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.files import atomic_write
@@ -91,12 +90,6 @@ def sentence(config: Config) -> str:
         f"online: {online.steps:,} steps of {config.task.env} in {online.rounds:,} rounds, {online.gradient_steps:,} "
         f"gradient steps, {online.ratio:.0%} of each batch from the simulator"
     )
-
-
-def acting_while_collecting(acting: ActingConfig, online: OnlineConfig) -> ActingConfig:
-    """How the policy acts in the simulator: with noise also where evaluations take none, since its noise explores."""
-    acting = acting_of(acting, [f"acting={online.acting}"]) if online.acting else acting
-    return replace(acting, noise=online.noise)
 
 
 class OnlineLoader:

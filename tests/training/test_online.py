@@ -13,7 +13,7 @@ from small_runs import PIXELS, assert_equal, lines, saved, small_run
 from stores import make_store
 
 from gtp_vision.agents import ActingConfig
-from gtp_vision.config.compose import from_command_line, from_run
+from gtp_vision.config.compose import acting_while_collecting, from_command_line, from_run
 from gtp_vision.config.schema import Config, OnlineConfig
 from gtp_vision.core.errors import GtpVisionError
 from gtp_vision.core.random import EpisodeNoise
@@ -25,7 +25,7 @@ from gtp_vision.training import checkpoint, segments, trainer
 from gtp_vision.training.build import build
 from gtp_vision.training.collector import episode_seed
 from gtp_vision.training.evaluate import actor_of, restore
-from gtp_vision.training.online import OnlineLoader, acting_while_collecting
+from gtp_vision.training.online import OnlineLoader
 from gtp_vision.training.tracking import Meters
 
 ENV = "gymnasium/training.toy_simulator:Toy-v0"
@@ -95,6 +95,8 @@ def test_an_agent_that_acts_without_noise_explores_with_it(acting: str | None, c
         (["training.seeds=2"], "seeds side by side"),
         (["training.placement=device"], "training.placement=mapped"),
         (["agent=iql", "online.acting=beam"], "online.acting=beam does not fit"),
+        (["online.acting=best_of_n", "online.noise=0"], "online.acting=best_of_n does not fit online.noise=0"),
+        (["agent.acting.candidates=4", "online.noise=0"], "online.noise=0, which .* would all be the same action"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(overrides: list[str], words: str) -> None:
