@@ -27,12 +27,19 @@ IMPROVEMENTS: Registry[type[Improvement]] = Registry(__name__, "gtp_vision.agent
 CRITICS: Registry[type[OwnCritic]] = Registry(__name__, "gtp_vision.agents", OwnCritic, beside=_KINDS)
 
 
-def check_agent(config: AgentConfig, *, steps_key: str = "agent.acting.steps") -> None:
-    """Refuse an unknown agent or part, and parts that do not fit each other; `steps_key` is the user's name for K."""
+def check_agent(
+    config: AgentConfig, *, steps_key: str = "agent.acting.steps", noise_key: str = "agent.acting.noise"
+) -> None:
+    """Refuse an unknown agent or part, and parts that do not fit each other.
+
+    `steps_key` and `noise_key` are the user's names for K and for the noise of acting.
+    """
     try:
         check(config, AGENTS, IMPROVEMENTS, CRITICS)
     except GtpVisionError as error:
-        raise GtpVisionError(str(error).replace("agent.acting.steps", steps_key)) from None
+        raise GtpVisionError(
+            str(error).replace("agent.acting.steps", steps_key).replace("agent.acting.noise", noise_key)
+        ) from None
 
 
 def unused_settings(config: AgentConfig) -> dict[str, str]:

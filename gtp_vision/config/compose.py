@@ -355,13 +355,12 @@ def checked(config: Config) -> Config:
         except GtpVisionError as error:
             raise GtpVisionError(f"training.eval_acting=[{option}] does not fit: {error}") from error
     if config.online.steps or config.online.acting is not None:
+        collecting = replace(config.agent, acting=acting_while_collecting(config.agent.acting, config.online))
         try:
-            check_agent(replace(config.agent, acting=acting_while_collecting(config.agent.acting, config.online)))
+            check_agent(collecting, noise_key="online.noise")
         except GtpVisionError as error:
-            raise GtpVisionError(
-                f"online.acting={config.online.acting or 'null'} does not fit online.noise={config.online.noise:g}, "
-                f"which stands for agent.acting.noise while it collects: {error}"
-            ) from error
+            chosen = f"acting={config.online.acting}" if config.online.acting else f"noise={config.online.noise:g}"
+            raise GtpVisionError(f"online.{chosen} does not fit: {error}") from error
     for sentence in contradictions(config):
         raise GtpVisionError(sentence)
     return config

@@ -95,8 +95,8 @@ def test_an_agent_that_acts_without_noise_explores_with_it(acting: str | None, c
         (["training.seeds=2"], "seeds side by side"),
         (["training.placement=device"], "training.placement=mapped"),
         (["agent=iql", "online.acting=beam"], "online.acting=beam does not fit"),
-        (["online.acting=best_of_n", "online.noise=0"], "online.acting=best_of_n does not fit online.noise=0"),
-        (["agent.acting.candidates=4", "online.noise=0"], "online.noise=0, which .* would all be the same action"),
+        (["online.acting=best_of_n", "online.noise=0"], "best_of_n does not fit.*; set online.noise=1"),
+        (["agent.acting.candidates=4", "online.noise=0"], "online.noise=0 does not fit.*; set online.noise=1"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(overrides: list[str], words: str) -> None:
